@@ -1,0 +1,389 @@
+"""The reason codes: what happened, whether trying again can help, what a person should do.
+
+One table for everything that can become of a row, a study, an instance or a run. A code is
+stable: people filter and count by it. The advice is printed wherever the code is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect_dicom.model import Disposition
+
+TRANSIENT, PERMANENT, OPERATOR = Disposition
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One row of the table."""
+
+    code: str
+    disposition: Disposition
+    meaning: str
+    advice: str
+
+
+_RECEIVER_CHECKLIST = (
+    "Check on the PACS: our AE title in exact case, our address as the PACS sees it (NAT, "
+    "containers), the port open from the PACS to us, permission to send to us. "
+    "`prefect-dicom doctor` prints the line to add."
+)
+
+_TABLE = (
+    # --- rows
+    ("all-archived", PERMANENT, "Every study of the row is archived.", "Nothing to do."),
+    (
+        "some-archived",
+        TRANSIENT,
+        "Some of the row's studies or instances are archived, others are not.",
+        "See the reasons of its studies, then `prefect-dicom rerun`.",
+    ),
+    (
+        "no-match",
+        PERMANENT,
+        "The PACS has no study with the row's identifiers.",
+        "Check the identifiers at their source (leading zeros, case, another archive).",
+    ),
+    (
+        "excluded-by-filter",
+        PERMANENT,
+        "Studies with the row's identifiers exist; none passes its date, modality or description.",
+        "Widen the row's filters if these studies are wanted.",
+    ),
+    (
+        "several-patients",
+        OPERATOR,
+        "The row's identifiers belong to studies of more than one patient.",
+        "Add PatientID or StudyInstanceUID to the row; the candidates are in the ledger's report.",
+    ),
+    (
+        "unsafe-uid",
+        PERMANENT,
+        "The PACS names the study by an empty UID or one with wildcards; asking for it would "
+        "select others.",
+        "Have the study's UID repaired on the PACS.",
+    ),
+    # --- studies
+    (
+        "instance-list-empty",
+        PERMANENT,
+        "The PACS lists no instance for the study.",
+        "The study is gone or empty on the PACS; check there.",
+    ),
+    (
+        "instances-missing",
+        TRANSIENT,
+        "The PACS lists instances that it did not send, though asked for them again.",
+        "`prefect-dicom rerun` asks for exactly these; if it stays, look at the PACS's log.",
+    ),
+    (
+        "study-changed",
+        TRANSIENT,
+        "The PACS's instance list changed while the study was retrieved.",
+        "The study is probably still being acquired; rerun when it has settled.",
+    ),
+    (
+        "nothing-arrived",
+        TRANSIENT,
+        "The PACS reported success and nothing arrived.",
+        _RECEIVER_CHECKLIST,
+    ),
+    (
+        "instances-rejected",
+        PERMANENT,
+        "Instances are faulty at their source and the site's policy leaves them out.",
+        "The manifest names them; set `validation.faulty: archive` to keep them with a warning.",
+    ),
+    (
+        "claim-lost",
+        TRANSIENT,
+        "Another run took the study over.",
+        "Nothing to do: the other run finishes it.",
+    ),
+    (
+        "interrupted",
+        TRANSIENT,
+        "The run was stopped before the study was finished.",
+        "`prefect-dicom rerun` goes on from here.",
+    ),
+    # --- instances
+    (
+        "instance-unreadable",
+        PERMANENT,
+        "The object is not a readable DICOM file.",
+        "Look at the object on the PACS.",
+    ),
+    (
+        "instance-truncated",
+        PERMANENT,
+        "The object ends before its elements do.",
+        "The copy on the PACS is damaged if it arrives like this twice.",
+    ),
+    (
+        "pixel-data-length",
+        PERMANENT,
+        "The pixel data is not as long as the header says.",
+        "Look at the object on the PACS; it arrived like this twice.",
+    ),
+    (
+        "uid-mismatch",
+        PERMANENT,
+        "UIDs or SOP class of the object differ from the request that brought it.",
+        "The object is quarantined or left out; look at it on the PACS.",
+    ),
+    (
+        "transfer-syntax-unknown",
+        PERMANENT,
+        "The object is in a transfer syntax that is not in the standard.",
+        "It is kept as it came; its inner structure was not checked.",
+    ),
+    (
+        "not-inspected",
+        PERMANENT,
+        "The data set is deflated; it is not inflated to look into it.",
+        "It is kept as it came; identity is by the request alone.",
+    ),
+    (
+        "wrong-patient",
+        OPERATOR,
+        "An object of another patient arrived for the study.",
+        "It is quarantined. Find out on the PACS which patient the study belongs to.",
+    ),
+    (
+        "conflicting-content",
+        OPERATOR,
+        "Two different objects arrived under one SOP Instance UID.",
+        "Both lie in quarantine; decide on the PACS which is right.",
+    ),
+    (
+        "not-requested",
+        PERMANENT,
+        "An object arrived that nobody asked for.",
+        "It is quarantined, never archived.",
+    ),
+    (
+        "not-sent",
+        TRANSIENT,
+        "The PACS lists the instance and did not send it.",
+        "`prefect-dicom rerun` asks for it again.",
+    ),
+    (
+        "spool-damaged",
+        TRANSIENT,
+        "A file in the spool no longer has the SHA-256 it arrived with.",
+        "It is asked for again; check the disk if this repeats.",
+    ),
+    # --- the PACS node
+    (
+        "pacs-address",
+        OPERATOR,
+        "The PACS's host name does not resolve.",
+        "Correct `host` of the node.",
+    ),
+    (
+        "pacs-refused",
+        TRANSIENT,
+        "Nothing listens at the PACS's address and port.",
+        "Check host and port, and whether the PACS runs.",
+    ),
+    (
+        "pacs-unreachable",
+        TRANSIENT,
+        "The PACS's address does not answer.",
+        "Check the firewall from this host to the PACS.",
+    ),
+    (
+        "pacs-reset",
+        TRANSIENT,
+        "The PACS closed the connection at once.",
+        "Often plain DICOM to a TLS port, or an address filter on the PACS.",
+    ),
+    (
+        "pacs-silent",
+        TRANSIENT,
+        "The PACS accepted the connection and then said nothing.",
+        "It may be busy; rerun later or lower `limits.associations`.",
+    ),
+    (
+        "association-lost",
+        TRANSIENT,
+        "The association ended in the middle of a request.",
+        "Rerun; if it repeats, look for time-outs of firewalls between here and the PACS.",
+    ),
+    (
+        "association-stalled",
+        TRANSIENT,
+        "Nothing arrived for the configured stall time.",
+        "Rerun, or raise `timeouts.stall_seconds` for a slow archive.",
+    ),
+    (
+        "called-ae-title-unknown",
+        OPERATOR,
+        "The PACS does not know itself by the called AE title.",
+        "Correct `called_ae_title` of the node; case matters.",
+    ),
+    (
+        "calling-ae-title-unknown",
+        OPERATOR,
+        "The PACS does not know our AE title.",
+        "Have our AE title and address added to the PACS's table of known nodes.",
+    ),
+    (
+        "association-rejected",
+        OPERATOR,
+        "The PACS rejected the association without a reason that helps.",
+        "Ask the PACS administrator; often an unknown AE title or a disabled node.",
+    ),
+    (
+        "pacs-busy",
+        TRANSIENT,
+        "The PACS is at its limit of associations or resources.",
+        "Rerun later, or lower `limits.associations`.",
+    ),
+    (
+        "not-permitted",
+        OPERATOR,
+        "The PACS refused or aborted the request: our AE title may lack the permission.",
+        "Have query and retrieve allowed for our AE title on the PACS.",
+    ),
+    (
+        "service-not-offered",
+        OPERATOR,
+        "The PACS does not offer the service or information model.",
+        "Try the other `information_model` or `retrieve` method of the node.",
+    ),
+    (
+        "move-destination-unknown",
+        OPERATOR,
+        "The PACS does not know our receiver's AE title as a move destination.",
+        _RECEIVER_CHECKLIST,
+    ),
+    (
+        "move-destination-failed",
+        OPERATOR,
+        "The PACS could not send to our receiver.",
+        _RECEIVER_CHECKLIST,
+    ),
+    (
+        "request-refused",
+        PERMANENT,
+        "The PACS cannot process the request.",
+        "Run with a single row of this kind and read the PACS's log.",
+    ),
+    (
+        "pacs-failure",
+        TRANSIENT,
+        "The PACS reported a processing failure.",
+        "Rerun later; if it stays, read the PACS's log.",
+    ),
+    (
+        "answer-unusable",
+        TRANSIENT,
+        "The PACS's answer could not be decoded.",
+        "Rerun; if it stays, report the PACS's version.",
+    ),
+    (
+        "answers-capped",
+        OPERATOR,
+        "The PACS ended the list of answers before its end.",
+        "Narrow the row (PatientID, a date range), or raise the result limit on the PACS.",
+    ),
+    # --- our side
+    (
+        "configuration-faulty",
+        OPERATOR,
+        "The site's configuration cannot be used.",
+        "Correct the keys named in the message.",
+    ),
+    (
+        "cohort-faulty",
+        OPERATOR,
+        "The cohort file cannot be used.",
+        "Correct the lines named in the message.",
+    ),
+    (
+        "receiver-taken",
+        OPERATOR,
+        "The receiver's port or AE title is in use by something else.",
+        "Stop the other program, or give this site another port and AE title.",
+    ),
+    (
+        "receiver-unreachable",
+        TRANSIENT,
+        "The managed receiver could not be started or reached.",
+        "Read its log in the spool directory.",
+    ),
+    (
+        "spool-full",
+        OPERATOR,
+        "The disk reserve of the spool is reached.",
+        "Free space on the spool's disk, or point `spool.path` to a larger one.",
+    ),
+    (
+        "spool-unsafe",
+        OPERATOR,
+        "The spool directory is open to other users, or is a symbolic link.",
+        "Give it mode 0700 and a real path.",
+    ),
+    (
+        "archive-conflict",
+        OPERATOR,
+        "The archive holds other bytes under the key of an instance.",
+        "Compare the archived object with the one on the PACS; nothing was overwritten.",
+    ),
+    (
+        "archive-refused",
+        OPERATOR,
+        "The archive refused the request: credentials, permission or settings.",
+        "Check credentials, bucket policy and encryption settings; `prefect-dicom doctor`.",
+    ),
+    (
+        "archive-missing",
+        OPERATOR,
+        "The bucket or directory of the archive does not exist.",
+        "Create it, or correct `archive`.",
+    ),
+    (
+        "archive-unavailable",
+        TRANSIENT,
+        "The archive did not answer, or answered that it is overloaded.",
+        "Rerun later.",
+    ),
+    (
+        "archive-checksum",
+        TRANSIENT,
+        "The bytes at the archive are not those that arrived.",
+        "They are sent again; check network and disk if this repeats.",
+    ),
+    (
+        "archive-object-missing",
+        OPERATOR,
+        "An object named by a manifest is not in the archive.",
+        "Somebody removed it; restore it from a version or pull the study into a new prefix.",
+    ),
+    (
+        "ledger-unavailable",
+        OPERATOR,
+        "The ledger cannot be opened, read or written.",
+        "Check the path or URL of `ledger`, its permissions and its disk.",
+    ),
+    (
+        "ledger-too-new",
+        OPERATOR,
+        "The ledger was written by a newer version of this software.",
+        "Upgrade prefect-dicom.",
+    ),
+    (
+        "unexpected",
+        TRANSIENT,
+        "Something happened that this software has no name for.",
+        "Rerun; report it with the traceback from the local log.",
+    ),
+)
+
+REASONS: dict[str, Reason] = {row[0]: Reason(*row) for row in _TABLE}
+
+
+def reason_for(code: str) -> Reason:
+    """The reason with this code; an unknown code is a bug and raises KeyError."""
+    return REASONS[code]
