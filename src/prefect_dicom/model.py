@@ -39,6 +39,11 @@ class StudyState(StrEnum):
     FAILED = "failed"
     """It ended without being archived; the reason says why and whether a rerun can help."""
 
+    @property
+    def is_final(self) -> bool:
+        """Whether a run has nothing more to do for it."""
+        return self in (StudyState.ARCHIVED, StudyState.FAILED)
+
 
 class InstanceState(StrEnum):
     """How far one SOP instance of a listed study has come."""
@@ -72,6 +77,17 @@ class Evidence(StrEnum):
     INSTANCE_LIST = "instance-list"
     SERIES_COUNTS = "series-counts"
     SUBOPERATION_COUNTS = "suboperation-counts"
+
+
+class Level(StrEnum):
+    """How hard to look at an archived object, each including those before it."""
+
+    EXISTS = "exists"
+    SIZE = "size"
+    CHECKSUM = "checksum"
+    """The SHA-256 the store keeps beside the object; no download where it keeps one."""
+    READ = "read"
+    """The bytes themselves."""
 
 
 class InformationModel(StrEnum):

@@ -3,13 +3,251 @@
 ::
 
     incoming/<random>.part          being written
-    ready/<study>/<sha256>.dcm      whole, attributed to a study (its reference)
-    quarantine/<sha256>.dcm, .json  whole, and nobody asked for it (or it is another's)
+    ready/<study>/<sha256>.dcm      whole, attributed to a study (by its reference)
+    suspect/<study>/<sha256>.dcm    faulty as it arrived; asked for again before it is judged
+    quarantine/<sha256>.dcm, .json  whole, but nobody asked for it, or it is somebody else's
 
-A file's name is the SHA-256 taken as its bytes arrived, so a file proves itself: after a crash
-it counts only if its bytes still have the hash it is called by, otherwise it is deleted and
-asked for again. The spool is a cache of the PACS; nothing here needs fsync (a power loss makes
-files fail their hash), while ledger and archive are durable.
+A file's name is the SHA-256 taken as its bytes arrived, so a file proves itself: the archive
+refuses it when its bytes no longer have that hash. What lies in ``ready`` is therefore the whole
+truth about what has arrived, for the process that received it as for one that starts after a
+crash. The spool is a cache of the PACS: nothing here needs fsync (after a power loss damaged
+files fail their hash and are asked for again), while ledger and archive are durable.
 """
 
 from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect_dicom import part10
+from prefect_dicom.errors import PrefectDicomError, SpoolFull
+from prefect_dicom.identifiers import is_sha256
+from prefect_dicom.model import StoreRequest, StudyReference
+
+_CHECK_EVERY_BYTES = 16 * 1024**2
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Part:
+    """An object being received: its bytes go to a file and, on the way, into a SHA-256.
+
+    The file's lock is held while it is written, so that a sweep can tell a part somebody is
+    writing from what a dead process left behind.
+    """
+
+    __slots__ = ("_descriptor", "_hash", "_spool", "_unchecked", "path", "request", "size_bytes")
+
+    def __init__(self, spool: Spool, request: StoreRequest) -> None:
+        self.request = request
+        self.size_bytes = 0
+        self._spool = spool
+        self._hash = hashlib.sha256()
+        self._unchecked = 0
+        spool.check_reserve()
+        self.path = spool.incoming / f"{secrets.token_hex(16)}.part"
+        with _full_disk_is_our_own_error():
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        try:
+            self.write(part10.file_meta(request))
+        except BaseException:
+            self.discard()
+            raise
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the Part 10 file, of the bytes written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes of the data set.
+
+        Raises
+        ------
+        SpoolFull
+            The disk, or the reserve that is kept on it, is reached.
+        """
+        self._hash.update(data)
+        view = memoryview(data)
+        size = len(view)
+        with _full_disk_is_our_own_error():
+            while len(view):
+                view = view[os.write(self._descriptor, view) :]
+        self.size_bytes += size
+        self._unchecked += size
+        if self._unchecked >= _CHECK_EVERY_BYTES:
+            self._unchecked = 0
+            self._spool.check_reserve()
+
+    def close(self) -> None:
+        """End writing. The part is whole now; it still lies in ``incoming``."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def discard(self) -> None:
+        """Forget the part and free its space."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+
+class Spool:
+    """A spool directory.
+
+    Parameters
+    ----------
+    path : Path
+        Created with mode 0700 where it does not exist.
+    reserve_bytes : int
+        Free space on its file system that is never used.
+
+    Raises
+    ------
+    PrefectDicomError
+        ``spool-unsafe`` if it is a symbolic link or open to other users.
+    """
+
+    def __init__(self, path: Path, reserve_bytes: int = 0) -> None:
+        self.path = path
+        self.reserve_bytes = reserve_bytes
+        self.incoming = path / "incoming"
+        self.ready = path / "ready"
+        self.suspect = path / "suspect"
+        self.quarantined = path / "quarantine"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.is_symlink() or path.stat().st_mode & 0o077:
+            raise PrefectDicomError("spool-unsafe", "the spool directory")
+        for folder in (self.incoming, self.ready, self.suspect, self.quarantined):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
+    def free_bytes(self) -> int:
+        """Bytes that may still be written before the reserve is touched; may be negative."""
+        facts = os.statvfs(self.path)
+        return facts.f_bavail * facts.f_frsize - self.reserve_bytes
+
+    def check_reserve(self) -> None:
+        """Raise SpoolFull when the reserve is reached."""
+        if self.free_bytes() <= 0:
+            raise SpoolFull()
+
+    # --- arriving
+
+    def begin(self, request: StoreRequest) -> Part:
+        """Begin to receive an object; raises SpoolFull."""
+        return Part(self, request)
+
+    def keep(self, part: Part, study: StudyReference) -> Path:
+        """Move a whole part to the study it belongs to. The same bytes again change nothing."""
+        target = self._study_folder(self.ready, study) / f"{part.sha256}.dcm"
+        # Renamed before it is closed: the lock keeps a sweep away until it has its name.
+        os.rename(part.path, target)
+        part.close()
+        return target
+
+    def quarantine(self, part: Part, reason: str) -> None:
+        """Keep a whole part apart, with a note of where it came from and why it is here."""
+        request = part.request
+        note = {
+            "calling_ae_title": request.calling_ae_title,
+            "peer_address": request.peer_address,
+            "sop_instance_uid": request.sop_instance_uid,
+            "size_bytes": part.size_bytes,
+        }
+        self._put_into_quarantine(part.path, part.sha256, reason, note)
+        part.close()
+
+    # --- what lies in it
+
+    def files(self, study: StudyReference) -> list[Path]:
+        """The files that have arrived for a study, in no order."""
+        return self._files(self.ready / str(study))
+
+    def suspects(self, study: StudyReference) -> set[str]:
+        """The hashes of the study's objects that were set aside as faulty."""
+        return {path.stem for path in self._files(self.suspect / str(study))}
+
+    def file(self, study: StudyReference, sha256: str) -> Path:
+        """The path of an object that has arrived for a study."""
+        return self.ready / str(study) / f"{sha256}.dcm"
+
+    def studies(self) -> Iterator[StudyReference]:
+        """The references of all studies that have a folder here."""
+        for folder in self.ready.iterdir():
+            if folder.name.isdigit():
+                yield int(folder.name)
+
+    def set_aside(self, study: StudyReference, sha256: str) -> None:
+        """Take a faulty object out of the way until it has been asked for once more."""
+        folder = self._study_folder(self.suspect, study)
+        os.replace(self.file(study, sha256), folder / f"{sha256}.dcm")
+
+    def quarantine_file(self, study: StudyReference, sha256: str, reason: str) -> None:
+        """Move an object that had been attributed to a study into quarantine."""
+        self._put_into_quarantine(self.file(study, sha256), sha256, reason, {"study": study})
+
+    def remove(self, study: StudyReference, sha256: str) -> None:
+        """Delete one object of a study (it is archived, or rejected and recorded)."""
+        self.file(study, sha256).unlink(missing_ok=True)
+
+    def drop(self, study: StudyReference) -> None:
+        """Delete all that lies here for a study; only after it is archived."""
+        for folder in (self.ready, self.suspect):
+            shutil.rmtree(folder / str(study), ignore_errors=True)
+
+    def sweep(self) -> int:
+        """Delete parts whose writers are dead; returns how many."""
+        swept = 0
+        for path in self.incoming.glob("*.part"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Renamed between glob and lock: the name is gone, nothing is deleted.
+                path.unlink(missing_ok=True)
+                swept += 1
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(descriptor)
+        return swept
+
+    # --- private
+
+    @staticmethod
+    def _files(folder: Path) -> list[Path]:
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return []
+        return [folder / n for n in names if n.endswith(".dcm") and is_sha256(n[:-4])]
+
+    @staticmethod
+    def _study_folder(parent: Path, study: StudyReference) -> Path:
+        folder = parent / str(int(study))
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def _put_into_quarantine(self, path: Path, sha256: str, reason: str, note: dict) -> None:
+        note = {"reason": reason, "since": datetime.now(UTC).isoformat(), **note}
+        (self.quarantined / f"{sha256}.json").write_text(json.dumps(note, indent=1))
+        os.replace(path, self.quarantined / f"{sha256}.dcm")
+
+
+class _full_disk_is_our_own_error:  # noqa: N801 - reads as a phrase at the with statement
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise SpoolFull("spool-full", "the disk is full") from None

@@ -1,0 +1,64 @@
+"""Cohort file to studies to bucket to report: the flow a user runs.
+
+Order: read and register the cohort (all complaints at once, nothing sent), discover its rows,
+pull its studies chunk by chunk, try again what failed for a passing reason, report. What is
+finished creates no task runs, so running a finished cohort again costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger, runtime
+from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from prefect_dicom.blocks import resolve_site
+from prefect_dicom.cohort import cohort_digest
+from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.report import in_words, unarchived_rows
+from prefect_dicom.steps import open_pull, register_cohort
+
+
+def _flow_run_name() -> str:
+    try:
+        return f"pull-{cohort_digest(Path(runtime.flow_run.parameters['cohort']))[:12]}"
+    except OSError:
+        return "pull"
+
+
+@flow(
+    name="pull-cohort",
+    flow_run_name=_flow_run_name,
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_TASKS),
+    persist_result=False,
+)
+def pull_cohort(
+    cohort: str, site: str = "site.yaml", node: str | None = None, name: str | None = None
+) -> State:
+    """Pull every study of a cohort into the archive.
+
+    Parameters
+    ----------
+    cohort : str
+        Path of the cohort file (CSV, XLSX or Parquet).
+    site : str
+        Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
+    node : str, optional
+        Which of the site's PACS nodes to ask; needed where it has several.
+    name : str, optional
+        A name for the cohort; by default the beginning of the file's SHA-256.
+
+    Returns
+    -------
+    State
+        ``Completed``, or ``Partial`` (a completed state) where rows are not archived.
+    """
+    settings = resolve_site(site)
+    registered = register_cohort(settings, Path(cohort), node, name)
+    with open_pull(settings, registered.number, "pull") as pull:
+        totals = run_pipeline(pull)
+    get_run_logger().info("cohort %s: %s", registered.name, in_words(totals))
+    if unarchived_rows(totals):
+        return Completed(name="Partial", message=in_words(totals))
+    return Completed(message=in_words(totals))

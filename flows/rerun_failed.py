@@ -1,0 +1,51 @@
+"""The same pipeline over what the ledger says can be tried again."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from prefect_dicom.blocks import resolve_site
+from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.report import in_words, unarchived_rows
+from prefect_dicom.steps import open_pull
+
+
+@flow(
+    name="rerun-failed",
+    flow_run_name="rerun-{cohort}",
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_TASKS),
+    persist_result=False,
+)
+def rerun_failed(
+    cohort: str,
+    site: str = "site.yaml",
+    reasons: tuple[str, ...] = (),
+    nodes: tuple[str, ...] = (),
+    lines: tuple[int, ...] = (),
+) -> State:
+    """Go on with a cohort: what was interrupted, and what failed and can be retried.
+
+    Parameters
+    ----------
+    cohort : str
+        Name or number of the cohort in the ledger.
+    site : str
+        Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
+    reasons : tuple of str
+        Only failures with these reason codes, permanent ones too; by default all that are not
+        permanent.
+    nodes, lines : tuple
+        Only studies of these nodes, or of these lines of the cohort file.
+    """
+    settings = resolve_site(site)
+    with open_pull(settings, cohort, "rerun") as pull:
+        reopened = pull.ledger.reopen(
+            pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines
+        )
+        get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
+        totals = run_pipeline(pull)
+    if unarchived_rows(totals):
+        return Completed(name="Partial", message=in_words(totals))
+    return Completed(message=in_words(totals))

@@ -1,0 +1,43 @@
+"""Check the archive against the manifests; never talks to the PACS."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.states import Completed, Failed, State
+
+from prefect_dicom.blocks import resolve_site
+from prefect_dicom.model import Level
+from prefect_dicom.verification import verify_cohort
+
+
+@flow(name="verify-archive", flow_run_name="verify-{cohort}", persist_result=False)
+def verify_archive(
+    cohort: str, site: str = "site.yaml", level: Level = Level.CHECKSUM
+) -> State:
+    """Check that every archived study of a cohort still is what its manifest says.
+
+    Parameters
+    ----------
+    cohort : str
+        Name or number of the cohort in the ledger.
+    site : str
+        Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
+    level : Level
+        How hard to look: ``exists``, ``size``, ``checksum`` or ``read``.
+    """
+    results = list(verify_cohort(resolve_site(site), cohort, level))
+    faulty = [r for r in results if r.faults]
+    create_table_artifact(
+        [
+            {"study": r.reference, "instances": r.instances, "fault": code, "count": count}
+            for r in faulty
+            for code, count in sorted(r.faults.items())
+        ]
+        or [{"study": "all", "instances": sum(r.instances for r in results), "fault": "none"}],
+        key=f"dicom-verification-{cohort}".lower().replace("_", "-").replace(".", "-"),
+        description=f"{len(results)} studies checked, {len(faulty)} with faults",
+    )
+    words = f"{len(results)} studies checked at level {level}, {len(faulty)} with faults"
+    get_run_logger().info(words)
+    return Failed(message=words) if faulty else Completed(message=words)

@@ -1,0 +1,3 @@
+from prefect_dicom.receiver.server import main
+
+raise SystemExit(main())

@@ -1,0 +1,246 @@
+"""A run's side of the managed receiver: find it or start it, lease it, tell it what to expect."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect_dicom.configuration import Site
+from prefect_dicom.errors import ReceiverError
+from prefect_dicom.model import StudyReference
+from prefect_dicom.receiver.protocol import LOG_NAME, Line
+from prefect_dicom.receiver.server import Assignment, socket_path
+
+_START_SECONDS = 30
+_ANSWER_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What one request has brought so far."""
+
+    objects: int
+    size_bytes: int
+    quiet_seconds: float
+    open_bytes: int
+
+
+class ReceiverLease:
+    """A lease on the site's receiver. Thread-safe; a receiver that dies is started again.
+
+    Parameters
+    ----------
+    site : Site
+        Its receiver, spool and the nodes that may send.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._assignment = assignment_of(site)
+        self._lock = threading.Lock()
+        self._line: Line | None = None
+        self._line = _connect_or_start(self._assignment)
+
+    def __enter__(self) -> ReceiverLease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lease back."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    @contextlib.contextmanager
+    def expecting(
+        self, studies: Mapping[str, StudyReference], originator: str
+    ) -> Iterator[Request]:
+        """While the block runs, the studies (by StudyInstanceUID) are expected.
+
+        Yields
+        ------
+        Request
+            With the message ID to send the C-MOVE with.
+        """
+        request = Request(self, studies, originator)
+        try:
+            yield request
+        finally:
+            request.end()
+
+    def status(self) -> dict:
+        """What the receiver says of itself."""
+        return self._ask({"verb": "status"})
+
+    def stop(self) -> None:
+        """Tell the receiver to end, whoever uses it."""
+        self._ask({"verb": "stop"})
+
+    def _ask(self, message: dict) -> dict:
+        with self._lock:
+            answer = self._exchange(message)
+            if answer is None:
+                self.close()
+                self._line = _connect_or_start(self._assignment)
+                answer = self._exchange(message)
+        if answer is None:
+            raise ReceiverError("receiver-unreachable", "it ended while it was asked")
+        return answer
+
+    def _exchange(self, message: dict) -> dict | None:
+        try:
+            self._line.send(message)
+            return self._line.receive()
+        except OSError:
+            return None
+
+
+class Request:
+    """One retrieve request the receiver knows of."""
+
+    def __init__(
+        self, lease: ReceiverLease, studies: Mapping[str, StudyReference], originator: str
+    ) -> None:
+        self._lease = lease
+        self._message = {"verb": "expect", "studies": dict(studies), "originator": originator}
+        answer = lease._ask(self._message)
+        self.message_id: int = answer["message_id"]
+        self.quiet_seconds: float | None = answer["quiet_seconds"]
+        """Seconds since something last arrived on a dead run's account; None if nothing did."""
+
+    def arrived(self) -> Arrived:
+        """What has come so far. Counts begin anew when the receiver had to be restarted."""
+        answer = self._lease._ask({"verb": "arrived", "message_id": self.message_id})
+        if "error" in answer:
+            self.message_id = self._lease._ask(self._message)["message_id"]
+            answer = self._lease._ask({"verb": "arrived", "message_id": self.message_id})
+        return Arrived(**answer)
+
+    def end(self) -> None:
+        """The request is over."""
+        with contextlib.suppress(ReceiverError):
+            self._lease._ask({"verb": "forget", "message_id": self.message_id})
+
+
+def running_receiver(site: Site) -> ReceiverLease | None:
+    """A lease on the site's receiver if it runs, without starting one."""
+    assignment = assignment_of(site)
+    line = _connect(assignment)
+    if line is None:
+        return None
+    lease = ReceiverLease.__new__(ReceiverLease)
+    lease._assignment, lease._lock, lease._line = assignment, threading.Lock(), line
+    return lease
+
+
+def assignment_of(site: Site) -> Assignment:
+    """What the receiver of a site is told."""
+    allowed = site.receiver.allowed_senders or _addresses_of_nodes(site)
+    return Assignment(
+        site.spool.path.absolute(), site.spool.reserve_bytes, site.receiver, tuple(allowed)
+    )
+
+
+def _addresses_of_nodes(site: Site) -> list[str]:
+    addresses = set()
+    for node in site.nodes.values():
+        with contextlib.suppress(OSError):
+            for info in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM):
+                addresses.add(str(ipaddress.ip_address(info[4][0])))
+    return sorted(addresses)
+
+
+def _connect(assignment: Assignment) -> Line | None:
+    try:
+        folder = os.open(assignment.spool, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(_ANSWER_SECONDS)
+    try:
+        sock.connect(socket_path(assignment.spool, folder))
+    except OSError:
+        sock.close()
+        return None
+    finally:
+        os.close(folder)
+    line = Line(sock)
+    hello = line.receive()
+    if hello is None:
+        line.close()
+        return None
+    if hello["assignment"] != assignment.to_json():
+        line.close()
+        raise ReceiverError(
+            "receiver-taken",
+            "this spool's receiver runs with other settings; let its runs end, or stop it with "
+            "`prefect-dicom receiver stop`",
+        )
+    return line
+
+
+def _connect_or_start(assignment: Assignment) -> Line:
+    line = _connect(assignment)
+    if line is not None:
+        return line
+    assignment.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _starting(assignment.spool):
+        # Another run may have started it while this one waited for its turn.
+        line = _connect(assignment)
+        if line is not None:
+            return line
+        _start(assignment)
+        line = _connect(assignment)
+    if line is None:
+        raise ReceiverError("receiver-unreachable", "it was started and does not answer")
+    return line
+
+
+@contextlib.contextmanager
+def _starting(spool: Path) -> Iterator[None]:
+    descriptor = os.open(spool / "receiver.starting", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _start(assignment: Assignment) -> None:
+    with (assignment.spool / LOG_NAME).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect_dicom.receiver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            # It outlives the run that happened to start it, and its terminal.
+            start_new_session=True,
+            cwd="/",
+        )
+    process.stdin.write(assignment.to_json().encode())
+    process.stdin.close()
+    watchdog = threading.Timer(_START_SECONDS, process.kill)
+    watchdog.start()
+    try:
+        answer = json.loads(process.stdout.readline() or b"{}")
+    finally:
+        watchdog.cancel()
+        process.stdout.close()
+    if "error" in answer:
+        process.wait()
+        raise ReceiverError(answer["error"], answer["detail"])
+    if not answer.get("listening"):
+        process.kill()
+        process.wait()
+        raise ReceiverError("receiver-unreachable", f"it did not start; see {LOG_NAME}")

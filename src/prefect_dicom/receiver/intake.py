@@ -1,0 +1,149 @@
+"""Attribution: which study an arriving object belongs to, or that nobody asked for it.
+
+The same for what C-MOVE sends to the managed receiver and for what C-GET brings over its own
+association. By Move Originator first, then by StudyInstanceUID: the standard makes the
+originator fields optional (PS3.7 9.1.1.1), and the study UID alone cannot tell which of two
+requests an object answers.
+
+An allowed sender gets success for everything that could be written, wanted or not: one other
+answer makes some archives stop the whole transfer. What was not requested goes to quarantine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prefect_dicom import part10
+from prefect_dicom.errors import SpoolFull
+from prefect_dicom.identifiers import normal_uid
+from prefect_dicom.model import StoreRequest, StudyReference
+from prefect_dicom.spool import Part, Spool
+
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+
+
+@dataclass(slots=True)
+class Expectation:
+    """What one retrieve request may bring: its studies by StudyInstanceUID."""
+
+    studies: Mapping[str, StudyReference]
+    originator_ae_title: str = ""
+    message_id: int = 0
+    objects: int = 0
+    size_bytes: int = 0
+    last_arrival: float = field(default_factory=time.monotonic)
+
+
+class Intake:
+    """Takes objects from the transfer loop into the spool. Thread-safe.
+
+    Parameters
+    ----------
+    spool : Spool
+        Where they go.
+    own : Expectation, optional
+        What the association itself answers (C-GET): its objects have no Move Originator.
+    """
+
+    def __init__(self, spool: Spool, own: Expectation | None = None) -> None:
+        self.spool = spool
+        self.quarantined = 0
+        self._lock = threading.Lock()
+        self._own = own
+        self._expectations: list[Expectation] = [own] if own else []
+        self._open: dict[int, Part] = {}
+
+    # --- who expects what
+
+    def expect(self, expectation: Expectation) -> None:
+        """From now on, what the expectation names is wanted."""
+        with self._lock:
+            self._expectations.append(expectation)
+
+    def forget(self, expectation: Expectation) -> None:
+        """What the expectation names is no longer wanted on its account."""
+        with self._lock:
+            if expectation in self._expectations:
+                self._expectations.remove(expectation)
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of the objects that are being written now: a sign of life of a large one."""
+        with self._lock:
+            return sum(part.size_bytes for part in self._open.values())
+
+    # --- what the transfer loop calls
+
+    def begin(self, request: StoreRequest) -> Part:
+        """Begin to receive an object; SpoolFull is answered with 0xA700."""
+        part = self.spool.begin(request)
+        with self._lock:
+            self._open[id(part)] = part
+        return part
+
+    def complete(self, part: Part) -> int:
+        """The object is whole: give it its place, and say what to answer the sender."""
+        try:
+            identity = part10.identify(part.path)
+            study_instance_uid = identity.study_instance_uid
+            with self._lock:
+                own = self._by_originator(part.request)
+                expectation, study = self._attribute(own, study_instance_uid)
+            if study is None:
+                reason = "not-requested" if own is None else "uid-mismatch"
+                self.spool.quarantine(part, reason)
+                self.quarantined += 1
+            else:
+                self.spool.keep(part, study)
+                with self._lock:
+                    expectation.objects += 1
+                    expectation.size_bytes += part.size_bytes
+                    expectation.last_arrival = time.monotonic()
+        except SpoolFull:
+            part.discard()
+            return OUT_OF_RESOURCES
+        finally:
+            self._closed(part)
+        return SUCCESS
+
+    def abandon(self, part: Part) -> None:
+        """The association ended before the object was whole."""
+        part.discard()
+        self._closed(part)
+
+    # --- private
+
+    def _closed(self, part: Part) -> None:
+        with self._lock:
+            self._open.pop(id(part), None)
+
+    def _by_originator(self, request: StoreRequest) -> Expectation | None:
+        if request.move_originator_message_id is None or self._own is not None:
+            return self._own
+        for expectation in self._expectations:
+            if (
+                expectation.message_id == request.move_originator_message_id
+                and expectation.originator_ae_title == request.move_originator_ae_title
+            ):
+                return expectation
+        return None
+
+    def _attribute(
+        self, own: Expectation | None, study_instance_uid: str | None
+    ) -> tuple[Expectation, StudyReference] | tuple[None, None]:
+        if study_instance_uid is None:
+            # Unreadable or deflated: only a request for a single study can vouch for it.
+            if own is not None and len(own.studies) == 1:
+                return own, next(iter(own.studies.values()))
+            return None, None
+        uid = normal_uid(study_instance_uid)
+        candidates = self._expectations if own is None else [own, *self._expectations]
+        for expectation in candidates:
+            study = expectation.studies.get(uid)
+            if study is not None:
+                return expectation, study
+        return None, None

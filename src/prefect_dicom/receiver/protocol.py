@@ -1,0 +1,61 @@
+"""How runs and the receiver talk: one JSON object a line over a Unix socket in the spool.
+
+A connection is a lease: the receiver stays while one is open, and a run that dies lets go of
+its lease with its socket. Requests are answered in order.
+
+=========== =========================================== ==================================
+``verb``    with                                        answer
+=========== =========================================== ==================================
+``expect``  ``studies`` {StudyInstanceUID: reference},  ``message_id`` to send the C-MOVE
+            ``originator`` (our calling AE title)       with; ``quiet_seconds`` since the
+                                                        last arrival for any of them
+``arrived`` ``message_id``                              ``objects``, ``size_bytes``,
+                                                        ``quiet_seconds``, ``open_bytes``
+``forget``  ``message_id``
+``status``                                              what ``prefect-dicom receiver
+                                                        status`` prints
+``stop``                                                ends the receiver
+=========== =========================================== ==================================
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+SOCKET_NAME = "receiver.sock"
+LOCK_NAME = "receiver.lock"
+LOG_NAME = "receiver.log"
+_LONGEST_LINE = 16 * 1024**2
+
+
+class Line:
+    """A socket that carries JSON lines."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._reader = sock.makefile("rb")
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message."""
+        self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, or None when the other side has gone."""
+        try:
+            line = self._reader.readline(_LONGEST_LINE)
+        except OSError:
+            return None
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            message = json.loads(line)
+        except ValueError:
+            return None
+        return message if isinstance(message, dict) else None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._reader.close()
+        self.socket.close()

@@ -1,0 +1,210 @@
+"""Result tables: what became of every row, and the cohort's manifest of instances.
+
+Row results name a row by its line in the cohort file and hold no patient data; the instance
+manifest holds UIDs, as the archive's own keys do.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from prefect_dicom.archive import decode_manifest
+from prefect_dicom.identifiers import is_uid
+from prefect_dicom.ledger import Cohort, Ledger, Totals
+from prefect_dicom.model import RowVerdict, StudyState, Verdict
+from prefect_dicom.reasons import reason_for
+
+RESULTS = "results.csv"
+INSTANCES = "instances"
+_ROWS_PER_WRITE = 20_000
+
+_RESULT_COLUMNS = (
+    "line",
+    "verdict",
+    "reason",
+    "studies",
+    "expected_instances",
+    "archived_instances",
+    "withheld_instances",
+    "size_bytes",
+    "meaning",
+    "what_to_do",
+)
+_INSTANCE_SCHEMA = pyarrow.schema(
+    [
+        ("study", pyarrow.int64()),
+        ("StudyInstanceUID", pyarrow.string()),
+        ("SeriesInstanceUID", pyarrow.string()),
+        ("SOPInstanceUID", pyarrow.string()),
+        ("SOPClassUID", pyarrow.string()),
+        ("TransferSyntaxUID", pyarrow.string()),
+        ("key", pyarrow.string()),
+        ("size_bytes", pyarrow.int64()),
+        ("sha256", pyarrow.string()),
+        ("version_id", pyarrow.string()),
+        ("warnings", pyarrow.string()),
+    ]
+)
+
+
+def finished_fraction(totals: Totals) -> float:
+    """How much of a cohort is finished, from 0 to 1: studies, each by its instances."""
+    studies = sum(totals.studies.values())
+    if not studies:
+        rows = sum(totals.rows.values())
+        return 1 - totals.rows[Verdict.PENDING] / rows if rows else 1.0
+    ended = totals.studies[StudyState.ARCHIVED] + totals.studies[StudyState.FAILED]
+    if ended == studies or not totals.expected:
+        return ended / studies
+    return max(ended / studies, min(1.0, totals.stored / totals.expected) * 0.99)
+
+
+def unarchived_rows(totals: Totals) -> int:
+    """How many rows did not end as archived (excluded ones were not wanted)."""
+    rows = totals.rows
+    return sum(rows.values()) - rows[Verdict.ARCHIVED] - rows[Verdict.EXCLUDED]
+
+
+def in_words(totals: Totals) -> str:
+    """A cohort in one line."""
+    verdicts = ", ".join(f"{totals.rows[v]} {v}" for v in Verdict if totals.rows[v])
+    return (
+        f"{sum(totals.rows.values())} rows: {verdicts or 'none'}; "
+        f"{totals.studies[StudyState.ARCHIVED]} of {sum(totals.studies.values())} studies, "
+        f"{totals.stored} of {totals.expected} instances, "
+        f"{bytes_in_words(totals.size_bytes)} archived"
+    )
+
+
+def bytes_in_words(size_bytes: float) -> str:
+    """A size for people, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
+    """Rows by verdict and reason, the most frequent first, each with what to do."""
+    counts = Counter((v.verdict, v.reason) for v in verdicts)
+    return [
+        {
+            "rows": count,
+            "verdict": str(verdict),
+            "reason": code,
+            "meaning": reason_for(code).meaning,
+            "what_to_do": reason_for(code).advice,
+        }
+        for (verdict, code), count in counts.most_common()
+    ]
+
+
+def summary_markdown(ledger: Ledger, cohort: Cohort, folder: Path) -> str:
+    """A cohort's summary for Prefect's UI."""
+    totals = ledger.totals(cohort.number)
+    return (
+        f"# Cohort {cohort.name}\n\n{in_words(totals)}\n\n"
+        f"On the worker, in `{folder}`:\n\n"
+        f"- `{RESULTS}`: a verdict and a reason for every line of the cohort file\n"
+        f"- `{INSTANCES}.parquet`, `{INSTANCES}.csv`: every archived instance with its key, "
+        "size and SHA-256\n"
+    )
+
+
+def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
+    """Write ``results.csv``, ``instances.parquet`` and ``instances.csv``; returns their folder.
+
+    Each file is replaced as a whole. Memory does not grow with the cohort.
+    """
+    folder = reports / cohort.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _replacing(folder / RESULTS) as path, path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_RESULT_COLUMNS)
+        for verdict in ledger.verdicts(cohort.number):
+            reason = reason_for(verdict.reason)
+            writer.writerow(
+                (
+                    verdict.line,
+                    verdict.verdict,
+                    verdict.reason,
+                    " ".join(map(str, verdict.studies)),
+                    verdict.expected_instances,
+                    verdict.archived_instances,
+                    verdict.withheld_instances,
+                    verdict.size_bytes,
+                    reason.meaning,
+                    reason.advice,
+                )
+            )
+    _write_instances(ledger, cohort, folder)
+    return folder
+
+
+def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
+    rows = _instance_rows(ledger, cohort)
+    with (
+        _replacing(folder / f"{INSTANCES}.csv") as text,
+        _replacing(folder / f"{INSTANCES}.parquet") as table,
+        text.open("w", newline="") as file,
+        pyarrow.parquet.ParquetWriter(table, _INSTANCE_SCHEMA) as parquet,
+    ):
+        writer = csv.DictWriter(file, _INSTANCE_SCHEMA.names)
+        writer.writeheader()
+        while batch := list(islice(rows, _ROWS_PER_WRITE)):
+            parquet.write_table(pyarrow.Table.from_pylist(batch, _INSTANCE_SCHEMA))
+            for row in batch:
+                writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def _instance_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
+    for reference, data in ledger.manifests(cohort.number):
+        manifest = decode_manifest(data)
+        for instance in manifest.instances:
+            yield {
+                "study": reference,
+                "StudyInstanceUID": manifest.study_instance_uid,
+                "SeriesInstanceUID": instance.series_instance_uid,
+                "SOPInstanceUID": instance.sop_instance_uid,
+                "SOPClassUID": instance.sop_class_uid,
+                "TransferSyntaxUID": instance.transfer_syntax_uid,
+                "key": instance.key,
+                "size_bytes": instance.size_bytes,
+                "sha256": instance.sha256,
+                "version_id": instance.version_id,
+                "warnings": " ".join(instance.warnings),
+            }
+
+
+def _cell(value: Any) -> Any:
+    """A value as a CSV cell that no spreadsheet takes for a formula."""
+    if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not is_uid(value):
+        return "'" + value
+    return value
+
+
+class _replacing:  # noqa: N801 - reads as a phrase at the with statement
+    """A path to write to, which takes the place of the target when all went well."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._temporary = target.with_name(f".{target.name}.{os.getpid()}")
+
+    def __enter__(self) -> Path:
+        return self._temporary
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self._temporary.replace(self._target)
+        else:
+            self._temporary.unlink(missing_ok=True)

@@ -1,0 +1,514 @@
+"""One chunk's retrieval: ask, look at what lies in the spool, ask for what is missing.
+
+No status, counter or silence of the peer is evidence of completeness. The expected set is the
+PACS's own instance list in the ledger; what counts as arrived is what lies in the spool and
+passes validation. The peer's words only choose what to do next: go on, try in smaller pieces,
+or stop because a person has to change something first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from prefect_dicom import part10
+from prefect_dicom.configuration import PacsNode
+from prefect_dicom.dimse.association import Requestor
+from prefect_dicom.dimse.find import list_instances
+from prefect_dicom.dimse.get import STORAGE_CONTEXTS, c_get
+from prefect_dicom.dimse.identifier import retrieve_identifier
+from prefect_dicom.dimse.move import move
+from prefect_dicom.dimse.outcome import RetrieveOutcome
+from prefect_dicom.dimse.status import reason_for_status
+from prefect_dicom.errors import Interrupted, PacsError
+from prefect_dicom.identifiers import normal_uid
+from prefect_dicom.ledger import Claim, Ledger
+from prefect_dicom.model import (
+    Arrival,
+    Disposition,
+    Evidence,
+    Identity,
+    Instance,
+    InstanceKey,
+    InstanceState,
+    RetrieveMethod,
+    StudyReference,
+)
+from prefect_dicom.policy import RetrieveRequest, plan_requests
+from prefect_dicom.reasons import reason_for
+from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
+from prefect_dicom.spool import Spool
+from prefect_dicom.validate import Expected, validate
+
+_POLL_SECONDS = 0.1
+_SHRINK = 7
+"""After a round that brought nothing, UID lists get this much shorter, down to one UID."""
+_FRUITLESS_REQUESTS = 20
+"""Single-instance requests in a row that bring nothing, after which the rest is given up."""
+
+
+@dataclass(slots=True)
+class StudyWork:
+    """What this run knows of one claimed study. One thread works on it at a time."""
+
+    claim: Claim
+    listed: dict[InstanceKey, Instance] = field(default_factory=dict)
+    states: dict[InstanceKey, InstanceState] = field(default_factory=dict)
+    received: dict[InstanceKey, Arrival] = field(default_factory=dict)
+    warnings: dict[InstanceKey, tuple[str, ...]] = field(default_factory=dict)
+    stored_hashes: dict[InstanceKey, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+    unlisted: dict[str, InstanceKey] = field(default_factory=dict)
+    evidence: Evidence = Evidence.INSTANCE_LIST
+    listed_at: str = ""
+    failure: str | None = None
+    """Why the study cannot be archived, as far as is known; a reason code."""
+
+    @property
+    def reference(self) -> StudyReference:
+        """The study's reference."""
+        return self.claim.reference
+
+    def missing(self) -> list[InstanceKey]:
+        """The listed instances that have neither arrived nor been given up."""
+        return [k for k in self.listed if self.states.get(k) is InstanceState.EXPECTED]
+
+
+class Retrieval:
+    """Lists and fetches studies of one node with one requestor. Not thread-safe.
+
+    Parameters
+    ----------
+    node : PacsNode
+        The PACS.
+    requestor : Requestor
+        An association of its own.
+    leave_out_faulty : bool
+        The site's policy for instances that are faulty at their source.
+    lease : ReceiverLease or None
+        The managed receiver; None for a node that is asked by C-GET.
+    stopping : callable
+        Whether the run has been told to stop.
+    """
+
+    def __init__(
+        self,
+        node: PacsNode,
+        requestor: Requestor,
+        ledger: Ledger,
+        spool: Spool,
+        *,
+        destination: str,
+        leave_out_faulty: bool,
+        lease: ReceiverLease | None,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._node = node
+        self._requestor = requestor
+        self._ledger = ledger
+        self._spool = spool
+        self._destination = destination
+        self._leave_out_faulty = leave_out_faulty
+        self._lease = lease
+        self._stopping = stopping
+
+    # --- the expected set
+
+    def list(self, work: StudyWork, *, fresh: bool) -> bool:
+        """Read the PACS's instance list into the ledger as the expected set.
+
+        Parameters
+        ----------
+        fresh : bool
+            The first list of this run: what an earlier run left out is expected again.
+
+        Returns
+        -------
+        bool
+            Whether the list differs from the one known before.
+        """
+        answer = list_instances(
+            self._requestor, work.claim.study_instance_uid, work.claim.patient_id
+        )
+        listed = {instance.key: instance for instance in answer.instances}
+        if not fresh and listed.keys() == work.listed.keys():
+            return False
+        changed = listed.keys() != work.listed.keys()
+        self._ledger.record_list(work.claim, answer.instances, work.evidence, fresh=fresh)
+        work.listed = listed
+        work.listed_at = _now()
+        if answer.unlistable:
+            work.failure = "unsafe-uid"
+        self._read_states(work)
+        # What arrived unlisted may be on the list now.
+        work.seen.difference_update(work.unlisted)
+        work.unlisted.clear()
+        return changed
+
+    def _read_states(self, work: StudyWork) -> None:
+        """Bring the ledger's instances and the spool's files together."""
+        here = {path.stem for path in self._spool.files(work.reference)}
+        lost = []
+        for record in self._ledger.instances(work.reference):
+            key, state = record.key, record.state
+            if state is InstanceState.RECEIVED and record.sha256 not in here:
+                lost.append(key)
+                state = InstanceState.EXPECTED
+            work.states[key] = state
+            if state is InstanceState.RECEIVED:
+                work.received[key] = Arrival(
+                    work.reference,
+                    key,
+                    record.sop_class_uid,
+                    record.transfer_syntax_uid,
+                    record.sha256,
+                    record.size_bytes,
+                    f"{record.sha256}.dcm",
+                )
+                work.warnings[key] = record.warnings
+                work.seen.add(record.sha256)
+            elif state is InstanceState.STORED:
+                work.stored_hashes[key] = record.sha256
+        if lost:
+            self._ledger.record_lost(work.claim, lost)
+
+    # --- fetching
+
+    def fetch(self, works: Sequence[StudyWork]) -> int:
+        """Ask until nothing is missing or asking brings nothing more.
+
+        Returns
+        -------
+        int
+            How many objects have arrived.
+
+        Raises
+        ------
+        PacsError
+            The node cannot be used now: a person must act, or it is out of reach.
+        Interrupted
+            The run was told to stop.
+        """
+        arrived = sum(self.take_in(work) for work in works)
+        step = self._node.limits.uids_per_request
+        fruitless = 0
+        by_reference = {work.reference: work for work in works}
+        round_number = 0
+        while any(work.missing() for work in works):
+            progress = 0
+            for request, contexts in self._plan(works, step, round_number):
+                if self._stopping():
+                    raise Interrupted()
+                members = [by_reference[r] for r in request.studies]
+                outcome = self._ask(request, members, contexts)
+                brought = sum(self.take_in(work) for work in members)
+                progress += brought
+                if not brought and outcome is not None:
+                    self._consider(outcome, members, first=not arrived and not progress)
+                    fruitless += step == 1
+                if fruitless >= _FRUITLESS_REQUESTS:
+                    break
+            arrived += progress
+            round_number += 1
+            if progress:
+                continue
+            if step == 1 or fruitless >= _FRUITLESS_REQUESTS:
+                break
+            step = max(1, step // _SHRINK)
+        for work in works:
+            if work.missing():
+                work.failure = work.failure or "instances-missing"
+            elif work.failure in _EXPLAINS_MISSING:
+                work.failure = None
+        return arrived
+
+    def _plan(
+        self, works: Sequence[StudyWork], step: int, round_number: int
+    ) -> Iterator[tuple[RetrieveRequest, tuple[tuple[str, str], ...]]]:
+        limits = self._node.limits
+        most = max(1, min(limits.chunk_instances, limits.chunk_bytes // limits.instance_bytes))
+        listed = {work.reference: list(work.listed) for work in works}
+        missing = {work.reference: work.missing() for work in works}
+        if self._node.retrieve is RetrieveMethod.C_MOVE:
+            groups = [(missing, ())]
+        else:
+            groups = _by_proposal(works, missing, round_number)
+        for wanted, contexts in groups:
+            for request in plan_requests(
+                wanted, listed, request_instances=most, uids_per_request=step
+            ):
+                yield request, contexts
+
+    def _ask(
+        self,
+        request: RetrieveRequest,
+        works: Sequence[StudyWork],
+        contexts: Sequence[tuple[str, str]],
+    ) -> RetrieveOutcome | None:
+        """Send one request; None where it was not sent, because more is still arriving."""
+        studies = {normal_uid(w.claim.study_instance_uid): w.reference for w in works}
+        identifier = retrieve_identifier(
+            self._node.information_model,
+            request.level,
+            works[0].claim.patient_id if len(works) == 1 else "",
+            [work.claim.study_instance_uid for work in works],
+            list(request.series),
+            list(request.instances),
+        )
+        if self._node.retrieve is RetrieveMethod.C_GET:
+            own = Expectation(studies)
+            return c_get(
+                self._node,
+                identifier,
+                contexts=contexts,
+                intake=Intake(self._spool, own),
+                should_stop=self._stopping,
+            )
+        quiet = self._node.timeouts.settle_seconds
+        with self._lease.expecting(studies, self._node.calling_ae_title) as expected:
+            if expected.quiet_seconds is not None:
+                wait_until_arrived(expected, None, quiet, self._stopping)
+                return None
+            outcome = move(
+                self._requestor,
+                identifier,
+                self._destination,
+                expected.message_id,
+                progress=lambda: _signs_of_life(expected),
+                should_stop=lambda: "interrupted" if self._stopping() else None,
+            )
+            if outcome.status is None or _is_success(outcome.status) or outcome.completed:
+                wait_until_arrived(expected, request.expected, quiet, self._stopping)
+        return outcome
+
+    def _consider(
+        self, outcome: RetrieveOutcome, works: Sequence[StudyWork], *, first: bool
+    ) -> None:
+        """A request brought nothing: remember why, or stop asking this node."""
+        if outcome.lost is not None:
+            code = outcome.lost
+        elif outcome.status is not None:
+            service = "C-MOVE" if self._node.retrieve is RetrieveMethod.C_MOVE else "C-GET"
+            code = reason_for_status(service, outcome.status) or "nothing-arrived"
+        else:
+            code = "association-lost"
+        if self._stopping():
+            raise Interrupted()
+        if reason_for(code).disposition is Disposition.OPERATOR and first:
+            raise PacsError(code)
+        for work in works:
+            if work.missing() and work.failure in _EXPLAINS_MISSING | {None}:
+                work.failure = code
+
+    # --- what has arrived
+
+    def take_in(self, work: StudyWork) -> int:
+        """Look at the files that are new in the spool; returns how many instances they are."""
+        arrivals: list[Arrival] = []
+        rejections: list[tuple[InstanceKey, str]] = []
+        warnings: dict[InstanceKey, tuple[str, ...]] = {}
+        suspects: set[str] | None = None
+        for path in self._spool.files(work.reference):
+            sha256 = path.stem
+            if sha256 in work.seen:
+                continue
+            identity = part10.identify(path)
+            key = _key_of(identity, work)
+            if key not in work.listed:
+                work.seen.add(sha256)
+                work.unlisted[sha256] = key
+                continue
+            state = work.states[key]
+            held = work.received.get(key)
+            known = held.sha256 if held else work.stored_hashes.get(key)
+            if known == sha256:
+                self._spool.remove(work.reference, sha256)
+                continue
+            if known is not None:
+                self._spool.quarantine_file(work.reference, sha256, "conflicting-content")
+                work.failure = "conflicting-content"
+                continue
+            expected = Expected(
+                work.claim.study_instance_uid,
+                key,
+                work.listed[key].sop_class_uid,
+                work.claim.patient_id or None,
+            )
+            verdict = validate(path, expected)
+            if verdict.foreign:
+                self._spool.quarantine_file(work.reference, sha256, verdict.foreign[0])
+                work.failure = verdict.foreign[0]
+                continue
+            if verdict.faulty:
+                if suspects is None:
+                    suspects = self._spool.suspects(work.reference)
+                if sha256 not in suspects:
+                    # It may have been damaged on its way: ask once more before judging it.
+                    self._spool.set_aside(work.reference, sha256)
+                    continue
+                if self._leave_out_faulty:
+                    self._spool.remove(work.reference, sha256)
+                    rejections.append((key, verdict.faulty[0]))
+                    work.states[key] = InstanceState.REJECTED
+                    continue
+            work.seen.add(sha256)
+            arrival = Arrival(
+                work.reference,
+                key,
+                identity.sop_class_uid or work.listed[key].sop_class_uid,
+                identity.transfer_syntax_uid,
+                sha256,
+                path.stat().st_size,
+                path.name,
+            )
+            arrivals.append(arrival)
+            work.received[key] = arrival
+            warnings[key] = verdict.findings
+            if state is InstanceState.EXPECTED:
+                work.states[key] = InstanceState.RECEIVED
+        work.warnings.update(warnings)
+        if arrivals:
+            self._ledger.record_received({work.reference: work.claim}, arrivals)
+        if rejections:
+            self._ledger.record_rejected(work.claim, rejections)
+        return len(arrivals) + len(rejections)
+
+
+_EXPLAINS_MISSING = {
+    None,
+    "instances-missing",
+    "nothing-arrived",
+    "pacs-failure",
+    "pacs-busy",
+    "request-refused",
+    "association-lost",
+    "association-stalled",
+    "wrong-patient",
+    "uid-mismatch",
+}
+"""Failures that only say why something is missing; they are void once nothing is."""
+
+
+def wait_until_arrived(
+    expected: Request,
+    wanted: int | None,
+    quiet_seconds: float,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Wait until ``wanted`` objects have come, or none has for ``quiet_seconds``.
+
+    Archives report the end of a C-MOVE before their last objects arrive, and go on sending
+    after an association was lost.
+    """
+    began = time.monotonic()
+    open_bytes = -1
+    while not stopping():
+        so_far = expected.arrived()
+        if wanted is not None and so_far.objects >= wanted:
+            return
+        if so_far.open_bytes != open_bytes:
+            open_bytes, began = so_far.open_bytes, time.monotonic()
+        if min(so_far.quiet_seconds, time.monotonic() - began) >= quiet_seconds:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _signs_of_life(expected: Request) -> int:
+    """A number that changes while anything arrives, be it one very large object."""
+    so_far = expected.arrived()
+    return so_far.size_bytes + so_far.open_bytes
+
+
+def _key_of(identity: Identity, work: StudyWork) -> InstanceKey:
+    sop = normal_uid(identity.sop_instance_uid or "")
+    if identity.series_instance_uid is not None:
+        return InstanceKey(normal_uid(identity.series_instance_uid), sop)
+    # Not looked into: the request named the instance; the list says in which series it is.
+    matches = [key for key in work.listed if key.sop_instance_uid == sop]
+    return matches[0] if len(matches) == 1 else InstanceKey("", sop)
+
+
+# Transfer syntaxes to offer in a C-GET, in two rounds: one presentation context holds one SOP
+# class and one syntax, and an association at most 128 contexts (PS3.8 9.3.2.2).
+_COMMON_SYNTAXES = (
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.57",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.5",
+    "1.2.840.10008.1.2.2",
+)
+_RARE_SYNTAXES = (
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.8.1",
+    "1.2.840.10008.1.2.4.92",
+    "1.2.840.10008.1.2.4.93",
+    "1.2.840.10008.1.2.4.100",
+    "1.2.840.10008.1.2.4.100.1",
+    "1.2.840.10008.1.2.4.101",
+    "1.2.840.10008.1.2.4.101.1",
+    "1.2.840.10008.1.2.4.102",
+    "1.2.840.10008.1.2.4.102.1",
+    "1.2.840.10008.1.2.4.103",
+    "1.2.840.10008.1.2.4.103.1",
+    "1.2.840.10008.1.2.4.104",
+    "1.2.840.10008.1.2.4.104.1",
+    "1.2.840.10008.1.2.4.105",
+    "1.2.840.10008.1.2.4.105.1",
+    "1.2.840.10008.1.2.4.106",
+    "1.2.840.10008.1.2.4.106.1",
+    "1.2.840.10008.1.2.4.107",
+    "1.2.840.10008.1.2.4.108",
+    "1.2.840.10008.1.2.4.110",
+    "1.2.840.10008.1.2.4.111",
+    "1.2.840.10008.1.2.4.112",
+    "1.2.840.10008.1.2.4.201",
+    "1.2.840.10008.1.2.4.202",
+    "1.2.840.10008.1.2.4.203",
+)
+
+
+def common_contexts(sop_classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Presentation contexts for a few SOP classes in the syntaxes most objects are kept in."""
+    return tuple((c, s) for c in sop_classes for s in _COMMON_SYNTAXES)[:STORAGE_CONTEXTS]
+
+
+def _by_proposal(
+    works: Sequence[StudyWork],
+    missing: Mapping[StudyReference, Sequence[InstanceKey]],
+    round_number: int,
+) -> Iterator[tuple[dict[StudyReference, list[InstanceKey]], tuple[tuple[str, str], ...]]]:
+    """Missing instances grouped so that each group's SOP classes fit into one proposal."""
+    syntaxes = _COMMON_SYNTAXES if round_number == 0 else _COMMON_SYNTAXES + _RARE_SYNTAXES
+    most = STORAGE_CONTEXTS // len(syntaxes)
+    by_reference = {work.reference: work for work in works}
+    counts: dict[str, int] = {}
+    for reference, keys in missing.items():
+        for key in keys:
+            sop_class = by_reference[reference].listed[key].sop_class_uid
+            counts[sop_class] = counts.get(sop_class, 0) + 1
+    classes = sorted(counts, key=counts.get, reverse=True)
+    for start in range(0, len(classes), most):
+        pack = set(classes[start : start + most])
+        group = {
+            reference: kept
+            for reference, keys in missing.items()
+            if (kept := [k for k in keys if by_reference[reference].listed[k].sop_class_uid in pack])
+        }
+        yield group, tuple((c, s) for c in sorted(pack) if c for s in syntaxes)
+
+
+def _is_success(status: int) -> bool:
+    return status == 0 or status >> 12 == 0xB
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

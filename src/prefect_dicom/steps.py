@@ -1,0 +1,514 @@
+"""The use cases, composed from the modules below; no Prefect.
+
+A :class:`Pull` is everything one run holds open. Its three steps meet in the ledger: ``discover``
+turns cohort rows into studies, ``retrieve`` brings a chunk of studies into the spool, ``archive``
+puts it into the archive and commits it. The order of writes is the design (``docs/promise.md``):
+the manifest of a study is written when everything it names is there, and the ledger says
+*archived* after that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prefect_dicom.archive import Archive, decode_manifest, encode_manifest, open_archive, same_manifest
+from prefect_dicom.cohort import cohort_digest, read_cohort
+from prefect_dicom.configuration import Site, ledger_url
+from prefect_dicom.dimse.association import Requestor
+from prefect_dicom.dimse.find import find_studies
+from prefect_dicom.errors import (
+    ArchiveConflict,
+    ArchiveError,
+    ClaimLost,
+    CohortError,
+    Interrupted,
+    PacsError,
+    PrefectDicomError,
+)
+from prefect_dicom.identifiers import manifest_key, object_key
+from prefect_dicom.ledger import Cohort, Ledger, Run
+from prefect_dicom.matching import Discovery, assess, study_query
+from prefect_dicom.model import (
+    ArchivedObject,
+    Arrival,
+    Chunk,
+    CohortRow,
+    Disposition,
+    InstanceKey,
+    InstanceState,
+    ManifestInstance,
+    RetrieveMethod,
+    StudyManifest,
+    StudyReference,
+    WithheldInstance,
+)
+from prefect_dicom.policy import plan_chunks
+from prefect_dicom.reasons import REASONS, reason_for
+from prefect_dicom.receiver import ReceiverLease
+from prefect_dicom.retrieval import Retrieval, StudyWork
+from prefect_dicom.spool import Spool
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_PAGE = 200
+_STUDIES_PER_PAGE = 500
+_STORED_PER_WRITE = 200
+_LISTS_BEFORE_GIVING_UP = 4
+_EMPTY_STUDIES_BEFORE_HALT = 3
+
+_current: ContextVar[Pull] = ContextVar("prefect_dicom_pull")
+
+
+def current_pull() -> Pull:
+    """The run this thread works for; tasks find it here instead of carrying it around."""
+    return _current.get()
+
+
+def register_cohort(site: Site, path: Path, node: str | None, name: str | None = None) -> Cohort:
+    """Read a cohort file and write its rows into the ledger. The same file again is the same.
+
+    Raises
+    ------
+    CohortError
+        With all complaints about the file; nothing was written.
+    """
+    node = node_for(site, node)
+    rows = read_cohort(path)
+    with Ledger.open(ledger_url(site)) as ledger:
+        return ledger.add_cohort(cohort_digest(path), node, rows, name)
+
+
+def node_for(site: Site, node: str | None) -> str:
+    """The name of the PACS node to ask: the given one, or the site's only one."""
+    if node is None and len(site.nodes) == 1:
+        return next(iter(site.nodes))
+    if node not in site.nodes:
+        names = ", ".join(sorted(site.nodes))
+        fault = f"node: name one of the site's nodes with --node: {names}"
+        raise CohortError("the cohort's PACS", [fault])
+    return node
+
+
+@dataclass
+class Pull:
+    """Everything one run holds open. Use :func:`open_pull`."""
+
+    site: Site
+    cohort: Cohort
+    ledger: Ledger
+    spool: Spool
+    archive: Archive
+    run: Run
+    lease: ReceiverLease | None
+    uploads: ThreadPoolExecutor
+    stop: threading.Event = field(default_factory=threading.Event)
+    halted: dict[str, str] = field(default_factory=dict)
+    """Nodes that are left alone until a person has acted, with the reason code."""
+    _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
+    _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
+    _empty: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _answers: dict[tuple, Discovery] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    # --- discovery
+
+    def discovery_pages(self) -> Iterator[tuple[int, int]]:
+        """Ranges of lines (first, last) that are still to be discovered."""
+        after = 0
+        while rows := self.ledger.rows_to_discover(self.cohort.number, after, ROWS_PER_PAGE):
+            yield rows[0].line, rows[-1].line
+            after = rows[-1].line
+
+    def discover(self, first_line: int, last_line: int) -> int:
+        """Ask the PACS for the studies of these rows; returns how many rows were asked for.
+
+        Raises
+        ------
+        PacsError
+            The node cannot be used; rows that were asked before are recorded.
+        """
+        rows = self.ledger.rows_to_discover(self.cohort.number, first_line - 1, ROWS_PER_PAGE)
+        rows = [row for row in rows if row.line <= last_line]
+        found: list[tuple] = []
+        try:
+            with self.requestor(self.cohort.node) as requestor:
+                for row in rows:
+                    self._check_stop()
+                    found.append(self._discover_row(requestor, row))
+        finally:
+            self.ledger.record_discoveries(self.cohort.number, found)
+        return len(found)
+
+    def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
+        keys = study_query(row)
+        try:
+            answers = find_studies(requestor, keys)
+        except PacsError as error:
+            if error.disposition is not Disposition.PERMANENT:
+                raise
+            return row.line, (), error.code, ()
+        result = assess(row, answers)
+        return row.line, result.studies, result.reason, result.near_misses
+
+    # --- retrieval
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The studies that are still to be pulled, in chunks. Finished ones appear in none."""
+        limits = self.site.nodes[self.cohort.node].limits
+        return plan_chunks(
+            self._studies_to_pull(),
+            chunk_studies=limits.chunk_studies,
+            chunk_instances=limits.chunk_instances,
+        )
+
+    def _studies_to_pull(self) -> Iterator[tuple[StudyReference, str, int | None]]:
+        after = 0
+        while page := self.ledger.studies_to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
+            for record in page:
+                if record.node in self.site.nodes:
+                    yield record.reference, record.node, record.study.number_of_instances
+            after = page[-1].reference
+
+    def retrieve(self, chunk: Chunk) -> int:
+        """Bring the studies of a chunk into the spool; returns how many it could claim.
+
+        A study that cannot be completed is left to :meth:`archive`, which keeps what arrived.
+
+        Raises
+        ------
+        PacsError
+            The node cannot be used. Claims are given back, nothing is lost.
+        """
+        if chunk.node in self.halted:
+            raise PacsError(self.halted[chunk.node])
+        claims = self.ledger.claim(self.run, chunk.studies)
+        works: list[StudyWork] = []
+        try:
+            with self.requestor(chunk.node) as requestor:
+                retrieval = self._retrieval(chunk.node, requestor)
+                for claim in claims:
+                    self._check_stop()
+                    work = StudyWork(claim)
+                    if self._list(retrieval, work):
+                        works.append(work)
+                arrived = retrieval.fetch(works)
+        except PacsError as error:
+            self.ledger.release(claims)
+            if error.disposition is Disposition.OPERATOR:
+                self.halted[chunk.node] = error.code
+            raise
+        except BaseException:
+            self.ledger.release(claims)
+            raise
+        self._watch_for_a_mute_node(chunk.node, works, arrived)
+        with self._lock:
+            self._works.update((work.reference, work) for work in works)
+        return len(claims)
+
+    def _list(self, retrieval: Retrieval, work: StudyWork) -> bool:
+        """List a study; False where that ended it."""
+        try:
+            retrieval.list(work, fresh=True)
+        except PacsError as error:
+            if error.disposition is not Disposition.PERMANENT:
+                raise
+            self.ledger.record_failed(work.claim, error.code)
+            return False
+        except ClaimLost:
+            return False
+        if not work.listed:
+            self.ledger.record_failed(work.claim, work.failure or "instance-list-empty")
+            return False
+        return not self._archived_before(work)
+
+    def _archived_before(self, work: StudyWork) -> bool:
+        """Whether the archive holds a manifest of exactly the listed instances (lost ledger)."""
+        if any(state is InstanceState.STORED for state in work.states.values()):
+            return False
+        key = manifest_key(work.claim.study_instance_uid)
+        if self.archive.head(key) is None:
+            return False
+        data = b"".join(self.archive.read(key))
+        manifest = decode_manifest(data)
+        named = {InstanceKey(i.series_instance_uid, i.sop_instance_uid) for i in manifest.instances}
+        left_out = {InstanceKey(w.series_instance_uid, w.sop_instance_uid) for w in manifest.withheld}
+        if named | left_out != work.listed.keys():
+            return False
+        self._commit(work, manifest, data)
+        return True
+
+    def _watch_for_a_mute_node(self, node: str, works: list[StudyWork], arrived: int) -> None:
+        """Halt a node that lists instances and never sends one: a receiver nobody can reach."""
+        asked = [work for work in works if work.failure and work.missing()]
+        with self._lock:
+            if arrived or not asked:
+                self._empty[node] = 0
+                return
+            self._empty[node] += len(asked)
+            if self._empty[node] < _EMPTY_STUDIES_BEFORE_HALT:
+                return
+            self.halted[node] = "node-sends-nothing"
+        log.error("%s: %s", node, reason_for("node-sends-nothing").meaning)
+
+    # --- archiving
+
+    def archive_chunk(self, chunk: Chunk) -> int:
+        """Upload and commit what was retrieved of a chunk; returns how many studies ended archived.
+
+        Raises
+        ------
+        ArchiveError
+            The archive cannot be used. What was stored is recorded; the same call again, or
+            :meth:`give_back`, must follow.
+        """
+        with self._lock:
+            works = [self._works.pop(r) for r in chunk.studies if r in self._works]
+        archived = 0
+        for position, work in enumerate(works):
+            try:
+                self._check_stop()
+                archived += self._archive_study(work)
+            except ClaimLost:
+                continue
+            except ArchiveConflict as error:
+                self._end_failed(work, error.code)
+            except PrefectDicomError:
+                # Kept, claims and all, for the next try.
+                with self._lock:
+                    self._works.update((w.reference, w) for w in works[position:])
+                raise
+        return archived
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Release the claims of a chunk that will not be tried again in this run."""
+        with self._lock:
+            works = [self._works.pop(r) for r in chunk.studies if r in self._works]
+        self.ledger.release([work.claim for work in works])
+
+    def _archive_study(self, work: StudyWork) -> bool:
+        with self.requestor(work.claim.node) as requestor:
+            retrieval = self._retrieval(work.claim.node, requestor)
+            for _ in range(_LISTS_BEFORE_GIVING_UP):
+                self._upload(work)
+                if work.missing() and work.failure is None:
+                    # The spool lost files on the way to the archive.
+                    retrieval.fetch([work])
+                    continue
+                if work.failure is not None:
+                    return self._end_failed(work, work.failure)
+                if not retrieval.list(work, fresh=False):
+                    break
+                retrieval.fetch([work])
+            else:
+                return self._end_failed(work, "study-changed")
+        manifest = _manifest_of(work, self.ledger)
+        data = encode_manifest(manifest)
+        key = manifest_key(work.claim.study_instance_uid)
+        try:
+            self.archive.put_bytes(key, data)
+        except ArchiveConflict:
+            data = b"".join(self.archive.read(key))
+            if not same_manifest(data, encode_manifest(manifest)):
+                raise
+        self._commit(work, manifest, data)
+        return True
+
+    def _commit(self, work: StudyWork, manifest: StudyManifest, data: bytes) -> None:
+        self.ledger.record_archived(
+            work.claim,
+            data,
+            instances=len(manifest.instances),
+            withheld=len(manifest.withheld),
+            size_bytes=sum(i.size_bytes for i in manifest.instances),
+        )
+        self._quarantine_strangers(work)
+        self.spool.drop(work.reference)
+
+    def _end_failed(self, work: StudyWork, code: str) -> bool:
+        """The study ends without a manifest; what was stored stays, for a rerun to build on."""
+        self._quarantine_strangers(work)
+        self.ledger.record_failed(work.claim, code)
+        return False
+
+    def _quarantine_strangers(self, work: StudyWork) -> None:
+        for sha256 in work.unlisted:
+            with contextlib.suppress(FileNotFoundError):
+                self.spool.quarantine_file(work.reference, sha256, "not-requested")
+        work.unlisted.clear()
+
+    def _upload(self, work: StudyWork) -> None:
+        """Store all received instances of a study, many at once, recorded in batches."""
+        waiting: dict[Future[ArchivedObject], Arrival] = {}
+        arrivals = iter(list(work.received.values()))
+        done: list[tuple[InstanceKey, ArchivedObject, tuple[str, ...]]] = []
+        trouble: ArchiveError | None = None
+        window = 2 * self.site.archive.connections
+        exhausted = False
+        while waiting or not exhausted:
+            while len(waiting) < window and trouble is None:
+                arrival = next(arrivals, None)
+                if arrival is None:
+                    break
+                waiting[self._put(work, arrival)] = arrival
+            exhausted = trouble is not None or len(waiting) < window
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED) if waiting else ((), ())
+            for future in finished:
+                arrival = waiting.pop(future)
+                try:
+                    stored = future.result()
+                except ArchiveError as error:
+                    if error.code == "spool-damaged":
+                        self._forget_damaged(work, arrival)
+                    else:
+                        trouble = error
+                    continue
+                done.append((arrival.key, stored, work.warnings.get(arrival.key, ())))
+            if len(done) >= _STORED_PER_WRITE:
+                self._record_stored(work, done)
+        self._record_stored(work, done)
+        if trouble is not None:
+            raise trouble
+
+    def _put(self, work: StudyWork, arrival: Arrival) -> Future[ArchivedObject]:
+        self._check_stop()
+        key = object_key(work.claim.study_instance_uid, *arrival.key)
+        path = self.spool.file(work.reference, arrival.sha256)
+        return self.uploads.submit(
+            self.archive.put_file, key, path, arrival.sha256, arrival.size_bytes
+        )
+
+    def _record_stored(self, work: StudyWork, done: list) -> None:
+        self.ledger.record_stored(work.claim, done)
+        for key, stored, _ in done:
+            work.states[key] = InstanceState.STORED
+            work.stored_hashes[key] = stored.sha256
+            del work.received[key]
+            self.spool.remove(work.reference, stored.sha256)
+        done.clear()
+
+    def _forget_damaged(self, work: StudyWork, arrival: Arrival) -> None:
+        self.spool.remove(work.reference, arrival.sha256)
+        self.ledger.record_lost(work.claim, [arrival.key])
+        work.states[arrival.key] = InstanceState.EXPECTED
+        work.seen.discard(arrival.sha256)
+        del work.received[arrival.key]
+
+    # --- around
+
+    def reopen_transient(self) -> bool:
+        """Make ready for another pass what failed for a passing reason; whether there is any."""
+        codes = [r.code for r in REASONS.values() if r.disposition is Disposition.TRANSIENT]
+        reopened = self.ledger.reopen(self.cohort.number, reasons=codes)
+        return bool(reopened.studies or reopened.rows)
+
+    @contextlib.contextmanager
+    def requestor(self, node: str) -> Iterator[Requestor]:
+        """Borrow an association to a node; it stays open for the next borrower."""
+        with self._lock:
+            requestor = self._idle[node].pop() if self._idle[node] else None
+        requestor = requestor or Requestor(self.site.nodes[node])
+        try:
+            yield requestor
+        except BaseException:
+            requestor.close()
+            raise
+        with self._lock:
+            self._idle[node].append(requestor)
+
+    def close_requestors(self) -> None:
+        """Release all associations that are not lent out."""
+        with self._lock:
+            idle = [r for requestors in self._idle.values() for r in requestors]
+            self._idle.clear()
+        for requestor in idle:
+            requestor.close()
+
+    def _retrieval(self, node: str, requestor: Requestor) -> Retrieval:
+        return Retrieval(
+            self.site.nodes[node],
+            requestor,
+            self.ledger,
+            self.spool,
+            destination=self.site.receiver.ae_title,
+            leave_out_faulty=self.site.validation.faulty == "leave-out",
+            lease=self.lease,
+            stopping=self.stop.is_set,
+        )
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Interrupted()
+
+
+@contextlib.contextmanager
+def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pull]:
+    """Open all that a run on a registered cohort needs, and close it again.
+
+    Parameters
+    ----------
+    cohort : str or int
+        Name or number of a cohort in the ledger.
+    kind : str
+        What the ledger calls the run.
+    """
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger.open(ledger_url(site)))
+        known = ledger.cohort(str(cohort))
+        archive = stack.enter_context(contextlib.closing(open_archive(site.archive)))
+        spool = Spool(site.spool.path, site.spool.reserve_bytes)
+        spool.sweep()
+        lease = None
+        if any(n.retrieve is RetrieveMethod.C_MOVE for n in site.nodes.values()):
+            lease = stack.enter_context(ReceiverLease(site))
+        uploads = stack.enter_context(
+            ThreadPoolExecutor(site.archive.connections, thread_name_prefix="upload")
+        )
+        run = stack.enter_context(ledger.run(kind))
+        pull = Pull(site, known, ledger, spool, archive, run, lease, uploads)
+        stack.callback(pull.close_requestors)
+        token = _current.set(pull)
+        try:
+            yield pull
+        except BaseException:
+            pull.stop.set()
+            raise
+        finally:
+            _current.reset(token)
+
+
+def _manifest_of(work: StudyWork, ledger: Ledger) -> StudyManifest:
+    instances, withheld = [], []
+    for record in sorted(ledger.instances(work.reference), key=lambda r: r.key):
+        if record.state is InstanceState.STORED:
+            instances.append(
+                ManifestInstance(
+                    record.key.series_instance_uid,
+                    record.key.sop_instance_uid,
+                    record.sop_class_uid,
+                    record.transfer_syntax_uid,
+                    record.object_key,
+                    record.size_bytes,
+                    record.sha256,
+                    record.version_id,
+                    record.warnings,
+                )
+            )
+        else:
+            withheld.append(WithheldInstance(*record.key, record.reason))
+    return StudyManifest(
+        work.claim.study_instance_uid,
+        work.claim.node,
+        work.evidence,
+        work.listed_at,
+        tuple(instances),
+        tuple(withheld),
+    )
+

@@ -1,0 +1,16 @@
+"""One chunk of studies from the spool into the archive, committed study by study."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from prefect_dicom.model import Chunk
+from prefect_dicom.steps import current_pull
+from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
+
+
+@task(task_run_name="archive-{number:06d}", tags=["dicom"], **ONE_CHUNK)
+def archive_chunk(number: int, node: str, studies: tuple[int, ...]) -> int:
+    """Upload, list again and commit the studies (references); returns how many ended archived."""
+    with without_phi():
+        return current_pull().archive_chunk(Chunk(number, node, studies))

@@ -1,0 +1,15 @@
+"""Cohort rows to studies: C-FIND, every answer checked again, into the ledger."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from prefect_dicom.steps import current_pull
+from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
+
+
+@task(task_run_name="discover-lines-{first_line}-{last_line}", tags=["dicom"], **ONE_CHUNK)
+def discover_rows(first_line: int, last_line: int) -> int:
+    """Find the studies of these lines of the cohort; returns how many lines were asked for."""
+    with without_phi():
+        return current_pull().discover(first_line, last_line)

@@ -1,0 +1,56 @@
+"""What every task has in common: when it is tried again, and what may leave it.
+
+Prefect stores exceptions, parameters and names in plain text. Our own errors hold no patient
+data by construction; anything else is replaced here by its type, and only the places it came
+through (no values) go to the local log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from prefect_dicom.errors import Interrupted, PrefectDicomError
+from prefect_dicom.model import Disposition
+
+log = logging.getLogger(__name__)
+
+
+def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry what passes by itself; a person's mistake or a stop order does not."""
+    error = state.result(raise_on_failure=False)
+    return (
+        isinstance(error, PrefectDicomError)
+        and error.disposition is Disposition.TRANSIENT
+        and not isinstance(error, Interrupted)
+    )
+
+
+ONE_CHUNK: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retries": 2,
+    "retry_delay_seconds": exponential_backoff(10),
+    "retry_jitter_factor": 0.2,
+    "retry_condition_fn": worth_retrying,
+}
+"""Options of the tasks that work on one chunk. The ledger is their cache."""
+
+
+@contextlib.contextmanager
+def without_phi() -> Iterator[None]:
+    """Let only errors of this package out."""
+    try:
+        yield
+    except PrefectDicomError:
+        raise
+    except Exception as error:
+        places = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s\n%s", type(error).__name__, places)
+        raise PrefectDicomError("unexpected", type(error).__name__) from None

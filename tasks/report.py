@@ -1,0 +1,56 @@
+"""Counts and reasons as Prefect artifacts; no patient data, no UIDs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from prefect_dicom.ledger import Cohort, Ledger, Totals
+from prefect_dicom.report import finished_fraction, in_words, reason_table, summary_markdown
+
+_EVERY_SECONDS = 10.0
+
+
+class ProgressArtifact:
+    """A progress bar in Prefect's UI. A server that is away never stops the work."""
+
+    def __init__(self, cohort: str) -> None:
+        self._key = _key("progress", cohort)
+        self._id: UUID | None = None
+        self._last = float("-inf")
+
+    def show(self, totals: Totals, *, now: bool = False) -> None:
+        """Show how far the cohort is; at most every ten seconds unless ``now``."""
+        if not now and time.monotonic() - self._last < _EVERY_SECONDS:
+            return
+        self._last = time.monotonic()
+        percent = round(100 * finished_fraction(totals), 1)
+        words = in_words(totals)
+        with contextlib.suppress(Exception):
+            if self._id is None:
+                self._id = create_progress_artifact(percent, key=self._key, description=words)
+            else:
+                update_progress_artifact(self._id, percent, description=words)
+
+
+def publish_results(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
+    """The result table and the summary of a cohort, whose reports lie in ``folder``."""
+    key = _key("results", cohort.name)
+    table = reason_table(ledger.verdicts(cohort.number))
+    create_table_artifact(table, key=key, description="Rows by verdict and reason")
+    create_markdown_artifact(summary_markdown(ledger, cohort, folder), key=f"{key}-summary")
+
+
+def _key(kind: str, cohort: str) -> str:
+    """An artifact key: lower-case letters, digits and dashes only."""
+    return re.sub("[^a-z0-9]", "-", f"dicom-{kind}-{cohort}".lower())

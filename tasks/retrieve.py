@@ -1,0 +1,16 @@
+"""One chunk of studies from the PACS into the spool."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from prefect_dicom.model import Chunk
+from prefect_dicom.steps import current_pull
+from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
+
+
+@task(task_run_name="retrieve-{number:06d}", tags=["dicom"], **ONE_CHUNK)
+def retrieve_chunk(number: int, node: str, studies: tuple[int, ...]) -> int:
+    """List and retrieve the studies (references); returns how many were claimed."""
+    with without_phi():
+        return current_pull().retrieve(Chunk(number, node, studies))
