@@ -144,6 +144,42 @@ _TABLE = (
         "It is kept as it came; identity is by the request alone.",
     ),
     (
+        "wrong-transfer-syntax",
+        PERMANENT,
+        "The object is not encoded in the transfer syntax it was sent under.",
+        "Readers that trust its file meta fail on it; look at the object on the PACS.",
+    ),
+    (
+        "pixel-data-longer",
+        PERMANENT,
+        "The pixel data is longer than the header says.",
+        "It is kept as it came; viewers ignore the surplus.",
+    ),
+    (
+        "trailing-bytes",
+        PERMANENT,
+        "Zeros follow the object's last element.",
+        "It is kept as it came; readers ignore them.",
+    ),
+    (
+        "partly-inspected",
+        PERMANENT,
+        "The object has more nested elements than are looked at.",
+        "It is kept as it came; what lies behind them was not checked.",
+    ),
+    (
+        "patient-id-missing",
+        PERMANENT,
+        "The object has no PatientID, though the PACS lists one for its study.",
+        "It is kept as it came: its UIDs are those that were asked for.",
+    ),
+    (
+        "patient-id-reencoded",
+        PERMANENT,
+        "The object's PatientID and the listed one differ in letters outside ASCII only.",
+        "It is kept as it came; the PACS's character set does not hold these letters.",
+    ),
+    (
         "wrong-patient",
         OPERATOR,
         "An object of another patient arrived for the study.",
@@ -172,6 +208,12 @@ _TABLE = (
         TRANSIENT,
         "A file in the spool no longer has the SHA-256 it arrived with.",
         "It is asked for again; check the disk if this repeats.",
+    ),
+    (
+        "no-longer-listed",
+        TRANSIENT,
+        "The instance arrived and is not on the PACS's list any more.",
+        "The study changed on the PACS; its manifest names what is listed now.",
     ),
     # --- the PACS node
     (
@@ -262,6 +304,12 @@ _TABLE = (
         "move-destination-failed",
         OPERATOR,
         "The PACS could not send to our receiver.",
+        _RECEIVER_CHECKLIST,
+    ),
+    (
+        "node-sends-nothing",
+        OPERATOR,
+        "Study after study is listed by the PACS and none of their instances arrives.",
         _RECEIVER_CHECKLIST,
     ),
     (
@@ -356,6 +404,18 @@ _TABLE = (
         "They are sent again; check network and disk if this repeats.",
     ),
     (
+        "archive-full",
+        OPERATOR,
+        "The disk or the quota of the archive is full.",
+        "Free or add space at the archive, then rerun.",
+    ),
+    (
+        "manifest-unreadable",
+        OPERATOR,
+        "A study's manifest in the archive cannot be read.",
+        "Restore it from a version; if this software is older than the manifest, upgrade it.",
+    ),
+    (
         "archive-object-missing",
         OPERATOR,
         "An object named by a manifest is not in the archive.",
@@ -372,6 +432,24 @@ _TABLE = (
         OPERATOR,
         "The ledger was written by a newer version of this software.",
         "Upgrade prefect-dicom.",
+    ),
+    (
+        "ledger-unsafe",
+        OPERATOR,
+        "The ledger's file is open to other users.",
+        "Give it mode 0600: it holds identifiers of patients.",
+    ),
+    (
+        "cohort-name-taken",
+        OPERATOR,
+        "Another cohort has this name already.",
+        "Choose another name.",
+    ),
+    (
+        "cohort-unknown",
+        OPERATOR,
+        "The ledger has no cohort of this name or number.",
+        "Check the name, and whether this is the right ledger.",
     ),
     (
         "unexpected",
