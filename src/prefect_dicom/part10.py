@@ -125,6 +125,7 @@ class PixelData:
 class Structure:
     """What the headers of a data set say about its shape; None where an element is absent.
 
+    ``number_of_frames`` is 1 where it is absent, None where it holds no number.
     ``other_syntax`` is True where the elements are not written in the transfer syntax that the
     file meta declares; ``twice`` names fields of :class:`Identity` that occur again with another
     value; ``trailing_bytes`` are zeros behind the last element; ``complete`` is False where
@@ -137,7 +138,7 @@ class Structure:
     columns: int | None = None
     samples_per_pixel: int | None = None
     bits_allocated: int | None = None
-    number_of_frames: int | None = None
+    number_of_frames: int | None = 1
     photometric_interpretation: str | None = None
     pixel_data: PixelData | None = None
     has_pixel_data_provider: bool = False
@@ -631,6 +632,7 @@ class _Walk:
             _text(values.get(0x00080005)),
             _text(values.get(0x00080060)),
             self._inspected,
+            self._meta.get("sop_instance"),
         )
 
     def structure(self) -> Structure:
@@ -642,7 +644,7 @@ class _Walk:
             self._unsigned(0x00280011),
             self._unsigned(0x00280002),
             self._unsigned(0x00280100),
-            _integer_string(values.get(0x00280008)),
+            _integer_string(values.get(0x00280008, b"1")),
             _text(values.get(0x00280004)),
             self._pixels,
             _PIXEL_DATA_PROVIDER_URL in values,
@@ -682,9 +684,9 @@ def _trimmed(value: bytes | None) -> bytes | None:
     return None if value is None else value.rstrip(b" \0")
 
 
-def _integer_string(value: bytes | None) -> int | None:
+def _integer_string(value: bytes) -> int | None:
     """An IS of at most 12 characters (PS3.5 6.2); None for what is none."""
-    digits = b"" if value is None else value.strip(b" \0")
+    digits = value.strip(b" \0")
     return int(digits) if digits.isdigit() and len(digits) <= 12 else None
 
 
