@@ -186,8 +186,9 @@ class StoreRequest:
 class Identity:
     """What a data set says of itself; None where the element is absent or was not read.
 
-    ``transfer_syntax_uid`` comes from the file meta. ``inspected`` is False where the data set
-    could not be looked into without inflating it.
+    ``transfer_syntax_uid`` and ``requested_sop_instance_uid`` come from the file meta, which we
+    wrote from the request. ``inspected`` is False where the data set could not be looked into
+    without inflating it.
     """
 
     transfer_syntax_uid: str
@@ -199,6 +200,7 @@ class Identity:
     specific_character_set: str | None = None
     modality: str | None = None
     inspected: bool = True
+    requested_sop_instance_uid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

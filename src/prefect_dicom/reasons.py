@@ -313,6 +313,12 @@ _TABLE = (
         _RECEIVER_CHECKLIST,
     ),
     (
+        "sop-classes-unknown",
+        OPERATOR,
+        "The PACS does not tell the SOP classes of its instances, which a C-GET has to propose.",
+        "Set `retrieve: c-move` for this node.",
+    ),
+    (
         "request-refused",
         PERMANENT,
         "The PACS cannot process the request.",

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from prefect_dicom.archive import decode_manifest
+from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.identifiers import is_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.model import RowVerdict, StudyState, Verdict
@@ -193,7 +193,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-class _replacing:  # noqa: N801 - reads as a phrase at the with statement
+class _replacing:
     """A path to write to, which takes the place of the target when all went well."""
 
     def __init__(self, target: Path) -> None:

@@ -40,7 +40,7 @@ from prefect_dicom.policy import RetrieveRequest, plan_requests
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
 from prefect_dicom.spool import Spool
-from prefect_dicom.validate import Expected, validate
+from prefect_dicom.validate import Consequence, Expected, validate
 
 _POLL_SECONDS = 0.1
 _SHRINK = 7
@@ -337,11 +337,11 @@ class Retrieval:
                 work.claim.patient_id or None,
             )
             verdict = validate(path, expected)
-            if verdict.foreign:
-                self._spool.quarantine_file(work.reference, sha256, verdict.foreign[0])
-                work.failure = verdict.foreign[0]
+            if verdict.consequence is Consequence.QUARANTINE:
+                self._spool.quarantine_file(work.reference, sha256, verdict.findings[0])
+                work.failure = verdict.findings[0]
                 continue
-            if verdict.faulty:
+            if verdict.consequence is Consequence.ASK_AGAIN:
                 if suspects is None:
                     suspects = self._spool.suspects(work.reference)
                 if sha256 not in suspects:
@@ -350,7 +350,7 @@ class Retrieval:
                     continue
                 if self._leave_out_faulty:
                     self._spool.remove(work.reference, sha256)
-                    rejections.append((key, verdict.faulty[0]))
+                    rejections.append((key, verdict.findings[0]))
                     work.states[key] = InstanceState.REJECTED
                     continue
             work.seen.add(sha256)
@@ -422,10 +422,10 @@ def _signs_of_life(expected: Request) -> int:
 
 
 def _key_of(identity: Identity, work: StudyWork) -> InstanceKey:
-    sop = normal_uid(identity.sop_instance_uid or "")
+    sop = normal_uid(identity.sop_instance_uid or identity.requested_sop_instance_uid or "")
     if identity.series_instance_uid is not None:
         return InstanceKey(normal_uid(identity.series_instance_uid), sop)
-    # Not looked into: the request named the instance; the list says in which series it is.
+    # Not read: the request named the instance; the list says in which series it is.
     matches = [key for key in work.listed if key.sop_instance_uid == sop]
     return matches[0] if len(matches) == 1 else InstanceKey("", sop)
 
@@ -494,16 +494,19 @@ def _by_proposal(
     for reference, keys in missing.items():
         for key in keys:
             sop_class = by_reference[reference].listed[key].sop_class_uid
+            if not sop_class:
+                raise PacsError("sop-classes-unknown")
             counts[sop_class] = counts.get(sop_class, 0) + 1
     classes = sorted(counts, key=counts.get, reverse=True)
     for start in range(0, len(classes), most):
         pack = set(classes[start : start + most])
-        group = {
-            reference: kept
-            for reference, keys in missing.items()
-            if (kept := [k for k in keys if by_reference[reference].listed[k].sop_class_uid in pack])
-        }
-        yield group, tuple((c, s) for c in sorted(pack) if c for s in syntaxes)
+        group: dict[StudyReference, list[InstanceKey]] = {}
+        for reference, keys in missing.items():
+            listed = by_reference[reference].listed
+            kept = [key for key in keys if listed[key].sop_class_uid in pack]
+            if kept:
+                group[reference] = kept
+        yield group, tuple((c, s) for c in sorted(pack) for s in syntaxes)
 
 
 def _is_success(status: int) -> bool:

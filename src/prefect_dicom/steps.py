@@ -19,7 +19,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect_dicom.archive import Archive, decode_manifest, encode_manifest, open_archive, same_manifest
+from prefect_dicom.archive import Archive, open_archive
+from prefect_dicom.archive.manifest import decode_manifest, encode_manifest, same_manifest
 from prefect_dicom.cohort import cohort_digest, read_cohort
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.dimse.association import Requestor
@@ -238,9 +239,11 @@ class Pull:
             return False
         data = b"".join(self.archive.read(key))
         manifest = decode_manifest(data)
-        named = {InstanceKey(i.series_instance_uid, i.sop_instance_uid) for i in manifest.instances}
-        left_out = {InstanceKey(w.series_instance_uid, w.sop_instance_uid) for w in manifest.withheld}
-        if named | left_out != work.listed.keys():
+        named = {
+            InstanceKey(i.series_instance_uid, i.sop_instance_uid)
+            for i in (*manifest.instances, *manifest.withheld)
+        }
+        if named != work.listed.keys():
             return False
         self._commit(work, manifest, data)
         return True

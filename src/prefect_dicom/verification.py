@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from prefect_dicom.archive import Archive, decode_manifest, open_archive, same_manifest
+from prefect_dicom.archive import Archive, open_archive
+from prefect_dicom.archive.manifest import decode_manifest, same_manifest
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.identifiers import manifest_key, study_prefix
 from prefect_dicom.ledger import Ledger
@@ -81,8 +82,9 @@ def _instance_faults(
         yield "archive-object-missing"
     elif level is not Level.EXISTS and size != instance.size_bytes:
         yield "archive-checksum"
-    elif level in (Level.CHECKSUM, Level.READ) and _hash(archive, instance, level) != instance.sha256:
-        yield "archive-checksum"
+    elif level in (Level.CHECKSUM, Level.READ):
+        if _hash(archive, instance, level) != instance.sha256:
+            yield "archive-checksum"
 
 
 def _hash(archive: Archive, instance: ManifestInstance, level: Level) -> str | None:
