@@ -25,6 +25,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    NonNegativeFloat,
     SecretStr,
     Tag,
     ValidationError,
@@ -413,6 +414,11 @@ class Site(Settings):
     ledger: Ledger = Field(default_factory=Ledger, description="Where state is kept.")
     spool: Spool = Field(description="Where arriving objects lie.")
     validation: Validation = Field(default_factory=Validation, description="Faulty instances.")
+    retry_after_seconds: tuple[NonNegativeFloat, ...] = Field(
+        (30, 300),
+        description="After a pass over the cohort, what failed for a passing reason is tried "
+        "again in as many further passes, each after so many seconds.",
+    )
     reports: PlacedPath = Field(Path("reports"), description="Where result tables are written.")
 
     @field_validator("spool")
