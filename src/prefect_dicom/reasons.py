@@ -63,6 +63,13 @@ _TABLE = (
         "select others.",
         "Have the study's UID repaired on the PACS.",
     ),
+    (
+        "unsafe-patient-id",
+        PERMANENT,
+        "The Patient Root names a study with its PatientID, and this one is empty or holds "
+        "wildcards; asking for it would select others.",
+        "Set `information_model: study-root` for the node, which needs no PatientID.",
+    ),
     # --- studies
     (
         "instance-list-empty",

@@ -1,0 +1,420 @@
+"""The requesting side of an association: opened when needed, used again, explained when lost.
+
+pynetdicom's upper layer, negotiation and messages are used; its association thread is not. That
+thread takes messages off the queue for itself: now and then it takes the answer a request waits
+for, and one instance is missing from a list that looks whole. Here the caller's thread alone
+reads the queue, by our own clock.
+
+Why an association ended is seen in its PDUs, through pynetdicom's event handlers. Why a
+connection could not be opened pynetdicom only logs: a plain connection to the same address is
+then opened, once, to learn it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from io import BytesIO
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_FIND, C_MOVE
+from pynetdicom.dsutils import encode
+from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_RELEASE_RQ
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.sop_class import (
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
+from pynetdicom.transport import AddressInformation, AssociationSocket
+
+from prefect_dicom.configuration import PacsNode
+from prefect_dicom.dimse.quiet import quiet_pynetdicom
+from prefect_dicom.dimse.rejection import aborted, rejected
+from prefect_dicom.dimse.sockets import acknowledge, prepare
+from prefect_dicom.dimse.status import PENDING
+from prefect_dicom.errors import PacsError
+from prefect_dicom.model import InformationModel
+
+Message = C_ECHO | C_FIND | C_MOVE
+
+_SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+_PRIMITIVES: dict[str, type[Message]] = {"C-ECHO": C_ECHO, "C-FIND": C_FIND, "C-MOVE": C_MOVE}
+_MODELS = {
+    InformationModel.STUDY_ROOT: {
+        "C-FIND": StudyRootQueryRetrieveInformationModelFind,
+        "C-MOVE": StudyRootQueryRetrieveInformationModelMove,
+    },
+    InformationModel.PATIENT_ROOT: {
+        "C-FIND": PatientRootQueryRetrieveInformationModelFind,
+        "C-MOVE": PatientRootQueryRetrieveInformationModelMove,
+    },
+}
+
+_LOW_PRIORITY = 2
+# Archives drop idle associations after 30 s (Orthanc) or more; one about to go is not used.
+_IDLE_SECONDS = 15.0
+_RELEASE_SECONDS = 5.0
+# How late, at worst, the end of a connection is noticed.
+_LOOK_SECONDS = 0.2
+
+
+def diagnose(node: PacsNode) -> PacsError | None:
+    """Why no TCP connection to a node can be opened, or None where one can.
+
+    Opens and closes a plain connection, no DICOM on it.
+    """
+    try:
+        socket.create_connection((node.host, node.port), node.timeouts.connect_seconds).close()
+    except (socket.gaierror, UnicodeError):
+        return PacsError("pacs-address", "the host name does not resolve")
+    except ConnectionRefusedError:
+        return PacsError("pacs-refused", "the connection was refused")
+    except ConnectionResetError:
+        return PacsError("pacs-reset", "the connection was reset")
+    except TimeoutError:
+        seconds = node.timeouts.connect_seconds
+        return PacsError("pacs-unreachable", f"no connection within {seconds:g} s")
+    except OSError as error:
+        return PacsError("pacs-unreachable", f"no route (errno {error.errno})")
+    return None
+
+
+class _Wire:
+    """What was seen on one association: connection, acceptance, rejection, abort, end."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.accepted = False
+        self.ended = False
+        self.rejection: tuple[int, int, int] | None = None
+        self.abort: tuple[int, int] | None = None
+
+    def watch(self, association: Association) -> None:
+        association.bind(evt.EVT_CONN_OPEN, self._on_open)
+        association.bind(evt.EVT_DATA_RECV, self._on_data)
+        association.bind(evt.EVT_PDU_RECV, self._on_pdu)
+        association.bind(evt.EVT_CONN_CLOSE, self._on_close)
+
+    def _on_open(self, event: evt.Event) -> None:
+        self.connected = True
+        prepare(event.assoc.dul.socket.socket)
+
+    def _on_data(self, event: evt.Event) -> None:
+        connection = event.assoc.dul.socket
+        if connection is not None and connection.socket is not None:
+            acknowledge(connection.socket)
+
+    def _on_pdu(self, event: evt.Event) -> None:
+        pdu = event.pdu
+        if isinstance(pdu, A_ASSOCIATE_AC):
+            self.accepted = True
+        elif isinstance(pdu, A_ASSOCIATE_RJ):
+            self.rejection = (pdu.result, pdu.source, pdu.reason_diagnostic)
+        elif isinstance(pdu, A_ABORT_RQ):
+            self.abort = (pdu.source, pdu.reason_diagnostic)
+            self.ended = True
+        elif isinstance(pdu, A_RELEASE_RQ):
+            if not self.ended:
+                event.assoc.acse.send_release(is_response=True)
+            self.ended = True
+
+    def _on_close(self, event: evt.Event) -> None:
+        self.ended = True
+
+
+class Exchange:
+    """One request under way and the responses to it. Made by :meth:`Requestor.send`."""
+
+    def __init__(
+        self,
+        requestor: Requestor,
+        association: Association,
+        wire: _Wire,
+        service: str,
+        context: PresentationContext,
+        message_id: int,
+        fresh: bool,
+    ) -> None:
+        self.fresh = fresh
+        """Whether the association was opened for this request."""
+        self.answered = False
+        """Whether the peer answered it at all."""
+        self.ended = False
+        """Whether the final response is here, or the association gone."""
+        self._requestor = requestor
+        self._association = association
+        self._wire = wire
+        self._service = service
+        self._context = context
+        self._message_id = message_id
+
+    @property
+    def transfer_syntax(self) -> UID:
+        """The syntax identifiers are encoded in, in both directions."""
+        return self._context.transfer_syntax[0]
+
+    def next(self, seconds: float) -> Message | None:
+        """The next response, or None when none came in time.
+
+        Raises
+        ------
+        PacsError
+            When the association has ended, or what came is no answer to this request; the
+            association is gone then.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            remaining = max(0.0, deadline - time.monotonic())
+            self._association.dimse_timeout = min(remaining, _LOOK_SECONDS)
+            _, message = self._association.dimse.get_msg(block=True)
+            if message is not None:
+                return self._take(message)
+            if self._wire.ended:
+                self.abort()
+                # Archives that know our AE title from no table accept the association, answer
+                # C-ECHO, and abort at the first request that needs a permission.
+                first = not self.answered and self._service not in self._requestor.answered
+                raise aborted(*(self._wire.abort or (None, None)), first_request=first)
+            if not remaining:
+                return None
+
+    def cancel(self) -> None:
+        """Send a C-CANCEL-RQ, PS3.7 9.3.2.3; the final response is still to be waited for."""
+        request = C_CANCEL()
+        request.MessageIDBeingRespondedTo = self._message_id
+        self._association.dimse.send_msg(request, self._context.context_id)
+
+    def abort(self) -> None:
+        """End the association now, with an A-ABORT where it still stands."""
+        self.ended = True
+        self._requestor.abort()
+
+    def _take(self, message: object) -> Message:
+        if (
+            not isinstance(message, _PRIMITIVES[self._service])
+            or not message.is_valid_response
+            or message.MessageIDBeingRespondedTo != self._message_id
+        ):
+            self.abort()
+            raise PacsError("answer-unusable", f"no answer to a {self._service} where one was due")
+        self.answered = True
+        self._requestor.answered.add(self._service)
+        if message.Status not in PENDING:
+            self.ended = True
+            self._requestor.touch()
+        return message
+
+
+class Requestor:
+    """Our side of the associations to one node, one at a time.
+
+    The association (Verification, and the FIND and MOVE classes of the node's information
+    model) is opened with the first request, used for all that follow, and opened anew when it
+    was lost or has been idle. For one thread at a time. A context manager: pynetdicom's threads
+    keep a process alive until the association is closed.
+
+    Parameters
+    ----------
+    node : PacsNode
+        Whom to ask, as whom, and how long to wait.
+
+    Examples
+    --------
+    >>> with Requestor(node) as requestor:  # doctest: +SKIP
+    ...     seconds = echo(requestor)
+    ...     studies = find_studies(requestor, {"PatientID": "000123"})
+    """
+
+    def __init__(self, node: PacsNode) -> None:
+        quiet_pynetdicom()
+        self.node = node
+        self.answered: set[str] = set()
+        """The services this node has ever answered us."""
+        self._association: Association | None = None
+        self._wire = _Wire()
+        self._message_id = 0
+        self._last_used = 0.0
+
+    def __enter__(self) -> Requestor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def model(self, service: str) -> str:
+        """SOP class UID that stands for a service at this node."""
+        if service == "C-ECHO":
+            return Verification
+        return _MODELS[self.node.information_model][service]
+
+    def open(self) -> bool:
+        """Open the association now, where there is none that can be used.
+
+        Returns
+        -------
+        bool
+            Whether a new one was opened.
+
+        Raises
+        ------
+        PacsError
+            With the cause: address, refusal, silence, rejection, abort.
+        """
+        if self._association is not None and not self._wire.ended:
+            if time.monotonic() - self._last_used < _IDLE_SECONDS:
+                return False
+            self.close()
+        self.abort()
+        self._associate()
+        return True
+
+    def send(
+        self,
+        service: str,
+        identifier: Dataset | None = None,
+        *,
+        destination: str | None = None,
+        message_id: int | None = None,
+    ) -> Exchange:
+        """Send one request, on the open association or on a new one.
+
+        Parameters
+        ----------
+        service : str
+            ``C-ECHO``, ``C-FIND`` or ``C-MOVE``.
+        identifier : Dataset, optional
+            Of a C-FIND or C-MOVE.
+        destination : str, optional
+            AE title a C-MOVE sends to.
+        message_id : int, optional
+            1 to 65535; by default the next of this requestor's own.
+
+        Raises
+        ------
+        PacsError
+            When no association can be had, or the peer did not accept the service on it.
+        """
+        fresh = self.open()
+        association, model = self._association, self.model(service)
+        context = next(
+            (c for c in association.accepted_contexts if c.abstract_syntax == model), None
+        )
+        if context is None:
+            refused = [c for c in association.rejected_contexts if c.abstract_syntax == model]
+            result = refused[0].result if refused else None
+            raise PacsError("service-not-offered", f"{service}: context result {result}")
+        if message_id is None:
+            self._message_id = self._message_id % 65535 + 1
+            message_id = self._message_id
+        request = _PRIMITIVES[service]()
+        request.MessageID = message_id
+        request.AffectedSOPClassUID = model
+        if identifier is not None:
+            syntax = context.transfer_syntax[0]
+            encoded = encode(identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+            if encoded is None:
+                raise ValueError("the identifier cannot be encoded")
+            request.Priority = _LOW_PRIORITY
+            request.Identifier = BytesIO(encoded)
+        if destination is not None:
+            request.MoveDestination = destination
+        association.dimse.send_msg(request, context.context_id)
+        return Exchange(self, association, self._wire, service, context, message_id, fresh)
+
+    def close(self) -> None:
+        """Release the association, PS3.8 7.2; never raises, and is fine to repeat."""
+        association, self._association = self._association, None
+        if association is None:
+            return
+        if not self._wire.ended:
+            with contextlib.suppress(Exception):
+                association.acse_timeout = min(_RELEASE_SECONDS, association.acse_timeout)
+                association.acse.negotiate_release()
+        _end(association)
+
+    def abort(self) -> None:
+        """End the association with an A-ABORT, where there is one."""
+        association, self._association = self._association, None
+        if association is not None:
+            _end(association)
+
+    def touch(self) -> None:
+        """Note that the association was used just now."""
+        self._last_used = time.monotonic()
+
+    def _associate(self) -> None:
+        node, wire = self.node, _Wire()
+        self._wire = wire
+        application = AE(ae_title=node.calling_ae_title)
+        application.connection_timeout = node.timeouts.connect_seconds
+        application.acse_timeout = node.timeouts.acse_seconds
+        application.network_timeout = None
+        try:
+            address = AddressInformation.from_addr_port(node.host, node.port)
+        except (socket.gaierror, UnicodeError):
+            raise PacsError("pacs-address", "the host name does not resolve") from None
+        association = Association(application, "requestor")
+        own = AddressInformation("0.0.0.0" if address.is_ipv4 else "::", 0)
+        association.set_socket(AssociationSocket(association, address=own))
+        association.acceptor.ae_title = node.called_ae_title
+        association.acceptor.address_info = address
+        association.requestor.address_info = own
+        association.requestor.ae_title = node.calling_ae_title
+        association.requestor.maximum_length = application.maximum_pdu_size
+        association.requestor.implementation_class_uid = application.implementation_class_uid
+        association.requestor.implementation_version_name = application.implementation_version_name
+        contexts = []
+        for number, service in enumerate(_PRIMITIVES):
+            contexts.append(build_context(self.model(service), _SYNTAXES))
+            contexts[-1].context_id = 2 * number + 1
+        association.requestor.requested_contexts = contexts
+        wire.watch(association)
+        started = time.monotonic()
+        try:
+            association.request()
+        except ValueError:
+            # pynetdicom has no words for reject reasons outside the standard.
+            if wire.rejection is None:
+                raise
+        if association.is_established and not wire.ended:
+            self._association = association
+            self.touch()
+            return
+        _end(association)
+        raise self._refused(wire, time.monotonic() - started)
+
+    def _refused(self, wire: _Wire, seconds: float) -> PacsError:
+        """The error for an association that did not come to stand."""
+        timeouts = self.node.timeouts
+        if not wire.connected:
+            if seconds >= timeouts.connect_seconds:
+                limit = timeouts.connect_seconds
+                return PacsError("pacs-unreachable", f"no connection within {limit:g} s")
+            # What refused a moment ago and answers now is a peer that is restarting.
+            return diagnose(self.node) or PacsError("pacs-refused", "the connection failed once")
+        if wire.rejection is not None:
+            return rejected(*wire.rejection)
+        if wire.abort is not None:
+            return aborted(*wire.abort, first_request=True)
+        if wire.accepted:
+            return PacsError("service-not-offered", "no presentation context was accepted")
+        if seconds >= timeouts.acse_seconds:
+            limit = timeouts.acse_seconds
+            return PacsError("pacs-silent", f"no answer to the association request in {limit:g} s")
+        return PacsError("pacs-reset", "the connection ended before the association was accepted")
+
+
+def _end(association: Association) -> None:
+    """Abort what still stands, and see its threads off."""
+    with contextlib.suppress(Exception):
+        if association.is_established:
+            association.abort()
+        else:
+            association.kill()

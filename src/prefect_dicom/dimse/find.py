@@ -1,0 +1,357 @@
+"""C-FIND, PS3.4 C.4.1: studies by their keys, and a study's own list of instances.
+
+Queries are hierarchical, with one value for every unique key: the form that every archive
+answers. Texts are decoded here, and never raise: what does not decode by the declared character
+set is read as Latin-1, which keeps different bytes different.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from pydicom import charset
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pynetdicom.dimse_primitives import C_FIND
+from pynetdicom.dsutils import decode
+
+from prefect_dicom.dimse.association import Exchange, Requestor
+from prefect_dicom.dimse.identifier import query_identifier
+from prefect_dicom.dimse.status import PENDING, reason_for_status
+from prefect_dicom.errors import PacsError
+from prefect_dicom.identifiers import is_safe_key, normal_uid
+from prefect_dicom.model import InformationModel, Instance, InstanceKey, Study
+
+_CANCEL_SECONDS = 5.0
+_SOME = 20
+
+_STUDY_KEYS = (
+    "PatientID",
+    "AccessionNumber",
+    "StudyInstanceUID",
+    "StudyDate",
+    "ModalitiesInStudy",
+    "StudyDescription",
+    "NumberOfStudyRelatedSeries",
+    "NumberOfStudyRelatedInstances",
+)
+_SERIES_KEYS = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "Modality",
+    "NumberOfSeriesRelatedInstances",
+)
+_IMAGE_KEYS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One answer of a SERIES level C-FIND, PS3.4 C.6.1.1.4."""
+
+    series_instance_uid: str
+    modality: str = ""
+    number_of_instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSeries:
+    """The series a peer lists for a study; ``unlistable`` answers cannot be asked about."""
+
+    series: tuple[Series, ...]
+    unlistable: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListedStudy:
+    """A peer's own list of a study's instances, the expected set of its retrieval.
+
+    ``unlistable`` counts answers that name nothing that could be asked for: series or
+    instances without a UID, or with one that is a wildcard. They are in no retrieve by list.
+    """
+
+    instances: tuple[Instance, ...]
+    unlistable: int = 0
+
+
+def find(requestor: Requestor, identifier: Dataset, level: str) -> Iterator[Dataset]:
+    """Send a C-FIND and yield its answers as they come.
+
+    An association that turns out to be gone before the first answer is opened anew, once. When
+    the caller stops reading, the query is cancelled.
+
+    Parameters
+    ----------
+    requestor : Requestor
+        The association to use.
+    identifier : Dataset
+        Keys to match and to return; made by
+        :func:`~prefect_dicom.dimse.identifier.query_identifier`.
+    level : str
+        ``STUDY``, ``SERIES`` or ``IMAGE``; set as QueryRetrieveLevel.
+
+    Raises
+    ------
+    PacsError
+        With what the final status stands for; ``answers-capped`` where the peer says there are
+        more; ``answer-unusable`` at the end, where an answer had no data set that decodes: the
+        list is then not whole.
+    """
+    identifier.QueryRetrieveLevel = level
+
+    seconds = requestor.node.timeouts.find_seconds
+    exchange = requestor.send("C-FIND", identifier)
+    unreadable = False
+    try:
+        while True:
+            try:
+                response = exchange.next(seconds)
+            except PacsError:
+                if exchange.answered or exchange.fresh:
+                    raise
+                exchange = requestor.send("C-FIND", identifier)
+                continue
+            if response is None:
+                code = "association-stalled" if exchange.answered else "pacs-silent"
+                raise PacsError(code, f"no answer to a C-FIND within {seconds:g} s")
+            if response.Status in PENDING:
+                answer = _decoded(response, exchange)
+                if answer is None:
+                    unreadable = True
+                else:
+                    yield answer
+                continue
+            code = reason_for_status("C-FIND", response.Status)
+            if code is not None:
+                raise PacsError(code, f"C-FIND status {response.Status:04X} at {level} level")
+            if unreadable:
+                raise PacsError("answer-unusable", f"an answer at {level} level does not decode")
+            return
+    except GeneratorExit:
+        _cancel(exchange)
+        raise
+    finally:
+        if not exchange.ended:
+            exchange.abort()
+
+
+def _decoded(response: C_FIND, exchange: Exchange) -> Dataset | None:
+    syntax = exchange.transfer_syntax
+    try:
+        return decode(response.Identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+    except Exception:
+        # Whatever a data set does that is none.
+        return None
+
+
+def _cancel(exchange: Exchange) -> None:
+    """Ask for no more answers and take those under way, so that the association can be used."""
+    if exchange.ended:
+        return
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    with contextlib.suppress(PacsError):
+        exchange.cancel()
+        while not exchange.ended and time.monotonic() < deadline:
+            exchange.next(1.0)
+
+
+def find_studies(requestor: Requestor, keys: Mapping[str, str]) -> list[Study]:
+    """Studies that match the keys, as the peer tells.
+
+    Peers ignore keys they do not support and answer with everything: whoever asks has to
+    compare the answers with the keys. In the Patient Root a PatientID should be among the keys
+    (PS3.4 C.6.1.2); many archives answer without.
+
+    Parameters
+    ----------
+    keys : mapping of str to str
+        DICOM keywords and values to match, at least one; sent exactly as they are.
+
+    Returns
+    -------
+    list of Study
+        In the order of the peer, answers that say the same once. A study UID may be empty or
+        unsafe: such a study exists, and cannot be asked for.
+
+    Raises
+    ------
+    ValueError
+        Where no key is given, or one is empty or holds a wildcard or a backslash.
+    PacsError
+        See :func:`find`.
+    """
+    if not keys:
+        raise ValueError("a query without a key would list the whole archive")
+    identifier = query_identifier(keys, _STUDY_KEYS)
+    return list(dict.fromkeys(_study(answer) for answer in find(requestor, identifier, "STUDY")))
+
+
+def find_some_studies(requestor: Requestor, first: date, last: date) -> list[Study]:
+    """Up to twenty studies of a range of days; the query is cancelled after them.
+
+    For trying an archive out. Archives that cannot match a range answer with any studies.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`; a capped list of answers is as good as a whole one here.
+    """
+    days = f"{first:%Y%m%d}-{last:%Y%m%d}"
+    answers = find(requestor, query_identifier({"StudyDate": days}, _STUDY_KEYS), "STUDY")
+    studies: list[Study] = []
+    try:
+        with contextlib.closing(answers):
+            studies.extend(_study(answer) for answer in itertools.islice(answers, _SOME))
+    except PacsError as error:
+        if not studies or error.code != "answers-capped":
+            raise
+    return studies
+
+
+def list_series(
+    requestor: Requestor, study_instance_uid: str, patient_id: str = ""
+) -> ListedSeries:
+    """The series of a study, with the number of instances where the peer tells it.
+
+    Parameters and errors are those of :func:`list_instances`.
+    """
+    above = _keys_above(requestor, study_instance_uid, patient_id)
+    series: dict[str, Series] = {}
+    unlistable = 0
+    for answer in find(requestor, query_identifier(above, _SERIES_KEYS), "SERIES"):
+        if not _belongs(answer, "StudyInstanceUID", study_instance_uid):
+            continue
+        uid = _uid(answer, "SeriesInstanceUID")
+        if not is_safe_key(uid):
+            unlistable += 1
+            continue
+        one = Series(
+            uid,
+            _text(answer, "Modality"),
+            _count(answer, "NumberOfSeriesRelatedInstances"),
+        )
+        series.setdefault(uid, one)
+    return ListedSeries(tuple(series.values()), unlistable)
+
+
+def list_instances(
+    requestor: Requestor, study_instance_uid: str, patient_id: str = ""
+) -> ListedStudy:
+    """The peer's own list of a study: one query for its series, one for the images of each.
+
+    Every answer is compared with what was asked for; those of other studies or series are
+    dropped, and one that repeats series and instance UID counts once.
+
+    Parameters
+    ----------
+    study_instance_uid : str
+        The study.
+    patient_id : str
+        Its PatientID as the peer tells it, a unique key in the Patient Root; not sent in the
+        Study Root.
+
+    Raises
+    ------
+    ValueError
+        Where the study UID is empty or holds a wildcard.
+    PacsError
+        See :func:`find`. ``request-refused`` (A900, Cxxx) after :func:`list_series` has
+        answered means that the peer has no IMAGE level; ``unsafe-patient-id`` that the Patient
+        Root cannot name this study.
+    """
+    listed = list_series(requestor, study_instance_uid, patient_id)
+    above = _keys_above(requestor, study_instance_uid, patient_id)
+    instances: dict[InstanceKey, Instance] = {}
+    unlistable = listed.unlistable
+    for series in listed.series:
+        series_uid = series.series_instance_uid
+        identifier = query_identifier({**above, "SeriesInstanceUID": series_uid}, _IMAGE_KEYS)
+        for answer in find(requestor, identifier, "IMAGE"):
+            if not _belongs(answer, "StudyInstanceUID", study_instance_uid):
+                continue
+            if not _belongs(answer, "SeriesInstanceUID", series_uid):
+                continue
+            sop_uid = _uid(answer, "SOPInstanceUID")
+            if not is_safe_key(sop_uid):
+                unlistable += 1
+                continue
+            key = InstanceKey(series_uid, sop_uid)
+            instances.setdefault(key, Instance(key, _uid(answer, "SOPClassUID")))
+    return ListedStudy(tuple(instances.values()), unlistable)
+
+
+def _keys_above(requestor: Requestor, study_instance_uid: str, patient_id: str) -> dict[str, str]:
+    keys = {"StudyInstanceUID": study_instance_uid}
+    if requestor.node.information_model is InformationModel.PATIENT_ROOT:
+        if not is_safe_key(patient_id):
+            # From the archive, not from our code: data, and no reason to stop a run.
+            raise PacsError("unsafe-patient-id", "PatientID is a unique key in the Patient Root")
+        keys["PatientID"] = patient_id
+    return keys
+
+
+def _belongs(answer: Dataset, keyword: str, asked: str) -> bool:
+    # Some archives leave the keys above the level out of their answers.
+    uid = _uid(answer, keyword)
+    return not uid or uid == normal_uid(asked)
+
+
+def _study(answer: Dataset) -> Study:
+    modalities = _text(answer, "ModalitiesInStudy").split("\\")
+    return Study(
+        study_instance_uid=_uid(answer, "StudyInstanceUID"),
+        patient_id=_text(answer, "PatientID"),
+        accession_number=_text(answer, "AccessionNumber"),
+        study_date=_text(answer, "StudyDate"),
+        modalities=tuple(m.strip() for m in modalities if m.strip()),
+        study_description=_text(answer, "StudyDescription"),
+        number_of_series=_count(answer, "NumberOfStudyRelatedSeries"),
+        number_of_instances=_count(answer, "NumberOfStudyRelatedInstances"),
+    )
+
+
+def _uid(answer: Dataset, keyword: str) -> str:
+    return normal_uid(_raw(answer, keyword).decode("latin-1"))
+
+
+def _count(answer: Dataset, keyword: str) -> int | None:
+    digits = _raw(answer, keyword).strip(b" \0")
+    return int(digits) if digits.isdigit() and len(digits) <= 12 else None
+
+
+def _text(answer: Dataset, keyword: str) -> str:
+    """A text without its padding: leading and trailing blanks mean nothing, PS3.5 6.2."""
+    raw = _raw(answer, keyword)
+    declared = _raw(answer, "SpecificCharacterSet").decode("latin-1")
+    if raw.isascii() and b"\x1b" not in raw:
+        return raw.decode("ascii").strip(" \0")
+    try:
+        encodings = charset.convert_encodings([name.strip() for name in declared.split("\\")])
+        if len(encodings) == 1:
+            text = raw.decode(encodings[0])
+        else:
+            text = charset.decode_bytes(raw, encodings, {ord("\\")})
+            if "\ufffd" in text:
+                text = raw.decode("latin-1")
+    except (LookupError, ValueError):
+        text = raw.decode("latin-1")
+    return text.strip(" \0")
+
+
+def _raw(answer: Dataset, keyword: str) -> bytes:
+    """The value as it came, several joined by backslashes; pydicom converts nothing."""
+    tag = tag_for_keyword(keyword)
+    if tag is None or tag not in answer:
+        return b""
+    value = answer.get_item(tag).value
+    if isinstance(value, bytes):
+        return value
+    if value is None:
+        return b""
+    if isinstance(value, str):
+        return value.encode("latin-1", "replace")
+    return "\\".join(str(one) for one in value).encode("latin-1", "replace")
