@@ -1,1 +1,23 @@
-"""TODO."""
+"""The archive: conditional writes, proven bytes, one protocol for bucket and directory."""
+
+from __future__ import annotations
+
+from prefect_dicom.archive.protocol import Archive, Check, ObjectFacts
+from prefect_dicom.configuration import DirectoryArchive, S3Archive
+
+__all__ = ["Archive", "Check", "ObjectFacts", "open_archive"]
+
+
+def open_archive(settings: S3Archive | DirectoryArchive) -> Archive:
+    """The archive of a site. Nothing is asked of it yet; close it, or use it as a context.
+
+    One such object serves all threads of a process: it holds the pool of connections.
+    """
+    # Imported where they are wanted: boto3 takes most of a second.
+    if isinstance(settings, S3Archive):
+        from prefect_dicom.archive.s3 import BucketArchive
+
+        return BucketArchive(settings)
+    from prefect_dicom.archive.directory import FolderArchive
+
+    return FolderArchive(settings)

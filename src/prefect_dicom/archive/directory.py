@@ -1,0 +1,271 @@
+"""The archive in a directory, by the same protocol as a bucket.
+
+::
+
+    <directory>/.incoming/<random>.part     being written, locked by its writer
+    <directory>/studies/...                 whole
+
+A hard link is the conditional put: it fails where the name exists, and nothing of a name is
+seen before all its bytes are on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from prefect_dicom.archive.protocol import (
+    BLOCK_BYTES,
+    Archive,
+    Check,
+    ObjectFacts,
+    checked_key,
+)
+from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
+from prefect_dicom.configuration import DirectoryArchive
+from prefect_dicom.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.model import ArchivedObject
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EOPNOTSUPP, errno.EMLINK}
+_UNAVAILABLE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN}
+
+
+class FolderArchive(Archive):
+    """An archive in a local or mounted directory.
+
+    The directory must exist: one that is missing is rather a disk that is not mounted.
+    """
+
+    def __init__(self, settings: DirectoryArchive) -> None:
+        self._root = settings.directory
+        self._incoming = self._root / ".incoming"
+        self._lock = threading.Lock()
+        self._swept = False
+
+    def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedObject:
+        target = self._path(key)
+        with FileSource(path, sha256, size_bytes) as source:
+            return self._put(key, target, source)
+
+    def put_bytes(self, key: str, data: bytes) -> ArchivedObject:
+        return self._put(key, self._path(key), BytesSource(data))
+
+    def head(self, key: str) -> ObjectFacts | None:
+        """Size only: a file system keeps no hash. :meth:`read` proves more."""
+        with _in_our_words():
+            size = _size_of_file(self._path(key))
+        return None if size is None else ObjectFacts(size)
+
+    def read(self, key: str) -> Iterator[bytes]:
+        target = self._path(key)
+        with _in_our_words():
+            try:
+                file = target.open("rb", buffering=0)
+            except FileNotFoundError:
+                raise ArchiveError("archive-object-missing") from None
+            with file:
+                while block := file.read(BLOCK_BYTES):
+                    yield block
+
+    def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        with _in_our_words():
+            self._must_exist()
+            yield from _walk(self._root, "", prefix)
+
+    def check(self) -> list[Check]:
+        name = "the directory exists"
+        try:
+            self._must_exist()
+        except ArchiveError as error:
+            return [Check(name, False, error.reason.advice)]
+        checks = [Check(name, True)]
+        key = f"probes/{secrets.token_hex(8)}"
+        name = "objects can be written"
+        try:
+            self.put_bytes(key, b"probe")
+        except ArchiveError as error:
+            return [*checks, Check(name, False, f"{error}. {error.reason.advice}")]
+        checks.append(Check(name, True))
+        checks.append(self._check_condition(key))
+        checks.append(self._check_bytes(key))
+        with suppress(OSError):
+            self._path(key).unlink()
+            self._path(key).parent.rmdir()
+        mode = stat.S_IMODE(self._root.stat().st_mode)
+        checks.append(
+            Check(
+                "other users are kept out",
+                mode & 0o077 == 0,
+                "" if mode & 0o077 == 0 else f"The directory has mode {mode:04o}: chmod 0700.",
+                required=False,
+            )
+        )
+        return checks
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _check_condition(self, key: str) -> Check:
+        name = "nothing is overwritten"
+        try:
+            self.put_bytes(key, b"other")
+        except ArchiveConflict:
+            return Check(name, True)
+        return Check(name, False, "The file system replaces files on link; use another one.")
+
+    def _check_bytes(self, key: str) -> Check:
+        held = b"".join(self.read(key))
+        return Check(
+            "bytes come back as they were written",
+            held == b"probe",
+            "" if held == b"probe" else "Check the disk before anything is archived on it.",
+        )
+
+    def _path(self, key: str) -> Path:
+        return self._root / checked_key(key)
+
+    def _must_exist(self) -> None:
+        if not self._root.is_dir():
+            raise ArchiveError("archive-missing", "the directory of the archive does not exist")
+
+    def _put(self, key: str, target: Path, source: Source) -> ArchivedObject:
+        with _in_our_words():
+            self._must_exist()
+            self._sweep_once()
+            if (found := _size_of_file(target)) is not None:
+                return self._compared(key, target, source, found)
+            self._make_directories(target.parent)
+            with self._part() as (part, descriptor):
+                _copy(source, descriptor)
+                os.fsync(descriptor)
+                try:
+                    os.link(part, target)
+                except FileExistsError:
+                    return self._compared(key, target, source, _size_of_file(target))
+            _sync_directory(target.parent)
+        return ArchivedObject(key, source.sha256, source.size_bytes, checksum_verified=True)
+
+    def _compared(
+        self, key: str, target: Path, source: Source, found: int | None
+    ) -> ArchivedObject:
+        if found != source.size_bytes:
+            raise ArchiveConflict(detail=f"{found} bytes there, {source.size_bytes} bytes here")
+        if sha256_of(self.read(key)) != source.sha256:
+            raise ArchiveConflict(detail="same size, another SHA-256")
+        # Who linked it may have died before it was durable.
+        _sync_directory(target.parent)
+        return ArchivedObject(
+            key, source.sha256, source.size_bytes, checksum_verified=True, already_there=True
+        )
+
+    def _make_directories(self, directory: Path) -> None:
+        """Each one 0700, and durable in the one above it."""
+        if directory == self._root or directory.is_dir():
+            return
+        self._make_directories(directory.parent)
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        _sync_directory(directory.parent)
+
+    @contextmanager
+    def _part(self) -> Iterator[tuple[Path, int]]:
+        """A new file in ``.incoming``, held by a lock that dies with its writer."""
+        while True:
+            part = self._incoming / f"{secrets.token_hex(16)}.part"
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Another process may have swept it away between the two calls.
+            if os.fstat(descriptor).st_nlink:
+                break
+            os.close(descriptor)
+        try:
+            yield part, descriptor
+        finally:
+            part.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _sweep_once(self) -> None:
+        """Remove what dead writers left; a lock that can be taken has no writer."""
+        with self._lock:
+            if self._swept:
+                return
+            with suppress(FileExistsError):
+                self._incoming.mkdir(mode=0o700)
+            for part in self._incoming.glob("*.part"):
+                with suppress(FileNotFoundError, BlockingIOError), part.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    part.unlink()
+            self._swept = True
+
+
+def _copy(source: Source, descriptor: int) -> None:
+    digest = hashlib.sha256()
+    for block in source.blocks(0, source.size_bytes):
+        digest.update(block)
+        view = memoryview(block)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    if digest.hexdigest() != source.sha256:
+        raise ArchiveError("spool-damaged", "the file has another SHA-256 than on arrival")
+
+
+def _size_of_file(path: Path) -> int | None:
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise ArchiveConflict(detail="something that is no file has the name")
+    return found.st_size
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(directory: Path, above: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Files below, in the order of their keys: a directory counts as its name and a slash."""
+    with os.scandir(directory) as entries:
+        names = sorted(
+            f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+            for entry in entries
+            if not entry.name.startswith(".")
+        )
+    for name in names:
+        key = above + name
+        if name.endswith("/"):
+            if key.startswith(prefix) or prefix.startswith(key):
+                yield from _walk(directory / name, key, prefix)
+        elif key.startswith(prefix) and (size := _size_of_file(directory / name)) is not None:
+            yield key, size
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """File system errors as ArchiveError, without the path, which holds UIDs."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0
+        if number in _FULL:
+            code = "archive-full"
+        elif number in _REFUSED:
+            code = "archive-refused"
+        elif number in _UNAVAILABLE:
+            code = "archive-unavailable"
+        else:
+            code = "unexpected"
+        raise ArchiveError(code, f"the file system says: {error.strerror}") from None

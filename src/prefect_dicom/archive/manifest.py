@@ -1,0 +1,147 @@
+"""The manifest of one study: the last object written of it, and the proof that it is whole.
+
+JSON in one form only, so that equal manifests are equal bytes. ``listed_at`` alone may differ
+between two runs that archived the same study, see :func:`same_manifest`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from typing import Any, TypeVar
+
+from prefect_dicom.archive.protocol import Archive
+from prefect_dicom.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.identifiers import is_sha256, manifest_key
+from prefect_dicom.model import (
+    ArchivedObject,
+    Evidence,
+    ManifestInstance,
+    StudyManifest,
+    WithheldInstance,
+)
+
+FORMAT = "prefect-dicom/study-manifest"
+VERSION = 1
+
+_Part = TypeVar("_Part", ManifestInstance, WithheldInstance)
+
+
+def encode_manifest(manifest: StudyManifest) -> bytes:
+    """The manifest as canonical JSON: sorted keys, sorted lists, ASCII, a newline at the end."""
+    body = asdict(_in_order(manifest))
+    body |= {"format": FORMAT, "version": VERSION, "evidence": manifest.evidence.value}
+    # ASCII: a UID may hold bytes that are no text, which survive as escapes only.
+    return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode("ascii")
+
+
+def decode_manifest(data: bytes) -> StudyManifest:
+    """The manifest in these bytes.
+
+    Raises
+    ------
+    ArchiveError
+        ``manifest-unreadable``: not JSON, not a manifest, of a newer version, or incomplete.
+    """
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _unreadable("it is not JSON") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise _unreadable("it is not a study manifest")
+    if body.get("version") != VERSION:
+        raise _unreadable("it is of another version")
+    try:
+        manifest = StudyManifest(
+            study_instance_uid=_text(body["study_instance_uid"]),
+            node=_text(body["node"]),
+            evidence=Evidence(body["evidence"]),
+            listed_at=_text(body["listed_at"]),
+            instances=tuple(_part(ManifestInstance, each) for each in body["instances"]),
+            withheld=tuple(_part(WithheldInstance, each) for each in body["withheld"]),
+            warnings=_texts(body["warnings"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise _unreadable("a field is missing or of another kind") from None
+    if not all(is_sha256(each.sha256) for each in manifest.instances):
+        raise _unreadable("a SHA-256 is malformed")
+    return manifest
+
+
+def same_manifest(one: bytes, other: bytes) -> bool:
+    """Whether both say the same of a study, whenever it was listed. Unreadable is never same."""
+    try:
+        first, second = decode_manifest(one), decode_manifest(other)
+    except ArchiveError:
+        return False
+    return _in_order(replace(first, listed_at="")) == _in_order(replace(second, listed_at=""))
+
+
+def put_manifest(archive: Archive, manifest: StudyManifest) -> ArchivedObject:
+    """Put the manifest last, once; one that says the same is there already counts as put.
+
+    That is the case after a crash between this put and the ledger's commit.
+
+    Raises
+    ------
+    ArchiveConflict
+        A manifest that says something else is there.
+    """
+    key = manifest_key(manifest.study_instance_uid)
+    data = encode_manifest(manifest)
+    try:
+        return archive.put_bytes(key, data)
+    except ArchiveConflict:
+        held = b"".join(archive.read(key))
+        if not same_manifest(held, data):
+            raise ArchiveConflict(
+                detail="the study's manifest is there and says something else"
+            ) from None
+        # The held bytes, put again, are found: that answers for their hash and version.
+        return archive.put_bytes(key, held)
+
+
+def _in_order(manifest: StudyManifest) -> StudyManifest:
+    def place(part: ManifestInstance | WithheldInstance) -> tuple[str, ...]:
+        last = part.key if isinstance(part, ManifestInstance) else part.reason
+        return part.series_instance_uid, part.sop_instance_uid, last
+
+    return replace(
+        manifest,
+        instances=tuple(sorted(manifest.instances, key=place)),
+        withheld=tuple(sorted(manifest.withheld, key=place)),
+        warnings=tuple(sorted(manifest.warnings)),
+    )
+
+
+def _part(kind: type[_Part], body: dict[str, Any]) -> _Part:
+    readers = {"size_bytes": _size, "version_id": _text_or_none, "warnings": _texts}
+    return kind(
+        **{each.name: readers.get(each.name, _text)(body[each.name]) for each in fields(kind)}
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError
+    return tuple(_text(value) for value in values)
+
+
+def _size(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError
+    return value
+
+
+def _unreadable(why: str) -> ArchiveError:
+    return ArchiveError("manifest-unreadable", why)
