@@ -10,13 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pynetdicom import AE, evt
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    MaximumLengthNotification,
-)
-from pynetdicom.presentation import build_context
+from pynetdicom.pdu import A_ASSOCIATE_AC
 from wire import (
     CT,
     EXPLICIT,
@@ -26,6 +20,7 @@ from wire import (
     VERIFICATION,
     Conversation,
     MemoryIntake,
+    association_request,
     converse,
     echo_message,
     pdu,
@@ -364,7 +359,7 @@ def reference():
         received.clear()
         with socket.create_connection(server.server_address, 20) as connection:
             connection.settimeout(20)
-            connection.sendall(_association_request())
+            connection.sendall(association_request())
             header = _exactly(connection, 6)
             answer = A_ASSOCIATE_AC()
             answer.decode(header + _exactly(connection, int.from_bytes(header[2:], "big")))
@@ -390,29 +385,6 @@ def _exactly(connection, count):
         assert chunk
         data += chunk
     return bytes(data)
-
-
-def _association_request():
-    request = A_ASSOCIATE()
-    request.application_context_name = "1.2.840.10008.3.1.1.1"
-    request.calling_ae_title, request.called_ae_title = "SENDER", "RECEIVER"
-    request.presentation_context_definition_list = []
-    for context_id, uid, syntax in (
-        (1, VERIFICATION, IMPLICIT),
-        (3, CT, EXPLICIT),
-        (5, CT, IMPLICIT),
-    ):
-        context = build_context(uid, syntax)
-        context.context_id = context_id
-        request.presentation_context_definition_list.append(context)
-    length = MaximumLengthNotification()
-    length.maximum_length_received = 0
-    implementation = ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = "1.2.3.4"
-    request.user_information = [length, implementation]
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(request)
-    return pdu.encode()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

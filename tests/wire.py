@@ -16,6 +16,13 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    MaximumLengthNotification,
+)
+from pynetdicom.presentation import build_context
 
 from prefect_dicom.dimse.transfer import (
     Bounds,
@@ -140,6 +147,30 @@ def pdv(context_id: int, control: int, data: bytes) -> bytes:
 def pdu(*pdvs: bytes) -> bytes:
     body = b"".join(pdvs)
     return struct.pack(">BxI", Pdu.P_DATA_TF, len(body)) + body
+
+
+def association_request() -> bytes:
+    """An A-ASSOCIATE-RQ that proposes CONTEXTS."""
+    request = A_ASSOCIATE()
+    request.application_context_name = "1.2.840.10008.3.1.1.1"
+    request.calling_ae_title, request.called_ae_title = "SENDER", "PREFECTDICOM"
+    request.presentation_context_definition_list = []
+    for context_id, uid, syntax in (
+        (1, VERIFICATION, IMPLICIT),
+        (3, CT, EXPLICIT),
+        (5, CT, IMPLICIT),
+    ):
+        context = build_context(uid, syntax)
+        context.context_id = context_id
+        request.presentation_context_definition_list.append(context)
+    length = MaximumLengthNotification()
+    length.maximum_length_received = 0
+    implementation = ImplementationClassUIDNotification()
+    implementation.implementation_class_uid = "1.2.3.4"
+    request.user_information = [length, implementation]
+    request_pdu = A_ASSOCIATE_RQ()
+    request_pdu.from_primitive(request)
+    return request_pdu.encode()
 
 
 RELEASE_RQ = bytes((5, 0, 0, 0, 0, 4, 0, 0, 0, 0))
