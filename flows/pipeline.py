@@ -108,6 +108,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
             return trouble
         with contextlib.suppress(queue.Empty):
             future = finished.get(timeout=_TICK_SECONDS)
+            future.wait()  # takes the state from the thread; without it the API is asked
             failed = not future.state.is_completed()
             stage = retrieving if future in retrieving else archiving
             chunk = stage.pop(future)

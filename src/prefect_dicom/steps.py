@@ -466,6 +466,8 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
         ledger = stack.enter_context(Ledger.open(ledger_url(site)))
         known = ledger.cohort(str(cohort))
         archive = stack.enter_context(contextlib.closing(open_archive(site.archive)))
+        # A bucket that is missing or refuses us shows before the PACS is asked for anything.
+        archive.head(manifest_key("0"))
         spool = Spool(site.spool.path, site.spool.reserve_bytes)
         spool.sweep()
         lease = None

@@ -62,15 +62,14 @@ def prepared_demo(folder: Path, studies: int) -> Iterator[Demo]:
         How many studies to generate.
     """
     files = generate_cohort(folder / "pacs", studies=studies)
+    (folder / "archive").mkdir(exist_ok=True)
     receiver_port = _free_port()
     title = f"DEMO{receiver_port}"
     with ScriptedPacs(
         directory=folder / "pacs", destinations={title: ("127.0.0.1", receiver_port)}
     ) as pacs:
         site = folder / "site.yaml"
-        site.write_text(
-            _SITE.format(pacs_port=pacs.port, receiver_port=receiver_port, title=title)
-        )
+        site.write_text(_SITE.format(pacs_port=pacs.port, receiver_port=receiver_port, title=title))
         cohort = write_cohort_file(folder / "cohort.csv", files)
         yield Demo(site, cohort, pacs.port, len(files), pacs)
 
