@@ -1,1 +1,23 @@
-"""TODO."""
+"""A PACS to test against, and studies made from nothing. For the tests of your own set-up, too.
+
+:class:`ScriptedPacs` is a small DICOM peer on loopback that misbehaves on request
+(:class:`Behaviour`); :func:`generate_cohort` writes valid files of invented patients, and
+:func:`write_cohort_file` the cohort file that names their studies.
+"""
+
+from prefect_dicom.testing.generate import generate_cohort, tiny_objects, write_cohort_file
+from prefect_dicom.testing.objects import StoredObject
+from prefect_dicom.testing.pacs import Request, ScriptedPacs, Sent
+from prefect_dicom.testing.script import KNOBS, Behaviour
+
+__all__ = [
+    "KNOBS",
+    "Behaviour",
+    "Request",
+    "ScriptedPacs",
+    "Sent",
+    "StoredObject",
+    "generate_cohort",
+    "tiny_objects",
+    "write_cohort_file",
+]

@@ -221,7 +221,7 @@ class S3Server:
         times : int or None
             How many requests; None for all from now on.
         skip : int
-            How many to let pass before.
+            How many to let pass before, of those that no earlier script answers.
         committed : bool
             Do what was asked, and then answer so.
         """

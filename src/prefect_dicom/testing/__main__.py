@@ -1,0 +1,56 @@
+"""Run a scripted PACS as a process: ``python -m prefect_dicom.testing --directory D --port N``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from pathlib import Path
+
+from prefect_dicom.testing.pacs import ScriptedPacs
+
+
+def _destination(text: str) -> tuple[str, tuple[str, int]]:
+    title, _, address = text.partition("=")
+    host, _, port = address.rpartition(":")
+    if not (title and host and port.isdigit()):
+        raise argparse.ArgumentTypeError("a destination is TITLE=HOST:PORT")
+    return title, (host, int(port))
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM; prints one line when it listens."""
+    parser = argparse.ArgumentParser(prog="python -m prefect_dicom.testing", description=__doc__)
+    parser.add_argument("--directory", type=Path, required=True, help="holds the Part 10 files")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--ae-title", default="DEMOPACS")
+    parser.add_argument(
+        "--destination",
+        type=_destination,
+        action="append",
+        default=[],
+        metavar="TITLE=HOST:PORT",
+        help="a move destination; may be repeated",
+    )
+    options = parser.parse_args()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with ScriptedPacs(
+        directory=options.directory,
+        ae_title=options.ae_title,
+        host=options.host,
+        port=options.port,
+        destinations=dict(options.destination),
+    ) as pacs:
+        print(
+            f"{pacs.ae_title} listens on {pacs.host}:{pacs.port} with {len(pacs.holdings)} "
+            f"instances of {len(pacs.holdings.study_instance_uids())} studies",
+            flush=True,
+        )
+        stop.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""What a :class:`~prefect_dicom.testing.pacs.ScriptedPacs` holds: objects, found by their keys.
+
+An object is its attributes as text (what a C-FIND can ask for) and a function that returns its
+encoded data set when it has to be sent. So an archive of ten thousand studies costs memory for
+the texts only, and what is sent is byte for byte what is stored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+from pynetdicom import dsutils
+
+PATIENT_KEYWORDS = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+STUDY_KEYWORDS = (
+    "StudyInstanceUID",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "StudyDescription",
+    "ReferringPhysicianName",
+)
+SERIES_KEYWORDS = (
+    "SeriesInstanceUID",
+    "Modality",
+    "SeriesNumber",
+    "SeriesDate",
+    "SeriesTime",
+    "SeriesDescription",
+    "BodyPartExamined",
+)
+IMAGE_KEYWORDS = ("SOPInstanceUID", "SOPClassUID", "InstanceNumber")
+KEYWORDS = PATIENT_KEYWORDS + STUDY_KEYWORDS + SERIES_KEYWORDS + IMAGE_KEYWORDS
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One composite object.
+
+    Parameters
+    ----------
+    attributes : mapping of str to str
+        Keyword to text, values joined by backslashes; at least those of the four unique keys
+        that the object has. ``SpecificCharacterSet`` tells how answers about it are encoded.
+    transfer_syntax_uid : str
+        How ``encoded()`` is encoded.
+    encoded : callable
+        Returns the data set, without preamble and file meta information.
+    """
+
+    attributes: Mapping[str, str]
+    transfer_syntax_uid: str
+    encoded: Callable[[], bytes]
+
+    @property
+    def patient_id(self) -> str:
+        """PatientID (0010,0020)."""
+        return self.attributes.get("PatientID", "")
+
+    @property
+    def study_instance_uid(self) -> str:
+        """StudyInstanceUID (0020,000D)."""
+        return self.attributes.get("StudyInstanceUID", "")
+
+    @property
+    def series_instance_uid(self) -> str:
+        """SeriesInstanceUID (0020,000E)."""
+        return self.attributes.get("SeriesInstanceUID", "")
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOPInstanceUID (0008,0018)."""
+        return self.attributes.get("SOPInstanceUID", "")
+
+    @property
+    def sop_class_uid(self) -> str:
+        """SOPClassUID (0008,0016)."""
+        return self.attributes.get("SOPClassUID", "")
+
+
+def text_of(dataset: Dataset, keyword: str) -> str:
+    """The value of an element as text, values joined by backslashes; empty where it has none."""
+    try:
+        value = dataset.get(keyword)
+        if value is None:
+            return ""
+        if isinstance(value, MultiValue | list | tuple):
+            return "\\".join(str(part) for part in value)
+        return str(value).strip(" \0")
+    except (ValueError, TypeError, OverflowError, UnicodeError):
+        return ""  # a damaged value is as good as none for matching
+
+
+def attributes_of(dataset: Dataset) -> dict[str, str]:
+    """The attributes a C-FIND can ask for, of a data set."""
+    found = {keyword: text_of(dataset, keyword) for keyword in KEYWORDS if keyword in dataset}
+    if "SpecificCharacterSet" in dataset:
+        found["SpecificCharacterSet"] = text_of(dataset, "SpecificCharacterSet")
+    return found
+
+
+def object_of_file(path: Path) -> StoredObject:
+    """A Part 10 file as an object; its data set stays on the disk until it is sent.
+
+    Raises
+    ------
+    pydicom.errors.InvalidDicomError
+        If the file has no DICOM preamble.
+    """
+    dataset = pydicom.dcmread(
+        path, stop_before_pixels=True, specific_tags=[*KEYWORDS, "SpecificCharacterSet"]
+    )
+    attributes = attributes_of(dataset)
+    meta, offset = dsutils.split_dataset(path)
+    for keyword, of_meta in (
+        ("SOPClassUID", "MediaStorageSOPClassUID"),
+        ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),
+    ):
+        if not attributes.get(keyword):
+            attributes[keyword] = text_of(meta, of_meta)
+
+    def data_set() -> bytes:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read()
+
+    return StoredObject(attributes, str(meta.TransferSyntaxUID), data_set)
+
+
+def object_of_bytes(
+    data: bytes, transfer_syntax_uid: str, *, sop_class_uid: str = "", sop_instance_uid: str = ""
+) -> StoredObject:
+    """An encoded data set in memory as an object (what a C-STORE brings)."""
+    dataset = decoded(data, transfer_syntax_uid)
+    attributes = attributes_of(dataset)
+    attributes.setdefault("SOPClassUID", sop_class_uid)
+    attributes.setdefault("SOPInstanceUID", sop_instance_uid)
+    return StoredObject(attributes, transfer_syntax_uid, lambda: data)
+
+
+def decoded(data: bytes, transfer_syntax_uid: str) -> Dataset:
+    """The data set of an object's encoded bytes."""
+    return dsutils.decode(BytesIO(data), *_encoding(transfer_syntax_uid))
+
+
+def encoded(dataset: Dataset, transfer_syntax_uid: str) -> bytes:
+    """The bytes of a data set in a transfer syntax; its pixel data must be in that syntax.
+
+    Raises
+    ------
+    ValueError
+        If the data set holds what the syntax cannot express.
+    """
+    data = dsutils.encode(dataset, *_encoding(transfer_syntax_uid))
+    if data is None:
+        raise ValueError("the data set cannot be encoded")
+    return data
+
+
+def _encoding(transfer_syntax_uid: str) -> tuple[bool, bool, bool]:
+    syntax = UID(transfer_syntax_uid)
+    if not syntax.is_transfer_syntax:  # private: all of them that are in use are like this
+        return False, True, False
+    return syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated
+
+
+class Holdings:
+    """The objects of an archive, by study; safe to use from several threads.
+
+    One object is one (study, series, SOP instance): the same SOP Instance UID in two series is
+    two objects, and storing an object again replaces it.
+    """
+
+    _INDEXED = ("PatientID", "AccessionNumber")
+
+    def __init__(self, objects: Iterable[StoredObject] = ()) -> None:
+        self._lock = threading.Lock()
+        self._studies: dict[str, dict[tuple[str, str], StoredObject]] = {}
+        self._studies_by: dict[str, dict[str, set[str]]] = {name: {} for name in self._INDEXED}
+        for stored in objects:
+            self.add(stored)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(len(study) for study in self._studies.values())
+
+    def __iter__(self) -> Iterator[StoredObject]:
+        with self._lock:
+            objects = [stored for study in self._studies.values() for stored in study.values()]
+        return iter(objects)
+
+    def add(self, stored: StoredObject) -> None:
+        """Store an object, in place of the one with the same UIDs."""
+        uid = stored.study_instance_uid
+        with self._lock:
+            study = self._studies.setdefault(uid, {})
+            study[stored.series_instance_uid, stored.sop_instance_uid] = stored
+            for name, index in self._studies_by.items():
+                index.setdefault(stored.attributes.get(name, ""), set()).add(uid)
+
+    def remove(self, sop_instance_uid: str) -> None:
+        """Take away every object with this SOP Instance UID."""
+        with self._lock:
+            for uid, study in list(self._studies.items()):
+                for key in [key for key in study if key[1] == sop_instance_uid]:
+                    del study[key]
+                if not study:
+                    del self._studies[uid]
+
+    def study_instance_uids(self) -> list[str]:
+        """The studies, in the order they came."""
+        with self._lock:
+            return list(self._studies)
+
+    def studies(self, keys: Mapping[str, str]) -> list[list[StoredObject]]:
+        """The objects of every study that the keys may select, a list for each study.
+
+        Only StudyInstanceUID, PatientID and AccessionNumber narrow it, and only where they are
+        exact: what is returned still has to be matched.
+        """
+        with self._lock:
+            chosen = self._candidates(keys)
+            return [list(self._studies[uid].values()) for uid in chosen if uid in self._studies]
+
+    def _candidates(self, keys: Mapping[str, str]) -> list[str]:
+        if uids := keys.get("StudyInstanceUID"):
+            return list(dict.fromkeys(uid.strip(" \0") for uid in uids.split("\\")))
+        for name, index in self._studies_by.items():
+            value = keys.get(name, "")
+            if value and not any(character in value for character in "*?\\"):
+                return sorted(index.get(value, ()))
+        return list(self._studies)

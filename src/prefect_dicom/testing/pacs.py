@@ -1,0 +1,869 @@
+"""A small PACS on loopback that can be told to misbehave.
+
+It is a real DICOM peer: associations, presentation contexts, hierarchical C-FIND with the
+matching of PS3.4 C.2.2.2, C-MOVE with Move Originator fields, C-GET, C-STORE, C-CANCEL and
+C-ECHO. What it sends is byte for byte what it holds. Every request it gets is in its log.
+
+Examples
+--------
+>>> from prefect_dicom.testing import Behaviour, ScriptedPacs
+>>> with ScriptedPacs(directory="archive", destinations={"ME": ("127.0.0.1", 11112)}) as pacs:
+...     pacs.script.append(Behaviour("move.drop_instances", instances=2, times=1))
+...     # ... let the set-up under test pull from ("127.0.0.1", pacs.port) ...
+...     moves = pacs.requests("C-MOVE")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    AllTransferSyntaxes,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, dsutils, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_ECHO, C_FIND, C_GET, C_MOVE, C_STORE
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import (
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from prefect_dicom.testing.matching import (
+    LEVELS,
+    UNIQUE_KEYS,
+    levels_down_to,
+    select,
+)
+from prefect_dicom.testing.objects import (
+    Holdings,
+    StoredObject,
+    object_of_bytes,
+    object_of_file,
+    text_of,
+)
+from prefect_dicom.testing.script import (
+    CANCEL,
+    PENDING,
+    SUCCESS,
+    UNABLE_TO_PROCESS,
+    Behaviour,
+    Connection,
+    FindPlan,
+    RetrievePlan,
+    Stage,
+    SubOperation,
+)
+from prefect_dicom.testing.sending import (
+    CONTEXTS_PER_ASSOCIATION,
+    StoreAssociation,
+    context_key,
+    contexts_to_send_in,
+    send_at_once,
+    without_message_log,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+IDENTIFIER_DOES_NOT_MATCH = 0xA900
+SUB_OPERATIONS_FAILED = 0xA702
+SOME_SUB_OPERATIONS_FAILED = 0xB000
+DESTINATION_UNKNOWN = 0xA801
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+
+_PATIENT_ROOT = frozenset(
+    {
+        PatientRootQueryRetrieveInformationModelFind,
+        PatientRootQueryRetrieveInformationModelMove,
+        PatientRootQueryRetrieveInformationModelGet,
+    }
+)
+_MODELS = (
+    *sorted(_PATIENT_ROOT),
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelGet,
+)
+# Native encodings first, so that a sender which offers a choice does not re-encode.
+_PLAIN = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+_STORAGE_SYNTAXES = list(dict.fromkeys(map(str, (*_PLAIN, *AllTransferSyntaxes))))
+
+
+@dataclass
+class Sent:
+    """A C-STORE sub-operation that was made.
+
+    ``status`` is the receiver's answer, None while there is none (or if there never was).
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    status: int | None = None
+
+
+@dataclass
+class Request:
+    """A request as it came, and what became of it.
+
+    ``number`` counts the requests of one ``service`` from 1. ``status`` is the final status, None
+    while there is none (or if the association ended before there was).
+    """
+
+    service: str
+    number: int
+    message_id: int
+    calling_ae_title: str
+    called_ae_title: str
+    sop_class_uid: str = ""
+    level: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+    destination: str = ""
+    status: int | None = None
+    answers: int = 0
+    sent: list[Sent] = field(default_factory=list)
+
+
+class ScriptedPacs:
+    """A PACS for tests and demonstrations; a context manager.
+
+    Parameters
+    ----------
+    files : iterable of Path
+        Part 10 files to hold; they stay on the disk.
+    directory : Path or str, optional
+        Holds every Part 10 file below it as well.
+    objects : iterable of StoredObject
+        Objects from elsewhere, whose data sets may be made only when they are sent.
+    ae_title : str
+        The called AE title it answers to; others are rejected (1,1,7).
+    host, port : str, int
+        Where to listen; port 0 takes a free one, see :attr:`port`.
+    destinations : mapping of str to (str, int)
+        Move destinations: AE title to host and port. :attr:`destinations` may be changed later.
+    script : iterable of Behaviour
+        How it misbehaves; :attr:`script` may be changed later.
+    calling_ae_titles : iterable of str
+        Who may call; empty: everybody.
+    unknown_calling : {"reject", "abort"}
+        What happens to others: the association is rejected (1,1,3), or it is accepted and the
+        first request is answered with A-ABORT.
+    relational : bool
+        Queries without the unique keys of the levels above are answered (PS3.4 C.4.1.2.2.1);
+        else they are refused with A900.
+    associations : int
+        Accepted at the same time; one more is rejected (2,3,2).
+    """
+
+    def __init__(
+        self,
+        files: Iterable[Path] = (),
+        *,
+        directory: Path | str | None = None,
+        objects: Iterable[StoredObject] = (),
+        ae_title: str = "DEMOPACS",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        destinations: Mapping[str, tuple[str, int]] | None = None,
+        script: Iterable[Behaviour] = (),
+        calling_ae_titles: Iterable[str] = (),
+        unknown_calling: str = "reject",
+        relational: bool = False,
+        associations: int = 100,
+    ) -> None:
+        self.holdings = Holdings(objects)
+        for path in files:
+            self.holdings.add(object_of_file(Path(path)))
+        if directory is not None:
+            for path in sorted(Path(directory).rglob("*")):
+                if _is_part10(path):
+                    self.holdings.add(object_of_file(path))
+        self.ae_title = ae_title
+        self.host = host
+        self.port = port
+        self.destinations = dict(destinations or {})
+        self.script = list(script)
+        self.calling_ae_titles = frozenset(calling_ae_titles)
+        self.unknown_calling = unknown_calling
+        self.relational = relational
+        self.log: list[Request] = []
+        """Every request, in the order of arrival. C-CANCEL is one of them."""
+        self._numbers: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._server: ThreadedAssociationServer | None = None
+        self._threads: list[threading.Thread] = []
+        self._entity = AE(ae_title)
+        self._entity.require_called_aet = True
+        self._entity.maximum_associations = associations
+        self._entity.network_timeout = None  # a peer may wait as long as it likes
+        if self.calling_ae_titles and unknown_calling == "reject":
+            self._entity.require_calling_aet = sorted(self.calling_ae_titles)
+
+    # --- life
+
+    def __enter__(self) -> ScriptedPacs:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start(self) -> ScriptedPacs:
+        """Listen. :attr:`port` is the port from here on.
+
+        Raises
+        ------
+        OSError
+            If the port is taken.
+        """
+        self._closing.clear()
+        self._contexts = self._supported_contexts()
+        self._server = self._entity.make_server(
+            (self.host, self.port),
+            contexts=[build_context(Verification)],  # copied for each association; see _contexts
+            evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once)],
+            server_class=_Server,
+            request_handler=self._handler_class(),
+        )
+        self._entity._servers.append(self._server)  # its shutdown() takes it out again
+        self.port = self._server.server_address[1]
+        self._run(self._server.serve_forever, 0.05)
+        return self
+
+    def close(self) -> None:
+        """End all associations and stop listening. What was held and logged stays."""
+        if self._server is None:
+            return
+        self._closing.set()
+        server, self._server = self._server, None
+        server.shutdown()
+        for association in server.active_associations:
+            association.abort()
+        for thread in self._threads:
+            thread.join(10)
+        self._threads.clear()
+
+    def _run(self, function: Any, *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _handler_class(self) -> type[RequestHandler]:
+        pacs = self
+
+        class Handler(RequestHandler):
+            def _create_association(self) -> Association:
+                association = super()._create_association()
+                association.acceptor.supported_contexts = pacs._contexts
+                without_message_log(association)
+                # In place of pynetdicom's service classes, which answer only as they should.
+                association._serve_request = lambda message, context_id: pacs._serve(
+                    association, message, context_id
+                )
+                return association
+
+        return Handler
+
+    def _supported_contexts(self) -> list[PresentationContext]:
+        contexts = [build_context(Verification)]
+        contexts += [build_context(uid) for uid in _MODELS]
+        held: dict[str, Counter[str]] = {}
+        for stored in self.holdings:
+            held.setdefault(stored.sop_class_uid, Counter())[stored.transfer_syntax_uid] += 1
+        known = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
+        for uid in dict.fromkeys([*known, *held]):
+            # The acceptor's order decides: a C-GET that offers a choice of syntaxes in one
+            # context gets the one most objects of the class are stored in.
+            syntaxes = [syntax for syntax, _ in held.get(uid, Counter()).most_common()]
+            context = build_context(uid, list(dict.fromkeys(syntaxes + _STORAGE_SYNTAXES)))
+            context.scu_role = context.scp_role = True  # C-GET: we send, the requestor takes
+            contexts.append(context)
+        return contexts
+
+    # --- what a test asks
+
+    def requests(self, service: str) -> list[Request]:
+        """The logged requests of one service ("C-MOVE", "C-FIND", ...)."""
+        return [request for request in list(self.log) if request.service == service]
+
+    def sent_instances(self) -> list[str]:
+        """The SOP Instance UIDs of all sub-operations, in the order they were made."""
+        return [sent.sop_instance_uid for request in list(self.log) for sent in request.sent]
+
+    def add(self, *files: Path) -> None:
+        """Hold these Part 10 files too. Their SOP classes should be standard ones."""
+        for path in files:
+            self.holdings.add(object_of_file(Path(path)))
+
+    # --- requests
+
+    def _note(self, association: Association, service: str, message: Any) -> Request:
+        with self._lock:
+            number = self._numbers[service] = self._numbers.get(service, 0) + 1
+            request = Request(
+                service,
+                number,
+                message.MessageID if service != "C-CANCEL" else message.MessageIDBeingRespondedTo,
+                association.requestor.ae_title,
+                association.requestor.primitive.called_ae_title,
+                str(getattr(message, "AffectedSOPClassUID", "") or ""),
+            )
+            self.log.append(request)
+        return request
+
+    def _serve(self, association: Association, message: Any, context_id: int) -> None:
+        """Answer one request, in the association's own thread."""
+        context = association._accepted_cx.get(context_id)
+        service = _SERVICES.get(type(message))
+        if context is None or service is None or not message.is_valid_request:
+            association.abort()
+            return
+        request = self._note(association, service, message)
+        if (
+            self.unknown_calling == "abort"
+            and self.calling_ae_titles
+            and association.requestor.ae_title not in self.calling_ae_titles
+        ):
+            association.abort()
+            return
+        association.dimse.cancel_req = {}
+        association._is_paused = True  # the answers to sub-operations of a C-GET are ours
+        try:
+            exchange = _Exchange(self, association, context, message, request)
+            getattr(exchange, service.replace("-", "_").lower())()
+        except _AssociationLost:
+            LOGGER.debug("the peer went away during a %s", service)
+        except Exception:
+            LOGGER.exception("a %s could not be answered", service)
+            association.abort()
+        finally:
+            association._is_paused = False
+            association.dimse.cancel_req = {}
+
+    def _behave(self, stage: Stage, request: Request, plan: FindPlan | RetrievePlan) -> None:
+        for behaviour in list(self.script):
+            behaviour.apply(stage, request.number, plan)
+
+
+_SERVICES = {
+    C_ECHO: "C-ECHO",
+    C_FIND: "C-FIND",
+    C_MOVE: "C-MOVE",
+    C_GET: "C-GET",
+    C_STORE: "C-STORE",
+}
+
+
+class _AssociationLost(Exception):
+    """The requestor's association is gone; nobody is left to answer."""
+
+
+class _Server(ThreadedAssociationServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+
+class _Exchange:
+    """One request and its answers."""
+
+    def __init__(
+        self,
+        pacs: ScriptedPacs,
+        association: Association,
+        context: PresentationContext,
+        message: Any,
+        request: Request,
+    ) -> None:
+        self.pacs = pacs
+        self.association = association
+        self.context = context
+        self.message = message
+        self.request = request
+        self.noted_cancel = False
+
+    # --- services
+
+    def c_echo(self) -> None:
+        self.respond(SUCCESS)
+
+    def c_store(self) -> None:
+        message = self.message
+        if message.DataSet is not None:
+            data = message.DataSet.getvalue()
+        else:  # pynetdicom has been set, for the whole process, to write them into files
+            path = Path(message._dataset_path[0])
+            with path.open("rb") as file:
+                file.seek(message._dataset_path[1])
+                data = file.read()
+            message._dataset_file.close()
+            path.unlink(missing_ok=True)
+        stored = object_of_bytes(
+            data,
+            str(self.context.transfer_syntax[0]),
+            sop_class_uid=str(message.AffectedSOPClassUID),
+            sop_instance_uid=str(message.AffectedSOPInstanceUID),
+        )
+        self.request.keys = {
+            "StudyInstanceUID": stored.study_instance_uid,
+            "SOPInstanceUID": stored.sop_instance_uid,
+        }
+        self.pacs.holdings.add(stored)
+        self.respond(SUCCESS)
+
+    def c_find(self) -> None:
+        fault = self.read_identifier()
+        if fault is not None:
+            self.respond(fault)
+            return
+        plan = FindPlan(self.pacs, self.request.level, dict(self.request.keys))
+        self.pacs._behave(Stage.FIND_QUERY, self.request, plan)
+        if plan.refuse is None:
+            found = select(self.pacs.holdings, plan.level, plan.keys)
+            plan.answers = [self.answer(known) for known, _ in found]
+            self.pacs._behave(Stage.FIND_ANSWER, self.request, plan)
+        if plan.refuse is not None:
+            self.respond(plan.refuse)
+            return
+        for number, answer in enumerate(plan.answers):
+            self.pass_by(plan.connection, number)
+            if self.cancelled():
+                self.respond(CANCEL)
+                return
+            self.respond(PENDING, answer)
+            self.request.answers += 1
+        self.pass_by(plan.connection, len(plan.answers))
+        self.pacs._behave(Stage.FIND_DONE, self.request, plan)
+        self.respond(plan.status)
+
+    def c_move(self) -> None:
+        self.request.destination = (self.message.MoveDestination or "").strip()
+        plan = self.retrieve_plan()
+        if plan is None:
+            return
+        address = self.pacs.destinations.get(self.request.destination)
+        if address is None:
+            self.respond(DESTINATION_UNKNOWN, counts=(None, 0, 0, 0))
+            return
+        _Retrieval(self, plan, _MoveSender(self, plan, address)).run()
+
+    def c_get(self) -> None:
+        plan = self.retrieve_plan()
+        if plan is not None:
+            _Retrieval(self, plan, _GetSender(self)).run()
+
+    def retrieve_plan(self) -> RetrievePlan | None:
+        fault = self.read_identifier()
+        request = self.request
+        unique = UNIQUE_KEYS.get(request.level, "")
+        if fault is None and not request.keys.get(unique):
+            fault = IDENTIFIER_DOES_NOT_MATCH
+        if fault is not None:
+            self.respond(fault, counts=(None, 0, 0, 0))
+            return None
+        keys = {k: v for k, v in request.keys.items() if k in UNIQUE_KEYS.values()}
+        chosen = select(self.pacs.holdings, request.level, keys)
+        operations = [SubOperation.of(stored) for _, members in chosen for stored in members]
+        plan = RetrievePlan(self.pacs, request.level, operations)
+        self.pacs._behave(Stage.RETRIEVE, request, plan)
+        if plan.refuse is not None:
+            self.respond(plan.refuse, counts=(None, 0, 0, 0))
+            return None
+        return plan
+
+    # --- identifiers
+
+    def read_identifier(self) -> int | None:
+        """Fill the request's level and keys; the status to refuse it with, or None.
+
+        Baseline behaviour, PS3.4 C.4.1.2.1 and C.4.2.2.1: one value for each unique key above
+        the level, Patient Root from the patient on, Study Root from the study on.
+        """
+        syntax = self.context.transfer_syntax[0]
+        stream = self.message.Identifier or BytesIO()
+        identifier = dsutils.decode(
+            stream, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated
+        )
+        self.asked = [e.keyword or str(e.tag) for e in identifier]
+        request = self.request
+        request.level = text_of(identifier, "QueryRetrieveLevel")
+        request.keys = {
+            keyword: text_of(identifier, keyword)
+            for keyword in self.asked
+            if keyword not in ("QueryRetrieveLevel", "SpecificCharacterSet")
+        }
+        root = LEVELS if request.sop_class_uid in _PATIENT_ROOT else LEVELS[1:]
+        if request.level not in root:
+            return IDENTIFIER_DOES_NOT_MATCH
+        if not self.pacs.relational:
+            for level in root[: root.index(request.level)]:
+                key = request.keys.get(UNIQUE_KEYS[level], "")
+                if not key or any(character in key for character in "*?\\"):
+                    return IDENTIFIER_DOES_NOT_MATCH
+        return None
+
+    def answer(self, known: Mapping[str, str]) -> Dataset:
+        """The identifier of one match: what was asked for, as far as it is known."""
+        level = self.request.level
+        keywords = [k for k in self.asked if k in known]
+        keywords += [UNIQUE_KEYS[one] for one in levels_down_to(level) if one != "PATIENT"]
+        answer = Dataset()
+        if known["SpecificCharacterSet"]:
+            _set(answer, "SpecificCharacterSet", known["SpecificCharacterSet"])
+        for keyword in dict.fromkeys(keywords):
+            _set(answer, keyword, known[keyword])
+        answer.QueryRetrieveLevel = level
+        answer.RetrieveAETitle = self.pacs.ae_title
+        return answer
+
+    # --- answers
+
+    def respond(
+        self,
+        status: int,
+        identifier: Dataset | None = None,
+        counts: tuple[int | None, int, int, int] | None = None,
+    ) -> None:
+        """Send a response; ``counts`` are remaining, completed, failed and warning."""
+        if not self.connected():
+            raise _AssociationLost
+        response = type(self.message)()
+        response.MessageID = self.message.MessageID
+        response.MessageIDBeingRespondedTo = self.message.MessageID
+        response.AffectedSOPClassUID = self.message.AffectedSOPClassUID
+        if isinstance(response, C_STORE):
+            response.AffectedSOPInstanceUID = self.message.AffectedSOPInstanceUID
+        response.Status = status
+        if identifier is not None:
+            response.Identifier = BytesIO(self.encode(identifier))
+        if counts is not None:
+            response.NumberOfRemainingSuboperations = counts[0]
+            response.NumberOfCompletedSuboperations = counts[1]
+            response.NumberOfFailedSuboperations = counts[2]
+            response.NumberOfWarningSuboperations = counts[3]
+        if status != PENDING:
+            self.request.status = status
+        self.association.dimse.send_msg(response, self.context.context_id)
+
+    def encode(self, identifier: Dataset) -> bytes:
+        syntax = self.context.transfer_syntax[0]
+        how = syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated
+        data = dsutils.encode(identifier, *how)
+        if data is None:  # its texts are not in the character set it declares
+            identifier.SpecificCharacterSet = "ISO_IR 192"
+            data = dsutils.encode(identifier, *how)
+        if data is None:
+            raise ValueError("the answer cannot be encoded")
+        return data
+
+    # --- the association
+
+    def connected(self) -> bool:
+        association = self.association
+        return (
+            association.is_established
+            and not association._sent_abort
+            and not association.acse.is_aborted()
+            and association.dul.is_alive()
+            and association.dul.socket is not None
+            and association.dul.socket.socket is not None
+        )
+
+    def cancelled(self) -> bool:
+        cancel = self.association.dimse.cancel_req.get(self.message.MessageID)
+        if cancel is not None and not self.noted_cancel:
+            self.noted_cancel = True
+            self.pacs._note(self.association, "C-CANCEL", cancel)
+        return cancel is not None
+
+    def pass_by(self, connection: Connection, answers: int) -> None:
+        """Hold or drop the association, if the script says so at this number of answers."""
+        hold = connection.hold_before.get(answers)
+        if hold is not None:
+            self.wait_for(hold)
+        if connection.drop_after == answers:
+            self.drop(connection.drop_by)
+
+    def wait_for(self, hold: threading.Event) -> None:
+        while not hold.wait(0.02):
+            if self.pacs._closing.is_set() or self.cancelled():
+                return
+
+    def drop(self, how: str) -> None:
+        if how == "abort":
+            self.association.abort()
+        else:
+            with contextlib.suppress(OSError, AttributeError):
+                self.association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+        raise _AssociationLost
+
+
+class _Retrieval:
+    """The sub-operations of one C-MOVE or C-GET."""
+
+    def __init__(self, exchange: _Exchange, plan: RetrievePlan, sender: _Sender) -> None:
+        self.exchange = exchange
+        self.plan = plan
+        self.sender = sender
+        self.total = sum(o.counted for o in plan.operations)
+        self.completed = self.failed = self.warnings = 0
+        self.failed_uids: list[str] = []
+        self.answered = False
+        self.lost = False
+
+    def run(self) -> None:
+        plan, pacs = self.plan, self.exchange.pacs
+        if plan.final_before is None:
+            self.carry_out(plan.operations, 0)
+            self.finish()
+            return
+        # Success first: the rest is sent while the requestor already goes on.
+        first, rest = plan.operations[: plan.final_before], plan.operations[plan.final_before :]
+        hold = plan.connection.hold_before.pop(plan.final_before, None)
+        self.carry_out(first, 0)
+        self.answered = True
+        self.exchange.respond(
+            SUCCESS, counts=(None, self.total, 0, 0) if plan.count else (None, 0, 0, 0)
+        )
+        pacs._run(self.send_the_rest, rest, len(first), hold)
+
+    def send_the_rest(
+        self, operations: Sequence[SubOperation], number: int, hold: threading.Event | None
+    ) -> None:
+        if hold is not None:
+            self.exchange.wait_for(hold)
+        self.carry_out(operations, number)
+
+    def carry_out(self, operations: Sequence[SubOperation], first_number: int) -> None:
+        exchange, plan = self.exchange, self.plan
+        try:
+            for number, operation in enumerate(operations, first_number):
+                if not self.answered and not self.lost:
+                    self.pass_by(number)
+                    if exchange.cancelled():
+                        break
+                if exchange.pacs._closing.is_set():
+                    break
+                if not self.lost and not plan.keep_sending and not exchange.connected():
+                    raise _AssociationLost
+                self.account(operation, self.sender.send(operation))
+                if plan.stop_at_failure and self.failed:
+                    plan.status, plan.count = UNABLE_TO_PROCESS, False
+                    break
+                if not self.answered and not self.lost and self.remaining:
+                    self.report(PENDING)
+            else:
+                if not self.answered and not self.lost:
+                    self.pass_by(first_number + len(operations))
+        finally:
+            self.sender.end()
+
+    def pass_by(self, number: int) -> None:
+        try:
+            self.exchange.pass_by(self.plan.connection, number)
+        except _AssociationLost:
+            if not self.plan.keep_sending:
+                raise
+            self.lost = True
+
+    @property
+    def remaining(self) -> int:
+        return self.total - self.completed - self.failed - self.warnings
+
+    def account(self, operation: SubOperation, status: int | None) -> None:
+        if not operation.counted:
+            return
+        if status == SUCCESS:
+            self.completed += 1
+        elif status is not None and (status >> 12 == 0xB or status in (0x0107, 0x0116)):
+            self.warnings += 1
+        else:
+            self.failed += 1
+            self.failed_uids.append(operation.sop_instance_uid)
+
+    def report(self, status: int, identifier: Dataset | None = None) -> None:
+        remaining = self.remaining if status in (PENDING, CANCEL) else None
+        counts = (remaining, self.completed, self.failed, self.warnings)
+        if not self.plan.count:
+            counts = (None if remaining is None else 0, 0, 0, 0)
+        try:
+            self.exchange.respond(status, identifier, counts)
+        except _AssociationLost:
+            if not self.plan.keep_sending:
+                raise
+            self.lost = True
+
+    def finish(self) -> None:
+        if self.lost:
+            return
+        status = self.plan.status
+        if status is None:
+            if self.exchange.cancelled():
+                status = CANCEL
+            elif not self.failed and not self.warnings:
+                status = SUCCESS
+            elif self.completed or self.warnings:
+                status = SOME_SUB_OPERATIONS_FAILED
+            else:
+                status = SUB_OPERATIONS_FAILED
+        identifier = None
+        if status != SUCCESS and self.failed_uids and self.plan.count:
+            identifier = Dataset()
+            identifier.FailedSOPInstanceUIDList = self.failed_uids
+        self.report(status, identifier)
+
+
+class _Sender:
+    """Sends objects, each in its own SOP class and transfer syntax."""
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self.exchange = exchange
+        self.message_ids = itertools.cycle(range(1, 65536))
+
+    def send(self, operation: SubOperation) -> int | None:
+        """The status the receiver answered; None without an answer or a context."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """End what was opened for sending."""
+
+    def note(self, operation: SubOperation) -> Sent:
+        stored = operation.stored
+        sent = Sent(
+            stored.study_instance_uid, stored.series_instance_uid, operation.sop_instance_uid
+        )
+        self.exchange.request.sent.append(sent)
+        return sent
+
+
+class _GetSender(_Sender):
+    """Over the association of the C-GET, where the requestor took the SCP role."""
+
+    def __init__(self, exchange: _Exchange) -> None:
+        super().__init__(exchange)
+        self.contexts = contexts_to_send_in(exchange.association)
+
+    def send(self, operation: SubOperation) -> int | None:
+        association, stored = self.exchange.association, operation.stored
+        if not self.exchange.connected():
+            raise _AssociationLost
+        context_id = self.contexts.get(context_key(stored))
+        if context_id is None:
+            return None
+        message = C_STORE()
+        message.MessageID = next(self.message_ids)
+        message.Priority = 0
+        message.AffectedSOPClassUID = stored.sop_class_uid
+        message.AffectedSOPInstanceUID = operation.sop_instance_uid
+        message.DataSet = BytesIO(operation.data())
+        sent = self.note(operation)
+        association.dimse.send_msg(message, context_id)
+        _, response = association.dimse.get_msg(block=True)
+        if response is None:
+            raise _AssociationLost
+        sent.status = response.Status
+        return sent.status
+
+
+class _MoveSender(_Sender):
+    """Over associations to the move destination; another one past each 128 contexts."""
+
+    def __init__(self, exchange: _Exchange, plan: RetrievePlan, address: tuple[str, int]) -> None:
+        super().__init__(exchange)
+        self.plan = plan
+        self.address = address
+        self.proposed: set[tuple[str, str]] = set()
+        self.receiver: StoreAssociation | None = None
+
+    def send(self, operation: SubOperation) -> int | None:
+        stored = operation.stored
+        if context_key(stored) not in self.proposed:
+            self.end()
+            self.open(context_key(stored))
+        context_id = self.receiver.context_id(stored) if self.receiver else None
+        if self.receiver is None or context_id is None:
+            return None
+        exchange = self.exchange
+        originator = exchange.association.requestor.ae_title, exchange.message.MessageID
+        data = operation.data()
+        sent = self.note(operation)
+        try:
+            sent.status = self.receiver.store(
+                context_id,
+                message_id=next(self.message_ids),
+                sop_class_uid=stored.sop_class_uid,
+                sop_instance_uid=operation.sop_instance_uid,
+                data=data,
+                originator=originator if operation.originator else None,
+            )
+        except ConnectionError:
+            self.receiver.close()
+            self.receiver = None  # and no other: what is left of these contexts has failed
+        return sent.status
+
+    def open(self, first: tuple[str, str]) -> None:
+        pairs = dict.fromkeys([first, *(context_key(o.stored) for o in self.plan.operations)])
+        contexts = list(itertools.islice(pairs, CONTEXTS_PER_ASSOCIATION))
+        self.proposed = set(contexts)
+        with contextlib.suppress(ConnectionError):
+            self.receiver = StoreAssociation(
+                self.exchange.pacs.ae_title,
+                self.exchange.request.destination,
+                self.address,
+                contexts,
+            )
+
+    def end(self) -> None:
+        self.proposed.clear()
+        if self.receiver is not None:
+            self.receiver.release()
+            self.receiver = None
+
+
+def _set(answer: Dataset, keyword: str, text: str) -> None:
+    vr = dictionary_VR(keyword)
+    value: Any = text
+    if vr in ("CS", "UI") and "\\" in text:
+        value = text.split("\\")
+    elif vr == "US":
+        value = int(text)
+    answer.add_new(tag_for_keyword(keyword), vr, value)
+
+
+def _is_part10(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"

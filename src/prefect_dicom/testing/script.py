@@ -1,0 +1,566 @@
+"""The script of a :class:`~prefect_dicom.testing.pacs.ScriptedPacs`: misbehaviour as data.
+
+Before a request is carried out it is a *plan*: the answers of a C-FIND, or the sub-operations
+and final status of a C-MOVE or C-GET. A behaviour edits the plan, and the PACS then does what
+the plan says. :data:`KNOBS` is the table of all behaviours; a further one is a further row.
+
+Examples
+--------
+>>> Behaviour("find.cap", answers=5, times=1)
+Behaviour('find.cap', answers=5, times=1)
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from pydicom.dataset import Dataset
+
+from prefect_dicom.testing.matching import COUNT_KEYWORDS
+from prefect_dicom.testing.objects import StoredObject, decoded, encoded
+
+if TYPE_CHECKING:
+    from prefect_dicom.testing.pacs import ScriptedPacs
+
+SUCCESS = 0x0000
+CANCEL = 0xFE00
+PENDING = 0xFF00
+UNABLE_TO_PROCESS = 0xC000
+DESTINATION_UNKNOWN = 0xA801
+
+
+class Stage(StrEnum):
+    """When a behaviour edits the plan."""
+
+    FIND_QUERY = "find-query"
+    """The keys are known, nothing has been matched."""
+    FIND_ANSWER = "find-answer"
+    """The answers are known, none has been sent."""
+    FIND_DONE = "find-done"
+    """The final response is about to be sent; the answers have been."""
+    RETRIEVE = "retrieve"
+    """The sub-operations are known, none has been made."""
+
+
+@dataclass(eq=False)
+class SubOperation:
+    """One C-STORE to be sent.
+
+    ``counted`` is False for what the peer did not ask for and is not told of; ``originator``
+    is False where the Move Originator fields (PS3.7 9.1.1.1) are left out.
+    """
+
+    stored: StoredObject
+    sop_instance_uid: str
+    data: Callable[[], bytes]
+    counted: bool = True
+    originator: bool = True
+
+    @classmethod
+    def of(cls, stored: StoredObject, **changes: Any) -> SubOperation:
+        """The honest sub-operation for an object."""
+        values = {"sop_instance_uid": stored.sop_instance_uid, "data": stored.encoded} | changes
+        return cls(stored, **values)
+
+
+@dataclass
+class Connection:
+    """What may happen to the request's own association, by the number of answers before it."""
+
+    hold_before: dict[int, threading.Event] = field(default_factory=dict)
+    drop_after: int | None = None
+    drop_by: str = "abort"
+
+
+@dataclass
+class FindPlan:
+    """A C-FIND about to be answered."""
+
+    pacs: ScriptedPacs
+    level: str
+    keys: dict[str, str]
+    """The matching keys, by keyword."""
+    answers: list[Dataset] = field(default_factory=list)
+    refuse: int | None = None
+    """A final status to answer at once."""
+    status: int = SUCCESS
+    connection: Connection = field(default_factory=Connection)
+
+    def concerns(self, study: str) -> bool:
+        """Whether a query asks for, or an answer is of, this study."""
+        asked = self.keys.get("StudyInstanceUID", "").split("\\")
+        return study in asked or any(a.get("StudyInstanceUID") == study for a in self.answers)
+
+
+@dataclass
+class RetrievePlan:
+    """A C-MOVE or C-GET about to be carried out."""
+
+    pacs: ScriptedPacs
+    level: str
+    operations: list[SubOperation]
+    refuse: int | None = None
+    """A final status to answer at once; nothing is sent."""
+    status: int | None = None
+    """The final status; None: what the sub-operations' results make it."""
+    count: bool = True
+    """False: all counters of the responses are zero."""
+    final_before: int | None = None
+    """The final response goes out before this many sub-operations have been made."""
+    stop_at_failure: bool = False
+    keep_sending: bool = False
+    """Go on with the sub-operations when the request's association has been lost."""
+    connection: Connection = field(default_factory=Connection)
+
+    def concerns(self, study: str) -> bool:
+        """Whether an object of this study is to be sent."""
+        return any(o.stored.study_instance_uid == study for o in self.operations)
+
+
+class Behaviour:
+    """One line of the script.
+
+    Parameters
+    ----------
+    knob : str
+        A name in :data:`KNOBS`.
+    on_request : int, optional
+        Only the request with this number, counted for each service from 1.
+    study : str, optional
+        Only requests that concern this StudyInstanceUID, and of those only its objects.
+    times : int, optional
+        Only so many times; requests at which the knob found nothing to do do not count.
+    **arguments
+        Those of the knob.
+
+    Raises
+    ------
+    ValueError
+        If there is no such knob.
+    TypeError
+        If the knob does not have such arguments.
+    """
+
+    def __init__(
+        self,
+        knob: str,
+        *,
+        on_request: int | None = None,
+        study: str | None = None,
+        times: int | None = None,
+        **arguments: Any,
+    ) -> None:
+        if knob not in KNOBS:
+            raise ValueError(f"no knob {knob!r}; there are {', '.join(sorted(KNOBS))}")
+        self.knob = knob
+        self.on_request = on_request
+        self.study = study
+        self.times = times
+        self.arguments = arguments
+        self.chosen: dict[str, frozenset[str]] = {}
+        """Per study: the SOP Instance UIDs picked by number, so that it stays with them."""
+        self._lock = threading.Lock()
+        self._used = 0
+        self._row = KNOBS[knob]
+        inspect.signature(self._row.apply).bind(None, self, **arguments)
+
+    def __repr__(self) -> str:
+        limits = {"on_request": self.on_request, "study": self.study, "times": self.times}
+        words = self.arguments | {k: v for k, v in limits.items() if v is not None}
+        return f"Behaviour({self.knob!r}{''.join(f', {k}={v!r}' for k, v in words.items())})"
+
+    @property
+    def used(self) -> int:
+        """How many requests it has changed."""
+        return self._used
+
+    def apply(self, stage: Stage, number: int, plan: FindPlan | RetrievePlan) -> None:
+        """Edit the plan of the request with this number, if it is its turn."""
+        if stage not in self._row.stages:
+            return
+        if self.on_request not in (None, number):
+            return
+        if self.study is not None and not plan.concerns(self.study):
+            return
+        with self._lock:
+            if self.times is not None and self._used >= self.times:
+                return
+            if self._row.apply(plan, self, **self.arguments) is not False:
+                self._used += 1
+
+    def pick(
+        self, operations: Iterable[SubOperation], instances: int | Sequence[str]
+    ) -> list[SubOperation]:
+        """The sub-operations meant by ``instances``.
+
+        A number means so many of each study, the last ones of the first request that sends
+        it; the same ones in later requests. UIDs mean themselves.
+        """
+        operations = [o for o in operations if self.study in (None, o.stored.study_instance_uid)]
+        if not isinstance(instances, int):
+            return [o for o in operations if o.stored.sop_instance_uid in instances]
+        by_study: dict[str, list[str]] = {}
+        for operation in operations:
+            by_study.setdefault(operation.stored.study_instance_uid, []).append(
+                operation.stored.sop_instance_uid
+            )
+        for study, uids in by_study.items():
+            self.chosen.setdefault(study, frozenset(uids[max(0, len(uids) - instances) :]))
+        return [
+            o
+            for o in operations
+            if o.stored.sop_instance_uid in self.chosen[o.stored.study_instance_uid]
+        ]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One row of the table: what a real PACS was seen to do, and how the plan comes to it.
+
+    ``apply`` may return False to say that it found nothing to do.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    meaning: str
+    apply: Callable[..., bool | None]
+
+
+# --- C-FIND
+
+
+def _cap(plan: FindPlan, by: Behaviour, *, answers: int, status: int = CANCEL) -> bool:
+    if len(plan.answers) <= answers:
+        return False
+    del plan.answers[answers:]
+    plan.status = status
+    return True
+
+
+def _ignore_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str]) -> bool:
+    ignored = [key for key in keys if plan.keys.get(key)]
+    for key in ignored:
+        plan.keys[key] = ""
+    return bool(ignored)
+
+
+def _no_image_level(plan: FindPlan, by: Behaviour, *, status: int = UNABLE_TO_PROCESS) -> bool:
+    if plan.level != "IMAGE":
+        return False
+    plan.refuse = status
+    return True
+
+
+def _omit_counts(plan: FindPlan, by: Behaviour) -> bool:
+    return _omit(plan, COUNT_KEYWORDS)
+
+
+def _omit_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str]) -> bool:
+    return _omit(plan, keys)
+
+
+def _omit(plan: FindPlan, keywords: Iterable[str]) -> bool:
+    found = [(a, keyword) for a in plan.answers for keyword in keywords if keyword in a]
+    for answer, keyword in found:
+        delattr(answer, keyword)
+    return bool(found)
+
+
+def _refuse_find(plan: FindPlan, by: Behaviour, *, status: int) -> None:
+    plan.refuse = status
+
+
+# --- C-MOVE and C-GET
+
+
+def _success_nothing(plan: RetrievePlan, by: Behaviour) -> None:
+    plan.operations.clear()
+    plan.status = SUCCESS
+
+
+def _early_success(
+    plan: RetrievePlan, by: Behaviour, *, after: int = 0, hold: threading.Event | None = None
+) -> None:
+    plan.status = SUCCESS
+    plan.final_before = after
+    plan.keep_sending = True
+    if hold is not None:
+        plan.connection.hold_before[after] = hold
+
+
+def _drop_instances(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str]) -> bool:
+    dropped = by.pick(plan.operations, instances)
+    plan.operations[:] = [o for o in plan.operations if o not in dropped]
+    return bool(dropped)
+
+
+def _zero_counts(plan: RetrievePlan, by: Behaviour, *, status: int | None = None) -> None:
+    plan.count = False
+    plan.status = status
+
+
+def _final_status(plan: RetrievePlan, by: Behaviour, *, status: int) -> None:
+    plan.status = status
+
+
+def _refuse_retrieve(plan: RetrievePlan, by: Behaviour, *, status: int) -> None:
+    plan.refuse = status
+
+
+def _unknown_destination(
+    plan: RetrievePlan, by: Behaviour, *, status: int = DESTINATION_UNKNOWN
+) -> None:
+    plan.refuse = status
+
+
+def _stop_at_failure(plan: RetrievePlan, by: Behaviour) -> None:
+    plan.stop_at_failure = True
+
+
+# --- what arrives
+
+
+def _truncate(
+    plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1, keep: float = 0.5
+) -> bool:
+    def cut(stored: StoredObject) -> bytes:
+        data = stored.encoded()
+        return data[: int(len(data) * keep) // 2 * 2]  # a PDV of odd length is another fault
+
+    return _alter(plan, by, instances, cut)
+
+
+def _other_patient(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: int | Sequence[str] = 1,
+    patient_id: str = "OTHER-000001",
+) -> bool:
+    def changed(stored: StoredObject) -> bytes:
+        return _with(stored, PatientID=patient_id, PatientName="Other^Patient")
+
+    return _alter(plan, by, instances, changed)
+
+
+def _alter(
+    plan: RetrievePlan,
+    by: Behaviour,
+    instances: int | Sequence[str],
+    change: Callable[[StoredObject], bytes],
+) -> bool:
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        operation.data = lambda stored=operation.stored: change(stored)
+    return bool(picked)
+
+
+def _duplicate(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1) -> bool:
+    return _insert_behind(plan, by, instances, lambda stored: stored.encoded())
+
+
+def _conflict(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1) -> bool:
+    return _insert_behind(
+        plan, by, instances, lambda stored: _with(stored, ImageComments="Second version.")
+    )
+
+
+def _insert_behind(
+    plan: RetrievePlan,
+    by: Behaviour,
+    instances: int | Sequence[str],
+    data: Callable[[StoredObject], bytes],
+) -> bool:
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        again = SubOperation.of(
+            operation.stored, data=lambda stored=operation.stored: data(stored), counted=False
+        )
+        plan.operations.insert(plan.operations.index(operation) + 1, again)
+    return bool(picked)
+
+
+def _unsolicited(
+    plan: RetrievePlan, by: Behaviour, *, objects: Sequence[StoredObject], originator: bool = False
+) -> bool:
+    plan.operations[:0] = [
+        SubOperation.of(stored, counted=False, originator=originator) for stored in objects
+    ]
+    return bool(objects)
+
+
+def _with(stored: StoredObject, **elements: str) -> bytes:
+    dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return encoded(dataset, stored.transfer_syntax_uid)
+
+
+# --- the archive and the connection
+
+
+def _mutate(
+    plan: FindPlan, by: Behaviour, *, change: Callable[[ScriptedPacs], None], level: str = "IMAGE"
+) -> bool:
+    if plan.level != level:
+        return False
+    change(plan.pacs)
+    return True
+
+
+def _drop_after(
+    plan: FindPlan | RetrievePlan,
+    by: Behaviour,
+    *,
+    answers: int,
+    how: str = "abort",
+    keep_sending: bool = False,
+) -> bool:
+    length = len(plan.operations if isinstance(plan, RetrievePlan) else plan.answers)
+    if length < answers:
+        return False
+    plan.connection.drop_after = answers
+    plan.connection.drop_by = how
+    if isinstance(plan, RetrievePlan):
+        plan.keep_sending = keep_sending
+    return True
+
+
+def _first_byte(plan: FindPlan | RetrievePlan, by: Behaviour, *, hold: threading.Event) -> None:
+    plan.connection.hold_before[0] = hold
+
+
+def _stall_after(
+    plan: FindPlan | RetrievePlan, by: Behaviour, *, answers: int, hold: threading.Event
+) -> bool:
+    length = len(plan.operations if isinstance(plan, RetrievePlan) else plan.answers)
+    plan.connection.hold_before[answers] = hold
+    return answers < length
+
+
+_ANY = (Stage.FIND_ANSWER, Stage.RETRIEVE)
+
+_TABLE = (
+    Knob(
+        "find.cap",
+        (Stage.FIND_ANSWER,),
+        "Ends after `answers` matches with `status` (FE00, A700, B001, or plain success 0000).",
+        _cap,
+    ),
+    Knob("find.ignore_keys", (Stage.FIND_QUERY,), "Does not match by these `keys`.", _ignore_keys),
+    Knob(
+        "find.no_image_level",
+        (Stage.FIND_QUERY,),
+        "Answers queries at IMAGE level with `status`; 0000 makes it an empty list.",
+        _no_image_level,
+    ),
+    Knob(
+        "find.omit_counts",
+        (Stage.FIND_ANSWER,),
+        "Leaves out NumberOf…Related…, though asked for.",
+        _omit_counts,
+    ),
+    Knob("find.omit_keys", (Stage.FIND_ANSWER,), "Leaves out these `keys`.", _omit_keys),
+    Knob(
+        "find.refuse", (Stage.FIND_QUERY,), "Answers with `status` and nothing else.", _refuse_find
+    ),
+    Knob(
+        "move.success_nothing",
+        (Stage.RETRIEVE,),
+        "Reports success and sends nothing.",
+        _success_nothing,
+    ),
+    Knob(
+        "move.early_success",
+        (Stage.RETRIEVE,),
+        "Reports success when `after` instances are sent; the others follow when `hold` is set.",
+        _early_success,
+    ),
+    Knob(
+        "move.drop_instances",
+        (Stage.RETRIEVE,),
+        "Never sends these `instances` (UIDs, or so many of each study), and reports success.",
+        _drop_instances,
+    ),
+    Knob(
+        "move.zero_counts",
+        (Stage.RETRIEVE,),
+        "All counters are zero; `status` replaces the final status.",
+        _zero_counts,
+    ),
+    Knob(
+        "move.final_status",
+        (Stage.RETRIEVE,),
+        "Sends everything and ends with `status`.",
+        _final_status,
+    ),
+    Knob(
+        "move.refuse",
+        (Stage.RETRIEVE,),
+        "Answers with `status` and nothing else.",
+        _refuse_retrieve,
+    ),
+    Knob(
+        "move.unknown_destination",
+        (Stage.RETRIEVE,),
+        "Does not know the move destination (A801; C000 on some).",
+        _unknown_destination,
+    ),
+    Knob(
+        "move.stop_at_failure",
+        (Stage.RETRIEVE,),
+        "Stops at the first failed sub-operation with C000 and counters of zero.",
+        _stop_at_failure,
+    ),
+    Knob(
+        "store.truncate",
+        (Stage.RETRIEVE,),
+        "Sends the first part (`keep`) of the data set of these `instances`.",
+        _truncate,
+    ),
+    Knob(
+        "store.other_patient",
+        (Stage.RETRIEVE,),
+        "Sends these `instances` with another PatientID.",
+        _other_patient,
+    ),
+    Knob("store.duplicate", (Stage.RETRIEVE,), "Sends these `instances` twice.", _duplicate),
+    Knob(
+        "store.conflict",
+        (Stage.RETRIEVE,),
+        "Sends these `instances` twice, the second time with another content.",
+        _conflict,
+    ),
+    Knob(
+        "store.unsolicited",
+        (Stage.RETRIEVE,),
+        "Sends these `objects` first, which nobody asked for.",
+        _unsolicited,
+    ),
+    Knob(
+        "archive.mutate",
+        (Stage.FIND_DONE,),
+        "After a query at `level` has been answered, calls `change` with the PACS.",
+        _mutate,
+    ),
+    Knob(
+        "net.drop_after",
+        _ANY,
+        "Loses the request's association after so many `answers`; `how`: abort, close.",
+        _drop_after,
+    ),
+    Knob("net.first_byte", _ANY, "Does not answer at all before `hold` is set.", _first_byte),
+    Knob(
+        "net.stall_after",
+        _ANY,
+        "Falls silent after so many `answers` until `hold` is set.",
+        _stall_after,
+    ),
+)
+
+KNOBS: dict[str, Knob] = {knob.name: knob for knob in _TABLE}

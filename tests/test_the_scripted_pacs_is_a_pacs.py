@@ -1,0 +1,825 @@
+"""The PACS that the other tests lean on is one: to DCMTK, to pynetdicom, and when it misbehaves."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import AllTransferSyntaxes
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, build_role, evt
+from pynetdicom.dsutils import split_dataset
+from pynetdicom.sop_class import (
+    PatientRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
+
+from prefect_dicom.testing import (
+    KNOBS,
+    Behaviour,
+    ScriptedPacs,
+    generate_cohort,
+    tiny_objects,
+    write_cohort_file,
+)
+from prefect_dicom.testing.matching import matches
+from prefect_dicom.testing.objects import decoded
+
+FIND = StudyRootQueryRetrieveInformationModelFind
+MOVE = StudyRootQueryRetrieveInformationModelMove
+GET = StudyRootQueryRetrieveInformationModelGet
+
+dcmtk = pytest.mark.skipif(
+    shutil.which("movescu") is None, reason="DCMTK is not installed (Debian package dcmtk)"
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("archive")
+    return generate_cohort(directory, studies=6, instances_per_series=4)
+
+
+def data_set_bytes(path: Path) -> bytes:
+    _, offset = split_dataset(path)
+    return path.read_bytes()[offset:]
+
+
+def by_uid(files: list[Path]) -> dict[str, Path]:
+    return {
+        str(pydicom.dcmread(f, specific_tags=["SOPInstanceUID"]).SOPInstanceUID): f for f in files
+    }
+
+
+def study_uids(files: list[Path]) -> list[str]:
+    tags = ["StudyInstanceUID"]
+    return list(
+        dict.fromkeys(str(pydicom.dcmread(f, specific_tags=tags).StudyInstanceUID) for f in files)
+    )
+
+
+class Receiver:
+    """A storage SCP that keeps every C-STORE request, and answers ``answer(uid)``."""
+
+    def __init__(self) -> None:
+        self.reset()
+        entity = AE("RECEIVER")
+        entity.maximum_associations = 50
+        for context in AllStoragePresentationContexts:
+            entity.add_supported_context(context.abstract_syntax, AllTransferSyntaxes)
+        self.server = entity.start_server(
+            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self.store)]
+        )
+        self.address = ("127.0.0.1", self.server.server_address[1])
+
+    def reset(self) -> None:
+        self.requests: list = []
+        self.answer = lambda uid: 0x0000
+        self.arrived = threading.Semaphore(0)
+
+    def store(self, event: evt.Event) -> int:
+        self.requests.append(event.request)
+        self.arrived.release()
+        return self.answer(str(event.request.AffectedSOPInstanceUID))
+
+    @property
+    def uids(self) -> list[str]:
+        return [str(r.AffectedSOPInstanceUID) for r in self.requests]
+
+    def wait_for(self, count: int) -> None:
+        for _ in range(count):
+            assert self.arrived.acquire(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def listening_receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.server.shutdown()
+
+
+@pytest.fixture
+def receiver(listening_receiver: Receiver) -> Receiver:
+    listening_receiver.reset()
+    return listening_receiver
+
+
+@contextlib.contextmanager
+def association(pacs: ScriptedPacs, *models: str, called: str = "DEMOPACS", calling: str = "ME"):
+    entity = AE(calling)
+    entity.acse_timeout = entity.dimse_timeout = 20
+    contexts = [build_context(model) for model in models or (FIND, MOVE)]
+    association = entity.associate("127.0.0.1", pacs.port, contexts=contexts, ae_title=called)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def identifier(level: str, **keys: object) -> Dataset:
+    dataset = Dataset()
+    dataset.QueryRetrieveLevel = level
+    for keyword, value in keys.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def find(pacs: ScriptedPacs, level: str, model: str = FIND, **keys: object):
+    """The answers, and the final status (None where the association was lost)."""
+    with association(pacs, model) as peer:
+        responses = list(peer.send_c_find(identifier(level, **keys), model))
+    answers = [answer for _, answer in responses if answer is not None]
+    return answers, responses[-1][0].get("Status")
+
+
+def move(pacs: ScriptedPacs, level: str, destination: str = "RECEIVER", **keys: object):
+    """All responses of a C-MOVE; the status of the last is None where it was lost."""
+    with association(pacs) as peer:
+        return [
+            status
+            for status, _ in peer.send_c_move(
+                identifier(level, **keys), destination, MOVE, msg_id=77
+            )
+        ]
+
+
+def pacs_with(files: list[Path], receiver: Receiver, *script: Behaviour) -> ScriptedPacs:
+    return ScriptedPacs(files, destinations={"RECEIVER": receiver.address}, script=script)
+
+
+# --- DCMTK
+
+
+def run(*command: object) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def wait_for_listener(port: int) -> None:
+    for _ in range(2000):
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("the peer does not listen")
+
+
+@dcmtk
+def test_echoscu_is_answered(files):
+    with ScriptedPacs(files) as pacs:
+        run("echoscu", "-aec", "DEMOPACS", "127.0.0.1", pacs.port)
+    assert [(r.service, r.status) for r in pacs.log] == [("C-ECHO", 0)]
+
+
+@dcmtk
+def test_findscu_lists_the_studies(files):
+    with ScriptedPacs(files) as pacs:
+        text = run(
+            *("findscu", "-S", "-v", "-aec", "DEMOPACS", "127.0.0.1", pacs.port),
+            *("-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID", "-k", "PatientID"),
+        )
+    found = re.findall(r"\(0020,000d\) UI \[([\d.]+)", text, re.IGNORECASE)
+    assert set(found) == set(study_uids(files))
+    assert pacs.requests("C-FIND")[0].answers == 6
+
+
+@dcmtk
+def test_movescu_and_storescp_get_the_stored_bytes(files, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    storescp = ["storescp", "+B", "+xa", "-od", str(tmp_path), str(port)]
+    with (
+        subprocess.Popen(storescp) as peer,
+        ScriptedPacs(files, destinations={"STORESCP": ("127.0.0.1", port)}) as pacs,
+    ):
+        try:
+            wait_for_listener(port)
+            for study in study_uids(files):
+                run(
+                    *("movescu", "-S", "-aec", "DEMOPACS", "-aem", "STORESCP"),
+                    *("127.0.0.1", pacs.port),
+                    *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+                )
+        finally:
+            peer.terminate()
+    received = by_uid(list(tmp_path.iterdir()))
+    stored = by_uid(files)
+    assert received.keys() == stored.keys()
+    for uid, path in stored.items():
+        assert data_set_bytes(received[uid]) == data_set_bytes(path)
+
+
+@dcmtk
+def test_getscu_gets_a_study(files, tmp_path):
+    study = study_uids(files)[2]
+    with ScriptedPacs(files) as pacs:
+        run(
+            *("getscu", "-S", "+B", "-aec", "DEMOPACS", "-od", tmp_path, "127.0.0.1", pacs.port),
+            *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study}"),
+        )
+    (request,) = pacs.requests("C-GET")
+    assert request.status == 0
+    assert len(list(tmp_path.iterdir())) == len(request.sent) > 0
+
+
+@dcmtk
+def test_storescu_loads_it(files):
+    with ScriptedPacs() as pacs:
+        run("storescu", "+sd", "+r", "-xr", "-aec", "DEMOPACS", "127.0.0.1", pacs.port,
+            files[0].parents[2])  # fmt: skip
+        answers, _ = find(pacs, "STUDY", StudyInstanceUID="")
+    assert {a.StudyInstanceUID for a in answers} == set(study_uids(files))
+    assert len(pacs.requests("C-STORE")) == len(files)
+
+
+# --- services
+
+
+def test_an_instance_list_is_found_level_by_level(files):
+    with ScriptedPacs(files) as pacs:
+        studies, _ = find(pacs, "STUDY", StudyInstanceUID="", NumberOfStudyRelatedInstances="")
+        listed = set()
+        for study in studies:
+            uid = study.StudyInstanceUID
+            series, _ = find(pacs, "SERIES", StudyInstanceUID=uid, SeriesInstanceUID="")
+            of_study = [
+                image.SOPInstanceUID
+                for one in series
+                for image in find(
+                    pacs,
+                    "IMAGE",
+                    StudyInstanceUID=uid,
+                    SeriesInstanceUID=one.SeriesInstanceUID,
+                    SOPInstanceUID="",
+                )[0]
+            ]
+            assert len(of_study) == study.NumberOfStudyRelatedInstances
+            listed |= set(of_study)
+    assert listed == by_uid(files).keys()
+
+
+def test_patients_are_found_in_patient_root_only(files):
+    with ScriptedPacs(files) as pacs:
+        model = PatientRootQueryRetrieveInformationModelFind
+        answers, status = find(
+            pacs, "PATIENT", model, PatientID="", PatientName="", NumberOfPatientRelatedStudies=""
+        )
+        assert status == 0
+        assert find(pacs, "PATIENT", PatientID="") == ([], 0xA900)
+    assert len(answers) == 6
+    assert "Muster^J\u00f6rg" in {str(answer.PatientName) for answer in answers}
+    assert all(answer.PatientID.startswith("000") for answer in answers)
+
+
+def test_without_the_keys_above_a_query_is_refused_unless_relational(files):
+    study = study_uids(files)[0]
+    with ScriptedPacs(files) as pacs:
+        assert find(pacs, "IMAGE", StudyInstanceUID=study, SOPInstanceUID="") == ([], 0xA900)
+    with ScriptedPacs(files, relational=True) as pacs:
+        answers, status = find(pacs, "IMAGE", StudyInstanceUID=study, SOPInstanceUID="")
+    assert status == 0
+    assert len(answers) > 1
+
+
+def test_a_retrieve_without_its_unique_key_is_refused(files, receiver):
+    with pacs_with(files, receiver) as pacs:
+        assert [s.Status for s in move(pacs, "STUDY", PatientID="00000001")] == [0xA900]
+    assert receiver.uids == []
+
+
+def test_a_move_names_its_originator_and_counts_what_it_sends(files, receiver):
+    study = study_uids(files)[0]
+    with pacs_with(files, receiver) as pacs:
+        responses = move(pacs, "STUDY", StudyInstanceUID=study)
+        (request,) = pacs.requests("C-MOVE")
+    total = len(request.sent)
+    assert [s.Status for s in responses] == [0xFF00] * (total - 1) + [0]
+    assert [s.NumberOfRemainingSuboperations for s in responses[:-1]] == [*range(total - 1, 0, -1)]
+    assert responses[-1].NumberOfCompletedSuboperations == total
+    assert "NumberOfRemainingSuboperations" not in responses[-1]
+    assert receiver.uids == [sent.sop_instance_uid for sent in request.sent]
+    for stored in receiver.requests:
+        assert stored.MoveOriginatorApplicationEntityTitle == "ME"
+        assert stored.MoveOriginatorMessageID == 77
+
+
+def test_moves_by_uid_list_and_by_instance_send_nothing_else(files, receiver):
+    studies = study_uids(files)
+    chosen = [pydicom.dcmread(files[n]) for n in (0, 2)]
+    with pacs_with(files, receiver) as pacs:
+        move(pacs, "STUDY", StudyInstanceUID=studies[1:3])
+        of_studies = set(receiver.uids)
+        receiver.requests.clear()
+        move(
+            pacs,
+            "IMAGE",
+            StudyInstanceUID=chosen[0].StudyInstanceUID,
+            SeriesInstanceUID=chosen[0].SeriesInstanceUID,
+            SOPInstanceUID=[d.SOPInstanceUID for d in chosen],
+        )
+    tags = ["StudyInstanceUID"]
+    assert of_studies == {
+        uid
+        for uid, path in by_uid(files).items()
+        if pydicom.dcmread(path, specific_tags=tags).StudyInstanceUID in studies[1:3]
+    }
+    assert receiver.uids == [d.SOPInstanceUID for d in chosen]
+
+
+def test_a_get_sends_over_its_own_association_in_the_stored_syntax(files):
+    study = study_uids(files)[3]  # RLE among others
+    arrived = {}
+
+    def store(event):
+        uid = str(event.request.AffectedSOPInstanceUID)
+        arrived[uid] = event.request.DataSet.getvalue()
+        return 0
+
+    of_study = {
+        uid: path
+        for uid, path in by_uid(files).items()
+        if pydicom.dcmread(path, specific_tags=["StudyInstanceUID"]).StudyInstanceUID == study
+    }
+    pairs = set()
+    for path in of_study.values():
+        meta = pydicom.dcmread(path, stop_before_pixels=True).file_meta
+        pairs.add((meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID))
+    with ScriptedPacs(files) as pacs:
+        peer = AE("ME").associate(
+            "127.0.0.1",
+            pacs.port,
+            ae_title="DEMOPACS",
+            contexts=[build_context(GET), *(build_context(*pair) for pair in sorted(pairs))],
+            ext_neg=[build_role(uid, scp_role=True) for uid in {pair[0] for pair in pairs}],
+            evt_handlers=[(evt.EVT_C_STORE, store)],
+        )
+        responses = list(peer.send_c_get(identifier("STUDY", StudyInstanceUID=study), GET))
+        peer.release()
+    assert responses[-1][0].Status == 0
+    assert arrived == {uid: data_set_bytes(path) for uid, path in of_study.items()}
+
+
+def test_a_class_not_proposed_in_a_get_is_a_failed_sub_operation(files):
+    study = study_uids(files)[2]
+    with ScriptedPacs(files) as pacs, association(pacs, GET) as peer:
+        responses = list(peer.send_c_get(identifier("STUDY", StudyInstanceUID=study), GET))
+    status, failed = responses[-1]
+    assert status.Status == 0xA702
+    assert status.NumberOfFailedSuboperations > 0
+    assert "FailedSOPInstanceUIDList" in failed
+
+
+def test_an_unknown_destination_is_a801_and_a_dead_one_a702(files, receiver):
+    study = study_uids(files)[2]
+    with socket.socket() as taken, pacs_with(files, receiver) as pacs:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        pacs.destinations["DEAD"] = taken.getsockname()
+        assert move(pacs, "STUDY", "NOBODY", StudyInstanceUID=study)[-1].Status == 0xA801
+        last = move(pacs, "STUDY", "DEAD", StudyInstanceUID=study)[-1]
+    assert last.Status == 0xA702
+    assert last.NumberOfFailedSuboperations > 0
+
+
+def test_a_refused_instance_is_named_in_the_final_response(files, receiver):
+    study = study_uids(files)[0]
+    refused = str(pydicom.dcmread(files[0]).SOPInstanceUID)
+    receiver.answer = lambda uid: 0xA700 if uid == refused else 0
+    with pacs_with(files, receiver) as pacs, association(pacs) as peer:
+        request = identifier("STUDY", StudyInstanceUID=study)
+        status, failed = list(peer.send_c_move(request, "RECEIVER", MOVE))[-1]
+    assert status.Status == 0xB000
+    assert failed.FailedSOPInstanceUIDList == refused
+
+
+def test_a_cancelled_move_stops(files, receiver):
+    study = study_uids(files)[0]
+    with pacs_with(files, receiver) as pacs, association(pacs) as peer:
+        go_on = threading.Event()
+
+        def answer(uid):
+            peer.send_c_cancel(9, query_model=MOVE)
+            go_on.wait(20)
+            return 0
+
+        receiver.answer = answer
+        request = identifier("STUDY", StudyInstanceUID=study)
+        responses = peer.send_c_move(request, "RECEIVER", MOVE, msg_id=9)
+        receiver.wait_for(1)
+        pacs_side = next(iter(pacs._server.active_associations))
+        while 9 not in pacs_side.dimse.cancel_req:
+            threading.Event().wait(0.01)
+        go_on.set()
+        statuses = [status for status, _ in responses]
+        assert statuses[-1].Status == 0xFE00
+        assert statuses[-1].NumberOfRemainingSuboperations > 0
+        assert len(receiver.uids) == 1
+        assert len(pacs.requests("C-CANCEL")) == 1
+
+
+def test_titles_it_does_not_know_are_rejected_or_aborted(files):
+    with ScriptedPacs(files, calling_ae_titles=["FRIEND"]) as pacs:
+        with association(pacs, called="OTHERPACS", calling="FRIEND") as peer:
+            assert peer.acceptor.primitive.diagnostic == 7
+        with association(pacs, calling="STRANGER") as peer:
+            assert peer.acceptor.primitive.diagnostic == 3
+        with association(pacs, Verification, calling="FRIEND") as peer:
+            assert peer.send_c_echo().Status == 0
+    with (
+        ScriptedPacs(files, calling_ae_titles=["FRIEND"], unknown_calling="abort") as pacs,
+        association(pacs, Verification, calling="STRANGER") as peer,
+    ):
+        assert peer.is_established
+        assert "Status" not in peer.send_c_echo()
+
+
+def test_the_log_tells_what_was_asked_and_what_was_sent(files, receiver):
+    study = study_uids(files)[2]
+    with pacs_with(files, receiver) as pacs:
+        find(pacs, "STUDY", StudyInstanceUID=study, PatientID="")
+        move(pacs, "STUDY", StudyInstanceUID=study)
+    found, moved = pacs.log
+    assert (found.service, found.number, found.level) == ("C-FIND", 1, "STUDY")
+    assert found.keys == {"StudyInstanceUID": study, "PatientID": ""}
+    assert (found.calling_ae_title, found.status, found.answers) == ("ME", 0, 1)
+    assert (moved.message_id, moved.destination, moved.status) == (77, "RECEIVER", 0)
+    assert pacs.sent_instances() == receiver.uids
+    assert {sent.status for sent in moved.sent} == {0}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "key", "value", "expected"),
+    [
+        ("PatientID", "", "1", True),
+        ("PatientID", "000123", "000123", True),
+        ("PatientID", "123", "000123", False),
+        ("PatientID", "00*", "000123", True),
+        ("PatientID", "0001?3", "000123", True),
+        ("PatientID", "abc", "ABC", False),
+        ("PatientID", "A\\B", "A", False),
+        ("PatientID", "x", "", False),
+        ("PatientName", "muster^*", "Muster^J\u00f6rg", True),
+        ("PatientName", "Muster^J\u00f6rg^", "Muster^J\u00f6rg", True),
+        ("StudyInstanceUID", "1.2\\1.3", "1.3", True),
+        ("StudyInstanceUID", "1.*", "1.3", False),
+        ("StudyDate", "20240101", "20240101", True),
+        ("StudyDate", "20240101-20240131", "20240131", True),
+        ("StudyDate", "20240101-20240131", "20240201", False),
+        ("StudyDate", "-20240131", "19990101", True),
+        ("StudyDate", "20240101-", "20231231", False),
+        ("StudyDate", "20240101-", "", False),
+        ("StudyDate", "20240115", "2024.01.15", True),
+        ("StudyTime", "0800-0900", "083000.123", True),
+        ("StudyTime", "0800-0900", "090130", False),
+        ("ModalitiesInStudy", "SR", "CT\\SR", True),
+        ("ModalitiesInStudy", "MR", "CT\\SR", False),
+        ("InstanceNumber", "1", "01", True),
+    ],
+)
+def test_keys_match_as_the_standard_says(keyword, key, value, expected):
+    assert matches(keyword, key, value) is expected
+
+
+def test_ten_thousand_studies_are_held_and_each_is_found(receiver):
+    objects = tiny_objects(10_000)
+    with ScriptedPacs(objects=objects, destinations={"RECEIVER": receiver.address}) as pacs:
+        answers, _ = find(pacs, "STUDY", StudyInstanceUID="", AccessionNumber="T0000009999")
+        assert [a.AccessionNumber for a in answers] == ["T0000009999"]
+        move(pacs, "STUDY", StudyInstanceUID=answers[0].StudyInstanceUID)
+    (stored,) = receiver.requests
+    dataset = decoded(stored.DataSet.getvalue(), "1.2.840.10008.1.2.1")
+    assert dataset.PatientID == "00009999"
+    assert len(dataset.PixelData) == dataset.Rows * dataset.Columns
+
+
+def test_it_runs_as_a_process_and_says_when_it_listens(files):
+    command = [sys.executable, "-m", "prefect_dicom.testing"]
+    command += ["--directory", str(files[0].parents[2]), "--destination", "ME=127.0.0.1:1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            match = re.fullmatch(
+                r"DEMOPACS listens on 127\.0\.0\.1:(\d+) with (\d+) instances of 6 studies\n", line
+            )
+            assert match, line
+            assert int(match[2]) == len(files)
+            peer = AE("ME").associate(
+                "127.0.0.1",
+                int(match[1]),
+                contexts=[build_context(Verification)],
+                ae_title="DEMOPACS",
+            )
+            assert peer.send_c_echo().Status == 0
+            peer.release()
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_generated_files_depend_on_the_seed_only(tmp_path):
+    first, again, other = (
+        generate_cohort(tmp_path / name, studies=3, seed=seed, instances_per_series=2)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in again]
+    assert not by_uid(first).keys() & by_uid(other).keys()
+    assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in by_uid(first))
+
+
+def test_the_cohort_file_names_each_study_once(files, tmp_path):
+    lines = write_cohort_file(tmp_path / "cohort.csv", files).read_text().splitlines()
+    assert lines[0] == "PatientID,AccessionNumber,StudyInstanceUID,StudyDate"
+    assert len(lines) == 1 + 6
+    assert lines[2].startswith("00000002,,,2")
+
+
+# --- the script
+
+
+def test_a_behaviour_can_be_limited_to_a_request_a_study_and_a_number_of_times(files, receiver):
+    one, two = study_uids(files)[1:3]
+    with pacs_with(files, receiver) as pacs:
+        pacs.script.append(Behaviour("move.refuse", status=0xC001, on_request=2))
+        pacs.script.append(Behaviour("move.refuse", status=0xC002, study=two, times=1))
+        statuses = [
+            move(pacs, "STUDY", StudyInstanceUID=uid)[-1].Status for uid in (one, one, two, two)
+        ]
+    assert statuses == [0, 0xC001, 0xC002, 0]
+
+
+def test_a_knob_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="no knob"):
+        Behaviour("move.success_noting")
+    with pytest.raises(TypeError):
+        Behaviour("find.cap", n=5)
+
+
+class Scene:
+    """A PACS with one behaviour, a receiver, and a study of several series to ask for."""
+
+    def __init__(self, files: list[Path], receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.first_file = files[0]
+        self.study = study_uids(files)[0]
+        tags = ["StudyInstanceUID"]
+        self.uids = [
+            uid
+            for uid, path in by_uid(files).items()
+            if pydicom.dcmread(path, specific_tags=tags).StudyInstanceUID == self.study
+        ]
+        self.pacs = pacs_with(files, receiver)
+
+    def with_knob(self, knob: str, **arguments: object) -> ScriptedPacs:
+        self.pacs.script.append(Behaviour(knob, **arguments))
+        return self.pacs
+
+    def move(self) -> list[Dataset]:
+        return move(self.pacs, "STUDY", StudyInstanceUID=self.study)
+
+    def list_images(self) -> tuple[list[Dataset], int | None]:
+        first = pydicom.dcmread(self.first_file)
+        return find(
+            self.pacs,
+            "IMAGE",
+            StudyInstanceUID=self.study,
+            SeriesInstanceUID=first.SeriesInstanceUID,
+            SOPInstanceUID="",
+        )
+
+
+@pytest.fixture
+def scene(files, receiver) -> Scene:
+    return Scene(files, receiver)
+
+
+def find_cap(scene):
+    with scene.with_knob("find.cap", answers=4, status=0xA700) as pacs:
+        answers, status = find(pacs, "STUDY", StudyInstanceUID="")
+    assert (len(answers), status) == (4, 0xA700)
+
+
+def find_ignore_keys(scene):
+    with scene.with_knob("find.ignore_keys", keys=["AccessionNumber"]) as pacs:
+        answers, _ = find(pacs, "STUDY", StudyInstanceUID="", AccessionNumber="none-has-this")
+    assert len(answers) == 6
+    assert pacs.log[0].keys["AccessionNumber"] == "none-has-this"
+
+
+def find_no_image_level(scene):
+    with scene.with_knob("find.no_image_level"):
+        assert scene.list_images() == ([], 0xC000)
+
+
+def find_omit_counts(scene):
+    with scene.with_knob("find.omit_counts") as pacs:
+        keys = {"StudyInstanceUID": scene.study, "NumberOfStudyRelatedInstances": ""}
+        ((answer,), _) = find(pacs, "STUDY", **keys)
+    assert "NumberOfStudyRelatedInstances" not in answer
+
+
+def find_omit_keys(scene):
+    with scene.with_knob("find.omit_keys", keys=["PatientID"]) as pacs:
+        ((answer,), _) = find(pacs, "STUDY", StudyInstanceUID=scene.study, PatientID="")
+    assert "PatientID" not in answer
+
+
+def find_refuse(scene):
+    with scene.with_knob("find.refuse", status=0x0122) as pacs:
+        assert find(pacs, "STUDY", StudyInstanceUID="") == ([], 0x0122)
+
+
+def move_success_nothing(scene):
+    with scene.with_knob("move.success_nothing"):
+        (last,) = scene.move()
+    assert (last.Status, last.NumberOfCompletedSuboperations) == (0, 0)
+    assert scene.receiver.uids == []
+
+
+def move_early_success(scene):
+    hold = threading.Event()
+    with scene.with_knob("move.early_success", after=2, hold=hold):
+        last = scene.move()[-1]
+        assert last.Status == 0
+        assert len(scene.receiver.uids) == 2
+        hold.set()
+        scene.receiver.wait_for(len(scene.uids))
+    assert sorted(scene.receiver.uids) == sorted(scene.uids)
+
+
+def move_drop_instances(scene):
+    with scene.with_knob("move.drop_instances", instances=2, times=2):
+        last = scene.move()[-1]
+        first_time = set(scene.receiver.uids)
+        scene.receiver.requests.clear()
+        scene.move()
+        assert set(scene.receiver.uids) == first_time
+        scene.receiver.requests.clear()
+        scene.move()
+    assert last.Status == 0
+    assert len(first_time) == len(scene.uids) - 2
+    assert sorted(scene.receiver.uids) == sorted(scene.uids)
+
+
+def move_zero_counts(scene):
+    with scene.with_knob("move.zero_counts", status=0xC000):
+        responses = scene.move()
+    assert responses[-1].Status == 0xC000
+    assert {s.NumberOfCompletedSuboperations for s in responses} == {0}
+    assert len(scene.receiver.uids) == len(scene.uids)
+
+
+def move_final_status(scene):
+    with scene.with_knob("move.final_status", status=0xA702):
+        assert scene.move()[-1].Status == 0xA702
+    assert len(scene.receiver.uids) == len(scene.uids)
+
+
+def move_refuse(scene):
+    with scene.with_knob("move.refuse", status=0x0124):
+        assert [s.Status for s in scene.move()] == [0x0124]
+
+
+def move_unknown_destination(scene):
+    with scene.with_knob("move.unknown_destination"):
+        assert [s.Status for s in scene.move()] == [0xA801]
+
+
+def move_stop_at_failure(scene):
+    refused = scene.uids[1]
+    scene.receiver.answer = lambda uid: 0x0111 if uid == refused else 0
+    with scene.with_knob("move.stop_at_failure"):
+        last = scene.move()[-1]
+    assert (last.Status, last.NumberOfCompletedSuboperations) == (0xC000, 0)
+    assert scene.receiver.uids == scene.uids[:2]
+
+
+def store_truncate(scene):
+    with scene.with_knob("store.truncate", instances=[scene.uids[0]], times=1) as pacs:
+        scene.move()
+        scene.move()
+    sizes = {}
+    for request in scene.receiver.requests:
+        size = len(request.DataSet.getvalue())
+        sizes.setdefault(str(request.AffectedSOPInstanceUID), []).append(size)
+    short, whole = sizes.pop(scene.uids[0])
+    assert 0 < short < whole
+    assert all(len(set(pair)) == 1 for pair in sizes.values())
+    assert pacs.script[0].used == 1
+
+
+def store_other_patient(scene):
+    with scene.with_knob("store.other_patient", instances=1):
+        scene.move()
+    ids = [decoded_request(scene, r).PatientID for r in scene.receiver.requests]
+    assert ids.count("OTHER-000001") == 1
+    assert ids.count("00000001") == len(scene.uids) - 1
+
+
+def decoded_request(scene: Scene, request) -> Dataset:
+    (stored,) = [
+        s for s in scene.pacs.holdings if s.sop_instance_uid == request.AffectedSOPInstanceUID
+    ]
+    return decoded(request.DataSet.getvalue(), stored.transfer_syntax_uid)
+
+
+def store_duplicate(scene):
+    with scene.with_knob("store.duplicate", instances=1):
+        last = scene.move()[-1]
+    assert len(scene.receiver.uids) == len(scene.uids) + 1
+    assert set(scene.receiver.uids) == set(scene.uids)
+    assert last.NumberOfCompletedSuboperations == len(scene.uids)
+
+
+def store_conflict(scene):
+    with scene.with_knob("store.conflict", instances=[scene.uids[0]]):
+        scene.move()
+    versions = {
+        r.DataSet.getvalue()
+        for r in scene.receiver.requests
+        if r.AffectedSOPInstanceUID == scene.uids[0]
+    }
+    assert len(versions) == 2
+
+
+def store_unsolicited(scene):
+    (foreign,) = tiny_objects(1)
+    with scene.with_knob("store.unsolicited", objects=[foreign]):
+        last = scene.move()[-1]
+    assert scene.receiver.uids[0] == foreign.sop_instance_uid
+    assert scene.receiver.requests[0].MoveOriginatorMessageID is None
+    assert last.NumberOfCompletedSuboperations == len(scene.uids)
+
+
+def archive_mutate(scene):
+    gone = scene.uids[0]
+    change = {"change": lambda pacs: pacs.holdings.remove(gone), "times": 1}
+    with scene.with_knob("archive.mutate", **change):
+        before, _ = scene.list_images()
+        after, _ = scene.list_images()
+    assert {a.SOPInstanceUID for a in before} - {a.SOPInstanceUID for a in after} == {gone}
+
+
+def net_drop_after(scene):
+    with scene.with_knob("net.drop_after", answers=2, how="close", times=1) as pacs:
+        last = scene.move()[-1]
+        assert "Status" not in last
+        assert len(scene.receiver.uids) == 2
+        scene.receiver.requests.clear()
+        pacs.script.append(Behaviour("net.drop_after", answers=2, keep_sending=True))
+        assert "Status" not in scene.move()[-1]
+        scene.receiver.wait_for(2 + len(scene.uids))
+        pacs.script.append(Behaviour("net.drop_after", answers=3))
+        answers, status = find(pacs, "STUDY", StudyInstanceUID="")
+        assert (len(answers), status) == (3, None)
+
+
+def net_first_byte(scene):
+    hold = threading.Event()
+    with scene.with_knob("net.first_byte", hold=hold) as pacs, association(pacs) as peer:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        responses = peer.send_c_move(request, "RECEIVER", MOVE)
+        (logged,) = wait_for_log(pacs, "C-MOVE")
+        assert (logged.sent, logged.status) == ([], None)
+        hold.set()
+        assert [status.Status for status, _ in responses][-1] == 0
+
+
+def wait_for_log(pacs: ScriptedPacs, service: str) -> list:
+    for _ in range(2000):
+        if found := pacs.requests(service):
+            return found
+        threading.Event().wait(0.01)
+    raise AssertionError(f"no {service} arrived")
+
+
+def net_stall_after(scene):
+    hold = threading.Event()
+    with scene.with_knob("net.stall_after", answers=3, hold=hold) as pacs, association(pacs) as p:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        responses = p.send_c_move(request, "RECEIVER", MOVE)
+        scene.receiver.wait_for(3)
+        assert len(scene.receiver.uids) == 3
+        hold.set()
+        assert [status.Status for status, _ in responses][-1] == 0
+    assert len(scene.receiver.uids) == len(scene.uids)
+
+
+@pytest.mark.parametrize("knob", sorted(KNOBS))
+def test_each_behaviour_of_the_script_happens(knob, scene):
+    globals()[knob.replace(".", "_")](scene)
