@@ -8,6 +8,7 @@ changed bit in them is guarded by the SHA-256 taken on arrival, not by this.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -103,7 +104,9 @@ def validate(path: Path, expected: Expected) -> Validation:
 # --- is it what was asked for
 
 
-def _foreign(identity: Identity, structure: Structure, expected: Expected, *, whole: bool):
+def _foreign(
+    identity: Identity, structure: Structure, expected: Expected, *, whole: bool
+) -> Iterator[str]:
     """Where the object's own words differ from what was listed and requested."""
     said_and_listed = (
         (identity.study_instance_uid, expected.study_instance_uid),
@@ -193,7 +196,7 @@ def _ascii_rest(text: str) -> str:
 # --- is it whole
 
 
-def _remarks(identity: Identity, structure: Structure):
+def _remarks(identity: Identity, structure: Structure) -> Iterator[str]:
     if identity.transfer_syntax_uid:
         if _encapsulates(identity.transfer_syntax_uid) is None:
             yield "transfer-syntax-unknown"
@@ -205,7 +208,7 @@ def _remarks(identity: Identity, structure: Structure):
         yield "trailing-bytes"
 
 
-def _pixel_data(identity: Identity, structure: Structure):
+def _pixel_data(identity: Identity, structure: Structure) -> Iterator[str]:
     """The pixel data against the Image Pixel module's figures, PS3.3 C.7.6.3 and PS3.5 8."""
     pixels = structure.pixel_data
     if pixels is None:
