@@ -178,7 +178,11 @@ def client_of(gateway):
         aws_access_key_id=gateway.access_key,
         aws_secret_access_key=gateway.secret_key,
         region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            retries={"total_max_attempts": 1},
+        ),
     )
 
 

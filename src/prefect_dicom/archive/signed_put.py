@@ -42,8 +42,8 @@ class SignedPut:
     Parameters
     ----------
     client : botocore client
-        Says where objects of the bucket lie (path or virtual host, region), by its public
-        ``generate_presigned_url``.
+        Made with ``signature_version="s3v4"``. Says where objects of the bucket lie (path or
+        virtual host, region), by its public ``generate_presigned_url``.
     credentials : Credentials or None
         As the session has them; those that expire are refreshed by botocore.
     ca_bundle : str or None

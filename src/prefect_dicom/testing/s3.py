@@ -572,7 +572,7 @@ class _Handler(BaseHTTPRequestHandler):
         more = len(wanted) > limit
         self._xml(
             "ListBucketResult",
-            f"<IsTruncated>{str(more).lower()}</IsTruncated>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated><KeyCount>{len(page)}</KeyCount>"
             + (
                 f"<NextContinuationToken>{escape(page[-1][0])}</NextContinuationToken>"
                 if more
@@ -581,7 +581,7 @@ class _Handler(BaseHTTPRequestHandler):
             + ("<EncodingType>url</EncodingType>" if urls else "")
             + "".join(
                 f"<Contents><Key>{quote(key) if urls else escape(key)}</Key>"
-                f"<Size>{each.size_bytes}</Size></Contents>"
+                f"<ETag>{escape(each.etag)}</ETag><Size>{each.size_bytes}</Size></Contents>"
                 for key, each in page
             ),
         )
