@@ -128,7 +128,7 @@ def test_hostile_uids_are_written_as_they_came(uid, file):
 def test_a_uid_too_long_for_its_vr_is_written_as_un(file):
     meta = file_meta(StoreRequest(1, "1.2", "9" * 70_001, EXPLICIT))
     assert b"\x02\x00\x03\x00UN" in meta
-    assert scan(file(meta + encoded(ct()))).structure.meta_sop_class_uid == "1.2"
+    assert scan(file(meta + encoded(ct()))).structure.requested_sop_class_uid == "1.2"
 
 
 @given(st.text(), st.text(), st.text())
@@ -405,6 +405,7 @@ def test_a_deflated_data_set_is_never_inflated(file):
     said = scan(path).identity
     assert not said.inspected
     assert (said.study_instance_uid, said.sop_instance_uid) == (None, None)
+    assert said.requested_sop_instance_uid == INSTANCE
 
 
 def test_two_gigabytes_cost_a_few_pages(tmp_path):

@@ -125,6 +125,7 @@ class PixelData:
 class Structure:
     """What the headers of a data set say about its shape; None where an element is absent.
 
+    ``requested_sop_class_uid`` comes from the file meta, which we wrote from the request.
     ``number_of_frames`` is 1 where it is absent, None where it holds no number.
     ``other_syntax`` is True where the elements are not written in the transfer syntax that the
     file meta declares; ``twice`` names fields of :class:`Identity` that occur again with another
@@ -132,8 +133,7 @@ class Structure:
     the walk was ended because there are more elements than anybody looks at.
     """
 
-    meta_sop_class_uid: str | None = None
-    meta_sop_instance_uid: str | None = None
+    requested_sop_class_uid: str | None = None
     rows: int | None = None
     columns: int | None = None
     samples_per_pixel: int | None = None
@@ -346,6 +346,8 @@ class _Walk:
     def _fits(self, at: int, implicit: bool, encoding: _Encoding) -> bool:
         """Whether the file is whole in this encoding; if not, nothing has changed."""
         before = self.__dict__.copy()
+        # What was spent on the first attempt stays spent: two attempts cost as much as one.
+        del before["_headers_left"]
         self._start()
         try:
             self._data_set(at, implicit, encoding)
@@ -494,10 +496,9 @@ class _Walk:
         index, last_header = at - base, len(data) - 14
         items = item_bytes = 0
         open_levels = bytearray((mode,))
-        headers_left = self._headers_left
         while open_levels:
-            headers_left -= 1
-            if headers_left < 0:
+            self._headers_left -= 1
+            if self._headers_left < 0:
                 raise _EnoughSeen
             if index > last_header:
                 at = base + index
@@ -551,7 +552,6 @@ class _Walk:
                 open_levels.append(_IMPLICIT_MODE if implicit else encoding.mode_under(vr))
         if base + index > self._size:
             raise _truncated("a sequence is longer than what is left of the file")
-        self._data, self._base, self._headers_left = data, base, headers_left
         return base + index, items, item_bytes
 
     def _is_tail(self, at: int, group: int, length: int) -> bool:
@@ -639,7 +639,6 @@ class _Walk:
         values = self._values
         return Structure(
             self._meta.get("sop_class"),
-            self._meta.get("sop_instance"),
             self._unsigned(0x00280010),
             self._unsigned(0x00280011),
             self._unsigned(0x00280002),

@@ -121,10 +121,10 @@ def _foreign(
                 yield "uid-mismatch"
         elif normal_uid(said) != normal_uid(listed):
             yield "uid-mismatch"
-    requested = structure.meta_sop_instance_uid
+    requested = identity.requested_sop_instance_uid
     if requested and normal_uid(requested) != normal_uid(expected.key.sop_instance_uid):
         yield "uid-mismatch"
-    requested = structure.meta_sop_class_uid
+    requested = structure.requested_sop_class_uid
     if requested and identity.sop_class_uid not in (None, requested):
         yield "uid-mismatch"
     if structure.twice & {
