@@ -61,6 +61,7 @@ _LOW_PRIORITY = 2
 # Archives drop idle associations after 30 s (Orthanc) or more; one about to go is not used.
 _IDLE_SECONDS = 15.0
 _RELEASE_SECONDS = 5.0
+_ABORT_SECONDS = 1.0
 # How late, at worst, the end of a connection is noticed.
 _LOOK_SECONDS = 0.2
 
@@ -89,7 +90,8 @@ def diagnose(node: PacsNode) -> PacsError | None:
 class _Wire:
     """What was seen on one association: connection, acceptance, rejection, abort, end."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self.connected = False
         self.accepted = False
         self.ended = False
@@ -104,7 +106,11 @@ class _Wire:
 
     def _on_open(self, event: evt.Event) -> None:
         self.connected = True
-        prepare(event.assoc.dul.socket.socket)
+        connection = event.assoc.dul.socket.socket
+        prepare(connection)
+        # pynetdicom reads when there is something to read, and then until the PDU is whole: a
+        # peer that stops in the middle of one would hold its thread, and all who wait for it.
+        connection.settimeout(self._patience)
 
     def _on_data(self, event: evt.Event) -> None:
         connection = event.assoc.dul.socket
@@ -117,8 +123,11 @@ class _Wire:
             self.accepted = True
         elif isinstance(pdu, A_ASSOCIATE_RJ):
             self.rejection = (pdu.result, pdu.source, pdu.reason_diagnostic)
+            # pynetdicom's thread dies of numbers outside the standard, with a traceback.
+            pdu.result = pdu.source = pdu.reason_diagnostic = 1
         elif isinstance(pdu, A_ABORT_RQ):
             self.abort = (pdu.source, pdu.reason_diagnostic)
+            pdu.source = pdu.reason_diagnostic = 0
             self.ended = True
         elif isinstance(pdu, A_RELEASE_RQ):
             if not self.ended:
@@ -238,7 +247,7 @@ class Requestor:
         self.answered: set[str] = set()
         """The services this node has ever answered us."""
         self._association: Association | None = None
-        self._wire = _Wire()
+        self._wire = _Wire(node.timeouts.acse_seconds)
         self._message_id = 0
         self._last_used = 0.0
 
@@ -334,9 +343,9 @@ class Requestor:
         if association is None:
             return
         if not self._wire.ended:
-            with contextlib.suppress(Exception):
-                association.acse_timeout = min(_RELEASE_SECONDS, association.acse_timeout)
-                association.acse.negotiate_release()
+            association.acse.send_release(is_response=False)
+            association.dul.receive_pdu(wait=True, timeout=_RELEASE_SECONDS)
+            association.is_established = False
         _end(association)
 
     def abort(self) -> None:
@@ -350,7 +359,7 @@ class Requestor:
         self._last_used = time.monotonic()
 
     def _associate(self) -> None:
-        node, wire = self.node, _Wire()
+        node, wire = self.node, _Wire(self.node.timeouts.acse_seconds)
         self._wire = wire
         application = AE(ae_title=node.calling_ae_title)
         application.connection_timeout = node.timeouts.connect_seconds
@@ -377,12 +386,7 @@ class Requestor:
         association.requestor.requested_contexts = contexts
         wire.watch(association)
         started = time.monotonic()
-        try:
-            association.request()
-        except ValueError:
-            # pynetdicom has no words for reject reasons outside the standard.
-            if wire.rejection is None:
-                raise
+        association.request()
         if association.is_established and not wire.ended:
             self._association = association
             self.touch()
@@ -397,8 +401,9 @@ class Requestor:
             if seconds >= timeouts.connect_seconds:
                 limit = timeouts.connect_seconds
                 return PacsError("pacs-unreachable", f"no connection within {limit:g} s")
-            # What refused a moment ago and answers now is a peer that is restarting.
-            return diagnose(self.node) or PacsError("pacs-refused", "the connection failed once")
+            # A connection that failed and succeeds a moment later was reset while it was opened,
+            # or the peer has just come up.
+            return diagnose(self.node) or PacsError("pacs-reset", "the connection failed once")
         if wire.rejection is not None:
             return rejected(*wire.rejection)
         if wire.abort is not None:
@@ -412,9 +417,15 @@ class Requestor:
 
 
 def _end(association: Association) -> None:
-    """Abort what still stands, and see its threads off."""
-    with contextlib.suppress(Exception):
-        if association.is_established:
-            association.abort()
-        else:
-            association.kill()
+    """Abort what still stands, and see its thread and its socket off."""
+    thread, connection = association.dul, association.dul.socket
+    if association.is_established:
+        association.abort(block=False)
+        thread.join(_ABORT_SECONDS)
+    # Whatever the thread waits for, this ends it.
+    raw = connection.socket
+    if raw is not None:
+        with contextlib.suppress(OSError):
+            raw.shutdown(socket.SHUT_RDWR)
+    association.kill()
+    connection.close()

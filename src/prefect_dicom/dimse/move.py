@@ -120,7 +120,8 @@ def _outcome(
     final = response.Status not in PENDING
     return RetrieveOutcome(
         status=response.Status if final else None,
-        remaining=counter("NumberOfRemainingSuboperations", last.remaining),
+        # Of all counters this one must not outlive its response.
+        remaining=counter("NumberOfRemainingSuboperations", None),
         completed=counter("NumberOfCompletedSuboperations", last.completed),
         failed=counter("NumberOfFailedSuboperations", last.failed),
         warning=counter("NumberOfWarningSuboperations", last.warning),

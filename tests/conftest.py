@@ -1,0 +1,92 @@
+"""Fixtures that several files of tests share: real archives, and what to fill them with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import peers
+import pytest
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The directory of the corpus of real DICOM files; skips where it is absent."""
+    directory = peers.corpus_directory()
+    if directory is None:
+        pytest.skip("no corpus of real DICOM files (set PREFECT_DICOM_CORPUS)")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus_small(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Some 240 files of all kinds; generated ones where the corpus is absent."""
+    if peers.corpus_directory() is not None:
+        return peers.small_corpus()
+    from prefect_dicom.testing.generate import generate_cohort
+
+    return generate_cohort(tmp_path_factory.mktemp("generated"), studies=20, seed=1)
+
+
+@pytest.fixture(scope="session")
+def receiver_port() -> int:
+    """Where the archives of this session send to, under the AE title ``PREFECTDICOM``.
+
+    Nothing listens there but what the running test starts.
+    """
+    return peers.free_port()
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory, receiver_port, corpus_small) -> Iterator[peers.Orthanc]:
+    """An Orthanc that holds the small corpus; for tests that do not change it."""
+    with prepared(peers.Orthanc, tmp_path_factory, {peers.US: receiver_port}) as archive:
+        archive.load(corpus_small)
+        yield archive
+
+
+@pytest.fixture(scope="session")
+def dcmqrscp(tmp_path_factory, receiver_port, corpus_small) -> Iterator[peers.Dcmqrscp]:
+    """A dcmqrscp that holds what it takes of the small corpus; not to be changed either."""
+    with prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
+        archive.load(corpus_small)
+        yield archive
+
+
+@pytest.fixture(scope="session")
+def orthanc_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Orthanc]:
+    """An Orthanc that holds the whole corpus; for tests with the marker ``full``."""
+    with prepared(peers.Orthanc, tmp_path_factory, {peers.US: receiver_port}) as archive:
+        archive.load(peers.full_corpus())
+        yield archive
+
+
+@pytest.fixture(scope="session")
+def dcmqrscp_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Dcmqrscp]:
+    """A dcmqrscp that holds what it takes of the whole corpus; for the marker ``full``."""
+    with prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
+        archive.load(peers.full_corpus())
+        yield archive
+
+
+@pytest.fixture
+def new_archive(tmp_path_factory) -> Iterator[Callable[..., peers.Peer]]:
+    """A function that starts an empty archive of the test's own: class, destinations, settings."""
+    started: list[peers.Peer] = []
+
+    def begin(kind: type[peers.Peer], destinations=None, **settings) -> peers.Peer:
+        archive = prepared(kind, tmp_path_factory, destinations or {}, **settings)
+        archive.start()
+        started.append(archive)
+        return archive
+
+    yield begin
+    for archive in started:
+        archive.stop()
+
+
+def prepared(kind: type[peers.Peer], factory: pytest.TempPathFactory, destinations, **settings):
+    missing = kind.absent()
+    if missing:
+        pytest.skip(missing)
+    return kind(factory.mktemp(kind.program.lower()), destinations, **settings)
