@@ -32,7 +32,8 @@ INSTANCE_TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
     InstanceState.RECEIVED: frozenset(
         {InstanceState.STORED, InstanceState.REJECTED, InstanceState.EXPECTED}
     ),
-    InstanceState.STORED: frozenset(),
+    # Taken off the PACS's list after it was stored; its object stays.
+    InstanceState.STORED: frozenset({InstanceState.REJECTED}),
     # A rerun asks again for what was left out.
     InstanceState.REJECTED: frozenset({InstanceState.EXPECTED}),
 }

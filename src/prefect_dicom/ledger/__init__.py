@@ -1,1 +1,29 @@
-"""TODO."""
+"""Where the state of every cohort row, study and instance is kept, and who may write about it.
+
+The only package that imports SQLAlchemy. It holds identifiers of patients: treat its file or
+database as you treat the images.
+"""
+
+from prefect_dicom.ledger.records import (
+    Claim,
+    Cohort,
+    InstanceRecord,
+    ListChange,
+    Reopened,
+    Run,
+    StudyRecord,
+    Totals,
+)
+from prefect_dicom.ledger.store import Ledger
+
+__all__ = [
+    "Claim",
+    "Cohort",
+    "InstanceRecord",
+    "Ledger",
+    "ListChange",
+    "Reopened",
+    "Run",
+    "StudyRecord",
+    "Totals",
+]

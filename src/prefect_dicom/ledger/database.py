@@ -1,0 +1,140 @@
+"""Opening a database by URL.
+
+SQLite is one file of this host in WAL mode with ``synchronous=FULL``: a committed transaction
+survives the loss of power. PostgreSQL is durable by its own default.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+from prefect_dicom.errors import LedgerError
+from prefect_dicom.ledger.edge import without_database_errors, without_file_errors
+from prefect_dicom.ledger.ownership import FileLocks, Locks, SessionLocks
+from prefect_dicom.ledger.schema import migrate
+
+_BUSY_SECONDS = 90
+
+
+@without_database_errors
+@without_file_errors
+def open_database(url: str) -> tuple[Engine, Locks]:
+    """The engine and the run locks of the ledger at ``url``, made or migrated as needed.
+
+    Raises
+    ------
+    LedgerError
+        Without any part of the URL: it may hold a password.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    if parsed is None:
+        raise LedgerError("ledger-unavailable", "the ledger's URL cannot be read")
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(parsed)
+    if parsed.drivername in ("postgresql", "postgresql+psycopg"):
+        return _open_postgresql(parsed.set(drivername="postgresql+psycopg"))
+    raise LedgerError("ledger-unavailable", "the URL names neither SQLite nor PostgreSQL")
+
+
+def _open_sqlite(url: URL) -> tuple[Engine, Locks]:
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise LedgerError("ledger-unavailable", "a SQLite ledger is a file: sqlite:///path")
+    # All names of one file lead to the same locks.
+    path = Path(os.path.realpath(url.database))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    locks = FileLocks(path.with_name(path.name + ".runs"))
+    with locks.migrating():
+        _make_private(path)
+        engine = _sqlite_engine(url.set(database=str(path)))
+        with closing(engine.raw_connection()) as connection:
+            (mode,) = connection.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise LedgerError("ledger-unavailable", "its file system does not let SQLite use WAL")
+        with for_writing(engine).begin() as connection:
+            migrate(connection)
+    return engine, locks
+
+
+def for_writing(engine: Engine) -> Engine:
+    """The engine for transactions that write."""
+    return engine.execution_options(writing=True)
+
+
+def _make_private(path: Path) -> None:
+    """Make the file with mode 0600, which SQLite gives to its WAL too; refuse a wider one."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        # Only where there is none: closing a second descriptor of a file that SQLite has open
+        # in this process would drop SQLite's own locks on it.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        return
+    if mode & 0o077:
+        raise LedgerError("ledger-unsafe", f"its file has mode {mode:04o}")
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+        pool_size=5,
+        max_overflow=-1,
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        # Transactions begin where _begin says so, not where the driver thinks fit.
+        connection.isolation_level = None
+        for setting in (
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            # Nothing of a patient in a temporary file somewhere else.
+            "temp_store = MEMORY",
+        ):
+            connection.execute(f"PRAGMA {setting}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A transaction that will write takes the lock first: one that has read and then wants
+        # to write cannot wait for another writer, it fails.
+        writing = connection.get_execution_options().get("writing")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+def _open_postgresql(url: URL) -> tuple[Engine, Locks]:
+    try:
+        engine = create_engine(
+            url,
+            hide_parameters=True,
+            # Each write locks the studies it is about; it needs no more than this, and a site's
+            # own default of a higher level would only make it fail.
+            isolation_level="READ COMMITTED",
+            pool_pre_ping=True,
+            pool_size=5,
+            max_overflow=-1,
+            connect_args={"connect_timeout": 10, "application_name": "prefect-dicom"},
+        )
+    except ImportError:
+        engine = None
+    if engine is None:
+        raise LedgerError(
+            "ledger-unavailable", "PostgreSQL needs its driver: install prefect-dicom[postgres]"
+        )
+    locks = SessionLocks(engine)
+    with engine.begin() as connection:
+        locks.lock_migrations(connection)
+        migrate(connection)
+    return engine, locks

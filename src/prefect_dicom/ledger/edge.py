@@ -1,0 +1,56 @@
+"""The edge of the package, which no error of a database or a file system passes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sqlite3
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from prefect_dicom.errors import LedgerError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _without(*errors: type[Exception]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    def decorate(verb: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(verb)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return verb(*args, **kwargs)
+            except errors as error:
+                fault = _fault(error)
+            # Outside of the handler: the original is not even the context of what is raised.
+            raise fault
+
+        return guarded
+
+    return decorate
+
+
+def _fault(error: Exception) -> LedgerError:
+    if isinstance(error, OSError):
+        word = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        return LedgerError("ledger-unavailable", f"its files: {word}")
+    origin = getattr(error, "orig", None) or error
+    word = (
+        getattr(origin, "sqlite_errorname", None)
+        or getattr(origin, "sqlstate", None)
+        or type(origin).__name__
+    )
+    return LedgerError("ledger-unavailable", f"the database answered {word}")
+
+
+without_database_errors = _without(SQLAlchemyError, sqlite3.Error)
+"""Decorator: a :class:`LedgerError` instead of what the database raised.
+
+Statements and their parameters hold identifiers of patients, and so do messages of PostgreSQL:
+only the error's name or SQLSTATE passes.
+"""
+
+without_file_errors = _without(OSError)
+"""Decorator: a :class:`LedgerError` instead of an OSError, with its errno and no path."""

@@ -1,0 +1,154 @@
+"""What the ledger says of cohorts, runs, studies and instances.
+
+Texts of peers are kept out of ``repr``: a record may be printed, its study may not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from prefect_dicom.model import (
+    Disposition,
+    Evidence,
+    InstanceKey,
+    InstanceState,
+    Study,
+    StudyReference,
+    StudyState,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that lives: its lock is held until it ends or its process does."""
+
+    number: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """A cohort file, by the digest of its content, to be asked of one node."""
+
+    number: int
+    name: str
+    digest: str
+    node: str
+    rows: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right of one run to write about one study; void once another run has taken it.
+
+    ``attempt`` counts the claims of the study. Together with ``run`` it is the fencing token
+    that each write about the study is conditional on.
+    """
+
+    reference: StudyReference
+    run: int
+    attempt: int
+    node: str
+    state: StudyState
+    study: Study = field(repr=False)
+
+    @property
+    def study_instance_uid(self) -> str:
+        return self.study.study_instance_uid
+
+    @property
+    def patient_id(self) -> str:
+        return self.study.patient_id
+
+    @property
+    def number_of_instances(self) -> int | None:
+        return self.study.number_of_instances
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """One study as the ledger knows it.
+
+    ``expected`` counts the instances on the PACS's list, ``stored`` those in the archive,
+    ``withheld`` those listed ones that are left out for a reason; ``size_bytes`` is of the
+    stored ones. ``claimed`` is True while a living run works on it.
+    """
+
+    reference: StudyReference
+    node: str
+    state: StudyState
+    study: Study = field(repr=False)
+    reason: str | None = None
+    disposition: Disposition | None = None
+    detail: str = field(default="", repr=False)
+    attempt: int = 0
+    claimed: bool = False
+    evidence: Evidence | None = None
+    listed_at: datetime | None = None
+    archived_at: datetime | None = None
+    expected: int = 0
+    received: int = 0
+    stored: int = 0
+    withheld: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """One instance of a study that is not archived yet.
+
+    ``sha256`` and ``size_bytes`` are of its last arrival, also where that was lost or rejected.
+    ``rejections`` counts the arrivals that were given up (:meth:`Ledger.record_lost`).
+    """
+
+    key: InstanceKey = field(repr=False)
+    sop_class_uid: str
+    state: InstanceState
+    reason: str | None = None
+    sha256: str | None = None
+    size_bytes: int | None = None
+    transfer_syntax_uid: str | None = None
+    spool_name: str | None = None
+    object_key: str | None = field(default=None, repr=False)
+    version_id: str | None = None
+    warnings: tuple[str, ...] = ()
+    rejections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListChange:
+    """How a new instance list differs from the one before; ``total`` instances are listed."""
+
+    added: int
+    removed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """How much a rerun will try again."""
+
+    studies: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A cohort in figures.
+
+    ``rows`` counts every row once. The instances are those of the cohort's studies, each study
+    once: listed (``expected``), in the spool now (``received``), in the archive (``stored``,
+    ``size_bytes`` of these), left out (``rejected``).
+    """
+
+    rows: Counter[Verdict]
+    studies: Counter[StudyState]
+    expected: int
+    received: int
+    stored: int
+    rejected: int
+    size_bytes: int
