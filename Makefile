@@ -1,0 +1,59 @@
+# A Debian (or another Linux) with Python 3.11 or newer is enough. `make demo` shows what this
+# is, `make test` says whether it works.
+
+PYTHON ?= python3
+PYTEST ?= -q
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: help demo test lint layers peers lock clean
+
+help:
+	@echo 'make demo    a small PACS, a generated cohort, a local archive: pulled in a minute'
+	@echo 'make test    installs what the tests talk to (as root or with sudo), runs everything'
+	@echo 'make lint    style, and who may import whom'
+	@echo 'make lock    resolves the dependencies anew into requirements.lock'
+	@echo 'make clean   removes what these have made'
+
+$(INSTALLED): requirements.lock pyproject.toml scripts/make-venv
+	@scripts/make-venv '$(PYTHON)' .venv
+	@touch $@
+
+demo: export PREFECT_HOME := $(CURDIR)/demo/prefect
+demo: unexport PREFECT_API_URL
+demo: $(INSTALLED)
+	@mkdir -p demo/prefect
+	@$(BIN)/prefect-dicom demo demo
+
+# Prefect's profiles and database of the person who runs the tests are none of their business.
+test: export PREFECT_HOME := $(CURDIR)/build/prefect
+test: unexport PREFECT_API_URL
+test: peers lint
+	@mkdir -p build/prefect
+	@$(BIN)/python -m pytest $(PYTEST)
+
+peers:
+	@scripts/install-test-peers
+
+lint: $(INSTALLED) layers
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || \
+	    { echo 'Run: $(BIN)/ruff format .'; exit 1; }
+
+layers: $(INSTALLED)
+	@rm -rf build/lib build/site
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/site .
+	@cd build/site && PYTHONPATH='$(CURDIR)/build/site' '$(CURDIR)/$(BIN)/lint-imports' \
+	    --config '$(CURDIR)/.importlinter' --no-cache > ../layers.txt || { cat ../layers.txt; exit 1; }
+
+lock:
+	@scripts/make-lock '$(PYTHON)'
+
+clean:
+	@rm -rf .venv build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
