@@ -124,6 +124,8 @@ class Peer:
     package = ""
     ae_title = ""
     loading_associations = 1
+    environment = {"TCP_NODELAY": "1"}
+    """DCMTK's switch against Nagle's algorithm; empty: as installed."""
     _sending: re.Pattern
 
     def __init__(self, directory: Path, destinations: Mapping[str, int] | None = None) -> None:
@@ -180,7 +182,7 @@ class Peer:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 cwd=self.directory,
-                env={**os.environ, "TCP_NODELAY": "1"},
+                env={**os.environ, **self.environment},
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START_SECONDS

@@ -193,6 +193,23 @@ def test_an_echo_takes_milliseconds(archive, request):
         assert min(echo(requestor) for _ in range(5)) < 0.04, "no delayed acknowledgement"
 
 
+def test_a_query_takes_milliseconds_with_an_archive_as_it_is_installed(new_archive):
+    """One that nobody told to send without delay; our acknowledgements make it."""
+
+    class AsInstalled(peers.Orthanc):
+        environment = {}
+
+    archive = new_archive(AsInstalled)
+    with Requestor(archive.node()) as requestor:
+        _find(requestor)
+        seconds = []
+        for _ in range(15):
+            started = time.monotonic()
+            _find(requestor)
+            seconds.append(time.monotonic() - started)
+    assert sorted(seconds)[7] < 0.03, "no delayed acknowledgement"
+
+
 def test_nothing_is_wrong_with_an_address_that_answers(orthanc):
     assert diagnose(orthanc.node()) is None
 

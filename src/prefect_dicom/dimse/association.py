@@ -100,7 +100,9 @@ class _Wire:
 
     def watch(self, association: Association) -> None:
         association.bind(evt.EVT_CONN_OPEN, self._on_open)
+        # The kernel forgets to acknowledge at once with every segment that is sent.
         association.bind(evt.EVT_DATA_RECV, self._on_data)
+        association.bind(evt.EVT_DATA_SENT, self._on_data)
         association.bind(evt.EVT_PDU_RECV, self._on_pdu)
         association.bind(evt.EVT_CONN_CLOSE, self._on_close)
 
