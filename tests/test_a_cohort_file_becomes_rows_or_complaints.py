@@ -214,41 +214,48 @@ def test_the_sheet_that_has_a_header_is_the_cohort(read, faults):
     assert fault.startswith("sheets 1, 3")
 
 
+def test_rows_that_are_hidden_are_read(read):
+    content = workbook([["MRN"], ["1"], ["2"]])
+    sheet = "xl/worksheets/sheet1.xml"
+    content = patched(content, sheet, b'<row r="2"', b'<row hidden="1" r="2"')
+    assert [row.patient_id for row in read(content, "c.xlsx")] == ["1", "2"]
+
+
 def test_shared_strings_are_read_without_formatting_and_phonetic_readings(read):
-    sheet = (
-        '<x:worksheet xmlns:x="http://purl.oclc.org/ooxml/spreadsheetml/main"><x:sheetData>'
-        '<x:row r="1"><x:c r="A1" t="s"><x:v>0</x:v></x:c></x:row>'
-        '<x:row r="9"><x:c r="A9" t="s"><x:v>1</x:v></x:c></x:row>'
-        '<x:row r="10"><x:c r="A10" t="inlineStr"><x:is><x:t>0_x0034_</x:t></x:is></x:c></x:row>'
-        "</x:sheetData></x:worksheet>"
-    )
-    strings = (
-        '<sst xmlns="http://purl.oclc.org/ooxml/spreadsheetml/main"><si><t>MRN</t></si>'
-        "<si><r><t>00</t></r><r><t>7</t></r><rPh><t>x</t></rPh></si></sst>"
-    )
-    relation = "http://purl.oclc.org/ooxml/officeDocument/relationships"
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+    content = workbook([["MRN"], ["secret"]])
+    sheet, types = "xl/worksheets/sheet1.xml", "[Content_Types].xml"
+    inline = b't="inlineStr"><is><t>secret</t></is></c>'
+    content = patched(content, sheet, inline, b't="s"><v>0</v></c>')
+    kind = b"application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"
+    override = b'<Override PartName="/xl/sharedStrings.xml" ContentType="%b" />' % kind
+    stream = io.BytesIO(patched(content, types, b"</Types>", override + b"</Types>"))
+    with zipfile.ZipFile(stream, "a") as archive:
         archive.writestr(
-            "_rels/.rels",
-            f'<Relationships xmlns="p"><Relationship Id="a" Type="{relation}/officeDocument" '
-            'Target="/xl/workbook.xml"/></Relationships>',
+            "xl/sharedStrings.xml",
+            '<sst xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><si>'
+            "<r><t>00</t></r><r><t>7</t></r>"
+            '<rPh sb="0" eb="1"><t>x</t></rPh></si></sst>',
         )
-        archive.writestr(
-            "xl/workbook.xml",
-            f'<workbook xmlns="w" xmlns:r="{relation}"><sheets><sheet r:id="s"/></sheets>'
-            "</workbook>",
-        )
-        archive.writestr(
-            "xl/_rels/workbook.xml.rels",
-            f'<Relationships xmlns="p"><Relationship Id="s" Type="{relation}/worksheet" '
-            f'Target="sheet.xml"/><Relationship Id="t" Type="{relation}/sharedStrings" '
-            'Target="strings.xml"/></Relationships>',
-        )
-        archive.writestr("xl/sheet.xml", sheet)
-        archive.writestr("xl/strings.xml", strings)
-    rows = read(stream.getvalue(), "c.xlsx")
-    assert [(row.line, row.patient_id) for row in rows] == [(9, "007"), (10, "04")]
+    assert read(stream.getvalue(), "c.xlsx") == [CohortRow(2, "007")]
+
+
+def test_a_character_that_excel_has_escaped_is_a_fault_and_no_part_of_a_name(faults):
+    (fault,) = faults(workbook([["MRN_x000D_"], ["0_x0034_"]]), "c.xlsx")
+    assert fault.startswith('line 2, column "MRN": holds a control character')
+
+
+def test_a_workbook_in_the_strict_form_is_refused(faults):
+    content = workbook([["MRN"], ["1"]])
+    for part, old, new in (
+        ("xl/worksheets/sheet1.xml", b"spreadsheetml/2006/main", b"spreadsheetml/main"),
+        ("xl/workbook.xml", b"spreadsheetml/2006/main", b"spreadsheetml/main"),
+        ("xl/workbook.xml", b"officeDocument/2006/", b"officeDocument/"),
+    ):
+        content = patched(content, part, old, new)
+    for part in ("xl/worksheets/sheet1.xml", "xl/workbook.xml"):
+        content = patched(content, part, b"schemas.openxmlformats.org", b"purl.oclc.org/ooxml")
+    (fault,) = faults(content, "c.xlsx")
+    assert "not as Strict Open XML" in fault
 
 
 def test_dates_of_a_workbook_that_counts_from_1904_are_right(read):
@@ -310,6 +317,17 @@ def test_a_data_frame_is_read_whatever_types_it_was_written_with(read, tmp_path)
     ]
 
 
+def test_the_index_of_a_data_frame_and_whole_numbers_with_gaps_are_read_exactly(read, tmp_path):
+    numbers = pandas.array([1234567890123456789, None], dtype="Int64")
+    index = pandas.Index(["007", "008"], name="MRN")
+    path = tmp_path / "frame.parquet"
+    pandas.DataFrame({"acc": ["A", None], "UID": numbers}, index=index).to_parquet(path)
+    assert read_cohort(path) == [
+        CohortRow(2, "007", "A", "1234567890123456789"),
+        CohortRow(3, "008"),
+    ]
+
+
 @pytest.mark.parametrize(
     "values",
     [[1.5], [True], [b"1"], [["1"]], [datetime(2024, 1, 31)], [Decimal("1.5")], [float("inf")]],
@@ -326,6 +344,13 @@ def test_a_parquet_row_without_a_key_is_a_fault(faults):
 
 def test_the_kind_of_file_is_recognised_by_its_bytes(read):
     assert read(workbook([["MRN"], ["7"]]), "export.csv") == [CohortRow(2, "7")]
+
+
+def test_a_date_beyond_the_calendar_is_a_fault_and_no_warning_repeats_it(faults, recwarn):
+    content = workbook([["MRN"], [99999999]], formats={"A2": "yyyy-mm-dd"})
+    (fault,) = faults(content, "c.xlsx")
+    assert fault.startswith('line 2, column "MRN": holds an error of Excel\'s')
+    assert not recwarn.list
 
 
 # --- complaints -----------------------------------------------------------------------------
@@ -350,6 +375,12 @@ def test_all_faults_are_told_at_once_with_line_and_column_and_none_repeats_a_val
     ]
     text = str(CohortError("cohort.csv", found))
     assert not any(value in text for value in ("SECRET", "31.01", "9999", "CRET"))
+
+
+def test_of_many_faults_the_first_are_told_and_the_others_counted(faults):
+    found = faults("MRN\n" + "*\n" * 250)
+    assert len(found) == 201
+    assert found[199].startswith("line 201,") and found[200] == "and 50 more"
 
 
 @pytest.mark.parametrize("column", ["PatientID", "AccessionNumber", "StudyInstanceUID"])
@@ -444,6 +475,8 @@ def test_a_file_without_a_header_of_identifiers_is_refused(faults, content):
 def test_two_columns_of_one_meaning_are_refused(faults):
     (fault,) = faults("MRN,Ward,patient_id\n1,a,2\n")
     assert fault.startswith("line 1: columns 1 and 3 both mean PatientID")
+    (fault,) = faults(parquet({"MRN": ["1"], "ward": ["a"], "patient": ["2"]}), "c.parquet")
+    assert fault.startswith("line 1: columns 1 and 3 both mean PatientID")
     (fault,) = faults("MRN,StudyDate,StudyDateTo\n1,,\n")
     assert fault.startswith("line 1: both StudyDate and")
 
@@ -484,6 +517,37 @@ def test_a_file_in_another_encoding_is_refused_with_the_line(faults):
 def test_a_file_that_is_not_what_it_is_called_is_refused(faults, content, name, complaint):
     (fault,) = faults(content, name)
     assert complaint in fault
+
+
+def test_a_workbook_that_inflates_to_too_much_is_refused_unread(faults):
+    stream = io.BytesIO(workbook([["MRN"], ["1"]]))
+    with (
+        zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("xl/media/large.bin", "w") as part,
+    ):
+        for _ in range(257):
+            part.write(bytes(1024**2))
+    (fault,) = faults(stream.getvalue(), "c.xlsx")
+    assert fault.startswith("is larger than 256 MiB")
+
+
+def test_a_workbook_with_entities_that_multiply_is_refused(faults):
+    entities = f'<!DOCTYPE w [<!ENTITY a "{"a" * 100_000}"><!ENTITY b "{"&a;" * 1000}">'
+    entities += f'<!ENTITY c "{"&b;" * 1000}">]><worksheet '
+    content = workbook([["MRN"], ["1"], [2]])
+    sheet = "xl/worksheets/sheet1.xml"
+    content = patched(content, sheet, b"<worksheet ", entities.encode())
+    content = patched(content, sheet, b"<v>2</v>", b"<v>&c;</v>")
+    (fault,) = faults(content, "c.xlsx")
+    assert "damaged" in fault
+
+
+def test_a_row_where_excel_has_none_is_a_fault(faults):
+    content = workbook([["MRN"], [1], [2]])
+    sheet = "xl/worksheets/sheet1.xml"
+    content = patched(content, sheet, b'r="3"', b'r="99999999"')
+    (fault,) = faults(content, "c.xlsx")
+    assert fault.startswith("after line 2: the file is damaged")
 
 
 def test_a_path_that_cannot_be_read_is_a_complaint_too(tmp_path):

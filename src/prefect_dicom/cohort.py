@@ -5,6 +5,11 @@ a query select more than the person meant (a wildcard, a torn line, a number Exc
 is a fault with its line, its column and its remedy. Faults never repeat a cell's content, which
 may be patient data; they reach logs.
 
+Excel is read through openpyxl, pandas' own engine, which shows formulas and number formats where
+a data frame has lost them, and Parquet through pandas. CSV is split by the standard library's
+csv module: ``pandas.read_csv`` silently fills short lines up and drops a stray quote, and it
+numbers records where complaints need the lines of the file.
+
 The standard's own terms: PatientID and StudyDescription are LO (64 characters), AccessionNumber
 is SH (16), StudyDate is DA, Modality is CS, PS3.5 6.2. The matching rules that make an
 identifier safe to query by are in PS3.4 C.2.2.2.
@@ -17,21 +22,29 @@ import hashlib
 import io
 import re
 import unicodedata
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow
+import openpyxl
+import pandas
 import pyarrow.parquet
+from openpyxl.utils.escape import unescape
 
 from prefect_dicom.errors import CohortError
-from prefect_dicom.identifiers import is_safe_key, is_uid
+from prefect_dicom.identifiers import is_uid
 from prefect_dicom.model import CohortRow, DateRange
-from prefect_dicom.spreadsheet import Cell, Workbook
+
+if TYPE_CHECKING:
+    from openpyxl.cell.read_only import ReadOnlyCell
+    from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 _IDENTIFIERS = frozenset({"PatientID", "AccessionNumber", "StudyInstanceUID"})
 
@@ -49,9 +62,6 @@ _MEANINGS = {name: meaning for meaning, names in _NAMES.items() for name in name
 _TAG = re.compile(r"\(?([0-9a-f]{4},[0-9a-f]{4})\)?")
 
 _BLANKS = " \t\r\n\N{NO-BREAK SPACE}\N{ZERO WIDTH NO-BREAK SPACE}"
-# Most identifiers are settled by one look: printable ASCII without * ? and backslash, which is
-# always safe to query by.
-_PLAIN = re.compile(r"[ -)+->@-\[\]-~]+")
 _ROUNDED = re.compile(r"[0-9][.,][0-9]+E\+[0-9]+", re.IGNORECASE)
 _FORMULA = re.compile(r'=".*"', re.DOTALL)
 _CODE = re.compile(r"[A-Za-z0-9_ ]{1,16}")
@@ -63,8 +73,18 @@ _REGIONAL_DAY = re.compile(r"[0-9]{1,2}[./-][0-9]{1,2}[./-](?:[0-9]{2}|[0-9]{4})
 _BASIC_RANGE = re.compile(r"([0-9]{8})? ?- ?([0-9]{8})?")
 _DAY_FORMS = "write 20240131 or 2024-01-31"
 
+_INVISIBLE = (
+    "holds a control character, line break or invisible character; delete the cell and type the "
+    "value anew"
+)
+
+_MOST_FAULTS = 200
 _LARGEST_FILE = 256 * 1024**2
-_LARGEST_WORKBOOK = 4 * _LARGEST_FILE
+_MOST_EXCEL_ROWS = 1_048_576
+# How Excel writes a character XML cannot hold, ECMA-376 part 1, 22.9.2.19.
+_EXCEL_ESCAPE = re.compile(r"_x[0-9A-Fa-f]{4}_")
+# openpyxl does not find the sheets of the strict form.
+_SAVE_AS_XLSX = "save it again as Excel workbook (.xlsx), not as Strict Open XML"
 # What Excel and floating point keep of a number.
 _EXACT_DIGITS = 15
 # Formats under which Excel shows an integer as its digits; zeros alone pad with zeros.
@@ -91,12 +111,6 @@ class _Table:
     """Turns a raw cell into text or a day; raises _Unfit. Called for known columns only."""
     every_field_written: bool
     """A record with fewer fields than the header is torn (CSV), not merely empty at its end."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    index: int
-    label: str
 
 
 def cohort_digest(path: Path) -> str:
@@ -127,36 +141,39 @@ def read_cohort(path: Path) -> list[CohortRow]:
     Raises
     ------
     CohortError
-        With all faults of the file; none repeats a cell's content.
+        With the faults of the file, the first 200 of them and the number of the others; none
+        repeats a cell's content.
     """
     faults: list[str] = []
-    rows: list[CohortRow] = []
-    try:
-        table = _open(path)
-        columns = _columns(table, faults)
-        if faults:
-            raise CohortError(path.name, faults)
-        for line, cells in table.records:
-            row = _row(table, columns, line, cells, faults)
-            if row is not None:
-                rows.append(row)
-    except _Unreadable as unreadable:
-        faults.append(str(unreadable))
+    # Warnings of openpyxl repeat what a cell holds.
+    with warnings.catch_warnings(action="ignore"):
+        rows = list(_rows(path, faults))
     if not rows and not faults:
         faults.append("holds no rows below the header; write one study or patient in each line")
+    if len(faults) > _MOST_FAULTS:
+        faults[_MOST_FAULTS:] = [f"and {len(faults) - _MOST_FAULTS} more"]
     if faults:
         raise CohortError(path.name, faults)
     return rows
 
 
+def _rows(path: Path, faults: list[str]) -> Iterator[CohortRow]:
+    try:
+        table = _open(path)
+        columns = _columns(table, faults)
+        if faults:
+            return
+        for line, cells in table.records:
+            row = _row(table, columns, line, cells, faults)
+            if row is not None:
+                yield row
+    except _Unreadable as unreadable:
+        faults.append(str(unreadable))
+
+
 def _open(path: Path) -> _Table:
     try:
-        size = path.stat().st_size
-        if size > _LARGEST_FILE:
-            raise _Unreadable(
-                f"is larger than {_LARGEST_FILE // 1024**2} MiB; a cohort holds identifiers only: "
-                "remove other columns or split the file"
-            )
+        _refuse_larger(path.stat().st_size)
         data = path.read_bytes()
     except FileNotFoundError:
         raise _Unreadable("does not exist; check the path") from None
@@ -165,10 +182,18 @@ def _open(path: Path) -> _Table:
             f"cannot be opened ({type(error).__name__}); check path and permissions"
         ) from None
     suffix = path.suffix.lower()
-    if data.startswith(b"PK\x03\x04"):
-        return _excel(data)
-    if data.startswith(b"PAR1"):
-        return _parquet(data)
+    for beginning, kind, reader, remedy in (
+        (b"PK\x03\x04", "an Excel workbook", _excel, _SAVE_AS_XLSX),
+        (b"PAR1", "a Parquet file", _parquet, "write it again"),
+    ):
+        if data.startswith(beginning):
+            try:
+                table = reader(data)
+            except _Unreadable:
+                raise
+            except Exception:  # a damaged file makes the libraries raise whatever it comes to
+                raise _Unreadable(f"is not {kind} that can be read; {remedy}") from None
+            return replace(table, records=_until_damage(table.records))
     if data.startswith(b"\xd0\xcf\x11\xe0"):
         raise _Unreadable(
             "is an old Excel file (.xls) or protected by a password; save it as .xlsx without one"
@@ -176,6 +201,28 @@ def _open(path: Path) -> _Table:
     if suffix in (".xlsx", ".xlsm", ".parquet"):
         raise _Unreadable(f"is called {suffix} and is none; export it again")
     return _csv(data)
+
+
+def _refuse_larger(size: int) -> None:
+    if size > _LARGEST_FILE:
+        raise _Unreadable(
+            f"is larger than {_LARGEST_FILE // 1024**2} MiB (without compression); a cohort holds "
+            "identifiers only: remove other columns or split the file"
+        )
+
+
+def _until_damage(
+    records: Iterator[tuple[int, Sequence[object]]],
+) -> Iterator[tuple[int, Sequence[object]]]:
+    line = 0
+    try:
+        for line, cells in records:
+            yield line, cells
+    except Exception:  # see _open
+        where = f"after line {line}" if line else "below the header"
+        raise _Unreadable(
+            f"{where}: the file is damaged, rows from here on were not read; save it again"
+        ) from None
 
 
 # --- header ---------------------------------------------------------------------------------
@@ -194,8 +241,9 @@ def _is_header(cells: Sequence[object]) -> bool:
     return any(_meaning(cell) in _IDENTIFIERS for cell in cells)
 
 
-def _columns(table: _Table, faults: list[str]) -> dict[str, _Column]:
-    columns: dict[str, _Column] = {}
+def _columns(table: _Table, faults: list[str]) -> dict[str, int]:
+    """Where each meaning stands, as an index into the cells of a record."""
+    columns: dict[str, int] = {}
     where = f"line {table.line}"
     for index, header in enumerate(table.header):
         meaning = _meaning(header)
@@ -203,12 +251,11 @@ def _columns(table: _Table, faults: list[str]) -> dict[str, _Column]:
             continue
         if meaning in columns:
             faults.append(
-                f"{where}: columns {columns[meaning].index + 1} and {index + 1} both mean "
+                f"{where}: columns {columns[meaning] + 1} and {index + 1} both mean "
                 f"{meaning}; keep one of them"
             )
-            continue
-        # A known name is one of ours and cannot be patient data.
-        columns[meaning] = _Column(index, " ".join(str(header).strip(_BLANKS).split()))
+        else:
+            columns[meaning] = index
     if "StudyDate" in columns and columns.keys() & {"StudyDateFrom", "StudyDateTo"}:
         faults.append(
             f"{where}: both StudyDate and a column for one end of a range are there; keep either "
@@ -228,7 +275,7 @@ def _columns(table: _Table, faults: list[str]) -> dict[str, _Column]:
 
 def _row(
     table: _Table,
-    columns: dict[str, _Column],
+    columns: dict[str, int],
     line: int,
     cells: Sequence[object],
     faults: list[str],
@@ -236,7 +283,7 @@ def _row(
     if table.every_field_written and len(cells) != len(table.header):
         # A line torn or shifted would lose an identifier or filter, and so select more.
         surplus = any(cell.strip(_BLANKS) for cell in cells[len(table.header) :])
-        lost = any(column.index >= len(cells) for column in columns.values())
+        lost = any(index >= len(cells) for index in columns.values())
         if surplus or lost:
             faults.append(
                 f"line {line}: has {len(cells)} fields where the header has {len(table.header)}; "
@@ -246,15 +293,17 @@ def _row(
             return None
     values: dict[str, object] = {}
     unfit: set[str] = set()
-    for meaning, column in columns.items():
+    for meaning, index in columns.items():
         try:
-            content = table.content(cells[column.index]) if column.index < len(cells) else None
+            content = table.content(cells[index]) if index < len(cells) else None
             if isinstance(content, str):
                 content = content.strip(_BLANKS)
             if content is not None and content != "":
                 values[meaning] = _READERS[meaning](content)
         except _Unfit as fault:
-            faults.append(f'line {line}, column "{column.label}": {fault}')
+            # A known name is one of ours and cannot be patient data.
+            label = " ".join(str(table.header[index]).strip(_BLANKS).split())
+            faults.append(f'line {line}, column "{label}": {fault}')
             unfit.add(meaning)
     if _IDENTIFIERS.isdisjoint(values) and _IDENTIFIERS.isdisjoint(unfit):
         faults.append(
@@ -285,15 +334,11 @@ def _row(
 def _identifier(content: str | date, longest: int) -> str:
     """The content as a single-value matching key of at most ``longest`` characters."""
     text = _text(content)
-    if not _PLAIN.fullmatch(text):
-        if "*" in text or "?" in text:
-            raise _Unfit(
-                "holds a wildcard (* or ?), which would select others as well; write the exact "
-                "value"
-            )
-        _refuse_unprintable(text)
-        if not is_safe_key(text):
-            raise _Unfit("cannot be queried by; write the exact value")
+    if "*" in text or "?" in text:
+        raise _Unfit(
+            "holds a wildcard (* or ?), which would select others as well; write the exact value"
+        )
+    _refuse_unprintable(text)
     if len(text) > longest:
         raise _Unfit(
             f"has {len(text)} characters; DICOM allows {longest} here: check for two values in "
@@ -345,10 +390,7 @@ def _refuse_unprintable(text: str) -> None:
     for character in text:
         kind = unicodedata.category(character)
         if kind in ("Cc", "Cf", "Cs", "Zl", "Zp") or (kind == "Zs" and character != " "):
-            raise _Unfit(
-                "holds a control character, line break or invisible character; delete the cell "
-                "and type the value anew"
-            )
+            raise _Unfit(_INVISIBLE)
 
 
 @lru_cache(maxsize=4096)
@@ -488,13 +530,11 @@ def _csv_records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _excel(data: bytes) -> _Table:
-    try:
-        workbook = Workbook.open(data, most_bytes=_LARGEST_WORKBOOK)
-    except Exception:  # whatever a damaged zip or XML comes to, see spreadsheet
-        raise _Unreadable(
-            "is not an Excel workbook that can be read; save it again as .xlsx"
-        ) from None
-    firsts = [next(_excel_records(workbook, sheet), None) for sheet in workbook.sheets]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        _refuse_larger(sum(part.file_size for part in archive.infolist()))
+    workbook = openpyxl.load_workbook(io.BytesIO(data), read_only=True, keep_links=False)
+    sheets = workbook.worksheets
+    firsts = [next(_excel_records(sheet), None) for sheet in sheets]
     found = [n for n, first in enumerate(firsts) if first and _is_header(_texts(first[1]))]
     if len(found) > 1:
         raise _Unreadable(
@@ -504,53 +544,58 @@ def _excel(data: bytes) -> _Table:
     # Without one, the first sheet with anything in it takes the complaint about its header.
     found = found or [n for n, first in enumerate(firsts) if first]
     if not found:
-        raise _Unreadable("is empty; expected is a header line and rows below it")
+        raise _Unreadable(
+            f"is empty; expected is a header line and rows below it (if there are, {_SAVE_AS_XLSX})"
+        )
     line, cells = firsts[found[0]]
     return _Table(
         line=line,
         header=_texts(cells),
-        records=islice(_excel_records(workbook, workbook.sheets[found[0]]), 1, None),
-        content=partial(_excel_content, workbook),
+        records=_excel_records(sheets[found[0]], after=line, width=len(cells)),
+        content=_excel_content,
         every_field_written=False,
     )
 
 
-def _texts(cells: Sequence[Cell | None]) -> list[str | None]:
-    return [cell.text if cell is not None and cell.kind == "text" else None for cell in cells]
+def _texts(cells: Sequence[ReadOnlyCell]) -> list[str | None]:
+    return [
+        unescape(cell.value) if cell.data_type == "s" and cell.value else None for cell in cells
+    ]
 
 
-def _excel_records(workbook: Workbook, sheet: str) -> Iterator[tuple[int, list[Cell | None]]]:
-    """Rows that are not blank, with Excel's own row numbers."""
-    line = 0
-    try:
-        for line, cells in workbook.rows(sheet):
-            if any(c is not None and (c.kind == "formula" or c.text.strip(_BLANKS)) for c in cells):
-                yield line, cells
-    except Exception:  # see _excel
-        raise _Unreadable(
-            f"after line {line}: the workbook is damaged, rows from here on were not read; save "
-            "it again as .xlsx"
-        ) from None
+def _excel_records(
+    sheet: ReadOnlyWorksheet, after: int = 0, width: int | None = None
+) -> Iterator[tuple[int, Sequence[ReadOnlyCell]]]:
+    """Rows that are not blank, with Excel's own row numbers; hidden and filtered ones too."""
+    # What a sheet states as its size is not always true.
+    sheet.reset_dimensions()
+    for line, cells in enumerate(sheet.iter_rows(min_row=after + 1, max_col=width), after + 1):
+        if line > _MOST_EXCEL_ROWS:
+            raise ValueError("a row is where none can be")
+        if any(cell.value is not None and str(cell.value).strip(_BLANKS) for cell in cells):
+            yield line, cells
 
 
-def _excel_content(workbook: Workbook, cell: Cell | None) -> str | date | None:
-    if cell is None:
-        return None
-    if cell.kind == "text":
-        return cell.text
-    if cell.kind == "formula":
+def _excel_content(cell: ReadOnlyCell) -> str | date | None:
+    value, kind = cell.value, cell.data_type
+    if value is None or isinstance(value, date):
+        return value
+    if kind == "f":
         raise _Unfit("holds a formula; paste the column again as values")
-    if cell.kind not in ("number", "day"):
-        raise _Unfit("holds an error of Excel's or a truth value; write the value as text")
+    if kind == "s":
+        if _EXCEL_ESCAPE.search(value):
+            raise _Unfit(_INVISIBLE)
+        return value
+    if kind != "n":
+        raise _Unfit(
+            "holds an error of Excel's, a truth value or a time (a fraction of a day); write the "
+            "value as text"
+        )
+    digits = _digits(value, exact=False)
     try:
-        day = workbook.day(cell)
-        number = float(cell.text) if day is None else None
-    except (ValueError, OverflowError):
-        raise _Unfit("is a date or number that cannot be read; write it as text") from None
-    if day is not None:
-        return day
-    digits = _digits(number)
-    shown = workbook.number_format(cell)
+        shown = cell.number_format
+    except (IndexError, TypeError):
+        shown = "a format the workbook does not have"
     if _ZEROS.fullmatch(shown):
         return digits.zfill(len(shown))
     if not _DIGITS_SHOWN.fullmatch(shown):
@@ -565,61 +610,49 @@ def _excel_content(workbook: Workbook, cell: Cell | None) -> str | date | None:
 
 
 def _parquet(data: bytes) -> _Table:
-    try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-        names = file.schema_arrow.names
-    except Exception:  # pyarrow raises its own, OSError and Unicode errors on damaged files
-        raise _Unreadable("is not a Parquet file that can be read; write it again") from None
+    metadata = pyarrow.parquet.read_metadata(io.BytesIO(data))
+    _refuse_larger(
+        sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
+    )
+    names = metadata.schema.to_arrow_schema().names
     return _Table(
         line=1,
         header=names,
-        records=_parquet_records(file, names),
+        records=_parquet_records(data, names),
         content=_parquet_content,
         every_field_written=False,
     )
 
 
-def _parquet_records(
-    file: pyarrow.parquet.ParquetFile, names: Sequence[str]
-) -> Iterator[tuple[int, Sequence[object]]]:
+def _parquet_records(data: bytes, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
     known = [name for name in names if _meaning(name) is not None]
-    line = 1
-    try:
-        for batch in file.iter_batches(batch_size=10_000, columns=known):
-            cells = {name: batch.column(name).to_pylist() for name in known}
-            nothing = [None] * batch.num_rows
-            for record in zip(*(cells.get(name, nothing) for name in names), strict=True):
-                line += 1
-                yield line, record
-    except Exception:  # see _parquet
-        raise _Unreadable(
-            f"line {line + 1}: the file is damaged here, rows from here on were not read; write "
-            "it again"
-        ) from None
+    # Arrow's types keep whole numbers whole where there are gaps between them.
+    frame = pandas.read_parquet(io.BytesIO(data), columns=known, dtype_backend="pyarrow")
+    # A column may have been made the index of the frame that was written.
+    frame = frame.reset_index().reindex(columns=names)
+    yield from enumerate(frame.itertuples(index=False, name=None), 2)
 
 
 def _parquet_content(value: object) -> str | date | None:
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        # A column of integers with gaps becomes floating point in a data frame, the gaps NaN.
-        return None if value != value else _digits(value)
-    return _plain_content(value)
-
-
-# --- cells of both --------------------------------------------------------------------------
-
-
-def _plain_content(value: object) -> str | date | None:
-    if value is None or isinstance(value, str | date):
+    # NaN and NaT, the other forms of nothing, differ from themselves.
+    if value is None or value is pandas.NA or value != value:
+        return None
+    if isinstance(value, str | date):
         return value
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return _digits(value, exact=not isinstance(value, float))
     raise _Unfit("is neither text nor a whole number nor a date; write it as text")
 
 
-def _digits(number: int | float | Decimal) -> str:
-    """The digits of a whole number, if its kind can hold them exactly."""
-    if number != number or number in (float("inf"), float("-inf")) or number != int(number):
+# --- numbers of both ------------------------------------------------------------------------
+
+
+def _digits(number: int | float | Decimal, *, exact: bool) -> str:
+    """The digits of a whole number; what is not exact is good for 15 of them."""
+    if number in (float("inf"), float("-inf")) or number != int(number):
         raise _Unfit("is a number with a fraction; format the column as text and write the value")
     digits = str(int(number))
-    if isinstance(number, float) and len(digits.lstrip("-")) > _EXACT_DIGITS:
+    if not exact and len(digits.lstrip("-")) > _EXACT_DIGITS:
         raise _Unfit(
             f"is a number of more than {_EXACT_DIGITS} digits, of which the last are lost; format "
             "the column as text and write the value"
