@@ -25,25 +25,23 @@ $(INSTALLED): requirements.lock pyproject.toml scripts/make-venv
 	@touch $@
 
 demo: export PREFECT_HOME := $(CURDIR)/demo/prefect
-demo: unexport PREFECT_API_URL
 demo: $(INSTALLED)
 	@mkdir -p demo/prefect
-	@$(BIN)/prefect-dicom demo demo
+	@env -u PREFECT_API_URL $(BIN)/prefect-dicom demo demo
 
 # Prefect's profiles and database of the person who runs the tests are none of their business.
 test: export PREFECT_HOME := $(CURDIR)/build/prefect
-test: unexport PREFECT_API_URL
 test: peers lint
 	@mkdir -p build/prefect
-	@$(BIN)/python -m pytest $(PYTEST)
+	@env -u PREFECT_API_URL $(BIN)/python -m pytest $(PYTEST)
 
 peers:
 	@scripts/install-test-peers
 
 lint: $(INSTALLED) layers
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --check --quiet . || \
-	    { echo 'Run: $(BIN)/ruff format .'; exit 1; }
+	@$(BIN)/ruff check --quiet --extend-exclude build,demo .
+	@$(BIN)/ruff format --check --quiet --extend-exclude build,demo . || \
+	    { echo 'Run: $(BIN)/ruff format'; exit 1; }
 
 layers: $(INSTALLED)
 	@rm -rf build/lib build/site

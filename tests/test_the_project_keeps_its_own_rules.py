@@ -6,6 +6,8 @@ The order of the layers is kept by import-linter (``.importlinter``, ``make laye
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.metadata
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from prefect_dicom import errors
 from prefect_dicom.reasons import REASONS
@@ -153,6 +156,32 @@ def test_the_lock_has_versions_and_hashes_and_no_places():
     assert text.count("\n    --hash=sha256:") >= len(requirements)
 
 
+def locked() -> dict[str, str]:
+    """Version of each locked package, by normalised name."""
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    found = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;]+)", lock, re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
+
+
+@pytest.mark.parametrize("python", ["3.11.2", "3.12.0", "3.13.0"])
+def test_the_lock_is_complete_for_every_python(python):
+    # A patch release can need a package that the next one does not.
+    environment = {
+        "python_full_version": python,
+        "python_version": ".".join(python.split(".")[:2]),
+        "extra": "",
+    }
+    missing = []
+    for name in locked():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            for text in importlib.metadata.requires(name) or ():
+                needed = Requirement(text)
+                wanted = needed.marker is None or needed.marker.evaluate(environment)
+                if wanted and canonicalize_name(needed.name) not in locked():
+                    missing.append(f"{name} needs {needed.name}")
+    assert missing == []
+
+
 def test_the_lock_meets_every_direct_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [
@@ -161,12 +190,11 @@ def test_the_lock_meets_every_direct_dependency():
         *project["project"]["optional-dependencies"]["test"],
         *project["project"]["optional-dependencies"]["postgres"],
     ]
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^ ;]+)", lock, re.MULTILINE))
+    versions = locked()
     unmet = []
     for text in wanted:
         requirement = Requirement(text)
-        version = locked.get(requirement.name.lower().replace("_", "-"))
+        version = versions.get(canonicalize_name(requirement.name))
         if version is None or not requirement.specifier.contains(version):
             unmet.append(text)
     assert unmet == [], "run make lock"
