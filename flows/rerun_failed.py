@@ -41,9 +41,7 @@ def rerun_failed(
     """
     settings = resolve_site(site)
     with open_pull(settings, cohort, "rerun") as pull:
-        reopened = pull.ledger.reopen(
-            pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines
-        )
+        reopened = pull.ledger.reopen(pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
         totals = run_pipeline(pull)
     if unarchived_rows(totals):

@@ -12,9 +12,7 @@ from prefect_dicom.verification import verify_cohort
 
 
 @flow(name="verify-archive", flow_run_name="verify-{cohort}", persist_result=False)
-def verify_archive(
-    cohort: str, site: str = "site.yaml", level: Level = Level.CHECKSUM
-) -> State:
+def verify_archive(cohort: str, site: str = "site.yaml", level: Level = Level.CHECKSUM) -> State:
     """Check that every archived study of a cohort still is what its manifest says.
 
     Parameters

@@ -231,7 +231,9 @@ def receiver_run(*, site: SiteOption = "site.yaml") -> int:
     from prefect_dicom.receiver.server import serve_forever
 
     settings = _site(site)
-    console.print(f"{settings.receiver.ae_title} on {settings.receiver.bind}:{settings.receiver.port}")
+    console.print(
+        f"{settings.receiver.ae_title} on {settings.receiver.bind}:{settings.receiver.port}"
+    )
     serve_forever(assignment_of(settings))
     return Exit.ALL_WELL
 

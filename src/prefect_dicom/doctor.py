@@ -19,6 +19,7 @@ from prefect_dicom.dimse.find import find_some_studies, find_studies, list_insta
 from prefect_dicom.dimse.get import c_get
 from prefect_dicom.dimse.identifier import retrieve_identifier
 from prefect_dicom.dimse.move import move
+from prefect_dicom.dimse.proposal import STORAGE_CLASSES, proposals
 from prefect_dicom.errors import PrefectDicomError
 from prefect_dicom.identifiers import is_safe_key
 from prefect_dicom.ledger import Ledger
@@ -26,7 +27,7 @@ from prefect_dicom.matching import study_query
 from prefect_dicom.model import CohortRow, Instance, RetrieveMethod, Study
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease
-from prefect_dicom.retrieval import common_contexts, wait_until_arrived
+from prefect_dicom.retrieval import wait_until_arrived
 from prefect_dicom.spool import Spool
 
 _PROBE = 0
@@ -81,7 +82,7 @@ def entry_for_the_pacs(site: Site, node: PacsNode) -> str:
     title = receiver.ae_title if node.retrieve is RetrieveMethod.C_MOVE else node.calling_ae_title
     lines = [
         f'Orthanc, in "DicomModalities":  "{title}" : ["{title}", "{address}", {receiver.port}]',
-        f"dcmqrscp, in HostTable:           {title.lower()} = ({title}, {address}, {receiver.port})",
+        f"dcmqrscp, in HostTable:  {title.lower()} = ({title}, {address}, {receiver.port})",
         f"others: a remote node / destination with AE title {title}, host {address}, port "
         f"{receiver.port}, plain DICOM, allowed to query and to retrieve",
     ]
@@ -194,7 +195,8 @@ def _retrieve_one(
     spool.drop(_PROBE)
     try:
         if node.retrieve is RetrieveMethod.C_GET:
-            contexts = common_contexts([instance.sop_class_uid])
+            classes = [instance.sop_class_uid] if instance.sop_class_uid else STORAGE_CLASSES
+            _, contexts = next(proposals(classes))
             intake = Intake(spool, Expectation(studies))
             c_get(node, identifier, contexts=contexts, intake=intake)
         elif lease is None:

@@ -320,9 +320,9 @@ _TABLE = (
         _RECEIVER_CHECKLIST,
     ),
     (
-        "sop-classes-unknown",
-        OPERATOR,
-        "The PACS does not tell the SOP classes of its instances, which a C-GET has to propose.",
+        "sop-classes-refused",
+        PERMANENT,
+        "The PACS offers C-GET, but accepted none of the instances' SOP classes with our role.",
         "Set `retrieve: c-move` for this node.",
     ),
     (

@@ -9,18 +9,22 @@ or stop because a person has to change something first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+
+from pydicom.dataset import Dataset
 
 from prefect_dicom import part10
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import list_instances
-from prefect_dicom.dimse.get import STORAGE_CONTEXTS, c_get
+from prefect_dicom.dimse.get import c_get
 from prefect_dicom.dimse.identifier import retrieve_identifier
 from prefect_dicom.dimse.move import move
 from prefect_dicom.dimse.outcome import RetrieveOutcome
+from prefect_dicom.dimse.proposal import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.dimse.status import reason_for_status
 from prefect_dicom.errors import Interrupted, PacsError
 from prefect_dicom.identifiers import normal_uid
@@ -30,6 +34,7 @@ from prefect_dicom.model import (
     Disposition,
     Evidence,
     Identity,
+    InformationModel,
     Instance,
     InstanceKey,
     InstanceState,
@@ -44,7 +49,7 @@ from prefect_dicom.validate import Consequence, Expected, validate
 
 _POLL_SECONDS = 0.1
 _SHRINK = 7
-"""After a round that brought nothing, UID lists get this much shorter, down to one UID."""
+"""After a round that brought nothing, the UID lists of a C-MOVE get this much shorter."""
 _FRUITLESS_REQUESTS = 20
 """Single-instance requests in a row that bring nothing, after which the rest is given up."""
 
@@ -74,6 +79,10 @@ class StudyWork:
     def missing(self) -> list[InstanceKey]:
         """The listed instances that have neither arrived nor been given up."""
         return [k for k in self.listed if self.states.get(k) is InstanceState.EXPECTED]
+
+    def sop_class_of(self, key: InstanceKey) -> str:
+        """The SOP class of a listed instance; empty where the PACS does not tell it."""
+        return self.listed[key].sop_class_uid
 
 
 class Retrieval:
@@ -192,13 +201,13 @@ class Retrieval:
             The run was told to stop.
         """
         arrived = sum(self.take_in(work) for work in works)
-        step = self._node.limits.uids_per_request
         fruitless = 0
         by_reference = {work.reference: work for work in works}
-        round_number = 0
+        manners = self._manners()
+        step, breadth = next(manners)
         while any(work.missing() for work in works):
             progress = 0
-            for request, contexts in self._plan(works, step, round_number):
+            for request, contexts in self._plan(works, step, breadth):
                 if self._stopping():
                     raise Interrupted()
                 members = [by_reference[r] for r in request.studies]
@@ -211,12 +220,11 @@ class Retrieval:
                 if fruitless >= _FRUITLESS_REQUESTS:
                     break
             arrived += progress
-            round_number += 1
             if progress:
                 continue
-            if step == 1 or fruitless >= _FRUITLESS_REQUESTS:
+            step, breadth = next(manners, (0, breadth))
+            if not step or fruitless >= _FRUITLESS_REQUESTS:
                 break
-            step = max(1, step // _SHRINK)
         for work in works:
             if work.missing():
                 work.failure = work.failure or "instances-missing"
@@ -224,22 +232,63 @@ class Retrieval:
                 work.failure = None
         return arrived
 
+    def _manners(self) -> Iterator[tuple[int, Breadth]]:
+        """How to ask: UIDs in a list, and what a C-GET proposes. Next after a fruitless round."""
+        most = self._node.limits.uids_per_request
+        if self._node.retrieve is RetrieveMethod.C_GET:
+            yield most, Breadth.COMMON
+            yield most, Breadth.ALL
+            yield most, Breadth.SINGLE
+        else:
+            yield most, Breadth.COMMON
+            if most // _SHRINK > 1:
+                yield most // _SHRINK, Breadth.COMMON
+        if most > 1:
+            yield 1, Breadth.ALL
+
     def _plan(
-        self, works: Sequence[StudyWork], step: int, round_number: int
+        self, works: Sequence[StudyWork], step: int, breadth: Breadth
     ) -> Iterator[tuple[RetrieveRequest, tuple[tuple[str, str], ...]]]:
+        """The requests of one round, with the presentation contexts a C-GET needs for them.
+
+        Planned as they are asked for: what an earlier one has brought is not in a later one.
+        """
         limits = self._node.limits
         most = max(1, min(limits.chunk_instances, limits.chunk_bytes // limits.instance_bytes))
         listed = {work.reference: list(work.listed) for work in works}
-        missing = {work.reference: work.missing() for work in works}
+        patient_root = self._node.information_model is InformationModel.PATIENT_ROOT
+        for wanted, contexts in self._groups(works, breadth):
+            # In the Patient Root a request names one patient, and so one study at a time.
+            parts = [{r: keys} for r, keys in wanted.items()] if patient_root else [wanted]
+            for part in parts:
+                for request in plan_requests(
+                    part, listed, request_instances=most, uids_per_request=step
+                ):
+                    yield request, contexts
+
+    def _groups(
+        self, works: Sequence[StudyWork], breadth: Breadth
+    ) -> Iterator[tuple[_Missing, tuple[tuple[str, str], ...]]]:
+        """What is missing, for a C-GET in groups whose SOP classes fit into one proposal."""
         if self._node.retrieve is RetrieveMethod.C_MOVE:
-            groups = [(missing, ())]
-        else:
-            groups = _by_proposal(works, missing, round_number)
-        for wanted, contexts in groups:
-            for request in plan_requests(
-                wanted, listed, request_instances=most, uids_per_request=step
-            ):
-                yield request, contexts
+            yield {work.reference: work.missing() for work in works}, ()
+            return
+        classes = Counter(
+            sop_class
+            for work in works
+            for key in work.missing()
+            if (sop_class := work.sop_class_of(key))
+        )
+        ordered = [sop_class for sop_class, _ in classes.most_common()]
+        for group, contexts in proposals(ordered, breadth):
+            if wanted := _missing_of(works, group):
+                yield wanted, contexts
+        # Some archives do not tell the classes of their instances: all are tried in turn.
+        for _, contexts in proposals(STORAGE_CLASSES, breadth):
+            wanted = _missing_of(works, {""})
+            if not wanted:
+                return
+            yield wanted, contexts
 
     def _ask(
         self,
@@ -252,20 +301,13 @@ class Retrieval:
         identifier = retrieve_identifier(
             self._node.information_model,
             request.level,
-            works[0].claim.patient_id if len(works) == 1 else "",
+            works[0].claim.patient_id,
             [work.claim.study_instance_uid for work in works],
             list(request.series),
             list(request.instances),
         )
         if self._node.retrieve is RetrieveMethod.C_GET:
-            own = Expectation(studies)
-            return c_get(
-                self._node,
-                identifier,
-                contexts=contexts,
-                intake=Intake(self._spool, own),
-                should_stop=self._stopping,
-            )
+            return self._get(identifier, contexts, Expectation(studies))
         quiet = self._node.timeouts.settle_seconds
         with self._lease.expecting(studies, self._node.calling_ae_title) as expected:
             if expected.quiet_seconds is not None:
@@ -282,6 +324,23 @@ class Retrieval:
             if outcome.status is None or _is_success(outcome.status) or outcome.completed:
                 wait_until_arrived(expected, request.expected, quiet, self._stopping)
         return outcome
+
+    def _get(
+        self, identifier: Dataset, contexts: Sequence[tuple[str, str]], own: Expectation
+    ) -> RetrieveOutcome:
+        try:
+            return c_get(
+                self._node,
+                identifier,
+                contexts=contexts,
+                intake=Intake(self._spool, own),
+                should_stop=self._stopping,
+            )
+        except PacsError as error:
+            if error.code != "sop-classes-refused":
+                raise
+            # These classes cannot come from this node; others may.
+            return RetrieveOutcome(None, lost=error.code)
 
     def _consider(
         self, outcome: RetrieveOutcome, works: Sequence[StudyWork], *, first: bool
@@ -385,6 +444,7 @@ _EXPLAINS_MISSING = {
     "request-refused",
     "association-lost",
     "association-stalled",
+    "sop-classes-refused",
     "wrong-patient",
     "uid-mismatch",
 }
@@ -430,83 +490,16 @@ def _key_of(identity: Identity, work: StudyWork) -> InstanceKey:
     return matches[0] if len(matches) == 1 else InstanceKey("", sop)
 
 
-# Transfer syntaxes to offer in a C-GET, in two rounds: one presentation context holds one SOP
-# class and one syntax, and an association at most 128 contexts (PS3.8 9.3.2.2).
-_COMMON_SYNTAXES = (
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.4.90",
-    "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.4.50",
-    "1.2.840.10008.1.2.4.51",
-    "1.2.840.10008.1.2.4.57",
-    "1.2.840.10008.1.2.4.80",
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.5",
-    "1.2.840.10008.1.2.2",
-)
-_RARE_SYNTAXES = (
-    "1.2.840.10008.1.2.1.99",
-    "1.2.840.10008.1.2.8.1",
-    "1.2.840.10008.1.2.4.92",
-    "1.2.840.10008.1.2.4.93",
-    "1.2.840.10008.1.2.4.100",
-    "1.2.840.10008.1.2.4.100.1",
-    "1.2.840.10008.1.2.4.101",
-    "1.2.840.10008.1.2.4.101.1",
-    "1.2.840.10008.1.2.4.102",
-    "1.2.840.10008.1.2.4.102.1",
-    "1.2.840.10008.1.2.4.103",
-    "1.2.840.10008.1.2.4.103.1",
-    "1.2.840.10008.1.2.4.104",
-    "1.2.840.10008.1.2.4.104.1",
-    "1.2.840.10008.1.2.4.105",
-    "1.2.840.10008.1.2.4.105.1",
-    "1.2.840.10008.1.2.4.106",
-    "1.2.840.10008.1.2.4.106.1",
-    "1.2.840.10008.1.2.4.107",
-    "1.2.840.10008.1.2.4.108",
-    "1.2.840.10008.1.2.4.110",
-    "1.2.840.10008.1.2.4.111",
-    "1.2.840.10008.1.2.4.112",
-    "1.2.840.10008.1.2.4.201",
-    "1.2.840.10008.1.2.4.202",
-    "1.2.840.10008.1.2.4.203",
-)
+_Missing = dict[StudyReference, list[InstanceKey]]
 
 
-def common_contexts(sop_classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Presentation contexts for a few SOP classes in the syntaxes most objects are kept in."""
-    return tuple((c, s) for c in sop_classes for s in _COMMON_SYNTAXES)[:STORAGE_CONTEXTS]
-
-
-def _by_proposal(
-    works: Sequence[StudyWork],
-    missing: Mapping[StudyReference, Sequence[InstanceKey]],
-    round_number: int,
-) -> Iterator[tuple[dict[StudyReference, list[InstanceKey]], tuple[tuple[str, str], ...]]]:
-    """Missing instances grouped so that each group's SOP classes fit into one proposal."""
-    syntaxes = _COMMON_SYNTAXES if round_number == 0 else _COMMON_SYNTAXES + _RARE_SYNTAXES
-    most = STORAGE_CONTEXTS // len(syntaxes)
-    by_reference = {work.reference: work for work in works}
-    counts: dict[str, int] = {}
-    for reference, keys in missing.items():
-        for key in keys:
-            sop_class = by_reference[reference].listed[key].sop_class_uid
-            if not sop_class:
-                raise PacsError("sop-classes-unknown")
-            counts[sop_class] = counts.get(sop_class, 0) + 1
-    classes = sorted(counts, key=counts.get, reverse=True)
-    for start in range(0, len(classes), most):
-        pack = set(classes[start : start + most])
-        group: dict[StudyReference, list[InstanceKey]] = {}
-        for reference, keys in missing.items():
-            listed = by_reference[reference].listed
-            kept = [key for key in keys if listed[key].sop_class_uid in pack]
-            if kept:
-                group[reference] = kept
-        yield group, tuple((c, s) for c in sorted(pack) for s in syntaxes)
+def _missing_of(works: Sequence[StudyWork], sop_classes: Collection[str]) -> _Missing:
+    missing = {}
+    for work in works:
+        keys = [key for key in work.missing() if work.sop_class_of(key) in sop_classes]
+        if keys:
+            missing[work.reference] = keys
+    return missing
 
 
 def _is_success(status: int) -> bool:

@@ -244,7 +244,7 @@ class Spool:
         os.replace(path, self.quarantined / f"{sha256}.dcm")
 
 
-class _full_disk_is_our_own_error:  # noqa: N801 - reads as a phrase at the with statement
+class _full_disk_is_our_own_error:
     def __enter__(self) -> None:
         pass
 

@@ -489,6 +489,21 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
             _current.reset(token)
 
 
+def work_through(pull: Pull) -> None:
+    """Bring a cohort as far as it goes, one step after the other in this thread.
+
+    For notebooks and tests: no Prefect, no second pass, and errors come out.
+    """
+    for first_line, last_line in pull.discovery_pages():
+        pull.discover(first_line, last_line)
+    for chunk in pull.chunks():
+        try:
+            pull.retrieve(chunk)
+            pull.archive_chunk(chunk)
+        finally:
+            pull.give_back(chunk)
+
+
 def _manifest_of(work: StudyWork, ledger: Ledger) -> StudyManifest:
     instances, withheld = [], []
     for record in sorted(ledger.instances(work.reference), key=lambda r: r.key):
@@ -516,4 +531,3 @@ def _manifest_of(work: StudyWork, ledger: Ledger) -> StudyManifest:
         tuple(instances),
         tuple(withheld),
     )
-

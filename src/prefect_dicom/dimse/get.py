@@ -135,7 +135,8 @@ def c_get(
     Raises
     ------
     PacsError
-        No association came to stand, or C-GET is not offered on it.
+        No association came to stand, or C-GET is not offered on it; ``sop-classes-refused``
+        where it is, but for none of the SOP classes.
     ValueError
         More contexts than an association has, or an identifier that cannot be encoded.
     """
@@ -213,7 +214,7 @@ def _associate(
         raise PacsError("service-not-offered", f"C-GET: context result {model_result}")
     if not accepted:
         _abort(connection)
-        raise PacsError("service-not-offered", "C-GET: no storage class with our SCP role")
+        raise PacsError("sop-classes-refused", "C-GET: no storage class with our SCP role")
     return accepted, peer_pdu_bytes
 
 
