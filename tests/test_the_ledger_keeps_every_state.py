@@ -476,6 +476,15 @@ def test_a_lost_instance_is_expected_again_and_remembers_its_last_arrival(ledger
     assert untouched.rejections == 0
 
 
+def test_instances_are_rejected_in_a_batch_each_for_its_reason(ledger, run):
+    claim = claimed(ledger, run)
+    ledger.record_list(claim, listed(3), Evidence.INSTANCE_LIST)
+    one, two, three = keys(3)
+    ledger.record_rejected(claim, [(one, "wrong-patient"), (three, "pixel-data-length")])
+    reasons = {record.key: record.reason for record in ledger.instances(claim.reference)}
+    assert reasons == {one: "wrong-patient", two: None, three: "pixel-data-length"}
+
+
 def test_a_study_is_archived_only_as_the_ledger_knows_it(ledger, run):
     claim = claimed(ledger, run)
     ledger.record_list(claim, listed(3), Evidence.INSTANCE_LIST)
@@ -499,6 +508,17 @@ def test_a_study_is_archived_only_as_the_ledger_knows_it(ledger, run):
     assert (record.expected, record.stored, record.withheld) == (3, 2, 1)
     assert (record.size_bytes, record.claimed) == (2000, False)
     assert record.archived_at.tzinfo is UTC
+
+
+def test_a_manifest_from_before_the_ledger_is_adopted_for_exactly_the_list(ledger, run):
+    claim = claimed(ledger, run)
+    ledger.record_list(claim, listed(3), Evidence.INSTANCE_LIST)
+    with pytest.raises(LedgerError):
+        ledger.record_archived(claim, b"{}", instances=2, withheld=0, size_bytes=9, adopted=True)
+    ledger.record_archived(claim, b"{}", instances=2, withheld=1, size_bytes=9, adopted=True)
+    record = ledger.study(claim.reference)
+    assert (record.stored, record.withheld, record.size_bytes) == (2, 1, 9)
+    assert ledger.instances(claim.reference) == []
 
 
 def test_an_archived_study_keeps_its_manifest_and_the_objects_only_the_ledger_knows(ledger, run):

@@ -886,7 +886,13 @@ class Ledger:
             _change(
                 connection,
                 update(instance_rows)
-                .where(instance_rows.c.state.in_((InstanceState.EXPECTED, InstanceState.RECEIVED)))
+                # Spelled out: a list of values does not go with a batch.
+                .where(
+                    or_(
+                        instance_rows.c.state == InstanceState.EXPECTED,
+                        instance_rows.c.state == InstanceState.RECEIVED,
+                    )
+                )
                 .values(state=InstanceState.REJECTED, reason=bindparam("b_reason")),
                 claim.reference,
                 [key for key, _ in rejections],
@@ -945,6 +951,7 @@ class Ledger:
         instances: int,
         withheld: int,
         size_bytes: int,
+        adopted: bool = False,
     ) -> None:
         """The manifest is in the archive: the study is archived and the claim given up.
 
@@ -959,6 +966,9 @@ class Ledger:
             How many it names and how many it says are left out.
         size_bytes : int
             Of the instances it names.
+        adopted : bool
+            It is from the time of another ledger: that it speaks of as many instances as are
+            listed is enough, they need not have been stored by this one.
 
         Raises
         ------
@@ -970,10 +980,9 @@ class Ledger:
         with self._write() as connection:
             self._hold(connection, [claim])
             figures = _count(connection, [reference])[reference]
-            if (figures.stored, figures.withheld, figures.expected) != (
-                instances,
-                withheld,
-                instances + withheld,
+            known = (figures.stored, figures.withheld)
+            if figures.expected != instances + withheld or not (
+                adopted or known == (instances, withheld)
             ):
                 raise LedgerError(
                     "instances-missing",
