@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Engine,
     Row,
     and_,
     bindparam,
@@ -40,6 +41,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from prefect_dicom.errors import ClaimLost, LedgerError
 from prefect_dicom.ledger.database import for_writing, open_database
 from prefect_dicom.ledger.edge import without_database_errors
+from prefect_dicom.ledger.ownership import Locks
 from prefect_dicom.ledger.records import (
     Claim,
     Cohort,
@@ -158,7 +160,7 @@ class Ledger:
     ...         claims = ledger.claim(run, [1, 2, 3])
     """
 
-    def __init__(self, engine: Any, locks: Any) -> None:
+    def __init__(self, engine: Engine, locks: Locks) -> None:
         self._engine = engine
         self._writing_engine = for_writing(engine)
         self._locks = locks
