@@ -508,6 +508,15 @@ def test_ten_thousand_studies_are_held_and_each_is_found(receiver):
     assert len(dataset.PixelData) == dataset.Rows * dataset.Columns
 
 
+def test_what_no_pacs_could_send_is_left_out_of_a_directory(files, tmp_path):
+    shutil.copy(files[0], tmp_path / "whole.dcm")
+    (tmp_path / "cut.dcm").write_bytes(files[0].read_bytes()[:132])
+    (tmp_path / "notes.txt").write_text("not DICOM")
+    pacs = ScriptedPacs(directory=tmp_path)
+    assert len(pacs.holdings) == 1
+    assert pacs.left_out == [tmp_path / "cut.dcm"]
+
+
 def test_it_runs_as_a_process_and_says_when_it_listens(files):
     command = [sys.executable, "-m", "prefect_dicom.testing"]
     command += ["--directory", str(files[0].parents[2]), "--destination", "ME=127.0.0.1:1"]

@@ -115,12 +115,16 @@ def object_of_file(path: Path) -> StoredObject:
     ------
     pydicom.errors.InvalidDicomError
         If the file has no DICOM preamble.
+    ValueError
+        If its file meta information names no transfer syntax.
     """
+    meta, offset = dsutils.split_dataset(path)
+    if not text_of(meta, "TransferSyntaxUID"):
+        raise ValueError("the file names no transfer syntax")
     dataset = pydicom.dcmread(
         path, stop_before_pixels=True, specific_tags=[*KEYWORDS, "SpecificCharacterSet"]
     )
     attributes = attributes_of(dataset)
-    meta, offset = dsutils.split_dataset(path)
     for keyword, of_meta in (
         ("SOPClassUID", "MediaStorageSOPClassUID"),
         ("SOPInstanceUID", "MediaStorageSOPInstanceUID"),

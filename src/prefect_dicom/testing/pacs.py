@@ -28,7 +28,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     AllTransferSyntaxes,
@@ -160,7 +162,8 @@ class ScriptedPacs:
     files : iterable of Path
         Part 10 files to hold; they stay on the disk.
     directory : Path or str, optional
-        Holds every Part 10 file below it as well.
+        Holds every Part 10 file below it as well; :attr:`left_out` are those that no PACS
+        could send.
     objects : iterable of StoredObject
         Objects from elsewhere, whose data sets may be made only when they are sent.
     ae_title : str
@@ -202,10 +205,14 @@ class ScriptedPacs:
         self.holdings = Holdings(objects)
         for path in files:
             self.holdings.add(object_of_file(Path(path)))
+        self.left_out: list[Path] = []
         if directory is not None:
             for path in sorted(Path(directory).rglob("*")):
                 if _is_part10(path):
-                    self.holdings.add(object_of_file(path))
+                    try:
+                        self.holdings.add(object_of_file(path))
+                    except ValueError:
+                        self.left_out.append(path)
         self.ae_title = ae_title
         self.host = host
         self.port = port
@@ -859,7 +866,8 @@ def _set(answer: Dataset, keyword: str, text: str) -> None:
         value = text.split("\\")
     elif vr == "US":
         value = int(text)
-    answer.add_new(tag_for_keyword(keyword), vr, value)
+    # As stored, however odd: an archive does not repair what it was given.
+    answer.add(DataElement(tag_for_keyword(keyword), vr, value, validation_mode=IGNORE))
 
 
 def _is_part10(path: Path) -> bool:
