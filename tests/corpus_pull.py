@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
@@ -47,6 +48,16 @@ from prefect_dicom.steps import open_pull, register_cohort, work_through
 _IDENTITY = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientID"]
 
 
+# Data Set Trailing Padding (FFFC,FFFC), PS3.10 7.2: little and big endian.
+_PADDING = (b"\xfc\xff\xfc\xff", b"\xff\xfc\xff\xfc")
+
+
+def _read(part10: bytes) -> dict:
+    """The elements of a file as pydicom understands them, whatever their encoding and VR."""
+    dataset = pydicom.dcmread(BytesIO(part10), force=True)
+    return {e.tag: e.value for e in dataset if e.tag.element and e.tag != 0xFFFCFFFC}
+
+
 @dataclass
 class Comparison:
     """What became of the instances an archive holds."""
@@ -55,6 +66,19 @@ class Comparison:
     identical: int = 0
     named: Counter[str] = field(default_factory=Counter)
     unexplained: list[Held] = field(default_factory=list)
+
+    def count(self, stored: bytes, originals: list[bytes]) -> None:
+        """Compare an archived object with what the archive gives to others."""
+        ours, theirs = data_set_of(stored), [data_set_of(original) for original in originals]
+        if ours in theirs:
+            self.identical += 1
+        elif any(t.startswith(ours) and t[len(ours) :][:4] in _PADDING for t in theirs):
+            self.named["sent-without-trailing-padding"] += 1
+        elif any(_read(original) == _read(stored) for original in originals):
+            # Written anew by the sender in the transfer syntax that was negotiated.
+            self.named["sent-in-another-encoding"] += 1
+        else:
+            self.named["other-bytes"] += 1
 
     def in_words(self) -> str:
         reasons = ", ".join(f"{count} {code}" for code, count in self.named.most_common())
@@ -235,10 +259,7 @@ def compare(
         triple = tuple(map(normal_uid, one[:3]))
         if triple in keys:
             stored = b"".join(archive.read(keys[triple]))
-            if data_set_of(stored) in map(data_set_of, originals(one)):
-                result.identical += 1
-            else:
-                result.named["other-bytes"] += 1
+            result.count(stored, originals(one))
         elif triple in withheld:
             result.named[withheld[triple]] += 1
         elif triple[0] in reasons:

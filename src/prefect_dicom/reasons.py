@@ -205,12 +205,6 @@ _TABLE = (
         "It is quarantined, never archived.",
     ),
     (
-        "not-sent",
-        TRANSIENT,
-        "The PACS lists the instance and did not send it.",
-        "`prefect-dicom rerun` asks for it again.",
-    ),
-    (
         "spool-damaged",
         TRANSIENT,
         "A file in the spool no longer has the SHA-256 it arrived with.",

@@ -228,7 +228,7 @@ class Retrieval:
         for work in works:
             if work.missing():
                 work.failure = work.failure or "instances-missing"
-            elif work.failure in _EXPLAINS_MISSING:
+            elif work.failure not in _STAYS:
                 work.failure = None
         return arrived
 
@@ -358,7 +358,7 @@ class Retrieval:
         if reason_for(code).disposition is Disposition.OPERATOR and first:
             raise PacsError(code)
         for work in works:
-            if work.missing() and work.failure in _EXPLAINS_MISSING | {None}:
+            if work.missing() and work.failure not in _STAYS:
                 work.failure = code
 
     # --- what has arrived
@@ -435,20 +435,8 @@ class Retrieval:
         return len(arrivals) + len(rejections)
 
 
-_EXPLAINS_MISSING = {
-    None,
-    "instances-missing",
-    "nothing-arrived",
-    "pacs-failure",
-    "pacs-busy",
-    "request-refused",
-    "association-lost",
-    "association-stalled",
-    "sop-classes-refused",
-    "wrong-patient",
-    "uid-mismatch",
-}
-"""Failures that only say why something is missing; they are void once nothing is."""
+_STAYS = {"conflicting-content", "unsafe-uid"}
+"""Failures that stand though nothing is missing; the others only say why something is."""
 
 
 def wait_until_arrived(

@@ -80,11 +80,11 @@ def _instance_faults(
     size = sizes.get(instance.key)
     if size is None:
         yield "archive-object-missing"
-    elif level is not Level.EXISTS and size != instance.size_bytes:
+        return
+    other_size = level is not Level.EXISTS and size != instance.size_bytes
+    look_inside = level in (Level.CHECKSUM, Level.READ)
+    if other_size or (look_inside and _hash(archive, instance, level) != instance.sha256):
         yield "archive-checksum"
-    elif level in (Level.CHECKSUM, Level.READ):
-        if _hash(archive, instance, level) != instance.sha256:
-            yield "archive-checksum"
 
 
 def _hash(archive: Archive, instance: ManifestInstance, level: Level) -> str | None:
