@@ -462,7 +462,7 @@ def load(port: int, ae_title: str, paths: Iterable[Path], associations: int = 1)
 def _kind(path: Path) -> tuple[str, str] | None:
     """SOP class and transfer syntax of a file, or None where it cannot be sent for want of them."""
     try:
-        dataset = pydicom.dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+        dataset = pydicom.dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], force=True)
         kind = (str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID))
     except (InvalidDicomError, AttributeError, OSError, ValueError, EOFError):
         return None
@@ -497,7 +497,7 @@ def _store(port: int, ae_title: str, files: Sequence[_Sendable]) -> tuple[Counte
                 unsent.append(one.path)
                 break
             try:
-                status = association.send_c_store(pydicom.dcmread(one.path))
+                status = association.send_c_store(pydicom.dcmread(one.path, force=True))
             except Exception:
                 # Whatever pydicom cannot encode or the archive has no context for.
                 unsent.append(one.path)
