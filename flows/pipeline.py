@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 from collections.abc import Iterator
+from functools import partial
 
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
@@ -57,7 +58,7 @@ def run_pipeline(pull: Pull) -> Totals:
             pull.stop.wait(delay)
             trouble = _one_pass(pull, progress)
     totals = pull.ledger.totals(pull.cohort.number)
-    progress.show(totals, now=True)
+    progress.show(lambda: totals, now=True)
     folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
     publish_results(pull.ledger, pull.cohort, folder)
     if trouble is not None and trouble.disposition is Disposition.OPERATOR:
@@ -68,16 +69,18 @@ def run_pipeline(pull: Pull) -> Totals:
 
 def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
     """All open rows, then all open studies, once; returns what kept it from its end."""
+    count = partial(pull.ledger.totals, pull.cohort.number)
     for first_line, last_line in pull.discovery_pages():
         state = discover_rows(first_line, last_line, return_state=True)
         if not state.is_completed():
             return _error_of(state)
-        progress.show(pull.ledger.totals(pull.cohort.number))
+        progress.show(count)
     return _pull_studies(pull, progress)
 
 
 def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
     chunks = pull.chunks()
+    count = partial(pull.ledger.totals, pull.cohort.number)
     associations = pull.site.nodes[pull.cohort.node].limits.associations
     finished: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
     retrieving: dict[PrefectFuture, Chunk] = {}
@@ -125,7 +128,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                 failed_in_a_row = 0
                 if stage is retrieving:
                     submit(archive_chunk, chunk, archiving)
-        progress.show(pull.ledger.totals(pull.cohort.number))
+        progress.show(count)
 
 
 def _error_of(state: State) -> PrefectDicomError:

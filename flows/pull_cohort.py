@@ -18,6 +18,7 @@ from prefect_dicom.cohort import cohort_digest
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
 from prefect_dicom.report import in_words, unarchived_rows
 from prefect_dicom.steps import open_pull, register_cohort
+from prefect_dicom.tasks.edge import without_phi
 
 
 def _flow_run_name() -> str:
@@ -54,10 +55,11 @@ def pull_cohort(
     State
         ``Completed``, or ``Partial`` (a completed state) where rows are not archived.
     """
-    settings = resolve_site(site)
-    registered = register_cohort(settings, Path(cohort), node, name)
-    with open_pull(settings, registered.number, "pull") as pull:
-        totals = run_pipeline(pull)
+    with without_phi():
+        settings = resolve_site(site)
+        registered = register_cohort(settings, Path(cohort), node, name)
+        with open_pull(settings, registered.number, "pull") as pull:
+            totals = run_pipeline(pull)
     get_run_logger().info("cohort %s: %s", registered.name, in_words(totals))
     if unarchived_rows(totals):
         return Completed(name="Partial", message=in_words(totals))

@@ -10,6 +10,7 @@ from prefect_dicom.blocks import resolve_site
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
 from prefect_dicom.report import in_words, unarchived_rows
 from prefect_dicom.steps import open_pull
+from prefect_dicom.tasks.edge import without_phi
 
 
 @flow(
@@ -39,8 +40,7 @@ def rerun_failed(
     nodes, lines : tuple
         Only studies of these nodes, or of these lines of the cohort file.
     """
-    settings = resolve_site(site)
-    with open_pull(settings, cohort, "rerun") as pull:
+    with without_phi(), open_pull(resolve_site(site), cohort, "rerun") as pull:
         reopened = pull.ledger.reopen(pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
         totals = run_pipeline(pull)

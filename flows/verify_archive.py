@@ -8,6 +8,8 @@ from prefect.states import Completed, Failed, State
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.model import Level
+from prefect_dicom.tasks.edge import without_phi
+from prefect_dicom.tasks.report import artifact_key
 from prefect_dicom.verification import verify_cohort
 
 
@@ -24,7 +26,8 @@ def verify_archive(cohort: str, site: str = "site.yaml", level: Level = Level.CH
     level : Level
         How hard to look: ``exists``, ``size``, ``checksum`` or ``read``.
     """
-    results = list(verify_cohort(resolve_site(site), cohort, level))
+    with without_phi():
+        results = list(verify_cohort(resolve_site(site), cohort, level))
     faulty = [r for r in results if r.faults]
     create_table_artifact(
         [
@@ -33,7 +36,7 @@ def verify_archive(cohort: str, site: str = "site.yaml", level: Level = Level.CH
             for code, count in sorted(r.faults.items())
         ]
         or [{"study": "all", "instances": sum(r.instances for r in results), "fault": "none"}],
-        key=f"dicom-verification-{cohort}".lower().replace("_", "-").replace(".", "-"),
+        key=artifact_key("verification", cohort),
         description=f"{len(results)} studies checked, {len(faulty)} with faults",
     )
     words = f"{len(results)} studies checked at level {level}, {len(faulty)} with faults"

@@ -1,4 +1,4 @@
-"""What every task has in common: when it is tried again, and what may leave it.
+"""What all tasks have in common: when they are tried again, and what may leave them or a flow.
 
 Prefect stores exceptions, parameters and names in plain text. Our own errors hold no patient
 data by construction; anything else is replaced here by its type, and only the places it came
@@ -45,10 +45,15 @@ ONE_CHUNK: dict[str, Any] = {
 
 @contextlib.contextmanager
 def without_phi() -> Iterator[None]:
-    """Let only errors of this package out."""
+    """Let only errors of this package out, without those they were made from.
+
+    For the body of every flow and task.
+    """
     try:
         yield
-    except PrefectDicomError:
+    except PrefectDicomError as error:
+        # Prefect logs the whole chain of a traceback, and further up stands what others said.
+        error.__cause__ = error.__context__ = None
         raise
     except Exception as error:
         places = "".join(traceback.format_tb(error.__traceback__))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -25,15 +26,21 @@ class ProgressArtifact:
     """A progress bar in Prefect's UI. A server that is away never stops the work."""
 
     def __init__(self, cohort: str) -> None:
-        self._key = _key("progress", cohort)
+        self._key = artifact_key("progress", cohort)
         self._id: UUID | None = None
-        self._last = float("-inf")
+        self._next = float("-inf")
 
-    def show(self, totals: Totals, *, now: bool = False) -> None:
-        """Show how far the cohort is; at most every ten seconds unless ``now``."""
-        if not now and time.monotonic() - self._last < _EVERY_SECONDS:
+    def show(self, count: Callable[[], Totals], *, now: bool = False) -> None:
+        """Show how far the cohort is; at most every ten seconds unless ``now``.
+
+        ``count`` is asked only then, and seldom enough that counting stays below a twentieth
+        of the time.
+        """
+        began = time.monotonic()
+        if not now and began < self._next:
             return
-        self._last = time.monotonic()
+        totals = count()
+        self._next = began + max(_EVERY_SECONDS, 20 * (time.monotonic() - began))
         percent = round(100 * finished_fraction(totals), 1)
         words = in_words(totals)
         with contextlib.suppress(Exception):
@@ -45,12 +52,12 @@ class ProgressArtifact:
 
 def publish_results(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
     """The result table and the summary of a cohort, whose reports lie in ``folder``."""
-    key = _key("results", cohort.name)
+    key = artifact_key("results", cohort.name)
     table = reason_table(ledger.verdicts(cohort.number))
     create_table_artifact(table, key=key, description="Rows by verdict and reason")
     create_markdown_artifact(summary_markdown(ledger, cohort, folder), key=f"{key}-summary")
 
 
-def _key(kind: str, cohort: str) -> str:
+def artifact_key(kind: str, cohort: str) -> str:
     """An artifact key: lower-case letters, digits and dashes only."""
     return re.sub("[^a-z0-9]", "-", f"dicom-{kind}-{cohort}".lower())

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from enum import IntEnum
@@ -357,7 +358,7 @@ def _settle_prefect() -> None:
 
 @contextlib.contextmanager
 def _display(site: Site, cohort: Cohort) -> Iterator[None]:
-    """A live line about the cohort, read from the ledger once a second."""
+    """A live line about the cohort, read from the ledger about once a second."""
     columns = (
         SpinnerColumn(),
         BarColumn(bar_width=30),
@@ -374,8 +375,12 @@ def _display(site: Site, cohort: Cohort) -> Iterator[None]:
         def watch() -> None:
             seen: list[tuple[float, int, int]] = []
             with Ledger.open(ledger_url(site)) as ledger:
-                while not done.wait(1):
+                pause = 1.0
+                while not done.wait(pause):
+                    began = time.monotonic()
                     totals = ledger.totals(cohort.number)
+                    # Counting a large cohort takes a while; it may not take the whole while.
+                    pause = max(1.0, 20 * (time.monotonic() - began))
                     here = totals.stored + totals.received
                     seen.append((progress.get_time(), here, totals.size_bytes))
                     del seen[:-10]

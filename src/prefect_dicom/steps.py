@@ -245,7 +245,7 @@ class Pull:
         }
         if named != work.listed.keys():
             return False
-        self._commit(work, manifest, data)
+        self._commit(work, manifest, data, adopted=True)
         return True
 
     def _watch_for_a_mute_node(self, node: str, works: list[StudyWork], arrived: int) -> None:
@@ -324,13 +324,16 @@ class Pull:
         self._commit(work, manifest, data)
         return True
 
-    def _commit(self, work: StudyWork, manifest: StudyManifest, data: bytes) -> None:
+    def _commit(
+        self, work: StudyWork, manifest: StudyManifest, data: bytes, *, adopted: bool = False
+    ) -> None:
         self.ledger.record_archived(
             work.claim,
             data,
             instances=len(manifest.instances),
             withheld=len(manifest.withheld),
             size_bytes=sum(i.size_bytes for i in manifest.instances),
+            adopted=adopted,
         )
         self._quarantine_strangers(work)
         self.spool.drop(work.reference)
@@ -521,7 +524,7 @@ def _manifest_of(work: StudyWork, ledger: Ledger) -> StudyManifest:
                     record.warnings,
                 )
             )
-        else:
+        elif record.key in work.listed:
             withheld.append(WithheldInstance(*record.key, record.reason))
     return StudyManifest(
         work.claim.study_instance_uid,
