@@ -80,6 +80,11 @@ class StudyWork:
         """The listed instances that have neither arrived nor been given up."""
         return [k for k in self.listed if self.states.get(k) is InstanceState.EXPECTED]
 
+    @property
+    def untouched(self) -> bool:
+        """Whether none of its instances has been seen yet, in this run or before."""
+        return len(self.missing()) == len(self.listed)
+
     def sop_class_of(self, key: InstanceKey) -> str:
         """The SOP class of a listed instance; empty where the PACS does not tell it."""
         return self.listed[key].sop_class_uid
@@ -197,6 +202,8 @@ class Retrieval:
         ------
         PacsError
             The node cannot be used now: a person must act, or it is out of reach.
+        SpoolFull
+            There is no room for more; what has arrived is recorded.
         Interrupted
             The run was told to stop.
         """
@@ -206,21 +213,25 @@ class Retrieval:
         manners = self._manners()
         step, breadth = next(manners)
         while any(work.missing() for work in works):
-            progress = 0
+            progress, waited = 0, False
             for request, contexts in self._plan(works, step, breadth):
                 if self._stopping():
                     raise Interrupted()
+                self._spool.check_reserve()
                 members = [by_reference[r] for r in request.studies]
                 outcome = self._ask(request, members, contexts)
                 brought = sum(self.take_in(work) for work in members)
                 progress += brought
+                waited = waited or outcome is None
                 if not brought and outcome is not None:
+                    # Where there is no room that is why, whatever the peer makes of it.
+                    self._spool.check_reserve()
                     self._consider(outcome, members, first=not arrived and not progress)
                     fruitless += step == 1
                 if fruitless >= _FRUITLESS_REQUESTS:
                     break
             arrived += progress
-            if progress:
+            if progress or waited:
                 continue
             step, breadth = next(manners, (0, breadth))
             if not step or fruitless >= _FRUITLESS_REQUESTS:
@@ -358,8 +369,9 @@ class Retrieval:
         if reason_for(code).disposition is Disposition.OPERATOR and first:
             raise PacsError(code)
         for work in works:
-            if work.missing() and work.failure not in _STAYS:
-                work.failure = code
+            if work.missing() and work.failure not in _STAYS | _TELLS_MORE:
+                partly = code == "nothing-arrived" and not work.untouched
+                work.failure = "instances-missing" if partly else code
 
     # --- what has arrived
 
@@ -437,6 +449,9 @@ class Retrieval:
 
 _STAYS = {"conflicting-content", "unsafe-uid"}
 """Failures that stand though nothing is missing; the others only say why something is."""
+
+_TELLS_MORE = {"wrong-patient", "uid-mismatch"}
+"""Why something is missing, better known than from the end of the request."""
 
 
 def wait_until_arrived(

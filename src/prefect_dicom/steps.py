@@ -33,6 +33,7 @@ from prefect_dicom.errors import (
     Interrupted,
     PacsError,
     PrefectDicomError,
+    SpoolFull,
 )
 from prefect_dicom.identifiers import manifest_key, object_key
 from prefect_dicom.ledger import Cohort, Ledger, Run
@@ -187,6 +188,8 @@ class Pull:
         ------
         PacsError
             The node cannot be used. Claims are given back, nothing is lost.
+        SpoolFull
+            There is no room for the chunk, though what had arrived of it is in the archive.
         """
         if chunk.node in self.halted:
             raise PacsError(self.halted[chunk.node])
@@ -200,7 +203,7 @@ class Pull:
                     work = StudyWork(claim)
                     if self._list(retrieval, work):
                         works.append(work)
-                arrived = retrieval.fetch(works)
+                arrived = self._fetch(retrieval, works)
         except PacsError as error:
             self.ledger.release(claims)
             if error.disposition is Disposition.OPERATOR:
@@ -213,6 +216,18 @@ class Pull:
         with self._lock:
             self._works.update((work.reference, work) for work in works)
         return len(claims)
+
+    def _fetch(self, retrieval: Retrieval, works: list[StudyWork]) -> int:
+        """Fetch; where the spool is full, make room by uploading what has arrived, and go on."""
+        while True:
+            try:
+                return retrieval.fetch(works)
+            except SpoolFull:
+                waiting = [work for work in works if work.received]
+                if not waiting:
+                    raise
+                for work in waiting:
+                    self._upload(work)
 
     def _list(self, retrieval: Retrieval, work: StudyWork) -> bool:
         """List a study; False where that ended it."""
@@ -250,7 +265,8 @@ class Pull:
 
     def _watch_for_a_mute_node(self, node: str, works: list[StudyWork], arrived: int) -> None:
         """Halt a node that lists instances and never sends one: a receiver nobody can reach."""
-        asked = [work for work in works if work.failure and work.missing()]
+        strange = ("wrong-patient", "uid-mismatch")
+        asked = [w for w in works if w.failure and w.untouched and w.failure not in strange]
         with self._lock:
             if arrived or not asked:
                 self._empty[node] = 0

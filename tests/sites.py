@@ -1,0 +1,273 @@
+"""A whole site around a PACS to test against: short waits, and ports and AE titles of its own.
+
+As a program it is a run that can be killed: ``python sites.py SITE COHORT``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from peers import free_port
+
+from prefect_dicom.archive import open_archive
+from prefect_dicom.archive.manifest import decode_manifest
+from prefect_dicom.configuration import Site, ledger_url, load_site
+from prefect_dicom.identifiers import manifest_key, object_key
+from prefect_dicom.ledger import Ledger, StudyRecord, Totals
+from prefect_dicom.model import RowVerdict, StudyManifest, StudyState
+from prefect_dicom.receiver import running_receiver
+from prefect_dicom.steps import Pull, open_pull, register_cohort, work_through
+from prefect_dicom.testing import Behaviour, ScriptedPacs
+from prefect_dicom.testing.objects import StoredObject
+from prefect_dicom.testing.s3 import S3Server
+
+LOOPBACK = "127.0.0.1"
+PATIENCE_SECONDS = 30
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    """Return as soon as the condition holds; fail the test when it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
+        time.sleep(0.01)
+
+
+@dataclass
+class Place:
+    """A site in a folder, the PACS it asks, and what a test wants to know of both."""
+
+    folder: Path
+    file: Path
+    pacs: ScriptedPacs
+
+    @property
+    def site(self) -> Site:
+        return load_site(self.file)
+
+    def change(self, **parts: Mapping) -> None:
+        """Change keys of parts of the site file (``node`` is the only node)."""
+        document = yaml.safe_load(self.file.read_text())
+        for name, values in parts.items():
+            part = document["nodes"]["pacs"] if name == "node" else document.setdefault(name, {})
+            for key, value in values.items():
+                part[key] = {**part[key], **value} if isinstance(part.get(key), dict) else value
+        self.file.write_text(yaml.safe_dump(document))
+
+    # --- running
+
+    def cohort(self, rows: Iterable[Mapping[str, str]] | None = None) -> Path:
+        """A cohort file; without rows it names every study of the PACS by its UID."""
+        if rows is None:
+            uids = self.pacs.holdings.study_instance_uids()
+            rows = [{"StudyInstanceUID": uid} for uid in uids]
+        rows = list(rows)
+        path = self.folder / "cohort.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(k for row in rows for k in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
+    def pull(self, cohort: Path | None = None) -> Totals:
+        """Bring a cohort as far as it goes, in this process."""
+        with self.opened(cohort) as pull:
+            work_through(pull)
+            return pull.ledger.totals(pull.cohort.number)
+
+    @contextlib.contextmanager
+    def opened(self, cohort: Path | None = None) -> Iterator[Pull]:
+        site = self.site
+        registered = register_cohort(site, cohort or self.cohort(), None)
+        with open_pull(site, registered.number) as pull:
+            yield pull
+
+    def rerun(self) -> Totals:
+        """Try again what failed, as ``rerun`` does."""
+        with open_pull(self.site, 1, "rerun") as pull:
+            pull.ledger.reopen(1)
+            work_through(pull)
+            return pull.ledger.totals(1)
+
+    @contextlib.contextmanager
+    def victim(self, cohort: Path) -> Iterator[subprocess.Popen]:
+        """A run in a process of its own, which is dead when the block ends."""
+        with (self.folder / "victim.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, __file__, str(self.file), str(cohort)], stdout=log, stderr=log
+            )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL, "the run had ended before it was killed"
+
+    # --- what became of it
+
+    @contextlib.contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        with Ledger.open(ledger_url(self.site)) as ledger:
+            yield ledger
+
+    def totals(self) -> Totals:
+        with self.ledger() as ledger:
+            return ledger.totals(1)
+
+    def verdicts(self) -> list[RowVerdict]:
+        with self.ledger() as ledger:
+            return list(ledger.verdicts(1))
+
+    def studies(self) -> dict[str, StudyRecord]:
+        """The ledger's studies of the first cohort, by UID."""
+        with self.ledger() as ledger:
+            return {s.study.study_instance_uid: s for s in ledger.studies(1)}
+
+    def reasons(self) -> list[tuple[str, str | None]]:
+        """State and reason of every study, in the order of their references."""
+        return [(str(s.state), s.reason) for s in self.studies().values()]
+
+    def archived(self) -> dict[str, bytes]:
+        """Everything in the archive, by key."""
+        with contextlib.closing(open_archive(self.site.archive)) as archive:
+            return {key: b"".join(archive.read(key)) for key, _ in archive.keys("")}
+
+    def manifest(self, study_instance_uid: str) -> StudyManifest:
+        return decode_manifest(self.archived()[manifest_key(study_instance_uid)])
+
+    def quarantined(self) -> list[Path]:
+        """The notes of quarantined objects."""
+        return sorted((self.folder / "spool" / "quarantine").glob("*.json"))
+
+    def spooled(self) -> list[Path]:
+        """Object files that lie in the spool, quarantine apart."""
+        spool = self.folder / "spool"
+        return [
+            path
+            for name in ("incoming", "ready", "suspect")
+            for path in (spool / name).rglob("*")
+            if path.is_file()
+        ]
+
+    def audit(self) -> None:
+        """Check what holds at all times, whatever has happened: see ``docs/promise.md``."""
+        archived = self.archived()
+        named: Counter[str] = Counter()
+        for uid, study in self.studies().items():
+            if study.state is not StudyState.ARCHIVED:
+                continue
+            manifest = decode_manifest(archived[manifest_key(uid)])
+            held = {
+                (o.series_instance_uid, o.sop_instance_uid)
+                for members in self.pacs.holdings.studies({"StudyInstanceUID": uid})
+                for o in members
+            }
+            said = [(i.series_instance_uid, i.sop_instance_uid) for i in manifest.instances]
+            left_out = [(i.series_instance_uid, i.sop_instance_uid) for i in manifest.withheld]
+            assert sorted(said + left_out) == sorted(held)
+            for instance in manifest.instances:
+                named[instance.key] += 1
+                data = archived[instance.key]
+                assert len(data) == instance.size_bytes
+                assert hashlib.sha256(data).hexdigest() == instance.sha256
+                assert instance.key == object_key(
+                    uid, instance.series_instance_uid, instance.sop_instance_uid
+                )
+            assert not self.site.spool.path.joinpath("ready", str(study.reference)).exists()
+        assert set(named.values()) <= {1}
+        with self.ledger() as ledger:
+            known = {
+                instance.object_key
+                for study in ledger.studies(1)
+                for instance in ledger.instances(study.reference)
+            }
+            assert not ledger.live_claims()
+        strangers = {key for key in archived if not key.endswith("manifest.json")} - set(named)
+        assert strangers <= known
+        totals = self.totals()
+        assert sum(totals.rows.values()) == len(self.verdicts())
+
+    def asked_for(self, *services: str) -> int:
+        """How many such requests the PACS has seen; without names, all of them."""
+        return sum(
+            len(self.pacs.requests(service))
+            for service in services or ("C-FIND", "C-MOVE", "C-GET")
+        )
+
+
+@contextlib.contextmanager
+def site_around(
+    folder: Path,
+    objects: Iterable[StoredObject],
+    *,
+    script: Sequence[Behaviour] = (),
+    retrieve: str = "c-move",
+    bucket: S3Server | None = None,
+    **parts: Mapping,
+) -> Iterator[Place]:
+    """A site for a PACS that holds the objects; the keywords change parts of the site file.
+
+    The credentials of a bucket are expected in the environment.
+    """
+    receiver_port = free_port()
+    title = f"TEST{receiver_port}"
+    (folder / "archive").mkdir()
+    archive = {"directory": "archive"}
+    if bucket is not None:
+        archive = {"bucket": bucket.bucket, "endpoint": bucket.endpoint, "region": "us-east-1"}
+    with ScriptedPacs(
+        objects=objects, script=script, destinations={title: (LOOPBACK, receiver_port)}
+    ) as pacs:
+        document = {
+            "nodes": {
+                "pacs": {
+                    "host": LOOPBACK,
+                    "port": pacs.port,
+                    "called_ae_title": pacs.ae_title,
+                    "retrieve": retrieve,
+                    "timeouts": {"settle_seconds": 0.4, "stall_seconds": 20},
+                }
+            },
+            "receiver": {"ae_title": title, "port": receiver_port, "idle_seconds": 1},
+            "archive": archive,
+            "ledger": {"path": "ledger.sqlite"},
+            "spool": {"path": "spool", "reserve_bytes": 0},
+        }
+        place = Place(folder, folder / "site.yaml", pacs)
+        place.file.write_text(yaml.safe_dump(document))
+        place.change(**parts)
+        try:
+            yield place
+        finally:
+            if (lease := running_receiver(place.site)) is not None:
+                lease.stop()
+                lease.close()
+
+
+def credentials(bucket: S3Server, environment) -> None:
+    """Let this process, and those it starts, into the bucket."""
+    environment.setenv("AWS_ACCESS_KEY_ID", bucket.access_key)
+    environment.setenv("AWS_SECRET_ACCESS_KEY", bucket.secret_key)
+
+
+def main(site_file: str, cohort: str) -> None:
+    site = load_site(site_file)
+    registered = register_cohort(site, Path(cohort), None)
+    with open_pull(site, registered.number) as pull:
+        work_through(pull)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    main(*sys.argv[1:])
