@@ -52,15 +52,23 @@ class Part:
         self._hash = hashlib.sha256()
         self._unchecked = 0
         spool.check_reserve()
-        self.path = spool.incoming / f"{secrets.token_hex(16)}.part"
-        with _full_disk_is_our_own_error():
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._descriptor = self._create()
         try:
             self.write(part10.file_meta(request))
         except BaseException:
             self.discard()
             raise
+
+    def _create(self) -> int:
+        while True:
+            self.path = self._spool.incoming / f"{secrets.token_hex(16)}.part"
+            with _full_disk_is_our_own_error():
+                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            # Swept away before it was locked.
+            os.close(descriptor)
 
     @property
     def sha256(self) -> str:
