@@ -26,6 +26,7 @@ from prefect_dicom.report import write_reports
 from prefect_dicom.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
+from prefect_dicom.tasks.edge import passes_by_itself
 from prefect_dicom.tasks.report import ProgressArtifact, publish_results
 from prefect_dicom.tasks.retrieve import retrieve_chunk
 
@@ -47,13 +48,13 @@ def run_pipeline(pull: Pull) -> Totals:
     Raises
     ------
     PrefectDicomError
-        Nothing more can be done until a person has acted, and nothing was archived for it.
+        What kept the last pass from its end; what was archived and reported before stays.
     """
     progress = ProgressArtifact(pull.cohort.name)
     with _share_of_the_node(pull):
         trouble = _one_pass(pull, progress)
         for delay in pull.site.retry_after_seconds:
-            if pull.halted or not pull.reopen_transient():
+            if not _worth_another_pass(pull, trouble):
                 break
             pull.stop.wait(delay)
             trouble = _one_pass(pull, progress)
@@ -61,10 +62,18 @@ def run_pipeline(pull: Pull) -> Totals:
     progress.show(lambda: totals, now=True)
     folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
     publish_results(pull.ledger, pull.cohort, folder)
-    if trouble is not None and trouble.disposition is Disposition.OPERATOR:
+    if trouble is not None:
         get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.advice)
         raise trouble
     return totals
+
+
+def _worth_another_pass(pull: Pull, trouble: PrefectDicomError | None) -> bool:
+    """Whether anything is left that failed, or was kept from its end, for a passing reason."""
+    if pull.halted or (trouble is not None and not passes_by_itself(trouble)):
+        return False
+    reopened = pull.reopen_transient()
+    return reopened or trouble is not None
 
 
 def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:

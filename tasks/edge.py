@@ -24,7 +24,11 @@ log = logging.getLogger(__name__)
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     """Retry what passes by itself; a person's mistake or a stop order does not."""
-    error = state.result(raise_on_failure=False)
+    return passes_by_itself(state.result(raise_on_failure=False))
+
+
+def passes_by_itself(error: object) -> bool:
+    """Whether this is an error that may be gone the next time, without anybody doing anything."""
     return (
         isinstance(error, PrefectDicomError)
         and error.disposition is Disposition.TRANSIENT

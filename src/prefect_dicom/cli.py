@@ -459,6 +459,8 @@ def _exit_for(error: PrefectDicomError) -> Exit:
         return Exit.INTERRUPTED
     if error.disposition is Disposition.OPERATOR:
         return Exit.CONFIGURATION
+    if error.code != "unexpected":
+        return Exit.NOT_ALL
     return Exit.UNEXPECTED
 
 

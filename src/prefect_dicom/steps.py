@@ -118,6 +118,7 @@ class Pull:
     _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
     _empty: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _answers: dict[tuple, Discovery] = field(default_factory=dict)
+    _next_chunk: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     # --- discovery
@@ -165,11 +166,15 @@ class Pull:
     def chunks(self) -> Iterator[Chunk]:
         """The studies that are still to be pulled, in chunks. Finished ones appear in none."""
         limits = self.site.nodes[self.cohort.node].limits
-        return plan_chunks(
+        planned = plan_chunks(
             self._studies_to_pull(),
             chunk_studies=limits.chunk_studies,
             chunk_instances=limits.chunk_instances,
+            first_number=self._next_chunk,
         )
+        for chunk in planned:
+            self._next_chunk = chunk.number + 1
+            yield chunk
 
     def _studies_to_pull(self) -> Iterator[tuple[StudyReference, str, int | None]]:
         after = 0
