@@ -1,0 +1,222 @@
+"""No status, counter or silence of the PACS is evidence: only what lies here counts."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from sites import Place, site_around, until
+
+from prefect_dicom.errors import PacsError
+from prefect_dicom.model import Disposition, StudyState, Verdict
+from prefect_dicom.steps import work_through
+from prefect_dicom.testing import Behaviour, tiny_objects
+
+METHODS = ("c-move", "c-get")
+
+
+def retrieves(place: Place) -> list:
+    return place.pacs.requests("C-MOVE") + place.pacs.requests("C-GET")
+
+
+@pytest.mark.parametrize("retrieve", METHODS)
+def test_success_with_nothing_sent_archives_nothing(tmp_path, retrieve):
+    script = [Behaviour("move.success_nothing")]
+    with site_around(
+        tmp_path, tiny_objects(1, instances=2), script=script, retrieve=retrieve
+    ) as place:
+        assert place.pull().rows == {Verdict.FAILED: 1}
+        assert place.reasons() == [("failed", "nothing-arrived")]
+        assert place.archived() == {}
+        assert {r.status for r in retrieves(place)} == {0x0000}
+        place.pacs.script.clear()
+        assert place.rerun().rows == {Verdict.ARCHIVED: 1}
+        place.audit()
+
+
+@pytest.mark.parametrize("retrieve", METHODS)
+def test_success_with_nothing_sent_once_is_asked_again_in_the_same_run(tmp_path, retrieve):
+    script = [Behaviour("move.success_nothing", times=1)]
+    with site_around(
+        tmp_path, tiny_objects(1, instances=2), script=script, retrieve=retrieve
+    ) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 1}
+        place.audit()
+
+
+def test_what_arrives_after_the_final_response_is_waited_for(tmp_path):
+    script = [Behaviour("move.early_success", after=1)]
+    with site_around(
+        tmp_path, tiny_objects(2, instances=6), script=script, node={"limits": {"chunk_studies": 1}}
+    ) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 2}
+        # Not one more request, and nothing sent twice: what was late was not asked for again.
+        assert place.asked_for("C-MOVE") == 2
+        assert len(place.pacs.sent_instances()) == 12
+        place.audit()
+
+
+class Meanwhile(threading.Event):
+    """In place of an event a script waits for: does something instead of waiting."""
+
+    def __init__(self, act) -> None:
+        super().__init__()
+        self._act = act
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._act()
+        return True
+
+
+def test_what_arrives_too_late_counts_once_like_anything_else(tmp_path):
+    objects = list(tiny_objects(1, instances=4))
+    late = threading.Event()
+    script = [Behaviour("move.early_success", after=1, hold=late, times=1)]
+    with site_around(tmp_path, objects, script=script) as place:
+
+        def let_the_rest_come() -> None:
+            first = place.pacs.requests("C-MOVE")[:1]
+            if not first:
+                return  # a query
+            late.set()
+            until(lambda: [s.status for s in first[0].sent] == [0] * 4, "the rest has come")
+
+        # It is asked for again, and then it comes for both requests.
+        hold = Meanwhile(let_the_rest_come)
+        place.pacs.script.append(Behaviour("net.first_byte", hold=hold, on_request=2))
+        assert place.pull().rows == {Verdict.ARCHIVED: 1}
+        assert len(place.pacs.sent_instances()) == 1 + 3 + 3
+        assert place.quarantined() == []
+        place.audit()
+
+
+@pytest.mark.parametrize("retrieve", METHODS)
+def test_instances_left_out_are_asked_for_again_exactly(tmp_path, retrieve):
+    objects = list(tiny_objects(2, instances=5))
+    script = [Behaviour("move.drop_instances", instances=2, times=1)]
+    with site_around(tmp_path, objects, script=script, retrieve=retrieve) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 2}
+        first, *others = retrieves(place)
+        assert first.level == "STUDY"
+        assert [r.level for r in others] == ["IMAGE", "IMAGE"]
+        came = {s.sop_instance_uid for s in first.sent}
+        asked = [uid for r in others for uid in r.keys["SOPInstanceUID"].split("\\")]
+        assert sorted(asked) == sorted({o.sop_instance_uid for o in objects} - came)
+        assert len(place.pacs.sent_instances()) == len(objects)
+        place.audit()
+
+
+@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("status", [None, 0x0000, 0xC000, 0xB000, 0xA702])
+def test_counters_of_zero_and_any_final_status_change_nothing(tmp_path, retrieve, status):
+    script = [Behaviour("move.zero_counts", status=status)]
+    with site_around(
+        tmp_path, tiny_objects(2, instances=3), script=script, retrieve=retrieve
+    ) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 2}
+        assert len(place.pacs.sent_instances()) == 6
+        assert len(retrieves(place)) == 1
+        place.audit()
+
+
+@pytest.mark.parametrize("status", [0x0110, 0xA701, 0xA801, 0xFE00])
+def test_a_failure_with_everything_there_is_no_failure(tmp_path, status):
+    script = [Behaviour("move.final_status", status=status)]
+    with site_around(tmp_path, tiny_objects(1, instances=3), script=script) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 1}
+        assert place.asked_for("C-MOVE") == 1
+        place.audit()
+
+
+def test_an_unknown_destination_halts_the_node_and_fails_no_study(tmp_path):
+    script = [Behaviour("move.unknown_destination")]
+    with site_around(
+        tmp_path, tiny_objects(4), script=script, node={"limits": {"chunk_studies": 1}}
+    ) as place:
+        with place.opened() as pull:
+            with pytest.raises(PacsError) as caught:
+                work_through(pull)
+            assert caught.value.code == "move-destination-unknown"
+            assert caught.value.disposition is Disposition.OPERATOR
+            # The next chunk is not even tried.
+            asked = place.asked_for()
+            with pytest.raises(PacsError, match="move-destination-unknown"):
+                pull.retrieve(next(pull.chunks()))
+            assert place.asked_for() == asked
+        assert place.asked_for("C-MOVE") == 1
+        assert place.totals().rows == {Verdict.PENDING: 4}
+        place.pacs.script.clear()
+        assert place.pull().rows == {Verdict.ARCHIVED: 4}
+        place.audit()
+
+
+def test_a_receiver_nobody_can_reach_halts_the_node_and_fails_no_study(tmp_path):
+    with site_around(tmp_path, tiny_objects(2)) as place:
+        # The PACS has another address for us: nothing listens there.
+        title = place.site.receiver.ae_title
+        address = place.pacs.destinations[title]
+        place.pacs.destinations[title] = ("127.0.0.1", 1)
+        with pytest.raises(PacsError, match="move-destination-failed"):
+            place.pull()
+        assert place.totals().rows == {Verdict.PENDING: 2}
+        place.pacs.destinations[title] = address
+        assert place.pull().rows == {Verdict.ARCHIVED: 2}
+        place.audit()
+
+
+@pytest.mark.parametrize("retrieve", METHODS)
+def test_a_node_that_sends_nothing_for_three_studies_is_left_alone(tmp_path, retrieve):
+    script = [Behaviour("move.success_nothing")]
+    with site_around(
+        tmp_path,
+        tiny_objects(6),
+        script=script,
+        retrieve=retrieve,
+        node={"limits": {"chunk_studies": 1}, "timeouts": {"settle_seconds": 0.1}},
+    ) as place:
+        with pytest.raises(PacsError, match="node-sends-nothing") as caught:
+            place.pull()
+        assert caught.value.disposition is Disposition.OPERATOR
+        assert place.totals().studies == {StudyState.FAILED: 3, StudyState.PENDING: 3}
+        assert {r for _, r in place.reasons()} == {"nothing-arrived", None}
+        place.pacs.script.clear()
+        assert place.rerun().rows == {Verdict.ARCHIVED: 6}
+        place.audit()
+
+
+def test_studies_whose_last_instances_never_come_do_not_halt_the_node(tmp_path):
+    script = [Behaviour("move.drop_instances", instances=1)]
+    with site_around(
+        tmp_path,
+        tiny_objects(4, instances=2),
+        script=script,
+        retrieve="c-get",
+        node={"limits": {"chunk_studies": 1}},
+    ) as place:
+        assert place.pull().rows == {Verdict.PARTIAL: 4}
+        assert place.rerun().rows == {Verdict.PARTIAL: 4}
+        assert {r for _, r in place.reasons()} == {"instances-missing"}
+        place.audit()
+
+
+@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("how", ["abort", "close"])
+def test_an_association_lost_midway_costs_only_what_had_not_come(tmp_path, retrieve, how):
+    script = [Behaviour("net.drop_after", answers=3, how=how, on_request=1)]
+    objects = list(tiny_objects(1, instances=6))
+    with site_around(tmp_path, objects, script=script, retrieve=retrieve) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 1}
+        lost, again = retrieves(place)
+        assert lost.status is None
+        assert len(lost.sent) == len(again.sent) == 3
+        assert len(set(place.pacs.sent_instances())) == 6
+        place.audit()
+
+
+def test_a_pacs_that_goes_on_sending_after_a_lost_association_is_let_finish(tmp_path):
+    script = [Behaviour("net.drop_after", answers=2, on_request=1, keep_sending=True)]
+    with site_around(tmp_path, tiny_objects(1, instances=6), script=script) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 1}
+        assert place.asked_for("C-MOVE") == 1
+        assert len(place.pacs.sent_instances()) == 6
+        place.audit()
