@@ -66,6 +66,8 @@ class StudyWork:
     stored_hashes: dict[InstanceKey, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     unlisted: dict[str, InstanceKey] = field(default_factory=dict)
+    set_aside: int = 0
+    """Faulty arrivals that are to be asked for once more before they are judged."""
     evidence: Evidence = Evidence.INSTANCE_LIST
     listed_at: str = ""
     failure: str | None = None
@@ -83,7 +85,7 @@ class StudyWork:
     @property
     def untouched(self) -> bool:
         """Whether none of its instances has been seen yet, in this run or before."""
-        return len(self.missing()) == len(self.listed)
+        return not self.set_aside and len(self.missing()) == len(self.listed)
 
     def sop_class_of(self, key: InstanceKey) -> str:
         """The SOP class of a listed instance; empty where the PACS does not tell it."""
@@ -209,11 +211,13 @@ class Retrieval:
         """
         arrived = sum(self.take_in(work) for work in works)
         fruitless = 0
+        second_chances = 1
         by_reference = {work.reference: work for work in works}
         manners = self._manners()
         step, breadth = next(manners)
         while any(work.missing() for work in works):
             progress, waited = 0, False
+            set_aside = sum(work.set_aside for work in works)
             for request, contexts in self._plan(works, step, breadth):
                 if self._stopping():
                     raise Interrupted()
@@ -232,6 +236,9 @@ class Retrieval:
                     break
             arrived += progress
             if progress or waited:
+                continue
+            if second_chances and sum(work.set_aside for work in works) > set_aside:
+                second_chances -= 1
                 continue
             step, breadth = next(manners, (0, breadth))
             if not step or fruitless >= _FRUITLESS_REQUESTS:
@@ -418,6 +425,7 @@ class Retrieval:
                 if sha256 not in suspects:
                     # It may have been damaged on its way: ask once more before judging it.
                     self._spool.set_aside(work.reference, sha256)
+                    work.set_aside += 1
                     continue
                 if self._leave_out_faulty:
                     self._spool.remove(work.reference, sha256)
