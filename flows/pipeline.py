@@ -103,41 +103,48 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
         stage[future] = chunk
         future.add_done_callback(finished.put)
 
-    while True:
-        while (
-            not exhausted
-            and len(retrieving) < associations
-            and len(archiving) < associations + _CHUNKS_WAITING_FOR_UPLOAD
-            and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
-        ):
-            if pull.spool.free_bytes() <= 0:
-                trouble, exhausted = SpoolFull(), True
-            elif (chunk := next(chunks, None)) is None:
-                exhausted = True
-            else:
-                submit(retrieve_chunk, chunk, retrieving)
-        if not retrieving and not archiving:
-            return trouble
-        with contextlib.suppress(queue.Empty):
-            future = finished.get(timeout=_TICK_SECONDS)
-            future.wait()  # takes the state from the thread; without it the API is asked
-            failed = not future.state.is_completed()
-            stage = retrieving if future in retrieving else archiving
-            chunk = stage.pop(future)
-            if failed:
-                pull.give_back(chunk)
-                trouble = _error_of(future.state)
-                failed_in_a_row += 1
-                exhausted = (
-                    exhausted
-                    or trouble.disposition is Disposition.OPERATOR
-                    or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
-                )
-            else:
-                failed_in_a_row = 0
-                if stage is retrieving:
-                    submit(archive_chunk, chunk, archiving)
-        progress.show(count)
+    try:
+        while True:
+            while (
+                not exhausted
+                and len(retrieving) < associations
+                and len(archiving) < associations + _CHUNKS_WAITING_FOR_UPLOAD
+                and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
+            ):
+                if pull.spool.free_bytes() <= 0:
+                    trouble, exhausted = SpoolFull(), True
+                elif (chunk := next(chunks, None)) is None:
+                    exhausted = True
+                else:
+                    submit(retrieve_chunk, chunk, retrieving)
+            if not retrieving and not archiving:
+                return trouble
+            with contextlib.suppress(queue.Empty):
+                future = finished.get(timeout=_TICK_SECONDS)
+                future.wait()  # takes the state from the thread; without it the API is asked
+                failed = not future.state.is_completed()
+                stage = retrieving if future in retrieving else archiving
+                chunk = stage.pop(future)
+                if failed:
+                    pull.give_back(chunk)
+                    trouble = _error_of(future.state)
+                    failed_in_a_row += 1
+                    exhausted = (
+                        exhausted
+                        or trouble.disposition is Disposition.OPERATOR
+                        or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
+                    )
+                else:
+                    failed_in_a_row = 0
+                    if stage is retrieving:
+                        submit(archive_chunk, chunk, archiving)
+            progress.show(count)
+    except BaseException:
+        # Told to stop. What is under way ends first: it needs what the caller closes next.
+        pull.stop.set()
+        for future in (*retrieving, *archiving):
+            future.wait()
+        raise
 
 
 def _error_of(state: State) -> PrefectDicomError:
