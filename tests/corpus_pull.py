@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pydicom
 from peers import US, Dcmqrscp, Held, Orthanc, Peer, free_port, full_corpus
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from radosgw import radosgw
 
 from prefect_dicom.archive import open_archive
@@ -45,6 +46,9 @@ from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import RetrieveMethod, StudyState
 from prefect_dicom.steps import open_pull, register_cohort, work_through
 
+TITLE = "CORPUSPULL"
+"""AE title of our receiver, a move destination of the archives."""
+
 _IDENTITY = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "PatientID"]
 
 
@@ -53,9 +57,21 @@ _PADDING = (b"\xfc\xff\xfc\xff", b"\xff\xfc\xff\xfc")
 
 
 def _read(part10: bytes) -> dict:
-    """The elements of a file as pydicom understands them, whatever their encoding and VR."""
+    """What the elements of a file hold, in whatever encoding and VR they are written.
+
+    Group lengths, padding and empty values say nothing. The order of the bytes of a value is
+    left out, which differs between little and big endian, and so is what lies in sequences,
+    whose lengths are written in two ways.
+    """
     dataset = pydicom.dcmread(BytesIO(part10), force=True)
-    return {e.tag: e.value for e in dataset if e.tag.element and e.tag != 0xFFFCFFFC}
+    held = {}
+    for tag in list(dataset.keys()):
+        element = dataset.get_item(tag)
+        is_sequence = "SQ" in (element.VR, dictionary_VR(tag) if dictionary_has_tag(tag) else "")
+        if tag.element and tag != 0xFFFCFFFC and not is_sequence:
+            value = element.value if isinstance(element.value, bytes) else b""
+            held[tag] = Counter(value.translate(None, b" \0"))
+    return {tag: count for tag, count in held.items() if count}
 
 
 @dataclass
@@ -160,7 +176,7 @@ def sent_by(peer: Peer, folder: Path, port: int, studies: Iterable[str]) -> dict
         keys = [f"StudyInstanceUID={study}" for study in studies]
         for key in keys:
             subprocess.run(
-                ["movescu", "-S", "-aec", peer.ae_title, "-aem", "CORPUSPULL", "127.0.0.1"]
+                ["movescu", "-S", "-aec", peer.ae_title, "-aem", TITLE, "127.0.0.1"]
                 + [str(peer.port), "-k", "QueryRetrieveLevel=STUDY", "-k", key],
                 env=environment,
                 check=False,
@@ -176,7 +192,7 @@ def _file_of(orthanc: Orthanc, one: Held) -> list[bytes]:
     return [orthanc.file(one.id)]
 
 
-def _read_all(*paths: Path | None) -> list[bytes]:
+def read_all(*paths: Path | None) -> list[bytes]:
     return [path.read_bytes() for path in paths if path is not None]
 
 
@@ -274,13 +290,15 @@ def compare(
     return result
 
 
-def site_for(folder: Path, peer: Peer, retrieve: RetrieveMethod, archive, port: int) -> Site:
+def site_for(
+    folder: Path, peer: Peer, retrieve: RetrieveMethod, archive, port: int, url: str | None = None
+) -> Site:
     """A site around a peer, in a folder of its own."""
     return Site(
         nodes={"peer": peer.node(retrieve)},
-        receiver=Receiver(ae_title="CORPUSPULL", bind="127.0.0.1", port=port, idle_seconds=1),
+        receiver=Receiver(ae_title=TITLE, bind="127.0.0.1", port=port, idle_seconds=1),
         archive=archive,
-        ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+        ledger=LedgerSettings(url=url) if url else LedgerSettings(path=folder / "ledger.sqlite"),
         spool=Spool(path=folder / "spool", reserve_bytes=0),
         reports=folder / "reports",
     )
@@ -294,14 +312,15 @@ def one_pull(
     port: int,
     held: dict[Held, Callable[[], list[bytes]]],
     patients: dict[str, set[str]],
-    archive: S3Archive | None = None,
+    archive: S3Archive | DirectoryArchive | None = None,
+    url: str | None = None,
 ) -> Comparison:
     """Pull all, compare, print the line."""
     folder.mkdir()
     if archive is None:
         (folder / "archive").mkdir()
         archive = DirectoryArchive(directory=folder / "archive")
-    site = site_for(folder, peer, retrieve, archive, port)
+    site = site_for(folder, peer, retrieve, archive, port, url)
     write_cohort(folder / "cohort.csv", held, patients)
     began = time.monotonic()
     cohort = pull_all(site, folder / "cohort.csv")
@@ -323,7 +342,7 @@ def main() -> int:
 
 def _pull_orthanc(folder: Path, files: list[Path]) -> Iterator[Comparison]:
     port = free_port()
-    with Orthanc(folder / "orthanc", {"CORPUSPULL": port}) as orthanc:
+    with Orthanc(folder / "orthanc", {TITLE: port}) as orthanc:
         stores = orthanc.load(files).stored
         held = {one: partial(_file_of, orthanc, one) for one in orthanc.instances()}
         print(f"Orthanc answered {stores} stores with success and lists {len(held)} instances")
@@ -344,7 +363,7 @@ def _pull_orthanc(folder: Path, files: list[Path]) -> Iterator[Comparison]:
 def _pull_dcmqrscp(folder: Path, files: list[Path]) -> Iterator[Comparison]:
     port = free_port()
     options = compressed_options(folder, files)
-    with Dcmqrscp(folder / "dcmqrscp", {"CORPUSPULL": port}, options) as dcmqrscp:
+    with Dcmqrscp(folder / "dcmqrscp", {TITLE: port}, options) as dcmqrscp:
         stores = dcmqrscp.load(files).stored
         paths = instances_in(dcmqrscp.directory / "storage")
         studies = sorted({one.study for one in paths if is_uid(one.study)})
@@ -352,7 +371,7 @@ def _pull_dcmqrscp(folder: Path, files: list[Path]) -> Iterator[Comparison]:
         sent = sent_by(dcmqrscp, folder / "witness", port, studies)
         fetched = fetched_by_dcmtk(dcmqrscp, folder / "fetched", studies)
         held = {
-            one: partial(_read_all, path, sent.get(one), fetched.get(one))
+            one: partial(read_all, path, sent.get(one), fetched.get(one))
             for one, path in paths.items()
         }
         print(
