@@ -56,6 +56,7 @@ def run_pipeline(pull: Pull) -> Totals:
         for delay in pull.site.retry_after_seconds:
             if not _worth_another_pass(pull, trouble):
                 break
+            get_run_logger().info("again in %g s: what a passing reason has stopped", delay)
             pull.stop.wait(delay)
             trouble = _one_pass(pull, progress)
     totals = pull.ledger.totals(pull.cohort.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import task
+from prefect.states import Completed, State
 
 from prefect_dicom.model import Chunk
 from prefect_dicom.steps import current_pull
@@ -10,7 +11,8 @@ from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
 
 
 @task(task_run_name="archive-{number:06d}", tags=["dicom"], **ONE_CHUNK)
-def archive_chunk(number: int, node: str, studies: tuple[int, ...]) -> int:
-    """Upload, list again and commit the studies (references); returns how many ended archived."""
+def archive_chunk(number: int, node: str, studies: tuple[int, ...]) -> State:
+    """Upload, list again and commit the studies (references)."""
     with without_phi():
-        return current_pull().archive_chunk(Chunk(number, node, studies))
+        archived = current_pull().archive_chunk(Chunk(number, node, studies))
+    return Completed(message=f"{archived} of {len(studies)} studies archived")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from prefect import task
+from prefect.states import Completed, State
 
 from prefect_dicom.steps import current_pull
 from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
 
 
 @task(task_run_name="discover-lines-{first_line}-{last_line}", tags=["dicom"], **ONE_CHUNK)
-def discover_rows(first_line: int, last_line: int) -> int:
-    """Find the studies of these lines of the cohort; returns how many lines were asked for."""
+def discover_rows(first_line: int, last_line: int) -> State:
+    """Find the studies of these lines of the cohort."""
     with without_phi():
-        return current_pull().discover(first_line, last_line)
+        rows = current_pull().discover(first_line, last_line)
+    return Completed(message=f"{rows} rows asked for")
