@@ -75,15 +75,15 @@ def test_what_arrives_too_late_counts_once_like_anything_else(tmp_path):
     with site_around(tmp_path, objects, script=script) as place:
 
         def let_the_rest_come() -> None:
-            first = place.pacs.requests("C-MOVE")[:1]
-            if not first:
-                return  # a query
             late.set()
-            until(lambda: [s.status for s in first[0].sent] == [0] * 4, "the rest has come")
+            first = place.pacs.requests("C-MOVE")[0]
+            until(lambda: [s.status for s in first.sent] == [0] * 4, "the rest has come")
 
         # It is asked for again, and then it comes for both requests.
         hold = Meanwhile(let_the_rest_come)
-        place.pacs.script.append(Behaviour("net.first_byte", hold=hold, on_request=2))
+        place.pacs.script.append(
+            Behaviour("net.first_byte", hold=hold, service="C-MOVE", on_request=2)
+        )
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert len(place.pacs.sent_instances()) == 1 + 3 + 3
         assert place.quarantined() == []

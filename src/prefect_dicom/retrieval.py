@@ -52,6 +52,8 @@ _SHRINK = 7
 """After a round that brought nothing, the UID lists of a C-MOVE get this much shorter."""
 _FRUITLESS_REQUESTS = 20
 """Single-instance requests in a row that bring nothing, after which the rest is given up."""
+_SPARE_ROUNDS = 3
+"""Rounds that brought nothing for reasons of our own, or only faulty objects, and are repeated."""
 
 
 @dataclass(slots=True)
@@ -211,7 +213,7 @@ class Retrieval:
         """
         arrived = sum(self.take_in(work) for work in works)
         fruitless = 0
-        second_chances = 1
+        spare_rounds = _SPARE_ROUNDS
         by_reference = {work.reference: work for work in works}
         manners = self._manners()
         step, breadth = next(manners)
@@ -235,10 +237,11 @@ class Retrieval:
                 if fruitless >= _FRUITLESS_REQUESTS:
                     break
             arrived += progress
-            if progress or waited:
+            if progress:
                 continue
-            if second_chances and sum(work.set_aside for work in works) > set_aside:
-                second_chances -= 1
+            faulty = sum(work.set_aside for work in works) > set_aside
+            if spare_rounds and (waited or faulty):
+                spare_rounds -= 1
                 continue
             step, breadth = next(manners, (0, breadth))
             if not step or fruitless >= _FRUITLESS_REQUESTS:
@@ -314,7 +317,10 @@ class Retrieval:
         works: Sequence[StudyWork],
         contexts: Sequence[tuple[str, str]],
     ) -> RetrieveOutcome | None:
-        """Send one request; None where it was not sent, because more is still arriving."""
+        """Send one request; None where its end says nothing about the PACS.
+
+        It was not sent, because more is still arriving, or our receiver ended under it.
+        """
         studies = {normal_uid(w.claim.study_instance_uid): w.reference for w in works}
         identifier = retrieve_identifier(
             self._node.information_model,
@@ -341,7 +347,8 @@ class Retrieval:
             )
             if outcome.status is None or _is_success(outcome.status) or outcome.completed:
                 wait_until_arrived(expected, request.expected, quiet, self._stopping)
-        return outcome
+            expected.arrived()
+            return None if expected.renewed else outcome
 
     def _get(
         self, identifier: Dataset, contexts: Sequence[tuple[str, str]], own: Expectation

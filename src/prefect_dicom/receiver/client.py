@@ -118,11 +118,14 @@ class Request:
         self.message_id: int = answer["message_id"]
         self.quiet_seconds: float | None = answer["quiet_seconds"]
         """Seconds since something last arrived on a dead run's account; None if nothing did."""
+        self.renewed = False
+        """Whether the receiver has ended under this request and was started again."""
 
     def arrived(self) -> Arrived:
         """What has come so far. Counts begin anew when the receiver had to be restarted."""
         answer = self._lease._ask({"verb": "arrived", "message_id": self.message_id})
         if "error" in answer:
+            self.renewed = True
             self.message_id = self._lease._ask(self._message)["message_id"]
             answer = self._lease._ask({"verb": "arrived", "message_id": self.message_id})
         return Arrived(**answer)

@@ -382,7 +382,7 @@ class ScriptedPacs:
 
     def _behave(self, stage: Stage, request: Request, plan: FindPlan | RetrievePlan) -> None:
         for behaviour in list(self.script):
-            behaviour.apply(stage, request.number, plan)
+            behaviour.apply(stage, request.service, request.number, plan)
 
 
 _SERVICES = {

@@ -129,6 +129,8 @@ class Behaviour:
     ----------
     knob : str
         A name in :data:`KNOBS`.
+    service : str, optional
+        Only requests of this service ("C-FIND", "C-MOVE", "C-GET").
     on_request : int, optional
         Only the request with this number, counted for each service from 1.
     study : str, optional
@@ -150,6 +152,7 @@ class Behaviour:
         self,
         knob: str,
         *,
+        service: str | None = None,
         on_request: int | None = None,
         study: str | None = None,
         times: int | None = None,
@@ -158,6 +161,7 @@ class Behaviour:
         if knob not in KNOBS:
             raise ValueError(f"no knob {knob!r}; there are {', '.join(sorted(KNOBS))}")
         self.knob = knob
+        self.service = service
         self.on_request = on_request
         self.study = study
         self.times = times
@@ -170,7 +174,12 @@ class Behaviour:
         inspect.signature(self._row.apply).bind(None, self, **arguments)
 
     def __repr__(self) -> str:
-        limits = {"on_request": self.on_request, "study": self.study, "times": self.times}
+        limits = {
+            "service": self.service,
+            "on_request": self.on_request,
+            "study": self.study,
+            "times": self.times,
+        }
         words = self.arguments | {k: v for k, v in limits.items() if v is not None}
         return f"Behaviour({self.knob!r}{''.join(f', {k}={v!r}' for k, v in words.items())})"
 
@@ -179,9 +188,11 @@ class Behaviour:
         """How many requests it has changed."""
         return self._used
 
-    def apply(self, stage: Stage, number: int, plan: FindPlan | RetrievePlan) -> None:
-        """Edit the plan of the request with this number, if it is its turn."""
+    def apply(self, stage: Stage, service: str, number: int, plan: FindPlan | RetrievePlan) -> None:
+        """Edit the plan of the service's request with this number, if it is its turn."""
         if stage not in self._row.stages:
+            return
+        if self.service not in (None, service):
             return
         if self.on_request not in (None, number):
             return
