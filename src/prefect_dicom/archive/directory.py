@@ -63,6 +63,9 @@ class FolderArchive(Archive):
         """Size only: a file system keeps no hash. :meth:`read` proves more."""
         with _in_our_words():
             size = _size_of_file(self._path(key))
+            if size is None:
+                # Without it nothing would be there, and everything would be asked for.
+                self._must_exist()
         return None if size is None else ObjectFacts(size)
 
     def read(self, key: str) -> Iterator[bytes]:
