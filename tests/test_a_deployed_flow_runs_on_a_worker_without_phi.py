@@ -1,0 +1,301 @@
+"""Deployed as the documentation says, a flow runs on a worker and tells Prefect of no patient.
+
+One real Prefect server, one worker in an empty folder. What Prefect keeps (its database byte by
+byte and value by value, its home, the logs of server and worker) is searched for everything that
+identifies the patients of the cohort: after a pull with rows that fail, and after pulls that
+fail as a whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+import yaml
+from peers import free_port
+from prefect_server import ROOT, PrefectServer
+from sites import Place, site_around
+
+from prefect_dicom.testing import Behaviour, generate_cohort
+from prefect_dicom.testing.objects import object_of_file
+
+NAMES = ("Zyxquordt^Immanuela", "Vrombautz^J\u00f6rnfried^^Dr", "Quellmoritz^Thusnelda")
+UNKNOWN = {"AccessionNumber": "ZQNOWHERE0815", "PatientID": "PZQ-NOBODY-4711"}
+WILD = {"PatientID": "PZQ-WILDCARD-99*"}
+# Starting a server, a worker and six runs is the first test's.
+pytestmark = pytest.mark.timeout(400)
+
+TASK_RUN_NAME = re.compile(r"discover-lines-\d+-\d+|retrieve-\d{6}|archive-\d{6}")
+NO_OTHER_PASS = {"retry_after_seconds": []}
+
+
+@dataclass
+class Stage:
+    """The server, the cohort that was pulled through it, and who is in it."""
+
+    prefect: PrefectServer
+    place: Place
+    elsewhere: Path
+    untouched: dict[Path, bytes]
+    secrets: set[str] = field(default_factory=set)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    by_hand: str = ""
+    """What ``prefect-dicom pull`` has printed, run with the same server."""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("deployed")
+    for name in ("prefect", "elsewhere", "site"):
+        (folder / name).mkdir()
+    files, secrets = invented_patients(folder / "files")
+    objects = [object_of_file(path) for path in files]
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(site_around(folder / "site", objects))
+        edit(place, **NO_OTHER_PASS)
+        before = checkout()
+        server = stack.enter_context(PrefectServer(folder / "prefect"))
+        stage = Stage(server, place, folder / "elsewhere", before, secrets)
+        server.run("work-pool", "create", "dicom", "--type", "process")
+        file = str(Path("deployments", "prefect.yaml"))
+        server.run("--no-prompt", "deploy", "--prefect-file", file, "--all", cwd=ROOT)
+        worker = ("prefect", "worker", "start", "--pool", "dicom", "--limit", "1")
+        server.start("worker", *worker, cwd=stage.elsewhere)
+        run_all(stage)
+        yield stage
+
+
+def run_all(stage: Stage) -> None:
+    """One pull in which rows fail, and pulls that fail as a whole, each for another reason."""
+    place, server = stage.place, stage.prefect
+    cohort = place.cohort(rows_of(place))
+    lost = next(iter(place.pacs.holdings.study_instance_uids()))
+    place.pacs.script.append(Behaviour("move.drop_instances", instances=1, study=lost))
+    away = variant(place, "away", node={"port": free_port()})
+    command = ("pull", str(cohort), "--site", str(away))
+    by_hand = server.start("by-hand", "prefect_dicom.cli", *command, cwd=stage.elsewhere)
+
+    parameters = ("--param", f"cohort={cohort}", "--param", f"site={place.file}")
+    said = server.run("deployment", "run", "pull-cohort/cohort", *parameters)
+    begun = {"pulled": re.search("UUID: ([0-9a-f-]{36})", said)[1]}
+
+    wild = place.folder / "wild.csv"
+    wild.write_text(f"PatientID\n{WILD['PatientID']}\n")
+    blocked = variant(place, "blocked", spool={"path": "blocked/file"})
+    (place.folder / "blocked" / "file").write_text("not a folder\n")
+    no_archive = variant(place, "no-archive", archive={"directory": "no-archive/nowhere"})
+    unknown = variant(place, "unknown", node={"called_ae_title": "NOBODY"})
+    for name, file, site in (
+        ("wild", wild, place.file),
+        ("blocked", cohort, blocked),
+        ("no-archive", cohort, no_archive),
+        ("unknown", cohort, unknown),
+    ):
+        begun[name] = server.begin("pull-cohort/cohort", cohort=str(file), site=str(site))
+    for name, number in begun.items():
+        stage.runs[name] = server.finished(number)
+    by_hand.wait(90)
+    stage.by_hand = server.log("by-hand")
+    (run,) = server.find("flow_runs", flow_runs={"deployment_id": {"is_null_": True}})
+    stage.runs["away"] = server.finished(run["id"])
+
+
+# ------------------------------------------------------------------------------------ the stage
+
+
+def invented_patients(folder: Path) -> tuple[list[Path], set[str]]:
+    """Generated files of patients whose names and numbers stand nowhere else, and these."""
+    files = generate_cohort(folder, studies=5, seed=3, instances_per_series=2)
+    secrets = {*UNKNOWN.values(), *WILD.values()}
+    for path in files:
+        dataset = pydicom.dcmread(path)
+        number = int(dataset.StudyID)
+        dataset.PatientName = NAMES[number % len(NAMES)]
+        dataset.PatientID = f"PZQ-{number:06d}-X"
+        dataset.AccessionNumber = f"ZQACC{number:08d}"
+        dataset.save_as(path)
+        uids = {dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID}
+        # Without what all UIDs of their kind begin with, too.
+        secrets |= uids | {uid.removeprefix("2.25.") for uid in uids}
+        secrets |= {dataset.PatientID, dataset.AccessionNumber}
+        secrets |= set(re.findall(r"\w{4,}", str(dataset.PatientName)))
+    return files, {str(secret) for secret in secrets}
+
+
+def rows_of(place: Place) -> list[dict[str, str]]:
+    """The cohort: each study by another key, and two rows that will not be found."""
+    keys = ("AccessionNumber", "PatientID", "StudyInstanceUID")
+    rows = []
+    for number, uid in enumerate(place.pacs.holdings.study_instance_uids()):
+        held = next(iter(place.pacs.holdings.studies({"StudyInstanceUID": uid})))
+        key = keys[number % len(keys)]
+        rows.append({key: held[0].attributes[key]})
+    return [*rows, *({key: value} for key, value in UNKNOWN.items())]
+
+
+def variant(place: Place, name: str, **parts) -> Path:
+    """The site once more, with a ledger and spool of its own and with something wrong."""
+    folder = place.folder / name
+    folder.mkdir()
+    other = Place(place.folder, place.folder / f"{name}.yaml", place.pacs)
+    shutil.copy(place.file, other.file)
+    other.change(
+        **{
+            "ledger": {"path": f"{name}/ledger.sqlite"},
+            "spool": {"path": f"{name}/spool"},
+            "receiver": {"port": (port := free_port()), "ae_title": f"OTHER{port}"},
+            **parts,
+        }
+    )
+    return other.file
+
+
+def edit(place: Place, **values) -> None:
+    """Set keys at the top of the site file."""
+    document = yaml.safe_load(place.file.read_text())
+    place.file.write_text(yaml.safe_dump({**document, **values}))
+
+
+def checkout() -> dict[Path, bytes]:
+    """What a deployment could have left or changed in the repository."""
+    paths = [*ROOT.iterdir(), *(ROOT / "deployments").iterdir()]
+    return {p: p.read_bytes() if p.is_file() else b"" for p in paths if "cache" not in p.name}
+
+
+# ----------------------------------------------------------------------------------- the search
+
+
+def kept_by_prefect(server: PrefectServer) -> Iterator[tuple[str, bytes]]:
+    """Everything Prefect has stored or printed: where, and the bytes."""
+    for path in sorted(server.home.parent.rglob("*")):
+        if path.is_file():
+            yield str(path.relative_to(server.home.parent)), path.read_bytes()
+    # A long value lies in pieces on several pages of the file; here it is in one.
+    with contextlib.closing(sqlite3.connect(server.home / "prefect.db")) as database:
+        yield "values of the database", "\n".join(database.iterdump()).encode()
+
+
+def disguises(secret: str) -> Iterator[bytes]:
+    """The forms in which a text may lie in a file."""
+    plain = secret.encode()
+    yield plain
+    yield secret.encode("latin-1")
+    yield secret.encode("unicode_escape")
+    yield secret.encode("utf-16-le")
+    yield secret.encode("utf-16-be")
+    yield plain.hex().encode()
+    yield plain.hex().upper().encode()
+    for offset in range(3):
+        # Of a longer text in base64, whatever stood before it; the outer signs depend on that.
+        encoded = base64.b64encode(b"\0" * offset + plain)
+        yield encoded[(0, 2, 3)[offset] : -4 if len(encoded) > 8 else None]
+
+
+def found(secrets: Iterable[str], server: PrefectServer) -> list[tuple[str, str]]:
+    """Which of the texts Prefect has kept, and where."""
+    needles = {form: secret for secret in secrets for form in disguises(secret)}
+    return sorted(
+        {
+            (secret, where)
+            for where, data in kept_by_prefect(server)
+            for form, secret in needles.items()
+            if form in data
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------- the tests
+
+
+def test_the_run_ends_as_partial_and_says_in_figures_why(stage):
+    run = stage.runs["pulled"]
+    assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Partial")
+    assert run["state"]["message"].startswith(
+        "7 rows: 4 archived, 1 partial, 2 not-found; 4 of 5 studies"
+    )
+    stage.place.audit()
+
+
+def test_the_worker_needs_no_checkout(stage):
+    assert stage.prefect.deployment("pull-cohort/cohort")["pull_steps"] == []
+    assert os.listdir(stage.elsewhere) == []
+
+
+def test_deploying_leaves_nothing_in_the_repository(stage):
+    assert checkout() == stage.untouched
+
+
+def test_names_of_runs_hold_only_numbers(stage):
+    names = {
+        task["name"]
+        for run in stage.runs.values()
+        for task in stage.prefect.of_run("task_runs", run["id"])
+    }
+    assert {name for name in names if not TASK_RUN_NAME.fullmatch(name)} == set()
+    assert {"retrieve-000001", "archive-000001"} <= names
+    for run in stage.runs.values():
+        assert re.fullmatch("pull-[0-9a-f]{12}", run["name"])
+
+
+def test_the_run_shows_its_progress_and_its_results(stage):
+    artifacts = stage.prefect.of_run("artifacts", stage.runs["pulled"]["id"])
+    by_type = {artifact["type"]: artifact for artifact in artifacts}
+    assert by_type["progress"]["data"] == 100
+    assert by_type["progress"]["description"].startswith("7 rows: 4 archived")
+    table = by_type["table"]["data"]
+    for verdict, rows in (("archived", 4), ("not-found", 2), ("partial", 1)):
+        assert f'"rows": {rows}, "verdict": "{verdict}"' in table
+    assert "results.csv" in by_type["markdown"]["data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("wild", "cohort-faulty"),
+        ("blocked", "unexpected"),
+        ("no-archive", "archive-missing"),
+        ("unknown", "called-ae-title-unknown"),
+        ("away", "pacs-refused"),
+    ],
+)
+def test_a_run_that_fails_as_a_whole_says_why(stage, name, code):
+    run = stage.runs[name]
+    assert run["state_type"] == "FAILED"
+    assert code in run["state"]["message"]
+
+
+def test_the_command_line_is_recorded_by_a_server_too(stage):
+    assert stage.runs["away"]["deployment_id"] is None
+    assert "(pacs-refused)" in stage.by_hand
+
+
+def test_prefect_has_kept_nothing_that_identifies_a_patient(stage):
+    assert found(stage.secrets, stage.prefect) == []
+
+
+def test_the_search_finds_what_prefect_keeps(stage):
+    # Short and long, in a name, a parameter and a log.
+    kept = {stage.runs["pulled"]["name"], str(stage.place.file), "called-ae-title-unknown"}
+    assert {text for text, _ in found(kept, stage.prefect)} == kept
+
+
+@pytest.mark.parametrize("offset", range(3))
+def test_the_search_sees_through_base64(offset):
+    secret = "PZQ-000001-X"
+    hidden = base64.b64encode(b"a" * offset + secret.encode() + b" and more")
+    assert any(form in hidden for form in disguises(secret))
+
+
+def test_the_cohort_was_really_about_these_patients(stage):
+    text = (stage.place.folder / "cohort.csv").read_text()
+    assert sum(secret in text for secret in stage.secrets) >= 7
