@@ -9,6 +9,7 @@ size, decodes no pixels, inflates nothing, and does not recurse.
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,9 @@ _INSIDE_ITEM = 4
 
 # --- writing
 
+_UNSIGNED_LONG = Struct("<L")
+_BEFORE_GROUP_LENGTH = bytes(128) + b"DICM" + b"\2\0\0\0UL\4\0"
+
 
 def file_meta(request: StoreRequest) -> bytes:
     """Preamble, prefix and file meta information for a received object, PS3.10 7.1.
@@ -73,18 +77,21 @@ def file_meta(request: StoreRequest) -> bytes:
     bytes
         Everything up to the first byte of the data set.
     """
-    elements = b"".join(
-        (
-            _meta_element(0x0001, b"OB", b"\x00\x01"),
-            _meta_element(0x0002, b"UI", _raw(request.sop_class_uid)),
-            _meta_element(0x0003, b"UI", _raw(request.sop_instance_uid)),
-            _meta_element(0x0010, b"UI", _raw(request.transfer_syntax_uid)),
-            _meta_element(0x0012, b"UI", _raw(IMPLEMENTATION_CLASS_UID)),
-            _meta_element(0x0013, b"SH", _raw(IMPLEMENTATION_VERSION_NAME)),
-        )
-    )
-    group_length = _meta_element(0x0000, b"UL", Struct("<L").pack(len(elements)))
-    return bytes(128) + b"DICM" + group_length + elements
+    before, after = _around_instance(request.sop_class_uid, request.transfer_syntax_uid)
+    instance = _meta_element(0x0003, b"UI", _raw(request.sop_instance_uid))
+    length = _UNSIGNED_LONG.pack(len(before) + len(instance) + len(after))
+    return _BEFORE_GROUP_LENGTH + length + before + instance + after
+
+
+@functools.lru_cache(maxsize=256)
+def _around_instance(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[bytes, bytes]:
+    """The elements before and behind (0002,0003): the same for all objects of a kind."""
+    before = _meta_element(0x0001, b"OB", b"\x00\x01")
+    before += _meta_element(0x0002, b"UI", _raw(sop_class_uid))
+    after = _meta_element(0x0010, b"UI", _raw(transfer_syntax_uid))
+    after += _meta_element(0x0012, b"UI", _raw(IMPLEMENTATION_CLASS_UID))
+    after += _meta_element(0x0013, b"SH", _raw(IMPLEMENTATION_VERSION_NAME))
+    return before, after
 
 
 def _meta_element(element: int, vr: bytes, value: bytes) -> bytes:
@@ -202,22 +209,46 @@ def identify(path: Path) -> Identity:
     return _walk(path, identity_only=True).identity()
 
 
+def study_of(descriptor: int, data_set_at: int, transfer_syntax_uid: str) -> str | None:
+    """The StudyInstanceUID :func:`identify` would tell, of an open file we have just written.
+
+    Parameters
+    ----------
+    descriptor : int
+        Open for reading.
+    data_set_at : int
+        Where the data set begins, behind the file meta.
+    transfer_syntax_uid : str
+        What the file meta says.
+    """
+    walk = _Walk(descriptor, identity_only=True)
+    _run(walk, data_set_at, transfer_syntax_uid)
+    return walk.study_instance_uid()
+
+
 def _walk(path: Path, *, identity_only: bool) -> _Walk:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         walk = _Walk(descriptor, identity_only)
-        try:
-            walk.run()
-        except InstanceRejected as error:
-            walk.fault = error
-        except OSError:
-            raise
-        except Exception as error:
-            # The walk is meant to have no way here; whoever sends the bytes may find one.
-            walk.fault = InstanceRejected("instance-unreadable", type(error).__name__)
+        _run(walk)
         return walk
     finally:
         os.close(descriptor)
+
+
+def _run(walk: _Walk, data_set_at: int | None = None, transfer_syntax_uid: str = "") -> None:
+    try:
+        if data_set_at is None:
+            walk.run()
+        else:
+            walk.run_data_set(data_set_at, transfer_syntax_uid)
+    except InstanceRejected as error:
+        walk.fault = error
+    except OSError:
+        raise
+    except Exception as error:
+        # The walk is meant to have no way here; whoever sends the bytes may find one.
+        walk.fault = InstanceRejected("instance-unreadable", type(error).__name__)
 
 
 class _EnoughSeen(Exception):
@@ -319,7 +350,9 @@ class _Walk:
 
     def run(self) -> None:
         at = self._file_meta()
-        syntax = self._meta.get("transfer_syntax")
+        self.run_data_set(at, self._meta.get("transfer_syntax"))
+
+    def run_data_set(self, at: int, syntax: str | None) -> None:
         if not syntax:
             raise _unreadable("the file meta names no transfer syntax")
         if syntax in _DEFLATED:
@@ -634,6 +667,9 @@ class _Walk:
             self._inspected,
             self._meta.get("sop_instance"),
         )
+
+    def study_instance_uid(self) -> str | None:
+        return _uid(self._values.get(0x0020000D))
 
     def structure(self) -> Structure:
         values = self._values

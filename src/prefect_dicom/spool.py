@@ -33,6 +33,7 @@ from prefect_dicom.identifiers import is_sha256
 from prefect_dicom.model import StoreRequest, StudyReference
 
 _CHECK_EVERY_BYTES = 16 * 1024**2
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -43,32 +44,47 @@ class Part:
     writing from what a dead process left behind.
     """
 
-    __slots__ = ("_descriptor", "_hash", "_spool", "_unchecked", "path", "request", "size_bytes")
+    __slots__ = (
+        "_data_set_at",
+        "_descriptor",
+        "_hash",
+        "_meta",
+        "_name",
+        "_spool",
+        "_unchecked",
+        "request",
+        "size_bytes",
+    )
 
     def __init__(self, spool: Spool, request: StoreRequest) -> None:
         self.request = request
-        self.size_bytes = 0
         self._spool = spool
-        self._hash = hashlib.sha256()
         self._unchecked = 0
+        # Goes to the disk with the first bytes of the data set, for one call instead of two.
+        self._meta = part10.file_meta(request)
+        self._hash = hashlib.sha256(self._meta)
+        self.size_bytes = self._data_set_at = len(self._meta)
         spool.check_reserve()
-        self._descriptor = self._create()
-        try:
-            self.write(part10.file_meta(request))
-        except BaseException:
-            self.discard()
-            raise
+        self._create()
 
-    def _create(self) -> int:
+    def _create(self) -> None:
         while True:
-            self.path = self._spool.incoming / f"{secrets.token_hex(16)}.part"
-            with _full_disk_is_our_own_error():
-                descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self._name = f"{self._spool.incoming_path}/{secrets.token_hex(16)}.part"
+            try:
+                descriptor = os.open(self._name, _NEW_FILE, 0o600)
+            except OSError as error:
+                raise _ours(error) from None
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink:
-                return descriptor
+                self._descriptor = descriptor
+                return
             # Swept away before it was locked.
             os.close(descriptor)
+
+    @property
+    def path(self) -> Path:
+        """The file while it is being written."""
+        return Path(self._name)
 
     @property
     def sha256(self) -> str:
@@ -84,16 +100,46 @@ class Part:
             The disk, or the reserve that is kept on it, is reached.
         """
         self._hash.update(data)
-        view = memoryview(data)
-        size = len(view)
-        with _full_disk_is_our_own_error():
-            while len(view):
-                view = view[os.write(self._descriptor, view) :]
+        size = len(data)
+        try:
+            if self._meta:
+                meta, self._meta = self._meta, b""
+                written = os.writev(self._descriptor, (meta, data)) - len(meta)
+                if written < 0:
+                    self._write_all(meta[written:])
+                    written = 0
+            else:
+                written = os.write(self._descriptor, data)
+            if written < size:
+                self._write_all(memoryview(data)[written:])
+        except OSError as error:
+            raise _ours(error) from None
         self.size_bytes += size
         self._unchecked += size
         if self._unchecked >= _CHECK_EVERY_BYTES:
             self._unchecked = 0
             self._spool.check_reserve()
+
+    def _write_all(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def study_instance_uid(self) -> str | None:
+        """What the data set says; None where it does not, or cannot be read."""
+        if self._meta:
+            self.write(b"")
+        return part10.study_of(
+            self._descriptor, self._data_set_at, self.request.transfer_syntax_uid
+        )
+
+    def move(self, target: str) -> None:
+        """Give the whole part its place and end writing."""
+        if self._meta:
+            self.write(b"")
+        # Renamed before it is closed: the lock keeps a sweep away until it has its name.
+        os.replace(self._name, target)
+        self.close()
 
     def close(self) -> None:
         """End writing. The part is whole now; it still lies in ``incoming``."""
@@ -128,6 +174,10 @@ class Spool:
         self.reserve_bytes = reserve_bytes
         self.incoming = path / "incoming"
         self.ready = path / "ready"
+        # As text, for what happens with every object: making a Path costs more than a rename.
+        self.incoming_path = str(self.incoming)
+        self._ready_path = str(self.ready)
+        self._path = str(path)
         self.suspect = path / "suspect"
         self.quarantined = path / "quarantine"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +189,7 @@ class Spool:
 
     def free_bytes(self) -> int:
         """Bytes that may still be written before the reserve is touched; may be negative."""
-        facts = os.statvfs(self.path)
+        facts = os.statvfs(self._path)
         return facts.f_bavail * facts.f_frsize - self.reserve_bytes
 
     def check_reserve(self) -> None:
@@ -155,11 +205,14 @@ class Spool:
 
     def keep(self, part: Part, study: StudyReference) -> Path:
         """Move a whole part to the study it belongs to. The same bytes again change nothing."""
-        target = self._study_folder(self.ready, study) / f"{part.sha256}.dcm"
-        # Renamed before it is closed: the lock keeps a sweep away until it has its name.
-        os.rename(part.path, target)
-        part.close()
-        return target
+        target = f"{self._ready_path}/{int(study)}/{part.sha256}.dcm"
+        try:
+            part.move(target)
+        except FileNotFoundError:
+            # Its first object, or the first after the study was dropped.
+            self._study_folder(self.ready, study)
+            part.move(target)
+        return Path(target)
 
     def quarantine(self, part: Part, reason: str) -> None:
         """Keep a whole part apart, with a note of where it came from and why it is here."""
@@ -170,8 +223,8 @@ class Spool:
             "sop_instance_uid": request.sop_instance_uid,
             "size_bytes": part.size_bytes,
         }
-        self._put_into_quarantine(part.path, part.sha256, reason, note)
-        part.close()
+        self._note(part.sha256, reason, note)
+        part.move(f"{self.quarantined}/{part.sha256}.dcm")
 
     # --- what lies in it
 
@@ -200,7 +253,8 @@ class Spool:
 
     def quarantine_file(self, study: StudyReference, sha256: str, reason: str) -> None:
         """Move an object that had been attributed to a study into quarantine."""
-        self._put_into_quarantine(self.file(study, sha256), sha256, reason, {"study": study})
+        self._note(sha256, reason, {"study": study})
+        os.replace(self.file(study, sha256), self.quarantined / f"{sha256}.dcm")
 
     def remove(self, study: StudyReference, sha256: str) -> None:
         """Delete one object of a study (it is archived, or rejected and recorded)."""
@@ -246,16 +300,11 @@ class Spool:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
-    def _put_into_quarantine(self, path: Path, sha256: str, reason: str, note: dict) -> None:
+    def _note(self, sha256: str, reason: str, note: dict) -> None:
         note = {"reason": reason, "since": datetime.now(UTC).isoformat(), **note}
         (self.quarantined / f"{sha256}.json").write_text(json.dumps(note, indent=1))
-        os.replace(path, self.quarantined / f"{sha256}.dcm")
 
 
-class _full_disk_is_our_own_error:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise SpoolFull("spool-full", "the disk is full") from None
+def _ours(error: OSError) -> OSError | SpoolFull:
+    """The error to raise: a full disk is one of our own."""
+    return SpoolFull("spool-full", "the disk is full") if error.errno in _FULL else error

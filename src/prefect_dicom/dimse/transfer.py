@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import logging
 import math
+import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -248,6 +250,7 @@ def read_command(data: bytes | bytearray) -> Elements:
         It is not a command set.
     """
     elements: Elements = {}
+    data = bytes(data)
     offset, size = 0, len(data)
     while offset < size:
         if size - offset < 8:
@@ -256,7 +259,7 @@ def read_command(data: bytes | bytearray) -> Elements:
         offset += 8
         if group or length > size - offset:
             raise Violation(Violation.INVALID_PARAMETER, "not a command set")
-        elements[element] = bytes(data[offset : offset + length])
+        elements[element] = data[offset : offset + length]
         offset += length
     return elements
 
@@ -324,7 +327,7 @@ class Stream:
     Parameters
     ----------
     connection : socket.socket
-        Connected; its time-out is changed.
+        Connected; it becomes non-blocking.
     attend : callable, optional
         Called about once a second while waiting for the peer.
     """
@@ -338,6 +341,7 @@ class Stream:
     ) -> None:
         self.connection = connection
         self.attend = attend
+        self._poll = select.poll()
         self.buffer = bytearray(buffer_bytes)
         self.view = memoryview(self.buffer)
         self.start = 0
@@ -358,23 +362,57 @@ class Stream:
         if rest:
             self.view[:rest] = self.view[self.start : self.end]
         self.start, self.end = 0, rest
+        target = self.view[rest:]
+        while True:
+            try:
+                count = self._receive(target)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                # Only before a wait: a peer with data under way needs no extra ACK.
+                acknowledge(self.connection)
+                self._wait(select.POLLIN, deadline)
+                continue
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLOUT, deadline)
+                continue
+            if not count:
+                raise ConnectionAbortedError
+            self.end += count
+            return
+
+    def send(self, data: bytes, deadline: float) -> None:
+        """Write all of it. Raises as :meth:`fill` does."""
+        connection = self.connection
+        if connection.gettimeout() != 0:
+            connection.setblocking(False)
+        sent = 0
+        while sent < len(data):
+            try:
+                sent += connection.send(data[sent:] if sent else data)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self._wait(select.POLLOUT, deadline, attending=False)
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN, deadline, attending=False)
+
+    def _receive(self, target: memoryview) -> int:
+        # Others set time-outs for what they send; with one, each read is two calls of the kernel.
+        connection = self.connection
+        if connection.gettimeout() != 0:
+            connection.setblocking(False)
+        return connection.recv_into(target)
+
+    def _wait(self, event: int, deadline: float, *, attending: bool = True) -> None:
+        """Wait until the socket can be read (or written)."""
+        attending = attending and self.attend is not None
+        longest = _ATTEND_SECONDS if attending else _LONGEST_WAIT_SECONDS
+        self._poll.register(self.connection, event)
         while True:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError
-            wait = min(remaining, _LONGEST_WAIT_SECONDS if self.attend is None else _ATTEND_SECONDS)
-            self.connection.settimeout(wait)
-            try:
-                count = self.connection.recv_into(self.view[rest:])
-            except TimeoutError:
-                if self.attend is not None:
-                    self.attend()
-                continue
-            if not count:
-                raise ConnectionAbortedError
-            acknowledge(self.connection)
-            self.end += count
-            return
+            if self._poll.poll(math.ceil(min(remaining, longest) * 1000)):
+                return
+            if attending:
+                self.attend()
 
     def need(self, count: int, deadline: float) -> int:
         """Have this many bytes (a header) in the buffer; their offset. Moves past them."""
@@ -489,8 +527,7 @@ class Transfer:
 
     def send(self, data: bytes) -> None:
         """Write to the peer within the time a PDU may take."""
-        self._stream.connection.settimeout(self._bounds.pdu_seconds)
-        self._stream.connection.sendall(data)
+        self._stream.send(data, time.monotonic() + self._bounds.pdu_seconds)
 
     def run(self) -> End:
         """Converse until the association ends. Never raises for what a peer does.

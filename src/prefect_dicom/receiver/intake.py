@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from prefect_dicom import part10
 from prefect_dicom.errors import SpoolFull
 from prefect_dicom.identifiers import normal_uid
 from prefect_dicom.model import StoreRequest, StudyReference
@@ -88,8 +87,7 @@ class Intake:
     def complete(self, part: Part) -> int:
         """The object is whole: give it its place, and say what to answer the sender."""
         try:
-            identity = part10.identify(part.path)
-            study_instance_uid = identity.study_instance_uid
+            study_instance_uid = part.study_instance_uid()
             with self._lock:
                 own = self._by_originator(part.request)
                 expectation, study = self._attribute(own, study_instance_uid)
