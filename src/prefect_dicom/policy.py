@@ -175,9 +175,7 @@ def plan_requests(
             weight += len(keys)
             continue
         requests.extend(
-            _requests_of_one_study(
-                study, keys, listed[study], request_instances, uids_per_request
-            )
+            _requests_of_one_study(study, keys, listed[study], request_instances, uids_per_request)
         )
     flush()
     return requests
