@@ -1,49 +1,49 @@
 """The command line: a thin face over the flows and steps.
 
-Exit codes: 0 all archived (or all well), 1 something unexpected, 2 some rows are not archived
-(or a check found faults), 3 configuration or cohort file, 4 interrupted.
+Results go to standard output, progress and complaints to standard error. Exit codes: 0 all
+archived (or all well), 1 something unexpected, 2 some rows are not archived (or a check found
+faults), 3 configuration, cohort file or command line, 4 interrupted.
+
+What a command needs is imported in it: `--help`, a complaint about a file and `status` come
+without Prefect, pynetdicom, pandas or boto3.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+from rich.text import Text
 
 from prefect_dicom import __version__
 from prefect_dicom.configuration import Site, ledger_url, load_site
-from prefect_dicom.errors import FaultyFileError, Interrupted, PrefectDicomError
-from prefect_dicom.ledger import Cohort, Ledger
-from prefect_dicom.model import CohortRow, Disposition, Level
-from prefect_dicom.report import (
-    RESULTS,
-    bytes_in_words,
-    finished_fraction,
-    in_words,
-    reason_table,
-    unarchived_rows,
+from prefect_dicom.errors import (
+    ConfigurationError,
+    FaultyFileError,
+    Interrupted,
+    PrefectDicomError,
 )
+from prefect_dicom.identifiers import is_safe_key
+from prefect_dicom.model import CohortRow, Disposition, Level
+from prefect_dicom.reasons import REASONS
+
+if TYPE_CHECKING:
+    from prefect_dicom.doctor import Finding
+    from prefect_dicom.ledger import Cohort, Ledger, Totals
 
 
 class Exit(IntEnum):
@@ -56,27 +56,39 @@ class Exit(IntEnum):
     INTERRUPTED = 4
 
 
+_one_spelling = Parameter(negative=())
 app = App(
     name="prefect-dicom",
     version=__version__,
     help="Pull a cohort out of a PACS into an archive, with a proof for every study and a "
     "verdict for every row. Begin with `prefect-dicom demo`, then `prefect-dicom doctor`.",
+    default_parameter=_one_spelling,
+    suppress_keyboard_interrupt=False,
 )
-receiver = App(name="receiver", help="The managed storage SCP that C-MOVE sends to.")
+receiver = App(
+    name="receiver",
+    help="The managed storage SCP that C-MOVE sends to.",
+    default_parameter=_one_spelling,
+    sort_key=7,
+)
 app.command(receiver)
 
-console = Console(stderr=True)
+console = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
 
+DEFAULT_SITE = "site.yaml"
 SiteOption = Annotated[str, Parameter(name=["--site", "-s"], help="Site file, or block:NAME.")]
-JsonOption = Annotated[bool, Parameter(name="--json", help="Print the result as JSON.")]
-CohortName = Annotated[str | None, Parameter(help="Name or number of a cohort.")]
+JsonOption = Annotated[
+    bool, Parameter(name="--json", help="Print the result as JSON.", show_default=False)
+]
+CohortName = Annotated[str, Parameter(help="Name or number of a cohort; see `status`.")]
 
 
-@app.command
+@app.command(sort_key=2)
 def doctor(
     *,
-    site: SiteOption = "site.yaml",
-    node: Annotated[tuple[str, ...], Parameter(help="Only these nodes.")] = (),
+    site: SiteOption = DEFAULT_SITE,
+    node: Annotated[tuple[str, ...], Parameter(help="Only this node.", show_default=False)] = (),
     study: Annotated[str | None, Parameter(help="StudyInstanceUID to try with.")] = None,
     accession: Annotated[str | None, Parameter(help="AccessionNumber to try with.")] = None,
     patient: Annotated[str | None, Parameter(help="PatientID to try with.")] = None,
@@ -89,36 +101,63 @@ def doctor(
     retrieves one instance over the configured way. Names what is broken and what to do, and
     prints the line to add to the PACS's table of known nodes.
     """
-    from prefect_dicom.doctor import entry_for_the_pacs, examine
-
     settings = _site(site)
-    row = None
-    if study or accession or patient:
-        row = CohortRow(0, patient, accession, study)
-    findings = []
+    _check_known("--node", node, settings.nodes)
+    given = {"--study": study, "--accession": accession, "--patient": patient}
+    faults = [
+        f"{option}: is empty or holds a wildcard or a backslash; it would select others"
+        for option, value in given.items()
+        if value is not None and not is_safe_key(value)
+    ]
+    if faults:
+        raise ConfigurationError("command line", faults)
+    row = CohortRow(0, patient, accession, study) if any(given.values()) else None
+
+    from prefect_dicom.doctor import entries_for_the_pacs, examine
+
+    findings: list[Finding] = []
     for finding in examine(settings, node, row):
-        findings.append(finding)
         if not json_:
-            mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
-            console.print(f"{mark} {finding.part}: {finding.check}  [dim]{finding.words}[/]")
-            if finding.advice:
-                console.print(f"       {finding.advice}", markup=False, highlight=False)
+            _print_finding(finding, findings[-1].part if findings else "")
+        findings.append(finding)
+    well = all(finding.ok for finding in findings)
+    entries = {
+        name: entries_for_the_pacs(settings, settings.nodes[name])
+        for name in node or settings.nodes
+    }
     if json_:
-        print(json.dumps([asdict(f) for f in findings], indent=1))
-    else:
-        console.print("\nWhat the PACS has to know of this site:")
-        for name, one in settings.nodes.items():
-            if not node or name in node:
-                console.print(f"[bold]{name}[/]")
-                console.print(entry_for_the_pacs(settings, one), markup=False, highlight=False)
-    return Exit.ALL_WELL if all(f.ok for f in findings) else Exit.NOT_ALL
+        result = {
+            "well": well,
+            "findings": [asdict(finding) for finding in findings],
+            "entries": {name: [asdict(e) for e in some] for name, some in entries.items()},
+        }
+        print(json.dumps(result, indent=1))
+        return Exit.ALL_WELL if well else Exit.NOT_ALL
+    for name, some in entries.items():
+        peer = settings.nodes[name]
+        output.print(
+            f"\nWhat has to be known to [bold]{name}[/], {peer.called_ae_title} at "
+            f"{peer.host}:{peer.port}, of this site:"
+        )
+        for entry in some:
+            output.print(f"  {entry.place}:", style="dim", markup=False)
+            output.print(f"    {entry.line}", markup=False, soft_wrap=True)
+    faulty = sum(not finding.ok for finding in findings)
+    warnings = sum(finding.ok and bool(finding.advice) for finding in findings)
+    output.print(
+        f"\n{len(findings)} checks: "
+        + (f"[red]{_counted(faulty, 'fault')}[/]" if faulty else "[green]no fault[/]")
+        + (f", [yellow]{_counted(warnings, 'note')}[/]" if warnings else "")
+    )
+    return Exit.ALL_WELL if well else Exit.NOT_ALL
 
 
-@app.command
+@app.command(sort_key=3)
 def pull(
     cohort: Annotated[Path, Parameter(help="CSV, XLSX or Parquet file.")],
+    /,
     *,
-    site: SiteOption = "site.yaml",
+    site: SiteOption = DEFAULT_SITE,
     node: Annotated[str | None, Parameter(help="PACS node to ask, if there are several.")] = None,
     name: Annotated[str | None, Parameter(help="A name for the cohort.")] = None,
     json_: JsonOption = False,
@@ -139,25 +178,36 @@ def pull(
 
         return pull_cohort(str(cohort), site, node, name, return_state=True)
 
-    return _run(settings, known, flow, json_)
+    return _run(settings, site, known, flow, json_)
 
 
-@app.command
+@app.command(sort_key=5)
 def rerun(
-    cohort: Annotated[str, Parameter(help="Name or number of a cohort; see `status`.")],
+    cohort: CohortName,
+    /,
     *,
-    site: SiteOption = "site.yaml",
-    reason: Annotated[tuple[str, ...], Parameter(help="Only failures with this code.")] = (),
-    node: Annotated[tuple[str, ...], Parameter(help="Only studies of this node.")] = (),
-    line: Annotated[tuple[int, ...], Parameter(help="Only this line of the file.")] = (),
+    site: SiteOption = DEFAULT_SITE,
+    reason: Annotated[
+        tuple[str, ...], Parameter(help="Only failures with this code.", show_default=False)
+    ] = (),
+    node: Annotated[
+        tuple[str, ...], Parameter(help="Only studies of this node.", show_default=False)
+    ] = (),
+    line: Annotated[
+        tuple[int, ...], Parameter(help="Only this line of the cohort file.", show_default=False)
+    ] = (),
     json_: JsonOption = False,
 ) -> int:
     """Go on with a cohort: what was interrupted, and what failed and can be retried.
 
     Without filters everything that is not permanent. With `--reason` exactly these failures,
-    permanent ones too. Only missing instances are asked for.
+    permanent ones too. An option may be repeated. Only missing instances are asked for.
     """
+    from prefect_dicom.ledger import Ledger
+
     settings = _site(site)
+    _check_known("--reason", reason, REASONS)
+    _check_known("--node", node, settings.nodes)
     with Ledger.open(ledger_url(settings)) as ledger:
         known = ledger.cohort(cohort)
 
@@ -166,34 +216,45 @@ def rerun(
 
         return rerun_failed(known.name, site, reason, node, line, return_state=True)
 
-    return _run(settings, known, flow, json_)
+    return _run(settings, site, known, flow, json_)
 
 
-@app.command
+@app.command(sort_key=4)
 def status(
-    cohort: CohortName = None, *, site: SiteOption = "site.yaml", json_: JsonOption = False
+    cohort: Annotated[str | None, Parameter(help="Name or number of a cohort.")] = None,
+    /,
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    json_: JsonOption = False,
 ) -> int:
-    """Show where cohorts stand: all in a line each, or one with its verdicts by reason."""
+    """Show where cohorts stand: all in a line each, or one with its verdicts by reason.
+
+    Of one cohort the exit code says whether all its rows are archived.
+    """
+    from prefect_dicom.ledger import Ledger
+    from prefect_dicom.report import in_words
+
     settings = _site(site)
     with Ledger.open(ledger_url(settings)) as ledger:
-        if cohort is None:
-            lines = [(c, ledger.totals(c.number)) for c in ledger.cohorts()]
-            if json_:
-                print(json.dumps([{"cohort": c.name, **_totals(t)} for c, t in lines], indent=1))
-            for known, totals in [] if json_ else lines:
-                console.print(f"[bold]{known.name}[/] ({known.node}): {in_words(totals)}")
-            if not lines and not json_:
-                console.print("No cohort yet: `prefect-dicom pull cohort.csv`")
-            return Exit.ALL_WELL
-        known = ledger.cohort(cohort)
-        return _show(settings, ledger, known, json_)
+        if cohort is not None:
+            return _show(settings, site, ledger, ledger.cohort(cohort), json_)
+        lines = [(known, ledger.totals(known.number)) for known in ledger.cohorts()]
+    if json_:
+        print(json.dumps([_figures(known, totals) for known, totals in lines], indent=1))
+        return Exit.ALL_WELL
+    for known, totals in lines:
+        output.print(f"{known.number}  [bold]{known.name}[/] ({known.node}): {in_words(totals)}")
+    if not lines:
+        console.print("No cohort yet: prefect-dicom pull cohort.csv")
+    return Exit.ALL_WELL
 
 
-@app.command
+@app.command(sort_key=6)
 def verify(
-    cohort: Annotated[str, Parameter(help="Name or number of a cohort.")],
+    cohort: CohortName,
+    /,
     *,
-    site: SiteOption = "site.yaml",
+    site: SiteOption = DEFAULT_SITE,
     level: Annotated[Level, Parameter(help="How hard to look.")] = Level.CHECKSUM,
     json_: JsonOption = False,
 ) -> int:
@@ -204,26 +265,33 @@ def verify(
     """
     from prefect_dicom.verification import verify_cohort
 
-    faulty = studies = instances = 0
+    faulty: list[dict[str, Any]] = []
+    studies = instances = 0
     for study in verify_cohort(_site(site), cohort, level):
         studies, instances = studies + 1, instances + study.instances
         if study.faults:
-            faulty += 1
-            counts = ", ".join(f"{n} {code}" for code, n in sorted(study.faults.items()))
-            console.print(f"[red]study {study.reference}[/]: {counts}")
-    result = {"studies": studies, "instances": instances, "faulty_studies": faulty}
+            counts = dict(sorted(study.faults.items()))
+            faulty.append({"study": study.reference, "faults": counts})
+            if not json_:
+                words = ", ".join(f"{count} {code}" for code, count in counts.items())
+                output.print(f"[red]study {study.reference}[/]: {words}")
+    result = Exit.NOT_ALL if faulty else Exit.ALL_WELL
     if json_:
-        print(json.dumps({**result, "level": level}))
-    else:
-        console.print(
-            f"{studies} studies with {instances} instances checked at level {level}: "
-            + (f"[red]{faulty} with faults[/]" if faulty else "[green]no faults[/]")
-        )
-    return Exit.NOT_ALL if faulty else Exit.ALL_WELL
+        figures = {"level": level, "studies": studies, "instances": instances, "faulty": faulty}
+        print(json.dumps(figures, indent=1))
+        return result
+    for code in sorted({code for study in faulty for code in study["faults"]}):
+        output.print(f"{code}: {REASONS[code].meaning} {REASONS[code].advice}", markup=False)
+    output.print(
+        f"{_counted(studies, 'study', 'studies')} with {_counted(instances, 'instance')} checked "
+        f"at level {level}: "
+        + (f"[red]{len(faulty)} with faults[/]" if faulty else "[green]no faults[/]")
+    )
+    return result
 
 
 @receiver.command(name="run")
-def receiver_run(*, site: SiteOption = "site.yaml") -> int:
+def receiver_run(*, site: SiteOption = DEFAULT_SITE) -> int:
     """Run the receiver in the foreground until it is stopped (for service managers).
 
     Runs start it by themselves when they need it; this is for sites that want it always on.
@@ -240,13 +308,13 @@ def receiver_run(*, site: SiteOption = "site.yaml") -> int:
 
 
 @receiver.command(name="status")
-def receiver_status(*, site: SiteOption = "site.yaml", json_: JsonOption = False) -> int:
+def receiver_status(*, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False) -> int:
     """Show whether the receiver runs, and for whom."""
     from prefect_dicom.receiver import running_receiver
 
     lease = running_receiver(_site(site))
     if lease is None:
-        print(json.dumps(None)) if json_ else console.print("The receiver does not run.")
+        print(json.dumps(None)) if json_ else output.print("The receiver does not run.")
         return Exit.NOT_ALL
     with lease:
         facts = lease.status()
@@ -254,12 +322,12 @@ def receiver_status(*, site: SiteOption = "site.yaml", json_: JsonOption = False
         print(json.dumps(facts, indent=1))
     else:
         for key, value in facts.items():
-            console.print(f"{key}: {value}")
+            output.print(f"{key}: {value}", markup=False)
     return Exit.ALL_WELL
 
 
 @receiver.command(name="stop")
-def receiver_stop(*, site: SiteOption = "site.yaml") -> int:
+def receiver_stop(*, site: SiteOption = DEFAULT_SITE) -> int:
     """Stop the receiver; objects under way are finished first."""
     from prefect_dicom.receiver import running_receiver
 
@@ -267,13 +335,14 @@ def receiver_stop(*, site: SiteOption = "site.yaml") -> int:
     if lease is not None:
         with lease:
             lease.stop()
-    console.print("Stopped." if lease else "The receiver did not run.")
+    output.print("Stopped." if lease else "The receiver did not run.")
     return Exit.ALL_WELL
 
 
-@app.command
+@app.command(sort_key=1)
 def demo(
     folder: Annotated[Path, Parameter(help="Where the demo lives.")] = Path("demo"),
+    /,
     *,
     studies: Annotated[int, Parameter(help="Studies to generate.")] = 12,
 ) -> int:
@@ -286,19 +355,21 @@ def demo(
     from prefect_dicom.testing.demo import prepared_demo
 
     with prepared_demo(folder, studies) as ready:
-        console.print(f"A PACS with {ready.instances} instances listens on port {ready.port}.")
-        console.print(f"[bold]prefect-dicom pull {ready.cohort} --site {ready.site}[/]\n")
+        output.print(f"A PACS with {ready.instances} instances listens on port {ready.port}.")
+        output.print(f"[bold]prefect-dicom pull {ready.cohort} --site {ready.site}[/]\n")
         first = pull(ready.cohort, site=str(ready.site))
+        if first != Exit.ALL_WELL:
+            return first
         sent = ready.requests()
-        console.print("\n[bold]The same again[/]: nothing is asked for, nothing moves.\n")
+        output.print("\n[bold]The same again[/]: nothing is asked for, nothing moves.\n")
         second = pull(ready.cohort, site=str(ready.site))
         moved = ready.requests() - sent
-        console.print(
+        output.print(
             f"\nRequests the PACS saw in the first pull: {sent}; in the second: {moved}."
             f"\nEverything lies in {folder}: site.yaml, cohort.csv, archive/, reports/, ledger."
             "\nNext: copy site.yaml, enter your PACS, and run `prefect-dicom doctor`."
         )
-    return max(first, second, Exit.ALL_WELL if not moved else Exit.UNEXPECTED)
+    return second if not moved else Exit.UNEXPECTED
 
 
 def main() -> None:
@@ -306,42 +377,112 @@ def main() -> None:
     os.umask(0o077)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        code = app()
+        code = app(exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        # It has been printed.
+        code = Exit.CONFIGURATION
     except FaultyFileError as error:
-        console.print(f"[red]{error.source}[/]: {len(error.faults)} faults")
+        console.print(
+            Text.assemble((error.source, "red"), f": {_counted(len(error.faults), 'fault')}")
+        )
         for fault in error.faults:
-            console.print(f"  - {fault}", markup=False, highlight=False)
+            console.print(f"  - {fault}", markup=False)
         code = Exit.CONFIGURATION
     except PrefectDicomError as error:
         _print_error(error)
         code = _exit_for(error)
     except KeyboardInterrupt:
+        console.print("Interrupted.")
         code = Exit.INTERRUPTED
     sys.exit(code if isinstance(code, int) else Exit.ALL_WELL)
 
 
 # --- around a flow
 
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
-def _run(site: Site, cohort: Cohort, flow: Any, as_json: bool) -> int:
+
+def _run(site: Site, reference: str, cohort: Cohort, flow: Callable[[], Any], as_json: bool) -> int:
     """Run a flow with a live display, then show where the cohort stands."""
+    from prefect_dicom.display import progress_shown
+    from prefect_dicom.ledger import Ledger
+
     _settle_prefect()
+    error: BaseException | None = None
     try:
-        with _display(site, cohort):
+        with _interruptible() as interrupted, progress_shown(console, site, cohort):
+            if not _prefect_answers():
+                return Exit.CONFIGURATION
             state = flow()
-            error = None if state.is_completed() else state.result(raise_on_failure=False)
+            if not state.is_completed():
+                error = state.result(raise_on_failure=False)
     except KeyboardInterrupt:
-        console.print(f"Interrupted. Go on with: prefect-dicom rerun {cohort.name}")
-        return Exit.INTERRUPTED
+        error = Interrupted()
+    except Exception:
+        # A signal to the whole process group ends the embedded server too.
+        if not interrupted.is_set():
+            raise
+        error = Interrupted()
     with Ledger.open(ledger_url(site)) as ledger:
-        code = _show(site, ledger, cohort, as_json)
+        code = _show(site, reference, ledger, cohort, as_json, error)
+    if error is None:
+        return code
+    if isinstance(error, Interrupted):
+        return Exit.INTERRUPTED
     if isinstance(error, PrefectDicomError):
         _print_error(error)
         return _exit_for(error)
-    if error is not None:
-        console.print(f"[red]The flow did not complete[/] ({type(error).__name__}).")
-        return Exit.UNEXPECTED
-    return code
+    console.print(f"[red]The flow did not complete[/] ({type(error).__name__}).")
+    return Exit.UNEXPECTED
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM ends the run in order, and is noted; the next at once."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        if interrupted.is_set():
+            # Nothing is lost by it: the next run goes on from what is on the disk.
+            os._exit(Exit.INTERRUPTED)
+        interrupted.set()
+        console.print("Interrupted: ending what is under way. Once more to end at once.")
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTIONS}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _prefect_answers() -> bool:
+    """Whether Prefect's server answers; where none is configured its embedded one is started."""
+    from prefect.client.orchestration import get_client
+
+    # A Ctrl-C goes to every process of the terminal, and the embedded server would be gone
+    # before the run can tell it how it ended. A blocked signal stays blocked in a child.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with get_client(sync_client=True) as client:
+            trouble = client.api_healthcheck()
+    except RuntimeError as error:
+        trouble = error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if trouble is None:
+        return True
+    url = os.environ.get("PREFECT_API_URL")
+    console.print(
+        f"[red]Prefect's server does not answer[/] ({type(trouble).__name__}). "
+        + (
+            "Start it, or unset PREFECT_API_URL for an embedded one."
+            if url
+            else "See `prefect config view` for its address; without one it is embedded."
+        )
+    )
+    return False
 
 
 def _settle_prefect() -> None:
@@ -356,102 +497,96 @@ def _settle_prefect() -> None:
         os.environ.setdefault(name, value)
 
 
-@contextlib.contextmanager
-def _display(site: Site, cohort: Cohort) -> Iterator[None]:
-    """A live line about the cohort, read from the ledger about once a second."""
-    columns = (
-        SpinnerColumn(),
-        BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    done = threading.Event()
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting Prefect", total=100)
+def _show(
+    site: Site,
+    reference: str,
+    ledger: Ledger,
+    cohort: Cohort,
+    as_json: bool,
+    error: BaseException | None = None,
+) -> int:
+    from prefect_dicom.report import RESULTS, in_words, reason_table, unarchived_rows
 
-        def watch() -> None:
-            seen: list[tuple[float, int, int]] = []
-            with Ledger.open(ledger_url(site)) as ledger:
-                pause = 1.0
-                while not done.wait(pause):
-                    began = time.monotonic()
-                    totals = ledger.totals(cohort.number)
-                    # Counting a large cohort takes a while; it may not take the whole while.
-                    pause = max(1.0, 20 * (time.monotonic() - began))
-                    here = totals.stored + totals.received
-                    seen.append((progress.get_time(), here, totals.size_bytes))
-                    del seen[:-10]
-                    seconds = max(seen[-1][0] - seen[0][0], 1e-9)
-                    rate = max(0, seen[-1][1] - seen[0][1]) / seconds
-                    speed = max(0, seen[-1][2] - seen[0][2]) / seconds
-                    ended = sum(n for s, n in totals.studies.items() if s.is_final)
-                    progress.update(
-                        task,
-                        completed=100 * finished_fraction(totals),
-                        description=(
-                            f"{ended}/{sum(totals.studies.values())} studies, "
-                            f"{here}/{totals.expected} instances, {rate:.0f}/s, "
-                            f"{bytes_in_words(speed)}/s"
-                        ),
-                    )
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            done.set()
-            watcher.join()
-
-
-def _show(site: Site, ledger: Ledger, cohort: Cohort, as_json: bool) -> int:
     totals = ledger.totals(cohort.number)
     reasons = reason_table(ledger.verdicts(cohort.number))
     folder = site.reports / cohort.name
     missing = unarchived_rows(totals)
+    code = Exit.NOT_ALL if missing else Exit.ALL_WELL
     if as_json:
-        result = {
-            "cohort": cohort.name,
-            **_totals(totals),
-            "reasons": reasons,
-            "reports": str(folder),
-        }
+        result = _figures(cohort, totals)
+        result |= {"reasons": reasons, "reports": str(folder)}
+        if error is not None:
+            result["error"] = getattr(error, "code", "unexpected")
         print(json.dumps(result, indent=1))
-        return Exit.NOT_ALL if missing else Exit.ALL_WELL
-    table = Table(title=f"Cohort {cohort.name}")
+        return code
+    table = Table(title=f"Cohort {cohort.number}: {cohort.name}", title_justify="left")
     table.add_column("rows", justify="right")
-    table.add_column("verdict")
-    table.add_column("reason")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
     table.add_column("what to do")
     for row in reasons:
         table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
-    console.print(table)
-    console.print(in_words(totals))
-    if folder.exists():
-        console.print(f"Row by row: {folder / RESULTS}")
+    output.print(table)
+    output.print(in_words(totals), markup=False)
+    if (folder / RESULTS).exists():
+        output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
     if missing:
-        console.print(f"Go on with: prefect-dicom rerun {cohort.name}")
-    return Exit.NOT_ALL if missing else Exit.ALL_WELL
+        option = "" if reference == DEFAULT_SITE else f" --site {reference}"
+        output.print(
+            f"Go on with: prefect-dicom rerun {cohort.name}{option}", markup=False, soft_wrap=True
+        )
+    return code
 
 
-def _totals(totals: Any) -> dict[str, Any]:
+def _figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
     return {
-        "rows": {str(v): n for v, n in totals.rows.items()},
-        "studies": {str(s): n for s, n in totals.studies.items()},
+        "cohort": cohort.name,
+        "number": cohort.number,
+        "node": cohort.node,
+        "rows": {str(v): n for v, n in totals.rows.items() if n},
+        "studies": {str(s): n for s, n in totals.studies.items() if n},
         "expected_instances": totals.expected,
         "archived_instances": totals.stored,
         "size_bytes": totals.size_bytes,
     }
 
 
+def _print_finding(finding: Finding, part_before: str) -> None:
+    mark, style = ("FAIL", "bold red") if not finding.ok else ("ok", "green")
+    if finding.ok and finding.advice:
+        mark, style = "note", "yellow"
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=12, overflow="fold")
+    line.add_column(width=4)
+    line.add_column()
+    part = finding.part if finding.part != part_before else ""
+    words = f"{finding.check}: {finding.words}" if finding.words else finding.check
+    line.add_row(Text(part, style="bold"), Text(mark, style=style), Text(words))
+    for advice in finding.advice.splitlines():
+        line.add_row("", "", Text(advice, style="" if finding.ok else "bold"))
+    output.print(line)
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def _check_known(option: str, given: Collection[str], known: Collection[str]) -> None:
+    faults = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            words = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            faults.append(f"{option}: no {ascii(name)[:80]} is known; {words}")
+    if faults:
+        raise ConfigurationError("command line", faults)
+
+
 def _print_error(error: PrefectDicomError) -> None:
-    console.print(f"[red]{error.reason.meaning}[/] ({error.code})")
+    console.print(Text.assemble((error.reason.meaning, "red"), f" ({error.code})"))
     if error.detail:
-        console.print(f"  {error.detail}", markup=False, highlight=False)
-    console.print(f"  {error.reason.advice}", markup=False, highlight=False)
+        console.print(f"  {error.detail}", markup=False)
+    console.print(f"  {error.reason.advice}", markup=False)
 
 
 def _exit_for(error: PrefectDicomError) -> Exit:

@@ -14,9 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.identifiers import is_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
@@ -39,25 +36,28 @@ _RESULT_COLUMNS = (
     "meaning",
     "what_to_do",
 )
-_INSTANCE_SCHEMA = pyarrow.schema(
-    [
-        ("study", pyarrow.int64()),
-        ("StudyInstanceUID", pyarrow.string()),
-        ("SeriesInstanceUID", pyarrow.string()),
-        ("SOPInstanceUID", pyarrow.string()),
-        ("SOPClassUID", pyarrow.string()),
-        ("TransferSyntaxUID", pyarrow.string()),
-        ("key", pyarrow.string()),
-        ("size_bytes", pyarrow.int64()),
-        ("sha256", pyarrow.string()),
-        ("version_id", pyarrow.string()),
-        ("warnings", pyarrow.string()),
-    ]
-)
+_INSTANCE_COLUMNS = {
+    "study": "int64",
+    "StudyInstanceUID": "string",
+    "SeriesInstanceUID": "string",
+    "SOPInstanceUID": "string",
+    "SOPClassUID": "string",
+    "TransferSyntaxUID": "string",
+    "key": "string",
+    "size_bytes": "int64",
+    "sha256": "string",
+    "version_id": "string",
+    "warnings": "string",
+}
+"""Column to Arrow type."""
 
 
 def finished_fraction(totals: Totals) -> float:
-    """How much of a cohort is finished, from 0 to 1: studies, each by its instances."""
+    """How much of a cohort is finished, from 0 to 1.
+
+    Finished studies count whole, listed ones by the instances that are archived of them; what
+    is not listed yet counts as not begun.
+    """
     studies = sum(totals.studies.values())
     if not studies:
         rows = sum(totals.rows.values())
@@ -65,7 +65,9 @@ def finished_fraction(totals: Totals) -> float:
     ended = totals.studies[StudyState.ARCHIVED] + totals.studies[StudyState.FAILED]
     if ended == studies or not totals.expected:
         return ended / studies
-    return max(ended / studies, min(1.0, totals.stored / totals.expected) * 0.99)
+    listed = studies - totals.studies[StudyState.PENDING]
+    stored = min(1.0, totals.stored / totals.expected)
+    return max(ended, listed * stored * 0.99) / studies
 
 
 def unarchived_rows(totals: Totals) -> int:
@@ -152,17 +154,24 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
 
 
 def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
+    # Imported where it is wanted: it takes a quarter of a second, and most commands write nothing.
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [(name, getattr(pyarrow, kind)()) for name, kind in _INSTANCE_COLUMNS.items()]
+    )
     rows = _instance_rows(ledger, cohort)
     with (
         _replacing(folder / f"{INSTANCES}.csv") as text,
         _replacing(folder / f"{INSTANCES}.parquet") as table,
         text.open("w", newline="") as file,
-        pyarrow.parquet.ParquetWriter(table, _INSTANCE_SCHEMA) as parquet,
+        pyarrow.parquet.ParquetWriter(table, schema) as parquet,
     ):
-        writer = csv.DictWriter(file, _INSTANCE_SCHEMA.names)
+        writer = csv.DictWriter(file, list(_INSTANCE_COLUMNS))
         writer.writeheader()
         while batch := list(islice(rows, _ROWS_PER_WRITE)):
-            parquet.write_table(pyarrow.Table.from_pylist(batch, _INSTANCE_SCHEMA))
+            parquet.write_table(pyarrow.Table.from_pylist(batch, schema))
             for row in batch:
                 writer.writerow({name: _cell(value) for name, value in row.items()})
 

@@ -139,9 +139,10 @@ class Request:
 def running_receiver(site: Site) -> ReceiverLease | None:
     """A lease on the site's receiver if it runs, without starting one."""
     assignment = assignment_of(site)
-    line = _connect(assignment)
-    if line is None:
+    found = _connect(assignment)
+    if found is None:
         return None
+    line, _ = found
     lease = ReceiverLease.__new__(ReceiverLease)
     lease._assignment, lease._lock, lease._line = assignment, threading.Lock(), line
     return lease
@@ -164,7 +165,8 @@ def _addresses_of_nodes(site: Site) -> list[str]:
     return sorted(addresses)
 
 
-def _connect(assignment: Assignment) -> Line | None:
+def _connect(assignment: Assignment) -> tuple[Line, bool] | None:
+    """A line to the spool's receiver, and whether it runs with this assignment."""
     try:
         folder = os.open(assignment.spool, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -183,28 +185,47 @@ def _connect(assignment: Assignment) -> Line | None:
     if hello is None:
         line.close()
         return None
-    if hello["assignment"] != assignment.to_json():
+    return line, hello["assignment"] == assignment.to_json()
+
+
+def _connect_as_assigned(assignment: Assignment) -> Line | None:
+    """A line to a receiver with this assignment; one with another that nobody uses must go."""
+    found = _connect(assignment)
+    if found is None:
+        return None
+    line, same = found
+    if same:
+        return line
+    try:
+        line.send({"verb": "status"})
+        status = line.receive()
+        if status is not None and status["runs"] == 0:
+            line.send({"verb": "stop"})
+            while line.receive() is not None:
+                pass
+            return None
+    except OSError:
+        return None
+    finally:
         line.close()
-        raise ReceiverError(
-            "receiver-taken",
-            "this spool's receiver runs with other settings; let its runs end, or stop it with "
-            "`prefect-dicom receiver stop`",
-        )
-    return line
+    raise ReceiverError(
+        "receiver-taken",
+        "other runs use this spool's receiver with other settings; let them end first",
+    )
 
 
 def _connect_or_start(assignment: Assignment) -> Line:
-    line = _connect(assignment)
+    line = _connect_as_assigned(assignment)
     if line is not None:
         return line
     assignment.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _starting(assignment.spool):
         # Another run may have started it while this one waited for its turn.
-        line = _connect(assignment)
+        line = _connect_as_assigned(assignment)
         if line is not None:
             return line
         _start(assignment)
-        line = _connect(assignment)
+        line = _connect_as_assigned(assignment)
     if line is None:
         raise ReceiverError("receiver-unreachable", "it was started and does not answer")
     return line
