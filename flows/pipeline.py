@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import State
 
-from prefect_dicom.errors import PrefectDicomError, SpoolFull
+from prefect_dicom.errors import ConfigurationError, PrefectDicomError, SpoolFull
 from prefect_dicom.ledger import Totals
 from prefect_dicom.model import Chunk, Disposition
 from prefect_dicom.report import write_reports
@@ -163,11 +163,15 @@ def _share_of_the_node(pull: Pull) -> Iterator[None]:
     limit = f"pacs-{pull.cohort.node}"
     with get_client(sync_client=True) as client:
         try:
-            client.read_global_concurrency_limit_by_name(limit)
+            known = client.read_global_concurrency_limit_by_name(limit)
         except ObjectNotFound:
             yield
             return
     occupied = pull.site.nodes[pull.cohort.node].limits.associations
+    if known.active and known.limit < occupied:
+        # Prefect would wait for ever.
+        fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"
+        raise ConfigurationError(f"Prefect's concurrency limit {limit}", [fault])
     with concurrency(
         limit,
         occupy=occupied,

@@ -10,6 +10,15 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def prefect_harness() -> Iterator[None]:
+    """Prefect's own server for tests, with a database of its own; it takes 20 s to start."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
 def corpus() -> Path:
     """The directory of the corpus of real DICOM files; skips where it is absent."""
     directory = peers.corpus_directory()

@@ -14,7 +14,6 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
-from prefect.testing.utilities import prefect_test_harness
 from pydantic import SecretStr, ValidationError
 
 import prefect_dicom
@@ -281,10 +280,8 @@ def test_a_reference_without_a_prefix_is_a_site_file(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def server():
-    with prefect_test_harness(server_startup_timeout=120):
-        site_block().save("whole")
-        yield
+def server(prefect_harness):
+    site_block().save("whole")
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,305 @@
+"""The flows: how they end, what they try again, what they hold of Prefect, what they let out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import State
+from sites import Place, site_around
+
+from prefect_dicom.errors import PacsError, PrefectDicomError
+from prefect_dicom.flows import pipeline, pull_cohort, rerun_failed, verify_archive
+from prefect_dicom.model import Level
+from prefect_dicom.steps import Pull
+from prefect_dicom.tasks.archive import archive_chunk
+from prefect_dicom.tasks.discover import discover_rows
+from prefect_dicom.tasks.edge import without_phi
+from prefect_dicom.tasks.retrieve import retrieve_chunk
+from prefect_dicom.testing import Behaviour, tiny_objects
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("prefect_harness", "at_once")]
+
+PATIENT = "Zyxquordt^Immanuela"
+
+
+@pytest.fixture
+def at_once(monkeypatch) -> None:
+    """Tasks wait hardly at all before they try again."""
+    for task in (discover_rows, retrieve_chunk, archive_chunk):
+        monkeypatch.setattr(task, "retry_delay_seconds", [0.01, 0.01])
+        monkeypatch.setattr(task, "retry_jitter_factor", None)
+
+
+@pytest.fixture
+def place(tmp_path) -> Iterator[Place]:
+    with site_around(tmp_path, tiny_objects(3, instances=2), retrieve="c-get") as place:
+        text = place.file.read_text()
+        place.file.write_text(f"{text}\nretry_after_seconds: []\n")
+        yield place
+
+
+class Logged(logging.Handler):
+    """What the loggers of flow and task runs are given, as it is printed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(map(self.format, self.records))
+
+    def ended_tasks(self) -> list[str]:
+        """The names of the task runs that have come to their end, in this order."""
+        return [
+            record.task_run_name
+            for record in self.records
+            if record.name == "prefect.task_runs" and "Finished in state" in record.getMessage()
+        ]
+
+
+@pytest.fixture
+def logged() -> Iterator[Logged]:
+    handler = Logged()
+    loggers = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
+    loggers.append(logging.getLogger("prefect_dicom"))
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def run_pull(place: Place, rows=None) -> State:
+    return pull_cohort(str(place.cohort(rows)), str(place.file), return_state=True)
+
+
+def error_of(state: State) -> PrefectDicomError:
+    assert state.is_failed()
+    return state.result(raise_on_failure=False)
+
+
+def attempts_of(monkeypatch, step: str, before=lambda attempt: None) -> list[int]:
+    """Count the calls of a step of :class:`Pull`, and do something ahead of each."""
+    attempts: list[int] = []
+    original = getattr(Pull, step)
+
+    def counted(self, *args):
+        attempts.append(len(attempts) + 1)
+        before(attempts[-1])
+        return original(self, *args)
+
+    monkeypatch.setattr(Pull, step, counted)
+    return attempts
+
+
+# --------------------------------------------------------------------------------- how they end
+
+
+def test_a_cohort_that_is_archived_as_a_whole_ends_as_completed(place, logged):
+    state = run_pull(place)
+    assert (state.type, state.name) == ("COMPLETED", "Completed")
+    assert state.message.startswith("3 rows: 3 archived; 3 of 3 studies, 6 of 6 instances")
+    assert logged.ended_tasks() == ["discover-lines-2-4", "retrieve-000001", "archive-000001"]
+    place.audit()
+
+
+def test_a_finished_cohort_makes_no_task_runs(place, logged):
+    run_pull(place)
+    asked = place.asked_for()
+    logged.records.clear()
+    assert run_pull(place).name == "Completed"
+    assert logged.ended_tasks() == []
+    assert place.asked_for() == asked
+
+
+def test_rows_that_fail_make_a_run_partial_and_a_rerun_completes_it(place):
+    uids = place.pacs.holdings.study_instance_uids()
+    place.pacs.script.append(Behaviour("move.drop_instances", instances=1, study=list(uids)[0]))
+    state = run_pull(place)
+    assert (state.type, state.name) == ("COMPLETED", "Partial")
+    assert state.message.startswith("3 rows: 2 archived, 1 partial")
+    place.pacs.script.clear()
+    state = rerun_failed("1", str(place.file), return_state=True)
+    assert state.name == "Completed"
+    assert state.message.startswith("3 rows: 3 archived")
+    place.audit()
+
+
+def test_a_rerun_takes_only_the_failures_it_is_told_to(place):
+    rows = [{"PatientID": "00000000"}, {"PatientID": "99999999"}]
+    assert run_pull(place, rows).name == "Partial"
+    asked = place.asked_for()
+    state = rerun_failed("1", str(place.file), return_state=True)
+    assert (state.name, place.asked_for()) == ("Partial", asked)
+    state = rerun_failed("1", str(place.file), reasons=("no-match",), return_state=True)
+    assert (state.name, place.asked_for()) == ("Partial", asked + 1)
+
+
+def test_verification_fails_when_an_object_has_gone(place):
+    run_pull(place)
+    state = verify_archive("1", str(place.file), return_state=True)
+    assert state.message == "3 studies checked at level checksum, 0 with faults"
+    assert state.is_completed()
+    next(path for path in (place.folder / "archive").rglob("*.dcm")).unlink()
+    state = verify_archive("1", str(place.file), Level.EXISTS, return_state=True)
+    assert state.is_failed()
+    assert state.message == "3 studies checked at level exists, 1 with faults"
+
+
+def test_an_archive_that_is_not_there_is_told_before_the_pacs_is_asked(place):
+    place.change(archive={"directory": "nowhere"})
+    assert error_of(run_pull(place)).code == "archive-missing"
+    assert place.asked_for() == 0
+
+
+# -------------------------------------------------------------------------- what is tried again
+
+
+def test_a_pacs_that_refuses_connections_is_asked_again(place, monkeypatch):
+    place.pacs.close()
+    attempts = attempts_of(
+        monkeypatch, "discover", lambda attempt: attempt == 3 and place.pacs.start()
+    )
+    assert run_pull(place).name == "Completed"
+    assert attempts == [1, 2, 3]
+
+
+def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypatch):
+    place.pacs.close()
+    attempts = attempts_of(monkeypatch, "discover")
+    assert error_of(run_pull(place)).code == "pacs-refused"
+    assert attempts == [1, 2, 3]
+    place.pacs.start()
+    assert rerun_failed("1", str(place.file), return_state=True).name == "Completed"
+
+
+def test_after_the_last_try_a_pacs_that_is_away_is_waited_for(place, monkeypatch):
+    text = place.file.read_text()
+    place.file.write_text(text.replace("retry_after_seconds: []", "retry_after_seconds: [0.01]"))
+    place.pacs.close()
+    attempts = attempts_of(
+        monkeypatch, "discover", lambda attempt: attempt == 4 and place.pacs.start()
+    )
+    assert run_pull(place).name == "Completed"
+    assert attempts == [1, 2, 3, 4]
+
+
+def test_what_a_person_must_change_is_not_tried_again(place, monkeypatch):
+    place.change(node={"called_ae_title": "NOBODY"})
+    attempts = attempts_of(monkeypatch, "discover")
+    error = error_of(run_pull(place))
+    assert (type(error), error.code) == (PacsError, "called-ae-title-unknown")
+    assert attempts == [1]
+
+
+def test_chunks_of_all_passes_have_different_numbers(place, logged):
+    text = place.file.read_text()
+    place.file.write_text(text.replace("retry_after_seconds: []", "retry_after_seconds: [0.01]"))
+    uids = place.pacs.holdings.study_instance_uids()
+    place.pacs.script.append(Behaviour("move.drop_instances", instances=1, study=list(uids)[0]))
+    assert run_pull(place).name == "Partial"
+    assert [name for name in logged.ended_tasks() if name.startswith("archive")] == [
+        "archive-000001",
+        "archive-000002",
+    ]
+
+
+# ----------------------------------------------------------------------- the share of the node
+
+
+@pytest.fixture
+def limit(prefect_harness) -> Iterator[str]:
+    name = "pacs-pacs"
+    yield name
+    with get_client(sync_client=True) as client:
+        client.delete_global_concurrency_limit_by_name(name)
+
+
+def set_limit(name: str, slots: int) -> None:
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/v2/concurrency_limits/", json={"name": name, "limit": slots})
+
+
+def active_slots(name: str) -> int:
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name(name).active_slots
+
+
+def test_a_run_holds_its_associations_of_the_nodes_limit_to_its_end(place, limit, monkeypatch):
+    set_limit(limit, 5)
+    held = []
+    attempts_of(monkeypatch, "archive_chunk", lambda _: held.append(active_slots(limit)))
+    assert run_pull(place).name == "Completed"
+    assert held == [place.site.nodes["pacs"].limits.associations]
+    assert active_slots(limit) == 0
+
+
+def test_a_run_that_fails_gives_the_nodes_limit_back(place, limit):
+    set_limit(limit, 5)
+    place.change(node={"called_ae_title": "NOBODY"})
+    error_of(run_pull(place))
+    assert active_slots(limit) == 0
+
+
+def test_a_limit_that_could_never_be_met_is_a_fault_and_not_waited_for(place, limit):
+    set_limit(limit, 1)
+    error = error_of(run_pull(place))
+    assert error.code == "configuration-faulty"
+    assert "allows 1 associations, limits.associations of the node is 2" in str(error)
+
+
+# --------------------------------------------------------------------------- what they let out
+
+
+@pytest.mark.parametrize("step", ["discover", "retrieve", "archive_chunk"])
+def test_a_task_replaces_errors_of_others_by_their_type(place, logged, monkeypatch, step):
+    def fail(self, *_):
+        raise ValueError(f"no such patient: {PATIENT}")
+
+    monkeypatch.setattr(Pull, step, fail)
+    state = run_pull(place)
+    assert str(error_of(state)) == "unexpected: ValueError"
+    assert "raise ValueError" in logged.text, "the local log says where it came from"
+    assert PATIENT not in state.message + logged.text
+
+
+def test_a_flow_replaces_errors_of_others_too(place, logged, monkeypatch):
+    def fail(*_):
+        raise KeyError(PATIENT)
+
+    monkeypatch.setattr(pipeline, "write_reports", fail)
+    states = [run_pull(place), rerun_failed("1", str(place.file), return_state=True)]
+    # The package's attribute of this name is the flow, not its module.
+    module = sys.modules["prefect_dicom.flows.verify_archive"]
+    monkeypatch.setattr(module, "verify_cohort", fail)
+    states.append(verify_archive("1", str(place.file), return_state=True))
+    assert [str(error_of(state)) for state in states] == ["unexpected: KeyError"] * 3
+    assert PATIENT not in logged.text + "".join(state.message for state in states)
+
+
+def test_what_an_error_was_made_from_stays_inside(place, logged, monkeypatch):
+    def fail(self, *_):
+        try:
+            raise ValueError(PATIENT)
+        except ValueError as error:
+            raise PacsError("not-permitted") from error
+
+    monkeypatch.setattr(Pull, "retrieve", fail)
+    state = run_pull(place)
+    assert str(error_of(state)) == "not-permitted"
+    assert "Traceback" in logged.text
+    assert PATIENT not in state.message + logged.text
+
+
+def test_a_stop_order_passes_the_edge_as_it_is():
+    with pytest.raises(KeyboardInterrupt), without_phi():
+        raise KeyboardInterrupt
