@@ -185,7 +185,10 @@ class Retrieval:
                     record.size_bytes,
                     f"{record.sha256}.dcm",
                 )
-                work.warnings[key] = record.warnings
+                if key not in work.warnings:
+                    # Received by a run that died; what it found it took with it.
+                    path = self._spool.file(work.reference, record.sha256)
+                    work.warnings[key] = validate(path, _expected(work, key)).findings
                 work.seen.add(record.sha256)
             elif state is InstanceState.STORED:
                 work.stored_hashes[key] = record.sha256
@@ -415,13 +418,7 @@ class Retrieval:
                 self._spool.quarantine_file(work.reference, sha256, "conflicting-content")
                 work.failure = "conflicting-content"
                 continue
-            expected = Expected(
-                work.claim.study_instance_uid,
-                key,
-                work.listed[key].sop_class_uid,
-                work.claim.patient_id or None,
-            )
-            verdict = validate(path, expected)
+            verdict = validate(path, _expected(work, key))
             if verdict.consequence is Consequence.QUARANTINE:
                 self._spool.quarantine_file(work.reference, sha256, verdict.findings[0])
                 work.failure = verdict.findings[0]
@@ -497,6 +494,15 @@ def _signs_of_life(expected: Request) -> int:
     """A number that changes while anything arrives, be it one very large object."""
     so_far = expected.arrived()
     return so_far.size_bytes + so_far.open_bytes
+
+
+def _expected(work: StudyWork, key: InstanceKey) -> Expected:
+    return Expected(
+        work.claim.study_instance_uid,
+        key,
+        work.sop_class_of(key),
+        work.claim.patient_id or None,
+    )
 
 
 def _key_of(identity: Identity, work: StudyWork) -> InstanceKey:
