@@ -133,7 +133,7 @@ class PrefectServer:
                 return self.find(kind, **{kind: {"flow_run_id": {"any_": [number]}}})
         raise ValueError(kind)
 
-    def finished(self, number: str, seconds: float = 90) -> dict[str, Any]:
+    def finished(self, number: str, seconds: float = 180) -> dict[str, Any]:
         """The flow run, once it has ended and the server has taken in all of its task runs."""
 
         def ended(runs: Callable[[], list[dict[str, Any]]]) -> bool:

@@ -33,7 +33,7 @@ NAMES = ("Zyxquordt^Immanuela", "Vrombautz^J\u00f6rnfried^^Dr", "Quellmoritz^Thu
 UNKNOWN = {"AccessionNumber": "ZQNOWHERE0815", "PatientID": "PZQ-NOBODY-4711"}
 WILD = {"PatientID": "PZQ-WILDCARD-99*"}
 # Starting a server, a worker and six runs is the first test's.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 TASK_RUN_NAME = re.compile(r"discover-lines-\d+-\d+|retrieve-\d{6}|archive-\d{6}")
 NO_OTHER_PASS = {"retry_after_seconds": []}
@@ -104,7 +104,7 @@ def run_all(stage: Stage) -> None:
         begun[name] = server.begin("pull-cohort/cohort", cohort=str(file), site=str(site))
     for name, number in begun.items():
         stage.runs[name] = server.finished(number)
-    by_hand.wait(90)
+    by_hand.wait(180)
     stage.by_hand = server.log("by-hand")
     (run,) = server.find("flow_runs", flow_runs={"deployment_id": {"is_null_": True}})
     stage.runs["away"] = server.finished(run["id"])
@@ -255,7 +255,9 @@ def test_the_run_shows_its_progress_and_its_results(stage):
     table = by_type["table"]["data"]
     for verdict, rows in (("archived", 4), ("not-found", 2), ("partial", 1)):
         assert f'"rows": {rows}, "verdict": "{verdict}"' in table
-    assert "results.csv" in by_type["markdown"]["data"]
+    summary = by_type["markdown"]["data"]
+    assert "- **2 not-found** (`no-match`): The PACS has no study with" in summary
+    assert "results.csv" in summary
 
 
 @pytest.mark.parametrize(

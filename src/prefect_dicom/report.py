@@ -114,8 +114,13 @@ def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
 def summary_markdown(ledger: Ledger, cohort: Cohort, folder: Path) -> str:
     """A cohort's summary for Prefect's UI."""
     totals = ledger.totals(cohort.number)
+    reasons = "".join(
+        f"- **{row['rows']} {row['verdict']}** (`{row['reason']}`): {row['meaning']} "
+        f"{row['what_to_do']}\n"
+        for row in reason_table(ledger.verdicts(cohort.number))
+    )
     return (
-        f"# Cohort {cohort.name}\n\n{in_words(totals)}\n\n"
+        f"# Cohort {cohort.name}\n\n{in_words(totals)}\n\n{reasons}\n"
         f"On the worker, in `{folder}`:\n\n"
         f"- `{RESULTS}`: a verdict and a reason for every line of the cohort file\n"
         f"- `{INSTANCES}.parquet`, `{INSTANCES}.csv`: every archived instance with its key, "
