@@ -154,8 +154,8 @@ class CountingIntake(MemoryIntake):
         part.write = self._count
         return part
 
-    def _count(self, view):
-        self.bytes += len(view)
+    def _count(self, fragments):
+        self.bytes += sum(map(len, fragments))
 
 
 def test_a_command_set_has_an_end():

@@ -57,10 +57,11 @@ class MemoryPart:
     data: bytearray = field(default_factory=bytearray)
     room: int | None = None
 
-    def write(self, view: memoryview) -> None:
-        if self.room is not None and len(self.data) + len(view) > self.room:
-            raise SpoolFull()
-        self.data += view
+    def write(self, fragments: list[memoryview]) -> None:
+        for fragment in fragments:
+            if self.room is not None and len(self.data) + len(fragment) > self.room:
+                raise SpoolFull()
+            self.data += fragment
 
 
 class MemoryIntake:

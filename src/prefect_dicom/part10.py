@@ -221,7 +221,7 @@ def study_of(descriptor: int, data_set_at: int, transfer_syntax_uid: str) -> str
     transfer_syntax_uid : str
         What the file meta says.
     """
-    walk = _Walk(descriptor, identity_only=True)
+    walk = _Walk(descriptor, study_only=True)
     _run(walk, data_set_at, transfer_syntax_uid)
     return walk.study_instance_uid()
 
@@ -229,7 +229,7 @@ def study_of(descriptor: int, data_set_at: int, transfer_syntax_uid: str) -> str
 def _walk(path: Path, *, identity_only: bool) -> _Walk:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        walk = _Walk(descriptor, identity_only)
+        walk = _Walk(descriptor, identity_only=identity_only)
         _run(walk)
         return walk
     finally:
@@ -277,7 +277,8 @@ _PIXEL_DATA_PROVIDER_URL = 0x00287FE0
 _SPECTROSCOPY_DATA = 0x56000020
 _PRESENCE_TAGS = {_PIXEL_DATA_PROVIDER_URL, _SPECTROSCOPY_DATA}
 _WANTED = frozenset({*_IDENTITY_TAGS, *_SHAPE_TAGS, *_PIXEL_TAGS, *_PRESENCE_TAGS})
-_UIDS = {0x00080016, 0x00080018, 0x0020000D, 0x0020000E}
+_STUDY = 0x0020000D
+_UIDS = {0x00080016, 0x00080018, _STUDY, 0x0020000E}
 _META_UIDS = {0x0002: "sop_class", 0x0003: "sop_instance", 0x0010: "transfer_syntax"}
 
 
@@ -300,6 +301,7 @@ class _Encoding:
         self.long_vrs = frozenset(self.integer(vr) for vr in _LONG_VRS)
         self._unknown_vr = self.integer(b"UN")
         self.wanted = {self._arranged(tag): tag for tag in _WANTED}
+        self.study = {self._arranged(_STUDY): _STUDY}
 
     def integer(self, data: bytes) -> int:
         return int.from_bytes(data, self.byte_order)
@@ -325,10 +327,13 @@ _LITTLE_ENDIAN, _BIG_ENDIAN = _Encoding("little"), _Encoding("big")
 class _Walk:
     """One pass over one file. ``at`` is always an offset in the file, an index in ``data``."""
 
-    def __init__(self, descriptor: int, identity_only: bool) -> None:
+    def __init__(
+        self, descriptor: int, *, identity_only: bool = False, study_only: bool = False
+    ) -> None:
         self.fault: InstanceRejected | None = None
         self._descriptor = descriptor
         self._identity_only = identity_only
+        self._study_only = study_only
         self._size = os.fstat(descriptor).st_size
         self._data = os.pread(descriptor, _FIRST_READ, 0)
         self._base = 0
@@ -452,7 +457,8 @@ class _Walk:
         # This loop is what a scan costs: names are local, and what can be judged when the
         # window moves, or of an element that stands out, is not asked of every element.
         encoding = self._encoding
-        header, long, wanted = encoding.header, encoding.long, encoding.wanted
+        header, long = encoding.header, encoding.long
+        wanted = encoding.study if self._study_only else encoding.wanted
         short_vrs, long_vrs = encoding.short_vrs, encoding.long_vrs
         implicit_header, group_shift = encoding.implicit_header, encoding.group_shift
         special_groups, vr = _SPECIAL_GROUPS, 0
@@ -617,6 +623,8 @@ class _Walk:
             return
         value = self._value(at, length)
         first = self._values.setdefault(tag, value)
+        if self._study_only:
+            raise _EnoughSeen
         name = _IDENTITY_TAGS.get(tag)
         if name is not None and first.strip(b" \0") != value.strip(b" \0"):
             self._twice.add(name)
@@ -669,7 +677,7 @@ class _Walk:
         )
 
     def study_instance_uid(self) -> str | None:
-        return _uid(self._values.get(0x0020000D))
+        return _uid(self._values.get(_STUDY))
 
     def structure(self) -> Structure:
         values = self._values

@@ -21,9 +21,11 @@ import fcntl
 import hashlib
 import json
 import os
+import queue
 import secrets
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from prefect_dicom.identifiers import is_sha256
 from prefect_dicom.model import StoreRequest, StudyReference
 
 _CHECK_EVERY_BYTES = 16 * 1024**2
+_WRITE_BESIDE_BYTES = 128 * 1024
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -91,27 +94,30 @@ class Part:
         """Hexadecimal SHA-256 of the Part 10 file, of the bytes written so far."""
         return self._hash.hexdigest()
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes of the data set.
+    def write(self, fragments: Sequence[bytes | memoryview]) -> None:
+        """Append bytes of the data set, which are only used during the call.
 
         Raises
         ------
         SpoolFull
             The disk, or the reserve that is kept on it, is reached.
         """
-        self._hash.update(data)
-        size = len(data)
+        size = sum(map(len, fragments))
+        if self._meta:
+            pieces, self._meta = (self._meta, *fragments), b""
+        else:
+            pieces = fragments
+        writer = self._spool.writer if size >= _WRITE_BESIDE_BYTES else None
         try:
-            if self._meta:
-                meta, self._meta = self._meta, b""
-                written = os.writev(self._descriptor, (meta, data)) - len(meta)
-                if written < 0:
-                    self._write_all(meta[written:])
-                    written = 0
+            if writer is not None and writer.begin(self._write_out, pieces):
+                # Hashing takes twice as long as writing, so that this thread never waits for long.
+                try:
+                    self._take_hash(fragments)
+                finally:
+                    writer.end()
             else:
-                written = os.write(self._descriptor, data)
-            if written < size:
-                self._write_all(memoryview(data)[written:])
+                self._take_hash(fragments)
+                self._write_out(pieces)
         except OSError as error:
             raise _ours(error) from None
         self.size_bytes += size
@@ -120,15 +126,21 @@ class Part:
             self._unchecked = 0
             self._spool.check_reserve()
 
-    def _write_all(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+    def _take_hash(self, fragments: Sequence[bytes | memoryview]) -> None:
+        for fragment in fragments:
+            self._hash.update(fragment)
+
+    def _write_out(self, pieces: Sequence[bytes | memoryview]) -> None:
+        written = os.writev(self._descriptor, pieces)
+        if written < sum(map(len, pieces)):
+            rest = memoryview(b"".join(pieces))[written:]
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
 
     def study_instance_uid(self) -> str | None:
         """What the data set says; None where it does not, or cannot be read."""
         if self._meta:
-            self.write(b"")
+            self.write(())
         return part10.study_of(
             self._descriptor, self._data_set_at, self.request.transfer_syntax_uid
         )
@@ -136,7 +148,7 @@ class Part:
     def move(self, target: str) -> None:
         """Give the whole part its place and end writing."""
         if self._meta:
-            self.write(b"")
+            self.write(())
         # Renamed before it is closed: the lock keeps a sweep away until it has its name.
         os.replace(self._name, target)
         self.close()
@@ -151,6 +163,49 @@ class Part:
         """Forget the part and free its space."""
         self.path.unlink(missing_ok=True)
         self.close()
+
+
+class _Writer:
+    """A thread that writes for whichever part finds it free; the others write themselves.
+
+    With it one association hashes and writes at the same time; several keep the cores busy as
+    they are.
+    """
+
+    def __init__(self) -> None:
+        self._free = threading.Lock()
+        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, function: Callable[..., None], *arguments: object) -> bool:
+        """Run a function beside; False if the writer is busy. :meth:`end` must follow."""
+        if not self._free.acquire(blocking=False):
+            return False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
+            self._thread.start()
+        self._jobs.put((function, arguments))
+        return True
+
+    def end(self) -> None:
+        """Wait for the function's end, and raise what it raised."""
+        error = self._results.get()
+        self._free.release()
+        if error is not None:
+            raise error
+
+    def _work(self) -> None:
+        while True:
+            function, arguments = self._jobs.get()
+            try:
+                function(*arguments)
+            except BaseException as error:
+                self._results.put(error)
+            else:
+                self._results.put(None)
+            # The arguments are views of a buffer that others use again.
+            del function, arguments
 
 
 class Spool:
@@ -178,6 +233,7 @@ class Spool:
         self.incoming_path = str(self.incoming)
         self._ready_path = str(self.ready)
         self._path = str(path)
+        self.writer = _Writer()
         self.suspect = path / "suspect"
         self.quarantined = path / "quarantine"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,10 @@ _PDU_SLACK_BYTES = 4 * 1024
 _UNLIMITED_PDU_BYTES = 64 * 1024 * 1024
 _COMMAND_BYTES = 64 * 1024
 _IDENTIFIER_BYTES = 64 * 1024
-_BUFFER_BYTES = 512 * 1024
+# A CT image in one piece; what is not used of it costs no memory.
+_BUFFER_BYTES = 1024 * 1024
+# Fewer than the kernel takes in one call (IOV_MAX).
+_MOST_FRAGMENTS = 512
 _ATTEND_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 3600.0
 
@@ -110,8 +113,8 @@ class Status(IntEnum):
 class Part(Protocol):
     """An object on its way to the disk."""
 
-    def write(self, view: memoryview) -> object:
-        """Take the next bytes of the data set; the view is only valid during the call."""
+    def write(self, fragments: list[memoryview]) -> object:
+        """Take the next bytes of the data set; they are only valid during the call."""
 
 
 class Intake(Protocol):
@@ -341,6 +344,8 @@ class Stream:
     ) -> None:
         self.connection = connection
         self.attend = attend
+        self.before_filling: Callable[[], None] | None = None
+        """Called before bytes of the buffer are overwritten or moved."""
         self._poll = select.poll()
         self.buffer = bytearray(buffer_bytes)
         self.view = memoryview(self.buffer)
@@ -357,6 +362,8 @@ class Stream:
         ConnectionError
             The peer closed.
         """
+        if self.before_filling is not None:
+            self.before_filling()
         rest = self.end - self.start
         # Only the beginning of a header is ever left over, so this moves a few bytes.
         if rest:
@@ -503,6 +510,9 @@ class Transfer:
         """The command whose data set is under way; None before its end."""
         self._message_deadline = math.inf
         self._part: Part | None = None
+        self._fragments: list[memoryview] = []
+        """Of the part's data set, in the stream's buffer and not written yet."""
+        stream.before_filling = self._write_fragments
         self._identifier: bytearray | None = None
         self._failure: int | None = None
         self._data_set_bytes = 0
@@ -667,17 +677,28 @@ class Transfer:
     def _take_data(self, fragment: memoryview) -> None:
         self._data_set_bytes += len(fragment)
         if self._part is not None:
-            try:
-                self._part.write(fragment)
-            except (SpoolFull, OSError) as error:
-                # Swallow the rest: the association stays usable, the peer gets a status.
-                logger.error("an object could not be written: %s", type(error).__name__)
-                self._failure = Status.OUT_OF_RESOURCES
-                self._abandon()
+            self._fragments.append(fragment)
+            if len(self._fragments) >= _MOST_FRAGMENTS:
+                self._write_fragments()
         elif self._identifier is not None:
             if len(self._identifier) + len(fragment) > _IDENTIFIER_BYTES:
                 raise Violation(Violation.INVALID_PARAMETER, "an identifier without end")
             self._identifier += fragment
+
+    def _write_fragments(self) -> None:
+        """Hand the part what has come, all that is in the buffer at once."""
+        if not self._fragments:
+            return
+        fragments, self._fragments = self._fragments, []
+        if self._part is None:
+            return
+        try:
+            self._part.write(fragments)
+        except (SpoolFull, OSError) as error:
+            # Swallow the rest: the association stays usable, the peer gets a status.
+            logger.error("an object could not be written: %s", type(error).__name__)
+            self._failure = Status.OUT_OF_RESOURCES
+            self._abandon()
 
     def _last_fragment(self, is_command: int) -> bool:
         if is_command:
@@ -731,6 +752,7 @@ class Transfer:
         return False
 
     def _store(self) -> int:
+        self._write_fragments()
         if self._failure is not None or self._part is None:
             return Status.PROCESSING_FAILURE if self._failure is None else self._failure
         part, self._part = self._part, None
