@@ -183,3 +183,17 @@ def test_a_rerun_tries_again_only_what_can_be_helped(place):
         expected = "archived" if reason in healed else verdict
         assert str(verdicts[line].verdict) == expected
     place.audit()
+
+
+@pytest.mark.parametrize("status, reason", [(0x0110, "pacs-failure"), (0xA700, "answers-capped")])
+@pytest.mark.parametrize("on_request", [1, 4], ids=["its row", "its instance list"])
+def test_a_query_that_fails_for_one_study_says_nothing_of_the_others(
+    tmp_path, status, reason, on_request
+):
+    """The first three queries are those for the three rows; the fourth lists the first study."""
+    objects = [*study(91), *study(92), *study(93)]
+    script = [Behaviour("find.refuse", on_request=on_request, status=status)]
+    with site_around(tmp_path, objects, script=script, retrieve="c-get") as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 2, Verdict.FAILED: 1}
+        assert reason in {row["reason"] for row in results(place)}
+        assert place.rerun().rows == {Verdict.ARCHIVED: 3}

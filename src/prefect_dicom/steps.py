@@ -65,6 +65,14 @@ _STUDIES_PER_PAGE = 500
 _STORED_PER_WRITE = 200
 _LISTS_BEFORE_GIVING_UP = 4
 _EMPTY_STUDIES_BEFORE_HALT = 3
+_OF_ONE_REQUEST = {
+    "answer-unusable",
+    "answers-capped",
+    "pacs-failure",
+    "request-refused",
+    "unsafe-patient-id",
+}
+"""Answers to one query that say nothing about the next: the others go on."""
 
 _current: ContextVar[Pull] = ContextVar("prefect_dicom_pull")
 
@@ -155,7 +163,7 @@ class Pull:
         try:
             answers = find_studies(requestor, keys)
         except PacsError as error:
-            if error.disposition is not Disposition.PERMANENT:
+            if error.code not in _OF_ONE_REQUEST:
                 raise
             return row.line, (), error.code, ()
         result = assess(row, answers)
@@ -239,7 +247,7 @@ class Pull:
         try:
             retrieval.list(work, fresh=True)
         except PacsError as error:
-            if error.disposition is not Disposition.PERMANENT:
+            if error.code not in _OF_ONE_REQUEST:
                 raise
             self.ledger.record_failed(work.claim, error.code)
             return False
