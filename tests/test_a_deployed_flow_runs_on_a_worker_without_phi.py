@@ -264,7 +264,7 @@ def test_the_run_shows_its_progress_and_its_results(stage):
     ("name", "code"),
     [
         ("wild", "cohort-faulty"),
-        ("blocked", "unexpected"),
+        ("blocked", "spool-unusable"),
         ("no-archive", "archive-missing"),
         ("unknown", "called-ae-title-unknown"),
         ("away", "pacs-refused"),

@@ -375,6 +375,12 @@ _TABLE = (
         "Free space on the spool's disk, or point `spool.path` to a larger one.",
     ),
     (
+        "spool-unusable",
+        OPERATOR,
+        "The spool directory cannot be made or written.",
+        "Check `spool.path`: a directory of its own that this user may write.",
+    ),
+    (
         "spool-unsafe",
         OPERATOR,
         "The spool directory is open to other users, or is a symbolic link.",

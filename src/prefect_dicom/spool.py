@@ -221,7 +221,8 @@ class Spool:
     Raises
     ------
     PrefectDicomError
-        ``spool-unsafe`` if it is a symbolic link or open to other users.
+        ``spool-unsafe`` if it is a symbolic link or open to other users, ``spool-unusable`` if
+        it cannot be made.
     """
 
     def __init__(self, path: Path, reserve_bytes: int = 0) -> None:
@@ -236,12 +237,14 @@ class Spool:
         self.writer = _Writer()
         self.suspect = path / "suspect"
         self.quarantined = path / "quarantine"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        if path.is_symlink() or path.stat().st_mode & 0o077:
-            raise PrefectDicomError("spool-unsafe", "the spool directory")
-        for folder in (self.incoming, self.ready, self.suspect, self.quarantined):
-            folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if path.is_symlink() or path.stat().st_mode & 0o077:
+                raise PrefectDicomError("spool-unsafe", "the spool directory")
+            for folder in (self.incoming, self.ready, self.suspect, self.quarantined):
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise PrefectDicomError("spool-unusable", os.strerror(error.errno or 0)) from None
 
     def free_bytes(self) -> int:
         """Bytes that may still be written before the reserve is touched; may be negative."""
