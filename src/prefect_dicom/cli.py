@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -136,12 +137,15 @@ def doctor(
     for name, some in entries.items():
         peer = settings.nodes[name]
         output.print(
-            f"\nWhat has to be known to [bold]{name}[/], {peer.called_ae_title} at "
-            f"{peer.host}:{peer.port}, of this site:"
+            f"\nWhat [bold]{name}[/] ({escape(peer.called_ae_title)} at {peer.host}:{peer.port}) "
+            "has to know of this site:",
+            soft_wrap=True,
         )
-        for entry in some:
-            output.print(f"  {entry.place}:", style="dim", markup=False)
-            output.print(f"    {entry.line}", markup=False, soft_wrap=True)
+        for place in dict.fromkeys(entry.place for entry in some):
+            output.print(f"  {place}:", style="dim", markup=False)
+            for entry in some:
+                if entry.place == place:
+                    output.print(f"    {entry.line}", markup=False, soft_wrap=True)
     faulty = sum(not finding.ok for finding in findings)
     warnings = sum(finding.ok and bool(finding.advice) for finding in findings)
     output.print(
@@ -243,7 +247,8 @@ def status(
         print(json.dumps([_figures(known, totals) for known, totals in lines], indent=1))
         return Exit.ALL_WELL
     for known, totals in lines:
-        output.print(f"{known.number}  [bold]{known.name}[/] ({known.node}): {in_words(totals)}")
+        words = f"{known.number}  [bold]{known.name}[/] ({known.node}): {in_words(totals)}"
+        output.print(words, soft_wrap=True)
     if not lines:
         console.print("No cohort yet: prefect-dicom pull cohort.csv")
     return Exit.ALL_WELL
@@ -527,7 +532,7 @@ def _show(
     for row in reasons:
         table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
     output.print(table)
-    output.print(in_words(totals), markup=False)
+    output.print(in_words(totals), markup=False, soft_wrap=True)
     if (folder / RESULTS).exists():
         output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
     if missing:

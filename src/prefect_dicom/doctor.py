@@ -149,7 +149,8 @@ def _failed(part: str, check: str, error: PrefectDicomError, advice: str = "") -
 
 def _ledger(site: Site) -> str:
     with Ledger.open(ledger_url(site)) as ledger, ledger.run("doctor"):
-        return f"{len(ledger.cohorts())} cohorts known"
+        known = len(ledger.cohorts())
+        return f"{known} cohort{'' if known == 1 else 's'} known"
 
 
 def _spool(site: Site) -> str:
