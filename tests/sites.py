@@ -9,6 +9,7 @@ import contextlib
 import csv
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from prefect_dicom.configuration import Site, ledger_url, load_site
 from prefect_dicom.identifiers import manifest_key, object_key
 from prefect_dicom.ledger import Ledger, StudyRecord, Totals
 from prefect_dicom.model import RowVerdict, StudyManifest, StudyState
-from prefect_dicom.receiver import running_receiver
+from prefect_dicom.receiver import ReceiverLease, running_receiver
 from prefect_dicom.steps import Pull, open_pull, register_cohort, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs
 from prefect_dicom.testing.objects import StoredObject
@@ -43,6 +44,35 @@ def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
         time.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A receiver that stands ready for one site after the other: starting one takes a second."""
+
+    title: str
+    port: int
+    spool: Path
+
+    def settings(self) -> dict:
+        return {"ae_title": self.title, "port": self.port, "idle_seconds": 1}
+
+
+@contextlib.contextmanager
+def standing_receiver(folder: Path) -> Iterator[Standing]:
+    """A receiver for the sites of several tests, which take turns with its spool."""
+    port = free_port()
+    standing = Standing(f"TEST{port}", port, folder / "spool")
+    node = {"host": LOOPBACK, "port": port, "called_ae_title": "ANY"}
+    site = Site(
+        nodes={"pacs": node},
+        receiver=standing.settings(),
+        archive={"directory": folder / "archive"},
+        spool={"path": standing.spool, "reserve_bytes": 0},
+    )
+    with ReceiverLease(site) as lease:
+        yield standing
+        lease.stop()
 
 
 @dataclass
@@ -148,11 +178,11 @@ class Place:
 
     def quarantined(self) -> list[Path]:
         """The notes of quarantined objects."""
-        return sorted((self.folder / "spool" / "quarantine").glob("*.json"))
+        return sorted((self.site.spool.path / "quarantine").glob("*.json"))
 
     def spooled(self) -> list[Path]:
         """Object files that lie in the spool, quarantine apart."""
-        spool = self.folder / "spool"
+        spool = self.site.spool.path
         return [
             path
             for name in ("incoming", "ready", "suspect")
@@ -214,20 +244,24 @@ def site_around(
     script: Sequence[Behaviour] = (),
     retrieve: str = "c-move",
     bucket: S3Server | None = None,
+    standing: Standing | None = None,
     **parts: Mapping,
 ) -> Iterator[Place]:
     """A site for a PACS that holds the objects; the keywords change parts of the site file.
 
     The credentials of a bucket are expected in the environment.
     """
-    receiver_port = free_port()
-    title = f"TEST{receiver_port}"
+    if standing is None:
+        port = free_port()
+        own = Standing(f"TEST{port}", port, folder / "spool")
+    else:
+        own = standing
     (folder / "archive").mkdir()
     archive = {"directory": "archive"}
     if bucket is not None:
         archive = {"bucket": bucket.bucket, "endpoint": bucket.endpoint, "region": "us-east-1"}
     with ScriptedPacs(
-        objects=objects, script=script, destinations={title: (LOOPBACK, receiver_port)}
+        objects=objects, script=script, destinations={own.title: (LOOPBACK, own.port)}
     ) as pacs:
         document = {
             "nodes": {
@@ -239,10 +273,10 @@ def site_around(
                     "timeouts": {"settle_seconds": 0.4, "stall_seconds": 20},
                 }
             },
-            "receiver": {"ae_title": title, "port": receiver_port, "idle_seconds": 1},
+            "receiver": own.settings(),
             "archive": archive,
             "ledger": {"path": "ledger.sqlite"},
-            "spool": {"path": "spool", "reserve_bytes": 0},
+            "spool": {"path": str(own.spool), "reserve_bytes": 0},
         }
         place = Place(folder, folder / "site.yaml", pacs)
         place.file.write_text(yaml.safe_dump(document))
@@ -250,7 +284,10 @@ def site_around(
         try:
             yield place
         finally:
-            if (lease := running_receiver(place.site)) is not None:
+            if standing is not None:
+                for path in standing.spool.glob("*/*"):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif (lease := running_receiver(place.site)) is not None:
                 lease.stop()
                 lease.close()
 

@@ -37,8 +37,10 @@ def goes_on_to_the_end(place: Place, studies: int = 1) -> None:
     place.audit()
 
 
-@pytest.mark.parametrize("retrieve", SERVICES)
-@pytest.mark.parametrize("answers", [0, 3, INSTANCES])
+@pytest.mark.parametrize(
+    ("retrieve", "answers"),
+    [("c-move", 0), ("c-move", 3), ("c-move", INSTANCES), ("c-get", 0), ("c-get", 3)],
+)
 def test_killed_while_a_study_arrives(tmp_path, retrieve, answers):
     service, hold = SERVICES[retrieve], threading.Event()
     stall = Behaviour("net.stall_after", answers=answers, hold=hold, service=service, on_request=1)

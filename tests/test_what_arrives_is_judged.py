@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+from functools import partial
 
 import pytest
-from sites import LOOPBACK, Place, site_around
+from sites import LOOPBACK, Place, site_around, standing_receiver
 
 from prefect_dicom.model import Verdict
 from prefect_dicom.receiver import ReceiverLease
@@ -14,6 +15,18 @@ from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 
 METHODS = ("c-move", "c-get")
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory):
+    with standing_receiver(tmp_path_factory.mktemp("receiver")) as standing:
+        yield standing
+
+
+@pytest.fixture
+def around(tmp_path, standing):
+    """Builds the site: of objects, and what else :func:`~sites.site_around` takes."""
+    return partial(site_around, tmp_path, standing=standing)
 
 
 def notes(place: Place) -> list[dict]:
@@ -39,13 +52,17 @@ def send(place: Place, stored: StoredObject, originator: tuple[str, int] | None 
         association.release()
 
 
-@pytest.mark.parametrize("faulty", ["archive", "leave-out"])
-@pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_cut_on_its_way_is_asked_for_again(tmp_path, retrieve, faulty):
+@pytest.mark.parametrize(
+    ("retrieve", "faulty"), zip(METHODS, ("archive", "leave-out"), strict=True)
+)
+def test_an_object_cut_on_its_way_is_asked_for_again(around, retrieve, faulty):
     objects = list(tiny_objects(1, instances=3))
     script = [Behaviour("store.truncate", instances=1, times=1)]
-    with site_around(
-        tmp_path, objects, script=script, retrieve=retrieve, validation={"faulty": faulty}
+    with around(
+        objects,
+        script=script,
+        retrieve=retrieve,
+        validation={"faulty": faulty},
     ) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         manifest = place.manifest(objects[0].study_instance_uid)
@@ -56,11 +73,11 @@ def test_an_object_cut_on_its_way_is_asked_for_again(tmp_path, retrieve, faulty)
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_that_is_cut_at_its_source_is_archived_with_a_warning(tmp_path, retrieve):
+def test_an_object_that_is_cut_at_its_source_is_archived_with_a_warning(around, retrieve):
     objects = list(tiny_objects(1, instances=3))
     cut = objects[1].sop_instance_uid
     script = [Behaviour("store.truncate", instances=[cut])]
-    with site_around(tmp_path, objects, script=script, retrieve=retrieve) as place:
+    with around(objects, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         manifest = place.manifest(objects[0].study_instance_uid)
         warnings = {i.sop_instance_uid: i.warnings for i in manifest.instances if i.warnings}
@@ -70,12 +87,15 @@ def test_an_object_that_is_cut_at_its_source_is_archived_with_a_warning(tmp_path
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_that_is_cut_at_its_source_is_left_out_and_named(tmp_path, retrieve):
+def test_an_object_that_is_cut_at_its_source_is_left_out_and_named(around, retrieve):
     objects = list(tiny_objects(1, instances=3))
     cut = objects[1].sop_instance_uid
     script = [Behaviour("store.truncate", instances=[cut])]
-    with site_around(
-        tmp_path, objects, script=script, retrieve=retrieve, validation={"faulty": "leave-out"}
+    with around(
+        objects,
+        script=script,
+        retrieve=retrieve,
+        validation={"faulty": "leave-out"},
     ) as place:
         assert place.pull().rows == {Verdict.PARTIAL: 1}
         [verdict] = place.verdicts()
@@ -90,24 +110,22 @@ def test_an_object_that_is_cut_at_its_source_is_left_out_and_named(tmp_path, ret
 
 
 @pytest.mark.parametrize("uids_per_request", [50, 1])
-def test_studies_of_which_every_object_is_cut_are_judged_object_by_object(
-    tmp_path, uids_per_request
-):
+def test_studies_of_which_every_object_is_cut_are_judged_object_by_object(around, uids_per_request):
     # Cut before the study's UID, so that only a request for one study can tell where it belongs.
     script = [Behaviour("store.truncate", instances=5)]
     node = {"limits": {"uids_per_request": uids_per_request}}
-    with site_around(tmp_path, tiny_objects(3, instances=2), script=script, node=node) as place:
+    with around(tiny_objects(3, instances=2), script=script, node=node) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 3}
         assert place.totals().stored == 6
         place.audit()
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_of_another_patient_is_quarantined_and_fails_its_study_alone(tmp_path, retrieve):
+def test_an_object_of_another_patient_is_quarantined_and_fails_its_study_alone(around, retrieve):
     objects = list(tiny_objects(2, instances=3))
     other = objects[1].sop_instance_uid
     script = [Behaviour("store.other_patient", instances=[other])]
-    with site_around(tmp_path, objects, script=script, retrieve=retrieve) as place:
+    with around(objects, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.PARTIAL: 1, Verdict.ARCHIVED: 1}
         assert sorted(place.reasons()) == [("archived", None), ("failed", "wrong-patient")]
         assert [note["reason"] for note in notes(place)] == ["wrong-patient"]
@@ -119,13 +137,11 @@ def test_an_object_of_another_patient_is_quarantined_and_fails_its_study_alone(t
         place.audit()
 
 
-def test_studies_that_bring_another_patient_do_not_halt_the_node(tmp_path):
+def test_studies_that_bring_another_patient_do_not_halt_the_node(around):
     script = [Behaviour("store.other_patient", instances=1)]
-    with site_around(
-        tmp_path,
+    with around(
         tiny_objects(5),
         script=script,
-        retrieve="c-get",
         node={"limits": {"chunk_studies": 1}},
     ) as place:
         assert place.pull().rows == {Verdict.FAILED: 5}
@@ -134,19 +150,19 @@ def test_studies_that_bring_another_patient_do_not_halt_the_node(tmp_path):
         place.audit()
 
 
-def test_an_object_of_another_patient_that_comes_right_the_second_time_is_archived(tmp_path):
+def test_an_object_of_another_patient_that_comes_right_the_second_time_is_archived(around):
     script = [Behaviour("store.other_patient", instances=1, times=1)]
-    with site_around(tmp_path, tiny_objects(1, instances=3), script=script) as place:
+    with around(tiny_objects(1, instances=3), script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert [note["reason"] for note in notes(place)] == ["wrong-patient"]
         place.audit()
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_that_comes_twice_counts_once(tmp_path, retrieve):
+def test_an_object_that_comes_twice_counts_once(around, retrieve):
     script = [Behaviour("store.duplicate", instances=2)]
     objects = list(tiny_objects(1, instances=4))
-    with site_around(tmp_path, objects, script=script, retrieve=retrieve) as place:
+    with around(objects, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert len(place.pacs.sent_instances()) == 6
         assert len(place.manifest(objects[0].study_instance_uid).instances) == 4
@@ -156,10 +172,12 @@ def test_an_object_that_comes_twice_counts_once(tmp_path, retrieve):
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_two_contents_under_one_uid_are_nobodys_to_choose(tmp_path, retrieve):
+def test_two_contents_under_one_uid_are_nobodys_to_choose(around, retrieve):
     script = [Behaviour("store.conflict", instances=1)]
-    with site_around(
-        tmp_path, tiny_objects(1, instances=3), script=script, retrieve=retrieve
+    with around(
+        tiny_objects(1, instances=3),
+        script=script,
+        retrieve=retrieve,
     ) as place:
         assert place.pull().rows == {Verdict.PARTIAL: 1}
         assert place.reasons() == [("failed", "conflicting-content")]
@@ -170,10 +188,10 @@ def test_two_contents_under_one_uid_are_nobodys_to_choose(tmp_path, retrieve):
 
 @pytest.mark.parametrize("retrieve", METHODS)
 @pytest.mark.parametrize("originator", [False, True])
-def test_an_object_that_comes_along_unasked_is_quarantined(tmp_path, retrieve, originator):
+def test_an_object_that_comes_along_unasked_is_quarantined(around, retrieve, originator):
     wanted, stranger = tiny_objects(1, instances=3), list(tiny_objects(1, seed=7))
     script = [Behaviour("store.unsolicited", objects=stranger, originator=originator)]
-    with site_around(tmp_path, wanted, script=script, retrieve=retrieve) as place:
+    with around(wanted, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         [note] = notes(place)
         assert note["reason"] in ("not-requested", "uid-mismatch")
@@ -186,9 +204,12 @@ def test_an_object_that_comes_along_unasked_is_quarantined(tmp_path, retrieve, o
         place.audit()
 
 
-def test_an_object_sent_by_somebody_else_is_quarantined_with_a_note(tmp_path):
+def test_an_object_sent_by_somebody_else_is_quarantined_with_a_note(around):
     stranger = next(tiny_objects(1, seed=7))
-    with site_around(tmp_path, tiny_objects(1)) as place, ReceiverLease(place.site):
+    with (
+        around(tiny_objects(1)) as place,
+        ReceiverLease(place.site),
+    ):
         assert send(place, stranger) == 0x0000
         [note] = notes(place)
         assert note["reason"] == "not-requested"
@@ -199,10 +220,10 @@ def test_an_object_sent_by_somebody_else_is_quarantined_with_a_note(tmp_path):
         assert not any(stranger.study_instance_uid in key for key in place.archived())
 
 
-def test_an_instance_of_the_study_that_is_not_on_its_list_is_quarantined(tmp_path):
+def test_an_instance_of_the_study_that_is_not_on_its_list_is_quarantined(around):
     *listed, unlisted = tiny_objects(1, instances=3)
     script = [Behaviour("store.unsolicited", objects=[unlisted], originator=True)]
-    with site_around(tmp_path, listed, script=script) as place:
+    with around(listed, script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert [note["reason"] for note in notes(place)] == ["not-requested"]
         assert not any(unlisted.sop_instance_uid in key for key in place.archived())
@@ -211,7 +232,10 @@ def test_an_instance_of_the_study_that_is_not_on_its_list_is_quarantined(tmp_pat
 
 def test_an_address_that_is_not_allowed_gets_no_association(tmp_path):
     parts = {"receiver": {"allowed_senders": ["192.0.2.1"]}}
-    with site_around(tmp_path, tiny_objects(1), **parts) as place, ReceiverLease(place.site):
+    with (
+        site_around(tmp_path, tiny_objects(1), **parts) as place,
+        ReceiverLease(place.site),
+    ):
         with socket.create_connection((LOOPBACK, place.site.receiver.port), 5) as connection:
             connection.settimeout(5)
             assert connection.recv(1) == b""
