@@ -11,11 +11,14 @@ export PIP_ROOT_USER_ACTION := ignore
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help demo test lint layers peers lock clean
+SIZES ?=
+
+.PHONY: help demo test bench lint layers peers lock clean
 
 help:
 	@echo 'make demo    a small PACS, a generated cohort, a local archive: pulled in a minute'
 	@echo 'make test    installs what the tests talk to (as root or with sudo), runs everything'
+	@echo 'make bench   how fast it is beside DCMTK and pynetdicom, in a quarter of an hour'
 	@echo 'make lint    style, and who may import whom'
 	@echo 'make lock    resolves the dependencies anew into requirements.lock'
 	@echo 'make clean   removes what these have made'
@@ -34,6 +37,10 @@ test: export PREFECT_HOME := $(CURDIR)/build/prefect
 test: peers lint
 	@mkdir -p build/prefect
 	@env -u PREFECT_API_URL $(BIN)/python -m pytest $(PYTEST)
+
+# SIZES takes options: make bench SIZES='--only receive --rounds 3'
+bench: $(INSTALLED) peers
+	@env -u PREFECT_API_URL PYTHONPATH=tests $(BIN)/python -m benchmarks $(SIZES)
 
 peers:
 	@scripts/install-test-peers

@@ -1,0 +1,197 @@
+"""Measure everything against its neighbours in one run and print one table: ``make bench``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from radosgw import missing_programs, radosgw
+
+from benchmarks.cohorts import (
+    cohort_of_tiny_studies,
+    large_object_peaks,
+    many_associations_peak,
+    register_and_report,
+)
+from benchmarks.corpus import Study, ct_studies, small_studies
+from benchmarks.jobs import Bench, flow_and_stages, flow_seconds, three_steps
+from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
+from benchmarks.receiving import getting_rates, receiving_rates
+from benchmarks.sender import Orthanc
+from benchmarks.table import HEAD, Line, ratio
+
+PARTS = ("receive", "nagle", "get", "jobs", "cohort", "memory")
+_CONTEXTS = {
+    "CT": (str(CTImageStorage), str(ExplicitVRLittleEndian)),
+    "10 KB": (str(SecondaryCaptureImageStorage), str(ExplicitVRLittleEndian)),
+}
+_PEAK_MB = 300
+
+
+def main() -> int:
+    """Print each line of the table as soon as it is measured."""
+    options = _options()
+    began = time.monotonic()
+    print(HEAD, flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for line in measured(Path(folder), options):
+            print(line, flush=True)
+    print(f"\n{time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f} at the end")
+    return 0
+
+
+def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
+    """The lines of the table."""
+    parts = options.only or PARTS
+    if {"receive", "nagle", "get"} & set(parts):
+        yield from _transfers(folder / "transfers", options, parts)
+    if {"jobs", "cohort", "memory"} & set(parts):
+        with Bench.opened(folder / "jobs") as bench:
+            if "jobs" in parts:
+                yield from _jobs(folder / "whole", bench, options)
+            if "cohort" in parts:
+                yield from _cohort(bench, options)
+            if "memory" in parts:
+                yield from _memory(folder / "memory", bench, options)
+
+
+def _transfers(folder: Path, options: argparse.Namespace, parts: tuple[str, ...]) -> Iterator[Line]:
+    (ct,) = ct_studies(folder, 1, options.ct)
+    (small,) = small_studies(folder, 1, options.small)
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(OurReceiver(folder / "ours"))
+        best = stack.enter_context(StoreScp(folder / "best", best=True))
+        installed = stack.enter_context(StoreScp(folder / "installed", best=False))
+        plain = stack.enter_context(PlainPynetdicom(folder / "pynetdicom"))
+        known = {r.ae_title: r.port for r in (ours, best, installed, plain)}
+        with Orthanc(folder / "orthanc", no_delay=True, destinations=known) as orthanc:
+            orthanc.hold([ct, small])
+            for name, study in (("CT", ct), ("10 KB", small)):
+                if "receive" in parts:
+                    work = [(receiver, study) for receiver in (ours, best, plain)]
+                    rates = receiving_rates(orthanc, work, options.rounds)
+                    what = f"receive + SHA-256, {name}, over"
+                    one = rates[ours.name]
+                    yield ratio(f"{what} storescp at its best", one, rates[best.name], 1.0, "/s")
+                    yield ratio(f"{what} plain pynetdicom", one, rates[plain.name], None, "/s")
+                if "get" in parts:
+                    rates = getting_rates(orthanc, study, folder, _CONTEXTS[name], options.rounds)
+                    what = f"C-GET + SHA-256, {name}, over getscu at its best"
+                    yield ratio(what, *rates.values(), 0.9, "/s")
+        if "nagle" not in parts:
+            return
+        few = {
+            "CT": (*ct_studies(folder / "few", 1, max(options.ct // 10, 1)), 30),
+            "10 KB": (*small_studies(folder / "few", 1, max(options.small // 50, 1)), 80),
+        }
+        with Orthanc(folder / "nagle", no_delay=False, destinations=known) as orthanc:
+            for name, many in (("CT", ct), ("10 KB", small)):
+                study, target = few[name]
+                # First the few, for the receiver that takes a tenth of a second for each.
+                orthanc.hold([study])
+                theirs = receiving_rates(orthanc, [(installed, study)], 1)[installed.name]
+                orthanc.hold([many])
+                one = receiving_rates(orthanc, [(ours, many)], 1)[ours.name]
+                what = f"receive + SHA-256, {name}, peer as installed, over storescp as installed"
+                yield ratio(what, one, theirs, target, "/s")
+
+
+def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
+    studies = ct_studies(folder, options.job_studies, 8)
+    size = sum(study.size_bytes for study in studies) // 10**6
+    with contextlib.ExitStack() as stack:
+        archive: dict[str, str] = {"directory": "archive"}
+        if not options.directory_archive and not missing_programs():
+            gateway = stack.enter_context(radosgw(folder / "radosgw"))
+            archive = {"bucket": gateway.bucket, "endpoint": gateway.endpoint}
+            archive["region"] = "us-east-1"
+            keys = {"AWS_ACCESS_KEY_ID": gateway.access_key}
+            keys["AWS_SECRET_ACCESS_KEY"] = gateway.secret_key
+            os.environ.update(keys)
+            bench.environment.update(keys)
+        where = "radosgw" if "bucket" in archive else "a directory"
+        about = f"{size} MB of CT into {where}"
+        nobody = bench.site({"port": 1, "called_ae_title": "NOBODY"}, {"directory": "archive"})
+        bench.run("idle", nobody, bench.cohort(["1.2.3"], "one"))
+        idle = bench.run("idle", nobody, bench.cohort(["1.2.3"], "one"))["seconds"]
+        with Orthanc(folder / "orthanc", no_delay=True) as orthanc:
+            orthanc.hold(studies)
+            whole, slowest, _ = flow_and_stages(
+                bench, orthanc, studies, archive, options.job_rounds
+            )
+            net = [seconds - idle for seconds in whole]
+            line = ratio("whole job over its slowest stage alone", net, slowest, None, "s")
+            detail = f"{about}; {line.detail}; less {idle:.1f} s for the start of any flow"
+            yield Line(line.work, line.value, 1.15, False, detail=detail)
+            steps = three_steps(orthanc, studies, folder / "best", archive, best=True)
+            yield _over_steps("three steps at their best", median(whole), steps)
+        with Orthanc(folder / "nagle", no_delay=False) as orthanc:
+            orthanc.hold(studies)
+            seconds = flow_seconds(bench, orthanc, studies, archive)
+            steps = three_steps(orthanc, studies, folder / "installed", archive, best=False)
+            yield _over_steps("three steps, peer and getscu as installed", seconds, steps)
+
+
+def _over_steps(name: str, whole: float, steps: dict[str, float]) -> Line:
+    detail = f"{whole:.1f} s to " + " + ".join(f"{k} {v:.1f} s" for k, v in steps.items())
+    return Line(f"whole job over the {name}", whole / sum(steps.values()), 0.4, False, "", detail)
+
+
+def _cohort(bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
+    n = options.studies
+    found = cohort_of_tiny_studies(bench, n)
+    detail = f"{n:,} studies; {1000 * found['ledger'] / n:.1f} ms of CPU in the ledger, "
+    detail += f"{1000 * found['prefect'] / n:.1f} ms for a flow whose steps do nothing; "
+    detail += f"with the PACS's and all else {1000 * found['first'] / n:.0f} ms"
+    cost = 1000 * (found["ledger"] + found["prefect"]) / n
+    yield Line("ledger + Prefect per study", cost, 10, False, " ms", detail)
+    detail = f"{n:,} studies; {found['retrieves']} retrieves, {found['queries']} queries, "
+    detail += f"{found['puts']} puts"
+    yield Line("rerun of a finished cohort", found["again"], 30, False, " s", detail)
+    yield _peak(f"a cohort of {n:,} studies", found["peak_bytes"], "")
+
+
+def _memory(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
+    folder.mkdir()
+    large = large_object_peaks(bench, folder, options.large)
+    detail = f"receiver {large['receiver_peak_bytes'] / 1e6:.0f} MB; {large['seconds']:.1f} s"
+    yield _peak(f"one object of {options.large:,} MB", large["peak_bytes"], detail)
+    studies: list[Study] = ct_studies(folder, 8, max(options.ct // 20, 1))
+    peak = many_associations_peak(folder / "many", studies)
+    yield _peak("8 associations at a time (the receiver)", peak, "")
+    rows = register_and_report(bench, options.rows)
+    detail = f"registered and reported in {rows['seconds']:.1f} s"
+    yield _peak(f"a cohort file of {options.rows:,} rows", rows["peak_bytes"], detail)
+
+
+def _peak(work: str, size_bytes: float, detail: str) -> Line:
+    return Line(f"peak memory, {work}", size_bytes / 1e6, _PEAK_MB, False, " MB", detail)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    parser.add_argument("--folder", default=shm, help="where all files go; tmpfs if there is one")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
+    parser.add_argument("--rounds", type=int, default=7, help="of receiving and C-GET")
+    parser.add_argument("--ct", type=int, default=400, help="CT images in one transfer")
+    parser.add_argument("--small", type=int, default=2000, help="10 KB objects in one transfer")
+    parser.add_argument("--job-studies", type=int, default=60, help="studies of 8 CT in a job")
+    parser.add_argument("--job-rounds", type=int, default=3)
+    parser.add_argument("--directory-archive", action="store_true", help="no radosgw")
+    parser.add_argument("--studies", type=int, default=2000, help="of one tiny object in a cohort")
+    parser.add_argument("--large", type=int, default=2000, help="MB of the large object")
+    parser.add_argument("--rows", type=int, default=100_000, help="of the cohort only registered")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""One run of the package in a process of its own, which says in JSON how long it took.
+
+::
+
+    python -m benchmarks.job flow SITE COHORT       the flow, as a user runs it
+    python -m benchmarks.job stages SITE COHORT     retrieve everything, then archive everything
+    python -m benchmarks.job idle SITE COHORT       the flow with steps that do nothing
+    python -m benchmarks.job report SITE COHORT     register, and report; nothing is pulled
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
+from pathlib import Path
+
+from prefect_dicom.configuration import Site, load_site
+from prefect_dicom.flows import pull_cohort
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.model import Chunk
+from prefect_dicom.report import write_reports
+from prefect_dicom.steps import Pull, open_pull, register_cohort
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """The most memory a process has ever held (VmHWM)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class _Stopwatch:
+    """Seconds of CPU in the public methods of a class, all threads together.
+
+    Of CPU: threads that wait for each other, or for a busy machine, are no cost of the ledger.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._inside = threading.local()
+        for name, method in list(vars(kind).items()):
+            if not name.startswith("_") and callable(method) and not isinstance(method, type):
+                setattr(kind, name, self._timed(method))
+
+    def _timed(self, method):
+        @wraps(method)
+        def timed(*arguments, **options):
+            if getattr(self._inside, "busy", False):
+                return method(*arguments, **options)
+            self._inside.busy = True
+            began = time.thread_time()
+            try:
+                return method(*arguments, **options)
+            finally:
+                self._inside.busy = False
+                with self._lock:
+                    self.seconds += time.thread_time() - began
+
+        return timed
+
+
+def run_flow(site: Path, cohort: Path) -> dict:
+    """The flow; ``ledger_seconds`` are those of all threads in the ledger."""
+    ledger = _Stopwatch(Ledger)
+    began = time.perf_counter()
+    state = pull_cohort(str(cohort), str(site), return_state=True)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "ledger_seconds": ledger.seconds, "state": state.name}
+
+
+def run_idle(site: Path, cohort: Path) -> dict:
+    """The flow over all chunks with nothing done in its tasks: what Prefect costs."""
+    settings = load_site(site)
+    Pull.discover = lambda self, first_line, last_line: 0
+    Pull.retrieve = lambda self, chunk: 0
+    Pull.archive_chunk = lambda self, chunk: 0
+    count = len(cohort.read_text().splitlines()) - 1
+    size = next(iter(settings.nodes.values())).limits.chunk_studies
+    node = next(iter(settings.nodes))
+    Pull.chunks = lambda self: iter(
+        Chunk(number, node, tuple(range(first, min(first + size, count))))
+        for number, first in enumerate(range(0, count, size), 1)
+    )
+    began = time.perf_counter()
+    state = pull_cohort(str(cohort), str(site), return_state=True)
+    return {"seconds": time.perf_counter() - began, "state": state.name}
+
+
+def run_stages(site: Path, cohort: Path) -> dict:
+    """Retrieve all, then archive all, each as many at a time as in the flow."""
+    settings: Site = load_site(site)
+    registered = register_cohort(settings, cohort, None)
+    with open_pull(settings, registered.number) as pull:
+        for page in pull.discovery_pages():
+            pull.discover(*page)
+        chunks = list(pull.chunks())
+        at_once = settings.nodes[registered.node].limits.associations
+        began = time.perf_counter()
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(pull.retrieve, chunks))
+        retrieved = time.perf_counter()
+        with ThreadPoolExecutor(at_once) as pool:
+            archived = sum(pool.map(pull.archive_chunk, chunks))
+        ended = time.perf_counter()
+    return {"retrieve": retrieved - began, "archive": ended - retrieved, "archived": archived}
+
+
+def run_report(site: Path, cohort: Path) -> dict:
+    """Register a cohort, and write its reports."""
+    settings = load_site(site)
+    began = time.perf_counter()
+    registered = register_cohort(settings, cohort, None)
+    with Ledger.open(f"sqlite:///{settings.ledger.path}") as ledger:
+        write_reports(ledger, registered, settings.reports)
+    return {"seconds": time.perf_counter() - began}
+
+
+_MODES = {"flow": run_flow, "stages": run_stages, "idle": run_idle, "report": run_report}
+
+if __name__ == "__main__":
+    result = _MODES[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    print(json.dumps({**result, "peak_bytes": peak_bytes()}))
