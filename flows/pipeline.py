@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import State
 
-from prefect_dicom.errors import ConfigurationError, PrefectDicomError, SpoolFull
+from prefect_dicom.errors import ConfigurationError, PrefectDicomError
 from prefect_dicom.ledger import Totals
 from prefect_dicom.model import Chunk, Disposition
 from prefect_dicom.report import write_reports
@@ -112,9 +112,8 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                 and len(archiving) < associations + _CHUNKS_WAITING_FOR_UPLOAD
                 and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
             ):
-                if pull.spool.free_bytes() <= 0:
-                    trouble, exhausted = SpoolFull(), True
-                elif (chunk := next(chunks, None)) is None:
+                # With a full spool one chunk at a time: what lies there may be part of it.
+                if (chunk := next(chunks, None)) is None:
                     exhausted = True
                 else:
                     submit(retrieve_chunk, chunk, retrieving)

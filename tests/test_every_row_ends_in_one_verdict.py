@@ -197,3 +197,12 @@ def test_a_query_that_fails_for_one_study_says_nothing_of_the_others(
         assert place.pull().rows == {Verdict.ARCHIVED: 2, Verdict.FAILED: 1}
         assert reason in {row["reason"] for row in results(place)}
         assert place.rerun().rows == {Verdict.ARCHIVED: 3}
+
+
+@pytest.mark.parametrize("requests", [(2, 3, 4), (4, 5, 6)], ids=["its row", "its instance list"])
+def test_a_query_under_which_every_association_is_lost_ends_only_what_asked_it(tmp_path, requests):
+    objects = [*study(91), *study(92), *study(93)]
+    script = [Behaviour("net.drop_after", on_request=n, answers=0) for n in requests]
+    with site_around(tmp_path, objects, script=script, retrieve="c-get") as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 2, Verdict.FAILED: 1}
+        assert "association-lost" in {row["reason"] for row in results(place)}

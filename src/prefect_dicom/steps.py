@@ -13,11 +13,12 @@ import contextlib
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import decode_manifest, encode_manifest, same_manifest
@@ -60,6 +61,8 @@ from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ROWS_PER_PAGE = 200
 _STUDIES_PER_PAGE = 500
 _STORED_PER_WRITE = 200
@@ -68,11 +71,12 @@ _EMPTY_STUDIES_BEFORE_HALT = 3
 _OF_ONE_REQUEST = {
     "answer-unusable",
     "answers-capped",
+    "association-lost",
     "pacs-failure",
     "request-refused",
     "unsafe-patient-id",
 }
-"""Answers to one query that say nothing about the next: the others go on."""
+"""Ends of one query that say nothing about the next: the others go on."""
 
 _current: ContextVar[Pull] = ContextVar("prefect_dicom_pull")
 
@@ -161,7 +165,7 @@ class Pull:
     def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
         keys = study_query(row)
         try:
-            answers = find_studies(requestor, keys)
+            answers = _insisting(lambda: find_studies(requestor, keys))
         except PacsError as error:
             if error.code not in _OF_ONE_REQUEST:
                 raise
@@ -245,7 +249,7 @@ class Pull:
     def _list(self, retrieval: Retrieval, work: StudyWork) -> bool:
         """List a study; False where that ended it."""
         try:
-            retrieval.list(work, fresh=True)
+            _insisting(lambda: retrieval.list(work, fresh=True))
         except PacsError as error:
             if error.code not in _OF_ONE_REQUEST:
                 raise
@@ -534,6 +538,19 @@ def work_through(pull: Pull) -> None:
             pull.archive_chunk(chunk)
         finally:
             pull.give_back(chunk)
+
+
+def _insisting(ask: Callable[[], T]) -> T:
+    """Ask again where the association was lost: once may be the network, twice is the question.
+
+    A node that is away raises something else when the second association is opened.
+    """
+    try:
+        return ask()
+    except PacsError as error:
+        if error.code != "association-lost":
+            raise
+    return ask()
 
 
 def _manifest_of(work: StudyWork, ledger: Ledger) -> StudyManifest:
