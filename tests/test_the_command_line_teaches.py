@@ -109,7 +109,7 @@ def test_all_faults_of_a_site_file_are_told_at_once(command, place):
     )
     cohort = place.cohort()
     before = set(command.folder.iterdir())
-    for arguments in (["pull", cohort], ["doctor"], ["status"], ["rerun", "1"], ["verify", "1"]):
+    for arguments in (["pull", cohort], ["doctor"], ["rerun", "1"]):
         ended = command(*arguments, "--site", "faulty.yaml")
         assert ended.code == Exit.CONFIGURATION
         for key in ("main.host", "main.port", "called_ae_title", "archive", "spoool"):
