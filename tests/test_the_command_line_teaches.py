@@ -331,6 +331,7 @@ def test_progress_is_of_all_studies_not_of_those_that_are_listed_already():
 
 def test_the_time_left_counts_from_where_this_run_began():
     pace = Pace()
+    pace.note(0.0, totals(0, 0, 0, expected=0, stored=0))
     # Half was archived before; a tenth more takes ten seconds.
     pace.note(100.0, totals(50, 0, 50, expected=500, stored=500))
     assert pace.seconds_left() is None
@@ -342,10 +343,9 @@ def test_the_time_left_counts_from_where_this_run_began():
 
 def test_the_line_of_figures_says_what_is_going_on():
     pace = Pace()
-    nothing = totals(0, 0, 0, expected=0, stored=0)
     looking = Totals(Counter({Verdict.PENDING: 7}), Counter(), 0, 0, 0, 0, 0)
-    pace.note(0.0, nothing)
     assert figures_in_words(looking, pace) == "finding the studies of 7 rows"
+    pace.note(0.0, totals(4, 0, 0, expected=0, stored=0))
     under_way = totals(1, 1, 2, expected=40, stored=30)
     pace.note(10.0, under_way)
     assert figures_in_words(under_way, pace) == (

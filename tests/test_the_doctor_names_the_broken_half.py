@@ -180,6 +180,7 @@ def test_a_receiver_the_pacs_does_not_know_is_named_with_the_very_line_to_add(
     }[kind.program]
     assert all(words in failed[0]["words"] for words in expected)
     assert "our AE title in exact case" in failed[0]["advice"]
+    assert "The line to add is below." in failed[0]["advice"]
 
     printed = command("doctor")
     assert printed.code == 2 and "1 fault" in printed.output

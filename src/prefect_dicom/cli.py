@@ -248,7 +248,7 @@ def status(
         return Exit.ALL_WELL
     for known, totals in lines:
         words = f"{known.number}  [bold]{known.name}[/] ({known.node}): {in_words(totals)}"
-        output.print(words, soft_wrap=True)
+        output.print(words, soft_wrap=not output.is_terminal)
     if not lines:
         console.print("No cohort yet: prefect-dicom pull cohort.csv")
     return Exit.ALL_WELL
@@ -532,7 +532,7 @@ def _show(
     for row in reasons:
         table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
     output.print(table)
-    output.print(in_words(totals), markup=False, soft_wrap=True)
+    output.print(in_words(totals), markup=False, soft_wrap=not output.is_terminal)
     if (folder / RESULTS).exists():
         output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
     if missing:

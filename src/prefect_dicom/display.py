@@ -29,9 +29,14 @@ class Pace:
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, float, int, int]] = deque()
+        self._found = False
 
     def note(self, now: float, totals: Totals) -> None:
         """Take in where the cohort stands at a time, in seconds of any clock."""
+        if not self._found:
+            # How long it takes to find studies says nothing of how fast they come.
+            self._seen.clear()
+            self._found = totals.studies.total() > 0
         here = totals.stored + totals.received
         self._seen.append((now, finished_fraction(totals), here, totals.size_bytes))
         while now - self._seen[0][0] > _TREND_SECONDS:

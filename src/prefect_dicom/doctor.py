@@ -40,6 +40,7 @@ from prefect_dicom.spool import Spool
 
 _PROBE = 0
 """Study reference of what the doctor retrieves; the ledger begins at 1."""
+_HERE = "`prefect-dicom doctor` prints the line to add."
 _WINDOWS_DAYS = (7, 90, 365, 3650)
 
 
@@ -108,7 +109,7 @@ def entries_for_the_pacs(site: Site, node: PacsNode) -> list[Entry]:
         )
         name = re.sub("[^a-z0-9]", "_", title.lower())
         entries.append(Entry("dcmqrscp, in HostTable", f"{name} = ({title}, {address}, {port})"))
-        words = f"AE title {title}, host {address}, port {port}, plain DICOM; it may {purpose}"
+        words = f"{title} at {address}, port {port}, plain DICOM; may {purpose}"
         entries.append(Entry("others, as a remote node", words))
     return entries
 
@@ -142,9 +143,11 @@ def _try(part: str, check: str, probe) -> Finding:
         return _failed(part, check, error)
 
 
-def _failed(part: str, check: str, error: PrefectDicomError, advice: str = "") -> Finding:
+def _failed(part: str, check: str, error: PrefectDicomError) -> Finding:
     words = f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
-    return Finding(part, check, False, words, advice or error.reason.advice)
+    # The table of reasons sends people here; the lines are printed at the end.
+    told = error.reason.advice.replace(_HERE, "The line to add is below.")
+    return Finding(part, check, False, words, told)
 
 
 def _ledger(site: Site) -> str:
@@ -165,7 +168,7 @@ def _archive(site: Site) -> Iterator[Finding]:
             for check in archive.check():
                 ok = check.ok or not check.required
                 advice = "" if check.ok else check.advice
-                words = "" if check.ok or check.required else "not here; a weaker proof, no fault"
+                words = "" if check.ok or check.required else "no; not a fault"
                 yield Finding("archive", check.name, ok, words, advice)
     except PrefectDicomError as error:
         yield _failed("archive", "can be used", error)
