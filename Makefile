@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST ?= -q
+SIZES ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -11,14 +12,12 @@ export PIP_ROOT_USER_ACTION := ignore
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-SIZES ?=
-
 .PHONY: help demo test bench lint layers peers lock clean
 
 help:
 	@echo 'make demo    a small PACS, a generated cohort, a local archive: pulled in a minute'
 	@echo 'make test    installs what the tests talk to (as root or with sudo), runs everything'
-	@echo 'make bench   how fast it is beside DCMTK and pynetdicom, in a quarter of an hour'
+	@echo 'make bench   how fast it is beside DCMTK and pynetdicom: one table, in ten minutes'
 	@echo 'make lint    style, and who may import whom'
 	@echo 'make lock    resolves the dependencies anew into requirements.lock'
 	@echo 'make clean   removes what these have made'

@@ -124,12 +124,14 @@ def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[L
         idle = bench.run("idle", nobody, bench.cohort(["1.2.3"], "one"))["seconds"]
         with Orthanc(folder / "orthanc", no_delay=True) as orthanc:
             orthanc.hold(studies)
-            whole, slowest, _ = flow_and_stages(
+            whole, slowest, both = flow_and_stages(
                 bench, orthanc, studies, archive, options.job_rounds
             )
             net = [seconds - idle for seconds in whole]
             line = ratio("whole job over its slowest stage alone", net, slowest, None, "s")
-            detail = f"{about}; {line.detail}; less {idle:.1f} s for the start of any flow"
+            together = median(net) / median(both)
+            detail = f"{about}; {line.detail}; {together:.2f} of both stages together; "
+            detail += f"less {idle:.1f} s for the start of any flow"
             yield Line(line.work, line.value, 1.15, False, detail=detail)
             steps = three_steps(orthanc, studies, folder / "best", archive, best=True)
             yield _over_steps("three steps at their best", median(whole), steps)
