@@ -21,11 +21,9 @@ import fcntl
 import hashlib
 import json
 import os
-import queue
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,7 +33,6 @@ from prefect_dicom.identifiers import is_sha256
 from prefect_dicom.model import StoreRequest, StudyReference
 
 _CHECK_EVERY_BYTES = 16 * 1024**2
-_WRITE_BESIDE_BYTES = 128 * 1024
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -107,17 +104,10 @@ class Part:
             pieces, self._meta = (self._meta, *fragments), b""
         else:
             pieces = fragments
-        writer = self._spool.writer if size >= _WRITE_BESIDE_BYTES else None
+        for fragment in fragments:
+            self._hash.update(fragment)
         try:
-            if writer is not None and writer.begin(self._write_out, pieces):
-                # Hashing takes twice as long as writing, so that this thread never waits for long.
-                try:
-                    self._take_hash(fragments)
-                finally:
-                    writer.end()
-            else:
-                self._take_hash(fragments)
-                self._write_out(pieces)
+            self._write_out(pieces)
         except OSError as error:
             raise _ours(error) from None
         self.size_bytes += size
@@ -125,10 +115,6 @@ class Part:
         if self._unchecked >= _CHECK_EVERY_BYTES:
             self._unchecked = 0
             self._spool.check_reserve()
-
-    def _take_hash(self, fragments: Sequence[bytes | memoryview]) -> None:
-        for fragment in fragments:
-            self._hash.update(fragment)
 
     def _write_out(self, pieces: Sequence[bytes | memoryview]) -> None:
         written = os.writev(self._descriptor, pieces)
@@ -165,49 +151,6 @@ class Part:
         self.close()
 
 
-class _Writer:
-    """A thread that writes for whichever part finds it free; the others write themselves.
-
-    With it one association hashes and writes at the same time; several keep the cores busy as
-    they are.
-    """
-
-    def __init__(self) -> None:
-        self._free = threading.Lock()
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def begin(self, function: Callable[..., None], *arguments: object) -> bool:
-        """Run a function beside; False if the writer is busy. :meth:`end` must follow."""
-        if not self._free.acquire(blocking=False):
-            return False
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
-            self._thread.start()
-        self._jobs.put((function, arguments))
-        return True
-
-    def end(self) -> None:
-        """Wait for the function's end, and raise what it raised."""
-        error = self._results.get()
-        self._free.release()
-        if error is not None:
-            raise error
-
-    def _work(self) -> None:
-        while True:
-            function, arguments = self._jobs.get()
-            try:
-                function(*arguments)
-            except BaseException as error:
-                self._results.put(error)
-            else:
-                self._results.put(None)
-            # The arguments are views of a buffer that others use again.
-            del function, arguments
-
-
 class Spool:
     """A spool directory.
 
@@ -234,7 +177,6 @@ class Spool:
         self.incoming_path = str(self.incoming)
         self._ready_path = str(self.ready)
         self._path = str(path)
-        self.writer = _Writer()
         self.suspect = path / "suspect"
         self.quarantined = path / "quarantine"
         try:
