@@ -251,12 +251,12 @@ def test_a_model_that_is_not_accepted_is_a_service_not_offered():
         assert raised(port) == "service-not-offered"
 
 
-def test_a_role_that_is_not_accepted_is_a_service_not_offered():
+def test_a_role_that_is_not_accepted_for_any_class_refuses_the_classes():
     application = AE("PACS")
     application.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
     application.add_supported_context(CT)
     server = application.start_server(("127.0.0.1", 0), block=False)
-    assert raised(server.server_address[1]) == "service-not-offered"
+    assert raised(server.server_address[1]) == "sop-classes-refused"
     server.shutdown()
 
 
