@@ -366,7 +366,7 @@ class PostgresqlMachine(LedgerMachine):
 
 
 _bounded = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
@@ -380,7 +380,7 @@ TestOnSqlite.settings = _bounded
 class TestOnPostgresql(PostgresqlMachine.TestCase):
     """Skipped without a server, before hypothesis begins."""
 
-    settings = settings(_bounded, max_examples=12)
+    settings = settings(_bounded, max_examples=6)
 
     def setUp(self) -> None:
         cluster()
