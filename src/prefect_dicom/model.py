@@ -39,11 +39,6 @@ class StudyState(StrEnum):
     FAILED = "failed"
     """It ended without being archived; the reason says why and whether a rerun can help."""
 
-    @property
-    def is_final(self) -> bool:
-        """Whether a run has nothing more to do for it."""
-        return self in (StudyState.ARCHIVED, StudyState.FAILED)
-
 
 class InstanceState(StrEnum):
     """How far one SOP instance of a listed study has come."""

@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from prefect_dicom.archive import Archive, open_archive
-from prefect_dicom.archive.manifest import decode_manifest, encode_manifest, same_manifest
+from prefect_dicom.archive.manifest import (
+    decode_manifest,
+    encode_manifest,
+    held_manifest,
+    put_manifest,
+)
 from prefect_dicom.cohort import cohort_digest, read_cohort
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.dimse.association import Requestor
@@ -38,7 +43,7 @@ from prefect_dicom.errors import (
 )
 from prefect_dicom.identifiers import manifest_key, object_key
 from prefect_dicom.ledger import Cohort, Ledger, Run
-from prefect_dicom.matching import Discovery, assess, study_query
+from prefect_dicom.matching import assess, study_query
 from prefect_dicom.model import (
     ArchivedObject,
     Arrival,
@@ -129,7 +134,6 @@ class Pull:
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
     _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
     _empty: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    _answers: dict[tuple, Discovery] = field(default_factory=dict)
     _next_chunk: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -266,10 +270,9 @@ class Pull:
         """Whether the archive holds a manifest of exactly the listed instances (lost ledger)."""
         if any(state is InstanceState.STORED for state in work.states.values()):
             return False
-        key = manifest_key(work.claim.study_instance_uid)
-        if self.archive.head(key) is None:
+        data = held_manifest(self.archive, work.claim.study_instance_uid)
+        if data is None:
             return False
-        data = b"".join(self.archive.read(key))
         manifest = decode_manifest(data)
         named = {
             InstanceKey(i.series_instance_uid, i.sop_instance_uid)
@@ -347,13 +350,9 @@ class Pull:
                 return self._end_failed(work, "study-changed")
         manifest = _manifest_of(work, self.ledger)
         data = encode_manifest(manifest)
-        key = manifest_key(work.claim.study_instance_uid)
-        try:
-            self.archive.put_bytes(key, data)
-        except ArchiveConflict:
-            data = b"".join(self.archive.read(key))
-            if not same_manifest(data, encode_manifest(manifest)):
-                raise
+        if put_manifest(self.archive, manifest).already_there:
+            # Put by a run that died before its commit; it may have been listed at another time.
+            data = held_manifest(self.archive, manifest.study_instance_uid) or data
         self._commit(work, manifest, data)
         return True
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from prefect_dicom.archive import Archive, open_archive
-from prefect_dicom.archive.manifest import decode_manifest, same_manifest
+from prefect_dicom.archive.manifest import decode_manifest, held_manifest, same_manifest
 from prefect_dicom.configuration import Site, ledger_url
-from prefect_dicom.identifiers import manifest_key, study_prefix
+from prefect_dicom.identifiers import study_prefix
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import Level, ManifestInstance, StudyManifest, StudyReference
 
@@ -67,10 +67,10 @@ def verify_study(
 
 
 def _manifest_faults(archive: Archive, proof: StudyManifest, manifest: bytes) -> Iterator[str]:
-    key = manifest_key(proof.study_instance_uid)
-    if archive.head(key) is None:
+    held = held_manifest(archive, proof.study_instance_uid)
+    if held is None:
         yield "archive-object-missing"
-    elif not same_manifest(b"".join(archive.read(key)), manifest):
+    elif not same_manifest(held, manifest):
         yield "archive-checksum"
 
 

@@ -77,6 +77,12 @@ def same_manifest(one: bytes, other: bytes) -> bool:
     return _in_order(replace(first, listed_at="")) == _in_order(replace(second, listed_at=""))
 
 
+def held_manifest(archive: Archive, study_instance_uid: str) -> bytes | None:
+    """The manifest of a study as it lies in the archive, or None where there is none."""
+    key = manifest_key(study_instance_uid)
+    return None if archive.head(key) is None else b"".join(archive.read(key))
+
+
 def put_manifest(archive: Archive, manifest: StudyManifest) -> ArchivedObject:
     """Put the manifest last, once; one that says the same is there already counts as put.
 
@@ -92,8 +98,8 @@ def put_manifest(archive: Archive, manifest: StudyManifest) -> ArchivedObject:
     try:
         return archive.put_bytes(key, data)
     except ArchiveConflict:
-        held = b"".join(archive.read(key))
-        if not same_manifest(held, data):
+        held = held_manifest(archive, manifest.study_instance_uid)
+        if held is None or not same_manifest(held, data):
             raise ArchiveConflict(
                 detail="the study's manifest is there and says something else"
             ) from None

@@ -491,10 +491,6 @@ class _Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(key.hex(), signature):
             raise _Refusal(403, "SignatureDoesNotMatch")
 
-    def _header(self, name: str) -> str:
-        """A header's value as it is signed: inner blanks count once."""
-        return " ".join(self._low.get(name, "").split())
-
     def _receive(self) -> None:
         """Read the body, and compare it with everything that was said of it."""
         md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
