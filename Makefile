@@ -12,11 +12,12 @@ export PIP_ROOT_USER_ACTION := ignore
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help demo test bench lint layers peers lock clean
+.PHONY: help demo test campaign bench lint layers peers lock clean
 
 help:
 	@echo 'make demo    a small PACS, a generated cohort, a local archive: pulled in a minute'
 	@echo 'make test    installs what the tests talk to (as root or with sudo), runs everything'
+	@echo 'make campaign  kills, faults and attacks without end: the whole matrix, in some hours'
 	@echo 'make bench   how fast it is beside DCMTK and pynetdicom: one table, in ten minutes'
 	@echo 'make lint    style, and who may import whom'
 	@echo 'make lock    resolves the dependencies anew into requirements.lock'
@@ -36,6 +37,12 @@ test: export PREFECT_HOME := $(CURDIR)/build/prefect
 test: peers lint
 	@mkdir -p build/prefect
 	@env -u PREFECT_API_URL $(BIN)/python -m pytest $(PYTEST)
+
+# PYTEST takes options: make campaign PYTEST='-q --seed 7 -k kill'
+campaign: export PREFECT_HOME := $(CURDIR)/build/prefect
+campaign: $(INSTALLED) peers
+	@mkdir -p build/prefect
+	@env -u PREFECT_API_URL $(BIN)/python -m pytest --campaign -m campaign $(PYTEST)
 
 # SIZES takes options: make bench SIZES='--only receive --rounds 3'
 bench: $(INSTALLED) peers

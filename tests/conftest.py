@@ -8,6 +8,8 @@ from pathlib import Path
 import peers
 import pytest
 
+pytest_plugins = ["campaign"]
+
 
 @pytest.fixture(scope="session")
 def prefect_harness() -> Iterator[None]:
