@@ -52,7 +52,7 @@ def findings(tmp_path):
     def validated(content: bytes, expected: Expected = EXPECTED) -> tuple[str, ...]:
         path = tmp_path / "object.dcm"
         path.write_bytes(content)
-        return validate(path, expected).findings
+        return validate(survey(path), expected).findings
 
     return validated
 
@@ -73,7 +73,7 @@ def test_every_finding_is_a_reason_with_one_consequence():
 def test_the_gravest_finding_decides(tmp_path):
     path = tmp_path / "object.dcm"
     path.write_bytes(_image(PatientID="OTHER") + bytes(8))
-    found = validate(path, EXPECTED)
+    found = validate(survey(path), EXPECTED)
     assert found.findings == ("wrong-patient", "trailing-bytes")
     assert found.consequence is Consequence.QUARANTINE
     assert found.remarks == ("trailing-bytes",)
@@ -146,7 +146,7 @@ def test_of_the_whole_corpus_only_what_deserves_it_gets_a_finding(tmp_path):
             line["sop_class_uid"],
             line["patient_id"] or None,
         )
-        found = validate(copy, expected).findings
+        found = validate(survey(copy), expected).findings
         wanted = _OF_THE_CORPUS.get(name, ())
         lacks_a_uid = not all(uids) and not name.startswith("synthetic/bad/empty_")
         if (lacks_a_uid and not {"instance-unreadable", "instance-truncated"} & {*wanted}) or (
@@ -265,10 +265,10 @@ def test_a_cut_at_every_97th_byte_of_a_ct_is_noticed(tmp_path):
     path = tmp_path / "object.dcm"
     whole = received(encoded(ct(Rows=512, Columns=512, PixelData=bytes(2 * 512 * 512))))
     path.write_bytes(whole)
-    assert validate(path, EXPECTED).findings == ()
+    assert validate(survey(path), EXPECTED).findings == ()
     for length in reversed(range(0, len(whole), 97)):
         os.truncate(path, length)
-        assert validate(path, EXPECTED).findings, length
+        assert validate(survey(path), EXPECTED).findings, length
 
 
 @pytest.mark.parametrize(
@@ -411,6 +411,6 @@ def test_nothing_is_changed_by_looking(tmp_path):
     path = tmp_path / "object.dcm"
     path.write_bytes(_image())
     path.chmod(0o400)
-    validate(path, EXPECTED)
+    validate(survey(path), EXPECTED)
     assert path.read_bytes() == _image()
     assert survey(path).fault is None

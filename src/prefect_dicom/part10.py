@@ -191,26 +191,20 @@ def survey(path: Path) -> Scan:
     OSError
         The file cannot be opened or read.
     """
-    walk = _walk(path, identity_only=False)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        walk = _Walk(descriptor)
+        _run(walk)
+    finally:
+        os.close(descriptor)
     return Scan(walk.identity(), walk.structure(), walk.fault)
 
 
-def identify(path: Path) -> Identity:
-    """What a file says of itself; never raises for what it holds.
-
-    The walk ends as soon as the four UIDs are known, so that the cost of attribution does not
-    grow with the number of frames.
-
-    Raises
-    ------
-    OSError
-        The file cannot be opened or read.
-    """
-    return _walk(path, identity_only=True).identity()
-
-
 def study_of(descriptor: int, data_set_at: int, transfer_syntax_uid: str) -> str | None:
-    """The StudyInstanceUID :func:`identify` would tell, of an open file we have just written.
+    """The StudyInstanceUID of an open file that we have just written; None where none is read.
+
+    The walk ends as soon as it is known, so that the cost of attribution does not grow with the
+    number of frames.
 
     Parameters
     ----------
@@ -224,16 +218,6 @@ def study_of(descriptor: int, data_set_at: int, transfer_syntax_uid: str) -> str
     walk = _Walk(descriptor, study_only=True)
     _run(walk, data_set_at, transfer_syntax_uid)
     return walk.study_instance_uid()
-
-
-def _walk(path: Path, *, identity_only: bool) -> _Walk:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        walk = _Walk(descriptor, identity_only=identity_only)
-        _run(walk)
-        return walk
-    finally:
-        os.close(descriptor)
 
 
 def _run(walk: _Walk, data_set_at: int | None = None, transfer_syntax_uid: str = "") -> None:
@@ -278,7 +262,6 @@ _SPECTROSCOPY_DATA = 0x56000020
 _PRESENCE_TAGS = {_PIXEL_DATA_PROVIDER_URL, _SPECTROSCOPY_DATA}
 _WANTED = frozenset({*_IDENTITY_TAGS, *_SHAPE_TAGS, *_PIXEL_TAGS, *_PRESENCE_TAGS})
 _STUDY = 0x0020000D
-_UIDS = {0x00080016, 0x00080018, _STUDY, 0x0020000E}
 _META_UIDS = {0x0002: "sop_class", 0x0003: "sop_instance", 0x0010: "transfer_syntax"}
 
 
@@ -327,12 +310,9 @@ _LITTLE_ENDIAN, _BIG_ENDIAN = _Encoding("little"), _Encoding("big")
 class _Walk:
     """One pass over one file. ``at`` is always an offset in the file, an index in ``data``."""
 
-    def __init__(
-        self, descriptor: int, *, identity_only: bool = False, study_only: bool = False
-    ) -> None:
+    def __init__(self, descriptor: int, *, study_only: bool = False) -> None:
         self.fault: InstanceRejected | None = None
         self._descriptor = descriptor
-        self._identity_only = identity_only
         self._study_only = study_only
         self._size = os.fstat(descriptor).st_size
         self._data = os.pread(descriptor, _FIRST_READ, 0)
@@ -628,8 +608,6 @@ class _Walk:
         name = _IDENTITY_TAGS.get(tag)
         if name is not None and first.strip(b" \0") != value.strip(b" \0"):
             self._twice.add(name)
-        if self._identity_only and self._values.keys() >= _UIDS:
-            raise _EnoughSeen
 
     def _keep_pixels(self, pixels: PixelData) -> None:
         if pixels.tag in _PIXEL_TAGS and self._pixels is None:

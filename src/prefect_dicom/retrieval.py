@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 
 from pydicom.dataset import Dataset
 
-from prefect_dicom import part10
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import list_instances
@@ -41,6 +40,7 @@ from prefect_dicom.model import (
     RetrieveMethod,
     StudyReference,
 )
+from prefect_dicom.part10 import survey
 from prefect_dicom.policy import RetrieveRequest, plan_requests
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
@@ -188,7 +188,7 @@ class Retrieval:
                 if key not in work.warnings:
                     # Received by a run that died; what it found it took with it.
                     path = self._spool.file(work.reference, record.sha256)
-                    work.warnings[key] = validate(path, _expected(work, key)).findings
+                    work.warnings[key] = validate(survey(path), _expected(work, key)).findings
                 work.seen.add(record.sha256)
             elif state is InstanceState.STORED:
                 work.stored_hashes[key] = record.sha256
@@ -402,7 +402,8 @@ class Retrieval:
             sha256 = path.stem
             if sha256 in work.seen:
                 continue
-            identity = part10.identify(path)
+            scan = survey(path)
+            identity = scan.identity
             key = _key_of(identity, work)
             if key not in work.listed:
                 work.seen.add(sha256)
@@ -418,7 +419,7 @@ class Retrieval:
                 self._spool.quarantine_file(work.reference, sha256, "conflicting-content")
                 work.failure = "conflicting-content"
                 continue
-            verdict = validate(path, _expected(work, key))
+            verdict = validate(scan, _expected(work, key))
             if verdict.consequence is Consequence.QUARANTINE:
                 self._spool.quarantine_file(work.reference, sha256, verdict.findings[0])
                 work.failure = verdict.findings[0]

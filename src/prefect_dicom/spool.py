@@ -23,7 +23,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -204,7 +204,7 @@ class Spool:
         """Begin to receive an object; raises SpoolFull."""
         return Part(self, request)
 
-    def keep(self, part: Part, study: StudyReference) -> Path:
+    def keep(self, part: Part, study: StudyReference) -> None:
         """Move a whole part to the study it belongs to. The same bytes again change nothing."""
         target = f"{self._ready_path}/{int(study)}/{part.sha256}.dcm"
         try:
@@ -213,7 +213,6 @@ class Spool:
             # Its first object, or the first after the study was dropped.
             self._study_folder(self.ready, study)
             part.move(target)
-        return Path(target)
 
     def quarantine(self, part: Part, reason: str) -> None:
         """Keep a whole part apart, with a note of where it came from and why it is here."""
@@ -240,12 +239,6 @@ class Spool:
     def file(self, study: StudyReference, sha256: str) -> Path:
         """The path of an object that has arrived for a study."""
         return self.ready / str(study) / f"{sha256}.dcm"
-
-    def studies(self) -> Iterator[StudyReference]:
-        """The references of all studies that have a folder here."""
-        for folder in self.ready.iterdir():
-            if folder.name.isdigit():
-                yield int(folder.name)
 
     def set_aside(self, study: StudyReference, sha256: str) -> None:
         """Take a faulty object out of the way until it has been asked for once more."""

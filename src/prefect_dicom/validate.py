@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.uid import UID, UID_dictionary
 
 from prefect_dicom.identifiers import normal_uid
 from prefect_dicom.model import Identity, InstanceKey
-from prefect_dicom.part10 import PixelData, Structure, survey
+from prefect_dicom.part10 import PixelData, Scan, Structure
 
 
 class Consequence(StrEnum):
@@ -77,18 +76,12 @@ class Validation:
         return tuple(code for code in self.findings if CONSEQUENCES[code] is Consequence.WARN)
 
 
-def validate(path: Path, expected: Expected) -> Validation:
-    """Compare a Part 10 file with what was expected under its name.
+def validate(scan: Scan, expected: Expected) -> Validation:
+    """Compare what a Part 10 file holds with what was expected under its name; never raises.
 
     A faulty object is compared as far as it can be read: half an image of another patient is
     another patient's.
-
-    Raises
-    ------
-    OSError
-        The file cannot be opened or read; nothing else is raised, whatever it holds.
     """
-    scan = survey(path)
     identity, structure = scan.identity, scan.structure
     found = set(_foreign(identity, structure, expected, whole=scan.fault is None))
     if scan.fault is not None:
