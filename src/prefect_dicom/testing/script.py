@@ -13,6 +13,7 @@ Behaviour('find.cap', answers=5, times=1)
 from __future__ import annotations
 
 import inspect
+import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,10 @@ class Behaviour:
         Only requests that concern this StudyInstanceUID, and of those only its objects.
     times : int, optional
         Only so many times; requests at which the knob found nothing to do do not count.
+    probability : float, optional
+        Only by lot, drawn for each request that all of the above lets through.
+    seed : int
+        Of these lots: the same seed draws the same ones.
     **arguments
         Those of the knob.
 
@@ -156,6 +161,8 @@ class Behaviour:
         on_request: int | None = None,
         study: str | None = None,
         times: int | None = None,
+        probability: float | None = None,
+        seed: int = 0,
         **arguments: Any,
     ) -> None:
         if knob not in KNOBS:
@@ -165,10 +172,13 @@ class Behaviour:
         self.on_request = on_request
         self.study = study
         self.times = times
+        self.probability = probability
+        self.seed = seed
         self.arguments = arguments
         self.chosen: dict[str, frozenset[str]] = {}
         """Per study: the SOP Instance UIDs picked by number, so that it stays with them."""
         self._lock = threading.Lock()
+        self._lots = random.Random(seed)
         self._used = 0
         self._row = KNOBS[knob]
         inspect.signature(self._row.apply).bind(None, self, **arguments)
@@ -179,6 +189,8 @@ class Behaviour:
             "on_request": self.on_request,
             "study": self.study,
             "times": self.times,
+            "probability": self.probability,
+            "seed": self.seed or None,
         }
         words = self.arguments | {k: v for k, v in limits.items() if v is not None}
         return f"Behaviour({self.knob!r}{''.join(f', {k}={v!r}' for k, v in words.items())})"
@@ -200,6 +212,8 @@ class Behaviour:
             return
         with self._lock:
             if self.times is not None and self._used >= self.times:
+                return
+            if self.probability is not None and self._lots.random() >= self.probability:
                 return
             if self._row.apply(plan, self, **self.arguments) is not False:
                 self._used += 1
