@@ -162,6 +162,54 @@ def test_a_store_that_tells_another_checksum_is_found_without_reading(tmp_path, 
             assert server.requests["GetObject"] == reads + 1
 
 
+def test_a_stream_that_breaks_is_read_again_and_is_no_verdict(tmp_path, monkeypatch):
+    with S3Server() as server:
+        credentials(server, monkeypatch)
+        objects = tiny_objects(1, instances=2)
+        with site_around(tmp_path, objects, retrieve="c-get", bucket=server) as place:
+            place.pull()
+            server.truncate("GetObject", times=2)
+            (study,) = verify_cohort(place.site, "1", Level.READ)
+            assert study.faults == Counter()
+            server.truncate("GetObject", times=3)
+            with pytest.raises(PrefectDicomError) as caught:
+                list(verify_cohort(place.site, "1", Level.READ))
+            assert caught.value.code == "archive-unavailable"
+
+
+def test_an_object_that_goes_while_it_is_looked_at_is_missing(tmp_path, monkeypatch):
+    with S3Server() as server:
+        credentials(server, monkeypatch)
+        objects = tiny_objects(1, instances=2)
+        with site_around(tmp_path, objects, retrieve="c-get", bucket=server) as place:
+            place.pull()
+            server.fail("GetObject", status=404, code="NoSuchKey")
+            (study,) = verify_cohort(place.site, "1", Level.READ)
+            assert study.faults == Counter({MISSING: 1})
+
+
+@pytest.mark.parametrize("other", ["directory", "link"])
+def test_what_is_no_file_is_no_object_in_a_directory(tmp_path, other):
+    with site_around(tmp_path, tiny_objects(1, instances=2), retrieve="c-get") as place:
+        place.pull()
+        path = sorted((tmp_path / "archive").rglob("*.dcm"))[0]
+        if other == "link":
+            path.rename(tmp_path / "elsewhere.dcm")
+            path.symlink_to(tmp_path / "elsewhere.dcm")
+        else:
+            path.unlink()
+            path.mkdir()
+        assert found(place) == {str(level): Counter({MISSING: 1}) for level in Level}
+
+
+def test_without_a_cohort_every_archived_study_of_the_ledger_is_looked_at(archived):
+    place, archive = archived
+    archive.delete(archive.keys()[0])
+    studies = list(verify_cohort(place.site, None, Level.EXISTS))
+    assert [study.instances for study in studies] == [2, 2]
+    assert sum((study.faults for study in studies), Counter()) == Counter({MISSING: 1})
+
+
 def test_a_replaced_manifest_is_found_at_every_level(archived):
     place, archive = archived
     key = manifest_key(place.pacs.holdings.study_instance_uids()[0])

@@ -256,7 +256,9 @@ def status(
 
 @app.command(sort_key=6)
 def verify(
-    cohort: CohortName,
+    cohort: Annotated[
+        str | None, Parameter(help="Name or number of a cohort; without one, all studies.")
+    ] = None,
     /,
     *,
     site: SiteOption = DEFAULT_SITE,

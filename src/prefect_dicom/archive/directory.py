@@ -32,6 +32,7 @@ from prefect_dicom.archive.protocol import (
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
 from prefect_dicom.configuration import DirectoryArchive
 from prefect_dicom.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import ArchivedObject
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -154,6 +155,7 @@ class FolderArchive(Archive):
                     os.link(part, target)
                 except FileExistsError:
                     return self._compared(key, target, source, _size_of_file(target))
+                reached("object-linked")
             _sync_directory(target.parent)
         return ArchivedObject(key, source.sha256, source.size_bytes, checksum_verified=True)
 
@@ -252,8 +254,13 @@ def _walk(directory: Path, above: str, prefix: str) -> Iterator[tuple[str, int]]
         if name.endswith("/"):
             if key.startswith(prefix) or prefix.startswith(key):
                 yield from _walk(directory / name, key, prefix)
-        elif key.startswith(prefix) and (size := _size_of_file(directory / name)) is not None:
-            yield key, size
+        elif key.startswith(prefix):
+            size = None
+            # A link is no object of ours.
+            with suppress(ArchiveConflict):
+                size = _size_of_file(directory / name)
+            if size is not None:
+                yield key, size
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def same_manifest(one: bytes, other: bytes) -> bool:
 def held_manifest(archive: Archive, study_instance_uid: str) -> bytes | None:
     """The manifest of a study as it lies in the archive, or None where there is none."""
     key = manifest_key(study_instance_uid)
-    return None if archive.head(key) is None else b"".join(archive.read(key))
+    return None if archive.head(key) is None else archive.load(key)
 
 
 def put_manifest(archive: Archive, manifest: StudyManifest) -> ArchivedObject:

@@ -7,12 +7,13 @@ fails unless the bytes still have it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from prefect_dicom.errors import ArchiveError
 from prefect_dicom.model import ArchivedObject
@@ -20,6 +21,9 @@ from prefect_dicom.model import ArchivedObject
 BLOCK_BYTES = 256 * 1024
 """How much of an object is in memory at a time."""
 
+_READS = 3
+"""A stream that breaks says nothing of the object: it is read from its beginning again."""
+_T = TypeVar("_T")
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 
 
@@ -97,6 +101,31 @@ class Archive(ABC):
         ArchiveError
             ``archive-object-missing`` where there is none.
         """
+
+    def load(self, key: str) -> bytes:
+        """A small object as a whole; raises as :meth:`read`."""
+        return self._insisting(lambda: b"".join(self.read(key)))
+
+    def digest(self, key: str) -> str:
+        """The SHA-256 (hex) of the object's bytes, which are read; raises as :meth:`read`."""
+
+        def read() -> str:
+            digest = hashlib.sha256()
+            for block in self.read(key):
+                digest.update(block)
+            return digest.hexdigest()
+
+        return self._insisting(read)
+
+    @staticmethod
+    def _insisting(read: Callable[[], _T]) -> _T:
+        for _ in range(_READS - 1):
+            try:
+                return read()
+            except ArchiveError as error:
+                if error.code != "archive-unavailable":
+                    raise
+        return read()
 
     @abstractmethod
     def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:

@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_dicom.errors import ClaimLost, LedgerError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger.database import for_writing, open_database
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.ownership import Locks
@@ -711,6 +712,7 @@ class Ledger:
                 .where(studies.c.reference == claim.reference)
                 .values(state=StudyState.LISTED, evidence=evidence, listed_at=_now())
             )
+            reached("list-half-written")
             return self._change_list(connection, claim.reference, listed, fresh)
 
     def _change_list(
@@ -1286,8 +1288,8 @@ class Ledger:
             size_bytes=figures.size_bytes,
         )
 
-    def manifests(self, cohort: int) -> Iterator[tuple[StudyReference, bytes]]:
-        """The manifests of the cohort's archived studies, by reference, in pages."""
+    def manifests(self, cohort: int | None) -> Iterator[tuple[StudyReference, bytes]]:
+        """The manifests of the cohort's archived studies (None: all), by reference, in pages."""
         reference = 0
         while page := self._manifest_page(cohort, reference):
             yield from page
@@ -1295,19 +1297,18 @@ class Ledger:
 
     @without_database_errors
     def _manifest_page(
-        self, cohort: int, after: StudyReference
+        self, cohort: int | None, after: StudyReference
     ) -> list[tuple[StudyReference, bytes]]:
-        linked = (
-            select(row_studies.c.study)
-            .where(row_studies.c.cohort == cohort, row_studies.c.study == manifests.c.study)
-            .exists()
-        )
+        query = select(manifests.c.study, manifests.c.body).where(manifests.c.study > after)
+        if cohort is not None:
+            query = query.where(
+                select(row_studies.c.study)
+                .where(row_studies.c.cohort == cohort, row_studies.c.study == manifests.c.study)
+                .exists()
+            )
         with self._read() as connection:
             rows = connection.execute(
-                select(manifests.c.study, manifests.c.body)
-                .where(manifests.c.study > after, linked)
-                .order_by(manifests.c.study)
-                .limit(_MANIFEST_PAGE)
+                query.order_by(manifests.c.study).limit(_MANIFEST_PAGE)
             ).all()
         return [(row.study, zlib.decompress(row.body)) for row in rows]
 
