@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_dicom.archive.manifest import decode_manifest
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.model import RowVerdict, StudyState, Verdict
@@ -219,6 +220,7 @@ class _replacing:
 
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None:
+            reached("half-reported")
             self._temporary.replace(self._target)
         else:
             self._temporary.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from prefect_dicom.dimse.outcome import RetrieveOutcome
 from prefect_dicom.dimse.proposal import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.dimse.status import reason_for_status
 from prefect_dicom.errors import Interrupted, PacsError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import normal_uid
 from prefect_dicom.ledger import Claim, Ledger
 from prefect_dicom.model import (
@@ -155,6 +156,7 @@ class Retrieval:
             return False
         changed = listed.keys() != work.listed.keys()
         self._ledger.record_list(work.claim, answer.instances, work.evidence, fresh=fresh)
+        reached("list-recorded")
         work.listed = listed
         work.listed_at = _now()
         if answer.unlistable:
@@ -229,6 +231,7 @@ class Retrieval:
                 self._spool.check_reserve()
                 members = [by_reference[r] for r in request.studies]
                 outcome = self._ask(request, members, contexts)
+                reached("request-ended")
                 brought = sum(self.take_in(work) for work in members)
                 progress += brought
                 waited = waited or outcome is None
@@ -396,6 +399,7 @@ class Retrieval:
         """Look at the files that are new in the spool; returns how many instances they are."""
         arrivals: list[Arrival] = []
         rejections: list[tuple[InstanceKey, str]] = []
+        rejected: list[str] = []
         warnings: dict[InstanceKey, tuple[str, ...]] = {}
         suspects: set[str] | None = None
         for path in self._spool.files(work.reference):
@@ -430,10 +434,11 @@ class Retrieval:
                 if sha256 not in suspects:
                     # It may have been damaged on its way: ask once more before judging it.
                     self._spool.set_aside(work.reference, sha256)
+                    reached("set-aside")
                     work.set_aside += 1
                     continue
                 if self._leave_out_faulty:
-                    self._spool.remove(work.reference, sha256)
+                    rejected.append(sha256)
                     rejections.append((key, verdict.findings[0]))
                     work.states[key] = InstanceState.REJECTED
                     continue
@@ -448,6 +453,7 @@ class Retrieval:
                 path.name,
             )
             arrivals.append(arrival)
+            reached("validated")
             work.received[key] = arrival
             warnings[key] = verdict.findings
             if state is InstanceState.EXPECTED:
@@ -455,8 +461,13 @@ class Retrieval:
         work.warnings.update(warnings)
         if arrivals:
             self._ledger.record_received({work.reference: work.claim}, arrivals)
+            reached("received-recorded")
         if rejections:
             self._ledger.record_rejected(work.claim, rejections)
+            reached("rejection-recorded")
+            # Only now: nothing that arrived goes without a record of why.
+            for sha256 in rejected:
+                self._spool.remove(work.reference, sha256)
         return len(arrivals) + len(rejections)
 
 

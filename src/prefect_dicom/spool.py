@@ -29,6 +29,7 @@ from pathlib import Path
 
 from prefect_dicom import part10
 from prefect_dicom.errors import PrefectDicomError, SpoolFull
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_sha256
 from prefect_dicom.model import StoreRequest, StudyReference
 
@@ -101,6 +102,7 @@ class Part:
         """
         size = sum(map(len, fragments))
         if self._meta:
+            reached("part-begun")
             pieces, self._meta = (self._meta, *fragments), b""
         else:
             pieces = fragments
@@ -135,8 +137,10 @@ class Part:
         """Give the whole part its place and end writing."""
         if self._meta:
             self.write(())
+        reached("part-whole")
         # Renamed before it is closed: the lock keeps a sweep away until it has its name.
         os.replace(self._name, target)
+        reached("part-kept")
         self.close()
 
     def close(self) -> None:
@@ -258,6 +262,7 @@ class Spool:
         """Delete all that lies here for a study; only after it is archived."""
         for folder in (self.ready, self.suspect):
             shutil.rmtree(folder / str(study), ignore_errors=True)
+            reached("half-dropped")
 
     def sweep(self) -> int:
         """Delete parts whose writers are dead; returns how many."""
@@ -297,6 +302,7 @@ class Spool:
     def _note(self, sha256: str, reason: str, note: dict) -> None:
         note = {"reason": reason, "since": datetime.now(UTC).isoformat(), **note}
         (self.quarantined / f"{sha256}.json").write_text(json.dumps(note, indent=1))
+        reached("quarantine-noted")
 
 
 def _ours(error: OSError) -> OSError | SpoolFull:

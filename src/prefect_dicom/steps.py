@@ -41,6 +41,7 @@ from prefect_dicom.errors import (
     PrefectDicomError,
     SpoolFull,
 )
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key
 from prefect_dicom.ledger import Cohort, Ledger, Run
 from prefect_dicom.matching import assess, study_query
@@ -102,7 +103,9 @@ def register_cohort(site: Site, path: Path, node: str | None, name: str | None =
     node = node_for(site, node)
     rows = read_cohort(path)
     with Ledger.open(ledger_url(site)) as ledger:
-        return ledger.add_cohort(cohort_digest(path), node, rows, name)
+        cohort = ledger.add_cohort(cohort_digest(path), node, rows, name)
+    reached("cohort-recorded")
+    return cohort
 
 
 def node_for(site: Site, node: str | None) -> str:
@@ -162,6 +165,7 @@ class Pull:
                 for row in rows:
                     self._check_stop()
                     found.append(self._discover_row(requestor, row))
+                    reached("row-answered")
         finally:
             self.ledger.record_discoveries(self.cohort.number, found)
         return len(found)
@@ -217,6 +221,7 @@ class Pull:
         claims = self.ledger.claim(self.run, chunk.studies)
         works: list[StudyWork] = []
         try:
+            reached("claimed")
             with self.requestor(chunk.node) as requestor:
                 retrieval = self._retrieval(chunk.node, requestor)
                 for claim in claims:
@@ -343,6 +348,7 @@ class Pull:
                     continue
                 if work.failure is not None:
                     return self._end_failed(work, work.failure)
+                reached("study-stored")
                 if not retrieval.list(work, fresh=False):
                     break
                 retrieval.fetch([work])
@@ -350,9 +356,11 @@ class Pull:
                 return self._end_failed(work, "study-changed")
         manifest = _manifest_of(work, self.ledger)
         data = encode_manifest(manifest)
+        reached("listed-again")
         if put_manifest(self.archive, manifest).already_there:
             # Put by a run that died before its commit; it may have been listed at another time.
             data = held_manifest(self.archive, manifest.study_instance_uid) or data
+        reached("manifest-put")
         self._commit(work, manifest, data)
         return True
 
@@ -367,6 +375,7 @@ class Pull:
             size_bytes=sum(i.size_bytes for i in manifest.instances),
             adopted=adopted,
         )
+        reached("archived-recorded")
         self._quarantine_strangers(work)
         self.spool.drop(work.reference)
 
@@ -409,6 +418,7 @@ class Pull:
                         trouble = error
                     continue
                 done.append((arrival.key, stored, work.warnings.get(arrival.key, ())))
+                reached("put-answered")
             if len(done) >= _STORED_PER_WRITE:
                 self._record_stored(work, done)
         self._record_stored(work, done)
@@ -425,6 +435,7 @@ class Pull:
 
     def _record_stored(self, work: StudyWork, done: list) -> None:
         self.ledger.record_stored(work.claim, done)
+        reached("stored-recorded")
         for key, stored, _ in done:
             work.states[key] = InstanceState.STORED
             work.stored_hashes[key] = stored.sha256

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 from prefect_dicom.archive.protocol import BLOCK_BYTES
 from prefect_dicom.errors import ArchiveError
+from prefect_dicom.faultpoints import reached
 
 
 class Source(Protocol):
@@ -52,6 +53,7 @@ class FileSource:
         self._file.close()
 
     def blocks(self, offset: int, length: int) -> Iterator[bytes]:
+        reached("put-begun")
         # pread has no position that a failed attempt could leave in the middle.
         end = offset + length
         while offset < end:

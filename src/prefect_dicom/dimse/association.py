@@ -40,6 +40,7 @@ from prefect_dicom.dimse.rejection import aborted, rejected
 from prefect_dicom.dimse.sockets import acknowledge, prepare
 from prefect_dicom.dimse.status import PENDING
 from prefect_dicom.errors import PacsError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import InformationModel
 
 Message = C_ECHO | C_FIND | C_MOVE
@@ -392,6 +393,7 @@ class Requestor:
         if association.is_established and not wire.ended:
             self._association = association
             self.touch()
+            reached("associated")
             return
         _end(association)
         raise self._refused(wire, time.monotonic() - started)

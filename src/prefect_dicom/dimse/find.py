@@ -24,6 +24,7 @@ from prefect_dicom.dimse.association import Exchange, Requestor
 from prefect_dicom.dimse.identifier import query_identifier
 from prefect_dicom.dimse.status import PENDING, reason_for_status
 from prefect_dicom.errors import PacsError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_safe_key, normal_uid
 from prefect_dicom.model import InformationModel, Instance, InstanceKey, Study
 
@@ -264,6 +265,7 @@ def list_instances(
         Root cannot name this study.
     """
     listed = list_series(requestor, study_instance_uid, patient_id)
+    reached("list-half-read")
     above = _keys_above(requestor, study_instance_uid, patient_id)
     instances: dict[InstanceKey, Instance] = {}
     unlistable = listed.unlistable

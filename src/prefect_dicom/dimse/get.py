@@ -56,6 +56,7 @@ from prefect_dicom.dimse.transfer import (
     write_command,
 )
 from prefect_dicom.errors import PacsError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import InformationModel
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ def c_get(
     try:
         prepare(connection)
         accepted, peer_pdu_bytes = _associate(connection, node, contexts)
+        reached("associated")
         request = _Request(
             connection, node, accepted, peer_pdu_bytes, intake, message_id, on_progress, should_stop
         )

@@ -25,6 +25,7 @@ from typing import NamedTuple, Protocol
 
 from prefect_dicom.dimse.sockets import acknowledge
 from prefect_dicom.errors import SpoolFull
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import normal_uid
 from prefect_dicom.model import StoreRequest
 
@@ -741,6 +742,7 @@ class Transfer:
         command = unsigned_short(elements, Element.COMMAND_FIELD) or 0
         if command == CommandField.C_STORE_RQ:
             self._answer(elements, command, self._store())
+            reached("store-answered")
         elif command == CommandField.C_ECHO_RQ:
             self._answer(elements, command, Status.SUCCESS)
         elif command & _RESPONSE:

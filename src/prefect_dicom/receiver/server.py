@@ -25,6 +25,7 @@ from pathlib import Path
 from prefect_dicom.configuration import Receiver
 from prefect_dicom.dimse.acceptor import StorageScp
 from prefect_dicom.errors import PrefectDicomError, ReceiverError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.receiver.intake import Expectation, Intake
 from prefect_dicom.receiver.protocol import LOCK_NAME, SOCKET_NAME, Line
 from prefect_dicom.spool import Spool
@@ -193,7 +194,9 @@ class ReceiverServer:
     def _answer(self, message: dict, mine: dict[int, Expectation]) -> dict:
         match message:
             case {"verb": "expect", "studies": dict(studies), "originator": str(originator)}:
-                return self._expect(studies, originator, mine)
+                answer = self._expect(studies, originator, mine)
+                reached("expectation-noted")
+                return answer
             case {"verb": "arrived", "message_id": int(number)} if number in mine:
                 expectation = mine[number]
                 return {
