@@ -747,6 +747,108 @@ def decoded_request(scene: Scene, request) -> Dataset:
     return decoded(request.DataSet.getvalue(), stored.transfer_syntax_uid)
 
 
+def arrived_of(scene: Scene, uid: str) -> bytes:
+    (data,) = [
+        request.DataSet.getvalue()
+        for request in scene.receiver.requests
+        if str(request.AffectedSOPInstanceUID).strip(" \0") == uid
+    ]
+    return data
+
+
+def of_the_first(scene: Scene):
+    return next(s for s in scene.pacs.holdings if s.sop_instance_uid == scene.uids[0])
+
+
+def store_coerce(scene):
+    first = scene.uids[0]
+    elements = {"StudyDate": "19990101", "Modality": None}
+    with scene.with_knob("store.coerce", instances=[first], elements=elements):
+        scene.move()
+    dataset = decoded(arrived_of(scene, first), of_the_first(scene).transfer_syntax_uid)
+    assert (dataset.StudyDate, "Modality" in dataset) == ("19990101", False)
+
+
+def store_other_study(scene):
+    with scene.with_knob("store.other_study", instances=1):
+        scene.move()
+    studies = [decoded_request(scene, r).StudyInstanceUID for r in scene.receiver.requests]
+    assert sorted(studies) == sorted(["2.25.4100"] + [scene.study] * (len(scene.uids) - 1))
+
+
+def store_uid_mismatch(scene):
+    first = scene.uids[0]
+    with scene.with_knob("store.uid_mismatch", instances=[first]):
+        scene.move()
+    data = arrived_of(scene, "2.25.4500")
+    assert decoded(data, of_the_first(scene).transfer_syntax_uid).SOPInstanceUID == first
+    assert first not in scene.receiver.uids
+
+
+def store_odd_uid(scene):
+    first = scene.uids[0]
+    with scene.with_knob("store.odd_uid", instances=[first], how="zeros"):
+        scene.move()
+    oddly = ".0".join(first.rsplit(".", 1))
+    syntax = of_the_first(scene).transfer_syntax_uid
+    assert decoded(arrived_of(scene, oddly), syntax).SOPInstanceUID == oddly
+
+
+def store_wrong_syntax(scene):
+    first = scene.uids[0]
+    with scene.with_knob("store.wrong_syntax", instances=[first]):
+        scene.move()
+    stored, data = of_the_first(scene), arrived_of(scene, first)
+    assert data != stored.encoded()
+    implicit = "1.2.840.10008.1.2"
+    written = "1.2.840.10008.1.2.1" if stored.transfer_syntax_uid == implicit else implicit
+    assert decoded(data, written).SOPInstanceUID == first
+
+
+def store_transcode(scene):
+    first, implicit = scene.uids[0], "1.2.840.10008.1.2"
+    arguments = {"instances": [first], "transfer_syntax_uid": implicit, "lossy": True}
+    with scene.with_knob("store.transcode", **arguments) as pacs:
+        assert scene.move()[-1].Status == 0
+        stored = of_the_first(scene)
+    dataset = decoded(arrived_of(scene, first), implicit)
+    assert dataset.LossyImageCompression == "01"
+    assert dataset.Rows == decoded(stored.encoded(), stored.transfer_syntax_uid).Rows
+    assert pacs.script[0].used == 1
+
+
+def store_odd_length(scene):
+    first = scene.uids[0]
+    with scene.with_knob("store.odd_length", instances=[first]):
+        assert scene.move()[-1].Status == 0
+    data = arrived_of(scene, first)
+    assert data.startswith(of_the_first(scene).encoded()) and len(data) % 2
+    dataset = decoded(data, of_the_first(scene).transfer_syntax_uid)
+    assert len(dataset[0x7FE11001].value) == 7
+
+
+def store_huge(scene):
+    native = next(
+        s.sop_instance_uid
+        for s in scene.pacs.holdings
+        if s.study_instance_uid == scene.study
+        and "PixelData" in decoded(s.encoded(), s.transfer_syntax_uid)
+        and s.transfer_syntax_uid.startswith("1.2.840.10008.1.2")
+        and not s.transfer_syntax_uid.endswith(".5")
+    )
+    with scene.with_knob("store.huge", instances=[native], mebibytes=3):
+        assert scene.move()[-1].Status == 0
+    data = arrived_of(scene, native)
+    assert len(data) > 3 << 20
+
+
+def store_shuffle(scene):
+    with scene.with_knob("store.shuffle", lot=3):
+        assert scene.move()[-1].Status == 0
+    assert scene.receiver.uids != scene.uids
+    assert sorted(scene.receiver.uids) == sorted(scene.uids)
+
+
 def store_duplicate(scene):
     with scene.with_knob("store.duplicate", instances=1):
         last = scene.move()[-1]

@@ -11,10 +11,11 @@ import csv
 import random
 import struct
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pydicom
@@ -25,15 +26,29 @@ from pydicom.uid import (
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     EncapsulatedPDFStorage,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
     ImplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
     MRImageStorage,
+    RawDataStorage,
     RLELossless,
+    RTPlanStorage,
+    RTStructureSetStorage,
     SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    TwelveLeadECGWaveformStorage,
     UltrasoundMultiFrameImageStorage,
 )
 
-from prefect_dicom.testing.objects import StoredObject
+from prefect_dicom.testing.objects import (
+    StoredObject,
+    decoded,
+    encoded,
+    object_of_bytes,
+    with_elements,
+)
 
 _BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
 _NAMESPACE = uuid.UUID("8f9a2c4e-5a0e-4a57-9d54-0f6d1d8f6f10")
@@ -407,3 +422,153 @@ def _tiny(attributes: dict[str, str], side: int) -> Callable[[], bytes]:
         return head + struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OB", 0, len(pixels)) + pixels
 
     return encoded
+
+
+# --- studies that are odd, not wrong
+
+_PRIVATE_CLASS = "1.2.840.113619.4.30"
+_PRIVATE_SYNTAX = "1.2.840.113619.5.2"
+_RETIRED_CLASS = "1.2.840.10008.5.1.1.27"
+_HOSTILE = (
+    "../../../etc/passwd",
+    "..",
+    "/etc/passwd",
+    "=HYPERLINK(0)",
+    "@SUM(1)",
+    "%s%n%x",
+    "$(id)",
+    "<b>x</b>",
+)
+_ODD_UIDS = ("1.2.826.0.01.7", "1.2.826.0.1.8" + ".1" * 40, "1.2.826.A.9", "not a UID")
+
+
+def peculiar_objects(kind: str, *, seed: int = 0) -> list[StoredObject]:
+    """A study of objects that are odd in one way, as archives hold them; small ones.
+
+    Parameters
+    ----------
+    kind : str
+        A name in :data:`PECULIARITIES`.
+    seed : int
+        As for :func:`generate_cohort`.
+    """
+    return list(PECULIARITIES[kind](seed))
+
+
+def _odd(
+    seed: int,
+    kind: str,
+    changes: Sequence[Mapping[str, Any]],
+    syntax: str = ExplicitVRLittleEndian,
+) -> Iterator[StoredObject]:
+    """An object for each of the changes to a tiny one, all of one study."""
+    plain = tiny_objects(1, instances=len(changes), seed=seed)
+    for number, (stored, elements) in enumerate(zip(plain, changes, strict=True), 1):
+        own = {
+            "StudyInstanceUID": uid(seed, kind),
+            "SeriesInstanceUID": uid(seed, kind, 1),
+            "SOPInstanceUID": uid(seed, kind, 1, number),
+        }
+        data = with_elements(stored.encoded(), stored.transfer_syntax_uid, own | dict(elements))
+        if syntax != stored.transfer_syntax_uid:
+            data = encoded(decoded(data, stored.transfer_syntax_uid), syntax)
+        yield object_of_bytes(data, syntax)
+
+
+def _odd_uids(seed: int) -> Iterator[StoredObject]:
+    return _odd(seed, "odd-uids", [{"SOPInstanceUID": text} for text in _ODD_UIDS])
+
+
+def _hostile_text(seed: int) -> Iterator[StoredObject]:
+    changes = [
+        {
+            "PatientID": _HOSTILE[3],
+            "PatientName": _HOSTILE[0],
+            "StudyInstanceUID": _HOSTILE[0],
+            "SeriesInstanceUID": _HOSTILE[number % 3],
+            "SOPInstanceUID": text,
+            "StudyDescription": _HOSTILE[4],
+        }
+        for number, text in enumerate(_HOSTILE)
+    ]
+    return _odd(seed, "hostile-text", changes)
+
+
+def _private_classes(seed: int) -> Iterator[StoredObject]:
+    classes = [{"SOPClassUID": uid} for uid in (_PRIVATE_CLASS, _RETIRED_CLASS)]
+    return _odd(seed, "private-classes", classes)
+
+
+def _retired_syntaxes(seed: int) -> Iterator[StoredObject]:
+    big_endian = list(_odd(seed, "retired-syntaxes", [{}, {}], ExplicitVRBigEndian))
+    yield big_endian[0]
+    # Its headers are those of Explicit VR Little Endian, its pixels big endian.
+    elements = {"SOPInstanceUID": uid(seed, "private-syntax")}
+    data = encoded(decoded(big_endian[1].encoded(), ExplicitVRBigEndian), ExplicitVRLittleEndian)
+    yield object_of_bytes(with_elements(data, ExplicitVRLittleEndian, elements), _PRIVATE_SYNTAX)
+
+
+def _nameless(seed: int) -> Iterator[StoredObject]:
+    empty = {"PatientID": "", "PatientName": "", "StudyDate": ""}
+    absent = dict.fromkeys((*empty, "Modality", "SeriesNumber"))
+    return _odd(seed, "nameless", [empty, absent])
+
+
+def _lying_character_sets(seed: int) -> Iterator[StoredObject]:
+    umlaut = {"PatientName": b"M\xfcster^J\xf6rg"}
+    return _odd(
+        seed,
+        "lying-character-sets",
+        [
+            umlaut | {"SpecificCharacterSet": "ISO_IR 192"},
+            umlaut | {"SpecificCharacterSet": None},
+            umlaut | {"SpecificCharacterSet": "ISO_IR 999"},
+        ],
+    )
+
+
+def _non_images(seed: int) -> Iterator[StoredObject]:
+    # A document or a plan has no pixels.
+    without_pixels = dict.fromkeys(
+        ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
+    )
+    modalities = {
+        _BASIC_TEXT_SR: "SR",
+        KeyObjectSelectionDocumentStorage: "KO",
+        GrayscaleSoftcopyPresentationStateStorage: "PR",
+        RTPlanStorage: "RTPLAN",
+        RTStructureSetStorage: "RTSTRUCT",
+        EncapsulatedPDFStorage: "DOC",
+        RawDataStorage: "OT",
+        TwelveLeadECGWaveformStorage: "ECG",
+    }
+    changes = [
+        without_pixels | {"SOPClassUID": sop_class, "Modality": modality}
+        for sop_class, modality in modalities.items()
+    ]
+    changes.append({"SOPClassUID": SegmentationStorage, "Modality": "SEG", "NumberOfFrames": "1"})
+    return _odd(seed, "non-images", changes)
+
+
+def _one_uid_in_two_series(seed: int) -> Iterator[StoredObject]:
+    changes = [
+        {"SOPInstanceUID": uid(seed, "shared"), "SeriesInstanceUID": uid(seed, "shared", series)}
+        for series in (1, 2)
+    ]
+    return _odd(seed, "one-uid-in-two-series", changes)
+
+
+PECULIARITIES: dict[str, Callable[[int], Iterator[StoredObject]]] = {
+    "odd-uids": _odd_uids,
+    "hostile-text": _hostile_text,
+    "private-classes": _private_classes,
+    "retired-syntaxes": _retired_syntaxes,
+    "nameless": _nameless,
+    "lying-character-sets": _lying_character_sets,
+    "non-images": _non_images,
+    "one-uid-in-two-series": _one_uid_in_two_series,
+}
+"""What :func:`peculiar_objects` makes: leading zeros, letters and more than 64 characters in UIDs;
+paths, formulas and format strings in UIDs and names; SOP classes and transfer syntaxes that are
+private or retired; no names, no PatientID, no Modality; character sets that are not those
+declared; objects that are no images; one SOP Instance UID in two series."""

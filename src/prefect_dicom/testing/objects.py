@@ -12,8 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pydicom
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
@@ -168,6 +172,31 @@ def encoded(dataset: Dataset, transfer_syntax_uid: str) -> bytes:
     if data is None:
         raise ValueError("the data set cannot be encoded")
     return data
+
+
+def with_elements(data: bytes, transfer_syntax_uid: str, elements: Mapping[str, Any]) -> bytes:
+    """An encoded data set with other values, whatever they are; None takes an element away.
+
+    Parameters
+    ----------
+    elements : mapping of str to object
+        Values by keyword; raw bytes are written as they are (padded to an even length).
+    """
+    dataset = decoded(data, transfer_syntax_uid)
+    for keyword, value in elements.items():
+        tag = tag_for_keyword(keyword)
+        if value is None:
+            dataset.pop(tag, None)
+        else:
+            vr = dictionary_VR(keyword)
+            dataset[tag] = DataElement(tag, vr, value, validation_mode=IGNORE)
+    return encoded(dataset, transfer_syntax_uid)
+
+
+def changed(stored: StoredObject, **elements: Any) -> StoredObject:
+    """The object with other values (see :func:`with_elements`), as an archive might hold it."""
+    data = with_elements(stored.encoded(), stored.transfer_syntax_uid, elements)
+    return object_of_bytes(data, stored.transfer_syntax_uid)
 
 
 def _encoding(transfer_syntax_uid: str) -> tuple[bool, bool, bool]:

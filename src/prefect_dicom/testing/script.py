@@ -16,14 +16,15 @@ import inspect
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import Dataset
 
+from prefect_dicom.testing.content import CONTENT, alter, transcoded
 from prefect_dicom.testing.matching import COUNT_KEYWORDS
-from prefect_dicom.testing.objects import StoredObject, decoded, encoded
+from prefect_dicom.testing.objects import StoredObject, with_elements
 
 if TYPE_CHECKING:
     from prefect_dicom.testing.pacs import ScriptedPacs
@@ -351,13 +352,19 @@ def _stop_at_failure(plan: RetrievePlan, by: Behaviour) -> None:
 
 
 def _truncate(
-    plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1, keep: float = 0.5
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: int | Sequence[str] = 1,
+    keep: float = 0.5,
+    less_bytes: int = 0,
+    behind: bytes = b"",
 ) -> bool:
-    def cut(stored: StoredObject) -> bytes:
-        data = stored.encoded()
-        return data[: int(len(data) * keep) // 2 * 2]  # a PDV of odd length is another fault
+    def cut(data: bytes, stored: StoredObject) -> bytes:
+        length = int(len(data) * keep) // 2 * 2  # a PDV of odd length is another fault
+        return data[: length - less_bytes] + behind
 
-    return _alter(plan, by, instances, cut)
+    return alter(plan, by, instances, cut)
 
 
 def _other_patient(
@@ -367,46 +374,50 @@ def _other_patient(
     instances: int | Sequence[str] = 1,
     patient_id: str = "OTHER-000001",
 ) -> bool:
-    def changed(stored: StoredObject) -> bytes:
-        return _with(stored, PatientID=patient_id, PatientName="Other^Patient")
-
-    return _alter(plan, by, instances, changed)
-
-
-def _alter(
-    plan: RetrievePlan,
-    by: Behaviour,
-    instances: int | Sequence[str],
-    change: Callable[[StoredObject], bytes],
-) -> bool:
-    picked = by.pick(plan.operations, instances)
-    for operation in picked:
-        operation.data = lambda stored=operation.stored: change(stored)
-    return bool(picked)
+    other = {"PatientID": patient_id, "PatientName": "Other^Patient"}
+    return alter(
+        plan,
+        by,
+        instances,
+        lambda data, stored: with_elements(data, stored.transfer_syntax_uid, other),
+    )
 
 
 def _duplicate(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1) -> bool:
-    return _insert_behind(plan, by, instances, lambda stored: stored.encoded())
+    return _insert_behind(plan, by, instances, lambda stored: stored)
 
 
-def _conflict(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1) -> bool:
-    return _insert_behind(
-        plan, by, instances, lambda stored: _with(stored, ImageComments="Second version.")
-    )
+def _conflict(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: int | Sequence[str] = 1,
+    transfer_syntax_uid: str | None = None,
+) -> bool:
+    def second(stored: StoredObject) -> StoredObject:
+        own = stored.transfer_syntax_uid
+        other, comment = transfer_syntax_uid or own, {"ImageComments": "Second version."}
+
+        def data() -> bytes:
+            if transfer_syntax_uid is None:
+                return with_elements(stored.encoded(), own, comment)
+            return transcoded(stored.encoded(), own, other)
+
+        return replace(stored, transfer_syntax_uid=other, encoded=data)
+
+    return _insert_behind(plan, by, instances, second)
 
 
 def _insert_behind(
     plan: RetrievePlan,
     by: Behaviour,
     instances: int | Sequence[str],
-    data: Callable[[StoredObject], bytes],
+    again: Callable[[StoredObject], StoredObject],
 ) -> bool:
     picked = by.pick(plan.operations, instances)
     for operation in picked:
-        again = SubOperation.of(
-            operation.stored, data=lambda stored=operation.stored: data(stored), counted=False
-        )
-        plan.operations.insert(plan.operations.index(operation) + 1, again)
+        copy = SubOperation.of(again(operation.stored), counted=False)
+        plan.operations.insert(plan.operations.index(operation) + 1, copy)
     return bool(picked)
 
 
@@ -417,13 +428,6 @@ def _unsolicited(
         SubOperation.of(stored, counted=False, originator=originator) for stored in objects
     ]
     return bool(objects)
-
-
-def _with(stored: StoredObject, **elements: str) -> bytes:
-    dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return encoded(dataset, stored.transfer_syntax_uid)
 
 
 # --- the archive and the connection
@@ -545,7 +549,8 @@ _TABLE = (
     Knob(
         "store.truncate",
         (Stage.RETRIEVE,),
-        "Sends the first part (`keep`) of the data set of these `instances`.",
+        "Sends the first part (`keep`, a share, and `less_bytes`) of the data set of these "
+        "`instances`, with these bytes `behind` it.",
         _truncate,
     ),
     Knob(
@@ -554,11 +559,13 @@ _TABLE = (
         "Sends these `instances` with another PatientID.",
         _other_patient,
     ),
+    *(Knob(name, (Stage.RETRIEVE,), meaning, apply) for name, meaning, apply in CONTENT),
     Knob("store.duplicate", (Stage.RETRIEVE,), "Sends these `instances` twice.", _duplicate),
     Knob(
         "store.conflict",
         (Stage.RETRIEVE,),
-        "Sends these `instances` twice, the second time with another content.",
+        "Sends these `instances` twice, the second time with another content, or the same in "
+        "another native `transfer_syntax_uid`.",
         _conflict,
     ),
     Knob(

@@ -1,0 +1,254 @@
+"""Behaviours that change what arrives: other words, other bytes, another order.
+
+Each takes a retrieve plan and edits its sub-operations, as all do in
+:mod:`prefect_dicom.testing.script`, whose table they are rows of.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from prefect_dicom.testing.objects import StoredObject, decoded, encoded, with_elements
+
+if TYPE_CHECKING:
+    from prefect_dicom.testing.script import Behaviour, RetrievePlan
+
+_Instances = int | Sequence[str]
+_MEBIBYTE = 1 << 20
+
+
+def alter(
+    plan: RetrievePlan,
+    by: Behaviour,
+    instances: _Instances,
+    change: Callable[[bytes, StoredObject], bytes],
+) -> bool:
+    """Let ``change`` rewrite the data sets of these instances, on top of what others rewrite."""
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        operation.data = lambda before=operation.data, stored=operation.stored: change(
+            before(), stored
+        )
+    return bool(picked)
+
+
+def _coerce(
+    plan: RetrievePlan, by: Behaviour, *, elements: Mapping[str, Any], instances: _Instances = 1
+) -> bool:
+    return alter(
+        plan,
+        by,
+        instances,
+        lambda data, stored: with_elements(data, stored.transfer_syntax_uid, elements),
+    )
+
+
+def _other_study(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: _Instances = 1,
+    study_instance_uid: str = "2.25.4100",
+) -> bool:
+    elements = {"StudyInstanceUID": study_instance_uid}
+    return _coerce(plan, by, elements=elements, instances=instances)
+
+
+def _uid_mismatch(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: _Instances = 1,
+    sop_instance_uid: str = "2.25.4500",
+) -> bool:
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        operation.sop_instance_uid = sop_instance_uid
+    return bool(picked)
+
+
+_ODDLY: dict[str, Callable[[str], str]] = {
+    "blank": lambda uid: uid + " ",
+    "nul": lambda uid: uid + "\0\0",
+    "zeros": lambda uid: ".0".join(uid.rsplit(".", 1)),
+    "long": lambda uid: uid + ".1" * 40,
+    "letters": lambda uid: uid + "A",
+}
+
+
+def _odd_uid(
+    plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1, how: str = "blank"
+) -> bool:
+    oddly = _ODDLY[how]
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        operation.sop_instance_uid = oddly(operation.stored.sop_instance_uid)
+    return _alter_uids(plan, by, instances, oddly)
+
+
+def _alter_uids(
+    plan: RetrievePlan, by: Behaviour, instances: _Instances, oddly: Callable[[str], str]
+) -> bool:
+    def written_oddly(data: bytes, stored: StoredObject) -> bytes:
+        elements = {"SOPInstanceUID": oddly(stored.sop_instance_uid)}
+        return with_elements(data, stored.transfer_syntax_uid, elements)
+
+    return alter(plan, by, instances, written_oddly)
+
+
+def _wrong_syntax(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: _Instances = 1,
+    transfer_syntax_uid: str | None = None,
+) -> bool:
+    def written_otherwise(data: bytes, stored: StoredObject) -> bytes:
+        own = stored.transfer_syntax_uid
+        implicit = own == ImplicitVRLittleEndian
+        other = ExplicitVRLittleEndian if implicit else ImplicitVRLittleEndian
+        return encoded(decoded(data, own), transfer_syntax_uid or other)
+
+    return alter(plan, by, instances, written_otherwise)
+
+
+def _transcode(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: _Instances = 1,
+    transfer_syntax_uid: str = ImplicitVRLittleEndian,
+    lossy: bool = False,
+) -> bool:
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        stored, before = operation.stored, operation.data
+        operation.stored = replace(stored, transfer_syntax_uid=str(transfer_syntax_uid))
+        operation.data = lambda before=before, stored=stored: transcoded(
+            before(), stored.transfer_syntax_uid, transfer_syntax_uid, lossy=lossy
+        )
+    return bool(picked)
+
+
+def transcoded(data: bytes, syntax: str, into: str, *, lossy: bool = False) -> bytes:
+    """A data set in another native transfer syntax; ``lossy`` costs its pixels their low bits."""
+    dataset = decoded(data, syntax)
+    if UID(syntax).is_encapsulated:
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+        dataset.decompress(generate_instance_uid=False)
+    if lossy:
+        dataset.LossyImageCompression = "01"
+        dataset.LossyImageCompressionRatio = "10"
+        if "PixelData" in dataset:
+            dataset.PixelData = bytes(byte & 0xF0 for byte in dataset.PixelData)
+    return encoded(dataset, into)
+
+
+def _odd_length(plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1) -> bool:
+    picked = by.pick(plan.operations, instances)
+    if any(o.stored.transfer_syntax_uid == DeflatedExplicitVRLittleEndian for o in picked):
+        return False
+    return alter(plan, by, instances, lambda data, stored: data + _odd_element(stored))
+
+
+def _odd_element(stored: StoredObject) -> bytes:
+    """A private element of seven bytes, behind the pixel data."""
+    syntax = stored.transfer_syntax_uid
+    order = ">" if syntax == ExplicitVRBigEndian else "<"
+    written = b""
+    for element, value in ((0x0010, b"ODD LENGTH"), (0x1001, b"7 bytes")):
+        written += struct.pack(order + "HH", 0x7FE1, element)
+        if syntax == ImplicitVRLittleEndian:
+            written += struct.pack("<L", len(value)) + value
+        else:
+            written += b"LO" + struct.pack(order + "H", len(value)) + value
+    return written
+
+
+def _huge(
+    plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1, mebibytes: int = 64
+) -> bool:
+    return alter(plan, by, instances, lambda data, stored: _with_frames(data, stored, mebibytes))
+
+
+def _with_frames(data: bytes, stored: StoredObject, mebibytes: int) -> bytes:
+    """As many frames of noise as fill this many MiB, in a native little endian syntax."""
+    syntax = stored.transfer_syntax_uid
+    image = decoded(data, syntax)
+    frame = image.Rows * image.Columns * image.SamplesPerPixel * image.BitsAllocated // 8
+    frames = -(-mebibytes * _MEBIBYTE // frame)
+    head = with_elements(data, syntax, {"NumberOfFrames": str(frames), "PixelData": None})
+    noise = random.Random(stored.sop_instance_uid).randbytes(_MEBIBYTE)
+    size = frames * frame
+    header = struct.pack("<HH", 0x7FE0, 0x0010)
+    if syntax != ImplicitVRLittleEndian:
+        header += b"OW\0\0"
+    pixels = (noise * (size // _MEBIBYTE + 1))[:size]
+    return head + header + struct.pack("<L", size + size % 2) + pixels + b"\0" * (size % 2)
+
+
+def _shuffle(plan: RetrievePlan, by: Behaviour, *, lot: int = 0) -> bool:
+    random.Random(lot).shuffle(plan.operations)
+    return len(plan.operations) > 1
+
+
+CONTENT: tuple[tuple[str, str, Callable[..., bool]], ...] = (
+    (
+        "store.coerce",
+        "Sends these `instances` with other `elements`, by keyword; None takes one away.",
+        _coerce,
+    ),
+    (
+        "store.other_study",
+        "Sends these `instances` under another `study_instance_uid`.",
+        _other_study,
+    ),
+    (
+        "store.uid_mismatch",
+        "Requests to store these `instances` name another `sop_instance_uid` than the data sets.",
+        _uid_mismatch,
+    ),
+    (
+        "store.odd_uid",
+        "Writes the SOP Instance UID of these `instances` oddly; `how`: blank or nul (behind it), "
+        "zeros (leading), long (over 64 characters), letters.",
+        _odd_uid,
+    ),
+    (
+        "store.wrong_syntax",
+        "Sends these `instances` in another encoding (`transfer_syntax_uid`) than negotiated.",
+        _wrong_syntax,
+    ),
+    (
+        "store.transcode",
+        "Negotiates another native `transfer_syntax_uid` for these `instances` and re-encodes "
+        "them; `lossy` changes their pixels too.",
+        _transcode,
+    ),
+    (
+        "store.odd_length",
+        "Sends these `instances` with a value of odd length at their end.",
+        _odd_length,
+    ),
+    (
+        "store.huge",
+        "Sends these native `instances` with so many frames that they fill `mebibytes`.",
+        _huge,
+    ),
+    ("store.shuffle", "Sends in an order drawn by `lot`, series interleaved.", _shuffle),
+)
+"""Name, meaning and function of each; all edit the plan of a C-MOVE or C-GET."""
