@@ -131,7 +131,8 @@ def test_a_peer_that_does_not_speak_dicom():
         ((2, 3, 1), "pacs-busy"),
         ((1, 3, 2), "pacs-busy"),
         ((1, 1, 1), "association-rejected"),
-        ((1, 2, 2), "association-rejected"),
+        ((1, 2, 2), "protocol-not-supported"),
+        ((2, 1, 3), "association-rejected"),
         # Outside the standard: pynetdicom raises on these.
         ((1, 1, 99), "association-rejected"),
         ((1, 9, 1), "association-rejected"),

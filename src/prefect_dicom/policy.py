@@ -1,21 +1,26 @@
-"""Pure decisions: state transitions, verdicts, chunking, completeness. No I/O, no clocks.
+"""Pure decisions: state transitions, verdicts, chunking, when to ask a node. No I/O.
 
-Sources: ``docs/promise.md`` for the states, PS3.4 C.4.2.1.4 for what a request may name.
+What depends on time is given its clock. Sources: ``docs/promise.md`` for the states, PS3.4
+C.4.2.1.4 for what a request may name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prefect_dicom.model import (
     Chunk,
+    Disposition,
     InstanceKey,
     InstanceState,
     StudyReference,
     StudyState,
     Verdict,
 )
+from prefect_dicom.reasons import reason_for
 
 STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     StudyState.PENDING: frozenset({StudyState.LISTED, StudyState.FAILED}),
@@ -203,3 +208,162 @@ def _requests_of_one_study(
         for start in range(0, count, step):
             part = tuple(instances[start : start + step])
             yield RetrieveRequest("IMAGE", (study,), (series,), part, expected=len(part))
+
+
+_FAILURES_BEFORE_HALT = {
+    # A PACS that starts, or reads its tables again, may say this too.
+    "association-rejected": 3,
+}
+"""How often in a row a node may answer so; other reasons for a person to act halt it at once."""
+
+_NEVER_WORKED = {"pacs-reset"}
+"""Passing reasons that are none where the node has done nothing for this run yet."""
+
+_MUTE_STUDIES = 3
+_MUTE_STUDIES_AFTER_OTHERS = 10
+_FAILED_QUERIES = 10
+JITTER = 0.2
+"""Waits are longer or shorter by up to this part: runs that failed together do not return so."""
+
+
+def _lot() -> float:
+    return random.uniform(1 - JITTER, 1 + JITTER)
+
+
+class NodeClock:
+    """When one PACS node may be asked, and whether at all. Thread-safe.
+
+    There is one for each node of a run, and all its studies and threads go by it: what one
+    learns of the node spares the others the same. A node that fails for a passing reason is left
+    alone for the first of the waits, then for the second, and so on; one that fails once more,
+    or for a reason that a person has to act on, is *halted*: nothing is sent to it any more, and
+    what was to be asked stays as it is.
+
+    Parameters
+    ----------
+    waits : sequence of float
+        Seconds. How long to leave the node alone after so many failures in a row.
+    associations : int
+        How many requests it may be sent at a time.
+    now : callable
+        The time in seconds, of any clock that does not go backwards.
+    lot : callable, optional
+        What a wait is multiplied with.
+    """
+
+    def __init__(
+        self,
+        waits: Sequence[float],
+        associations: int,
+        *,
+        now: Callable[[], float],
+        lot: Callable[[], float] = _lot,
+    ) -> None:
+        self.now = now
+        self.halted: str | None = None
+        """The reason code, where the node is left alone until a person has acted."""
+        self.worked = False
+        """Whether the node has done anything for this run yet."""
+        self._waits = tuple(waits)
+        self._lot = lot
+        self._lock = threading.Lock()
+        self._most = self._width = associations
+        self._failures = 0
+        self._failed_at: float | None = None
+        self._not_before = now()
+        self._waiting_for: str | None = None
+        self._delivered = False
+        self._mute: set[StudyReference] = set()
+        self._failed_queries = 0
+
+    # --- what may be done
+
+    @property
+    def associations(self) -> int:
+        """How many requests may be under way: one after a failure, then one more at a time."""
+        return self._width
+
+    def seconds_left(self) -> float:
+        """How long the node is still to be left alone."""
+        return max(0.0, self._not_before - self.now())
+
+    @property
+    def waiting_for(self) -> str | None:
+        """The reason code of the wait, while there is one."""
+        return self._waiting_for if self.seconds_left() else None
+
+    # --- what has happened
+
+    def failed(self, code: str, asked_at: float) -> None:
+        """The node cannot be used, or not now; ``asked_at`` is when it was asked what failed.
+
+        What was asked before the last failure failed with it, and counts once.
+        """
+        with self._lock:
+            if self.halted or (self._failed_at is not None and asked_at < self._failed_at):
+                return
+            self._failed_at = self.now()
+            self._failures += 1
+            if code == "pacs-busy":
+                # For the rest of the run: it would only be too much again.
+                self._most = max(1, self._width - 1)
+            self._width = 1
+            passing = reason_for(code).disposition is Disposition.TRANSIENT
+            if passing and (self.worked or code not in _NEVER_WORKED):
+                most = len(self._waits) + 1
+            else:
+                most = min(_FAILURES_BEFORE_HALT.get(code, 1), len(self._waits) + 1)
+            if self._failures >= most:
+                self.halted = code
+            else:
+                self._wait(self._waits[self._failures - 1], code)
+
+    def rest(self, passes: int, code: str) -> bool:
+        """Leave the node alone after so many passes over the cohort; False after the last."""
+        with self._lock:
+            if self.halted or passes > len(self._waits):
+                return False
+            self._wait(self._waits[passes - 1], code)
+            return True
+
+    def _wait(self, seconds: float, code: str) -> None:
+        self._not_before = max(self._not_before, self.now() + seconds * self._lot())
+        self._waiting_for = code
+
+    def answered(self) -> None:
+        """A query was answered."""
+        with self._lock:
+            self._failed_queries = 0
+
+    def query_failed(self) -> None:
+        """A query failed for a reason that may be its own; ten in a row are the node's."""
+        with self._lock:
+            self._failed_queries += 1
+            if self._failed_queries >= _FAILED_QUERIES and not self.halted:
+                self.halted = "requests-keep-failing"
+
+    def succeeded(self) -> None:
+        """Something was done that need not be done again: the failures before it are over."""
+        with self._lock:
+            self.worked = True
+            self._failures = self._failed_queries = 0
+            self._width = min(self._most, self._width + 1)
+
+    def delivered(self) -> None:
+        """Objects have arrived, so the way from the node to here is open."""
+        self.succeeded()
+        with self._lock:
+            self._delivered = True
+            self._mute.clear()
+
+    def sent_nothing(self, study: StudyReference) -> None:
+        """The node lists the study, and was asked for it, and nothing came.
+
+        Some studies lie damaged on their PACS; but after three of them with nothing before, or
+        ten in a row after others, it is the way to here that is closed.
+        """
+        with self._lock:
+            self._mute.add(study)
+            most = _MUTE_STUDIES_AFTER_OTHERS if self._delivered else _MUTE_STUDIES
+            if len(self._mute) >= most and not self.halted:
+                self.halted = "node-sends-nothing"

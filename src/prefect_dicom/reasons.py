@@ -13,6 +13,15 @@ from prefect_dicom.model import Disposition
 TRANSIENT, PERMANENT, OPERATOR = Disposition
 
 
+PAGE = "docs/reasons.md"
+"""Where every reason has a section of its own; ``prefect-dicom explain`` prints it."""
+
+
+def pointer(code: str) -> str:
+    """Where to read more about a reason."""
+    return f"{PAGE}#{code}"
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One row of the table."""
@@ -21,6 +30,11 @@ class Reason:
     disposition: Disposition
     meaning: str
     advice: str
+
+    @property
+    def what_to_do(self) -> str:
+        """The advice as it is shown to people: with where to read more."""
+        return f"{self.advice} More: {pointer(self.code)}"
 
 
 _RECEIVER_CHECKLIST = (
@@ -76,6 +90,12 @@ _TABLE = (
         PERMANENT,
         "The PACS lists no instance for the study.",
         "The study is gone or empty on the PACS; check there.",
+    ),
+    (
+        "study-gone",
+        PERMANENT,
+        "The PACS had listed the study and does not have it any more.",
+        "Ask on the PACS whether it was deleted, moved or merged into another study.",
     ),
     (
         "instances-missing",
@@ -278,6 +298,13 @@ _TABLE = (
         "Ask the PACS administrator; often an unknown AE title or a disabled node.",
     ),
     (
+        "protocol-not-supported",
+        OPERATOR,
+        "The PACS does not take the protocol version, application context or parameters that "
+        "DICOM associations begin with.",
+        "Check `port` of the node: something other than the PACS's DICOM service answers there.",
+    ),
+    (
         "pacs-busy",
         TRANSIENT,
         "The PACS is at its limit of associations or resources.",
@@ -312,6 +339,12 @@ _TABLE = (
         OPERATOR,
         "Study after study is listed by the PACS and none of their instances arrives.",
         _RECEIVER_CHECKLIST,
+    ),
+    (
+        "requests-keep-failing",
+        OPERATOR,
+        "One query after the other fails at the PACS, and none succeeds in between.",
+        "See the reasons of the rows that failed and the PACS's log; then `prefect-dicom doctor`.",
     ),
     (
         "sop-classes-refused",

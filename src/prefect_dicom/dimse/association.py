@@ -36,7 +36,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.quiet import quiet_pynetdicom
-from prefect_dicom.dimse.rejection import aborted, rejected
+from prefect_dicom.dimse.rejection import aborted, rejected, unconnected
 from prefect_dicom.dimse.sockets import acknowledge, prepare
 from prefect_dicom.dimse.status import PENDING
 from prefect_dicom.errors import PacsError
@@ -74,17 +74,8 @@ def diagnose(node: PacsNode) -> PacsError | None:
     """
     try:
         socket.create_connection((node.host, node.port), node.timeouts.connect_seconds).close()
-    except (socket.gaierror, UnicodeError):
-        return PacsError("pacs-address", "the host name does not resolve")
-    except ConnectionRefusedError:
-        return PacsError("pacs-refused", "the connection was refused")
-    except ConnectionResetError:
-        return PacsError("pacs-reset", "the connection was reset")
-    except TimeoutError:
-        seconds = node.timeouts.connect_seconds
-        return PacsError("pacs-unreachable", f"no connection within {seconds:g} s")
-    except OSError as error:
-        return PacsError("pacs-unreachable", f"no route (errno {error.errno})")
+    except (OSError, UnicodeError) as error:
+        return unconnected(error, node.timeouts.connect_seconds)
     return None
 
 
@@ -236,6 +227,9 @@ class Requestor:
     ----------
     node : PacsNode
         Whom to ask, as whom, and how long to wait.
+    answered : set of str, optional
+        Kept by the caller, who has several requestors to the node: an abort of what it has
+        answered before is no lack of permission.
 
     Examples
     --------
@@ -244,10 +238,10 @@ class Requestor:
     ...     studies = find_studies(requestor, {"PatientID": "000123"})
     """
 
-    def __init__(self, node: PacsNode) -> None:
+    def __init__(self, node: PacsNode, answered: set[str] | None = None) -> None:
         quiet_pynetdicom()
         self.node = node
-        self.answered: set[str] = set()
+        self.answered = set() if answered is None else answered
         """The services this node has ever answered us."""
         self._association: Association | None = None
         self._wire = _Wire(node.timeouts.acse_seconds)
@@ -370,8 +364,8 @@ class Requestor:
         application.network_timeout = None
         try:
             address = AddressInformation.from_addr_port(node.host, node.port)
-        except (socket.gaierror, UnicodeError):
-            raise PacsError("pacs-address", "the host name does not resolve") from None
+        except (socket.gaierror, UnicodeError) as error:
+            raise unconnected(error, node.timeouts.connect_seconds) from None
         association = Association(application, "requestor")
         own = AddressInformation("0.0.0.0" if address.is_ipv4 else "::", 0)
         association.set_socket(AssociationSocket(association, address=own))

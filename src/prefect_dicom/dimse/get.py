@@ -33,7 +33,7 @@ from prefect_dicom.dimse.negotiation import (
 )
 from prefect_dicom.dimse.outcome import RetrieveOutcome
 from prefect_dicom.dimse.quiet import quiet_pynetdicom
-from prefect_dicom.dimse.rejection import aborted, rejected
+from prefect_dicom.dimse.rejection import aborted, rejected, unconnected
 from prefect_dicom.dimse.sockets import prepare
 from prefect_dicom.dimse.transfer import (
     RELEASE_RQ,
@@ -164,16 +164,8 @@ def _connect(node: PacsNode) -> socket.socket:
     seconds = node.timeouts.connect_seconds
     try:
         return socket.create_connection((node.host, node.port), seconds)
-    except (socket.gaierror, UnicodeError):
-        raise PacsError("pacs-address", "the host name does not resolve") from None
-    except ConnectionRefusedError:
-        raise PacsError("pacs-refused", "the connection was refused") from None
-    except ConnectionResetError:
-        raise PacsError("pacs-reset", "the connection was reset") from None
-    except TimeoutError:
-        raise PacsError("pacs-unreachable", f"no connection within {seconds:g} s") from None
-    except OSError as error:
-        raise PacsError("pacs-unreachable", f"no route (errno {error.errno})") from None
+    except (OSError, UnicodeError) as error:
+        raise unconnected(error, seconds) from None
 
 
 def _associate(

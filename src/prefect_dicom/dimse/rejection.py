@@ -1,8 +1,37 @@
-"""A-ASSOCIATE-RJ and A-ABORT as errors with a disposition, PS3.8 9.3.4 and 9.3.8."""
+"""What keeps an association from standing, as errors with a disposition.
+
+A connection that cannot be opened, A-ASSOCIATE-RJ and A-ABORT (PS3.8 9.3.4 and 9.3.8): each
+event is one code, whoever meets it.
+"""
 
 from __future__ import annotations
 
+import errno
+import socket
+
 from prefect_dicom.errors import PacsError
+
+
+def unconnected(error: OSError | UnicodeError, seconds: float) -> PacsError:
+    """The error for a TCP connection that could not be opened.
+
+    Parameters
+    ----------
+    error : OSError or UnicodeError
+        What looking the name up or connecting raised.
+    seconds : float
+        The time limit it had.
+    """
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return PacsError("pacs-address", "the host name does not resolve")
+    if isinstance(error, ConnectionRefusedError):
+        return PacsError("pacs-refused", "the connection was refused")
+    if isinstance(error, ConnectionResetError):
+        return PacsError("pacs-reset", "the connection was reset")
+    if isinstance(error, TimeoutError):
+        return PacsError("pacs-unreachable", f"no connection within {seconds:g} s")
+    name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return PacsError("pacs-unreachable", f"no connection ({name})")
 
 
 def rejected(result: int, source: int, reason: int) -> PacsError:
@@ -19,16 +48,19 @@ def rejected(result: int, source: int, reason: int) -> PacsError:
     if source == 3 and reason in (1, 2):
         word = "temporary congestion" if reason == 1 else "local limit exceeded"
         return PacsError("pacs-busy", f"{numbers}: {word}")
-    if source == 1 and reason == 3:
-        return PacsError("calling-ae-title-unknown", numbers)
-    if source == 1 and reason == 7:
-        return PacsError("called-ae-title-unknown", numbers)
+    if source == 1 and reason in (3, 7):
+        if result == 2:
+            # It passes, says the one number, and it does not, says the other.
+            return PacsError("association-rejected", f"{numbers}: AE title, transient")
+        return PacsError(
+            "calling-ae-title-unknown" if reason == 3 else "called-ae-title-unknown", numbers
+        )
     if result == 2:
         return PacsError("pacs-busy", f"{numbers}: transient")
     if source == 1 and reason == 2:
-        return PacsError("association-rejected", f"{numbers}: application context not supported")
+        return PacsError("protocol-not-supported", f"{numbers}: application context")
     if source == 2 and reason == 2:
-        return PacsError("association-rejected", f"{numbers}: protocol version not supported")
+        return PacsError("protocol-not-supported", f"{numbers}: protocol version")
     return PacsError("association-rejected", numbers)
 
 
@@ -49,7 +81,7 @@ def aborted(source: int | None, reason: int | None, first_request: bool) -> Pacs
     if source == 0 and first_request:
         return PacsError("not-permitted", f"{numbers} at the first request")
     if source == 2 and reason in (4, 5, 6) and first_request:
-        return PacsError("association-rejected", f"{numbers}: a parameter was not accepted")
+        return PacsError("protocol-not-supported", f"{numbers}: a parameter was not accepted")
     if source == 2 and reason in (1, 2):
         return PacsError("association-lost", f"{numbers}: unrecognised or unexpected PDU")
     return PacsError("association-lost", numbers)

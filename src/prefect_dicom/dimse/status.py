@@ -39,6 +39,7 @@ _FIND = {
 }
 
 _RETRIEVE = {
+    0x0112: "study-gone",  # no such SOP instance
     CANCEL: "pacs-failure",
     0xA701: "pacs-busy",  # unable to calculate the number of matches
     0xA702: "pacs-failure",  # unable to perform sub-operations
