@@ -6,6 +6,7 @@ import contextlib
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ from prefect_dicom.testing import (
     write_cohort_file,
 )
 from prefect_dicom.testing.matching import matches
-from prefect_dicom.testing.objects import decoded
+from prefect_dicom.testing.objects import changed, decoded
 
 FIND = StudyRootQueryRetrieveInformationModelFind
 MOVE = StudyRootQueryRetrieveInformationModelMove
@@ -80,7 +81,9 @@ class Receiver:
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(context.abstract_syntax, AllTransferSyntaxes)
         self.server = entity.start_server(
-            ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self.store)]
+            ("127.0.0.1", 0),
+            block=False,
+            evt_handlers=[(evt.EVT_C_STORE, self.store), (evt.EVT_ACCEPTED, self.accept)],
         )
         self.address = ("127.0.0.1", self.server.server_address[1])
 
@@ -88,9 +91,16 @@ class Receiver:
         self.requests: list = []
         self.answer = lambda uid: 0x0000
         self.arrived = threading.Semaphore(0)
+        self.associations: list = []
+        """That of every request, in their order."""
+        self.accepted = 0
+
+    def accept(self, event: evt.Event) -> None:
+        self.accepted += 1
 
     def store(self, event: evt.Event) -> int:
         self.requests.append(event.request)
+        self.associations.append(event.assoc)
         self.arrived.release()
         return self.answer(str(event.request.AffectedSOPInstanceUID))
 
@@ -635,8 +645,8 @@ def find_no_image_level(scene):
         assert scene.list_images() == ([], 0xC000)
 
 
-def find_omit_counts(scene):
-    with scene.with_knob("find.omit_counts") as pacs:
+def find_counts(scene):
+    with scene.with_knob("find.counts", how="none") as pacs:
         keys = {"StudyInstanceUID": scene.study, "NumberOfStudyRelatedInstances": ""}
         ((answer,), _) = find(pacs, "STUDY", **keys)
     assert "NumberOfStudyRelatedInstances" not in answer
@@ -651,6 +661,264 @@ def find_omit_keys(scene):
 def find_refuse(scene):
     with scene.with_knob("find.refuse", status=0x0122) as pacs:
         assert find(pacs, "STUDY", StudyInstanceUID="") == ([], 0x0122)
+
+
+def find_unsupported_key(scene):
+    with scene.with_knob("find.unsupported_key", keys=["Modality"]) as pacs:
+        assert find(pacs, "STUDY", StudyInstanceUID="", Modality="CT") == ([], 0)
+        answers, _ = find(pacs, "STUDY", StudyInstanceUID="", Modality="")
+    assert len(answers) == 6
+
+
+def find_substring(scene):
+    with scene.with_knob("find.substring") as pacs:
+        answers, _ = find(pacs, "STUDY", PatientID="0000000")
+    assert len(answers) == 6
+
+
+def find_case(scene):
+    with scene.with_knob("find.case") as pacs:
+        held = pacs.holdings.studies({})[0][0].attributes["AccessionNumber"]
+        assert held.lower() != held
+        answers, _ = find(pacs, "STUDY", AccessionNumber=held.lower())
+    assert [answer.AccessionNumber for answer in answers] == [held]
+
+
+def find_pn_literal(scene):
+    with scene.pacs as pacs:
+        name = str(pacs.holdings.studies({})[0][0].attributes["PatientName"])
+        assert len(find(pacs, "STUDY", PatientName=name + "^")[0]) > 0
+        pacs.script.append(Behaviour("find.pn_literal"))
+        assert find(pacs, "STUDY", PatientName=name + "^")[0] == []
+
+
+def find_no_list(scene):
+    with scene.with_knob("find.no_list", uids=True) as pacs:
+        both = study_uids([scene.first_file]) * 2
+        assert find(pacs, "STUDY", StudyInstanceUID=both) == ([], 0)
+        assert len(find(pacs, "STUDY", StudyInstanceUID=both[0])[0]) == 1
+
+
+def find_strict(scene):
+    scene.pacs.relational = True
+    with scene.with_knob("find.strict", status=0xC000) as pacs:
+        assert find(pacs, "SERIES", SeriesInstanceUID="") == ([], 0xC000)
+        assert len(find(pacs, "SERIES", StudyInstanceUID=scene.study)[0]) > 0
+
+
+def find_pad_ids(scene):
+    with scene.with_knob("find.pad_ids", strip_zeros=True, after=" ") as pacs:
+        held = pacs.holdings.studies({})[0][0].patient_id
+        ((answer,), _) = find(pacs, "STUDY", PatientID=held.lstrip("0"))
+    assert answer.PatientID.strip() == held.lstrip("0") != held
+
+
+def find_date_shift(scene):
+    with scene.with_knob("find.date_shift", days=1) as pacs:
+        held = pacs.holdings.studies({"StudyInstanceUID": scene.study})[0][0].attributes
+        keys = {"StudyInstanceUID": scene.study, "StudyDate": held["StudyDate"]}
+        assert find(pacs, "STUDY", **keys)[0] == []
+        ((answer,), _) = find(pacs, "STUDY", StudyInstanceUID=scene.study, StudyDate="")
+    assert int(answer.StudyDate) > int(held["StudyDate"])
+
+
+def find_ff01(scene):
+    with scene.with_knob("find.ff01") as pacs, association(pacs, FIND) as peer:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        statuses = [status.Status for status, _ in peer.send_c_find(request, FIND)]
+    assert statuses == [0xFF01, 0]
+
+
+def find_duplicate(scene):
+    with scene.with_knob("find.duplicate", copies=2, patient_id="OTHER") as pacs:
+        answers, _ = find(pacs, "STUDY", StudyInstanceUID=scene.study, PatientID="")
+    assert [answer.PatientID == "OTHER" for answer in answers] == [False, True, True]
+
+
+def find_charset(scene):
+    held = changed(next(tiny_objects(1)), SpecificCharacterSet="ISO_IR 192", StudyDescription="Ü王")
+    keys = {"StudyInstanceUID": held.study_instance_uid, "StudyDescription": ""}
+    with scene.pacs as pacs:
+        pacs.holdings.add(held)
+        for how, declared in (("strip", "ISO_IR 100"), ("none", ""), ("lie", "ISO_IR 192")):
+            pacs.script[:] = [Behaviour("find.charset", how=how)]
+            ((answer,), _) = find(pacs, "STUDY", **keys)
+            assert answer.get("SpecificCharacterSet") == declared
+            # The one letter that Latin-1 has, as the declaration lets it be read.
+            assert answer.StudyDescription == ("\ufffd" if how == "lie" else "Ü")
+
+
+def find_retrieve_aet(scene):
+    with scene.with_knob("find.retrieve_aet", titles=["A", "B"]) as pacs:
+        ((answer,), _) = find(pacs, "STUDY", StudyInstanceUID=scene.study)
+    assert answer.RetrieveAETitle == ["A", "B"]
+
+
+def find_availability(scene):
+    with scene.with_knob("find.availability", value="OFFLINE") as pacs:
+        ((answer,), _) = find(pacs, "STUDY", StudyInstanceUID=scene.study)
+    assert answer.InstanceAvailability == "OFFLINE"
+
+
+def find_time_hang(scene):
+    hold = threading.Event()
+    with scene.with_knob("find.time_hang", hold=hold) as pacs:
+        keys = {"StudyDate": "20000101-20300101"}
+        assert len(find(pacs, "STUDY", **keys)[0]) == 6
+        with association(pacs, FIND) as peer:
+            request = identifier("STUDY", StudyTime="0000-2359", **keys)
+            answers = peer.send_c_find(request, FIND)
+            got = threading.Event()
+            thread = threading.Thread(target=lambda: (list(answers), got.set()))
+            thread.start()
+            assert not got.wait(0.2)
+            hold.set()
+            thread.join(20)
+            assert got.is_set()
+
+
+def find_garble(scene):
+    with scene.with_knob("find.garble", answers=[1], how="absent") as pacs:
+        answers, status = find(pacs, "STUDY", StudyInstanceUID="")
+    assert ([bool(answer) for answer in answers].count(False), status) == (1, 0)
+
+
+def find_cross_talk(scene):
+    responses = []
+    with scene.with_knob("find.cross_talk", answers=[0]) as pacs, association(pacs, FIND) as peer:
+        peer.bind(evt.EVT_DIMSE_RECV, lambda event: responses.append(event.message))
+        list(peer.send_c_find(identifier("STUDY", StudyInstanceUID=scene.study), FIND, msg_id=7))
+    answered = [message.command_set.MessageIDBeingRespondedTo for message in responses]
+    assert answered[0] == 6
+
+
+def associate(pacs: ScriptedPacs) -> tuple[str, object]:
+    """How an association request ended, and with which numbers."""
+    ended = []
+    entity = AE("ME")
+    entity.acse_timeout = 5
+    peer = entity.associate(
+        "127.0.0.1",
+        pacs.port,
+        contexts=[build_context(FIND), build_context(Verification)],
+        ae_title="DEMOPACS",
+        evt_handlers=[(evt.EVT_PDU_RECV, lambda event: ended.append(event.pdu))],
+    )
+    pdus = [type(pdu).__name__ for pdu in ended]
+    if peer.is_established:
+        peer.release()
+        return "established", [c.abstract_syntax for c in peer.accepted_contexts]
+    if "A_ASSOCIATE_RJ" in pdus:
+        return "rejected", (ended[0].result, ended[0].source, ended[0].reason_diagnostic)
+    if "A_ABORT_RQ" in pdus:
+        return "aborted", (ended[-1].source, ended[-1].reason_diagnostic)
+    return ("no contexts", None) if "A_ASSOCIATE_AC" in pdus else ("lost", None)
+
+
+def net_refuse(scene):
+    back = threading.Event()
+    with scene.with_knob("net.refuse", back=back, on_request=1) as pacs:
+        assert associate(pacs)[0] == "lost"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", pacs.port), 5)
+        back.set()
+        wait_for_listener(pacs.port)
+        assert associate(pacs)[0] == "established"
+
+
+def net_reset(scene):
+    with scene.with_knob("net.reset", times=1) as pacs:
+        with (
+            socket.create_connection(("127.0.0.1", pacs.port), 5) as connection,
+            pytest.raises(ConnectionResetError),
+        ):
+            connection.recv(1)
+        assert associate(pacs)[0] == "established"
+
+
+def net_tls(scene):
+    hello = ssl.create_default_context()
+    hello.check_hostname, hello.verify_mode = False, ssl.CERT_NONE
+    with scene.with_knob("net.tls") as pacs:
+        assert associate(pacs)[0] == "lost"
+        with (
+            socket.create_connection(("127.0.0.1", pacs.port), 5) as connection,
+            # It speaks TLS, and has no certificate to show.
+            pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"),
+        ):
+            hello.wrap_socket(connection)
+
+
+def assoc_silent(scene):
+    hold = threading.Event()
+    with scene.with_knob("assoc.silent", hold=hold) as pacs:
+        entity = AE("ME")
+        entity.acse_timeout = 0.2
+        peer = entity.associate(
+            "127.0.0.1", pacs.port, [build_context(Verification)], ae_title="DEMOPACS"
+        )
+        assert not peer.is_established
+        hold.set()
+        assert associate(pacs)[0] == "established"
+
+
+def assoc_reject(scene):
+    with scene.with_knob("assoc.reject", result=2, source=3, reason=1, on_request=1) as pacs:
+        assert associate(pacs) == ("rejected", (2, 3, 1))
+        assert associate(pacs)[0] == "established"
+
+
+def assoc_abort(scene):
+    with scene.with_knob("assoc.abort", when="instead", source=2, reason=6, times=1) as pacs:
+        assert associate(pacs) == ("aborted", (2, 6))
+        pacs.script[:] = [Behaviour("assoc.abort", when="request", source=2, reason=1)]
+        with association(pacs, FIND) as peer:
+            assert peer.is_established
+            responses = list(peer.send_c_find(identifier("STUDY", PatientID="1"), FIND))
+        assert [status for status, _ in responses] == [Dataset()]
+
+
+def assoc_drop(scene):
+    with scene.with_knob("assoc.drop", when="accepted") as pacs, association(pacs, FIND) as peer:
+        peer.join(10)
+        assert peer.is_aborted
+    with pytest.raises(ValueError, match="when"):
+        Behaviour("assoc.drop", when="nonsense").apply("associate", "A-ASSOCIATE", 1, None)
+
+
+def assoc_contexts(scene):
+    with scene.with_knob("assoc.contexts", result=1, services=["C-FIND"]) as pacs:
+        assert associate(pacs) == ("established", [Verification])
+        with association(pacs, FIND, Verification) as peer:
+            assert [context.result for context in peer.rejected_contexts] == [1]
+
+
+def assoc_no_contexts(scene):
+    with scene.with_knob("assoc.no_contexts") as pacs:
+        assert associate(pacs)[0] == "no contexts"
+
+
+def assoc_no_roles(scene):
+    ct = "1.2.840.10008.5.1.4.1.1.2"
+    with scene.pacs as pacs:
+        accepted = []
+        for script in ([], [Behaviour("assoc.no_roles")]):
+            pacs.script[:] = script
+            peer = AE("ME").associate(
+                "127.0.0.1",
+                pacs.port,
+                contexts=[build_context(ct)],
+                ae_title="DEMOPACS",
+                ext_neg=[build_role(ct, scp_role=True)],
+            )
+            accepted.append([context.as_scp for context in peer.accepted_contexts])
+            peer.release()
+    assert accepted == [[True], [False]]
+
+
+def assoc_max(scene):
+    with scene.with_knob("assoc.max", associations=1) as pacs, association(pacs, FIND):
+        assert associate(pacs) == ("rejected", (2, 3, 2))
 
 
 def move_success_nothing(scene):
@@ -929,6 +1197,211 @@ def net_stall_after(scene):
         hold.set()
         assert [status.Status for status, _ in responses][-1] == 0
     assert len(scene.receiver.uids) == len(scene.uids)
+
+
+def move_fail_but_all(scene):
+    with scene.with_knob("move.fail_but_all", status=0xA702), association(scene.pacs) as peer:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        status, failed = list(peer.send_c_move(request, "RECEIVER", MOVE))[-1]
+    assert (status.Status, status.NumberOfFailedSuboperations) == (0xA702, len(scene.uids))
+    assert sorted(failed.FailedSOPInstanceUIDList) == sorted(scene.uids)
+    assert sorted(scene.receiver.uids) == sorted(scene.uids)
+
+
+def move_bad_counts(scene):
+    with scene.with_knob("move.bad_counts", counts=(None, 9999, -1 & 0xFFFF, 0), times=1) as pacs:
+        responses = scene.move()
+        assert {r.NumberOfCompletedSuboperations for r in responses} == {9999}
+        pacs.script.append(Behaviour("move.bad_counts", counts=(70_000, 0, 0, 0)))
+        assert scene.move()[-1].NumberOfRemainingSuboperations == 70_000 & 0xFFFF
+
+
+def move_no_pending(scene):
+    with scene.with_knob("move.no_pending"):
+        assert [r.Status for r in scene.move()] == [0]
+    assert len(scene.receiver.uids) == len(scene.uids)
+
+
+def move_failed_list(scene):
+    scene.receiver.answer = lambda uid: 0xA700
+    with scene.with_knob("move.failed_list", uids=["1.2.3"]), association(scene.pacs) as peer:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        status, failed = list(peer.send_c_move(request, "RECEIVER", MOVE))[-1]
+    assert (status.Status, failed.FailedSOPInstanceUIDList) == (0xA702, "1.2.3")
+
+
+def move_no_list(scene):
+    with scene.with_knob("move.no_list", times=1) as pacs:
+        other = next(u for u in pacs.holdings.study_instance_uids() if u != scene.study)
+        both = f"{scene.study}\\{other}"
+        move(pacs, "STUDY", StudyInstanceUID=both)
+        assert sorted(scene.receiver.uids) == sorted(scene.uids)
+        pacs.script.append(Behaviour("move.no_list", status=0xA900))
+        assert [r.Status for r in move(pacs, "STUDY", StudyInstanceUID=both)] == [0xA900]
+
+
+def move_no_image_level(scene):
+    first = pydicom.dcmread(scene.first_file)
+    keys = {
+        "StudyInstanceUID": scene.study,
+        "SeriesInstanceUID": first.SeriesInstanceUID,
+        "SOPInstanceUID": first.SOPInstanceUID,
+    }
+    with scene.with_knob("move.no_image_level", times=1) as pacs:
+        assert [r.Status for r in move(pacs, "IMAGE", **keys)] == [0xA900]
+        pacs.script.append(Behaviour("move.no_image_level", status=None))
+        move(pacs, "IMAGE", **keys)
+    assert sorted(scene.receiver.uids) == sorted(scene.uids)
+
+
+def move_keep_sending(scene):
+    with scene.with_knob("move.keep_sending") as pacs:
+        pacs.script.append(Behaviour("net.drop_after", answers=1, keep_sending=True))
+        assert "Status" not in scene.move()[-1]
+        scene.receiver.wait_for(len(scene.uids))
+
+
+def move_late(scene):
+    hold = threading.Event()
+    with scene.with_knob("move.late", instances=[scene.uids[0]], hold=hold):
+        assert scene.move()[-1].Status == 0
+        assert sorted(scene.receiver.uids) == sorted(scene.uids[1:])
+        hold.set()
+        scene.receiver.wait_for(len(scene.uids))
+    assert scene.receiver.uids[-1] == scene.uids[0]
+
+
+def move_ignore_cancel(scene):
+    with scene.with_knob("move.ignore_cancel") as pacs, association(pacs) as peer:
+        pacs.script.append(Behaviour("net.stall_after", answers=1, hold=When(pacs)))
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        responses = peer.send_c_move(request, "RECEIVER", MOVE, msg_id=9)
+        scene.receiver.wait_for(1)
+        peer.send_c_cancel(9, query_model=MOVE)
+        assert [status.Status for status, _ in responses][-1] == 0
+    assert len(scene.receiver.uids) == len(scene.uids)
+
+
+class When(threading.Event):
+    """In place of an event a script waits for: the peer has cancelled a request."""
+
+    def __init__(self, pacs: ScriptedPacs) -> None:
+        super().__init__()
+        self._pacs = pacs
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return bool(self._pacs.requests("C-CANCEL")) or super().wait(timeout)
+
+
+def move_many_assocs(scene):
+    with scene.with_knob("move.many_assocs", each=2):
+        assert scene.move()[-1].Status == 0
+    associations = [id(a) for a in scene.receiver.associations]
+    assert len(set(associations)) == -(-len(scene.uids) // 2)
+
+
+def move_empty_assoc(scene):
+    with scene.with_knob("move.empty_assoc", associations=2, stay_open=True):
+        assert scene.move()[-1].Status == 0
+    assert scene.receiver.accepted == 3
+    assert len(scene.receiver.uids) == len(scene.uids)
+
+
+def get_disabled(scene):
+    with scene.with_knob("get.disabled", status=0x0122, times=1) as pacs:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        with association(pacs, GET) as peer:
+            assert [s.Status for s, _ in peer.send_c_get(request, GET)] == [0x0122]
+        pacs.script.append(Behaviour("get.disabled", status=None))
+        with association(pacs, GET) as peer:
+            assert ["Status" in s for s, _ in peer.send_c_get(request, GET)] == [False]
+        assert scene.move()[-1].Status == 0
+
+
+def get_stop_on_class(scene):
+    with scene.with_knob("get.stop_on_class") as pacs, association(pacs, GET) as peer:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        status, _ = list(peer.send_c_get(request, GET))[-1]
+    assert (status.Status, status.NumberOfFailedSuboperations) == (0xC000, 1)
+
+
+def assoc_queue(scene):
+    turn = threading.Semaphore(0)
+    with scene.with_knob("assoc.queue", turn=turn) as pacs, association(pacs) as peer:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        responses = peer.send_c_move(request, "RECEIVER", MOVE)
+        wait_for_log(pacs, "C-MOVE")
+        assert scene.receiver.uids == []
+        turn.release()
+        assert [status.Status for status, _ in responses][-1] == 0
+    assert turn.acquire(timeout=20)
+
+
+def archive_corrupt(scene):
+    with scene.with_knob("archive.corrupt", instances=[scene.uids[0]]):
+        for _ in range(2):
+            last = scene.move()[-1]
+            assert (last.Status, last.NumberOfFailedSuboperations) == (0xB000, 1)
+    assert set(scene.receiver.uids) == set(scene.uids[1:])
+
+
+def store_async_flood(scene):
+    began = threading.Event()
+    scene.receiver.answer = lambda uid: 0 if began.wait(20) else 0xA700
+    with scene.with_knob("store.async_flood") as pacs, association(pacs) as peer:
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        responses = peer.send_c_move(request, "RECEIVER", MOVE)
+        (logged,) = wait_for_log(pacs, "C-MOVE")
+        # All have been sent, and not one is answered.
+        while len(logged.sent) < len(scene.uids):
+            threading.Event().wait(0.01)
+        assert {sent.status for sent in logged.sent} == {None}
+        began.set()
+        assert [status.Status for status, _ in responses][-1] == 0
+    assert scene.receiver.uids == scene.uids
+
+
+def net_nagle(scene):
+    with scene.with_knob("net.nagle"):
+        assert scene.move()[-1].Status == 0
+    assert scene.receiver.uids == scene.uids
+
+
+def net_blackhole(scene):
+    with scene.with_knob("net.blackhole", answers=1) as pacs, association(pacs) as peer:
+        peer.dimse_timeout = 0.3
+        request = identifier("STUDY", StudyInstanceUID=scene.study)
+        statuses = [status for status, _ in peer.send_c_move(request, "RECEIVER", MOVE)]
+        assert "Status" not in statuses[-1]
+        (logged,) = pacs.requests("C-MOVE")
+        assert (len(logged.sent), logged.status) == (1, None)
+
+
+def peer_restart(scene):
+    back = threading.Event()
+    with scene.with_knob("peer.restart", answers=1, back=back, times=1) as pacs:
+        assert "Status" not in scene.move()[-1]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", pacs.port))
+        back.set()
+        for _ in range(2000):
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", pacs.port)).close()
+                break
+            threading.Event().wait(0.01)
+        assert scene.move()[-1].Status == 0
+
+
+def test_a_behaviour_by_lot_happens_as_often_as_it_should_and_the_same_with_its_seed(scene):
+    def statuses(seed):
+        by_lot = Behaviour("move.refuse", status=0xC001, probability=0.5, seed=seed)
+        with pacs_with([scene.first_file], scene.receiver) as pacs:
+            pacs.script.append(by_lot)
+            return [move(pacs, "STUDY", StudyInstanceUID="1.2.3")[-1].Status for _ in range(12)]
+
+    first = statuses(1)
+    assert {0, 0xC001} == set(first)
+    assert statuses(1) == first != statuses(2)
 
 
 @pytest.mark.parametrize("knob", sorted(KNOBS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -159,18 +159,22 @@ def _distinct(members: Iterable[StoredObject], keyword: str) -> str:
 
 
 def select(
-    holdings: Holdings, level: str, keys: Mapping[str, str]
+    holdings: Holdings,
+    level: str,
+    keys: Mapping[str, str],
+    match: Callable[[str, str, str], bool] = matches,
 ) -> Iterator[tuple[dict[str, str], list[StoredObject]]]:
     """The entities of a level that match the keys: their attributes and their objects.
 
     Keys that the level does not have are left out of matching, as an archive does with
-    optional keys it does not support (PS3.4 C.2.2.1.3).
+    optional keys it does not support (PS3.4 C.2.2.1.3). ``match`` takes the place of
+    :func:`matches`.
     """
-    studies = holdings.studies(keys)
+    studies = holdings.studies(keys if match is matches else {})
     if level == "PATIENT":
         studies = [[stored for study in studies for stored in study]]
     for study in studies:
         for members in entities(level, study):
             known = entity_attributes(level, members)
-            if all(matches(name, key, known[name]) for name, key in keys.items() if name in known):
+            if all(match(name, key, known[name]) for name, key in keys.items() if name in known):
                 yield known, members

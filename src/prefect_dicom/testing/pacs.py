@@ -19,9 +19,12 @@ import contextlib
 import itertools
 import logging
 import socket
+import ssl
+import struct
 import threading
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +44,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, dsutils, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_GET_RSP, C_MOVE_RSP
 from pynetdicom.dimse_primitives import C_ECHO, C_FIND, C_GET, C_MOVE, C_STORE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import (
@@ -54,6 +58,7 @@ from pynetdicom.sop_class import (
 )
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from prefect_dicom.testing.associating import AssociationPlan, End
 from prefect_dicom.testing.matching import (
     LEVELS,
     UNIQUE_KEYS,
@@ -69,12 +74,15 @@ from prefect_dicom.testing.objects import (
 )
 from prefect_dicom.testing.script import (
     CANCEL,
+    DESTINATION_UNKNOWN,
+    IDENTIFIER_DOES_NOT_MATCH,
     PENDING,
     SUCCESS,
     UNABLE_TO_PROCESS,
     Behaviour,
     Connection,
     FindPlan,
+    Plan,
     RetrievePlan,
     Stage,
     SubOperation,
@@ -90,10 +98,8 @@ from prefect_dicom.testing.sending import (
 
 LOGGER = logging.getLogger(__name__)
 
-IDENTIFIER_DOES_NOT_MATCH = 0xA900
 SUB_OPERATIONS_FAILED = 0xA702
 SOME_SUB_OPERATIONS_FAILED = 0xB000
-DESTINATION_UNKNOWN = 0xA801
 
 _PATIENT_ROOT = frozenset(
     {
@@ -257,6 +263,10 @@ class ScriptedPacs:
         """
         self._closing.clear()
         self._contexts = self._supported_contexts()
+        self._listen()
+        return self
+
+    def _listen(self) -> None:
         self._server = self._entity.make_server(
             (self.host, self.port),
             contexts=[build_context(Verification)],  # copied for each association; see _contexts
@@ -267,20 +277,43 @@ class ScriptedPacs:
         self._entity._servers.append(self._server)  # its shutdown() takes it out again
         self.port = self._server.server_address[1]
         self._run(self._server.serve_forever, 0.05)
-        return self
 
     def close(self) -> None:
         """End all associations and stop listening. What was held and logged stays."""
-        if self._server is None:
-            return
         self._closing.set()
         server, self._server = self._server, None
-        server.shutdown()
-        for association in server.active_associations:
-            association.abort()
+        if server is not None:
+            server.shutdown()
+            for association in server.active_associations:
+                association.abort()
         for thread in self._threads:
             thread.join(10)
         self._threads.clear()
+
+    def restart(self, back: threading.Event | None = None) -> None:
+        """Go down as in a crash, with all associations, and come back at the same port.
+
+        Parameters
+        ----------
+        back : threading.Event, optional
+            Comes back when it is set; None: at once.
+        """
+        server, self._server = self._server, None
+        if server is None:
+            return
+        server.shutdown()
+        for association in server.active_associations:
+            _cut(association)
+        if back is None:
+            self._listen()
+        else:
+            self._run(self._come_back, back)
+
+    def _come_back(self, back: threading.Event) -> None:
+        while not back.wait(0.02):
+            if self._closing.is_set():
+                return
+        self._listen()
 
     def _run(self, function: Any, *arguments: Any) -> None:
         thread = threading.Thread(target=function, args=arguments, daemon=True)
@@ -291,10 +324,19 @@ class ScriptedPacs:
         pacs = self
 
         class Handler(RequestHandler):
+            def handle(self) -> None:
+                self.begun = pacs._begin(self.request)
+                if self.begun is not None:
+                    super().handle()
+
             def _create_association(self) -> Association:
                 association = super()._create_association()
                 association.acceptor.supported_contexts = pacs._contexts
                 without_message_log(association)
+                association.scripted, number = self.begun
+                association.acse._negotiate_as_acceptor = lambda: pacs._negotiate(
+                    association, number
+                )
                 # In place of pynetdicom's service classes, which answer only as they should.
                 association._serve_request = lambda message, context_id: pacs._serve(
                     association, message, context_id
@@ -336,9 +378,14 @@ class ScriptedPacs:
 
     # --- requests
 
-    def _note(self, association: Association, service: str, message: Any) -> Request:
+    def _number(self, service: str) -> int:
         with self._lock:
             number = self._numbers[service] = self._numbers.get(service, 0) + 1
+        return number
+
+    def _note(self, association: Association, service: str, message: Any) -> Request:
+        number = self._number(service)
+        with self._lock:
             request = Request(
                 service,
                 number,
@@ -358,6 +405,9 @@ class ScriptedPacs:
             association.abort()
             return
         request = self._note(association, service, message)
+        if end := association.scripted.end.get("request"):
+            _end(association, end)
+            return
         if (
             self.unknown_calling == "abort"
             and self.calling_ae_titles
@@ -380,8 +430,76 @@ class ScriptedPacs:
             association.dimse.cancel_req = {}
 
     def _behave(self, stage: Stage, request: Request, plan: FindPlan | RetrievePlan) -> None:
+        self._apply(stage, request.service, request.number, plan)
+
+    def _apply(self, stage: Stage, service: str, number: int, plan: Plan) -> None:
         for behaviour in list(self.script):
-            behaviour.apply(stage, request.service, request.number, plan)
+            behaviour.apply(stage, service, number, plan)
+
+    # --- associations
+
+    def _begin(self, connection: socket.socket) -> tuple[AssociationPlan, int] | None:
+        """What is to become of a new connection, and its number; None where that was its end."""
+        number, plan = self._number("A-ASSOCIATE"), AssociationPlan(self)
+        self._apply(Stage.CONNECT, "A-ASSOCIATE", number, plan)
+        if plan.listen_again is not None:
+            self.restart(plan.listen_again)
+        if plan.end_at_once is not None:
+            _close(connection, plan.end_at_once)
+            return None
+        if plan.tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            connection.settimeout(10)
+            with contextlib.suppress(OSError):
+                context.wrap_socket(connection, server_side=True)
+            _close(connection, End("close"))
+            return None
+        return plan, number
+
+    def _negotiate(self, association: Association, number: int) -> None:
+        """Answer an association request, in the association's own thread."""
+        plan = association.scripted
+        self._apply(Stage.ASSOCIATE, "A-ASSOCIATE", number, plan)
+        if plan.hold is not None:
+            while not (plan.hold.wait(0.02) or self._closing.is_set()):
+                if not association.dul.is_alive() or association.acse.is_aborted():
+                    return
+        if plan.reject is not None:
+            _say(association, plan.rejection)
+        elif end := plan.end.get("instead"):
+            _end(association, end)
+        else:
+            if not plan.roles:
+                association.acceptor.supported_contexts = [
+                    build_context(c.abstract_syntax, c.transfer_syntax) for c in self._contexts
+                ]
+            honest = association.acse.send_accept
+            association.acse.send_accept = lambda: self._accept(association, honest)
+            type(association.acse)._negotiate_as_acceptor(association.acse)
+            return
+        association.kill()
+
+    def _accept(self, association: Association, send: Callable[[], None]) -> None:
+        """Accept the association, with the contexts that the script leaves."""
+        plan = association.scripted
+        for number, context in list(association._accepted_cx.items()):
+            service = _SERVICE_OF.get(str(context.abstract_syntax), "C-STORE")
+            context.result = plan.refused.get(service, plan.refused.get("all", 0))
+            if context.result:
+                del association._accepted_cx[number]
+                association._rejected_cx.append(context)
+        if not plan.list_contexts:
+            association._accepted_cx, association._rejected_cx = {}, []
+        send()
+        if end := plan.end.get("accepted"):
+            while association.dul.to_provider_queue.queue:  # the acceptance goes out first
+                time.sleep(0.001)
+            _end(association, end)
+
+    def established(self) -> int:
+        """How many associations stand."""
+        server = self._server
+        return 0 if server is None else sum(a.is_established for a in server.active_associations)
 
 
 _SERVICES = {
@@ -390,6 +508,25 @@ _SERVICES = {
     C_MOVE: "C-MOVE",
     C_GET: "C-GET",
     C_STORE: "C-STORE",
+}
+
+
+_COUNTERS = (
+    "NumberOfRemainingSuboperations",
+    "NumberOfCompletedSuboperations",
+    "NumberOfFailedSuboperations",
+    "NumberOfWarningSuboperations",
+)
+
+
+_SERVICE_OF = {
+    str(Verification): "C-ECHO",
+    str(PatientRootQueryRetrieveInformationModelFind): "C-FIND",
+    str(PatientRootQueryRetrieveInformationModelMove): "C-MOVE",
+    str(PatientRootQueryRetrieveInformationModelGet): "C-GET",
+    str(StudyRootQueryRetrieveInformationModelFind): "C-FIND",
+    str(StudyRootQueryRetrieveInformationModelMove): "C-MOVE",
+    str(StudyRootQueryRetrieveInformationModelGet): "C-GET",
 }
 
 
@@ -419,6 +556,7 @@ class _Exchange:
         self.message = message
         self.request = request
         self.noted_cancel = False
+        self.on_cancel = "stop"
 
     # --- services
 
@@ -457,8 +595,9 @@ class _Exchange:
         plan = FindPlan(self.pacs, self.request.level, dict(self.request.keys))
         self.pacs._behave(Stage.FIND_QUERY, self.request, plan)
         if plan.refuse is None:
-            found = select(self.pacs.holdings, plan.level, plan.keys)
+            found = select(self.pacs.holdings, plan.level, plan.keys, plan.matches)
             plan.answers = [self.answer(known) for known, _ in found]
+            plan.matched = True
             self.pacs._behave(Stage.FIND_ANSWER, self.request, plan)
         if plan.refuse is not None:
             self.respond(plan.refuse)
@@ -468,7 +607,8 @@ class _Exchange:
             if self.cancelled():
                 self.respond(CANCEL)
                 return
-            self.respond(PENDING, answer)
+            data = plan.rewritten.get(number, bytes)(self.encode(answer))
+            self.respond(plan.pending, data, astray=number in plan.astray)
             self.request.answers += 1
         self.pass_by(plan.connection, len(plan.answers))
         self.pacs._behave(Stage.FIND_DONE, self.request, plan)
@@ -488,7 +628,7 @@ class _Exchange:
     def c_get(self) -> None:
         plan = self.retrieve_plan()
         if plan is not None:
-            _Retrieval(self, plan, _GetSender(self)).run()
+            _Retrieval(self, plan, _GetSender(self, plan)).run()
 
     def retrieve_plan(self) -> RetrievePlan | None:
         fault = self.read_identifier()
@@ -502,8 +642,9 @@ class _Exchange:
         keys = {k: v for k, v in request.keys.items() if k in UNIQUE_KEYS.values()}
         chosen = select(self.pacs.holdings, request.level, keys)
         operations = [SubOperation.of(stored) for _, members in chosen for stored in members]
-        plan = RetrievePlan(self.pacs, request.level, operations)
+        plan = RetrievePlan(self.pacs, request.level, operations, request.service, keys)
         self.pacs._behave(Stage.RETRIEVE, request, plan)
+        self.on_cancel = plan.on_cancel
         if plan.refuse is not None:
             self.respond(plan.refuse, counts=(None, 0, 0, 0))
             return None
@@ -559,29 +700,50 @@ class _Exchange:
     def respond(
         self,
         status: int,
-        identifier: Dataset | None = None,
-        counts: tuple[int | None, int, int, int] | None = None,
+        identifier: Dataset | bytes | None = None,
+        counts: Sequence[int | None] | None = None,
+        astray: bool = False,
     ) -> None:
-        """Send a response; ``counts`` are remaining, completed, failed and warning."""
+        """Send a response; ``counts`` are remaining, completed, failed and warning.
+
+        One that goes ``astray`` says that it responds to the message before.
+        """
         if not self.connected():
             raise _AssociationLost
         response = type(self.message)()
         response.MessageID = self.message.MessageID
-        response.MessageIDBeingRespondedTo = self.message.MessageID
+        response.MessageIDBeingRespondedTo = self.message.MessageID - astray
         response.AffectedSOPClassUID = self.message.AffectedSOPClassUID
         if isinstance(response, C_STORE):
             response.AffectedSOPInstanceUID = self.message.AffectedSOPInstanceUID
         response.Status = status
         if identifier is not None:
-            response.Identifier = BytesIO(self.encode(identifier))
+            encoded = identifier if isinstance(identifier, bytes) else self.encode(identifier)
+            response.Identifier = BytesIO(encoded)
         if counts is not None:
-            response.NumberOfRemainingSuboperations = counts[0]
-            response.NumberOfCompletedSuboperations = counts[1]
-            response.NumberOfFailedSuboperations = counts[2]
-            response.NumberOfWarningSuboperations = counts[3]
-        if status != PENDING:
+            for keyword, count in zip(_COUNTERS, counts, strict=True):
+                setattr(response, keyword, count)
+        if status >> 8 != PENDING >> 8:
             self.request.status = status
-        self.association.dimse.send_msg(response, self.context.context_id)
+        if counts is not None and any(count is not None and count >> 16 for count in counts):
+            self.send_with_long_counts(response, counts)
+        else:
+            self.association.dimse.send_msg(response, self.context.context_id)
+
+    def send_with_long_counts(self, response: Any, counts: Sequence[int | None]) -> None:
+        """Send counters that no US can hold, in four bytes each."""
+        for keyword in _COUNTERS:
+            setattr(response, keyword, None)
+        message = {C_MOVE: C_MOVE_RSP, C_GET: C_GET_RSP}[type(response)]()
+        message.primitive_to_message(response)
+        for keyword, count in zip(_COUNTERS, counts, strict=True):
+            if count is not None:
+                tag = tag_for_keyword(keyword)
+                message.command_set[tag] = DataElement(tag, "UL", count & 0xFFFFFFFF)
+        message._set_command_group_length()
+        dimse = self.association.dimse
+        for primitive in message.encode_msg(self.context.context_id, dimse.maximum_pdu_size):
+            dimse.dul.send_pdu(primitive)
 
     def encode(self, identifier: Dataset) -> bytes:
         syntax = self.context.transfer_syntax[0]
@@ -612,13 +774,23 @@ class _Exchange:
         if cancel is not None and not self.noted_cancel:
             self.noted_cancel = True
             self.pacs._note(self.association, "C-CANCEL", cancel)
-        return cancel is not None
+            if self.on_cancel == "answer":
+                self.respond(CANCEL)
+            elif self.on_cancel == "abort":
+                self.drop(End())
+        return cancel is not None and self.on_cancel == "stop"
 
     def pass_by(self, connection: Connection, answers: int) -> None:
         """Hold or drop the association, if the script says so at this number of answers."""
         hold = connection.hold_before.get(answers)
         if hold is not None:
             self.wait_for(hold)
+        if connection.mute_after == answers:
+            self.pacs._closing.wait()
+            raise _AssociationLost
+        if connection.restart_after == answers:
+            self.pacs.restart(connection.back)
+            raise _AssociationLost
         if connection.drop_after == answers:
             self.drop(connection.drop_by)
 
@@ -627,12 +799,8 @@ class _Exchange:
             if self.pacs._closing.is_set() or self.cancelled():
                 return
 
-    def drop(self, how: str) -> None:
-        if how == "abort":
-            self.association.abort()
-        else:
-            with contextlib.suppress(OSError, AttributeError):
-                self.association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+    def drop(self, end: End) -> None:
+        _end(self.association, end)
         raise _AssociationLost
 
 
@@ -650,10 +818,25 @@ class _Retrieval:
         self.lost = False
 
     def run(self) -> None:
+        turn, exchange = self.plan.turn, self.exchange
+        if turn is None:
+            self.run_now()
+            return
+        while not turn.acquire(timeout=0.02):
+            if exchange.pacs._closing.is_set() or exchange.cancelled() or not exchange.connected():
+                raise _AssociationLost
+        with contextlib.ExitStack() as stack:
+            stack.callback(turn.release)
+            self.run_now()
+
+    def run_now(self) -> None:
         plan, pacs = self.plan, self.exchange.pacs
         if plan.final_before is None:
             self.carry_out(plan.operations, 0)
             self.finish()
+            if plan.late:
+                self.answered = plan.keep_sending = True
+                pacs._run(self.send_the_rest, plan.late, 0, plan.late_hold)
             return
         # Success first: the rest is sent while the requestor already goes on.
         first, rest = plan.operations[: plan.final_before], plan.operations[plan.final_before :]
@@ -684,11 +867,15 @@ class _Retrieval:
                     break
                 if not self.lost and not plan.keep_sending and not exchange.connected():
                     raise _AssociationLost
-                self.account(operation, self.sender.send(operation))
+                if plan.stop_at_class and not self.sender.has_context(operation):
+                    self.account(operation, None)
+                    plan.status = UNABLE_TO_PROCESS
+                    break
+                self.account(operation, self.sender.send(operation) if operation.readable else None)
                 if plan.stop_at_failure and self.failed:
                     plan.status, plan.count = UNABLE_TO_PROCESS, False
                     break
-                if not self.answered and not self.lost and self.remaining:
+                if self.remaining and self.may_report():
                     self.report(PENDING)
             else:
                 if not self.answered and not self.lost:
@@ -711,9 +898,9 @@ class _Retrieval:
     def account(self, operation: SubOperation, status: int | None) -> None:
         if not operation.counted:
             return
-        if status == SUCCESS:
+        if status == SUCCESS and not self.plan.disown:
             self.completed += 1
-        elif status is not None and (status >> 12 == 0xB or status in (0x0107, 0x0116)):
+        elif status and (status >> 12 == 0xB or status in (0x0107, 0x0116)):
             self.warnings += 1
         else:
             self.failed += 1
@@ -724,6 +911,8 @@ class _Retrieval:
         counts = (remaining, self.completed, self.failed, self.warnings)
         if not self.plan.count:
             counts = (None if remaining is None else 0, 0, 0, 0)
+        if self.plan.counts is not None:
+            counts = self.plan.counts
         try:
             self.exchange.respond(status, identifier, counts)
         except _AssociationLost:
@@ -731,8 +920,17 @@ class _Retrieval:
                 raise
             self.lost = True
 
+    def may_report(self) -> bool:
+        """Whether pending responses are still to be sent."""
+        over = self.answered or self.lost or self.request_is_answered()
+        return self.plan.pendings and not over
+
+    def request_is_answered(self) -> bool:
+        """Whether the final response has gone out already, to a C-CANCEL that stops nothing."""
+        return self.exchange.request.status is not None
+
     def finish(self) -> None:
-        if self.lost:
+        if self.lost or self.request_is_answered():
             return
         status = self.plan.status
         if status is None:
@@ -745,22 +943,58 @@ class _Retrieval:
             else:
                 status = SUB_OPERATIONS_FAILED
         identifier = None
-        if status != SUCCESS and self.failed_uids and self.plan.count:
+        failed_uids = self.failed_uids if self.plan.count else []
+        if self.plan.failed_list is not None:
+            failed_uids = self.plan.failed_list(failed_uids)
+        if status != SUCCESS and failed_uids:
             identifier = Dataset()
-            identifier.FailedSOPInstanceUIDList = self.failed_uids
+            identifier.FailedSOPInstanceUIDList = failed_uids
         self.report(status, identifier)
 
 
 class _Sender:
     """Sends objects, each in its own SOP class and transfer syntax."""
 
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: _Exchange, plan: RetrievePlan) -> None:
         self.exchange = exchange
+        self.plan = plan
         self.message_ids = itertools.cycle(range(1, 65536))
+        self.under_way: deque[Sent] = deque()
+        """Sent, and not answered yet: more than one only within a window."""
+
+    def has_context(self, operation: SubOperation) -> bool:
+        """Whether the receiver takes the object's SOP class in its transfer syntax."""
+        raise NotImplementedError
+
+    def begin(self, operation: SubOperation, sent: Sent) -> None:
+        """Send the C-STORE request."""
+        raise NotImplementedError
+
+    def response(self) -> int:
+        """The status of the next C-STORE response."""
+        raise NotImplementedError
 
     def send(self, operation: SubOperation) -> int | None:
         """The status the receiver answered; None without an answer or a context."""
-        raise NotImplementedError
+        if not self.under_way:
+            if not self.has_context(operation):
+                return None
+            for one in (operation, *self.ahead(operation)):
+                self.under_way.append(self.note(one))
+                self.begin(one, self.under_way[-1])
+        sent = self.under_way.popleft()
+        sent.status = self.response()
+        return sent.status
+
+    def ahead(self, operation: SubOperation) -> Iterator[SubOperation]:
+        """What goes out together with an object, before the first response is read."""
+        if self.plan.window == 1:
+            return
+        start = self.plan.operations.index(operation)
+        for one in self.plan.operations[start + 1 : start + self.plan.window]:
+            if not one.readable or not self.has_context(one):
+                return
+            yield one
 
     def end(self) -> None:
         """End what was opened for sending."""
@@ -777,85 +1011,120 @@ class _Sender:
 class _GetSender(_Sender):
     """Over the association of the C-GET, where the requestor took the SCP role."""
 
-    def __init__(self, exchange: _Exchange) -> None:
-        super().__init__(exchange)
+    def __init__(self, exchange: _Exchange, plan: RetrievePlan) -> None:
+        super().__init__(exchange, plan)
         self.contexts = contexts_to_send_in(exchange.association)
+        if plan.nagle:
+            exchange.association.dul.socket.socket.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 0
+            )
 
-    def send(self, operation: SubOperation) -> int | None:
-        association, stored = self.exchange.association, operation.stored
+    def has_context(self, operation: SubOperation) -> bool:
+        return context_key(operation.stored) in self.contexts
+
+    def begin(self, operation: SubOperation, sent: Sent) -> None:
+        stored = operation.stored
         if not self.exchange.connected():
             raise _AssociationLost
-        context_id = self.contexts.get(context_key(stored))
-        if context_id is None:
-            return None
         message = C_STORE()
         message.MessageID = next(self.message_ids)
         message.Priority = 0
         message.AffectedSOPClassUID = stored.sop_class_uid
         message.AffectedSOPInstanceUID = operation.sop_instance_uid
         message.DataSet = BytesIO(operation.data())
-        sent = self.note(operation)
-        association.dimse.send_msg(message, context_id)
-        _, response = association.dimse.get_msg(block=True)
+        self.exchange.association.dimse.send_msg(message, self.contexts[context_key(stored)])
+
+    def response(self) -> int:
+        _, response = self.exchange.association.dimse.get_msg(block=True)
         if response is None:
             raise _AssociationLost
-        sent.status = response.Status
-        return sent.status
+        return response.Status
 
 
 class _MoveSender(_Sender):
     """Over associations to the move destination; another one past each 128 contexts."""
 
     def __init__(self, exchange: _Exchange, plan: RetrievePlan, address: tuple[str, int]) -> None:
-        super().__init__(exchange)
-        self.plan = plan
+        super().__init__(exchange, plan)
         self.address = address
         self.proposed: set[tuple[str, str]] = set()
         self.receiver: StoreAssociation | None = None
+        self.sent_over_it = 0
+        self.empty: list[StoreAssociation] = []
+
+    def has_context(self, operation: SubOperation) -> bool:
+        stored = operation.stored
+        if self.under_way:
+            return self.receiver is not None and self.receiver.context_id(stored) is not None
+        used_up = self.plan.each_association == self.sent_over_it
+        if used_up or context_key(stored) not in self.proposed:
+            self.release()
+            for _ in range(self.plan.empty_associations):
+                self.open_empty(context_key(stored))
+            self.plan.empty_associations = 0
+            self.open(context_key(stored))
+        return self.receiver is not None and self.receiver.context_id(stored) is not None
 
     def send(self, operation: SubOperation) -> int | None:
-        stored = operation.stored
-        if context_key(stored) not in self.proposed:
-            self.end()
-            self.open(context_key(stored))
-        context_id = self.receiver.context_id(stored) if self.receiver else None
-        if self.receiver is None or context_id is None:
-            return None
-        exchange = self.exchange
-        originator = exchange.association.requestor.ae_title, exchange.message.MessageID
-        data = operation.data()
-        sent = self.note(operation)
         try:
-            sent.status = self.receiver.store(
-                context_id,
-                message_id=next(self.message_ids),
-                sop_class_uid=stored.sop_class_uid,
-                sop_instance_uid=operation.sop_instance_uid,
-                data=data,
-                originator=originator if operation.originator else None,
-            )
+            return super().send(operation)
         except ConnectionError:
             self.receiver.close()
             self.receiver = None  # and no other: what is left of these contexts has failed
-        return sent.status
+            self.under_way.clear()
+            return None
+
+    def begin(self, operation: SubOperation, sent: Sent) -> None:
+        exchange, stored = self.exchange, operation.stored
+        originator = exchange.association.requestor.ae_title, exchange.message.MessageID
+        self.sent_over_it += 1
+        self.receiver.request(
+            self.receiver.context_id(stored),
+            message_id=next(self.message_ids),
+            sop_class_uid=stored.sop_class_uid,
+            sop_instance_uid=operation.sop_instance_uid,
+            data=operation.data(),
+            originator=originator if operation.originator else None,
+        )
+
+    def response(self) -> int:
+        return self.receiver.response()
 
     def open(self, first: tuple[str, str]) -> None:
         pairs = dict.fromkeys([first, *(context_key(o.stored) for o in self.plan.operations)])
         contexts = list(itertools.islice(pairs, CONTEXTS_PER_ASSOCIATION))
         self.proposed = set(contexts)
+        self.sent_over_it = 0
         with contextlib.suppress(ConnectionError):
-            self.receiver = StoreAssociation(
-                self.exchange.pacs.ae_title,
-                self.exchange.request.destination,
-                self.address,
-                contexts,
-            )
+            self.receiver = self.association(contexts)
 
-    def end(self) -> None:
+    def open_empty(self, context: tuple[str, str]) -> None:
+        with contextlib.suppress(ConnectionError):
+            association = self.association([context])
+            if self.plan.empty_stay_open:
+                self.empty.append(association)
+            else:
+                association.release()
+
+    def association(self, contexts: Sequence[tuple[str, str]]) -> StoreAssociation:
+        return StoreAssociation(
+            self.exchange.pacs.ae_title,
+            self.exchange.request.destination,
+            self.address,
+            contexts,
+            nagle=self.plan.nagle,
+        )
+
+    def release(self) -> None:
         self.proposed.clear()
         if self.receiver is not None:
             self.receiver.release()
             self.receiver = None
+
+    def end(self) -> None:
+        self.release()
+        while self.empty:
+            self.empty.pop().release()
 
 
 def _set(answer: Dataset, keyword: str, text: str) -> None:
@@ -867,6 +1136,38 @@ def _set(answer: Dataset, keyword: str, text: str) -> None:
         value = int(text)
     # As stored, however odd: an archive does not repair what it was given.
     answer.add(DataElement(tag_for_keyword(keyword), vr, value, validation_mode=IGNORE))
+
+
+def _cut(association: Association) -> None:
+    """End an association's connection without a word."""
+    with contextlib.suppress(OSError, AttributeError):
+        association.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+
+
+def _end(association: Association, end: End) -> None:
+    """End an association as the script says."""
+    if end == End():
+        association.abort()
+        return
+    # pynetdicom sends no A-ABORT with other numbers.
+    connection = association.dul.socket.socket
+    if connection is not None:
+        _close(connection, end)
+
+
+def _say(association: Association, pdu: bytes) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        association.dul.socket.socket.sendall(pdu)
+
+
+def _close(connection: socket.socket, end: End) -> None:
+    with contextlib.suppress(OSError):
+        if end.how == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            return
+        connection.sendall(end.pdu)
+        connection.shutdown(socket.SHUT_WR if end.pdu else socket.SHUT_RDWR)
 
 
 def _is_part10(path: Path) -> bool:

@@ -1,8 +1,9 @@
 """The script of a :class:`~prefect_dicom.testing.pacs.ScriptedPacs`: misbehaviour as data.
 
-Before a request is carried out it is a *plan*: the answers of a C-FIND, or the sub-operations
-and final status of a C-MOVE or C-GET. A behaviour edits the plan, and the PACS then does what
-the plan says. :data:`KNOBS` is the table of all behaviours; a further one is a further row.
+Before a request is carried out it is a *plan*: the answer to an association request, the answers
+of a C-FIND, or the sub-operations and final status of a C-MOVE or C-GET. A behaviour edits the
+plan, and the PACS then does what the plan says. :data:`KNOBS` is the table of all behaviours; a
+further one is a further row.
 
 Examples
 --------
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import Dataset
 
+from prefect_dicom.testing.answering import ANSWERS
+from prefect_dicom.testing.associating import ASSOCIATIONS, AssociationPlan, End
 from prefect_dicom.testing.content import CONTENT, alter, transcoded
-from prefect_dicom.testing.matching import COUNT_KEYWORDS
+from prefect_dicom.testing.matching import UNIQUE_KEYS, matches, select
 from prefect_dicom.testing.objects import StoredObject, with_elements
 
 if TYPE_CHECKING:
@@ -34,11 +37,17 @@ CANCEL = 0xFE00
 PENDING = 0xFF00
 UNABLE_TO_PROCESS = 0xC000
 DESTINATION_UNKNOWN = 0xA801
+IDENTIFIER_DOES_NOT_MATCH = 0xA900
+NOT_AUTHORISED = 0x0124
 
 
 class Stage(StrEnum):
     """When a behaviour edits the plan."""
 
+    CONNECT = "connect"
+    """A connection has come, nothing has been read from it."""
+    ASSOCIATE = "associate"
+    """The association request is known, nothing has been answered."""
     FIND_QUERY = "find-query"
     """The keys are known, nothing has been matched."""
     FIND_ANSWER = "find-answer"
@@ -54,7 +63,8 @@ class SubOperation:
     """One C-STORE to be sent.
 
     ``counted`` is False for what the peer did not ask for and is not told of; ``originator``
-    is False where the Move Originator fields (PS3.7 9.1.1.1) are left out.
+    is False where the Move Originator fields (PS3.7 9.1.1.1) are left out; ``readable`` is False
+    where the PACS cannot read its own copy: it fails without being sent.
     """
 
     stored: StoredObject
@@ -62,6 +72,7 @@ class SubOperation:
     data: Callable[[], bytes]
     counted: bool = True
     originator: bool = True
+    readable: bool = True
 
     @classmethod
     def of(cls, stored: StoredObject, **changes: Any) -> SubOperation:
@@ -76,7 +87,12 @@ class Connection:
 
     hold_before: dict[int, threading.Event] = field(default_factory=dict)
     drop_after: int | None = None
-    drop_by: str = "abort"
+    drop_by: End = field(default_factory=End)
+    mute_after: int | None = None
+    """From here on nothing is sent, and nothing that comes is heeded: no abort either."""
+    restart_after: int | None = None
+    """The whole PACS goes down here, and comes back when ``back`` is set (None: at once)."""
+    back: threading.Event | None = None
 
 
 @dataclass
@@ -87,16 +103,28 @@ class FindPlan:
     level: str
     keys: dict[str, str]
     """The matching keys, by keyword."""
+    matches: Callable[[str, str, str], bool] = matches
+    """Whether an attribute (its keyword) matches a key (its text) by a value."""
     answers: list[Dataset] = field(default_factory=list)
+    matched: bool = False
+    """Whether the answers are known."""
     refuse: int | None = None
     """A final status to answer at once."""
+    pending: int = PENDING
+    """The status of each answer."""
+    rewritten: dict[int, Callable[[bytes], bytes | None]] = field(default_factory=dict)
+    """By the number of the answer: its bytes as they are sent; None: without a data set."""
+    astray: set[int] = field(default_factory=set)
+    """Numbers of the answers that respond to the message before."""
     status: int = SUCCESS
     connection: Connection = field(default_factory=Connection)
 
     def concerns(self, study: str) -> bool:
         """Whether a query asks for, or an answer is of, this study."""
-        asked = self.keys.get("StudyInstanceUID", "").split("\\")
-        return study in asked or any(a.get("StudyInstanceUID") == study for a in self.answers)
+        if self.matched:
+            return any(a.get("StudyInstanceUID") == study for a in self.answers)
+        found = select(self.pacs.holdings, self.level, self.keys)
+        return any(known["StudyInstanceUID"] == study for known, _ in found)
 
 
 @dataclass
@@ -106,22 +134,53 @@ class RetrievePlan:
     pacs: ScriptedPacs
     level: str
     operations: list[SubOperation]
+    service: str = "C-MOVE"
+    keys: dict[str, str] = field(default_factory=dict)
+    """The unique keys, by keyword."""
     refuse: int | None = None
     """A final status to answer at once; nothing is sent."""
     status: int | None = None
     """The final status; None: what the sub-operations' results make it."""
     count: bool = True
     """False: all counters of the responses are zero."""
+    counts: tuple[int | None, ...] | None = None
+    """Remaining, completed, failed and warning, in place of the true ones, in every response."""
+    disown: bool = False
+    """Every sub-operation is counted as failed, whatever became of it."""
+    pendings: bool = True
+    failed_list: Callable[[list[str]], list[str]] | None = None
+    """Makes another Failed SOP Instance UID List of the true one."""
     final_before: int | None = None
     """The final response goes out before this many sub-operations have been made."""
     stop_at_failure: bool = False
+    stop_at_class: bool = False
+    """Stop at the first object for which the association has no presentation context."""
     keep_sending: bool = False
     """Go on with the sub-operations when the request's association has been lost."""
+    on_cancel: str = "stop"
+    """What a C-CANCEL does: stop, ignore, answer (FE00, and go on sending) or abort."""
+    late: list[SubOperation] = field(default_factory=list)
+    """Sent after the final response, when ``late_hold`` is set."""
+    late_hold: threading.Event | None = None
+    turn: threading.Semaphore | None = None
+    """To be had before anything is sent."""
+    each_association: int | None = None
+    """How many objects go over one association to the destination; None: as many as it takes."""
+    empty_associations: int = 0
+    """Opened to the destination first, with nothing sent over them."""
+    empty_stay_open: bool = False
+    window: int = 1
+    """C-STORE requests that are sent before the response to the first is read."""
+    nagle: bool = False
+    """Command and data set go out in segments of their own, and the second waits for the ACK."""
     connection: Connection = field(default_factory=Connection)
 
     def concerns(self, study: str) -> bool:
         """Whether an object of this study is to be sent."""
         return any(o.stored.study_instance_uid == study for o in self.operations)
+
+
+Plan = AssociationPlan | FindPlan | RetrievePlan
 
 
 class Behaviour:
@@ -132,9 +191,10 @@ class Behaviour:
     knob : str
         A name in :data:`KNOBS`.
     service : str, optional
-        Only requests of this service ("C-FIND", "C-MOVE", "C-GET").
+        Only requests of this service ("A-ASSOCIATE", "C-FIND", "C-MOVE", "C-GET").
     on_request : int, optional
-        Only the request with this number, counted for each service from 1.
+        Only the request with this number, counted for each service from 1; every connection
+        that comes is a request of A-ASSOCIATE.
     study : str, optional
         Only requests that concern this StudyInstanceUID, and of those only its objects.
     times : int, optional
@@ -201,7 +261,7 @@ class Behaviour:
         """How many requests it has changed."""
         return self._used
 
-    def apply(self, stage: Stage, service: str, number: int, plan: FindPlan | RetrievePlan) -> None:
+    def apply(self, stage: Stage, service: str, number: int, plan: Plan) -> None:
         """Edit the plan of the service's request with this number, if it is its turn."""
         if stage not in self._row.stages:
             return
@@ -282,21 +342,6 @@ def _no_image_level(plan: FindPlan, by: Behaviour, *, status: int = UNABLE_TO_PR
     return True
 
 
-def _omit_counts(plan: FindPlan, by: Behaviour) -> bool:
-    return _omit(plan, COUNT_KEYWORDS)
-
-
-def _omit_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str]) -> bool:
-    return _omit(plan, keys)
-
-
-def _omit(plan: FindPlan, keywords: Iterable[str]) -> bool:
-    found = [(a, keyword) for a in plan.answers for keyword in keywords if keyword in a]
-    for answer, keyword in found:
-        delattr(answer, keyword)
-    return bool(found)
-
-
 def _refuse_find(plan: FindPlan, by: Behaviour, *, status: int) -> None:
     plan.refuse = status
 
@@ -348,7 +393,120 @@ def _stop_at_failure(plan: RetrievePlan, by: Behaviour) -> None:
     plan.stop_at_failure = True
 
 
+def _fail_but_all(plan: RetrievePlan, by: Behaviour, *, status: int = UNABLE_TO_PROCESS) -> None:
+    plan.status = status
+    plan.disown = True
+
+
+def _bad_counts(
+    plan: RetrievePlan, by: Behaviour, *, counts: tuple[int | None, ...] = (70_000, -1, 0, 3)
+) -> None:
+    plan.counts = counts
+
+
+def _no_pending(plan: RetrievePlan, by: Behaviour) -> None:
+    plan.pendings = False
+
+
+def _failed_list(plan: RetrievePlan, by: Behaviour, *, uids: Sequence[str] = ()) -> None:
+    plan.failed_list = lambda _: list(uids)
+
+
+def _no_list(plan: RetrievePlan, by: Behaviour, *, status: int | None = None) -> bool:
+    key = plan.keys.get(UNIQUE_KEYS[plan.level], "")
+    if "\\" not in key:
+        return False
+    plan.refuse = status
+    first = key.split("\\")[0]
+    plan.operations[:] = [
+        o for o in plan.operations if o.stored.attributes.get(UNIQUE_KEYS[plan.level]) == first
+    ]
+    return True
+
+
+def _no_retrieve_at_image_level(
+    plan: RetrievePlan, by: Behaviour, *, status: int | None = IDENTIFIER_DOES_NOT_MATCH
+) -> bool:
+    if plan.level != "IMAGE":
+        return False
+    plan.refuse = status
+    study = {"StudyInstanceUID": plan.keys.get("StudyInstanceUID", "")}
+    plan.operations[:] = [
+        SubOperation.of(stored)
+        for members in plan.pacs.holdings.studies(study)
+        for stored in members
+    ]
+    return True
+
+
+def _disabled(plan: RetrievePlan, by: Behaviour, *, status: int | None = NOT_AUTHORISED) -> bool:
+    if plan.service != "C-GET":
+        return False
+    plan.refuse = status
+    if status is None:
+        plan.connection.drop_after = 0
+    return True
+
+
+def _stop_on_class(plan: RetrievePlan, by: Behaviour) -> None:
+    plan.stop_at_class = True
+
+
+def _keep_sending(plan: RetrievePlan, by: Behaviour) -> None:
+    plan.keep_sending = True
+
+
+def _late(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    hold: threading.Event,
+    instances: int | Sequence[str] = 1,
+) -> bool:
+    plan.late = by.pick(plan.operations, instances)
+    plan.late_hold = hold
+    plan.operations[:] = [o for o in plan.operations if o not in plan.late]
+    plan.status = SUCCESS
+    return bool(plan.late)
+
+
+def _ignore_cancel(plan: RetrievePlan, by: Behaviour, *, how: str = "ignore") -> None:
+    plan.on_cancel = how
+
+
+def _many_assocs(plan: RetrievePlan, by: Behaviour, *, each: int = 1) -> bool:
+    plan.each_association = each
+    return len(plan.operations) > each
+
+
+def _empty_assoc(
+    plan: RetrievePlan, by: Behaviour, *, associations: int = 1, stay_open: bool = False
+) -> None:
+    plan.empty_associations = associations
+    plan.empty_stay_open = stay_open
+
+
+def _queue(plan: RetrievePlan, by: Behaviour, *, turn: threading.Semaphore) -> None:
+    plan.turn = turn
+
+
+def _corrupt(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1) -> bool:
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        operation.readable = False
+    return bool(picked)
+
+
 # --- what arrives
+
+
+def _async_flood(plan: RetrievePlan, by: Behaviour, *, window: int = 1000) -> bool:
+    plan.window = window
+    return len(plan.operations) > 1
+
+
+def _nagle(plan: RetrievePlan, by: Behaviour) -> None:
+    plan.nagle = True
 
 
 def _truncate(
@@ -448,13 +606,15 @@ def _drop_after(
     *,
     answers: int,
     how: str = "abort",
+    source: int = 0,
+    reason: int = 0,
     keep_sending: bool = False,
 ) -> bool:
     length = len(plan.operations if isinstance(plan, RetrievePlan) else plan.answers)
     if length < answers:
         return False
     plan.connection.drop_after = answers
-    plan.connection.drop_by = how
+    plan.connection.drop_by = End(how, source, reason)
     if isinstance(plan, RetrievePlan):
         plan.keep_sending = keep_sending
     return True
@@ -472,9 +632,29 @@ def _stall_after(
     return answers < length
 
 
+def _blackhole(plan: FindPlan | RetrievePlan, by: Behaviour, *, answers: int = 0) -> bool:
+    length = len(plan.operations if isinstance(plan, RetrievePlan) else plan.answers)
+    plan.connection.mute_after = answers
+    return answers <= length
+
+
+def _restart(
+    plan: FindPlan | RetrievePlan,
+    by: Behaviour,
+    *,
+    answers: int = 0,
+    back: threading.Event | None = None,
+) -> bool:
+    length = len(plan.operations if isinstance(plan, RetrievePlan) else plan.answers)
+    plan.connection.restart_after = answers
+    plan.connection.back = back
+    return answers <= length
+
+
 _ANY = (Stage.FIND_ANSWER, Stage.RETRIEVE)
 
 _TABLE = (
+    *(Knob(name, (Stage(stage),), meaning, apply) for name, stage, meaning, apply in ASSOCIATIONS),
     Knob(
         "find.cap",
         (Stage.FIND_ANSWER,),
@@ -488,13 +668,10 @@ _TABLE = (
         "Answers queries at IMAGE level with `status`; 0000 makes it an empty list.",
         _no_image_level,
     ),
-    Knob(
-        "find.omit_counts",
-        (Stage.FIND_ANSWER,),
-        "Leaves out NumberOf…Related…, though asked for.",
-        _omit_counts,
+    *(
+        Knob(name, tuple(map(Stage, stages)), meaning, apply)
+        for name, stages, meaning, apply in ANSWERS
     ),
-    Knob("find.omit_keys", (Stage.FIND_ANSWER,), "Leaves out these `keys`.", _omit_keys),
     Knob(
         "find.refuse", (Stage.FIND_QUERY,), "Answers with `status` and nothing else.", _refuse_find
     ),
@@ -535,6 +712,93 @@ _TABLE = (
         _refuse_retrieve,
     ),
     Knob(
+        "move.fail_but_all",
+        (Stage.RETRIEVE,),
+        "Sends everything, counts and names all of it as failed, and ends with `status`.",
+        _fail_but_all,
+    ),
+    Knob(
+        "move.bad_counts",
+        (Stage.RETRIEVE,),
+        "Every response has these `counts` (remaining, completed, failed, warning; None leaves "
+        "one out; beyond 65535 it takes four bytes).",
+        _bad_counts,
+    ),
+    Knob("move.no_pending", (Stage.RETRIEVE,), "Sends no pending response.", _no_pending),
+    Knob(
+        "move.failed_list",
+        (Stage.RETRIEVE,),
+        "The Failed SOP Instance UID List holds these `uids`, whatever failed; none: it is absent.",
+        _failed_list,
+    ),
+    Knob(
+        "move.no_list",
+        (Stage.RETRIEVE,),
+        "Of a list of UIDs it sends what the first one names, or refuses it with `status`.",
+        _no_list,
+    ),
+    Knob(
+        "move.no_image_level",
+        (Stage.RETRIEVE,),
+        "Refuses requests at IMAGE level with `status`; None: it sends the whole study.",
+        _no_retrieve_at_image_level,
+    ),
+    Knob(
+        "move.keep_sending",
+        (Stage.RETRIEVE,),
+        "Goes on sending when the request's association has been lost.",
+        _keep_sending,
+    ),
+    Knob(
+        "move.late",
+        (Stage.RETRIEVE,),
+        "Reports success, and sends these `instances` when `hold` is set, however late.",
+        _late,
+    ),
+    Knob(
+        "move.ignore_cancel",
+        (Stage.RETRIEVE,),
+        "A C-CANCEL stops nothing; `how`: ignore, answer (FE00 at once), abort.",
+        _ignore_cancel,
+    ),
+    Knob(
+        "move.many_assocs",
+        (Stage.RETRIEVE,),
+        "Opens another association to the destination after `each` objects.",
+        _many_assocs,
+    ),
+    Knob(
+        "move.empty_assoc",
+        (Stage.RETRIEVE,),
+        "First opens `associations` to the destination and sends nothing over them; with "
+        "`stay_open` they are released only at the end.",
+        _empty_assoc,
+    ),
+    Knob(
+        "get.disabled",
+        (Stage.RETRIEVE,),
+        "Offers C-GET and answers each with `status`; None: with an A-ABORT.",
+        _disabled,
+    ),
+    Knob(
+        "get.stop_on_class",
+        (Stage.RETRIEVE,),
+        "Stops with C000 at the first object for which there is no presentation context.",
+        _stop_on_class,
+    ),
+    Knob(
+        "assoc.queue",
+        (Stage.RETRIEVE,),
+        "Does not begin before it has acquired `turn`, a semaphore, which it then holds.",
+        _queue,
+    ),
+    Knob(
+        "archive.corrupt",
+        (Stage.RETRIEVE,),
+        "Cannot read these `instances`: listed, and counted as failed whenever they are due.",
+        _corrupt,
+    ),
+    Knob(
         "move.unknown_destination",
         (Stage.RETRIEVE,),
         "Does not know the move destination (A801; C000 on some).",
@@ -558,6 +822,12 @@ _TABLE = (
         (Stage.RETRIEVE,),
         "Sends these `instances` with another PatientID.",
         _other_patient,
+    ),
+    Knob(
+        "store.async_flood",
+        (Stage.RETRIEVE,),
+        "Sends up to `window` C-STORE requests without waiting for a response.",
+        _async_flood,
     ),
     *(Knob(name, (Stage.RETRIEVE,), meaning, apply) for name, meaning, apply in CONTENT),
     Knob("store.duplicate", (Stage.RETRIEVE,), "Sends these `instances` twice.", _duplicate),
@@ -583,8 +853,28 @@ _TABLE = (
     Knob(
         "net.drop_after",
         _ANY,
-        "Loses the request's association after so many `answers`; `how`: abort, close.",
+        "Loses the request's association after so many `answers`; `how`: abort (with `source` and "
+        "`reason`), close, reset.",
         _drop_after,
+    ),
+    Knob(
+        "net.blackhole",
+        _ANY,
+        "After so many `answers` neither sends nor heeds anything, as behind a firewall that has "
+        "forgotten the connection.",
+        _blackhole,
+    ),
+    Knob(
+        "net.nagle",
+        (Stage.RETRIEVE,),
+        "Sends in small segments with Nagle's algorithm, as DCMTK does.",
+        _nagle,
+    ),
+    Knob(
+        "peer.restart",
+        _ANY,
+        "Goes down after so many `answers`, forgets all requests, and is back when `back` is set.",
+        _restart,
     ),
     Knob("net.first_byte", _ANY, "Does not answer at all before `hold` is set.", _first_byte),
     Knob(

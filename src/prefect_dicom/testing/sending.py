@@ -69,6 +69,8 @@ class StoreAssociation:
         Host and port.
     contexts : iterable of (str, str)
         SOP class and transfer syntax of each context to propose; 128 at most.
+    nagle : bool
+        With Nagle's algorithm, command and data set in segments of their own.
 
     Raises
     ------
@@ -82,6 +84,8 @@ class StoreAssociation:
         called_ae_title: str,
         address: tuple[str, int],
         contexts: Iterable[tuple[str, str]],
+        *,
+        nagle: bool = False,
     ) -> None:
         entity = AE(calling_ae_title)
         entity.acse_timeout = entity.connection_timeout = 10
@@ -95,6 +99,8 @@ class StoreAssociation:
             raise ConnectionError("no association with the receiver")
         self._contexts = contexts_to_send_in(association)
         self._socket = self._take_over(association)
+        self._nagle = nagle
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, not nagle)
         self._fragment = (association.acceptor.maximum_length or _UNLIMITED_PDU) - 6
 
     @staticmethod
@@ -129,6 +135,27 @@ class StoreAssociation:
         ConnectionError
             If the association ended before the response came.
         """
+        self.request(
+            context_id,
+            message_id=message_id,
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            data=data,
+            originator=originator,
+        )
+        return self.response()
+
+    def request(
+        self,
+        context_id: int,
+        *,
+        message_id: int,
+        sop_class_uid: str,
+        sop_instance_uid: str,
+        data: bytes,
+        originator: tuple[str, int] | None = None,
+    ) -> None:
+        """Send the request of :meth:`store`, and wait for nothing."""
         elements = [
             (0x0002, _uid(sop_class_uid)),
             (0x0100, struct.pack("<H", _C_STORE_RQ)),
@@ -147,6 +174,12 @@ class StoreAssociation:
         command = struct.pack("<HHLL", 0, 0, 4, len(command)) + command
         try:
             self._send(context_id, command, data)
+        except (OSError, struct.error) as error:
+            raise ConnectionError("the association with the receiver was lost") from error
+
+    def response(self) -> int:
+        """The status of the next response, in the order of the requests."""
+        try:
             return self._receive_status()
         except (OSError, struct.error) as error:
             raise ConnectionError("the association with the receiver was lost") from error
@@ -157,7 +190,7 @@ class StoreAssociation:
             fragment = data[start : start + self._fragment]
             last = _LAST if start + self._fragment >= len(data) else 0
             pdus.append(_pdu(context_id, last, fragment))
-        if len(data) <= _SMALL:
+        if len(data) <= _SMALL and not self._nagle:
             self._socket.sendall(b"".join(pdus))
             return
         for pdu in pdus:

@@ -1,0 +1,351 @@
+"""Behaviours that change what a C-FIND finds and how it is answered.
+
+Each edits the plan of a C-FIND, as all do in :mod:`prefect_dicom.testing.script`, whose table
+they are rows of.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+
+from prefect_dicom.testing.matching import COUNT_KEYWORDS, LEVELS, UNIQUE_KEYS
+
+if TYPE_CHECKING:
+    from prefect_dicom.testing.script import Behaviour, FindPlan
+
+_SUCCESS = 0x0000
+_PENDING_WITHOUT_OPTIONAL_KEYS = 0xFF01
+_IDENTIFIER_DOES_NOT_MATCH = 0xA900
+_QUERY, _ANSWER = "find-query", "find-answer"
+
+
+def _answers(plan: FindPlan, by: Behaviour) -> dict[int, Dataset]:
+    """The answers that a behaviour is about, by their number."""
+    return {
+        number: answer
+        for number, answer in enumerate(plan.answers)
+        if by.study in (None, answer.get("StudyInstanceUID"))
+    }
+
+
+def _put(answer: Dataset, keyword: str, value: object) -> None:
+    """Set an element, however odd the value is."""
+    tag, vr = tag_for_keyword(keyword), dictionary_VR(keyword)
+    answer.add(DataElement(tag, vr, value, validation_mode=IGNORE))
+
+
+# --- what is matched
+
+
+def _unsupported_key(
+    plan: FindPlan,
+    by: Behaviour,
+    *,
+    keys: Sequence[str],
+    status: int = _SUCCESS,
+    returned: bool = False,
+) -> bool:
+    if not any(plan.keys.get(key) or (returned and key in plan.keys) for key in keys):
+        return False
+    plan.refuse = status
+    return True
+
+
+def _match_by(plan: FindPlan, keys: Sequence[str], alike: Callable[[str, str], bool]) -> bool:
+    """Compare these keys, where they have a value, in another way."""
+    otherwise = plan.matches
+
+    def matching(keyword: str, key: str, value: str) -> bool:
+        if key and keyword in keys:
+            return alike(key, value)
+        return otherwise(keyword, key, value)
+
+    plan.matches = matching
+    return any(plan.keys.get(key) for key in keys)
+
+
+def _substring(plan: FindPlan, by: Behaviour, *, keys: Sequence[str] = ("PatientID",)) -> bool:
+    return _match_by(plan, keys, lambda key, value: key.casefold() in value.casefold())
+
+
+def _case(
+    plan: FindPlan, by: Behaviour, *, keys: Sequence[str] = ("PatientID", "AccessionNumber")
+) -> bool:
+    return _match_by(plan, keys, lambda key, value: key.casefold() == value.casefold())
+
+
+def _pn_literal(plan: FindPlan, by: Behaviour) -> bool:
+    return _match_by(plan, ["PatientName"], lambda key, value: key == value)
+
+
+def _no_list(plan: FindPlan, by: Behaviour, *, uids: bool = False) -> bool:
+    def is_spared(key: str) -> bool:
+        return not uids and dictionary_VR(key) == "UI"
+
+    lists = [key for key, value in plan.keys.items() if "\\" in value and not is_spared(key)]
+    return bool(lists) and _match_by(plan, lists, lambda key, value: False)
+
+
+def _strict(plan: FindPlan, by: Behaviour, *, status: int = _IDENTIFIER_DOES_NOT_MATCH) -> bool:
+    above = LEVELS[1 : LEVELS.index(plan.level)]
+    if all(plan.keys.get(UNIQUE_KEYS[level]) for level in above):
+        return False
+    plan.refuse = status
+    return True
+
+
+# --- what is matched and answered
+
+
+def _pad_ids(
+    plan: FindPlan,
+    by: Behaviour,
+    *,
+    before: str = "",
+    after: str = "",
+    strip_zeros: bool = False,
+    keys: Sequence[str] = ("PatientID",),
+) -> bool:
+    if not plan.matched:
+        _match_by(plan, keys, lambda key, value: key.lstrip(" 0") == value.lstrip(" 0"))
+        return False
+    found = [(a, key) for a in _answers(plan, by).values() for key in keys if key in a]
+    for answer, key in found:
+        value = str(answer.get(key))
+        _put(answer, key, before + (value.lstrip("0") if strip_zeros else value) + after)
+    return bool(found)
+
+
+def _date_shift(plan: FindPlan, by: Behaviour, *, days: int) -> bool:
+    if not plan.matched:
+        otherwise = plan.matches
+
+        def matching(keyword: str, key: str, value: str) -> bool:
+            if keyword == "StudyDate":
+                value = _shifted(value, days)
+            return otherwise(keyword, key, value)
+
+        plan.matches = matching
+        return False
+    found = [a for a in _answers(plan, by).values() if "StudyDate" in a]
+    for answer in found:
+        _put(answer, "StudyDate", _shifted(str(answer.StudyDate), days))
+    return bool(found)
+
+
+def _shifted(day: str, days: int) -> str:
+    try:
+        return f"{datetime.strptime(day, '%Y%m%d') + timedelta(days=days):%Y%m%d}"
+    except ValueError:
+        return day
+
+
+# --- what is answered
+
+
+def _omit_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str], empty: bool = False) -> bool:
+    found = [(a, key) for a in _answers(plan, by).values() for key in keys if key in a]
+    for answer, key in found:
+        if empty:
+            _put(answer, key, None)
+        else:
+            delattr(answer, key)
+    return bool(found)
+
+
+def _counts(plan: FindPlan, by: Behaviour, *, how: str, by_number: int = 1) -> bool:
+    if how == "none":
+        return _omit_keys(plan, by, keys=COUNT_KEYWORDS)
+    found = [(a, k) for a in _answers(plan, by).values() for k in COUNT_KEYWORDS if k in a]
+    for answer, keyword in found:
+        _put(answer, keyword, 0 if how == "zero" else int(answer.get(keyword)) + by_number)
+    return bool(found)
+
+
+def _ff01(plan: FindPlan, by: Behaviour) -> bool:
+    plan.pending = _PENDING_WITHOUT_OPTIONAL_KEYS
+    return bool(plan.answers)
+
+
+def _duplicate(
+    plan: FindPlan, by: Behaviour, *, copies: int = 1, patient_id: str | None = None
+) -> bool:
+    found = _answers(plan, by).values()
+    for answer in found:
+        again = deepcopy(answer)
+        if patient_id is not None and "PatientID" in again:
+            _put(again, "PatientID", patient_id)
+        plan.answers.extend([again] * copies)
+    return bool(found)
+
+
+def _charset(plan: FindPlan, by: Behaviour, *, how: str) -> bool:
+    declared = {"strip": b"ISO_IR 100", "lie": b"ISO_IR 192", "none": b" " * 10}[how]
+    found = _answers(plan, by)
+    for number, answer in found.items():
+        for element in list(answer):
+            if element.VR in ("LO", "PN", "SH") and element.value:
+                held = str(element.value).encode("latin-1", "ignore").decode("latin-1")
+                _put(answer, element.keyword, held)
+        answer.SpecificCharacterSet = "ISO_IR 100"
+        plan.rewritten[number] = lambda data: data.replace(b"ISO_IR 100", declared, 1)
+    return bool(found)
+
+
+def _retrieve_aet(plan: FindPlan, by: Behaviour, *, titles: Sequence[str]) -> bool:
+    return _say(plan, by, "RetrieveAETitle", list(titles))
+
+
+def _availability(plan: FindPlan, by: Behaviour, *, value: str) -> bool:
+    return _say(plan, by, "InstanceAvailability", value)
+
+
+def _say(plan: FindPlan, by: Behaviour, keyword: str, value: object) -> bool:
+    found = _answers(plan, by).values()
+    for answer in found:
+        _put(answer, keyword, value)
+    return bool(found)
+
+
+# --- how it is answered
+
+
+def _time_hang(plan: FindPlan, by: Behaviour, *, hold: threading.Event) -> bool:
+    if not (plan.keys.get("StudyDate") and plan.keys.get("StudyTime")):
+        return False
+    plan.connection.hold_before[0] = hold
+    return True
+
+
+def _garble(
+    plan: FindPlan, by: Behaviour, *, answers: Sequence[int] = (0,), how: str = "cut"
+) -> bool:
+    def spoiled(data: bytes) -> bytes | None:
+        # The last element says that it is longer.
+        return None if how == "absent" else data[:-1]
+
+    found = [number for number in _answers(plan, by) if number in answers]
+    plan.rewritten.update(dict.fromkeys(found, spoiled))
+    return bool(found)
+
+
+def _cross_talk(plan: FindPlan, by: Behaviour, *, answers: Sequence[int] = (0,)) -> bool:
+    found = [number for number in _answers(plan, by) if number in answers]
+    plan.astray.update(found)
+    return bool(found)
+
+
+ANSWERS = (
+    (
+        "find.unsupported_key",
+        (_QUERY,),
+        "Answers nothing, with `status`, where one of these `keys` has a value (`returned`: or is "
+        "merely asked for).",
+        _unsupported_key,
+    ),
+    (
+        "find.substring",
+        (_QUERY,),
+        "Matches these `keys` wherever they occur in the value, in any case.",
+        _substring,
+    ),
+    ("find.case", (_QUERY,), "Matches these `keys` in any case.", _case),
+    (
+        "find.pn_literal",
+        (_QUERY,),
+        "Matches PatientName to the letter: case, carets, component groups.",
+        _pn_literal,
+    ),
+    (
+        "find.no_list",
+        (_QUERY,),
+        "Matches nothing by a list of values; with `uids` by a list of UIDs neither.",
+        _no_list,
+    ),
+    (
+        "find.strict",
+        (_QUERY,),
+        "Refuses, with `status`, a query without the unique keys above its level.",
+        _strict,
+    ),
+    (
+        "find.pad_ids",
+        (_QUERY, _ANSWER),
+        "Matches these `keys` without leading zeros, and answers them with text `before` and "
+        "`after`, or without their zeros (`strip_zeros`).",
+        _pad_ids,
+    ),
+    (
+        "find.date_shift",
+        (_QUERY, _ANSWER),
+        "Matches and answers every StudyDate so many `days` later.",
+        _date_shift,
+    ),
+    (
+        "find.omit_keys",
+        (_ANSWER,),
+        "Leaves out these `keys`, or (`empty`) answers them without a value.",
+        _omit_keys,
+    ),
+    (
+        "find.counts",
+        (_ANSWER,),
+        "NumberOf…Related…: `how` is none (left out), zero, off_by (`by_number` more).",
+        _counts,
+    ),
+    ("find.ff01", (_ANSWER,), "Every match has the status FF01.", _ff01),
+    (
+        "find.duplicate",
+        (_ANSWER,),
+        "Gives every match `copies` times more, the copies with `patient_id` if that is given.",
+        _duplicate,
+    ),
+    (
+        "find.charset",
+        (_ANSWER,),
+        "Answers in Latin-1 without the letters it lacks, and declares that (`how`: strip), UTF-8 "
+        "(lie) or nothing (none).",
+        _charset,
+    ),
+    (
+        "find.retrieve_aet",
+        (_ANSWER,),
+        "Names these `titles` as RetrieveAETitle.",
+        _retrieve_aet,
+    ),
+    (
+        "find.availability",
+        (_ANSWER,),
+        "Says this `value` as InstanceAvailability: ONLINE, NEARLINE, OFFLINE, UNAVAILABLE.",
+        _availability,
+    ),
+    (
+        "find.time_hang",
+        (_ANSWER,),
+        "Does not answer a query by date and time before `hold` is set.",
+        _time_hang,
+    ),
+    (
+        "find.garble",
+        (_ANSWER,),
+        "The `answers` with these numbers (from 0) do not decode (`how`: cut) or have no data set "
+        "(absent).",
+        _garble,
+    ),
+    (
+        "find.cross_talk",
+        (_ANSWER,),
+        "The `answers` with these numbers (from 0) respond to the message before.",
+        _cross_talk,
+    ),
+)
+"""Name, stages, meaning and function of each."""
