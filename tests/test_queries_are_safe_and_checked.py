@@ -277,7 +277,7 @@ def test_absent_upper_keys_and_counts_do_no_harm(files):
         study = _some_study(pacs)
         with Requestor(_node(pacs)) as requestor:
             honest = list_instances(requestor, study)
-            pacs.script.append(Behaviour("find.omit_counts"))
+            pacs.script.append(Behaviour("find.counts", how="none"))
             assert list_instances(requestor, study) == honest
             assert list_series(requestor, study).series[0].number_of_instances is None
 
