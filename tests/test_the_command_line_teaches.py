@@ -33,6 +33,7 @@ COMMANDS = {
     "status": ["COHORT", "--site", "--json"],
     "rerun": ["COHORT", "--site", "--reason", "--node", "--line", "--json"],
     "verify": ["COHORT", "--site", "--level", "exists", "size", "checksum", "read", "--json"],
+    "rebuild-ledger": ["--site", "--level", "exists", "size", "checksum", "read", "--json"],
     "receiver run": ["--site"],
     "receiver status": ["--site", "--json"],
     "receiver stop": ["--site"],
@@ -71,7 +72,16 @@ def test_help_names_every_command_in_the_order_of_use(command):
     assert ended.code == 0
     lines = ended.output.splitlines()
     named = [line.split()[1] for line in lines if line.startswith("│ ") and "--" not in line]
-    assert named == ["demo", "doctor", "pull", "status", "rerun", "verify", "receiver"]
+    assert named == [
+        "demo",
+        "doctor",
+        "pull",
+        "status",
+        "rerun",
+        "verify",
+        "rebuild-ledger",
+        "receiver",
+    ]
     assert not ended.modules & SLOW_TO_IMPORT
 
 

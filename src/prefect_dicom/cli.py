@@ -18,7 +18,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
@@ -70,7 +71,7 @@ receiver = App(
     name="receiver",
     help="The managed storage SCP that C-MOVE sends to.",
     default_parameter=_one_spelling,
-    sort_key=7,
+    sort_key=9,
 )
 app.command(receiver)
 
@@ -270,31 +271,76 @@ def verify(
     `exists` and `size` list the archive, `checksum` compares the SHA-256 that the store keeps,
     `read` downloads and hashes every object. The PACS is not asked.
     """
+    from prefect_dicom.display import counting_shown
     from prefect_dicom.verification import verify_cohort
 
-    faulty: list[dict[str, Any]] = []
+    faults = _Faults(json_)
     studies = instances = 0
-    for study in verify_cohort(_site(site), cohort, level):
-        studies, instances = studies + 1, instances + study.instances
-        if study.faults:
-            counts = dict(sorted(study.faults.items()))
-            faulty.append({"study": study.reference, "faults": counts})
-            if not json_:
-                words = ", ".join(f"{count} {code}" for code, count in counts.items())
-                output.print(f"[red]study {study.reference}[/]: {words}")
-    result = Exit.NOT_ALL if faulty else Exit.ALL_WELL
+    with counting_shown(console) as say:
+        for study in verify_cohort(_site(site), cohort, level):
+            studies, instances = studies + 1, instances + study.instances
+            faults.note(study.reference, study.faults)
+            say(f"{_counted(studies, 'study', 'studies')}, {_counted(instances, 'instance')}")
     if json_:
-        figures = {"level": level, "studies": studies, "instances": instances, "faulty": faulty}
-        print(json.dumps(figures, indent=1))
-        return result
-    for code in sorted({code for study in faulty for code in study["faults"]}):
-        output.print(f"{code}: {REASONS[code].meaning} {REASONS[code].advice}", markup=False)
+        figures = {"level": level, "studies": studies, "instances": instances}
+        print(json.dumps(figures | {"faulty": faults.studies}, indent=1))
+        return faults.exit
+    faults.explain()
     output.print(
         f"{_counted(studies, 'study', 'studies')} with {_counted(instances, 'instance')} checked "
-        f"at level {level}: "
-        + (f"[red]{len(faulty)} with faults[/]" if faulty else "[green]no faults[/]")
+        f"at level {level}: {faults.in_words}"
     )
-    return result
+    return faults.exit
+
+
+@app.command(sort_key=7)
+def rebuild_ledger(
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    level: Annotated[
+        Level, Parameter(help="How hard to look at the objects, as in `verify`; sizes at least.")
+    ] = Level.SIZE,
+    json_: JsonOption = False,
+) -> int:
+    """Build a lost ledger anew from the manifests in the archive.
+
+    Every manifest is checked, and what it names. What the ledger has is kept: an empty one is
+    filled, an older one completed. A study with faults is added as failed, not as archived. The
+    PACS is not asked. After it, `pull` of the same cohort file moves only what is missing.
+    """
+    from prefect_dicom import repair
+    from prefect_dicom.display import counting_shown
+
+    faults = _Faults(json_)
+    outcomes: Counter[str] = Counter()
+    instances = 0
+    with counting_shown(console) as say:
+        for study in repair.rebuild_ledger(_site(site), level):
+            faults.note(study.reference, study.faults)
+            instances += study.instances
+            if not study.faults:
+                outcomes[study.adoption or "without-manifest"] += 1
+            say(f"{_counted(outcomes.total() + len(faults.studies), 'study', 'studies')}")
+    if json_:
+        figures = {"level": level, "instances": instances, "studies": dict(outcomes)}
+        print(json.dumps(figures | {"faulty": faults.studies}, indent=1))
+        return faults.exit
+    faults.explain()
+    for outcome, meaning in _ADOPTIONS.items():
+        if outcomes[outcome]:
+            output.print(f"{outcomes[outcome]:>8} {meaning}", markup=False, soft_wrap=True)
+    output.print(f"Manifests naming {_counted(instances, 'instance')} checked: {faults.in_words}")
+    return faults.exit
+
+
+_ADOPTIONS = {
+    "added": "added to the ledger as archived",
+    "completed": "archived now, and unfinished in the ledger before",
+    "known": "archived in the ledger already",
+    "claimed": "left to the run that works on them",
+    "listed-otherwise": "left as they are: the PACS has listed other instances since",
+    "without-manifest": "without a manifest: not archived yet, pulled like any other",
+}
 
 
 @receiver.command(name="run")
@@ -556,6 +602,36 @@ def _figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
         "archived_instances": totals.stored,
         "size_bytes": totals.size_bytes,
     }
+
+
+class _Faults:
+    """Studies with faults: each is printed as it is found, what the codes mean at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self.studies: list[dict[str, Any]] = []
+
+    def note(self, reference: int | None, faults: Mapping[str, int]) -> None:
+        if not faults:
+            return
+        counts = dict(sorted(faults.items()))
+        self.studies.append({"study": reference, "faults": counts})
+        if not self._as_json:
+            name = "a study without a number" if reference is None else f"study {reference}"
+            words = ", ".join(f"{count} {code}" for code, count in counts.items())
+            output.print(f"[red]{name}[/]: {words}")
+
+    def explain(self) -> None:
+        for code in sorted({code for study in self.studies for code in study["faults"]}):
+            output.print(f"{code}: {REASONS[code].meaning} {REASONS[code].advice}", markup=False)
+
+    @property
+    def in_words(self) -> str:
+        return f"[red]{len(self.studies)} with faults[/]" if self.studies else "[green]no faults[/]"
+
+    @property
+    def exit(self) -> Exit:
+        return Exit.NOT_ALL if self.studies else Exit.ALL_WELL
 
 
 def _print_finding(finding: Finding, part_before: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -86,6 +86,24 @@ def figures_in_words(totals: Totals, pace: Pace) -> str:
     instances, size = pace.rates()
     here = totals.stored + totals.received
     return f"{words}; {here} instances, {instances:.0f}/s, {bytes_in_words(size)}/s"
+
+
+@contextlib.contextmanager
+def counting_shown(console: Console) -> Iterator[Callable[[str], None]]:
+    """A function to say with how far something is; on a terminal the latest word stays in view."""
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda words: status.update(Text(words))
+        return
+    said = time.monotonic()
+
+    def say(words: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _LINE_SECONDS:
+            said = time.monotonic()
+            console.print(words, markup=False, highlight=False)
+
+    yield say
 
 
 @contextlib.contextmanager

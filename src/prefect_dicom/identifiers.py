@@ -67,6 +67,23 @@ def component(uid: str) -> str:
     return "h-" + hashlib.sha256(raw).hexdigest()
 
 
+def uid_of(name: str) -> str | None:
+    """The UID that :func:`component` made the name of; None where only its hash is left.
+
+    Examples
+    --------
+    >>> uid_of("1.2.3"), uid_of("x-2e2e"), uid_of("h-" + 64 * "0"), uid_of("notes")
+    ('1.2.3', '..', None, None)
+    """
+    if is_uid(name):
+        return name
+    try:
+        uid = bytes.fromhex(name.removeprefix("x-")).decode("utf-8", "surrogateescape")
+    except ValueError:
+        return None
+    return uid if component(uid) == name else None
+
+
 def study_prefix(study_instance_uid: str) -> str:
     """Where a study lies in the archive, relative to the archive's own prefix."""
     return f"studies/{component(study_instance_uid)}/"

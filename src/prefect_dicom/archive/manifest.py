@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields, replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 from prefect_dicom.archive.protocol import Archive
 from prefect_dicom.errors import ArchiveConflict, ArchiveError
-from prefect_dicom.identifiers import is_sha256, manifest_key
+from prefect_dicom.identifiers import is_name, is_sha256, manifest_key, object_key, study_prefix
 from prefect_dicom.model import (
     ArchivedObject,
     Evidence,
@@ -65,6 +66,38 @@ def decode_manifest(data: bytes) -> StudyManifest:
         raise _unreadable("a field is missing or of another kind") from None
     if not all(is_sha256(each.sha256) for each in manifest.instances):
         raise _unreadable("a SHA-256 is malformed")
+    return manifest
+
+
+def manifest_at(prefix: str, data: bytes) -> StudyManifest:
+    """The manifest in these bytes, if it can be the proof of the study that lies at the prefix.
+
+    For a manifest nobody remembers: what it names must be what this software would have put
+    there.
+
+    Raises
+    ------
+    ArchiveError
+        ``manifest-unreadable``, also where it names nothing, an instance twice, another study
+        or other keys than its UIDs make.
+    """
+    manifest = decode_manifest(data)
+    uid = manifest.study_instance_uid
+    if study_prefix(uid) != prefix:
+        raise _unreadable("it is of another study than its place")
+    for each in manifest.instances:
+        if each.key != object_key(uid, each.series_instance_uid, each.sop_instance_uid):
+            raise _unreadable("it names a key that its UIDs do not make")
+    parts = [*manifest.instances, *manifest.withheld]
+    named = {(part.series_instance_uid, part.sop_instance_uid) for part in parts}
+    if not parts or len(named) < len(parts):
+        raise _unreadable("it names nothing, or something twice")
+    try:
+        listed = datetime.fromisoformat(manifest.listed_at)
+    except ValueError:
+        listed = None
+    if listed is None or listed.tzinfo is None or not is_name(manifest.node):
+        raise _unreadable("its node or its time is malformed")
     return manifest
 
 

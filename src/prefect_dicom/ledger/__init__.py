@@ -5,8 +5,11 @@ database as you treat the images.
 """
 
 from prefect_dicom.ledger.records import (
+    Adopted,
+    Adoption,
     Claim,
     Cohort,
+    FoundStudy,
     InstanceRecord,
     ListChange,
     Reopened,
@@ -17,8 +20,11 @@ from prefect_dicom.ledger.records import (
 from prefect_dicom.ledger.store import Ledger
 
 __all__ = [
+    "Adopted",
+    "Adoption",
     "Claim",
     "Cohort",
+    "FoundStudy",
     "InstanceRecord",
     "Ledger",
     "ListChange",

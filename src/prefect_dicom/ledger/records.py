@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 
 from prefect_dicom.model import (
     Disposition,
@@ -15,6 +16,7 @@ from prefect_dicom.model import (
     InstanceKey,
     InstanceState,
     Study,
+    StudyManifest,
     StudyReference,
     StudyState,
     Verdict,
@@ -117,6 +119,44 @@ class InstanceRecord:
     version_id: str | None = None
     warnings: tuple[str, ...] = ()
     rejections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FoundStudy:
+    """A study as it was found in the archive.
+
+    ``body`` is its manifest as it lies there. With a ``reason`` (a code) that is not to be
+    believed, and the manifest may be None.
+    """
+
+    study_instance_uid: str = field(repr=False)
+    manifest: StudyManifest | None = field(default=None, repr=False)
+    body: bytes = field(default=b"", repr=False)
+    reason: str | None = None
+
+
+class Adoption(StrEnum):
+    """What the ledger made of a study that was found in the archive."""
+
+    ADDED = "added"
+    """It did not know the study."""
+    COMPLETED = "completed"
+    """It had the study as unfinished or failed, and has it as archived now."""
+    KNOWN = "known"
+    """It had the study already, and what it has stays."""
+    CLAIMED = "claimed"
+    """A living run works on the study."""
+    LISTED_OTHERWISE = "listed-otherwise"
+    """It has another list of the PACS than the manifest's; a pull has to settle that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The end of one adoption; ``body`` is the manifest that was known of an archived study."""
+
+    reference: StudyReference
+    adoption: Adoption
+    body: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

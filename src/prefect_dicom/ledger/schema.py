@@ -33,6 +33,7 @@ from sqlalchemy import (
     func,
     insert,
     inspect,
+    or_,
     select,
     text,
 )
@@ -289,6 +290,10 @@ manifests = Table(
     Column("study", _Number, ForeignKey(studies.c.reference), primary_key=True),
     Column("body", LargeBinary, nullable=False),
 )
+
+NO_LONGER_LISTED = "no-longer-listed"
+IS_LISTED = or_(instances.c.reason.is_(None), instances.c.reason != NO_LONGER_LISTED)
+"""Of a row of ``instances``: the PACS still lists it."""
 
 _versions_metadata = MetaData()
 schema_versions = Table(

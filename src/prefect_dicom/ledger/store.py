@@ -40,12 +40,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_dicom.errors import ClaimLost, LedgerError
 from prefect_dicom.faultpoints import reached
+from prefect_dicom.ledger.adoption import adopt_studies
 from prefect_dicom.ledger.database import for_writing, open_database
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.ownership import Locks
 from prefect_dicom.ledger.records import (
+    Adopted,
     Claim,
     Cohort,
+    FoundStudy,
     InstanceRecord,
     ListChange,
     Reopened,
@@ -54,6 +57,8 @@ from prefect_dicom.ledger.records import (
     Totals,
 )
 from prefect_dicom.ledger.schema import (
+    IS_LISTED,
+    NO_LONGER_LISTED,
     cohort_rows,
     cohorts,
     manifests,
@@ -81,7 +86,6 @@ from prefect_dicom.reasons import REASONS, reason_for
 
 T = TypeVar("T")
 
-_NO_LONGER_LISTED = "no-longer-listed"
 _UNFINISHED = (StudyState.PENDING, StudyState.LISTED)
 # Rows read at a time by what streams, rows sent at a time by what writes, and values in one list
 # of a statement (three parameters each at most; SQLite takes 32,766).
@@ -110,7 +114,6 @@ _STUDY_COLUMNS = (
     studies.c.number_of_series,
     studies.c.number_of_instances,
 )
-_IS_LISTED = or_(instance_rows.c.reason.is_(None), instance_rows.c.reason != _NO_LONGER_LISTED)
 
 
 def _now() -> datetime:
@@ -737,13 +740,13 @@ class Ledger:
         returned, retried, forgotten, withdrawn = [], [], [], []
         for key, row in before.items():
             if key in listed:
-                if row.reason == _NO_LONGER_LISTED:
+                if row.reason == NO_LONGER_LISTED:
                     returned.append(key)
                 elif fresh and row.state == InstanceState.REJECTED:
                     retried.append(key)
             elif row.state == InstanceState.EXPECTED:
                 forgotten.append(key)
-            elif row.reason != _NO_LONGER_LISTED:
+            elif row.reason != NO_LONGER_LISTED:
                 withdrawn.append(key)
         if new:
             for piece in _slices(new, _BATCH):
@@ -769,7 +772,7 @@ class Ledger:
         _change(connection, delete(instance_rows), reference, forgotten)
         _change(
             connection,
-            update(instance_rows).values(state=InstanceState.REJECTED, reason=_NO_LONGER_LISTED),
+            update(instance_rows).values(state=InstanceState.REJECTED, reason=NO_LONGER_LISTED),
             reference,
             withdrawn,
         )
@@ -853,7 +856,7 @@ class Ledger:
         listed: set[tuple[StudyReference, str, str]] = set()
         for piece in _slices(identities):
             listed.update(
-                connection.execute(select(*columns).where(tuple_(*columns).in_(piece), _IS_LISTED))
+                connection.execute(select(*columns).where(tuple_(*columns).in_(piece), IS_LISTED))
                 .tuples()
                 .all()
             )
@@ -1014,7 +1017,7 @@ class Ledger:
             connection.execute(
                 delete(instance_rows).where(
                     instance_rows.c.study == reference,
-                    or_(_IS_LISTED, instance_rows.c.object_key.is_(None)),
+                    or_(IS_LISTED, instance_rows.c.object_key.is_(None)),
                 )
             )
 
@@ -1036,6 +1039,31 @@ class Ledger:
                 update(studies)
                 .where(studies.c.reference == claim.reference)
                 .values(state=StudyState.FAILED, reason=code, detail=detail, run=None)
+            )
+
+    @without_database_errors
+    def adopt(self, found: Sequence[FoundStudy]) -> list[Adopted]:
+        """Take over what the archive holds of studies, after the ledger was lost or fell behind.
+
+        One transaction. A study the ledger does not know is added: archived, or failed where
+        ``reason`` says what is wrong with it. One it knows as pending, listed or failed becomes
+        archived: the manifest is its list, and the proof that all of it was stored. Left as it
+        is: what is archived already, what a living run has claimed, what was listed otherwise
+        since, and everything where the manifest cannot be believed.
+
+        Parameters
+        ----------
+        found : sequence of FoundStudy
+            Each study once; some dozens at a time.
+
+        Returns
+        -------
+        list of Adopted
+            In the order of ``found``.
+        """
+        with self._write() as connection:
+            return adopt_studies(
+                connection, self._insert, found, lambda runs: self._living(connection, runs)
             )
 
     @without_database_errors
@@ -1265,7 +1293,7 @@ class Ledger:
                     func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
                 )
                 # Of archived studies no listed instance is a row any more.
-                .where(instance_rows.c.study.in_(its_studies), _IS_LISTED)
+                .where(instance_rows.c.study.in_(its_studies), IS_LISTED)
                 .group_by(instance_rows.c.state)
             ).all()
         counts: Counter[StudyState] = Counter()
@@ -1307,9 +1335,7 @@ class Ledger:
                 .exists()
             )
         with self._read() as connection:
-            rows = connection.execute(
-                query.order_by(manifests.c.study).limit(_MANIFEST_PAGE)
-            ).all()
+            rows = connection.execute(query.order_by(manifests.c.study).limit(_MANIFEST_PAGE)).all()
         return [(row.study, zlib.decompress(row.body)) for row in rows]
 
 
@@ -1426,7 +1452,7 @@ def _count(
                 func.count(),
                 func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
             )
-            .where(instance_rows.c.study.in_(piece), _IS_LISTED)
+            .where(instance_rows.c.study.in_(piece), IS_LISTED)
             .group_by(instance_rows.c.study, instance_rows.c.state)
         ):
             _add(figures[reference], state, count, int(size_bytes))
