@@ -241,6 +241,8 @@ class Requestor:
     def __init__(self, node: PacsNode, answered: set[str] | None = None) -> None:
         quiet_pynetdicom()
         self.node = node
+        self.answers_lists = True
+        """Whether lists of UIDs in queries are worth a try: until one was not answered whole."""
         self.answered = set() if answered is None else answered
         """The services this node has ever answered us."""
         self._association: Association | None = None

@@ -1,8 +1,10 @@
 """C-FIND, PS3.4 C.4.1: studies by their keys, and a study's own list of instances.
 
 Queries are hierarchical, with one value for every unique key: the form that every archive
-answers. Texts are decoded here, and never raise: what does not decode by the declared character
-set is read as Latin-1, which keeps different bytes different.
+answers. Lists of UIDs, which many answer and which save most of the queries, are tried first
+where the answer itself shows whether it is whole. Texts are decoded here, and never raise: what
+does not decode by the declared character set is read as Latin-1, which keeps different bytes
+different.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -21,7 +24,7 @@ from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.dsutils import decode
 
 from prefect_dicom.dimse.association import Exchange, Requestor
-from prefect_dicom.dimse.identifier import query_identifier
+from prefect_dicom.dimse.identifier import list_identifier, query_identifier
 from prefect_dicom.dimse.status import PENDING, reason_for_status
 from prefect_dicom.errors import PacsError
 from prefect_dicom.faultpoints import reached
@@ -30,6 +33,11 @@ from prefect_dicom.model import InformationModel, Instance, InstanceKey, Study
 
 _CANCEL_SECONDS = 5.0
 _SOME = 20
+_MOST_UNCOUNTED = 99
+"""Answers that are taken as all there are without a count beside them. Archives that leave out
+answers and do not say so stop at a round number, of which 100 is the smallest known."""
+_MOST_TOGETHER = 1000
+_SAYS_NO_TO_LISTS = {"answer-unusable", "answers-capped", "pacs-failure", "request-refused"}
 
 _STUDY_KEYS = (
     "PatientID",
@@ -284,6 +292,147 @@ def list_instances(
             key = InstanceKey(series_uid, sop_uid)
             instances.setdefault(key, Instance(key, _uid(answer, "SOPClassUID")))
     return ListedStudy(tuple(instances.values()), unlistable)
+
+
+def list_together(requestor: Requestor, studies: Sequence[Study]) -> dict[str, ListedStudy]:
+    """The instance lists of several studies by a few queries with lists of UIDs, PS3.4 C.2.2.2.2.
+
+    Above its own level a query may name one entity only (PS3.4 C.4.1.2.1), yet many archives
+    answer lists there too. Others ignore them, take the first UID, or stop at a number of
+    answers. Returned are therefore only studies whose answers show that they are whole: there
+    are as many series and instances as the archive counts, or it counts none and the answers
+    are too few to have been cut. All others are to be asked for one by one.
+
+    Parameters
+    ----------
+    studies : sequence of Study
+        As a STUDY level query told them.
+
+    Returns
+    -------
+    dict of str to ListedStudy
+        By StudyInstanceUID; what :func:`list_instances` would return. Empty in the Patient
+        Root, and for good once the peer has shown that it does not answer lists.
+
+    Raises
+    ------
+    PacsError
+        What concerns the node, not the question.
+    """
+    wanted = [study for study in studies if is_safe_key(study.study_instance_uid)]
+    by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
+    if by_patient or not wanted or not requestor.answers_lists:
+        return {}
+    most = requestor.node.limits.uids_per_request
+    try:
+        series: list[_CountedSeries] = []
+        for first in range(0, len(wanted), most):
+            series += _list_series_of(requestor, wanted[first : first + most])
+        together = _list_instances_of(requestor, series, most)
+    except PacsError as error:
+        if error.code not in _SAYS_NO_TO_LISTS:
+            raise
+        together = {}
+    requestor.answers_lists = bool(together)
+    return {
+        study.study_instance_uid: together[uid]
+        for study in wanted
+        if (uid := normal_uid(study.study_instance_uid)) in together
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _CountedSeries:
+    study: str
+    series: str
+    count: int | None
+
+
+def _list_series_of(requestor: Requestor, studies: Sequence[Study]) -> list[_CountedSeries]:
+    """The series of those studies that the answer holds whole."""
+    found: dict[str, dict[str, _CountedSeries]] = defaultdict(dict)
+    uids = [study.study_instance_uid for study in studies]
+    answers, odd = 0, set()
+    identifier = list_identifier({"StudyInstanceUID": uids}, _SERIES_KEYS)
+    for answer in find(requestor, identifier, "SERIES"):
+        answers += 1
+        study, uid = _uid(answer, "StudyInstanceUID"), _uid(answer, "SeriesInstanceUID")
+        if not study and len(uids) == 1:
+            study = normal_uid(uids[0])
+        if not is_safe_key(uid):
+            odd.add(study)
+            continue
+        count = _count(answer, "NumberOfSeriesRelatedInstances")
+        found[study].setdefault(uid, _CountedSeries(study, uid, count))
+    whole = []
+    for study in studies:
+        uid = normal_uid(study.study_instance_uid)
+        series = found.get(uid, {})
+        count = study.number_of_series
+        if uid not in odd and _is_whole(len(series), count, answers):
+            whole += series.values()
+    return whole
+
+
+def _list_instances_of(
+    requestor: Requestor, series: Sequence[_CountedSeries], most: int
+) -> dict[str, ListedStudy]:
+    """The instances of those studies of which all series were answered whole."""
+    found: dict[str, dict[InstanceKey, Instance]] = defaultdict(dict)
+    odd: set[str] = set()
+    for some in _portions(series, most):
+        reached("list-half-read")
+        asked = {one.series: one for one in some}
+        keys = {
+            "StudyInstanceUID": list(dict.fromkeys(one.study for one in some)),
+            "SeriesInstanceUID": list(asked),
+        }
+        answers = 0
+        for answer in find(requestor, list_identifier(keys, _IMAGE_KEYS), "IMAGE"):
+            answers += 1
+            one = asked.get(_uid(answer, "SeriesInstanceUID"))
+            if one is None or not _belongs(answer, "StudyInstanceUID", one.study):
+                continue
+            uid = _uid(answer, "SOPInstanceUID")
+            if not is_safe_key(uid):
+                odd.add(one.study)
+                continue
+            key = InstanceKey(one.series, uid)
+            found[one.study].setdefault(key, Instance(key, _uid(answer, "SOPClassUID")))
+        listed = Counter(
+            (study, key.series_instance_uid)
+            for study in dict.fromkeys(one.study for one in some)
+            for key in found[study]
+        )
+        for one in some:
+            if not _is_whole(listed[one.study, one.series], one.count, answers):
+                odd.add(one.study)
+    return {
+        study: ListedStudy(tuple(instances.values()))
+        for study, instances in found.items()
+        if study not in odd
+    }
+
+
+def _is_whole(listed: int, count: int | None, answers: int) -> bool:
+    if count is None:
+        return listed > 0 and answers <= _MOST_UNCOUNTED
+    return 0 < listed == count
+
+
+def _portions(series: Sequence[_CountedSeries], most: int) -> Iterator[list[_CountedSeries]]:
+    """As many series as go into one query, of some thousand instances at most."""
+    some: list[_CountedSeries] = []
+    weight = 0
+    for one in series:
+        heavier = one.count or 1
+        if some and (len(some) >= most or weight + heavier > _MOST_TOGETHER):
+            yield some
+            some, weight = [], 0
+        some.append(one)
+        weight += heavier
+    if some:
+        yield some
 
 
 def _keys_above(requestor: Requestor, study_instance_uid: str, patient_id: str) -> dict[str, str]:

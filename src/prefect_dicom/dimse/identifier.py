@@ -41,6 +41,25 @@ def query_identifier(match: Mapping[str, str], return_keys: Sequence[str]) -> Da
     return identifier
 
 
+def list_identifier(match: Mapping[str, Sequence[str]], return_keys: Sequence[str]) -> Dataset:
+    """The identifier of a C-FIND that matches lists of UIDs, PS3.4 C.2.2.2.2.
+
+    Parameters
+    ----------
+    match : mapping of str to sequence of str
+        Keywords of unique keys, and the UIDs any of which is to match.
+
+    Raises
+    ------
+    ValueError
+        Where a UID is empty, holds a wildcard, a backslash or a control character.
+    """
+    identifier = query_identifier({}, return_keys)
+    for keyword, uids in match.items():
+        _put(identifier, keyword, [_single(keyword, uid) for uid in uids])
+    return identifier
+
+
 def retrieve_identifier(
     model: InformationModel,
     level: str,
