@@ -36,6 +36,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     AllTransferSyntaxes,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -675,9 +676,11 @@ class _Exchange:
         if request.level not in root:
             return IDENTIFIER_DOES_NOT_MATCH
         if not self.pacs.relational:
+            # Like Orthanc and DCMTK: a query may name several entities above its level.
+            several = "*?" if request.service == "C-FIND" else "*?\\"
             for level in root[: root.index(request.level)]:
                 key = request.keys.get(UNIQUE_KEYS[level], "")
-                if not key or any(character in key for character in "*?\\"):
+                if not key or any(character in key for character in several):
                     return IDENTIFIER_DOES_NOT_MATCH
         return None
 
@@ -1030,7 +1033,8 @@ class _GetSender(_Sender):
         message.MessageID = next(self.message_ids)
         message.Priority = 0
         message.AffectedSOPClassUID = stored.sop_class_uid
-        message.AffectedSOPInstanceUID = operation.sop_instance_uid
+        # Its property takes 64 characters at most; a peer may send more.
+        message._affected_sop_instance_uid = UID(operation.sop_instance_uid, IGNORE)
         message.DataSet = BytesIO(operation.data())
         self.exchange.association.dimse.send_msg(message, self.contexts[context_key(stored)])
 
