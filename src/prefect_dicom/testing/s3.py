@@ -10,6 +10,30 @@ CompleteMultipartUpload, and the least size of a part. Faults are scripted per o
         ...
         assert s3.requests["PutObject"] == 4
 
+What a service, or the way to it, does, and how it is scripted:
+
+============================================  ====================================================
+overloaded, broken, throttling                ``fail`` with 503 SlowDown, 500, 502, 429
+connection reset before it stored the object  ``reset``, or within the body ``reset(after_bytes=)``
+... after it stored the object                ``reset(committed=True)``
+silent                                        ``stall``, before or after it stored the object
+an answer that breaks off                     ``truncate``
+other bytes stored than were sent             ``damage``
+another checksum, no ETag                     ``alter``
+something is there already                    ``put`` under its key before
+credentials that end                          ``expire``; ``add_user`` lets others in
+a clock that differs                          ``clock_offset_seconds``
+an object that is not shown yet               ``fail("HeadObject", status=404)``
+an error in an answer that says 200           ``fail(status=200)``
+not an S3 service at all                      ``reply``
+a part, a completion, an abort that fails     ``fail("UploadPart")``, ...
+the bucket is gone, and back                  ``remove_bucket``, ``make_bucket``
+any of these in the middle of a run           ``meanwhile``, or ``skip=`` of the others
+versions                                      ``versioned=True``
+no permission, no use of the KMS key          ``fail`` with 403 AccessDenied, 400 KMS.*
+conditions or checksums are ignored           ``ignore_conditions=True``, ``ignore_checksums=True``
+============================================  ====================================================
+
 It is no store for anything but tests: one process, no permissions, nothing survives it.
 """
 
@@ -95,6 +119,8 @@ class _Script:
     times: int | None
     committed: bool
     act: Callable[[_Handler], None]
+    goes_on: bool = False
+    """Whether the request is served after this as if nothing were scripted."""
 
 
 class _Refusal(Exception):
@@ -140,6 +166,8 @@ class S3Server:
         What is stored, by key; tests may look and tamper.
     uploads : dict
         Multipart uploads that were neither completed nor aborted.
+    clock_offset_seconds : float
+        How far the server's clock is ahead of this host's; beyond 15 minutes no signature counts.
     """
 
     def __init__(
@@ -171,6 +199,7 @@ class S3Server:
         self.public = public
         self.least_part_bytes = least_part_bytes
         self.tls = tls
+        self.clock_offset_seconds = 0.0
         self.lock = threading.RLock()
         self.released = threading.Event()
         self._directory = directory
@@ -228,10 +257,19 @@ class S3Server:
         self._script(operation, times, skip, committed, lambda handler: handler.error(status, code))
 
     def reset(
-        self, operation: str, *, times: int | None = 1, skip: int = 0, committed: bool = False
+        self,
+        operation: str,
+        *,
+        times: int | None = 1,
+        skip: int = 0,
+        committed: bool = False,
+        after_bytes: int = 0,
     ) -> None:
-        """Cut the connection: without reading on, or (``committed``) instead of the answer."""
-        self._script(operation, times, skip, committed, lambda handler: handler.cut())
+        """Cut the connection: when so much of the body was read, or instead of the answer.
+
+        The latter with ``committed``: what was asked for was done.
+        """
+        self._script(operation, times, skip, committed, lambda handler: handler.cut(after_bytes))
 
     def stall(
         self, operation: str, *, times: int | None = 1, skip: int = 0, committed: bool = False
@@ -261,9 +299,42 @@ class S3Server:
 
         self._script(operation, times, 0, True, act)
 
+    def reply(
+        self, operation: str, body: bytes, *, status: int = 200, times: int | None = 1
+    ) -> None:
+        """Answer as something that is no S3 service: a proxy, a login page."""
+        self._script(operation, times, 0, False, lambda handler: handler.reply(status, body))
+
+    def damage(self, operation: str = "PutObject", *, times: int | None = 1) -> None:
+        """Store the object with a byte changed, and answer with the checksum of that."""
+        self._script(operation, times, 0, True, lambda handler: handler.damage())
+
+    def meanwhile(self, operation: str, do: Callable[[], object], *, skip: int = 0) -> None:
+        """Call a function when a request has come, and then serve it: a fault in mid-run."""
+        self._script(operation, 1, skip, False, lambda handler: do(), goes_on=True)
+
+    def behave(self) -> None:
+        """Forget what is scripted and was not done yet."""
+        with self.lock:
+            self._scripts.clear()
+
+    def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        """Store an object as somebody else would."""
+        sha256, md5 = hashlib.sha256(data), hashlib.md5(data, usedforsecurity=False).hexdigest()
+        self.objects[key] = StoredObject(
+            len(data),
+            md5,
+            sha256.hexdigest(),
+            f'"{md5}"',
+            data,
+            checksum=None if self.ignore_checksums else _base64(sha256.hexdigest()),
+            metadata=metadata or {},
+        )
+
     def add_user(self, access_key: str, secret_key: str, session_token: str | None = None) -> None:
-        """Let somebody else in."""
+        """Let somebody else in, or again."""
         self._users[access_key] = (secret_key, session_token)
+        self._expired.discard(access_key)
 
     def expire(self, access_key: str) -> None:
         """From now on this user's requests are answered with ExpiredToken."""
@@ -274,6 +345,11 @@ class S3Server:
         with self.lock:
             self.bucket = ""
             self.objects.clear()
+
+    def make_bucket(self, bucket: str) -> None:
+        """There is a bucket again, of this name, and empty."""
+        with self.lock:
+            self.bucket = bucket
 
     def body(self, key: str) -> bytes:
         """The bytes under a key."""
@@ -287,9 +363,10 @@ class S3Server:
         skip: int,
         committed: bool,
         act: Callable[[_Handler], None],
+        goes_on: bool = False,
     ) -> None:
         with self.lock:
-            self._scripts.append(_Script(operation, skip, times, committed, act))
+            self._scripts.append(_Script(operation, skip, times, committed, act, goes_on))
 
     # ----------------------------------------------------- used by the handler
 
@@ -407,7 +484,9 @@ class _Handler(BaseHTTPRequestHandler):
         script = self._s3.scripted(operation)
         if script is not None and not script.committed:
             script.act(self)
-            return
+            if not script.goes_on:
+                return
+            script = None
         try:
             self._authorize(operation)
             self._receive()
@@ -459,7 +538,8 @@ class _Handler(BaseHTTPRequestHandler):
             then = datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
         except ValueError:
             raise _Refusal(403, "AccessDenied") from None
-        if abs((datetime.now(UTC) - then).total_seconds()) > _SKEW_SECONDS:
+        behind = (datetime.now(UTC) - then).total_seconds() + self._s3.clock_offset_seconds
+        if abs(behind) > _SKEW_SECONDS:
             raise _Refusal(403, "RequestTimeTooSkewed")
         if any(
             name not in names.split(";")
@@ -721,8 +801,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[: len(data) // 2])
         self.close_connection = True
 
-    def cut(self) -> None:
-        """Reset the connection."""
+    def reply(self, status: int, body: bytes) -> None:
+        """Answer with a page."""
+        self._drain()
+        self.answer_status, self.answer_headers = status, {"Content-Type": "text/html"}
+        self.answer_body = body
+        self.send_answer()
+
+    def damage(self) -> None:
+        """Change a byte of what was just stored, and answer with the checksum of that."""
+        held = self._s3.objects[self._key]
+        changed = bytearray(self._s3.body(self._key))
+        changed[len(changed) // 2] ^= 1
+        self._s3.put(self._key, bytes(changed), held.metadata)
+        told = _base64(self._s3.objects[self._key].sha256)
+        self.answer_headers["x-amz-checksum-sha256"] = told
+        self.send_answer()
+
+    def cut(self, after_bytes: int = 0) -> None:
+        """Reset the connection, when so much of the body was read."""
+        if self._left:
+            self.rfile.read(min(self._left, after_bytes))
         self.close_connection = True
         _cut(self.connection)
 
