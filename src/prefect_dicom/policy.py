@@ -37,8 +37,9 @@ INSTANCE_TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
     InstanceState.RECEIVED: frozenset(
         {InstanceState.STORED, InstanceState.REJECTED, InstanceState.EXPECTED}
     ),
-    # Taken off the PACS's list after it was stored; its object stays.
-    InstanceState.STORED: frozenset({InstanceState.REJECTED}),
+    # Taken off the PACS's list after it was stored; its object stays. Or back to expected: the
+    # archive no longer has the object.
+    InstanceState.STORED: frozenset({InstanceState.REJECTED, InstanceState.EXPECTED}),
     # A rerun asks again for what was left out.
     InstanceState.REJECTED: frozenset({InstanceState.EXPECTED}),
 }

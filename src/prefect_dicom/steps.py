@@ -42,7 +42,7 @@ from prefect_dicom.errors import (
     SpoolFull,
 )
 from prefect_dicom.faultpoints import reached
-from prefect_dicom.identifiers import manifest_key, object_key
+from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
 from prefect_dicom.ledger import Cohort, Ledger, Run
 from prefect_dicom.matching import assess, study_query
 from prefect_dicom.model import (
@@ -269,7 +269,26 @@ class Pull:
         if not work.listed:
             self.ledger.record_failed(work.claim, work.failure or "instance-list-empty")
             return False
+        self._expect_lost(work)
         return not self._archived_before(work)
+
+    def _expect_lost(self, work: StudyWork) -> None:
+        """Expect again what an earlier run has stored and the archive no longer has."""
+        stored = [key for key, state in work.states.items() if state is InstanceState.STORED]
+        if not stored:
+            return
+        uid = work.claim.study_instance_uid
+        there = dict(self.archive.keys(study_prefix(uid)))
+        lost = [key for key in stored if object_key(uid, *key) not in there]
+        if not lost:
+            return
+        log.warning(
+            "%d stored objects are gone from the archive; they are asked for again", len(lost)
+        )
+        self.ledger.record_lost(work.claim, lost)
+        for key in lost:
+            work.states[key] = InstanceState.EXPECTED
+            del work.stored_hashes[key]
 
     def _archived_before(self, work: StudyWork) -> bool:
         """Whether the archive holds a manifest of exactly the listed instances (lost ledger)."""

@@ -864,19 +864,27 @@ class Ledger:
 
     @without_database_errors
     def record_lost(self, claim: Claim, keys: Iterable[InstanceKey]) -> None:
-        """Received instances are expected again: damaged in the spool, or to be sent anew.
+        """Received or stored instances are expected again: the spool or the archive lost them.
 
-        Each counts one more rejection. Instances that are not received stay as they are.
+        Each counts one more rejection. Others stay as they are.
         """
         with self._write() as connection:
             self._hold(connection, [claim])
             _change(
                 connection,
                 update(instance_rows)
-                .where(instance_rows.c.state == InstanceState.RECEIVED)
+                # Spelled out: a list of values does not go with a batch.
+                .where(
+                    or_(
+                        instance_rows.c.state == InstanceState.RECEIVED,
+                        instance_rows.c.state == InstanceState.STORED,
+                    )
+                )
                 .values(
                     state=InstanceState.EXPECTED,
                     spool_name=None,
+                    object_key=None,
+                    version_id=None,
                     rejections=instance_rows.c.rejections + 1,
                 ),
                 claim.reference,
