@@ -319,11 +319,12 @@ def test_without_any_recorded_hash_the_bytes_themselves_are_compared(put):
             archive.put_bytes(KEY, SMALL[::-1])
 
 
-def test_a_recorded_hash_is_told_from_one_the_store_computed():
+def test_a_hash_that_is_only_recorded_is_no_proof_of_the_bytes():
     with S3Server() as strict, BucketArchive(settings_for(strict), IMPATIENT) as archive:
         archive.put_bytes(KEY, SMALL)
         assert archive.head(KEY).sha256_by_store
-        assert archive.put_bytes(KEY, SMALL).checksum_verified
+        assert archive.put_bytes(KEY, SMALL).already_there
+        assert strict.requests["GetObject"] == 0
     with (
         S3Server(ignore_checksums=True) as lax,
         BucketArchive(settings_for(lax), IMPATIENT) as archive,
@@ -332,7 +333,12 @@ def test_a_recorded_hash_is_told_from_one_the_store_computed():
         facts = archive.head(KEY)
         assert facts.sha256 == hashlib.sha256(SMALL).hexdigest()
         assert not facts.sha256_by_store
-        assert not archive.put_bytes(KEY, SMALL).checksum_verified
+        assert archive.put_bytes(KEY, SMALL).already_there
+        assert lax.requests["GetObject"] == 1
+        lax.put(KEY, SMALL[::-1], lax.objects[KEY].metadata)
+        assert archive.head(KEY).sha256 == facts.sha256
+        with pytest.raises(ArchiveConflict):
+            archive.put_bytes(KEY, SMALL)
 
 
 def test_a_bucket_with_versions_names_the_version_that_holds_the_bytes():

@@ -231,8 +231,6 @@ class ArchivedObject:
     sha256: str
     size_bytes: int
     version_id: str | None = None
-    checksum_verified: bool = False
-    """The store itself compared the bytes with ``sha256`` (and did not only keep them)."""
     already_there: bool = False
     """Nothing was written: the same bytes were in the archive before."""
 

@@ -157,7 +157,7 @@ class FolderArchive(Archive):
                     return self._compared(key, target, source, _size_of_file(target))
                 reached("object-linked")
             _sync_directory(target.parent)
-        return ArchivedObject(key, source.sha256, source.size_bytes, checksum_verified=True)
+        return ArchivedObject(key, source.sha256, source.size_bytes)
 
     def _compared(
         self, key: str, target: Path, source: Source, found: int | None
@@ -168,9 +168,7 @@ class FolderArchive(Archive):
             raise ArchiveConflict(detail="same size, another SHA-256")
         # Who linked it may have died before it was durable.
         _sync_directory(target.parent)
-        return ArchivedObject(
-            key, source.sha256, source.size_bytes, checksum_verified=True, already_there=True
-        )
+        return ArchivedObject(key, source.sha256, source.size_bytes, already_there=True)
 
     def _make_directories(self, directory: Path) -> None:
         """Each one 0700, and durable in the one above it."""

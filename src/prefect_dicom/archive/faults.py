@@ -8,21 +8,9 @@ keys hold UIDs.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    InvalidProxiesConfigError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSLError,
-)
+from botocore.exceptions import ClientError
 
 from prefect_dicom.errors import ArchiveConflict, ArchiveError
 
@@ -36,21 +24,34 @@ _CHECKSUM = {
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _CLOCK = {"RequestTimeTooSkewed", "RequestInTheFuture"}
 _BUSY = {
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
-    "OperationAborted",
+    "BandwidthLimitExceeded",
     "ConditionalRequestConflict",
+    "EC2ThrottledException",
+    "InternalError",
+    "KMS.ThrottlingException",
+    "LimitExceededException",
+    "OperationAborted",
+    "PriorRequestNotComplete",
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "ServiceUnavailable",
+    "SlowDown",
+    "ThrottledException",
     "Throttling",
     "ThrottlingException",
     "TooManyRequests",
-    "RequestLimitExceeded",
-    "KMS.ThrottlingException",
+    "TooManyRequestsException",
+    "TransactionInProgressException",
 }
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity"}
 _REGION = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"}
-_SETTINGS = re.compile(r"KMS\..*|Invalid.*|NotImplemented|IllegalLocationConstraintException")
+_SETTINGS = re.compile(
+    r"KMS\..*|Invalid.*|Encryption.*|AccessDenied|NotImplemented|IllegalLocationConstraintException"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,105 @@ class Refused(Exception):
         return ArchiveError(self.fault.code, self.fault.detail)
 
 
-def fault_of(error: BotoCoreError | HTTPClientError | ClientError) -> Fault:
+_LOST = Fault("archive-unavailable", "no answer ({})", again=True, answered=False)
+_NO_CREDENTIALS = Fault("archive-refused", "no credentials were found")
+_SETUP = Fault("archive-refused", "the configuration of the AWS client cannot be used ({})")
+_OURS = Fault("unexpected", "the S3 client failed ({})")
+
+FAULTS: dict[str, Fault] = {
+    "ConnectionError": _LOST,
+    "HTTPClientError": _LOST,
+    "IncompleteReadError": _LOST,
+    "SSLError": Fault("archive-refused", "TLS with the service failed; check its certificate"),
+    "CapacityNotAvailableError": Fault("archive-unavailable", "the client is throttled", True),
+    "ResponseParserError": Fault("archive-unavailable", "the answer is not one of S3", True),
+    "ChecksumError": Fault("archive-checksum", "the answer's checksum is wrong"),
+    "FlexibleChecksumError": Fault("archive-checksum", "the answer's checksum is wrong"),
+    # Credentials: none, or those who hand them out are away, or want a person.
+    "NoCredentialsError": _NO_CREDENTIALS,
+    "PartialCredentialsError": _NO_CREDENTIALS,
+    "NoAuthTokenError": _NO_CREDENTIALS,
+    "ProfileNotFound": Fault(
+        "archive-refused", "the profile is not in the AWS configuration files"
+    ),
+    **dict.fromkeys(
+        ("CredentialRetrievalError", "MetadataRetrievalError", "TokenRetrievalError"),
+        Fault("archive-unavailable", "credentials could not be refreshed", again=True),
+    ),
+    **dict.fromkeys(
+        ("LoginError", "RefreshWithMFAUnsupportedError", "SSOError"),
+        Fault("archive-refused", "the credentials want a person to log in ({})"),
+    ),
+    # What stands in the AWS configuration files, the environment or the site file.
+    "InvalidProxiesConfigError": Fault(
+        "archive-refused", "the configuration of the proxy cannot be used"
+    ),
+    **dict.fromkeys(
+        (
+            "BaseEndpointResolverError",
+            "ConfigNotFound",
+            "ConfigParseError",
+            "EndpointProviderError",
+            "InvalidChecksumConfigError",
+            "InvalidConfigError",
+            "InvalidDNSNameError",
+            "InvalidDefaultsMode",
+            "InvalidEndpointConfigurationError",
+            "InvalidEndpointDiscoveryConfigurationError",
+            "InvalidHostLabelError",
+            "InvalidIMDSEndpointError",
+            "InvalidIMDSEndpointModeError",
+            "InvalidRegionError",
+            "InvalidRetryConfigurationError",
+            "InvalidS3AddressingStyleError",
+            "InvalidS3UsEast1RegionalEndpointConfigError",
+            "InvalidSTSRegionalEndpointsConfigError",
+            "MissingDependencyException",
+            "ServiceNotInRegionError",
+            "UnknownCredentialError",
+            "UnknownRegionError",
+            "UnknownSignatureVersionError",
+            "UnknownTokenProviderError",
+            "UnsupportedOutpostResourceError",
+            "UnsupportedS3AccesspointConfigurationError",
+            "UnsupportedS3ArnError",
+            "UnsupportedS3ConfigurationError",
+            "UnsupportedS3ControlArnError",
+            "UnsupportedS3ControlConfigurationError",
+            "UnsupportedSignatureVersionError",
+        ),
+        _SETUP,
+    ),
+    # Mistakes of this software, or an installation that does not fit together.
+    **dict.fromkeys(
+        (
+            "ApiVersionNotFoundError",
+            "AwsChunkedWrapperError",
+            "DataNotFoundError",
+            "InvalidExpressionError",
+            "MD5UnavailableError",
+            "MissingParametersError",
+            "OperationNotPageableError",
+            "PaginationError",
+            "ParamValidationError",
+            "StubResponseError",
+            "UndefinedModelAttributeError",
+            "UnknownClientMethodError",
+            "UnknownServiceStyle",
+            "UnseekableStreamError",
+            "UnsupportedServiceProtocolsError",
+            "ValidationError",
+            "WaiterConfigError",
+            "WaiterError",
+        ),
+        _OURS,
+    ),
+}
+"""What each class of botocore's errors means, by name: a subclass means what its base does
+unless it stands here itself. Names, because not every version of botocore has all of them."""
+
+
+def fault_of(error: Exception) -> Fault:
     """What the error of a request means."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -94,24 +193,14 @@ def fault_of(error: BotoCoreError | HTTPClientError | ClientError) -> Fault:
     if isinstance(cause, ArchiveError):
         # The body could not be read on while it was sent.
         return Fault(cause.code, cause.detail)
-    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return Fault("archive-refused", "no credentials were found")
-    if isinstance(error, CredentialRetrievalError):
-        return Fault("archive-unavailable", "credentials could not be refreshed", again=True)
-    if isinstance(error, ProfileNotFound):
-        return Fault("archive-refused", "the profile is not in the AWS configuration files")
-    if isinstance(error, InvalidProxiesConfigError):
-        return Fault("archive-refused", "the configuration of the proxy cannot be used")
-    if isinstance(error, SSLError):
-        return Fault("archive-refused", "TLS with the service failed; check its certificate")
-    if isinstance(error, (ConnectionError, HTTPClientError, IncompleteReadError)):
-        name = type(error).__name__
-        return Fault("archive-unavailable", f"no answer ({name})", again=True, answered=False)
-    return Fault("unexpected", f"the S3 client failed ({type(error).__name__})")
+    known = (FAULTS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in FAULTS)
+    fault = next(known, _OURS)
+    return replace(fault, detail=fault.detail.format(type(error).__name__))
 
 
 def _fault_of_answer(status: int, name: str) -> Fault:
-    if not _CODE.fullmatch(name):
+    # Of an answer without a body botocore calls the status its code.
+    if not _CODE.fullmatch(name) or name == str(status):
         name = ""
     said = f"HTTP {status} {name}".strip()
     if status == 412 or name == "PreconditionFailed":

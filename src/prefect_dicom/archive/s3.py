@@ -27,6 +27,7 @@ import boto3
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from prefect_dicom.archive.faults import Fault, Refused, fault_of
@@ -47,7 +48,7 @@ from prefect_dicom.model import ArchivedObject
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_FAULTS = (BotoCoreError, HTTPClientError, ClientError, HTTPError)
+_FAULTS = (BotoCoreError, HTTPClientError, ClientError, HTTPError, ResponseParserError)
 
 # Their DEBUG lines hold URLs and canonical requests, and those hold UIDs.
 for _name in ("boto3", "botocore", "urllib3"):
@@ -112,14 +113,8 @@ class BucketArchive(Archive):
 
     def head(self, key: str) -> ObjectFacts | None:
         name = self._prefix + checked_key(key)
-
-        def ask(line: _Line) -> Mapping[str, Any]:
-            return line.client.head_object(
-                Bucket=self._settings.bucket, Key=name, ChecksumMode="ENABLED"
-            )
-
         try:
-            return _facts(self._patiently(ask))
+            return _facts(self._patiently(lambda line: self._head(line, name)))
         except Refused as refused:
             if refused.fault.absent:
                 return None
@@ -205,15 +200,12 @@ class BucketArchive(Archive):
         if answer.get("ETag") is None:
             # Not the answer of an object store: believe what it shows.
             return self._compared(key, source, already_there=False)
-        echo = answer.get("x-amz-checksum-sha256")
-        if echo is not None and echo != _base64(source.sha256):
-            raise Refused(Fault("archive-checksum", "the service computed another SHA-256"))
+        _check_echo(answer, source.sha256)
         return ArchivedObject(
             key,
             source.sha256,
             source.size_bytes,
             version_id=_version(answer.get("x-amz-version-id")),
-            checksum_verified=True,
         )
 
     def _put_parts(self, key: str, source: Source) -> ArchivedObject:
@@ -235,14 +227,8 @@ class BucketArchive(Archive):
         except BaseException:
             self._abort(name, upload)
             raise
-        stored = self._compared(key, source, already_there=False)
-        return ArchivedObject(
-            key,
-            source.sha256,
-            source.size_bytes,
-            version_id=stored.version_id,
-            checksum_verified=True,
-        )
+        # Each part was signed with its own hash; the look is for what came in between.
+        return self._compared(key, source, already_there=False, proven=True)
 
     def _send_parts(self, key: str, source: Source, upload: str) -> list[dict[str, Any]]:
         """Each part is read twice: for its hash, which is signed, and to be sent."""
@@ -270,9 +256,11 @@ class BucketArchive(Archive):
                     key, source, {}, sha256=digest, offset=offset, length=length, query=query
                 )
 
-            etag = self._patiently(send).get("ETag")
+            answer = self._patiently(send)
+            etag = answer.get("ETag")
             if etag is None:
                 raise Refused(Fault("archive-unavailable", "a part was answered without ETag"))
+            _check_echo(answer, digest)
             parts.append({"PartNumber": number, "ETag": etag, "ChecksumSHA256": _base64(digest)})
         if whole.hexdigest() != source.sha256:
             raise ArchiveError("spool-damaged", "the file has another SHA-256 than on arrival")
@@ -313,14 +301,21 @@ class BucketArchive(Archive):
                     fault.detail,
                 )
 
-    def _compared(self, key: str, source: Source, *, already_there: bool) -> ArchivedObject:
-        """What is under the key is the source, or it is a conflict."""
+    def _compared(
+        self, key: str, source: Source, *, already_there: bool, proven: bool = False
+    ) -> ArchivedObject:
+        """What is under the key is the source, or it is a conflict.
+
+        A hash that is only recorded says what somebody meant to put. Unless the bytes are
+        ``proven`` by how they were put, they are read.
+        """
         facts = self._facts_of_existing(key)
         if facts.size_bytes != source.size_bytes:
             raise ArchiveConflict(
                 detail=f"{facts.size_bytes} bytes there, {source.size_bytes} bytes here"
             )
-        found = facts.sha256 or sha256_of(self.read(key))
+        believed = facts.sha256 if facts.sha256_by_store or proven else None
+        found = believed or sha256_of(self.read(key))
         if found != source.sha256:
             raise ArchiveConflict(detail="same size, another SHA-256")
         return ArchivedObject(
@@ -328,23 +323,29 @@ class BucketArchive(Archive):
             source.sha256,
             source.size_bytes,
             version_id=facts.version_id,
-            # What is only recorded proves nothing of the bytes.
-            checksum_verified=facts.sha256_by_store or facts.sha256 is None,
             already_there=already_there,
         )
 
     def _facts_of_existing(self, key: str) -> ObjectFacts:
         def ask(line: _Line) -> Mapping[str, Any]:
             try:
-                return line.client.head_object(
-                    Bucket=self._settings.bucket, Key=self._prefix + key, ChecksumMode="ENABLED"
-                )
+                return self._head(line, self._prefix + key)
             except ClientError as error:
                 if fault_of(error).absent:
                     raise _Unsettled from None
                 raise
 
         return _facts(self._ask(ask))
+
+    def _head(self, line: _Line, name: str) -> Mapping[str, Any]:
+        where = {"Bucket": self._settings.bucket, "Key": name}
+        try:
+            return line.client.head_object(**where, ChecksumMode="ENABLED")
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403):
+                # The answer to a HEAD has no body to tell why: expired, another clock, a region.
+                line.client.get_object(**where, Range="bytes=0-0")["Body"].close()
+            raise
 
     def _object_headers(self, key: str, sha256: str) -> dict[str, str]:
         settings = self._settings
@@ -627,6 +628,13 @@ def _who_is_damaged(source: Source, fault: Fault) -> ArchiveError:
     if damage is not None:
         return ArchiveError("spool-damaged", damage)
     return ArchiveError("archive-checksum", fault.detail)
+
+
+def _check_echo(answer: Mapping[str, str], sha256: str) -> None:
+    """Refuse an answer that tells another checksum than that of what was sent."""
+    echo = answer.get("x-amz-checksum-sha256")
+    if echo is not None and echo != _base64(sha256):
+        raise Refused(Fault("archive-checksum", "the service computed another SHA-256"))
 
 
 def _facts(answer: Mapping[str, Any]) -> ObjectFacts:
