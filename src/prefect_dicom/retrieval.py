@@ -18,7 +18,8 @@ from pydicom.dataset import Dataset
 
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.dimse.find import list_instances
+from prefect_dicom.dimse.echo import echo
+from prefect_dicom.dimse.find import ListedStudy, list_instances, list_series, list_together
 from prefect_dicom.dimse.get import c_get
 from prefect_dicom.dimse.identifier import retrieve_identifier
 from prefect_dicom.dimse.move import move
@@ -42,7 +43,7 @@ from prefect_dicom.model import (
     StudyReference,
 )
 from prefect_dicom.part10 import survey
-from prefect_dicom.policy import RetrieveRequest, plan_requests
+from prefect_dicom.policy import NodeClock, RetrieveRequest, plan_requests
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
 from prefect_dicom.spool import Spool
@@ -75,6 +76,8 @@ class StudyWork:
     listed_at: str = ""
     failure: str | None = None
     """Why the study cannot be archived, as far as is known; a reason code."""
+    gone: bool = False
+    """Whether the PACS does not have it any more; nothing of it is asked for then."""
 
     @property
     def reference(self) -> StudyReference:
@@ -83,6 +86,8 @@ class StudyWork:
 
     def missing(self) -> list[InstanceKey]:
         """The listed instances that have neither arrived nor been given up."""
+        if self.gone:
+            return []
         return [k for k in self.listed if self.states.get(k) is InstanceState.EXPECTED]
 
     @property
@@ -110,6 +115,10 @@ class Retrieval:
         The managed receiver; None for a node that is asked by C-GET.
     stopping : callable
         Whether the run has been told to stop.
+    clock : NodeClock
+        The node's, to be told what comes of requests.
+    leave : callable
+        Waits until the node may be asked, and returns the time of its clock.
     """
 
     def __init__(
@@ -123,7 +132,12 @@ class Retrieval:
         leave_out_faulty: bool,
         lease: ReceiverLease | None,
         stopping: Callable[[], bool],
+        clock: NodeClock,
+        leave: Callable[[], float],
     ) -> None:
+        self._clock = clock
+        self._leave = leave
+        self._asked_at = clock.now()
         self._node = node
         self._requestor = requestor
         self._ledger = ledger
@@ -135,20 +149,31 @@ class Retrieval:
 
     # --- the expected set
 
-    def list(self, work: StudyWork, *, fresh: bool) -> bool:
+    def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
+        """The PACS's instance lists of many studies by few queries; of some, or of none."""
+        together = list_together(self._requestor, [work.claim.study for work in works])
+        return {
+            work.reference: together[work.claim.study_instance_uid]
+            for work in works
+            if work.claim.study_instance_uid in together
+        }
+
+    def list(self, work: StudyWork, *, fresh: bool, answer: ListedStudy | None = None) -> bool:
         """Read the PACS's instance list into the ledger as the expected set.
 
         Parameters
         ----------
         fresh : bool
             The first list of this run: what an earlier run left out is expected again.
+        answer : ListedStudy, optional
+            The list, where :meth:`lists` has just read it.
 
         Returns
         -------
         bool
             Whether the list differs from the one known before.
         """
-        answer = list_instances(
+        answer = answer or list_instances(
             self._requestor, work.claim.study_instance_uid, work.claim.patient_id
         )
         listed = {instance.key: instance for instance in answer.instances}
@@ -219,6 +244,7 @@ class Retrieval:
         arrived = sum(self.take_in(work) for work in works)
         fruitless = 0
         spare_rounds = _SPARE_ROUNDS
+        found_out = False
         by_reference = {work.reference: work for work in works}
         manners = self._manners()
         step, breadth = next(manners)
@@ -244,11 +270,15 @@ class Retrieval:
                     break
             arrived += progress
             if progress:
+                self._clock.delivered()
                 continue
             faulty = sum(work.set_aside for work in works) > set_aside
             if spare_rounds and (waited or faulty):
                 spare_rounds -= 1
                 continue
+            if not found_out:
+                found_out = True
+                arrived += self._find_out(works, alone=len(works) == 1)
             step, breadth = next(manners, (0, breadth))
             if not step or fruitless >= _FRUITLESS_REQUESTS:
                 break
@@ -257,7 +287,76 @@ class Retrieval:
                 work.failure = work.failure or "instances-missing"
             elif work.failure not in _STAYS:
                 work.failure = None
+            if not arrived and work.untouched and work.failure not in _TELLS_MORE:
+                self._clock.sent_nothing(work.reference, work.failure)
         return arrived
+
+    def _find_out(self, works: Sequence[StudyWork], *, alone: bool) -> int:
+        """Tell apart what it may mean that nothing arrived; returns how much does arrive now.
+
+        Orthanc answers with one status to a study it does not have any more, a destination that
+        it does not know and one that it cannot reach; others say success to all three. So:
+        does the node answer at all, does it still list the study, and does one instance come?
+
+        Parameters
+        ----------
+        alone : bool
+            Whether the studies were asked for one by one already, and not in a list.
+
+        Raises
+        ------
+        PacsError
+            The node does not answer, or sends nothing of several studies that it has.
+        """
+        doubtful = [w for w in works if w.untouched and w.failure in _MAY_MEAN_ANYTHING]
+        if doubtful:
+            echo(self._requestor)
+        for work in doubtful:
+            try:
+                listed = list_series(
+                    self._requestor, work.claim.study_instance_uid, work.claim.patient_id
+                )
+            except PacsError as error:
+                if error.code not in OF_ONE_REQUEST:
+                    raise
+                continue
+            work.gone = not listed.series and not listed.unlistable
+            if work.gone:
+                work.failure = "study-gone"
+            elif work.failure == "study-gone":
+                work.failure = "pacs-failure"
+        for work in doubtful:
+            if work.gone:
+                continue
+            if brought := self._one_instance(work, alone):
+                self._clock.delivered()
+                return brought
+            self._clock.sent_nothing(work.reference, work.failure)
+            if self._clock.halted:
+                raise PacsError(self._clock.halted)
+        return 0
+
+    def _one_instance(self, work: StudyWork, alone: bool) -> int:
+        """Ask for one instance, and for the study where it was in a list; returns what came."""
+        for wanted, contexts in self._groups([work], Breadth.ALL):
+            key = wanted[work.reference][0]
+            request = RetrieveRequest(
+                "IMAGE",
+                (work.reference,),
+                (key.series_instance_uid,),
+                (key.sop_instance_uid,),
+                expected=1,
+            )
+            self._ask(request, [work], contexts)
+            if brought := self.take_in(work):
+                return brought
+            break
+        if not alone:
+            # Some archives take no request at IMAGE level, and none with a list.
+            for request, contexts in self._plan([work], 1, Breadth.ALL):
+                self._ask(request, [work], contexts)
+                return self.take_in(work)
+        return 0
 
     def _manners(self) -> Iterator[tuple[int, Breadth]]:
         """How to ask: UIDs in a list, and what a C-GET proposes. Next after a fruitless round."""
@@ -327,6 +426,7 @@ class Retrieval:
 
         It was not sent, because more is still arriving, or our receiver ended under it.
         """
+        self._asked_at = self._leave()
         studies = {normal_uid(w.claim.study_instance_uid): w.reference for w in works}
         identifier = retrieve_identifier(
             self._node.information_model,
@@ -386,7 +486,15 @@ class Retrieval:
             code = "association-lost"
         if self._stopping():
             raise Interrupted()
-        if reason_for(code).disposition is Disposition.OPERATOR and first:
+        if code == "not-permitted" and self._clock.has_delivered:
+            code = "association-lost"
+        if code == "pacs-busy":
+            self._clock.failed(code, self._asked_at)
+        elif (
+            first
+            and code not in _MAY_MEAN_ANYTHING
+            and reason_for(code).disposition is Disposition.OPERATOR
+        ):
             raise PacsError(code)
         for work in works:
             if work.missing() and work.failure not in _STAYS | _TELLS_MORE:
@@ -471,11 +579,25 @@ class Retrieval:
         return len(arrivals) + len(rejections)
 
 
-_STAYS = {"conflicting-content", "unsafe-uid"}
+_STAYS = {"conflicting-content", "study-gone", "unsafe-uid"}
 """Failures that stand though nothing is missing; the others only say why something is."""
 
 _TELLS_MORE = {"wrong-patient", "uid-mismatch"}
 """Why something is missing, better known than from the end of the request."""
+
+
+_MAY_MEAN_ANYTHING = {"move-destination-failed", "nothing-arrived", "pacs-failure", "study-gone"}
+"""Ends of a retrieve that brought nothing and have many causes; :meth:`Retrieval._find_out`."""
+
+OF_ONE_REQUEST = {
+    "answer-unusable",
+    "answers-capped",
+    "association-lost",
+    "pacs-failure",
+    "request-refused",
+    "unsafe-patient-id",
+}
+"""Ends of one query that say nothing about the next: the others go on."""
 
 
 def wait_until_arrived(

@@ -10,27 +10,31 @@ the manifest of a study is written when everything it names is there, and the le
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import (
-    decode_manifest,
     encode_manifest,
     held_manifest,
+    manifest_at,
     put_manifest,
 )
+from prefect_dicom.archive.proof import faults_of
 from prefect_dicom.cohort import cohort_digest, read_cohort
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.dimse.find import find_studies
+from prefect_dicom.dimse.find import ListedStudy, find_studies
 from prefect_dicom.errors import (
     ArchiveConflict,
     ArchiveError,
@@ -53,16 +57,17 @@ from prefect_dicom.model import (
     Disposition,
     InstanceKey,
     InstanceState,
+    Level,
     ManifestInstance,
     RetrieveMethod,
     StudyManifest,
     StudyReference,
     WithheldInstance,
 )
-from prefect_dicom.policy import plan_chunks
+from prefect_dicom.policy import NodeClock, plan_chunks
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.receiver import ReceiverLease
-from prefect_dicom.retrieval import Retrieval, StudyWork
+from prefect_dicom.retrieval import OF_ONE_REQUEST, Retrieval, StudyWork
 from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -73,16 +78,14 @@ ROWS_PER_PAGE = 200
 _STUDIES_PER_PAGE = 500
 _STORED_PER_WRITE = 200
 _LISTS_BEFORE_GIVING_UP = 4
-_EMPTY_STUDIES_BEFORE_HALT = 3
-_OF_ONE_REQUEST = {
+_OF_THE_NODE_IF_REPEATED = {
     "answer-unusable",
-    "answers-capped",
     "association-lost",
     "pacs-failure",
     "request-refused",
-    "unsafe-patient-id",
 }
-"""Ends of one query that say nothing about the next: the others go on."""
+_MAY_BE_CHANCE = {"association-lost", "pacs-refused", "pacs-reset"}
+_LOOK_SECONDS = 1.0
 
 _current: ContextVar[Pull] = ContextVar("prefect_dicom_pull")
 
@@ -132,11 +135,10 @@ class Pull:
     lease: ReceiverLease | None
     uploads: ThreadPoolExecutor
     stop: threading.Event = field(default_factory=threading.Event)
-    halted: dict[str, str] = field(default_factory=dict)
-    """Nodes that are left alone until a person has acted, with the reason code."""
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
     _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
-    _empty: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _clocks: dict[str, NodeClock] = field(default_factory=dict)
     _next_chunk: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -161,7 +163,7 @@ class Pull:
         rows = [row for row in rows if row.line <= last_line]
         found: list[tuple] = []
         try:
-            with self.requestor(self.cohort.node) as requestor:
+            with self._asking(self.cohort.node) as requestor:
                 for row in rows:
                     self._check_stop()
                     found.append(self._discover_row(requestor, row))
@@ -175,9 +177,11 @@ class Pull:
         try:
             answers = _insisting(lambda: find_studies(requestor, keys))
         except PacsError as error:
-            if error.code not in _OF_ONE_REQUEST:
+            if error.code not in OF_ONE_REQUEST:
                 raise
+            self._count_failed_query(self.cohort.node, error.code)
             return row.line, (), error.code, ()
+        self.clock(self.cohort.node).succeeded()
         result = assess(row, answers)
         return row.line, result.studies, result.reason, result.near_misses
 
@@ -216,38 +220,33 @@ class Pull:
         SpoolFull
             There is no room for the chunk, though what had arrived of it is in the archive.
         """
-        if chunk.node in self.halted:
-            raise PacsError(self.halted[chunk.node])
+        self.wait_for(chunk.node)
         claims = self.ledger.claim(self.run, chunk.studies)
         works: list[StudyWork] = []
         try:
             reached("claimed")
-            with self.requestor(chunk.node) as requestor:
+            with self._asking(chunk.node) as requestor:
                 retrieval = self._retrieval(chunk.node, requestor)
-                for claim in claims:
+                claimed = [StudyWork(claim) for claim in claims]
+                lists = _insisting(lambda: retrieval.lists(claimed))
+                for work in claimed:
                     self._check_stop()
-                    work = StudyWork(claim)
-                    if self._list(retrieval, work):
+                    if self._list(retrieval, work, lists.get(work.reference)):
                         works.append(work)
-                arrived = self._fetch(retrieval, works)
-        except PacsError as error:
-            self.ledger.release(claims)
-            if error.disposition is Disposition.OPERATOR:
-                self.halted[chunk.node] = error.code
-            raise
+                self._fetch(retrieval, works)
         except BaseException:
             self.ledger.release(claims)
             raise
-        self._watch_for_a_mute_node(chunk.node, works, arrived)
         with self._lock:
             self._works.update((work.reference, work) for work in works)
         return len(claims)
 
-    def _fetch(self, retrieval: Retrieval, works: list[StudyWork]) -> int:
+    def _fetch(self, retrieval: Retrieval, works: list[StudyWork]) -> None:
         """Fetch; where the spool is full, make room by uploading what has arrived, and go on."""
         while True:
             try:
-                return retrieval.fetch(works)
+                retrieval.fetch(works)
+                return
             except SpoolFull:
                 waiting = [work for work in works if work.received]
                 if not waiting:
@@ -255,22 +254,30 @@ class Pull:
                 for work in waiting:
                     self._upload(work)
 
-    def _list(self, retrieval: Retrieval, work: StudyWork) -> bool:
-        """List a study; False where that ended it."""
+    def _list(self, retrieval: Retrieval, work: StudyWork, answer: ListedStudy | None) -> bool:
+        """List a study, or take the list that was read already; False where that ended it."""
         try:
-            _insisting(lambda: retrieval.list(work, fresh=True))
+            _insisting(lambda: retrieval.list(work, fresh=True, answer=answer))
         except PacsError as error:
-            if error.code not in _OF_ONE_REQUEST:
+            if error.code not in OF_ONE_REQUEST:
                 raise
+            self._count_failed_query(work.claim.node, error.code)
             self.ledger.record_failed(work.claim, error.code)
             return False
         except ClaimLost:
             return False
+        self.clock(work.claim.node).answered()
         if not work.listed:
             self.ledger.record_failed(work.claim, work.failure or "instance-list-empty")
             return False
         self._expect_lost(work)
-        return not self._archived_before(work)
+        try:
+            return not self._archived_before(work)
+        except ArchiveError as error:
+            if error.code != "manifest-unreadable":
+                raise
+            self.ledger.record_failed(work.claim, error.code)
+            return False
 
     def _expect_lost(self, work: StudyWork) -> None:
         """Expect again what an earlier run has stored and the archive no longer has."""
@@ -291,35 +298,23 @@ class Pull:
             del work.stored_hashes[key]
 
     def _archived_before(self, work: StudyWork) -> bool:
-        """Whether the archive holds a manifest of exactly the listed instances (lost ledger)."""
+        """Whether the archive holds exactly the listed instances and says so (lost ledger)."""
         if any(state is InstanceState.STORED for state in work.states.values()):
             return False
-        data = held_manifest(self.archive, work.claim.study_instance_uid)
+        uid = work.claim.study_instance_uid
+        data = held_manifest(self.archive, uid)
         if data is None:
             return False
-        manifest = decode_manifest(data)
+        manifest = manifest_at(study_prefix(uid), data)
         named = {
             InstanceKey(i.series_instance_uid, i.sop_instance_uid)
             for i in (*manifest.instances, *manifest.withheld)
         }
-        if named != work.listed.keys():
+        if named != work.listed.keys() or faults_of(self.archive, manifest, Level.SIZE):
+            # What is missing is put where the manifest has it; any other difference is a conflict.
             return False
         self._commit(work, manifest, data, adopted=True)
         return True
-
-    def _watch_for_a_mute_node(self, node: str, works: list[StudyWork], arrived: int) -> None:
-        """Halt a node that lists instances and never sends one: a receiver nobody can reach."""
-        strange = ("wrong-patient", "uid-mismatch")
-        asked = [w for w in works if w.failure and w.untouched and w.failure not in strange]
-        with self._lock:
-            if arrived or not asked:
-                self._empty[node] = 0
-                return
-            self._empty[node] += len(asked)
-            if self._empty[node] < _EMPTY_STUDIES_BEFORE_HALT:
-                return
-            self.halted[node] = "node-sends-nothing"
-        log.error("%s: %s", node, reason_for("node-sends-nothing").meaning)
 
     # --- archiving
 
@@ -335,10 +330,11 @@ class Pull:
         with self._lock:
             works = [self._works.pop(r) for r in chunk.studies if r in self._works]
         archived = 0
+        lists = self._upload_and_list(works)
         for position, work in enumerate(works):
             try:
                 self._check_stop()
-                archived += self._archive_study(work)
+                archived += self._archive_study(work, lists.get(work.reference))
             except ClaimLost:
                 continue
             except ArchiveConflict as error:
@@ -350,14 +346,35 @@ class Pull:
                 raise
         return archived
 
+    def _upload_and_list(self, works: list[StudyWork]) -> dict[StudyReference, ListedStudy]:
+        """Upload all studies, then read their lists again by few queries; of some, or of none.
+
+        What goes wrong here goes wrong again, study by study, and is dealt with there.
+        """
+        whole = []
+        with contextlib.suppress(PrefectDicomError):
+            for work in works:
+                self._check_stop()
+                with contextlib.suppress(ClaimLost, ArchiveConflict):
+                    self._upload(work)
+                    if not work.missing() and work.failure is None:
+                        whole.append(work)
+            if len(whole) > 1:
+                node = whole[0].claim.node
+                with self._asking(node) as requestor:
+                    return self._retrieval(node, requestor).lists(whole)
+        return {}
+
     def give_back(self, chunk: Chunk) -> None:
         """Release the claims of a chunk that will not be tried again in this run."""
         with self._lock:
             works = [self._works.pop(r) for r in chunk.studies if r in self._works]
         self.ledger.release([work.claim for work in works])
 
-    def _archive_study(self, work: StudyWork) -> bool:
-        with self.requestor(work.claim.node) as requestor:
+    def _archive_study(self, work: StudyWork, listed: ListedStudy | None = None) -> bool:
+        # First of all, and whatever has become of the node.
+        self._upload(work)
+        with self._asking(work.claim.node) as requestor:
             retrieval = self._retrieval(work.claim.node, requestor)
             for _ in range(_LISTS_BEFORE_GIVING_UP):
                 self._upload(work)
@@ -368,7 +385,17 @@ class Pull:
                 if work.failure is not None:
                     return self._end_failed(work, work.failure)
                 reached("study-stored")
-                if not retrieval.list(work, fresh=False):
+                answer, listed = listed, None
+                try:
+                    changed = _insisting(
+                        functools.partial(retrieval.list, work, fresh=False, answer=answer)
+                    )
+                except PacsError as error:
+                    if error.code not in OF_ONE_REQUEST:
+                        raise
+                    self._count_failed_query(work.claim.node, error.code)
+                    return self._end_failed(work, error.code)
+                if not changed:
                     break
                 retrieval.fetch([work])
             else:
@@ -477,12 +504,79 @@ class Pull:
         reopened = self.ledger.reopen(self.cohort.number, reasons=codes)
         return bool(reopened.studies or reopened.rows)
 
+    def clock(self, node: str) -> NodeClock:
+        """When a node may be asked: one clock for the whole run."""
+        with self._lock:
+            if node not in self._clocks:
+                self._clocks[node] = NodeClock(
+                    self.site.retry_after_seconds,
+                    self.site.nodes[node].limits.associations,
+                    now=time.monotonic,
+                )
+            return self._clocks[node]
+
+    def wait_for(self, node: str) -> float:
+        """Wait until a node may be asked; returns the time of its clock.
+
+        Raises
+        ------
+        PacsError
+            It may not be asked any more: with the reason why.
+        """
+        clock = self.clock(node)
+        while True:
+            if clock.halted:
+                raise PacsError(clock.halted)
+            if not (left := clock.seconds_left()):
+                return clock.now()
+            if self.stop.wait(min(left, _LOOK_SECONDS)):
+                raise Interrupted()
+
+    def waits(self) -> str:
+        """Which nodes are left alone until when, in words for people; empty where none is."""
+        words = []
+        with self._lock:
+            clocks = list(self._clocks.items())
+        for node, clock in clocks:
+            if not clock.halted and (left := clock.seconds_left()):
+                until = datetime.now() + timedelta(seconds=left)
+                why = clock.waiting_for or "before another pass"
+                words.append(f"node {node}: waiting until {until:%H:%M:%S} ({why})")
+        return "; ".join(words)
+
+    @contextlib.contextmanager
+    def _asking(self, node: str) -> Iterator[Requestor]:
+        """Borrow an association when its node may be asked; the clock hears what comes of it."""
+        asked_at = self.wait_for(node)
+        clock = self.clock(node)
+        try:
+            with self.requestor(node) as requestor:
+                yield requestor
+        except PacsError as error:
+            was_halted = clock.halted
+            clock.failed(error.code, asked_at)
+            if clock.halted and not was_halted or error.code == clock.halted:
+                reason = reason_for(clock.halted)
+                log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
+            elif words := self.waits():
+                log.warning("%s", words)
+            raise
+
+    def _count_failed_query(self, node: str, code: str) -> None:
+        """One query that fails is its own affair; where one after the other does, stop asking."""
+        if code not in _OF_THE_NODE_IF_REPEATED:
+            return
+        clock = self.clock(node)
+        clock.query_failed()
+        if clock.halted:
+            raise PacsError(clock.halted)
+
     @contextlib.contextmanager
     def requestor(self, node: str) -> Iterator[Requestor]:
         """Borrow an association to a node; it stays open for the next borrower."""
         with self._lock:
             requestor = self._idle[node].pop() if self._idle[node] else None
-        requestor = requestor or Requestor(self.site.nodes[node])
+        requestor = requestor or Requestor(self.site.nodes[node], self._answered[node])
         try:
             yield requestor
         except BaseException:
@@ -509,6 +603,8 @@ class Pull:
             leave_out_faulty=self.site.validation.faulty == "leave-out",
             lease=self.lease,
             stopping=self.stop.is_set,
+            clock=self.clock(node),
+            leave=lambda: self.wait_for(node),
         )
 
     def _check_stop(self) -> None:
@@ -570,14 +666,15 @@ def work_through(pull: Pull) -> None:
 
 
 def _insisting(ask: Callable[[], T]) -> T:
-    """Ask again where the association was lost: once may be the network, twice is the question.
+    """Ask again at once where the connection failed: once may be the network.
 
-    A node that is away raises something else when the second association is opened.
+    An association that is lost twice is the question's fault, a connection that fails twice is
+    the node's.
     """
     try:
         return ask()
     except PacsError as error:
-        if error.code != "association-lost":
+        if error.code not in _MAY_BE_CHANCE:
             raise
     return ask()
 
