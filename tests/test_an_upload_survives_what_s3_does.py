@@ -452,6 +452,7 @@ def test_an_object_that_appears_while_its_parts_are_sent_is_not_replaced(s3, arc
     [
         ({"ignore_conditions": True}, "nothing is overwritten (If-None-Match)", True),
         ({"ignore_payload_hash": True}, "other bytes than signed are refused", True),
+        ({"ignore_part_hash": True}, "other bytes than signed are refused in parts", True),
         ({"ignore_checksums": True}, "other bytes than in ChecksumSHA256 are refused", False),
         ({"ignore_checksums": True}, "HEAD returns the service's own checksum", False),
         (

@@ -313,19 +313,52 @@ def test_a_missing_archive_is_named(tmp_path):
         assert "Create it" in next(f.advice for f in findings if not f.ok)
 
 
-def test_a_bucket_that_overwrites_is_refused_and_a_missing_one_named(tmp_path, monkeypatch):
-    with S3Server(ignore_conditions=True) as bucket:
+@pytest.mark.campaign("S3")
+@pytest.mark.parametrize(
+    ("service", "checks", "advice"),
+    [
+        (
+            {"ignore_conditions": True},
+            ["nothing is overwritten (If-None-Match)"],
+            "deny that by bucket policy",
+        ),
+        (
+            {"ignore_payload_hash": True, "ignore_checksums": True},
+            [
+                "other bytes than signed are refused",
+                "other bytes than signed are refused in parts",
+            ],
+            "Use another service",
+        ),
+        (
+            {"ignore_part_hash": True},
+            ["other bytes than signed are refused in parts"],
+            "Use another service",
+        ),
+    ],
+    ids=["ignores conditions", "accepts a wrong checksum", "accepts one in parts"],
+)
+def test_a_bucket_that_overwrites_or_takes_other_bytes_is_refused(
+    tmp_path, monkeypatch, service, checks, advice
+):
+    with S3Server(**service) as bucket:
         credentials(bucket, monkeypatch)
         with site_around(tmp_path, tiny_objects(1), retrieve="c-get", bucket=bucket) as place:
-            findings = [finding for finding in examine(place.site) if not finding.ok]
-            assert [finding.part for finding in findings] == ["archive"]
-            assert findings[0].check == "nothing is overwritten (If-None-Match)"
-            assert "deny that by bucket policy" in findings[0].advice
-            assert bucket.objects == {}
+            refused = [finding for finding in examine(place.site) if not finding.ok]
+            assert {finding.part for finding in refused} == {"archive"}
+            assert [finding.check for finding in refused] == checks
+            assert all(advice in finding.advice for finding in refused)
+            # Nothing of the probes is left behind.
+            assert bucket.objects == {} and bucket.uploads == {}
 
+
+def test_a_bucket_that_is_missing_is_named(tmp_path, monkeypatch):
+    with S3Server() as bucket:
+        credentials(bucket, monkeypatch)
+        with site_around(tmp_path, tiny_objects(1), retrieve="c-get", bucket=bucket) as place:
             bucket.remove_bucket()
-            missing = [finding for finding in examine(place.site) if not finding.ok]
-            assert "archive-missing" in missing[0].advice
+            (missing,) = [finding for finding in examine(place.site) if not finding.ok]
+            assert "archive-missing" in missing.advice
 
 
 def test_a_spool_that_others_can_read_is_named(tmp_path):

@@ -19,6 +19,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -456,6 +457,14 @@ class BucketArchive(Archive):
         return _Line(client, put)
 
 
+_REFUSALS = ("archive-checksum", "archive-refused")
+_UNSIGNED = (
+    "The service does not compare what it gets with the signature: bytes may change on the way to "
+    "it unseen. Use another service; with this one only TLS and `prefect-dicom verify --level "
+    "read` guard the bytes."
+)
+
+
 class _CheckUp:
     """What a bucket honours, tried on probe objects below ``probes/``.
 
@@ -480,6 +489,7 @@ class _CheckUp:
         for name, required, step in (
             ("nothing is overwritten (If-None-Match)", True, self._condition),
             ("other bytes than signed are refused", True, self._signed_payload),
+            ("other bytes than signed are refused in parts", True, self._signed_part),
             ("other bytes than in ChecksumSHA256 are refused", False, self._checksum),
             ("HEAD returns the service's own checksum", False, self._head_checksum),
             ("nothing is overwritten by a multipart upload", False, self._completion),
@@ -528,10 +538,23 @@ class _CheckUp:
         # The checksum header is right, so that only the signature can be the cause.
         if self._refused("-signed", signed=b"other", checksum=b"sent"):
             return ""
-        return (
-            "The service does not compare what it gets with the signature: bytes may change on "
-            "the way to it unseen. Use TLS, and verify by reading."
-        )
+        return _UNSIGNED
+
+    def _signed_part(self) -> str:
+        archive, source = self._archive, BytesSource(b"sent")
+        with self._upload() as upload:
+            header = {"x-amz-checksum-sha256": _base64(source.sha256)}
+            query = {"partNumber": "1", "uploadId": upload}
+            other = BytesSource(b"other").sha256
+            try:
+                archive._patiently(
+                    lambda line: line.put.send(self._key, source, header, sha256=other, query=query)
+                )
+            except Refused as refused:
+                if refused.fault.code in _REFUSALS:
+                    return ""
+                raise
+        return _UNSIGNED
 
     def _checksum(self) -> str:
         if self._refused("-checksum", signed=b"sent", checksum=b"other"):
@@ -548,7 +571,7 @@ class _CheckUp:
                 lambda line: line.put.send(self._key + suffix, source, header, sha256=signature)
             )
         except Refused as refused:
-            if refused.fault.code in ("archive-checksum", "archive-refused"):
+            if refused.fault.code in _REFUSALS:
                 return True
             raise
         self._written.add(self._name + suffix)
@@ -563,34 +586,41 @@ class _CheckUp:
         return "It returns no hash at all; only reading proves the bytes."
 
     def _completion(self) -> str:
-        archive, name, bucket = self._archive, self._name, self._bucket
-        upload = archive._patiently(
-            lambda line: line.client.create_multipart_upload(Bucket=bucket, Key=name)
-        )["UploadId"]
-        source = BytesSource(b"other")
-        query = {"partNumber": "1", "uploadId": upload}
-        try:
+        archive, source = self._archive, BytesSource(b"other")
+        with self._upload() as upload:
+            query = {"partNumber": "1", "uploadId": upload}
             part = archive._patiently(
                 lambda line: line.put.send(self._key, source, {}, sha256=source.sha256, query=query)
             )
-            archive._patiently(
-                lambda line: line.client.complete_multipart_upload(
-                    Bucket=bucket,
-                    Key=name,
-                    UploadId=upload,
-                    MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
-                    IfNoneMatch="*",
+            try:
+                archive._patiently(
+                    lambda line: line.client.complete_multipart_upload(
+                        Bucket=self._bucket,
+                        Key=self._name,
+                        UploadId=upload,
+                        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
+                        IfNoneMatch="*",
+                    )
                 )
-            )
-        except Refused as refused:
-            archive._abort(name, upload)
-            if refused.fault.exists:
-                return ""
-            raise
+            except Refused as refused:
+                if refused.fault.exists:
+                    return ""
+                raise
         return (
             "The service ignores the condition of a completion; objects above `part_bytes` are "
             "looked for before and after instead."
         )
+
+    @contextmanager
+    def _upload(self) -> Iterator[str]:
+        """A multipart upload over the probe object, which is gone in the end."""
+        upload = self._archive._patiently(
+            lambda line: line.client.create_multipart_upload(Bucket=self._bucket, Key=self._name)
+        )["UploadId"]
+        try:
+            yield upload
+        finally:
+            self._archive._abort(self._name, upload)
 
     def _private(self) -> str:
         if self._archive._patiently(lambda line: line.put.seen_by_strangers(self._key)):

@@ -139,10 +139,12 @@ class S3Server:
         The only bucket.
     directory : Path, optional
         Keep objects in files here instead of in memory.
-    ignore_conditions, ignore_completion_condition, ignore_payload_hash, ignore_checksums : bool
-        Behave as services do that let these pass: ``If-None-Match`` everywhere, the same on
-        CompleteMultipartUpload only, the signed hash, and checksum headers (which HEAD then
-        does not return either).
+    ignore_conditions, ignore_completion_condition : bool
+        Behave as services do that let ``If-None-Match`` pass, everywhere or on
+        CompleteMultipartUpload only.
+    ignore_payload_hash, ignore_part_hash, ignore_checksums : bool
+        The same with the signed hash, everywhere or of parts only, and with checksum headers
+        (which HEAD then does not return either).
     versioned : bool
         Give version ids.
     public : bool
@@ -178,6 +180,7 @@ class S3Server:
         ignore_conditions: bool = False,
         ignore_completion_condition: bool = False,
         ignore_payload_hash: bool = False,
+        ignore_part_hash: bool = False,
         ignore_checksums: bool = False,
         versioned: bool = False,
         public: bool = False,
@@ -194,6 +197,7 @@ class S3Server:
         self.ignore_conditions = ignore_conditions
         self.ignore_completion_condition = ignore_completion_condition
         self.ignore_payload_hash = ignore_payload_hash
+        self.ignore_part_hash = ignore_part_hash
         self.ignore_checksums = ignore_checksums
         self.versioned = versioned
         self.public = public
@@ -594,10 +598,10 @@ class _Handler(BaseHTTPRequestHandler):
         said = self._low.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")
         if said.startswith("STREAMING-"):
             raise _Refusal(501, "NotImplemented")
-        if (
-            said not in ("UNSIGNED-PAYLOAD", sha256.hexdigest())
-            and not self._s3.ignore_payload_hash
-        ):
+        ignored = self._s3.ignore_payload_hash or (
+            self._s3.ignore_part_hash and "partNumber" in self._query
+        )
+        if said not in ("UNSIGNED-PAYLOAD", sha256.hexdigest()) and not ignored:
             raise _Refusal(400, "XAmzContentSHA256Mismatch")
         for name, digest in (("content-md5", md5), ("x-amz-checksum-sha256", sha256)):
             told = self._low.get(name)
