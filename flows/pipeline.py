@@ -3,6 +3,11 @@
 A chunk is retrieved by one task and archived by another, so that one arrives while another is
 uploaded. New retrieves are held back, never an object under way, while uploads lag or the
 spool's reserve is near.
+
+A pass that the node has kept from its end is followed by another when the node's clock says so:
+one that stopped at a failure of the node, and one that left something undone for a passing
+reason, wait by the same clock. When that is used up, or a person has to act first, what is left
+stays pending for a rerun.
 """
 
 from __future__ import annotations
@@ -19,9 +24,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import State
 
-from prefect_dicom.errors import ConfigurationError, PrefectDicomError
+from prefect_dicom.errors import ConfigurationError, PacsError, PrefectDicomError
 from prefect_dicom.ledger import Totals
-from prefect_dicom.model import Chunk, Disposition
+from prefect_dicom.model import Chunk, Disposition, Verdict
 from prefect_dicom.report import write_reports
 from prefect_dicom.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
@@ -51,30 +56,54 @@ def run_pipeline(pull: Pull) -> Totals:
         What kept the last pass from its end; what was archived and reported before stays.
     """
     progress = ProgressArtifact(pull.cohort.name)
+    passes = 0
     with _share_of_the_node(pull):
         trouble = _one_pass(pull, progress)
-        for delay in pull.site.retry_after_seconds:
-            if not _worth_another_pass(pull, trouble):
-                break
-            get_run_logger().info("again in %g s: what a passing reason has stopped", delay)
-            pull.stop.wait(delay)
+        while _worth_another_pass(pull, trouble, passes := passes + 1):
+            get_run_logger().info("%s", pull.waits() or "another pass")
+            _wait(pull, progress)
             trouble = _one_pass(pull, progress)
     totals = pull.ledger.totals(pull.cohort.number)
     progress.show(lambda: totals, now=True)
     folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
     publish_results(pull.ledger, pull.cohort, folder)
     if trouble is not None:
-        get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.advice)
+        if isinstance(trouble, PacsError):
+            trouble = _with_what_is_left(pull, trouble, totals)
+        get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.what_to_do)
         raise trouble
     return totals
 
 
-def _worth_another_pass(pull: Pull, trouble: PrefectDicomError | None) -> bool:
-    """Whether anything is left that failed, or was kept from its end, for a passing reason."""
-    if pull.halted or (trouble is not None and not passes_by_itself(trouble)):
+def _worth_another_pass(pull: Pull, trouble: PrefectDicomError | None, passes: int) -> bool:
+    """Whether there is to be another pass; the node's clock then says when."""
+    clock = pull.clock(pull.cohort.node)
+    if clock.halted or pull.stop.is_set():
         return False
-    reopened = pull.reopen_transient()
-    return reopened or trouble is not None
+    if isinstance(trouble, PacsError) and clock.seconds_left():
+        return True
+    if trouble is not None and not passes_by_itself(trouble):
+        return False
+    # Last, because it changes what has failed: only where it is going to be tried again.
+    return clock.rest(passes) and (pull.reopen_transient() or trouble is not None)
+
+
+def _wait(pull: Pull, progress: ProgressArtifact) -> None:
+    """Wait as the node's clock says, and show it."""
+    clock = pull.clock(pull.cohort.node)
+    count = partial(pull.ledger.totals, pull.cohort.number)
+    progress.show(count, pull.waits(), now=True)
+    while left := clock.seconds_left():
+        if pull.stop.wait(min(left, _TICK_SECONDS)):
+            return
+        progress.show(count, pull.waits())
+
+
+def _with_what_is_left(pull: Pull, trouble: PacsError, totals: Totals) -> PacsError:
+    """The same, with what its halt means for the cohort."""
+    left = totals.rows[Verdict.PENDING]
+    words = f"node {pull.cohort.node} is left alone now; {left} rows stay pending, none is lost"
+    return PacsError(trouble.code, "; ".join(filter(None, (trouble.detail, words))))
 
 
 def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
@@ -84,14 +113,14 @@ def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | Non
         state = discover_rows(first_line, last_line, return_state=True)
         if not state.is_completed():
             return _error_of(state)
-        progress.show(count)
+        progress.show(count, pull.waits())
     return _pull_studies(pull, progress)
 
 
 def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
     chunks = pull.chunks()
     count = partial(pull.ledger.totals, pull.cohort.number)
-    associations = pull.site.nodes[pull.cohort.node].limits.associations
+    clock = pull.clock(pull.cohort.node)
     finished: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
     retrieving: dict[PrefectFuture, Chunk] = {}
     archiving: dict[PrefectFuture, Chunk] = {}
@@ -108,8 +137,8 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
         while True:
             while (
                 not exhausted
-                and len(retrieving) < associations
-                and len(archiving) < associations + _CHUNKS_WAITING_FOR_UPLOAD
+                and len(retrieving) < clock.associations
+                and len(archiving) < clock.associations + _CHUNKS_WAITING_FOR_UPLOAD
                 and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
             ):
                 # With a full spool one chunk at a time: what lies there may be part of it.
@@ -131,6 +160,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                     failed_in_a_row += 1
                     exhausted = (
                         exhausted
+                        or isinstance(trouble, PacsError)
                         or trouble.disposition is Disposition.OPERATOR
                         or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
                     )
@@ -138,7 +168,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                     failed_in_a_row = 0
                     if stage is retrieving:
                         submit(archive_chunk, chunk, archiving)
-            progress.show(count)
+            progress.show(count, pull.waits())
     except BaseException:
         # Told to stop. What is under way ends first: it needs what the caller closes next.
         pull.stop.set()

@@ -16,15 +16,17 @@ from typing import Any
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from prefect_dicom.errors import Interrupted, PrefectDicomError
+from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError
 from prefect_dicom.model import Disposition
 
 log = logging.getLogger(__name__)
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
-    """Retry what passes by itself; a person's mistake or a stop order does not."""
-    return passes_by_itself(state.result(raise_on_failure=False))
+    """Retry what passes by itself, unless it is the PACS: how often that is asked, and when, is
+    the business of its node's clock."""
+    error = state.result(raise_on_failure=False)
+    return passes_by_itself(error) and not isinstance(error, PacsError)
 
 
 def passes_by_itself(error: object) -> bool:

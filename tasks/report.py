@@ -30,8 +30,8 @@ class ProgressArtifact:
         self._id: UUID | None = None
         self._next = float("-inf")
 
-    def show(self, count: Callable[[], Totals], *, now: bool = False) -> None:
-        """Show how far the cohort is; at most every ten seconds unless ``now``.
+    def show(self, count: Callable[[], Totals], waits: str = "", *, now: bool = False) -> None:
+        """Show how far the cohort is, and what it waits for; at most every ten seconds but ``now``.
 
         ``count`` is asked only then, and seldom enough that counting stays below a twentieth
         of the time.
@@ -42,7 +42,7 @@ class ProgressArtifact:
         totals = count()
         self._next = began + max(_EVERY_SECONDS, 20 * (time.monotonic() - began))
         percent = round(100 * finished_fraction(totals), 1)
-        words = in_words(totals)
+        words = "; ".join(filter(None, (in_words(totals), waits)))
         with contextlib.suppress(Exception):
             if self._id is None:
                 self._id = create_progress_artifact(percent, key=self._key, description=words)

@@ -11,9 +11,10 @@ from prefect.client.orchestration import get_client
 from prefect.states import State
 from sites import Place, site_around
 
-from prefect_dicom.errors import PacsError, PrefectDicomError
+from prefect_dicom.errors import ArchiveError, PacsError, PrefectDicomError
 from prefect_dicom.flows import pipeline, pull_cohort, rerun_failed, verify_archive
 from prefect_dicom.model import Level
+from prefect_dicom.reasons import pointer
 from prefect_dicom.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
@@ -164,7 +165,14 @@ def test_an_archive_that_is_not_there_is_told_before_the_pacs_is_asked(place):
 # -------------------------------------------------------------------------- what is tried again
 
 
-def test_a_pacs_that_refuses_connections_is_asked_again(place, monkeypatch):
+def with_waits(place: Place, *seconds: float) -> None:
+    text = place.file.read_text()
+    waits = f"retry_after_seconds: {list(seconds)}"
+    place.file.write_text(text.replace("retry_after_seconds: []", waits))
+
+
+def test_a_pacs_that_refuses_connections_is_asked_again_when_its_clock_says_so(place, monkeypatch):
+    with_waits(place, 0.01, 0.01)
     place.pacs.close()
     attempts = attempts_of(
         monkeypatch, "discover", lambda attempt: attempt == 3 and place.pacs.start()
@@ -173,24 +181,28 @@ def test_a_pacs_that_refuses_connections_is_asked_again(place, monkeypatch):
     assert attempts == [1, 2, 3]
 
 
-def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypatch):
+def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypatch, logged):
+    with_waits(place, 0.01, 0.01)
     place.pacs.close()
     attempts = attempts_of(monkeypatch, "discover")
-    assert error_of(run_pull(place)).code == "pacs-refused"
+    error = error_of(run_pull(place))
+    assert error.code == "pacs-refused"
+    assert error.detail.endswith("node pacs is left alone now; 3 rows stay pending, none is lost")
     assert attempts == [1, 2, 3]
+    assert "node pacs: waiting until" in logged.text
+    assert f"More: {pointer('pacs-refused')}" in logged.text
     place.pacs.start()
     assert rerun_failed("1", str(place.file), return_state=True).name == "Completed"
 
 
-def test_after_the_last_try_a_pacs_that_is_away_is_waited_for(place, monkeypatch):
-    text = place.file.read_text()
-    place.file.write_text(text.replace("retry_after_seconds: []", "retry_after_seconds: [0.01]"))
-    place.pacs.close()
-    attempts = attempts_of(
-        monkeypatch, "discover", lambda attempt: attempt == 4 and place.pacs.start()
-    )
+def test_an_archive_that_is_away_is_no_reason_to_leave_the_pacs_alone(place, monkeypatch):
+    def away(attempt: int) -> None:
+        if attempt < 3:
+            raise ArchiveError("archive-unavailable")
+
+    attempts = attempts_of(monkeypatch, "archive_chunk", away)
     assert run_pull(place).name == "Completed"
-    assert attempts == [1, 2, 3, 4]
+    assert attempts == [1, 2, 3]
 
 
 def test_what_a_person_must_change_is_not_tried_again(place, monkeypatch):
@@ -202,8 +214,7 @@ def test_what_a_person_must_change_is_not_tried_again(place, monkeypatch):
 
 
 def test_chunks_of_all_passes_have_different_numbers(place, logged):
-    text = place.file.read_text()
-    place.file.write_text(text.replace("retry_after_seconds: []", "retry_after_seconds: [0.01]"))
+    with_waits(place, 0.01)
     uids = place.pacs.holdings.study_instance_uids()
     place.pacs.script.append(Behaviour("move.drop_instances", instances=1, study=list(uids)[0]))
     assert run_pull(place).name == "Partial"
@@ -295,7 +306,7 @@ def test_what_an_error_was_made_from_stays_inside(place, logged, monkeypatch):
 
     monkeypatch.setattr(Pull, "retrieve", fail)
     state = run_pull(place)
-    assert str(error_of(state)) == "not-permitted"
+    assert str(error_of(state)).startswith("not-permitted: node pacs is left alone now")
     assert "Traceback" in logged.text
     assert PATIENT not in state.message + logged.text
 

@@ -415,9 +415,10 @@ class Site(Settings):
     spool: Spool = Field(description="Where arriving objects lie.")
     validation: Validation = Field(default_factory=Validation, description="Faulty instances.")
     retry_after_seconds: tuple[NonNegativeFloat, ...] = Field(
-        (30, 300),
-        description="After a pass over the cohort, what failed for a passing reason is tried "
-        "again in as many further passes, each after so many seconds.",
+        (30, 60, 120, 240),
+        description="How long a PACS node is left alone after it failed for the first, second, … "
+        "time in a row, and before the next pass over what failed for a passing reason. After "
+        "the last of these waits it is left for a rerun.",
     )
     reports: PlacedPath = Field(Path("reports"), description="Where result tables are written.")
 

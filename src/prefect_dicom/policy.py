@@ -273,7 +273,8 @@ class NodeClock:
         self._failed_at: float | None = None
         self._not_before = now()
         self._waiting_for: str | None = None
-        self._delivered = False
+        self.has_delivered = False
+        """Whether anything has ever arrived from it in this run."""
         self._mute: set[StudyReference] = set()
         self._failed_queries = 0
 
@@ -290,7 +291,7 @@ class NodeClock:
 
     @property
     def waiting_for(self) -> str | None:
-        """The reason code of the wait, while there is one."""
+        """The reason code of the wait, while there is one that a failure has brought about."""
         return self._waiting_for if self.seconds_left() else None
 
     # --- what has happened
@@ -319,15 +320,15 @@ class NodeClock:
             else:
                 self._wait(self._waits[self._failures - 1], code)
 
-    def rest(self, passes: int, code: str) -> bool:
+    def rest(self, passes: int) -> bool:
         """Leave the node alone after so many passes over the cohort; False after the last."""
         with self._lock:
             if self.halted or passes > len(self._waits):
                 return False
-            self._wait(self._waits[passes - 1], code)
+            self._wait(self._waits[passes - 1], None)
             return True
 
-    def _wait(self, seconds: float, code: str) -> None:
+    def _wait(self, seconds: float, code: str | None) -> None:
         self._not_before = max(self._not_before, self.now() + seconds * self._lot())
         self._waiting_for = code
 
@@ -354,17 +355,18 @@ class NodeClock:
         """Objects have arrived, so the way from the node to here is open."""
         self.succeeded()
         with self._lock:
-            self._delivered = True
+            self.has_delivered = True
             self._mute.clear()
 
-    def sent_nothing(self, study: StudyReference) -> None:
-        """The node lists the study, and was asked for it, and nothing came.
+    def sent_nothing(self, study: StudyReference, code: str) -> None:
+        """The node lists the study, and was asked for it, and nothing came; it said why.
 
         Some studies lie damaged on their PACS; but after three of them with nothing before, or
         ten in a row after others, it is the way to here that is closed.
         """
         with self._lock:
             self._mute.add(study)
-            most = _MUTE_STUDIES_AFTER_OTHERS if self._delivered else _MUTE_STUDIES
+            most = _MUTE_STUDIES_AFTER_OTHERS if self.has_delivered else _MUTE_STUDIES
             if len(self._mute) >= most and not self.halted:
-                self.halted = "node-sends-nothing"
+                for_a_person = reason_for(code).disposition is Disposition.OPERATOR
+                self.halted = code if for_a_person else "node-sends-nothing"
