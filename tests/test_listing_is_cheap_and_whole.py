@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
+from sites import site_around
 
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import find_studies, list_instances, list_together
 from prefect_dicom.errors import PacsError
-from prefect_dicom.model import InformationModel, Study
-from prefect_dicom.testing import Behaviour, ScriptedPacs
+from prefect_dicom.model import InformationModel, Study, Verdict
+from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_objects
 from prefect_dicom.testing.generate import generate_cohort
 
 ALL_DATES = {"StudyDate": f"{date(1900, 1, 1):%Y%m%d}-{date(2099, 12, 31):%Y%m%d}"}
@@ -145,3 +146,37 @@ def test_a_node_that_is_away_is_no_lack_of_lists(pacs):
     with Requestor(node) as requestor, pytest.raises(PacsError) as error:
         list_together(requestor, studies)
     assert error.value.code == "pacs-refused"
+
+
+def queries_below(place) -> int:
+    """The queries for series and instances."""
+    return sum(request.level != "STUDY" for request in place.pacs.requests("C-FIND"))
+
+
+def test_a_chunk_is_listed_before_and_after_by_two_queries_each(tmp_path):
+    with site_around(tmp_path, tiny_objects(8, instances=2), retrieve="c-get") as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 8}
+        assert queries_below(place) == 4
+        place.audit()
+
+
+def test_where_lists_are_not_answered_each_study_is_listed_alone(tmp_path):
+    script = [Behaviour("find.no_list", uids=True)]
+    objects = tiny_objects(8, instances=2)
+    with site_around(tmp_path, objects, retrieve="c-get", script=script) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 8}
+        # One in vain, then series and instances of each, before and after.
+        assert queries_below(place) == 1 + 2 * 2 * 8
+        place.audit()
+
+
+def test_a_study_that_grows_meanwhile_is_seen_to_have_grown(tmp_path):
+    objects = list(tiny_objects(4, instances=3))
+    late = objects[1]
+    with site_around(tmp_path, [o for o in objects if o is not late], retrieve="c-get") as place:
+        place.pacs.script.append(
+            Behaviour("archive.mutate", change=lambda pacs: pacs.holdings.add(late), times=1)
+        )
+        assert place.pull().rows == {Verdict.ARCHIVED: 4}
+        assert len(place.archived()) == 12 + 4
+        place.audit()
