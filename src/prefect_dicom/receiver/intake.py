@@ -104,6 +104,10 @@ class Intake:
         except SpoolFull:
             part.discard()
             return OUT_OF_RESOURCES
+        except BaseException:
+            # Whoever gets the error answers for it, but nobody else knows of the part.
+            part.discard()
+            raise
         finally:
             self._closed(part)
         return SUCCESS
