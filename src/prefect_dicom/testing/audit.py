@@ -1,0 +1,539 @@
+"""An auditor of a whole set-up: does the ledger say what PACS, archive and spool show?
+
+Nothing here is shared with what it audits but the site file's settings: the ledger's tables are
+read with plain SQL, manifests as JSON, objects and spool files by pydicom and hashlib, a bucket
+by boto3. Ask it when nothing runs, as after a crash, and again when a run has come to its end::
+
+    auditor = Auditor(load_site("site.yaml"), pacs)
+    ...                                        # a run that is killed
+    assert auditor.audit() == []
+    ...                                        # a run that comes to its end
+    assert auditor.audit(finished=True) == []
+
+It remembers what it saw: what was archived once has to be there, unchanged, ever after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pydicom
+from botocore.config import Config
+from pydicom.filereader import read_partial
+
+from prefect_dicom.configuration import DirectoryArchive, Site
+from prefect_dicom.testing.pacs import ScriptedPacs
+
+INVARIANTS = {
+    "I1": "an archived study has its manifest, and the archive holds all it names, hash and size",
+    "I2": "a manifest names what the PACS holds of the study, byte for byte",
+    "I3": "every object in the archive is one the ledger or a manifest knows",
+    "I4": "an instance has one object, which stays as it was",
+    "I5": "no file leaves the spool before the archive has its bytes, or a record says why",
+    "I6": "what the PACS was told to have been received is in the spool, archived or on record",
+    "I7": "nothing is written elsewhere, and of an archived study nothing stays in the spool",
+    "I8": "a claim belongs to an unfinished study and a run that has not ended; attempts grow",
+    "I9": "every row and study is there and ends archived, failed with a reason, or pending",
+    "I10": "running again what is finished retrieves, writes and deletes nothing",
+}
+
+_TABLES = ("runs", "cohorts", "cohort_rows", "studies", "row_studies", "instances", "manifests")
+_STUDY_STATES = {"pending", "listed", "archived", "failed"}
+_IN_SPOOL = ("ready", "suspect", "quarantine")
+_OWN_SPOOL_FILES = ("receiver.",)
+_STORED_ANSWERS = {0x0000, 0xB000, 0xB006, 0xB007}
+
+Row = dict[str, Any]
+Identity = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One invariant that does not hold.
+
+    ``where`` names the place for whoever looks into it. It may hold UIDs and paths; what is
+    said of ``what`` does not.
+    """
+
+    invariant: str
+    what: str
+    where: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """One object of the archive as it was found."""
+
+    sha256: str
+    size_bytes: int
+    identity: Identity | None
+    """StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID; None where it is no DICOM object, and
+    the last alone, as requested, where it is damaged."""
+    data_set_sha256: str = ""
+    text: bytes = b""
+    """What a manifest holds."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Everything there was at one time."""
+
+    tables: dict[str, list[Row]]
+    objects: dict[str, _Object]
+    spool: dict[str, tuple[str, str]]
+    """Path below the spool -> SHA-256 and SOP Instance UID of the object files there."""
+
+    def by_reference(self) -> dict[int, Row]:
+        return {row["reference"]: row for row in self.tables["studies"]}
+
+
+class Auditor:
+    """Audits one site. It knows what it saw before; make it before the first run.
+
+    Parameters
+    ----------
+    site : Site
+        Says where ledger, archive, spool and reports are. Credentials of a bucket are found as
+        boto3 finds them.
+    pacs : ScriptedPacs, optional
+        What the site's node holds, and what it sent. Without it I2 and I6 cannot be told.
+    watch : Path, optional
+        A directory in which nothing may appear but ledger, archive, spool and reports.
+    """
+
+    def __init__(
+        self, site: Site, pacs: ScriptedPacs | None = None, watch: Path | None = None
+    ) -> None:
+        self._site = site
+        self._pacs = pacs
+        self._watch = watch
+        self._files_before = set(_files(watch)) if watch else set()
+        self._before: _Seen | None = None
+
+    def audit(self, *, finished: bool = False) -> list[Violation]:
+        """Everything that does not hold now, by invariant.
+
+        Parameters
+        ----------
+        finished : bool
+            The last run came to its end: nothing may be claimed or pending, and nothing may be
+            left behind.
+        """
+        now = self._look()
+        checks = [
+            *self._archived(now),
+            *self._inventory(now),
+            *self._strangers(now, finished),
+            *self._one_object(now),
+            *self._spool_is_kept(now),
+            *self._answered(now),
+            *self._places(now, finished),
+            *self._claims(now, finished),
+            *self._rows(now, finished),
+        ]
+        self._before = now
+        return sorted(checks, key=lambda each: (int(each.invariant[1:]), each.what, each.where))
+
+    def audit_rerun(self, rerun: Callable[[], object]) -> list[Violation]:
+        """I10: call ``rerun``, a run on what is finished, and say what it did that it must not."""
+        objects, retrieves = self._held_objects(), self._retrieves()
+        traces = self._traces()
+        rerun()
+        found = []
+        if self._retrieves() != retrieves:
+            found.append(Violation("I10", "the PACS was asked to send"))
+        if self._held_objects() != objects or self._traces() != traces:
+            found.append(Violation("I10", "the archive was written to"))
+        return found
+
+    # ------------------------------------------------------------------ the invariants
+
+    def _archived(self, now: _Seen) -> Iterator[Violation]:
+        manifests = _manifests(now)
+        bodies = {row["study"]: row["body"] for row in now.tables["manifests"]}
+        for study in now.tables["studies"]:
+            uid, reference = _plain(study["study_instance_uid"]), study["reference"]
+            if study["state"] != "archived":
+                continue
+            if uid not in manifests:
+                yield Violation("I1", "an archived study has no manifest", uid)
+                continue
+            key, manifest = manifests[uid]
+            body = bodies.get(reference)
+            if body is None or zlib.decompress(bytes(body)) != now.objects[key].text:
+                yield Violation("I1", "the ledger's manifest is not the archive's", uid)
+            figures = (
+                len(manifest["instances"]),
+                len(manifest["withheld"]),
+                sum(each["size_bytes"] for each in manifest["instances"]),
+            )
+            columns = ("archived_instances", "withheld_instances", "archived_bytes")
+            if figures != tuple(study[column] for column in columns):
+                yield Violation("I1", "the ledger's figures are not the manifest's", uid)
+        # Also of a study that is not archived yet: the manifest is the last thing written.
+        for _, manifest in manifests.values():
+            for each in manifest["instances"]:
+                held = now.objects.get(each["key"])
+                if held is None:
+                    yield Violation("I1", "a manifest names an object that is missing", each["key"])
+                elif (held.sha256, held.size_bytes) != (each["sha256"], each["size_bytes"]):
+                    yield Violation("I1", "an object is not what its manifest says", each["key"])
+                elif held.identity != (
+                    manifest["study_instance_uid"],
+                    each["series_instance_uid"],
+                    each["sop_instance_uid"],
+                ):
+                    yield Violation("I1", "an object is another instance than its manifest says")
+
+    def _inventory(self, now: _Seen) -> Iterator[Violation]:
+        if self._pacs is None:
+            return
+        truth: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+        for stored in self._pacs.holdings:
+            data = stored.encoded()
+            truth[stored.study_instance_uid][
+                stored.series_instance_uid, stored.sop_instance_uid
+            ] = hashlib.sha256(data).hexdigest()
+        for uid, (_, manifest) in _manifests(now).items():
+            named = [_key(each) for each in manifest["instances"]]
+            left_out = [_key(each) for each in manifest["withheld"]]
+            if sorted(named + left_out) != sorted(truth[uid]):
+                yield Violation("I2", "a manifest is not the PACS's inventory", uid)
+            for each in manifest["instances"]:
+                held = now.objects.get(each["key"])
+                sent = truth[uid].get(_key(each))
+                if held and sent and not each["warnings"] and held.data_set_sha256 != sent:
+                    yield Violation("I2", "an object is not what the PACS holds", each["key"])
+
+    def _strangers(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+        studies = now.by_reference()
+        manifests = _manifests(now)
+        named = {each["key"] for _, m in manifests.values() for each in m["instances"]}
+        named |= {row["object_key"] for row in now.tables["instances"] if row["object_key"]}
+        listed = {
+            (
+                _plain(studies[row["study"]]["study_instance_uid"]),
+                _plain(row["series_instance_uid"]),
+                _plain(row["sop_instance_uid"]),
+            )
+            for row in now.tables["instances"]
+        }
+        known = {_plain(study["study_instance_uid"]) for study in studies.values()}
+        keys_of_manifests = {key for key, _ in manifests.values()}
+        for key, held in now.objects.items():
+            if key in named:
+                continue
+            if key in keys_of_manifests:
+                if json.loads(held.text)["study_instance_uid"] not in known:
+                    yield Violation("I3", "a manifest of a study that the ledger lacks", key)
+            elif held.identity not in listed:
+                yield Violation("I3", "an object that neither ledger nor manifest knows", key)
+            elif finished and self._ended(studies, held.identity):
+                yield Violation("I3", "an object of a finished study that nothing names", key)
+
+    @staticmethod
+    def _ended(studies: dict[int, Row], identity: Identity | None) -> bool:
+        return any(
+            study["state"] == "archived" and identity and study["study_instance_uid"] == identity[0]
+            for study in studies.values()
+        )
+
+    def _one_object(self, now: _Seen) -> Iterator[Violation]:
+        keys = Counter(held.identity for held in now.objects.values() if held.identity)
+        for identity, count in keys.items():
+            if count > 1:
+                yield Violation("I4", "an instance has several objects", "/".join(identity))
+        for key, held in self._before.objects.items() if self._before else ():
+            if key not in now.objects:
+                yield Violation("I4", "an object is gone", key)
+            elif now.objects[key].sha256 != held.sha256:
+                yield Violation("I4", "an object was replaced", key)
+
+    def _spool_is_kept(self, now: _Seen) -> Iterator[Violation]:
+        archived = Counter(held.sha256 for held in now.objects.values())
+        here = {sha256 for sha256, _ in now.spool.values()}
+        gone = set()
+        rejected = set()
+        for row in now.tables["instances"]:
+            sha256, where = row["sha256"], _plain(row["sop_instance_uid"])
+            if row["state"] == "received" and not (sha256 in here or archived[sha256]):
+                yield Violation("I5", "a received object is neither in spool nor archive", where)
+            elif row["state"] == "stored":
+                held = now.objects.get(row["object_key"])
+                if held is None or (held.sha256, held.size_bytes) != (sha256, row["size_bytes"]):
+                    yield Violation("I5", "a stored object is not in the archive", where)
+            elif row["state"] == "rejected":
+                rejected.add(where)
+        for manifest in _manifests(now).values():
+            rejected |= {each["sop_instance_uid"] for each in manifest[1]["withheld"]}
+        for sha256, uid in self._before.spool.values() if self._before else ():
+            if not (sha256 in here or archived[sha256] or uid in rejected or sha256 in gone):
+                gone.add(sha256)
+                yield Violation("I5", "an object left the spool and is nowhere", uid)
+
+    def _answered(self, now: _Seen) -> Iterator[Violation]:
+        if self._pacs is None:
+            return
+        somewhere = {uid for _, uid in now.spool.values()}
+        somewhere |= {held.identity[2] for held in now.objects.values() if held.identity}
+        for row in now.tables["instances"]:
+            if row["state"] == "rejected":
+                somewhere.add(_plain(row["sop_instance_uid"]))
+        for _, manifest in _manifests(now).values():
+            somewhere |= {each["sop_instance_uid"] for each in manifest["withheld"]}
+        answered = {
+            sent.sop_instance_uid
+            for request in list(self._pacs.log)
+            for sent in request.sent
+            if sent.status in _STORED_ANSWERS
+        }
+        for uid in sorted(answered - somewhere):
+            yield Violation("I6", "an object was answered with success and is nowhere", uid)
+
+    def _places(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+        spool = self._site.spool.path
+        for path in _files(spool):
+            top, _, rest = str(path.relative_to(spool)).partition("/")
+            if not (top in (*_IN_SPOOL, "incoming") and rest or top.startswith(_OWN_SPOOL_FILES)):
+                yield Violation("I7", "a file that does not belong into the spool", str(path))
+        if self._watch is not None:
+            for path in sorted(set(_files(self._watch)) - self._files_before):
+                if not any(path.is_relative_to(place) for place in self._own_places()):
+                    yield Violation(
+                        "I7", "a file outside spool, ledger, archive, reports", str(path)
+                    )
+        if not finished:
+            return
+        for path in _files(spool / "incoming"):
+            yield Violation("I7", "a part that nobody writes", str(path))
+        if self._directory is not None:
+            for path in _files(self._directory / ".incoming"):
+                yield Violation("I7", "a part in the archive that nobody writes", str(path))
+        for study in now.tables["studies"]:
+            if study["state"] == "archived":
+                for folder in ("ready", "suspect"):
+                    if (spool / folder / str(study["reference"])).exists():
+                        yield Violation("I7", f"an archived study stays in {folder}")
+
+    def _own_places(self) -> Iterator[Path]:
+        site = self._site
+        yield site.spool.path
+        yield site.reports
+        if self._directory is not None:
+            yield self._directory
+        if site.ledger.path is not None:
+            for ending in ("", "-wal", "-shm", "-journal", ".runs"):
+                yield site.ledger.path.with_name(site.ledger.path.name + ending)
+
+    def _claims(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+        runs = {row["number"]: row for row in now.tables["runs"]}
+        before = self._before.by_reference() if self._before else {}
+        for study in now.tables["studies"]:
+            where = f"study {study['reference']}"
+            if study["run"] is not None:
+                run = runs.get(study["run"])
+                if study["state"] not in ("pending", "listed"):
+                    yield Violation("I8", "a study that is finished is claimed", where)
+                if run is None or run["ended_at"] is not None:
+                    yield Violation("I8", "a study is claimed by a run that has ended", where)
+                elif finished:
+                    yield Violation("I8", "a study is still claimed", where)
+            earlier = before.get(study["reference"])
+            if earlier is not None and study["attempt"] < earlier["attempt"]:
+                yield Violation("I8", "a study's attempt went back", where)
+
+    def _rows(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+        studies = now.by_reference()
+        links: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for link in now.tables["row_studies"]:
+            links[link["cohort"], link["line"]].append(link["study"])
+        count = Counter(row["cohort"] for row in now.tables["cohort_rows"])
+        for cohort in now.tables["cohorts"]:
+            if count[cohort["number"]] != cohort["rows"]:
+                yield Violation("I9", "a cohort has not all its rows", f"cohort {cohort['number']}")
+        for study in studies.values():
+            failed = study["state"] == "failed"
+            if study["state"] not in _STUDY_STATES or failed != (study["reason"] is not None):
+                yield Violation("I9", "a study has no state, or one without its reason")
+        for row in now.tables["cohort_rows"]:
+            where = f"cohort {row['cohort']}, line {row['line']}"
+            linked = links[row["cohort"], row["line"]]
+            if any(reference not in studies for reference in linked):
+                yield Violation("I9", "a row points to a study that is not there", where)
+                continue
+            if row["discovered"] and row["reason"] is None and not linked:
+                yield Violation("I9", "a row found studies and has none", where)
+            pending = not row["discovered"] and row["reason"] is None
+            pending |= any(studies[each]["state"] in ("pending", "listed") for each in linked)
+            if finished and pending:
+                yield Violation("I9", "a row did not come to its end", where)
+        yield from self._nothing_lost(now)
+
+    def _nothing_lost(self, now: _Seen) -> Iterator[Violation]:
+        if self._before is None:
+            return
+        for table, key in (("cohort_rows", ("cohort", "line")), ("studies", ("reference",))):
+            there = {tuple(row[name] for name in key) for row in now.tables[table]}
+            for row in self._before.tables[table]:
+                if tuple(row[name] for name in key) not in there:
+                    yield Violation("I9", f"a row of {table} is gone")
+        studies = now.by_reference()
+        for reference, study in self._before.by_reference().items():
+            later = studies.get(reference, study)
+            if study["state"] == "archived" != later["state"]:
+                yield Violation("I9", "a study is archived no more", f"study {reference}")
+
+    # ------------------------------------------------------------------ looking
+
+    def _look(self) -> _Seen:
+        spool = {}
+        for folder in _IN_SPOOL:
+            for path in _files(self._site.spool.path / folder):
+                if path.suffix == ".dcm":
+                    found = _describe(path.read_bytes())
+                    uid = found.identity[2] if found.identity else ""
+                    spool[str(path.relative_to(self._site.spool.path))] = (found.sha256, uid)
+        objects = {key: _describe(data) for key, data in self._read_archive()}
+        return _Seen(self._read_ledger(), objects, spool)
+
+    def _read_ledger(self) -> dict[str, list[Row]]:
+        settings = self._site.ledger
+        if settings.url is not None:
+            import psycopg
+
+            url = settings.url.get_secret_value().replace("+psycopg", "", 1)
+            connection: Any = psycopg.connect(url)
+        elif settings.path is not None and settings.path.exists():
+            connection = sqlite3.connect(f"{settings.path.absolute().as_uri()}?mode=ro", uri=True)
+        else:
+            return {table: [] for table in _TABLES}
+        with contextlib.closing(connection):
+            return {table: _rows_of(connection, table) for table in _TABLES}
+
+    @property
+    def _directory(self) -> Path | None:
+        """The archive, where it is a directory."""
+        archive = self._site.archive
+        return archive.directory if isinstance(archive, DirectoryArchive) else None
+
+    def _read_archive(self) -> Iterator[tuple[str, bytes]]:
+        if self._directory is not None:
+            for path in _files(self._directory):
+                key = str(path.relative_to(self._directory))
+                if not key.startswith(".incoming/"):
+                    yield key, path.read_bytes()
+            return
+        archive = self._site.archive
+        client = self._client()
+        for entry in self._entries(client):
+            answer = client.get_object(Bucket=archive.bucket, Key=entry["Key"])
+            yield entry["Key"].removeprefix(self._prefix), answer["Body"].read()
+
+    @property
+    def _prefix(self) -> str:
+        prefix = self._site.archive.prefix
+        return f"{prefix}/" if prefix else ""
+
+    def _client(self) -> Any:
+        archive = self._site.archive
+        session = boto3.session.Session(profile_name=archive.profile, region_name=archive.region)
+        return session.client(
+            "s3",
+            endpoint_url=archive.endpoint,
+            config=Config(s3={"addressing_style": "path" if archive.endpoint else "auto"}),
+        )
+
+    def _entries(self, client: Any) -> Iterator[Row]:
+        pages = client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self._site.archive.bucket, Prefix=self._prefix):
+            yield from page.get("Contents", ())
+
+    def _held_objects(self) -> dict[str, _Object]:
+        return {key: _describe(data) for key, data in self._read_archive()}
+
+    def _traces(self) -> set[tuple[str, object]]:
+        """What a write leaves even where the bytes stay the same."""
+        if self._directory is not None:
+            found = ((path, path.stat()) for path in _files(self._directory))
+            return {(str(path), (stat.st_mtime_ns, stat.st_ino)) for path, stat in found}
+        return {(each["Key"], each.get("LastModified")) for each in self._entries(self._client())}
+
+    def _retrieves(self) -> int:
+        if self._pacs is None:
+            return 0
+        return sum(len(self._pacs.requests(service)) for service in ("C-MOVE", "C-GET"))
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(directory):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_file():
+                yield path
+
+
+def _rows_of(connection: Any, table: str) -> list[Row]:
+    cursor = connection.cursor()
+    try:
+        cursor.execute(f"SELECT * FROM {table}")
+    except Exception as error:
+        # A run that died before it had made the tables.
+        if "no such table" in str(error) or type(error).__name__ == "UndefinedTable":
+            connection.rollback()
+            return []
+        raise
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
+
+
+def _plain(text: str) -> str:
+    """What the ledger keeps escaped, because no database could hold it."""
+    plain, *escaped = text.split("\x1a")
+    return plain + "".join(chr(int(each[:4], 16)) + each[4:] for each in escaped)
+
+
+def _manifests(now: _Seen) -> dict[str, tuple[str, Row]]:
+    """The manifests in the archive, with their keys, by StudyInstanceUID."""
+    found = {}
+    for key, held in now.objects.items():
+        if key.endswith("/manifest.json"):
+            with contextlib.suppress(ValueError):
+                manifest = json.loads(held.text)
+                found[manifest["study_instance_uid"]] = (key, manifest)
+    return found
+
+
+def _key(each: Row) -> tuple[str, str]:
+    return each["series_instance_uid"], each["sop_instance_uid"]
+
+
+def _describe(data: bytes) -> _Object:
+    sha256 = hashlib.sha256(data).hexdigest()
+    if data[128:132] != b"DICM":
+        return _Object(sha256, len(data), None, text=data)
+    identity, data_set_sha256 = None, ""
+    with contextlib.suppress(Exception):
+        # What can be said of an object that is damaged.
+        meta = read_partial(BytesIO(data), stop_when=lambda *_: True).file_meta
+        identity = ("", "", str(meta.MediaStorageSOPInstanceUID))
+        # Behind the preamble, DICM and the group length, which counts the rest of group 2.
+        data_set_sha256 = hashlib.sha256(data[144 + meta.FileMetaInformationGroupLength :])
+        data_set_sha256 = data_set_sha256.hexdigest()
+        read = pydicom.dcmread(BytesIO(data), stop_before_pixels=True)
+        identity = tuple(
+            str(read[keyword].value)
+            for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        )
+    return _Object(sha256, len(data), identity, data_set_sha256)

@@ -1,0 +1,199 @@
+"""A run or its receiver may die between any two effects that last; the next one goes on.
+
+After each death, and again when the next run has come to its end, an auditor that shares nothing
+with the product compares PACS, spool, archive and ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import crashes
+import postgres
+import pytest
+from campaign import subset
+from sites import Place, Standing, credentials, site_around, standing_receiver
+
+from prefect_dicom.faultpoints import POINTS
+from prefect_dicom.model import Verdict
+from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing.audit import Auditor
+from prefect_dicom.testing.s3 import S3Server
+
+STUDIES, INSTANCES = 3, 3
+_numbers = itertools.count(1)
+
+# What only happens to objects that are faulty, or that nobody asked for.
+STRANGE = ("set-aside", "rejection-recorded", "quarantine-noted")
+# Once a run, whereas the others are met once for a row, study or instance.
+ONCE = ("cohort-recorded", "associated", "expectation-noted", "half-reported", *STRANGE)
+# Reached by the receiver, which is a process of its own, where there is one.
+IN_THE_RECEIVER = (
+    "expectation-noted",
+    "part-begun",
+    "part-whole",
+    "part-kept",
+    "store-answered",
+    "quarantine-noted",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to die."""
+
+    kind: str
+    point: str
+    retrieve: str
+    ledger: str
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.point}-{self.retrieve}-{self.ledger}-{self.workers}"
+
+    @property
+    def to_a_bucket(self) -> bool:
+        """Both kinds of archive, in turn."""
+        return (self.retrieve == "c-get") == (self.ledger == "sqlite")
+
+    @property
+    def of_a_receiver(self) -> bool:
+        """Whether the receiver is to die, and not the run."""
+        return self.retrieve == "c-move" and self.point in IN_THE_RECEIVER
+
+    @property
+    def happens(self) -> bool:
+        """Whether such a run meets the point at all."""
+        if self.point == "expectation-noted":
+            return self.retrieve == "c-move"
+        return self.point != "object-linked" or not self.to_a_bucket
+
+    @property
+    def verdicts(self) -> dict[Verdict, int]:
+        """What becomes of the rows in the end."""
+        if self.point in ("set-aside", "rejection-recorded"):
+            return {Verdict.ARCHIVED: STUDIES - 1, Verdict.PARTIAL: 1}
+        return {Verdict.ARCHIVED: STUDIES}
+
+    @property
+    def fault(self) -> str:
+        return f"{self.point}:{1 if self.point in ONCE else 2}:{self.kind}"
+
+
+def cases(kind: str) -> list[Case]:
+    every = itertools.product(POINTS, ("c-move", "c-get"), ("sqlite", "postgresql"), (1, 2))
+    return [
+        case
+        for point, *rest in every
+        if (case := Case(kind, point, *rest)).happens and (kind != "enospc" or POINTS[point].writes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory) -> Iterator[Standing]:
+    """A receiver for those cases in which it does not die."""
+    with standing_receiver(tmp_path_factory.mktemp("receiver")) as receiver:
+        yield receiver
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a case needs around it."""
+
+    folder: Path
+    bucket: S3Server
+    standing: Standing
+
+
+@pytest.fixture
+def stage(tmp_path, bucket, standing, monkeypatch) -> Stage:
+    credentials(bucket, monkeypatch)
+    return Stage(tmp_path, bucket, standing)
+
+
+@contextlib.contextmanager
+def scene(case: Case, stage: Stage) -> Iterator[Place]:
+    """The site of a case, around a PACS that misbehaves where the point asks for it."""
+    objects = list(tiny_objects(STUDIES, instances=INSTANCES))
+    script = []
+    if case.point == "quarantine-noted":
+        nobodys = list(tiny_objects(1, seed=7))
+        script.append(Behaviour("store.unsolicited", objects=nobodys))
+    elif case.point in STRANGE:
+        script.append(Behaviour("store.truncate", instances=[objects[1].sop_instance_uid]))
+    parts = {"node": {"limits": {"chunk_studies": 2}}, "validation": {"faulty": "leave-out"}}
+    if case.ledger == "postgresql":
+        parts["ledger"] = {"url": postgres.cluster().new_database(), "path": None}
+    if case.to_a_bucket:
+        # The same studies in every case: each has a prefix of its own.
+        parts["archive"] = {"prefix": f"case-{next(_numbers)}"}
+    folder = stage.folder / "site"
+    folder.mkdir()
+    with site_around(
+        folder,
+        objects,
+        script=script,
+        retrieve=case.retrieve,
+        bucket=stage.bucket if case.to_a_bucket else None,
+        standing=None if case.of_a_receiver else stage.standing,
+        **parts,
+    ) as place:
+        yield place
+
+
+def comes_to_its_end(place: Place, cohort: Path, auditor: Auditor, verdicts) -> None:
+    """The next run finishes the cohort, and one more has nothing to do."""
+    crashes.bring_to_its_end(place.file, cohort)
+    assert auditor.audit(finished=True) == []
+    assert place.totals().rows == verdicts
+    assert auditor.audit_rerun(lambda: crashes.bring_to_its_end(place.file, cohort)) == []
+
+
+def dies_and_goes_on(case: Case, stage: Stage) -> None:
+    with scene(case, stage) as place:
+        cohort, note, log = place.cohort(), stage.folder / "note", stage.folder / "log"
+        auditor = Auditor(place.site, place.pacs, watch=place.folder)
+        runs = [
+            crashes.start(place.file, cohort, log, f"{case.fault}:{note}")
+            for _ in range(case.workers)
+        ]
+        codes = crashes.ended(runs)
+        assert note.exists(), f"{case.point} was not met: {codes}, {place.reasons()}"
+        process = int(note.read_text().split()[0])
+        assert (process in [run.pid for run in runs]) is not case.of_a_receiver
+        for run, code in zip(runs, codes, strict=True):
+            if run.pid != process:
+                # The other run, and the one whose receiver died, are not to be harmed.
+                assert code == 0, log.read_text()
+            elif case.kind == "kill":
+                assert code == crashes.KILLED
+        assert auditor.audit() == []
+        comes_to_its_end(place, cohort, auditor, case.verdicts)
+
+
+@pytest.mark.campaign("crash: kill")
+@pytest.mark.parametrize("case", subset(cases("kill"), 12), ids=str)
+def test_killed_at_any_point(case, stage):
+    dies_and_goes_on(case, stage)
+
+
+@pytest.mark.campaign("crash: raise")
+@pytest.mark.parametrize("case", subset(cases("raise"), 6), ids=str)
+def test_an_error_nothing_expects_at_any_point(case, stage):
+    dies_and_goes_on(case, stage)
+
+
+@pytest.mark.campaign("crash: disk full")
+@pytest.mark.parametrize("case", subset(cases("enospc"), 3), ids=str)
+def test_the_disk_is_full_wherever_something_is_written(case, stage):
+    dies_and_goes_on(case, stage)
