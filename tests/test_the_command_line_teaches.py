@@ -34,6 +34,10 @@ COMMANDS = {
     "rerun": ["COHORT", "--site", "--reason", "--node", "--line", "--json"],
     "verify": ["COHORT", "--site", "--level", "exists", "size", "checksum", "read", "--json"],
     "rebuild-ledger": ["--site", "--level", "exists", "size", "checksum", "read", "--json"],
+    "quarantine list": ["--site", "--reason", "--json"],
+    "quarantine show": ["NAME", "--with-identifiers", "--site", "--json"],
+    "quarantine release": ["NAMES", "--all", "--reason", "--site", "--json"],
+    "quarantine drop": ["NAMES", "--all", "--reason", "--yes", "--site"],
     "receiver run": ["--site"],
     "receiver status": ["--site", "--json"],
     "receiver stop": ["--site"],
@@ -73,14 +77,8 @@ def test_help_names_every_command_in_the_order_of_use(command):
     lines = ended.output.splitlines()
     named = [line.split()[1] for line in lines if line.startswith("│ ") and "--" not in line]
     assert named == [
-        "demo",
-        "doctor",
-        "pull",
-        "status",
-        "rerun",
-        "verify",
-        "rebuild-ledger",
-        "receiver",
+        *("demo", "doctor", "pull", "status", "rerun"),
+        *("verify", "rebuild-ledger", "quarantine", "receiver"),
     ]
     assert not ended.modules & SLOW_TO_IMPORT
 

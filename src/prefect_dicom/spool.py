@@ -23,7 +23,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,10 +33,27 @@ from prefect_dicom.errors import PrefectDicomError, SpoolFull
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_sha256
 from prefect_dicom.model import StoreRequest, StudyReference
+from prefect_dicom.reasons import REASONS
 
 _CHECK_EVERY_BYTES = 16 * 1024**2
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An object in quarantine, as its note tells it; nothing of the object has been read.
+
+    ``sha256`` is of its bytes, and its name for good. ``study`` is the study it had been
+    attributed to, ``sender`` the calling AE title and the address it came from, where known.
+    """
+
+    sha256: str
+    reason: str
+    since: datetime
+    size_bytes: int
+    study: StudyReference | None = None
+    sender: str = ""
 
 
 class Part:
@@ -254,6 +272,29 @@ class Spool:
         self._note(sha256, reason, {"study": study})
         os.replace(self.file(study, sha256), self.quarantined / f"{sha256}.dcm")
 
+    def quarantine_entries(self) -> Iterator[Quarantined]:
+        """What lies in quarantine, in no order."""
+        with os.scandir(self.quarantined) as found:
+            for entry in found:
+                sha256 = entry.name.removesuffix(".dcm")
+                if sha256 != entry.name and is_sha256(sha256):
+                    yield _as_noted(sha256, entry.stat(), self._read_note(sha256))
+
+    def quarantine_path(self, sha256: str) -> Path:
+        """The file of an object in quarantine."""
+        return self.quarantined / f"{sha256}.dcm"
+
+    def give_back(self, sha256: str, study: StudyReference) -> None:
+        """Move an object out of quarantine, to what has arrived for a study."""
+        folder = self._study_folder(self.ready, study)
+        os.replace(self.quarantine_path(sha256), folder / f"{sha256}.dcm")
+        self._note_path(sha256).unlink(missing_ok=True)
+
+    def forget_quarantined(self, sha256: str) -> None:
+        """Delete an object in quarantine, for good."""
+        self.quarantine_path(sha256).unlink(missing_ok=True)
+        self._note_path(sha256).unlink(missing_ok=True)
+
     def remove(self, study: StudyReference, sha256: str) -> None:
         """Delete one object of a study (it is archived, or rejected and recorded)."""
         self.file(study, sha256).unlink(missing_ok=True)
@@ -301,8 +342,36 @@ class Spool:
 
     def _note(self, sha256: str, reason: str, note: dict) -> None:
         note = {"reason": reason, "since": datetime.now(UTC).isoformat(), **note}
-        (self.quarantined / f"{sha256}.json").write_text(json.dumps(note, indent=1))
+        self._note_path(sha256).write_text(json.dumps(note, indent=1))
+
+    def _note_path(self, sha256: str) -> Path:
+        return self.quarantined / f"{sha256}.json"
+
+    def _read_note(self, sha256: str) -> dict:
+        try:
+            note = json.loads(self._note_path(sha256).read_bytes())
+        except (OSError, ValueError):
+            # Lost or cut short in a crash: the object is there all the same.
+            return {}
+        return note if isinstance(note, dict) else {}
         reached("quarantine-noted")
+
+
+def _as_noted(sha256: str, facts: os.stat_result, note: dict) -> Quarantined:
+    reason, study = note.get("reason"), note.get("study")
+    try:
+        since = datetime.fromisoformat(note["since"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError):
+        since = datetime.fromtimestamp(facts.st_mtime, UTC)
+    sender = [note.get("calling_ae_title"), note.get("peer_address")]
+    return Quarantined(
+        sha256,
+        reason if isinstance(reason, str) and reason in REASONS else "unexpected",
+        since,
+        facts.st_size,
+        study if isinstance(study, int) else None,
+        " at ".join(part for part in sender if isinstance(part, str) and part),
+    )
 
 
 def _ours(error: OSError) -> OSError | SpoolFull:

@@ -8,7 +8,7 @@ changed bit in them is guarded by the SHA-256 taken on arrival, not by this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -95,6 +95,16 @@ def validate(scan: Scan, expected: Expected) -> Validation:
 
 
 # --- is it what was asked for
+
+
+def listed_key(identity: Identity, listed: Collection[InstanceKey]) -> InstanceKey:
+    """Which of the listed instances the object is; where it is none of them, its own words."""
+    sop = normal_uid(identity.sop_instance_uid or identity.requested_sop_instance_uid or "")
+    if identity.series_instance_uid is not None:
+        return InstanceKey(normal_uid(identity.series_instance_uid), sop)
+    # Not read: the request named the instance; the list says in which series it is.
+    matches = [key for key in listed if key.sop_instance_uid == sop]
+    return matches[0] if len(matches) == 1 else InstanceKey("", sop)
 
 
 def _foreign(

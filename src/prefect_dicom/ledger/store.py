@@ -388,6 +388,23 @@ class Ledger:
             raise ClaimLost(detail=f"{lost} of {len(claims)} claims" if len(claims) > 1 else "")
 
     @without_database_errors
+    def while_unclaimed(self, reference: StudyReference, act: Callable[[], T]) -> T:
+        """Do something short about a study that no run works on, and that none can claim then.
+
+        Raises
+        ------
+        ClaimLost
+            A living run has the study; nothing was done.
+        """
+        with self._write() as connection:
+            for row in self._lock_studies(
+                connection, studies.c.reference == reference, studies.c.run
+            ):
+                if row.run is not None and self._living(connection, {row.run}):
+                    raise ClaimLost(detail="a run works on the study")
+            return act()
+
+    @without_database_errors
     def live_claims(self) -> list[Claim]:
         """The claims of living runs, in order of reference."""
         with self._read() as connection:
@@ -1330,6 +1347,15 @@ class Ledger:
         while page := self._manifest_page(cohort, reference):
             yield from page
             reference = page[-1][0]
+
+    @without_database_errors
+    def manifest(self, reference: StudyReference) -> bytes | None:
+        """The manifest of an archived study."""
+        with self._read() as connection:
+            body = connection.execute(
+                select(manifests.c.body).where(manifests.c.study == reference)
+            ).scalar()
+        return None if body is None else zlib.decompress(body)
 
     @without_database_errors
     def _manifest_page(
