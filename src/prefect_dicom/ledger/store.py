@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,12 +26,12 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    Select,
     and_,
     bindparam,
     delete,
     func,
     insert,
-    or_,
     select,
     tuple_,
     update,
@@ -40,6 +40,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_dicom.errors import ClaimLost, LedgerError
 from prefect_dicom.faultpoints import reached
+from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.adoption import adopt_studies
 from prefect_dicom.ledger.database import for_writing, open_database
 from prefect_dicom.ledger.edge import without_database_errors
@@ -368,22 +369,11 @@ class Ledger:
     def held(self, claims: Iterable[Claim]) -> list[Claim]:
         """Those of the claims that still stand, for going on after a ClaimLost about several."""
         with self._read() as connection:
-            return _standing(
-                claims,
-                lambda condition: connection.execute(
-                    select(studies.c.reference, studies.c.run, studies.c.attempt).where(condition)
-                ).all(),
-            )
+            return _standing(connection, statements.CLAIMS, claims)
 
     def _hold(self, connection: Connection, claims: Collection[Claim]) -> None:
         """Make sure that the claims stand, and that they do until the transaction ends."""
-        standing = _standing(
-            claims,
-            lambda condition: self._lock_studies(
-                connection, condition, studies.c.run, studies.c.attempt
-            ),
-        )
-        lost = len(claims) - len(standing)
+        lost = len(claims) - len(_standing(connection, statements.HOLD_CLAIMS, claims))
         if lost:
             raise ClaimLost(detail=f"{lost} of {len(claims)} claims" if len(claims) > 1 else "")
 
@@ -675,11 +665,7 @@ class Ledger:
         Those that are no longer listed are among them, rejected for that reason.
         """
         with self._read() as connection:
-            rows = connection.execute(
-                select(instance_rows)
-                .where(instance_rows.c.study == reference)
-                .order_by(instance_rows.c.series_instance_uid, instance_rows.c.sop_instance_uid)
-            ).all()
+            rows = connection.execute(statements.INSTANCES, {"b_study": reference}).all()
         return [
             InstanceRecord(
                 key=InstanceKey(row.series_instance_uid, row.sop_instance_uid),
@@ -707,97 +693,71 @@ class Ledger:
         *,
         fresh: bool = False,
     ) -> ListChange:
-        """Make the PACS's instance list the expected set of the study, which is then listed.
+        """:meth:`record_lists` of one study."""
+        return self.record_lists([(claim, instances, evidence)], fresh=fresh)[0]
 
-        What is new on the list is expected. What is no longer on it is forgotten while it was
+    @without_database_errors
+    def record_lists(
+        self, lists: Sequence[tuple[Claim, Sequence[Instance], Evidence]], *, fresh: bool = False
+    ) -> list[ListChange]:
+        """Make the PACS's instance lists the expected sets of studies, which are then listed.
+
+        What is new on a list is expected. What is no longer on it is forgotten while it was
         only expected; once received or stored it is rejected as ``no-longer-listed``, and keeps
-        the name of its object.
+        the name of its object. All or nothing: with a ClaimLost nothing is recorded.
 
         Parameters
         ----------
+        lists : sequence of (claim, instances, evidence)
         fresh : bool
             The first list of a rerun: listed instances that were rejected are expected again,
             with no arrivals counted against them.
 
         Returns
         -------
-        ListChange
-            Compared with the list before.
+        list of ListChange
+            Compared with the lists before, in their order.
         """
-        listed = {instance.key: instance for instance in instances}
+        if not lists:
+            return []
+        references = [claim.reference for claim, _, _ in lists]
         with self._write() as connection:
-            self._hold(connection, [claim])
+            self._hold(connection, [claim for claim, _, _ in lists])
+            now = _now()
             connection.execute(
-                update(studies)
-                .where(studies.c.reference == claim.reference)
-                .values(state=StudyState.LISTED, evidence=evidence, listed_at=_now())
+                statements.STUDY_LISTED,
+                [
+                    {"b_study": reference, "b_evidence": evidence, "b_listed_at": now}
+                    for reference, (_, _, evidence) in zip(references, lists, strict=True)
+                ],
             )
             reached("list-half-written")
-            return self._change_list(connection, claim.reference, listed, fresh)
-
-    def _change_list(
-        self,
-        connection: Connection,
-        reference: StudyReference,
-        listed: Mapping[InstanceKey, Instance],
-        fresh: bool,
-    ) -> ListChange:
-        before = {
-            InstanceKey(row.series_instance_uid, row.sop_instance_uid): row
-            for row in connection.execute(
-                select(
-                    instance_rows.c.series_instance_uid,
-                    instance_rows.c.sop_instance_uid,
-                    instance_rows.c.state,
-                    instance_rows.c.reason,
-                ).where(instance_rows.c.study == reference)
-            )
-        }
-        new = [key for key in listed if key not in before]
-        returned, retried, forgotten, withdrawn = [], [], [], []
-        for key, row in before.items():
-            if key in listed:
-                if row.reason == NO_LONGER_LISTED:
-                    returned.append(key)
-                elif fresh and row.state == InstanceState.REJECTED:
-                    retried.append(key)
-            elif row.state == InstanceState.EXPECTED:
-                forgotten.append(key)
-            elif row.reason != NO_LONGER_LISTED:
-                withdrawn.append(key)
-        if new:
-            for piece in _slices(new, _BATCH):
-                connection.execute(
-                    insert(instance_rows),
-                    [
-                        {
-                            "study": reference,
-                            "series_instance_uid": key.series_instance_uid,
-                            "sop_instance_uid": key.sop_instance_uid,
-                            "sop_class_uid": listed[key].sop_class_uid,
-                            "state": InstanceState.EXPECTED,
-                        }
-                        for key in piece
-                    ],
+            known: dict[StudyReference, dict[InstanceKey, Row[Any]]] = defaultdict(dict)
+            for piece in _slices(references):
+                for row in connection.execute(statements.LISTS, {"b_studies": piece}):
+                    key = InstanceKey(row.series_instance_uid, row.sop_instance_uid)
+                    known[row.study][key] = row
+            changes, new = [], []
+            for reference, (_, instances, _) in zip(references, lists, strict=True):
+                listed = {instance.key: instance for instance in instances}
+                added = [key for key in listed if key not in known[reference]]
+                new += [
+                    {
+                        "study": reference,
+                        "series_instance_uid": key.series_instance_uid,
+                        "sop_instance_uid": key.sop_instance_uid,
+                        "sop_class_uid": listed[key].sop_class_uid,
+                        "state": InstanceState.EXPECTED,
+                    }
+                    for key in added
+                ]
+                returned, left = _change_list(
+                    connection, reference, known[reference], listed, fresh
                 )
-        _change(
-            connection,
-            update(instance_rows).values(state=InstanceState.EXPECTED, reason=None, rejections=0),
-            reference,
-            returned + retried,
-        )
-        _change(connection, delete(instance_rows), reference, forgotten)
-        _change(
-            connection,
-            update(instance_rows).values(state=InstanceState.REJECTED, reason=NO_LONGER_LISTED),
-            reference,
-            withdrawn,
-        )
-        return ListChange(
-            added=len(new) + len(returned),
-            removed=len(forgotten) + len(withdrawn),
-            total=len(listed),
-        )
+                changes.append(ListChange(len(added) + returned, left, len(listed)))
+            for piece in _slices(new, _BATCH):
+                connection.execute(statements.EXPECT, piece)
+        return changes
 
     @without_database_errors
     def record_received(
@@ -829,31 +789,17 @@ class Ledger:
         with self._write() as connection:
             self._hold(connection, list(concerned.values()))
             received = connection.execute(
-                update(instance_rows)
-                .where(
-                    instance_rows.c.study == bindparam("b_study"),
-                    instance_rows.c.series_instance_uid == bindparam("b_series"),
-                    instance_rows.c.sop_instance_uid == bindparam("b_instance"),
-                    instance_rows.c.state == InstanceState.EXPECTED,
-                )
-                .values(
-                    state=InstanceState.RECEIVED,
-                    sop_class_uid=bindparam("sop_class_uid"),
-                    transfer_syntax_uid=bindparam("transfer_syntax_uid"),
-                    sha256=bindparam("sha256"),
-                    size_bytes=bindparam("size_bytes"),
-                    spool_name=bindparam("spool_name"),
-                ),
+                statements.RECEIVED,
                 [
                     {
                         "b_study": study,
                         "b_series": series,
                         "b_instance": instance,
-                        "sop_class_uid": arrival.sop_class_uid,
-                        "transfer_syntax_uid": arrival.transfer_syntax_uid,
-                        "sha256": arrival.sha256,
-                        "size_bytes": arrival.size_bytes,
-                        "spool_name": arrival.name,
+                        "b_sop_class_uid": arrival.sop_class_uid,
+                        "b_transfer_syntax_uid": arrival.transfer_syntax_uid,
+                        "b_sha256": arrival.sha256,
+                        "b_size_bytes": arrival.size_bytes,
+                        "b_spool_name": arrival.name,
                     }
                     for (study, series, instance), arrival in first.items()
                 ],
@@ -887,26 +833,7 @@ class Ledger:
         """
         with self._write() as connection:
             self._hold(connection, [claim])
-            _change(
-                connection,
-                update(instance_rows)
-                # Spelled out: a list of values does not go with a batch.
-                .where(
-                    or_(
-                        instance_rows.c.state == InstanceState.RECEIVED,
-                        instance_rows.c.state == InstanceState.STORED,
-                    )
-                )
-                .values(
-                    state=InstanceState.EXPECTED,
-                    spool_name=None,
-                    object_key=None,
-                    version_id=None,
-                    rejections=instance_rows.c.rejections + 1,
-                ),
-                claim.reference,
-                list(keys),
-            )
+            _change(connection, statements.LOST, claim.reference, list(keys))
 
     @without_database_errors
     def record_rejected(self, claim: Claim, rejections: Sequence[tuple[InstanceKey, str]]) -> None:
@@ -917,15 +844,7 @@ class Ledger:
             self._hold(connection, [claim])
             _change(
                 connection,
-                update(instance_rows)
-                # Spelled out: a list of values does not go with a batch.
-                .where(
-                    or_(
-                        instance_rows.c.state == InstanceState.EXPECTED,
-                        instance_rows.c.state == InstanceState.RECEIVED,
-                    )
-                )
-                .values(state=InstanceState.REJECTED, reason=bindparam("b_reason")),
+                statements.REJECTED,
                 claim.reference,
                 [key for key, _ in rejections],
                 [{"b_reason": reason} for _, reason in rejections],
@@ -950,17 +869,7 @@ class Ledger:
             self._hold(connection, [claim])
             _change(
                 connection,
-                update(instance_rows)
-                .where(
-                    instance_rows.c.state == InstanceState.RECEIVED,
-                    instance_rows.c.sha256 == bindparam("b_sha256"),
-                )
-                .values(
-                    state=InstanceState.STORED,
-                    object_key=bindparam("b_object_key"),
-                    version_id=bindparam("b_version_id"),
-                    warnings=bindparam("b_warnings", type_=instance_rows.c.warnings.type),
-                ),
+                statements.STORED,
                 claim.reference,
                 [key for key, _, _ in stored],
                 [
@@ -1023,28 +932,21 @@ class Ledger:
                     f"{figures.withheld} rejected",
                 )
             changed = connection.execute(
-                update(studies)
-                .where(studies.c.reference == reference, studies.c.state == StudyState.LISTED)
-                .values(
-                    state=StudyState.ARCHIVED,
-                    run=None,
-                    archived_at=_now(),
-                    archived_instances=instances,
-                    withheld_instances=withheld,
-                    archived_bytes=size_bytes,
-                )
+                statements.STUDY_ARCHIVED,
+                {
+                    "b_study": reference,
+                    "b_archived_at": _now(),
+                    "b_instances": instances,
+                    "b_withheld": withheld,
+                    "b_size_bytes": size_bytes,
+                },
             ).rowcount
             if not changed:
                 raise LedgerError("instances-missing", "the study has not been listed")
             connection.execute(
-                self._insert(manifests).values(study=reference, body=zlib.compress(manifest))
+                insert(manifests), {"study": reference, "body": zlib.compress(manifest)}
             )
-            connection.execute(
-                delete(instance_rows).where(
-                    instance_rows.c.study == reference,
-                    or_(IS_LISTED, instance_rows.c.object_key.is_(None)),
-                )
-            )
+            connection.execute(statements.FORGET_ARCHIVED, {"b_study": reference})
 
     @without_database_errors
     def record_failed(self, claim: Claim, code: str, detail: str = "") -> None:
@@ -1380,14 +1282,12 @@ _ARCHIVED_COLUMNS = (
 )
 
 
-def _standing(
-    claims: Iterable[Claim], read: Callable[[ColumnElement[bool]], Sequence[Row[Any]]]
-) -> list[Claim]:
+def _standing(connection: Connection, read: Select[Any], claims: Iterable[Claim]) -> list[Claim]:
     """The claims whose run and attempt are those of their studies, by reference."""
     ordered = sorted(claims, key=lambda claim: claim.reference)
     tokens: dict[StudyReference, tuple[int | None, int]] = {}
     for piece in _slices(claim.reference for claim in ordered):
-        for row in read(studies.c.reference.in_(piece)):
+        for row in connection.execute(read, {"b_studies": piece}):
             tokens[row.reference] = (row.run, row.attempt)
     return [c for c in ordered if tokens.get(c.reference) == (c.run, c.attempt)]
 
@@ -1431,6 +1331,31 @@ def _verdict(line: int, reason: str | None, outcomes: list[StudyOutcome]) -> Row
     )
 
 
+def _change_list(
+    connection: Connection,
+    reference: StudyReference,
+    before: Mapping[InstanceKey, Row[Any]],
+    listed: Container[InstanceKey],
+    fresh: bool,
+) -> tuple[int, int]:
+    """Bring what is known to what is listed; how many returned to the list, how many left it."""
+    returned, retried, forgotten, withdrawn = [], [], [], []
+    for key, row in before.items():
+        if key in listed:
+            if row.reason == NO_LONGER_LISTED:
+                returned.append(key)
+            elif fresh and row.state == InstanceState.REJECTED:
+                retried.append(key)
+        elif row.state == InstanceState.EXPECTED:
+            forgotten.append(key)
+        elif row.reason != NO_LONGER_LISTED:
+            withdrawn.append(key)
+    _change(connection, statements.EXPECT_AGAIN, reference, returned + retried)
+    _change(connection, statements.FORGET, reference, forgotten)
+    _change(connection, statements.WITHDRAW, reference, withdrawn)
+    return len(returned), len(forgotten) + len(withdrawn)
+
+
 def _change(
     connection: Connection,
     statement: Any,
@@ -1438,7 +1363,7 @@ def _change(
     keys: Sequence[InstanceKey],
     values: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Run an update or a delete for each of the keys, in one batch."""
+    """Run a statement for each of the keys, in one batch."""
     if not keys:
         return
     parameters = [
@@ -1451,14 +1376,7 @@ def _change(
     ]
     for parameter, more in zip(parameters, values or (), strict=bool(values)):
         parameter.update(more)
-    connection.execute(
-        statement.where(
-            instance_rows.c.study == bindparam("b_study"),
-            instance_rows.c.series_instance_uid == bindparam("b_series"),
-            instance_rows.c.sop_instance_uid == bindparam("b_instance"),
-        ),
-        parameters,
-    )
+    connection.execute(statement, parameters)
 
 
 def _add(figures: _Figures, state: str, count: int, size_bytes: int) -> None:
@@ -1480,14 +1398,7 @@ def _count(
     for piece in _slices(references):
         figures.update((reference, _Figures()) for reference in piece)
         for reference, state, count, size_bytes in connection.execute(
-            select(
-                instance_rows.c.study,
-                instance_rows.c.state,
-                func.count(),
-                func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
-            )
-            .where(instance_rows.c.study.in_(piece), IS_LISTED)
-            .group_by(instance_rows.c.study, instance_rows.c.state)
+            statements.COUNTS, {"b_studies": piece}
         ):
             _add(figures[reference], state, count, int(size_bytes))
     return figures

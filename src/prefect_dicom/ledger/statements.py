@@ -1,0 +1,150 @@
+"""The statements that run for every study, built once: building one costs more than running it.
+
+Parameters begin with ``b_``, so that none is taken for a column of the row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
+
+from prefect_dicom.ledger.schema import IS_LISTED, NO_LONGER_LISTED, instances, studies
+from prefect_dicom.model import InstanceState, StudyState
+
+
+def _of_key(statement: Any) -> Any:
+    """The statement, for one instance: ``b_study``, ``b_series``, ``b_instance``."""
+    return statement.where(
+        instances.c.study == bindparam("b_study"),
+        instances.c.series_instance_uid == bindparam("b_series"),
+        instances.c.sop_instance_uid == bindparam("b_instance"),
+    )
+
+
+def _in_state(*states: InstanceState) -> Any:
+    # Spelled out: a list of values does not go with a batch.
+    return or_(*(instances.c.state == state for state in states))
+
+
+_STUDIES = instances.c.study.in_(bindparam("b_studies", expanding=True))
+
+# --- studies
+
+CLAIMS = (
+    select(studies.c.reference, studies.c.run, studies.c.attempt)
+    .where(studies.c.reference.in_(bindparam("b_studies", expanding=True)))
+    .order_by(studies.c.reference)
+)
+HOLD_CLAIMS = CLAIMS.with_for_update(key_share=True)
+
+STUDY_LISTED = (
+    update(studies)
+    .where(studies.c.reference == bindparam("b_study"))
+    .values(
+        state=StudyState.LISTED,
+        evidence=bindparam("b_evidence", type_=studies.c.evidence.type),
+        listed_at=bindparam("b_listed_at", type_=studies.c.listed_at.type),
+    )
+)
+
+STUDY_ARCHIVED = (
+    update(studies)
+    .where(studies.c.reference == bindparam("b_study"), studies.c.state == StudyState.LISTED)
+    .values(
+        state=StudyState.ARCHIVED,
+        run=None,
+        archived_at=bindparam("b_archived_at", type_=studies.c.archived_at.type),
+        archived_instances=bindparam("b_instances"),
+        withheld_instances=bindparam("b_withheld"),
+        archived_bytes=bindparam("b_size_bytes"),
+    )
+)
+
+# --- instances
+
+INSTANCES = (
+    select(instances)
+    .where(instances.c.study == bindparam("b_study"))
+    .order_by(instances.c.series_instance_uid, instances.c.sop_instance_uid)
+)
+
+COUNTS = (
+    select(
+        instances.c.study,
+        instances.c.state,
+        func.count(),
+        func.coalesce(func.sum(instances.c.size_bytes), 0),
+    )
+    .where(_STUDIES, IS_LISTED)
+    .group_by(instances.c.study, instances.c.state)
+)
+
+LISTS = select(
+    instances.c.study,
+    instances.c.series_instance_uid,
+    instances.c.sop_instance_uid,
+    instances.c.state,
+    instances.c.reason,
+).where(_STUDIES)
+
+EXPECT = insert(instances)
+
+EXPECT_AGAIN = _of_key(
+    update(instances).values(state=InstanceState.EXPECTED, reason=None, rejections=0)
+)
+
+FORGET = _of_key(delete(instances))
+
+WITHDRAW = _of_key(update(instances).values(state=InstanceState.REJECTED, reason=NO_LONGER_LISTED))
+
+RECEIVED = _of_key(
+    update(instances)
+    .where(instances.c.state == InstanceState.EXPECTED)
+    .values(
+        state=InstanceState.RECEIVED,
+        sop_class_uid=bindparam("b_sop_class_uid"),
+        transfer_syntax_uid=bindparam("b_transfer_syntax_uid"),
+        sha256=bindparam("b_sha256"),
+        size_bytes=bindparam("b_size_bytes"),
+        spool_name=bindparam("b_spool_name"),
+    )
+)
+
+LOST = _of_key(
+    update(instances)
+    .where(_in_state(InstanceState.RECEIVED, InstanceState.STORED))
+    .values(
+        state=InstanceState.EXPECTED,
+        spool_name=None,
+        object_key=None,
+        version_id=None,
+        rejections=instances.c.rejections + 1,
+    )
+)
+
+REJECTED = _of_key(
+    update(instances)
+    .where(_in_state(InstanceState.EXPECTED, InstanceState.RECEIVED))
+    .values(state=InstanceState.REJECTED, reason=bindparam("b_reason"))
+)
+
+STORED = _of_key(
+    update(instances)
+    .where(
+        instances.c.state == InstanceState.RECEIVED,
+        instances.c.sha256 == bindparam("b_sha256"),
+    )
+    .values(
+        state=InstanceState.STORED,
+        object_key=bindparam("b_object_key"),
+        version_id=bindparam("b_version_id"),
+        warnings=bindparam("b_warnings", type_=instances.c.warnings.type),
+    )
+)
+
+FORGET_ARCHIVED = delete(instances).where(
+    instances.c.study == bindparam("b_study"),
+    or_(IS_LISTED, instances.c.object_key.is_(None)),
+)
+"""All but those that were stored and left the list afterwards: only the ledger knows them."""
