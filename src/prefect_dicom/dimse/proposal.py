@@ -32,6 +32,7 @@ COMMON_SYNTAXES = (
 
 RARE_SYNTAXES = (
     "1.2.840.10008.1.2.8.1",
+    "1.2.840.113619.5.2",  # GE's private one, which its archives keep and send
     *(f"1.2.840.10008.1.2.4.{n}" for n in (92, 93, 110, 111, 112, 201, 202, 203)),
     # Video, each also as fragmentable.
     *(f"1.2.840.10008.1.2.4.{n}" for n in range(100, 109)),
