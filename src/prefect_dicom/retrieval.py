@@ -278,7 +278,7 @@ class Retrieval:
                 continue
             if not found_out:
                 found_out = True
-                arrived += self._find_out(works, alone=len(works) == 1)
+                arrived += self._find_out(works, delivers=arrived > 0)
             step, breadth = next(manners, (0, breadth))
             if not step or fruitless >= _FRUITLESS_REQUESTS:
                 break
@@ -291,7 +291,7 @@ class Retrieval:
                 self._clock.sent_nothing(work.reference, work.failure)
         return arrived
 
-    def _find_out(self, works: Sequence[StudyWork], *, alone: bool) -> int:
+    def _find_out(self, works: Sequence[StudyWork], *, delivers: bool) -> int:
         """Tell apart what it may mean that nothing arrived; returns how much does arrive now.
 
         Orthanc answers with one status to a study it does not have any more, a destination that
@@ -300,8 +300,8 @@ class Retrieval:
 
         Parameters
         ----------
-        alone : bool
-            Whether the studies were asked for one by one already, and not in a list.
+        delivers : bool
+            Whether others have just come, so that the way is open and these are missing.
 
         Raises
         ------
@@ -326,9 +326,9 @@ class Retrieval:
             elif work.failure == "study-gone":
                 work.failure = "pacs-failure"
         for work in doubtful:
-            if work.gone:
+            if work.gone or delivers:
                 continue
-            if brought := self._one_instance(work, alone):
+            if brought := self._one_instance(work, alone=len(works) == 1):
                 self._clock.delivered()
                 return brought
             self._clock.sent_nothing(work.reference, work.failure)
@@ -336,7 +336,7 @@ class Retrieval:
                 raise PacsError(self._clock.halted)
         return 0
 
-    def _one_instance(self, work: StudyWork, alone: bool) -> int:
+    def _one_instance(self, work: StudyWork, *, alone: bool) -> int:
         """Ask for one instance, and for the study where it was in a list; returns what came."""
         for wanted, contexts in self._groups([work], Breadth.ALL):
             key = wanted[work.reference][0]
