@@ -11,8 +11,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
@@ -29,7 +31,7 @@ from prefect_dicom.dimse.status import reason_for_status
 from prefect_dicom.errors import Interrupted, PacsError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import normal_uid
-from prefect_dicom.ledger import Claim, Ledger
+from prefect_dicom.ledger import Claim, Ledger, ListChange
 from prefect_dicom.model import (
     Arrival,
     Disposition,
@@ -54,6 +56,8 @@ _SHRINK = 7
 """After a round that brought nothing, the UID lists of a C-MOVE get this much shorter."""
 _FRUITLESS_REQUESTS = 20
 """Single-instance requests in a row that bring nothing, after which the rest is given up."""
+_SOME = 2
+"""Of a longer list that brought what its first UID names, it was the list that was not taken."""
 _SPARE_ROUNDS = 3
 """Rounds that brought nothing for reasons of our own, or only faulty objects, and are repeated."""
 
@@ -100,6 +104,36 @@ class StudyWork:
         return self.listed[key].sop_class_uid
 
 
+@dataclass(slots=True)
+class RetrieveHabits:
+    """What a node was seen to make of requests; shared by all who ask it in a run."""
+
+    one_uid: bool = False
+    """Of a list of UIDs it sends what one of them names, or nothing."""
+    no_image_level: bool = False
+    """It refuses requests for instances, and answers those for whole series."""
+    image_level: bool = False
+    """It has answered a request for instances with some."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How to ask: UIDs in a list, what a C-GET proposes, and what is not asked for in parts."""
+
+    uids: int
+    breadth: Breadth
+    whole: str | None = None
+    """SERIES or STUDY."""
+
+
+class _Judged(NamedTuple):
+    """What is new in the spool for a study; ``rejected`` are the hashes of the rejections."""
+
+    arrivals: list[Arrival]
+    rejections: list[tuple[InstanceKey, str]]
+    rejected: list[str]
+
+
 class Retrieval:
     """Lists and fetches studies of one node with one requestor. Not thread-safe.
 
@@ -119,6 +153,8 @@ class Retrieval:
         The node's, to be told what comes of requests.
     leave : callable
         Waits until the node may be asked, and returns the time of its clock.
+    habits : RetrieveHabits, optional
+        What is known of the node, and is learnt of it.
     """
 
     def __init__(
@@ -134,9 +170,11 @@ class Retrieval:
         stopping: Callable[[], bool],
         clock: NodeClock,
         leave: Callable[[], float],
+        habits: RetrieveHabits | None = None,
     ) -> None:
         self._clock = clock
         self._leave = leave
+        self._habits = habits or RetrieveHabits()
         self._asked_at = clock.now()
         self._node = node
         self._requestor = requestor
@@ -146,6 +184,10 @@ class Retrieval:
         self._leave_out_faulty = leave_out_faulty
         self._lease = lease
         self._stopping = stopping
+
+    @property
+    def _service(self) -> str:
+        return "C-MOVE" if self._node.retrieve is RetrieveMethod.C_MOVE else "C-GET"
 
     # --- the expected set
 
@@ -173,24 +215,52 @@ class Retrieval:
         bool
             Whether the list differs from the one known before.
         """
+        study = work.claim.study
         answer = answer or list_instances(
-            self._requestor, work.claim.study_instance_uid, work.claim.patient_id
+            self._requestor, study.study_instance_uid, study.patient_id, study.number_of_series
         )
+        if fresh and answer.offline:
+            raise PacsError("study-offline", f"{answer.offline} series")
         listed = {instance.key: instance for instance in answer.instances}
         if not fresh and listed.keys() == work.listed.keys():
             return False
+        if not fresh and not listed:
+            # What came of it is no study that anybody has now; the list stays as it was.
+            work.gone = True
+            work.failure = "study-gone"
+            return True
         changed = listed.keys() != work.listed.keys()
-        self._ledger.record_list(work.claim, answer.instances, work.evidence, fresh=fresh)
+        change = self._ledger.record_list(work.claim, answer.instances, work.evidence, fresh=fresh)
         reached("list-recorded")
-        work.listed = listed
+        self._expect(work, answer, change)
+        return changed
+
+    def list_afresh(self, works: Sequence[StudyWork]) -> set[StudyReference]:
+        """The first lists of this run, of as many studies as :meth:`lists` can read together."""
+        lists = {r: answer for r, answer in self.lists(works).items() if not answer.offline}
+        listed = [work for work in works if work.reference in lists]
+        changes = self._ledger.record_lists(
+            [(work.claim, lists[work.reference].instances, work.evidence) for work in listed],
+            fresh=True,
+        )
+        reached("list-recorded")
+        for work, change in zip(listed, changes, strict=True):
+            self._expect(work, lists[work.reference], change)
+        return lists.keys()
+
+    def _expect(self, work: StudyWork, answer: ListedStudy, change: ListChange) -> None:
+        work.listed = {instance.key: instance for instance in answer.instances}
         work.listed_at = _now()
         if answer.unlistable:
             work.failure = "unsafe-uid"
-        self._read_states(work)
+        if change.added == change.total:
+            # Nothing to be read where nothing was known.
+            work.states.update(dict.fromkeys(work.listed, InstanceState.EXPECTED))
+        else:
+            self._read_states(work)
         # What arrived unlisted may be on the list now.
         work.seen.difference_update(work.unlisted)
         work.unlisted.clear()
-        return changed
 
     def _read_states(self, work: StudyWork) -> None:
         """Bring the ledger's instances and the spool's files together."""
@@ -241,32 +311,40 @@ class Retrieval:
         Interrupted
             The run was told to stop.
         """
-        arrived = sum(self.take_in(work) for work in works)
+        arrived = self.take_in(works)
         fruitless = 0
         spare_rounds = _SPARE_ROUNDS
         found_out = False
         by_reference = {work.reference: work for work in works}
         manners = self._manners()
-        step, breadth = next(manners)
+        manner = next(manners)
         while any(work.missing() for work in works):
             progress, waited = 0, False
             set_aside = sum(work.set_aside for work in works)
-            for request, contexts in self._plan(works, step, breadth):
+            refused = None
+            for request, contexts in self._plan(works, manner):
                 if self._stopping():
                     raise Interrupted()
                 self._spool.check_reserve()
                 members = [by_reference[r] for r in request.studies]
+                parts = _parts(request, members)
                 outcome = self._ask(request, members, contexts)
                 reached("request-ended")
-                brought = sum(self.take_in(work) for work in members)
+                brought = self.take_in(members)
                 progress += brought
                 waited = waited or outcome is None
-                if not brought and outcome is not None:
+                if brought:
+                    fruitless = 0
+                    if self._learn(manner, request, parts, outcome, members):
+                        manner = replace(manner, uids=1)
+                        break
+                elif outcome is not None:
                     # Where there is no room that is why, whatever the peer makes of it.
                     self._spool.check_reserve()
                     self._consider(outcome, members, first=not arrived and not progress)
-                    fruitless += step == 1
-                if fruitless >= _FRUITLESS_REQUESTS:
+                    fruitless += manner.uids == 1
+                    refused = self._refused(manner, request, outcome)
+                if refused or fruitless >= _FRUITLESS_REQUESTS:
                     break
             arrived += progress
             if progress:
@@ -279,9 +357,12 @@ class Retrieval:
             if not found_out:
                 found_out = True
                 arrived += self._find_out(works, delivers=arrived > 0)
-            step, breadth = next(manners, (0, breadth))
-            if not step or fruitless >= _FRUITLESS_REQUESTS:
+            if refused:
+                manners = iter(refused)
+            manner = next(manners, None)
+            if manner is None or fruitless >= _FRUITLESS_REQUESTS:
                 break
+        self._list_what_is_missing(works)
         for work in works:
             if work.missing():
                 work.failure = work.failure or "instances-missing"
@@ -348,32 +429,82 @@ class Retrieval:
                 expected=1,
             )
             self._ask(request, [work], contexts)
-            if brought := self.take_in(work):
+            if brought := self.take_in([work]):
                 return brought
             break
         if not alone:
             # Some archives take no request at IMAGE level, and none with a list.
-            for request, contexts in self._plan([work], 1, Breadth.ALL):
+            for request, contexts in self._plan([work], _Manner(1, Breadth.ALL)):
                 self._ask(request, [work], contexts)
-                return self.take_in(work)
+                return self.take_in([work])
         return 0
 
-    def _manners(self) -> Iterator[tuple[int, Breadth]]:
-        """How to ask: UIDs in a list, and what a C-GET proposes. Next after a fruitless round."""
-        most = self._node.limits.uids_per_request
+    def _list_what_is_missing(self, works: Sequence[StudyWork]) -> None:
+        """Read the lists again of what came in part: the rest may be gone from the PACS."""
+        for work in works:
+            if work.missing() and not work.untouched and work.failure not in _TELLS_MORE:
+                try:
+                    self.list(work, fresh=False)
+                except PacsError as error:
+                    if error.code not in OF_ONE_REQUEST:
+                        raise
+
+    def _manners(self) -> Iterator[_Manner]:
+        """How to ask, from the quickest; the next one after a round that brought nothing."""
+        whole = "SERIES" if self._habits.no_image_level else None
+        most = 1 if self._habits.one_uid else self._node.limits.uids_per_request
+        few = most // _SHRINK
+        yield _Manner(most, Breadth.COMMON, whole)
         if self._node.retrieve is RetrieveMethod.C_GET:
-            yield most, Breadth.COMMON
-            yield most, Breadth.ALL
-            yield most, Breadth.SINGLE
-        else:
-            yield most, Breadth.COMMON
-            if most // _SHRINK > 1:
-                yield most // _SHRINK, Breadth.COMMON
+            yield _Manner(most, Breadth.ALL, whole)
+            if few > 1:
+                yield _Manner(few, Breadth.ALL, whole)
+            yield _Manner(most, Breadth.SINGLE, whole)
+        elif few > 1:
+            yield _Manner(few, Breadth.COMMON, whole)
         if most > 1:
-            yield 1, Breadth.ALL
+            yield _Manner(1, Breadth.ALL, whole)
+        if whole:
+            yield _Manner(1, Breadth.ALL, "STUDY")
+
+    def _refused(
+        self, manner: _Manner, request: RetrieveRequest, outcome: RetrieveOutcome
+    ) -> list[_Manner] | None:
+        """Other manners to go on with, where a request was refused for how it asks."""
+        if outcome.status is None or outcome.lost is not None:
+            return None
+        if reason_for_status(self._service, outcome.status) != "request-refused":
+            return None
+        if manner.uids > 1:
+            return [_Manner(1, breadth, manner.whole) for breadth in (Breadth.COMMON, Breadth.ALL)]
+        if request.level == "IMAGE" and not self._habits.image_level:
+            return [_Manner(1, Breadth.ALL, level) for level in ("SERIES", "STUDY")]
+        return None
+
+    def _learn(
+        self,
+        manner: _Manner,
+        request: RetrieveRequest,
+        parts: Sequence[set[InstanceKey]],
+        outcome: RetrieveOutcome | None,
+        works: Sequence[StudyWork],
+    ) -> bool:
+        """Remember what a request that brought something tells; True: ask by single UIDs now."""
+        habits = self._habits
+        if request.level == "IMAGE":
+            habits.image_level = True
+        elif manner.whole:
+            habits.no_image_level = True
+        if outcome is None or outcome.status is None or not _is_success(outcome.status):
+            return False
+        missing = {key for work in works for key in work.missing()}
+        came = [not part <= missing for part in parts]
+        if len(parts) > _SOME and came[0] and not any(came[1:]):
+            habits.one_uid = True
+        return habits.one_uid and manner.uids > 1
 
     def _plan(
-        self, works: Sequence[StudyWork], step: int, breadth: Breadth
+        self, works: Sequence[StudyWork], manner: _Manner
     ) -> Iterator[tuple[RetrieveRequest, tuple[tuple[str, str], ...]]]:
         """The requests of one round, with the presentation contexts a C-GET needs for them.
 
@@ -381,14 +512,19 @@ class Retrieval:
         """
         limits = self._node.limits
         most = max(1, min(limits.chunk_instances, limits.chunk_bytes // limits.instance_bytes))
+        if manner.whole:
+            for wanted, contexts in self._groups(works, manner.breadth):
+                for request in _whole_requests(wanted, manner.whole):
+                    yield request, contexts
+            return
         listed = {work.reference: list(work.listed) for work in works}
         patient_root = self._node.information_model is InformationModel.PATIENT_ROOT
-        for wanted, contexts in self._groups(works, breadth):
+        for wanted, contexts in self._groups(works, manner.breadth):
             # In the Patient Root a request names one patient, and so one study at a time.
             parts = [{r: keys} for r, keys in wanted.items()] if patient_root else [wanted]
             for part in parts:
                 for request in plan_requests(
-                    part, listed, request_instances=most, uids_per_request=step
+                    part, listed, request_instances=most, uids_per_request=manner.uids
                 ):
                     yield request, contexts
 
@@ -451,7 +587,13 @@ class Retrieval:
                 progress=lambda: _signs_of_life(expected),
                 should_stop=lambda: "interrupted" if self._stopping() else None,
             )
-            if outcome.status is None or _is_success(outcome.status) or outcome.completed:
+            if (
+                outcome.lost is not None
+                or outcome.status is None
+                or _is_success(outcome.status)
+                or outcome.completed
+                or expected.arrived().objects
+            ):
                 wait_until_arrived(expected, request.expected, quiet, self._stopping)
             expected.arrived()
             return None if expected.renewed else outcome
@@ -459,14 +601,23 @@ class Retrieval:
     def _get(
         self, identifier: Dataset, contexts: Sequence[tuple[str, str]], own: Expectation
     ) -> RetrieveOutcome:
+        ask = partial(
+            c_get,
+            self._node,
+            identifier,
+            contexts=contexts,
+            intake=Intake(self._spool, own),
+            should_stop=self._stopping,
+        )
         try:
-            return c_get(
-                self._node,
-                identifier,
-                contexts=contexts,
-                intake=Intake(self._spool, own),
-                should_stop=self._stopping,
-            )
+            try:
+                return ask()
+            except PacsError as error:
+                if error.code != "pacs-busy":
+                    raise
+                # What keeps it busy may be our own association, left open for queries.
+                self._requestor.close()
+                return ask()
         except PacsError as error:
             if error.code != "sop-classes-refused":
                 raise
@@ -480,8 +631,7 @@ class Retrieval:
         if outcome.lost is not None:
             code = outcome.lost
         elif outcome.status is not None:
-            service = "C-MOVE" if self._node.retrieve is RetrieveMethod.C_MOVE else "C-GET"
-            code = reason_for_status(service, outcome.status) or "nothing-arrived"
+            code = reason_for_status(self._service, outcome.status) or "nothing-arrived"
         else:
             code = "association-lost"
         if self._stopping():
@@ -498,13 +648,28 @@ class Retrieval:
             raise PacsError(code)
         for work in works:
             if work.missing() and work.failure not in _STAYS | _TELLS_MORE:
-                partly = code == "nothing-arrived" and not work.untouched
+                partly = code in _MAY_MEAN_ANYTHING and not work.untouched
                 work.failure = "instances-missing" if partly else code
 
     # --- what has arrived
 
-    def take_in(self, work: StudyWork) -> int:
+    def take_in(self, works: Sequence[StudyWork]) -> int:
         """Look at the files that are new in the spool; returns how many instances they are."""
+        judged = [self._judge(work) for work in works]
+        arrivals = [arrival for one in judged for arrival in one.arrivals]
+        if arrivals:
+            self._ledger.record_received({work.reference: work.claim for work in works}, arrivals)
+            reached("received-recorded")
+        for work, one in zip(works, judged, strict=True):
+            if one.rejections:
+                self._ledger.record_rejected(work.claim, one.rejections)
+                reached("rejection-recorded")
+                # Only now: nothing that arrived goes without a record of why.
+                for sha256 in one.rejected:
+                    self._spool.remove(work.reference, sha256)
+        return len(arrivals) + sum(len(one.rejections) for one in judged)
+
+    def _judge(self, work: StudyWork) -> _Judged:
         arrivals: list[Arrival] = []
         rejections: list[tuple[InstanceKey, str]] = []
         rejected: list[str] = []
@@ -567,16 +732,7 @@ class Retrieval:
             if state is InstanceState.EXPECTED:
                 work.states[key] = InstanceState.RECEIVED
         work.warnings.update(warnings)
-        if arrivals:
-            self._ledger.record_received({work.reference: work.claim}, arrivals)
-            reached("received-recorded")
-        if rejections:
-            self._ledger.record_rejected(work.claim, rejections)
-            reached("rejection-recorded")
-            # Only now: nothing that arrived goes without a record of why.
-            for sha256 in rejected:
-                self._spool.remove(work.reference, sha256)
-        return len(arrivals) + len(rejections)
+        return _Judged(arrivals, rejections, rejected)
 
 
 _STAYS = {"conflicting-content", "study-gone", "unsafe-uid"}
@@ -595,6 +751,7 @@ OF_ONE_REQUEST = {
     "association-lost",
     "pacs-failure",
     "request-refused",
+    "study-offline",
     "unsafe-patient-id",
 }
 """Ends of one query that say nothing about the next: the others go on."""
@@ -649,6 +806,26 @@ def _key_of(identity: Identity, work: StudyWork) -> InstanceKey:
 
 
 _Missing = dict[StudyReference, list[InstanceKey]]
+
+
+def _parts(request: RetrieveRequest, works: Sequence[StudyWork]) -> list[set[InstanceKey]]:
+    """What each UID of a request's list is to bring."""
+    if request.level == "STUDY":
+        return [set(work.missing()) for work in works]
+    missing = [key for work in works for key in work.missing()]
+    if request.level == "SERIES":
+        return [{k for k in missing if k.series_instance_uid == uid} for uid in request.series]
+    return [{k for k in missing if k.sop_instance_uid == uid} for uid in request.instances]
+
+
+def _whole_requests(wanted: _Missing, level: str) -> Iterator[RetrieveRequest]:
+    """Requests for whole series or studies, though parts of them have come."""
+    for study, keys in wanted.items():
+        if level == "STUDY":
+            yield RetrieveRequest("STUDY", (study,), expected=len(keys))
+            continue
+        for series, count in Counter(key.series_instance_uid for key in keys).items():
+            yield RetrieveRequest("SERIES", (study,), (series,), expected=count)
 
 
 def _missing_of(works: Sequence[StudyWork], sop_classes: Collection[str]) -> _Missing:

@@ -34,7 +34,8 @@ from prefect_dicom.archive.proof import faults_of
 from prefect_dicom.cohort import cohort_digest, read_cohort
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.dimse.find import ListedStudy, find_studies
+from prefect_dicom.dimse.find import ListedStudy
+from prefect_dicom.discovery import Habits, discover
 from prefect_dicom.errors import (
     ArchiveConflict,
     ArchiveError,
@@ -48,7 +49,6 @@ from prefect_dicom.errors import (
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
 from prefect_dicom.ledger import Cohort, Ledger, Run
-from prefect_dicom.matching import assess, study_query
 from prefect_dicom.model import (
     ArchivedObject,
     Arrival,
@@ -67,7 +67,7 @@ from prefect_dicom.model import (
 from prefect_dicom.policy import NodeClock, plan_chunks
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.receiver import ReceiverLease
-from prefect_dicom.retrieval import OF_ONE_REQUEST, Retrieval, StudyWork
+from prefect_dicom.retrieval import OF_ONE_REQUEST, Retrieval, RetrieveHabits, StudyWork
 from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ _OF_THE_NODE_IF_REPEATED = {
     "pacs-failure",
     "request-refused",
 }
-_MAY_BE_CHANCE = {"association-lost", "pacs-refused", "pacs-reset"}
+_MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
 _LOOK_SECONDS = 1.0
 
 _current: ContextVar[Pull] = ContextVar("prefect_dicom_pull")
@@ -135,10 +135,12 @@ class Pull:
     lease: ReceiverLease | None
     uploads: ThreadPoolExecutor
     stop: threading.Event = field(default_factory=threading.Event)
+    _habits: Habits = field(default_factory=Habits)
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
     _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
     _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _clocks: dict[str, NodeClock] = field(default_factory=dict)
+    _manners: dict[str, RetrieveHabits] = field(default_factory=lambda: defaultdict(RetrieveHabits))
     _next_chunk: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -173,16 +175,14 @@ class Pull:
         return len(found)
 
     def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
-        keys = study_query(row)
         try:
-            answers = _insisting(lambda: find_studies(requestor, keys))
+            result = _insisting(lambda: discover(requestor, row, self._habits))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
             self._count_failed_query(self.cohort.node, error.code)
             return row.line, (), error.code, ()
         self.clock(self.cohort.node).succeeded()
-        result = assess(row, answers)
         return row.line, result.studies, result.reason, result.near_misses
 
     # --- retrieval
@@ -228,10 +228,10 @@ class Pull:
             with self._asking(chunk.node) as requestor:
                 retrieval = self._retrieval(chunk.node, requestor)
                 claimed = [StudyWork(claim) for claim in claims]
-                lists = _insisting(lambda: retrieval.lists(claimed))
+                listed = self._list_together(retrieval, claimed)
                 for work in claimed:
                     self._check_stop()
-                    if self._list(retrieval, work, lists.get(work.reference)):
+                    if self._list(retrieval, work, work.reference in listed):
                         works.append(work)
                 self._fetch(retrieval, works)
         except BaseException:
@@ -254,10 +254,19 @@ class Pull:
                 for work in waiting:
                     self._upload(work)
 
-    def _list(self, retrieval: Retrieval, work: StudyWork, answer: ListedStudy | None) -> bool:
-        """List a study, or take the list that was read already; False where that ended it."""
+    def _list_together(self, retrieval: Retrieval, works: list[StudyWork]) -> set[StudyReference]:
+        """List as many studies as can be by few queries; which they are."""
         try:
-            _insisting(lambda: retrieval.list(work, fresh=True, answer=answer))
+            return _insisting(lambda: retrieval.list_afresh(works))
+        except ClaimLost:
+            # One of them: found out one by one.
+            return set()
+
+    def _list(self, retrieval: Retrieval, work: StudyWork, listed: bool) -> bool:
+        """List a study, if it is not listed yet; False where that ended it."""
+        try:
+            if not listed:
+                _insisting(lambda: retrieval.list(work, fresh=True))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -467,7 +476,8 @@ class Pull:
                 reached("put-answered")
             if len(done) >= _STORED_PER_WRITE:
                 self._record_stored(work, done)
-        self._record_stored(work, done)
+        if done:
+            self._record_stored(work, done)
         if trouble is not None:
             raise trouble
 
@@ -605,6 +615,7 @@ class Pull:
             stopping=self.stop.is_set,
             clock=self.clock(node),
             leave=lambda: self.wait_for(node),
+            habits=self._manners[node],
         )
 
     def _check_stop(self) -> None:
@@ -666,7 +677,7 @@ def work_through(pull: Pull) -> None:
 
 
 def _insisting(ask: Callable[[], T]) -> T:
-    """Ask again at once where the connection failed: once may be the network.
+    """Ask again at once where the connection failed or the answer: once may be the network.
 
     An association that is lost twice is the question's fault, a connection that fails twice is
     the node's.
