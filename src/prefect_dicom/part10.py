@@ -18,6 +18,7 @@ from typing import Literal
 from uuid import UUID
 
 from prefect_dicom.errors import InstanceRejected
+from prefect_dicom.identifiers import is_uid
 from prefect_dicom.model import Identity, StoreRequest
 
 IMPLEMENTATION_CLASS_UID = f"2.25.{UUID('6f1c7a52-3b0e-4d8a-9a57-0d1c0f8b2e64').int}"
@@ -77,7 +78,10 @@ def file_meta(request: StoreRequest) -> bytes:
     bytes
         Everything up to the first byte of the data set.
     """
-    before, after = _around_instance(request.sop_class_uid, request.transfer_syntax_uid)
+    kind = request.sop_class_uid, request.transfer_syntax_uid
+    # What a peer makes up is not worth remembering, and may be long.
+    around = _around_instance if all(map(is_uid, kind)) else _around_instance.__wrapped__
+    before, after = around(*kind)
     instance = _meta_element(0x0003, b"UI", _raw(request.sop_instance_uid))
     length = _UNSIGNED_LONG.pack(len(before) + len(instance) + len(after))
     return _BEFORE_GROUP_LENGTH + length + before + instance + after

@@ -17,6 +17,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,6 +28,7 @@ from prefect_dicom.dimse.negotiation import APPLICATION_CONTEXT, Answer, read_re
 from prefect_dicom.dimse.quiet import quiet_pynetdicom
 from prefect_dicom.dimse.sockets import prepare
 from prefect_dicom.dimse.transfer import (
+    BUFFER_BYTES,
     Bounds,
     End,
     Ending,
@@ -44,6 +46,12 @@ logger = logging.getLogger(__name__)
 _NEGOTIATION_SECONDS = 30.0
 # Connections that are not associations yet, above the number of associations.
 _CONNECTIONS_BEYOND = 64
+# Those that were sent away and whose threads have not ended yet, above that.
+_ENDING_BEYOND = 64
+# A buffer that takes a whole image is for as many connections as an archive opens; of more, each
+# gets a smaller one: what all of them can fill stays within the memory we may take.
+_LARGE_BUFFERS = 16
+_SMALL_BUFFER_BYTES = 128 * 1024
 _BACKLOG = 256
 _NO_FILES_PAUSE_SECONDS = 0.1
 _ABORT_SECONDS = 5.0
@@ -61,7 +69,7 @@ class Happening(StrEnum):
     NOT_ALLOWED = "not-allowed"
     """The peer's address is not on the allow-list; closed without reading a byte."""
     CROWDED = "crowded"
-    """Too many connections; closed without reading a byte."""
+    """Too many connections; this one, closed for the sake of another, had no association."""
     UNINTELLIGIBLE = "unintelligible"
     """TLS handshake or A-ASSOCIATE-RQ failed, was too slow, or was not DICOM."""
     REJECTED = "rejected"
@@ -94,7 +102,9 @@ class _Connection:
         self.address = address
         self.thread: threading.Thread | None = None
         self.transfer: Transfer | None = None
+        self.buffer_bytes = BUFFER_BYTES
         self.has_place = False
+        self.is_sent_away = False
 
     def shut(self, how: int) -> None:
         """Wake the thread that reads. Not ``SSLSocket.shutdown``, which drops the TLS layer."""
@@ -166,7 +176,7 @@ class StorageScp:
         self._accepting: threading.Thread | None = None
         self._waker: socket.socket | None = None
         self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}
         self._stopping = threading.Event()
 
     def __enter__(self) -> StorageScp:
@@ -283,19 +293,26 @@ class StorageScp:
             return
         connection = _Connection(sock, address)
         with self._lock:
-            # A peer with a limit of its own cannot fill the connections of the others.
-            from_peer = sum(c.address == address for c in self._connections)
-            crowded = (
-                len(self._connections) >= self._max_associations + _CONNECTIONS_BEYOND
-                or self._max_per_peer is not None
-                and from_peer >= self._max_per_peer + _CONNECTIONS_BEYOND // 2
-            )
-            if not crowded:
-                self._connections.add(connection)
-        if crowded:
+            ending = sum(c.is_sent_away for c in self._connections)
+            staying = len(self._connections) - ending
+            if ending >= _ENDING_BEYOND:
+                sent_away = connection
+            elif staying >= self._max_associations + _CONNECTIONS_BEYOND:
+                sent_away = self._longest_waiting()
+            else:
+                sent_away = None
+            if sent_away is not connection:
+                connection.buffer_bytes = (
+                    BUFFER_BYTES if staying < _LARGE_BUFFERS else _SMALL_BUFFER_BYTES
+                )
+                self._connections[connection] = None
+        if sent_away is not None:
+            self._tell(AssociationEvent(Happening.CROWDED, sent_away.address))
+        if sent_away is connection:
             sock.close()
-            self._tell(AssociationEvent(Happening.CROWDED, address))
             return
+        if sent_away is not None:
+            sent_away.shut(socket.SHUT_RDWR)
         connection.thread = threading.Thread(
             target=self._serve, args=(connection,), name="association", daemon=True
         )
@@ -306,10 +323,24 @@ class StorageScp:
             connection.thread = None
             self._forget(connection)
 
+    def _longest_waiting(self) -> _Connection | None:
+        """Send away who has waited longest without an association, of those from one address.
+
+        Of the address with most of them: who wants to be served has his association in
+        milliseconds, and is not to pay for others who only hold their connections.
+        """
+        waiting = [c for c in self._connections if not (c.has_place or c.is_sent_away)]
+        addresses = Counter(c.address for c in waiting).most_common(1)
+        for connection in waiting:
+            if connection.address == addresses[0][0]:
+                connection.is_sent_away = True
+                return connection
+        return None
+
     def _forget(self, connection: _Connection) -> None:
         connection.socket.close()
         with self._lock:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
 
     def _tell(self, event: AssociationEvent) -> None:
         if self._on_event is None:
@@ -340,7 +371,7 @@ class StorageScp:
                 )
                 connection.socket.settimeout(self._negotiation_seconds)
                 connection.socket.do_handshake()
-            stream = Stream(connection.socket)
+            stream = Stream(connection.socket, buffer_bytes=connection.buffer_bytes)
             request = read_request(stream, deadline)
             rejection = self._rejection(request, connection)
             answer = None if rejection else Answer(request, self._bounds.pdu_bytes)
@@ -389,7 +420,7 @@ class StorageScp:
                 self._max_per_peer is not None
                 and places.count(connection.address) >= self._max_per_peer
             )
-            if full or self._stopping.is_set():
+            if full or connection.is_sent_away or self._stopping.is_set():
                 return _REJECT_LOCAL_LIMIT
             connection.has_place = True
         return None

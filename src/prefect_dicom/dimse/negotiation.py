@@ -6,7 +6,10 @@ Decoding what a stranger sent raises a dozen types: every such place catches all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import struct
+import threading
+from collections.abc import Iterator, Sequence
 
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
@@ -37,6 +40,18 @@ from prefect_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSIO
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _REQUEST_BYTES = 64 * 1024
+# As many as the longest request has, of UIDs of an ordinary length.
+_MOST_ITEMS = 3000
+_SHORT_REQUEST_BYTES = 16 * 1024
+_ITEM_HEADER = struct.Struct(">BxH")
+# PS3.8 9.3.2: the variable items begin behind the fixed fields, and those of a presentation
+# context behind its ID.
+_VARIABLE_ITEMS_AT = 68
+_ITEMS_WITHIN = {0x20: 4, 0x21: 4, 0x50: 0}
+# PS3.8 9.3.2, PS3.7 D.3.3; a UID has 64 characters, a user's identity (0x58) as many as it likes.
+_LONGEST_ITEMS = dict.fromkeys((0x10, 0x30, 0x40, 0x52), 128)
+_LONGEST_ITEMS |= dict.fromkeys((0x51, 0x53, 0x54, 0x55, 0x56, 0x57), 1024)
+_long_requests = threading.Lock()
 ANSWER_BYTES = 64 * 1024
 """The longest A-ASSOCIATE-AC that is read."""
 
@@ -84,13 +99,48 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
     if length > _REQUEST_BYTES:
         raise Violation(Violation.INVALID_PARAMETER, f"an A-ASSOCIATE-RQ of {length} bytes")
     body = stream.take(length, deadline)
+    _refuse_stuffed(body)
     request = A_ASSOCIATE_RQ()
     try:
-        request.decode(header + body)
+        with _in_turn(length):
+            request.decode(header + body)
     except Exception:
         # The decoder raises a dozen types for bytes that are no request.
         raise Violation(Violation.INVALID_PARAMETER, "an unreadable A-ASSOCIATE-RQ") from None
     return request
+
+
+def _refuse_stuffed(body: bytes) -> None:
+    """Raise for more or longer items than anybody has a use for, before each becomes an object.
+
+    Decoding takes pynetdicom up to 0.1 ms an item, of which 64 KiB hold 16,000; looking whether
+    one UID of 64 KiB is valid takes megabytes.
+    """
+    left = _MOST_ITEMS
+    contexts = STORAGE_CONTEXTS + 1
+    behind = [(_VARIABLE_ITEMS_AT, len(body))]
+    while behind:
+        at, end = behind.pop()
+        while at + 4 <= end:
+            kind, length = _ITEM_HEADER.unpack_from(body, at)
+            at += 4
+            left -= 1
+            contexts -= kind in (0x20, 0x21)
+            if left < 0 or contexts < 0 or length > _LONGEST_ITEMS.get(kind, length):
+                raise Violation(Violation.INVALID_PARAMETER, "a stuffed A-ASSOCIATE PDU")
+            if kind in _ITEMS_WITHIN:
+                behind.append((at + _ITEMS_WITHIN[kind], min(at + length, end)))
+            at += length
+
+
+@contextlib.contextmanager
+def _in_turn(length: int) -> Iterator[None]:
+    """Long requests one after the other: many at once would leave no time for anything else."""
+    if length <= _SHORT_REQUEST_BYTES:
+        yield
+    else:
+        with _long_requests:
+            yield
 
 
 def reject_pdu(result: int, source: int, reason: int) -> bytes:
@@ -234,6 +284,7 @@ def read_get_answer(
     Violation
         It cannot be read.
     """
+    _refuse_stuffed(pdu[6:])
     answer = A_ASSOCIATE_AC()
     try:
         answer.decode(pdu)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 import select
 import socket
 import ssl
@@ -39,8 +40,8 @@ _PDU_SLACK_BYTES = 4 * 1024
 _UNLIMITED_PDU_BYTES = 64 * 1024 * 1024
 _COMMAND_BYTES = 64 * 1024
 _IDENTIFIER_BYTES = 64 * 1024
-# A CT image in one piece; what is not used of it costs no memory.
-_BUFFER_BYTES = 1024 * 1024
+BUFFER_BYTES = 1024 * 1024
+"""What is read at once: a CT image in one piece."""
 # Fewer than the kernel takes in one call (IOV_MAX).
 _MOST_FRAGMENTS = 512
 _ATTEND_SECONDS = 1.0
@@ -341,14 +342,16 @@ class Stream:
         connection: socket.socket,
         *,
         attend: Callable[[], None] | None = None,
-        buffer_bytes: int = _BUFFER_BYTES,
+        buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
         self.connection = connection
         self.attend = attend
         self.before_filling: Callable[[], None] | None = None
         """Called before bytes of the buffer are overwritten or moved."""
         self._poll = select.poll()
-        self.buffer = bytearray(buffer_bytes)
+        # Pages nobody has written to are no memory yet, and all go back to the system at the end:
+        # a peer that connects and says nothing costs nothing.
+        self.buffer = mmap.mmap(-1, buffer_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.buffer)
         self.start = 0
         self.end = 0
@@ -555,6 +558,10 @@ class Transfer:
             end = End(Ending.CLOSED, detail=type(error).__name__)
         finally:
             self._abandon()
+            # No cycle of references: the buffer goes with the association, not when Python
+            # next looks for cycles.
+            self._fragments = []
+            self._stream.before_filling = None
         if end.ending in (Ending.IDLE, Ending.REFUSED, Ending.STOPPED):
             self.abort(end.source or 0, end.reason or 0)
         elif self._leaving and end.ending is Ending.CLOSED:

@@ -21,6 +21,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect_dicom.configuration import Receiver
 from prefect_dicom.dimse.acceptor import StorageScp
@@ -69,9 +70,14 @@ class Assignment:
 
 
 class ReceiverServer:
-    """One receiver. :meth:`run` returns when nobody has needed it for a while."""
+    """One receiver. :meth:`run` returns when nobody has needed it for a while.
 
-    def __init__(self, assignment: Assignment, idle_seconds: float | None = None) -> None:
+    Further arguments are those of :class:`StorageScp`: deadlines and TLS, which no site sets.
+    """
+
+    def __init__(
+        self, assignment: Assignment, idle_seconds: float | None = None, **of_the_scp: Any
+    ) -> None:
         self._assignment = assignment
         self._settings = assignment.settings
         self._idle_seconds = self._settings.idle_seconds if idle_seconds is None else idle_seconds
@@ -86,6 +92,7 @@ class ReceiverServer:
         self._last_message_id = 0
         self._stop = threading.Event()
         self._held: list[object] = []
+        self._of_the_scp = of_the_scp
         self._scp: StorageScp | None = None
         self._control: socket.socket | None = None
 
@@ -107,6 +114,8 @@ class ReceiverServer:
             self._intake,
             allowed=self._may_send,
             max_associations=self._settings.associations,
+            max_associations_per_peer=self._places_of_one_peer(),
+            **self._of_the_scp,
         )
         self._scp.start()
         self._control = _listen(self._assignment.spool)
@@ -155,6 +164,12 @@ class ReceiverServer:
                 f"another receiver on this host has the AE title {self._settings.ae_title}",
             ) from None
         self._held.append(lock)
+
+    def _places_of_one_peer(self) -> int | None:
+        """No one of several senders may take the last quarter of the places."""
+        senders = sum(network.num_addresses for network in self._networks)
+        places = self._settings.associations
+        return None if senders == 1 else places - places // 4
 
     def _may_send(self, address: str) -> bool:
         peer = ipaddress.ip_address(address)
@@ -282,9 +297,9 @@ def _listen(spool: Path) -> socket.socket:
     return control
 
 
-def serve_forever(assignment: Assignment) -> None:
+def serve_forever(assignment: Assignment, **of_the_scp: Any) -> None:
     """Run a receiver in this process until it is told to stop, idle or not."""
-    server = ReceiverServer(assignment, idle_seconds=math.inf)
+    server = ReceiverServer(assignment, idle_seconds=math.inf, **of_the_scp)
     server.start()
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     signal.signal(signal.SIGINT, lambda *_: server.stop())
@@ -305,7 +320,9 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     signal.signal(signal.SIGINT, lambda *_: server.stop())
-    print(json.dumps({"listening": True}), flush=True)
+    # Whoever started us may have died since; the next run needs us as well.
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"listening": True}), flush=True)
     # Whoever started us must not wait for this pipe any longer.
     os.dup2(2, 1)
     server.run()
