@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,16 +16,25 @@ from typing import NamedTuple
 import pydicom
 import pytest
 import yaml
-from commands import CommandLine
+from commands import CommandLine, Ended
 from sites import credentials, site_around
 
 from prefect_dicom.cli import Exit, app
 from prefect_dicom.cohort import read_cohort
 from prefect_dicom.configuration import load_site
-from prefect_dicom.model import DateRange, InstanceState, StudyState, Verdict
+from prefect_dicom.model import (
+    DateRange,
+    InstanceState,
+    Level,
+    StoreRequest,
+    StudyState,
+    Verdict,
+)
 from prefect_dicom.reasons import REASONS
+from prefect_dicom.spool import Spool
+from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.generate import generate_cohort
-from prefect_dicom.testing.objects import object_of_file
+from prefect_dicom.testing.objects import changed, object_of_file
 from prefect_dicom.testing.s3 import S3Server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,6 +204,75 @@ def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch):
             finally:
                 assert command("receiver", "stop").code == 0
             place.file.write_text(yaml.safe_dump(here))
+
+
+REPAIRS = [
+    shlex.split(line, comments=True)[1:]
+    for part in BLOCKS
+    if part.document == "docs/repair.md"
+    for line in part.text.splitlines()
+]
+
+
+def test_checking_and_repairing_goes_as_it_is_told(tmp_path, studies):
+    told = iter(REPAIRS)
+
+    def next_is(*beginning: str) -> list[str]:
+        words = next(told)
+        assert tuple(words[: len(beginning)]) == beginning
+        return words
+
+    with site_around(tmp_path, studies, retrieve="c-get") as place:
+        command = CommandLine(tmp_path, tmp_path / "home")
+        # Of two objects of a study one is missing, and comes too late.
+        late = studies[0]
+        place.pacs.script.append(
+            Behaviour("move.drop_instances", instances=[late.sop_instance_uid])
+        )
+        shutil.move(place.cohort(), tmp_path / "cohort.csv")
+        place.pull(tmp_path / "cohort.csv")
+        for _ in range(3):
+            assert command(*next_is("verify")).code == 0
+
+        for path in tmp_path.glob("ledger.sqlite*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        assert "1 added to the ledger" in command(*next_is("rebuild-ledger")).output
+        retrieves = place.asked_for("C-GET")
+        # As the command does, but for Prefect's server, which takes its time to start.
+        assert next_is("pull") == ["pull", place.cohort().name]
+        assert place.pull().rows == {Verdict.ARCHIVED: 1, Verdict.PARTIAL: 1}
+        assert place.asked_for("C-GET") > retrieves
+
+        # Two objects lie there: the late one, and one of a patient it is not about.
+        other = changed(late, PatientID="SOMEBODY")
+        spool = Spool(place.site.spool.path)
+        names = []
+        for stored, reason in ((late, "not-requested"), (other, "wrong-patient")):
+            classes = stored.sop_class_uid, stored.sop_instance_uid, stored.transfer_syntax_uid
+            part = spool.begin(StoreRequest(1, *classes))
+            part.write([stored.encoded()])
+            names.append(part.sha256[:12])
+            spool.quarantine(part, reason)
+
+        def run(*beginning: str, name: str = "") -> Ended:
+            words = next_is("quarantine", *beginning)
+            return command(*(name if re.fullmatch("[0-9a-f]{12}", w) else w for w in words))
+
+        assert all(name in run("list").output for name in names[:1])
+        assert names[1] in run("list", "--reason").output
+        assert late.patient_id not in run("show", name=names[0]).output
+        assert late.patient_id in run("show", name=names[0]).output
+        assert f"{names[1]}  stays" in run("release", name=names[1]).output
+        assert "1 of 1 object given back" in run("release", "--reason").output
+        assert run("drop", name=names[1]).output == "1 object deleted.\n"
+        assert run("drop", "--all").output == "0 objects deleted.\n"
+        assert next(told, None) is None
+        assert place.rerun().studies == {StudyState.ARCHIVED: 2}
+
+
+def test_the_levels_are_those_there_are():
+    table = DOCUMENTS["docs/repair.md"].split("| level |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `([a-z]+)`", table, re.MULTILINE) == list(Level)
 
 
 # --- what is said
