@@ -307,8 +307,11 @@ class Pull:
             del work.stored_hashes[key]
 
     def _archived_before(self, work: StudyWork) -> bool:
-        """Whether the archive holds exactly the listed instances and says so (lost ledger)."""
-        if any(state is InstanceState.STORED for state in work.states.values()):
+        """Whether the archive holds exactly the listed instances and says so.
+
+        The ledger was lost, or an older copy of it was put in its place.
+        """
+        if not work.missing():
             return False
         uid = work.claim.study_instance_uid
         data = held_manifest(self.archive, uid)
