@@ -12,6 +12,7 @@ import functools
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -41,12 +42,41 @@ def binaries() -> Path | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cluster:
     """A running server; ``directory`` holds its data and its socket."""
 
     directory: Path
-    process: subprocess.Popen[bytes]
+    command: list[str]
+    owner: dict[str, object]
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections."""
+        self.process = subprocess.Popen(
+            self.command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.directory,
+            **self.owner,
+        )
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return self.connect().close()
+            except psycopg.OperationalError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    raise
+                time.sleep(0.05)
+
+    def restart(self) -> None:
+        """As after a crash of it: sessions are cut, what was committed is there again."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(_START_SECONDS)
+        self.start()
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://{_USER}@/{database}?host={self.directory}"
@@ -76,6 +106,11 @@ class Cluster:
 @functools.cache
 def cluster() -> Cluster:
     """The server of this test session, started when it is first asked for; skips without one."""
+    return new_cluster()
+
+
+def new_cluster() -> Cluster:
+    """A server of the test's own; skips without the binaries."""
     directory = binaries()
     if directory is None:
         pytest.skip("needs PostgreSQL's server binaries (Debian: apt install postgresql)")
@@ -110,21 +145,9 @@ def cluster() -> Cluster:
     if shutil.which("setpriv"):
         # SIGINT (fast shutdown) also where this process is killed.
         command = ["setpriv", "--pdeathsig", "SIGINT", *command]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=home, **owner
-    )
-    started = Cluster(home, process)
+    started = Cluster(home, command, owner)
     atexit.register(started.stop)
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            started.connect().close()
-            return started
-        except psycopg.OperationalError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                started.stop()
-                raise
-            time.sleep(0.05)
+    return started
 
 
 def ledger_url(kind: str, directory: Path) -> str:

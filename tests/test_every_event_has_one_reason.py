@@ -7,6 +7,7 @@ rejections and aborts, the errors of sockets, and those of the databases.
 from __future__ import annotations
 
 import ast
+import collections
 import errno
 import itertools
 import re
@@ -266,7 +267,7 @@ def errors_below(base: type[Exception]) -> set[type[Exception]]:
     return {base}.union(*(errors_below(one) for one in base.__subclasses__()))
 
 
-def test_every_error_of_a_database_is_a_ledger_that_cannot_be_used():
+def test_every_error_of_a_database_is_a_ledger_that_is_busy_damaged_or_unavailable():
     origins = errors_below(sqlite3.Error) | errors_below(psycopg.Error)
     wrappers = errors_below(sqlalchemy.exc.DBAPIError)
     assert len(origins) > 200 and sqlalchemy.exc.OperationalError in wrappers
@@ -284,8 +285,44 @@ def test_every_error_of_a_database_is_a_ledger_that_cannot_be_used():
     raised += [sqlalchemy.exc.DBAPIError(secret, {}, origin(secret)) for origin in origins]
     raised += [error(secret) for error in errors_below(sqlite3.Error)]
     raised += [sqlalchemy.exc.TimeoutError(secret), sqlalchemy.exc.SQLAlchemyError(secret)]
+    codes = collections.defaultdict(set)
     for error in raised:
         with pytest.raises(LedgerError) as caught:
             fail(error)
-        assert caught.value.code == "ledger-unavailable"
+        state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        codes[caught.value.code].add(state)
         assert secret not in str(caught.value) and caught.value.__context__ is None
+    assert codes.pop("ledger-damaged") == {"XX001", "XX002"}
+    passing = codes.pop("ledger-busy")
+    assert passing == {
+        state for state in passing if re.match("08|40|53300|55P03|57014|57P0", state)
+    }
+    assert {"08006", "40001", "40P01", "55P03", "57P01", "57P03"} < passing
+    assert codes.keys() == {"ledger-unavailable"}
+    assert {"25006", "42501", "53100", "57P04"} < codes["ledger-unavailable"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("SQLITE_BUSY", "ledger-busy"),
+        ("SQLITE_BUSY_SNAPSHOT", "ledger-busy"),
+        ("SQLITE_LOCKED_SHAREDCACHE", "ledger-busy"),
+        ("SQLITE_CORRUPT_INDEX", "ledger-damaged"),
+        ("SQLITE_NOTADB", "ledger-damaged"),
+        ("SQLITE_FULL", "ledger-unavailable"),
+        ("SQLITE_IOERR_WRITE", "ledger-unavailable"),
+        ("SQLITE_READONLY", "ledger-unavailable"),
+    ],
+)
+def test_every_result_of_sqlite_is_the_one_reason_that_is_expected(name, code):
+    @without_database_errors
+    def fail() -> None:
+        error = sqlite3.OperationalError("SECRET^NAME")
+        error.sqlite_errorname = name
+        raise sqlalchemy.exc.OperationalError("SECRET", {}, error)
+
+    with pytest.raises(LedgerError) as caught:
+        fail()
+    assert caught.value.code == code
+    assert caught.value.detail == f"the database answered {name}"

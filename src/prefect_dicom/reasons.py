@@ -474,6 +474,19 @@ _TABLE = (
         "Check the path or URL of `ledger`, its permissions and its disk.",
     ),
     (
+        "ledger-busy",
+        TRANSIENT,
+        "Another program kept the ledger locked, or the connection to its server broke.",
+        "Rerun; close what else has the ledger open, such as a database browser.",
+    ),
+    (
+        "ledger-damaged",
+        OPERATOR,
+        "The ledger's database is damaged.",
+        "Put a copy in its place, without the -wal and -shm files beside it, or make a new one "
+        "with `prefect-dicom rebuild-ledger`; what is archived is found again.",
+    ),
+    (
         "ledger-too-new",
         OPERATOR,
         "The ledger was written by a newer version of this software.",

@@ -21,6 +21,7 @@ from prefect_dicom.ledger.ownership import FileLocks, Locks, SessionLocks
 from prefect_dicom.ledger.schema import migrate
 
 _BUSY_SECONDS = 90
+"""How long a lock of another program is waited for."""
 
 
 @without_database_errors
@@ -125,7 +126,14 @@ def _open_postgresql(url: URL) -> tuple[Engine, Locks]:
             pool_pre_ping=True,
             pool_size=5,
             max_overflow=-1,
-            connect_args={"connect_timeout": 10, "application_name": "prefect-dicom"},
+            connect_args={
+                "connect_timeout": 10,
+                "application_name": "prefect-dicom",
+                # A server whose host died silently is given up after two minutes.
+                "keepalives_idle": 60,
+                "keepalives_interval": 10,
+                "keepalives_count": 6,
+            },
         )
     except ImportError:
         engine = None
@@ -133,8 +141,17 @@ def _open_postgresql(url: URL) -> tuple[Engine, Locks]:
         raise LedgerError(
             "ledger-unavailable", "PostgreSQL needs its driver: install prefect-dicom[postgres]"
         )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
+        connection.commit()
+
     locks = SessionLocks(engine)
     with engine.begin() as connection:
+        # A migration takes as long as it takes.
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
         locks.lock_migrations(connection)
         migrate(connection)
     return engine, locks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import re
 import sqlite3
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -32,6 +33,16 @@ def _without(*errors: type[Exception]) -> Callable[[Callable[P, T]], Callable[P,
     return decorate
 
 
+# Names of SQLite's result codes, and SQLSTATEs or classes of them (PostgreSQL, appendix A).
+_PASSES = re.compile(
+    r"SQLITE_(BUSY|LOCKED).*"
+    # A connection that broke, a transaction that lost against others, too many clients, a lock
+    # not had in time, a server that shuts down or starts.
+    r"|08...|40...|53300|55P03|57014|57P0[1235]"
+)
+_DAMAGED = re.compile(r"SQLITE_(CORRUPT.*|NOTADB)|XX00[12]")
+
+
 def _fault(error: Exception) -> LedgerError:
     if isinstance(error, OSError):
         word = errno.errorcode.get(error.errno or 0, type(error).__name__)
@@ -42,7 +53,13 @@ def _fault(error: Exception) -> LedgerError:
         or getattr(origin, "sqlstate", None)
         or type(origin).__name__
     )
-    return LedgerError("ledger-unavailable", f"the database answered {word}")
+    code = "ledger-unavailable"
+    if _PASSES.fullmatch(word) or getattr(error, "connection_invalidated", False):
+        # The transaction left nothing, or is known from its effects: all of it may be repeated.
+        code = "ledger-busy"
+    elif _DAMAGED.fullmatch(word):
+        code = "ledger-damaged"
+    return LedgerError(code, f"the database answered {word}")
 
 
 without_database_errors = _without(SQLAlchemyError, sqlite3.Error)
