@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import random
+import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +25,7 @@ from sites import Place, Standing, credentials, site_around, standing_receiver
 
 from prefect_dicom.faultpoints import POINTS
 from prefect_dicom.model import Verdict
+from prefect_dicom.receiver import running_receiver
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.s3 import S3Server
@@ -30,7 +36,14 @@ _numbers = itertools.count(1)
 # What only happens to objects that are faulty, or that nobody asked for.
 STRANGE = ("set-aside", "rejection-recorded", "quarantine-noted")
 # Once a run, whereas the others are met once for a row, study or instance.
-ONCE = ("cohort-recorded", "associated", "expectation-noted", "half-reported", *STRANGE)
+ONCE = (
+    "cohort-recorded",
+    "receiver-started",
+    "associated",
+    "expectation-noted",
+    "half-reported",
+    *STRANGE,
+)
 # Reached by the receiver, which is a process of its own, where there is one.
 IN_THE_RECEIVER = (
     "expectation-noted",
@@ -66,9 +79,14 @@ class Case:
         return self.retrieve == "c-move" and self.point in IN_THE_RECEIVER
 
     @property
+    def needs_its_own_receiver(self) -> bool:
+        """Whether a receiver has to be started, in this case of all."""
+        return self.of_a_receiver or self.point == "receiver-started"
+
+    @property
     def happens(self) -> bool:
         """Whether such a run meets the point at all."""
-        if self.point == "expectation-noted":
+        if self.point in ("expectation-noted", "receiver-started"):
             return self.retrieve == "c-move"
         return self.point != "object-linked" or not self.to_a_bucket
 
@@ -145,7 +163,7 @@ def scene(case: Case, stage: Stage) -> Iterator[Place]:
         script=script,
         retrieve=case.retrieve,
         bucket=stage.bucket if case.to_a_bucket else None,
-        standing=None if case.of_a_receiver else stage.standing,
+        standing=None if case.needs_its_own_receiver else stage.standing,
         **parts,
     ) as place:
         yield place
@@ -197,3 +215,77 @@ def test_an_error_nothing_expects_at_any_point(case, stage):
 @pytest.mark.parametrize("case", subset(cases("enospc"), 3), ids=str)
 def test_the_disk_is_full_wherever_something_is_written(case, stage):
     dies_and_goes_on(case, stage)
+
+
+def site_of(folder: Path, lot: random.Random, studies: int) -> AbstractContextManager[Place]:
+    """A site whose kind is drawn by lot; every tenth object needs many reads and writes."""
+    objects = [
+        one
+        for number in range(studies)
+        for one in tiny_objects(1, instances=lot.randint(1, 6), seed=number + 1)
+    ]
+    objects += [next(iter(tiny_objects(1, seed=1000 + n, side=900))) for n in range(studies // 3)]
+    parts: dict = {"node": {"limits": {"chunk_studies": lot.choice((1, 2, 10))}}}
+    if lot.random() < 0.3:
+        parts["ledger"] = {"url": postgres.cluster().new_database(), "path": None}
+    folder.mkdir()
+    return site_around(folder, objects, retrieve=lot.choice(("c-move", "c-get")), **parts)
+
+
+def killed_until_it_ends(
+    place: Place, lot: random.Random, folder: Path, between: tuple[float, float], most: int
+) -> int:
+    """Kill one run after the other at random times, until one has ended; how many were killed.
+
+    With C-MOVE it is sometimes the receiver that dies, and the run has to come to its end.
+    """
+    cohort = place.cohort()
+    auditor = Auditor(place.site, place.pacs, watch=place.folder)
+    killed = 0
+    while True:
+        run = crashes.start(place.file, cohort, folder / "log")
+        run.join(lot.uniform(*between))
+        if run.is_alive() and killed < most:
+            killed += 1
+            if lot.random() < 0.2 and (receiver := receiver_of(place)) is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(receiver, signal.SIGKILL)
+            else:
+                crashes.kill([run])
+        [code] = crashes.ended([run])
+        assert code in (0, crashes.KILLED), (folder / "log").read_text()
+        assert auditor.audit() == []
+        if code == 0:
+            break
+    rows = len(place.pacs.holdings.study_instance_uids())
+    comes_to_its_end(place, cohort, auditor, {Verdict.ARCHIVED: rows})
+    return killed
+
+
+def receiver_of(place: Place) -> int | None:
+    """The process of the receiver, if there is one."""
+    if (lease := running_receiver(place.site)) is None:
+        return None
+    with lease:
+        return lease.status()["pid"]
+
+
+@pytest.mark.campaign("random kills")
+def test_killed_at_any_time(tmp_path, seed, scale):
+    lot, left = random.Random(seed), scale(10, 1000)
+    for life in itertools.count():
+        folder = tmp_path / str(life)
+        folder.mkdir()
+        with site_of(folder / "site", lot, 3) as place:
+            # From the first steps of a run to well behind its end.
+            left -= killed_until_it_ends(place, lot, folder, (0.05, 1.5), left)
+        shutil.rmtree(folder)
+        if not left:
+            break
+
+
+@pytest.mark.campaign("kill loop")
+def test_killed_again_and_again_a_cohort_comes_to_its_end(tmp_path, seed, scale):
+    lot = random.Random(seed)
+    with site_of(tmp_path / "site", lot, scale(5, 50)) as place:
+        assert killed_until_it_ends(place, lot, tmp_path, (0.3, 2), 1000) < 1000

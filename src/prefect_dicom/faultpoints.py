@@ -36,6 +36,7 @@ class Point(NamedTuple):
 POINTS: Mapping[str, Point] = {
     "cohort-recorded": Point("the cohort's rows are in the ledger", "the run begins"),
     "row-answered": Point("the PACS answered a row's query", "its studies go into the ledger"),
+    "receiver-started": Point("a receiver is being started", "it is waited for"),
     "claimed": Point("the studies of a chunk are claimed", "they are listed"),
     "associated": Point("an association to the PACS stands", "the request is sent"),
     "list-half-read": Point("the PACS listed a study's series", "it lists their instances"),

@@ -11,18 +11,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_dicom.configuration import Site
 from prefect_dicom.errors import ReceiverError
+from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import StudyReference
-from prefect_dicom.receiver.protocol import LOG_NAME, Line
+from prefect_dicom.receiver.protocol import LOCK_NAME, LOG_NAME, Line
 from prefect_dicom.receiver.server import Assignment, socket_path
 
 _START_SECONDS = 30
 _ANSWER_SECONDS = 30
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,15 +223,35 @@ def _connect_or_start(assignment: Assignment) -> Line:
         return line
     assignment.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _starting(assignment.spool):
-        # Another run may have started it while this one waited for its turn.
-        line = _connect_as_assigned(assignment)
-        if line is not None:
-            return line
-        _start(assignment)
-        line = _connect_as_assigned(assignment)
-    if line is None:
-        raise ReceiverError("receiver-unreachable", "it was started and does not answer")
-    return line
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            # Another run may have started it while this one waited for its turn.
+            line = _connect_as_assigned(assignment)
+            if line is not None:
+                return line
+            if time.monotonic() > deadline:
+                raise ReceiverError("receiver-unreachable", "it was started and does not answer")
+            if _has_a_receiver(assignment.spool):
+                # That a dead run has started, or that is about to end: it will answer or be gone.
+                time.sleep(_POLL_SECONDS)
+                continue
+            try:
+                _start(assignment)
+            except ReceiverError:
+                if not _has_a_receiver(assignment.spool):
+                    raise
+
+
+def _has_a_receiver(spool: Path) -> bool:
+    """Whether a process has the spool, be it that it does not listen yet, or no longer."""
+    descriptor = os.open(spool / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager
@@ -254,6 +277,7 @@ def _start(assignment: Assignment) -> None:
         )
     process.stdin.write(assignment.to_json().encode())
     process.stdin.close()
+    reached("receiver-started")
     watchdog = threading.Timer(_START_SECONDS, process.kill)
     watchdog.start()
     try:
