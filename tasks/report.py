@@ -17,7 +17,13 @@ from prefect.artifacts import (
 )
 
 from prefect_dicom.ledger import Cohort, Ledger, Totals
-from prefect_dicom.report import finished_fraction, in_words, reason_table, summary_markdown
+from prefect_dicom.report import (
+    finished_fraction,
+    in_words,
+    next_count,
+    reason_table,
+    summary_markdown,
+)
 
 _EVERY_SECONDS = 10.0
 
@@ -40,7 +46,7 @@ class ProgressArtifact:
         if not now and began < self._next:
             return
         totals = count()
-        self._next = began + max(_EVERY_SECONDS, 20 * (time.monotonic() - began))
+        self._next = next_count(began, time.monotonic(), _EVERY_SECONDS)
         percent = round(100 * finished_fraction(totals), 1)
         words = "; ".join(filter(None, (in_words(totals), waits)))
         with contextlib.suppress(Exception):

@@ -21,7 +21,7 @@ from prefect_dicom.cli import Exit
 from prefect_dicom.display import Pace, figures_in_words
 from prefect_dicom.ledger import Totals
 from prefect_dicom.model import StudyState, Verdict
-from prefect_dicom.report import finished_fraction
+from prefect_dicom.report import finished_fraction, next_count
 from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.generate import tiny_objects
 
@@ -346,6 +346,15 @@ def test_the_time_left_counts_from_where_this_run_began():
     assert pace.rates() == (0, 0)
     pace.note(110.0, totals(40, 0, 60, expected=600, stored=600))
     assert pace.seconds_left() == pytest.approx(40)
+    assert pace.rates() == (10, 10_000)
+
+
+def test_a_cohort_that_takes_long_to_count_is_counted_less_often():
+    assert next_count(100.0, 100.02, 1.0) == 101.0
+    assert next_count(100.0, 103.0, 1.0) == 160.0
+    pace = Pace()
+    pace.note(0.0, totals(100, 0, 0, expected=0, stored=0))
+    pace.note(60.0, totals(40, 0, 60, expected=600, stored=600))
     assert pace.rates() == (10, 10_000)
 
 

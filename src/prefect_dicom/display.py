@@ -16,7 +16,7 @@ from rich.text import Text
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.model import StudyState
-from prefect_dicom.report import bytes_in_words, finished_fraction
+from prefect_dicom.report import bytes_in_words, finished_fraction, next_count
 
 _TICK_SECONDS = 1.0
 _RATE_SECONDS = 30.0
@@ -45,7 +45,9 @@ class Pace:
     def rates(self) -> tuple[float, float]:
         """Instances that arrived and bytes that were archived, per second."""
         now, _, here, size = self._seen[-1]
-        then = next(seen for seen in self._seen if now - seen[0] <= _RATE_SECONDS)
+        # A large cohort is looked at less often than that: then since the look before.
+        late = [seen for seen in self._seen if now - seen[0] <= _RATE_SECONDS]
+        then = late[0] if len(late) > 1 else self._seen[max(0, len(self._seen) - 2)]
         seconds = now - then[0]
         if not seconds:
             return 0.0, 0.0
@@ -148,8 +150,12 @@ def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Ev
 
 def _looks(site: Site, cohort: Cohort, done: threading.Event) -> Iterator[tuple[Totals, Pace]]:
     pace = Pace()
+    seconds = _TICK_SECONDS
     with Ledger.open(ledger_url(site)) as ledger:
-        while not done.wait(_TICK_SECONDS):
+        while not done.wait(seconds):
+            began = time.monotonic()
             totals = ledger.totals(cohort.number)
-            pace.note(time.monotonic(), totals)
+            now = time.monotonic()
+            pace.note(now, totals)
+            seconds = next_count(began, now, _TICK_SECONDS) - now
             yield totals, pace
