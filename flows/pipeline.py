@@ -66,7 +66,7 @@ def run_pipeline(pull: Pull) -> Totals:
     totals = pull.ledger.totals(pull.cohort.number)
     progress.show(lambda: totals, now=True)
     folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
-    publish_results(pull.ledger, pull.cohort, folder)
+    publish_results(pull.ledger, pull.cohort, totals, folder)
     if trouble is not None:
         if isinstance(trouble, PacsError):
             trouble = _with_what_is_left(pull, trouble, totals)

@@ -56,13 +56,13 @@ class ProgressArtifact:
                 update_progress_artifact(self._id, percent, description=words)
 
 
-def publish_results(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
+def publish_results(ledger: Ledger, cohort: Cohort, totals: Totals, folder: Path) -> None:
     """The result table and the summary of a cohort, whose reports lie in ``folder``."""
     key = artifact_key("results", cohort.name)
     table = reason_table(ledger.verdicts(cohort.number))
     create_table_artifact(table, key=key, description="Rows by verdict and reason, and what to do")
     create_markdown_artifact(
-        summary_markdown(ledger, cohort, folder),
+        summary_markdown(cohort, totals, table, folder),
         key=f"{key}-summary",
         description="Where the cohort stands, and where its reports lie",
     )

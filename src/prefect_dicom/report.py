@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -124,22 +124,31 @@ def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
             "verdict": str(verdict),
             "reason": code,
             "meaning": reason_for(code).meaning,
-            "what_to_do": reason_for(code).advice,
+            "what_to_do": reason_for(code).what_to_do,
         }
         for (verdict, code), count in counts.most_common()
     ]
 
 
-def summary_markdown(ledger: Ledger, cohort: Cohort, folder: Path) -> str:
-    """A cohort's summary for Prefect's UI."""
-    totals = ledger.totals(cohort.number)
-    reasons = "".join(
+def summary_markdown(
+    cohort: Cohort, totals: Totals, reasons: Iterable[Mapping[str, Any]], folder: Path
+) -> str:
+    """A cohort's summary for Prefect's UI.
+
+    Parameters
+    ----------
+    reasons : iterable of mapping
+        Its :func:`reason_table`.
+    folder : Path
+        Where its reports lie.
+    """
+    lines = "".join(
         f"- **{row['rows']} {row['verdict']}** (`{row['reason']}`): {row['meaning']} "
         f"{row['what_to_do']}\n"
-        for row in reason_table(ledger.verdicts(cohort.number))
+        for row in reasons
     )
     return (
-        f"# Cohort {cohort.name}\n\n{in_words(totals)}\n\n{reasons}\n"
+        f"# Cohort {cohort.name}\n\n{in_words(totals)}\n\n{lines}\n"
         f"On the worker, in `{folder}`:\n\n"
         f"- `{RESULTS}`: a verdict and a reason for every line of the cohort file\n"
         f"- `{INSTANCES}.parquet`, `{INSTANCES}.csv`: every archived instance with its key, "
@@ -170,7 +179,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
                     verdict.withheld_instances,
                     verdict.size_bytes,
                     reason.meaning,
-                    reason.advice,
+                    reason.what_to_do,
                 )
             )
     _write_instances(ledger, cohort, folder)
