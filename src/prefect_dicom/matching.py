@@ -77,6 +77,16 @@ def identifies(row: CohortRow, study: Study) -> bool:
     return bool(pairs) and all(given == found for given, found in pairs)
 
 
+def tells_identifiers(row: CohortRow, study: Study) -> bool:
+    """Whether the answer has a value for every identifier the row gives."""
+    return all(found for _, found in _identifiers(row, study))
+
+
+def might_mean(row: CohortRow, study: Study) -> bool:
+    """Whether an archive that matches substrings in any case may take the study for the row's."""
+    return all(_alike(given) in _alike(found) for given, found in _identifiers(row, study))
+
+
 def passes_filters(row: CohortRow, study: Study) -> bool:
     """Whether the study is within the row's date range, modality and description.
 
@@ -85,7 +95,7 @@ def passes_filters(row: CohortRow, study: Study) -> bool:
     case is of no account.
     """
     if row.study_date is not None:
-        day = _day(study.study_date)
+        day = study_day(study.study_date)
         if day is None or day not in row.study_date:
             return False
     if row.modality is not None:
@@ -204,7 +214,8 @@ def _larger(first: int | None, second: int | None) -> int | None:
     return max((count for count in (first, second) if count is not None), default=None)
 
 
-def _day(study_date: str) -> date | None:
+def study_day(study_date: str) -> date | None:
+    """The day of a StudyDate as it was answered, PS3.5 6.2; None where it is not readable."""
     match = _DAY.fullmatch(_unpadded(study_date))
     if match is None:
         return None

@@ -71,6 +71,20 @@ _TABLE = (
         "Add PatientID or StudyInstanceUID to the row; the candidates are in the ledger's report.",
     ),
     (
+        "key-ignored",
+        OPERATOR,
+        "The PACS answered with others than the row's studies: it does not match by this "
+        "identifier, and whether it has them cannot be told.",
+        "Name the studies by StudyInstanceUID, or have matching by this key enabled on the PACS.",
+    ),
+    (
+        "identifier-missing",
+        OPERATOR,
+        "The PACS's answers do not tell the identifier that the row asks by, so whose studies "
+        "they are cannot be checked.",
+        "Name the studies by StudyInstanceUID, or have the key returned by the PACS.",
+    ),
+    (
         "unsafe-uid",
         PERMANENT,
         "The PACS names the study by an empty UID or one with wildcards; asking for it would "
@@ -96,6 +110,12 @@ _TABLE = (
         PERMANENT,
         "The PACS had listed the study and does not have it any more.",
         "Ask on the PACS whether it was deleted, moved or merged into another study.",
+    ),
+    (
+        "study-offline",
+        OPERATOR,
+        "The PACS says that parts of the study are offline or unavailable.",
+        "Have the study restored from its medium on the PACS, then rerun.",
     ),
     (
         "instances-missing",

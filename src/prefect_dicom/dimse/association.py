@@ -245,6 +245,8 @@ class Requestor:
         """Whether lists of UIDs in queries are worth a try: until one was not answered whole."""
         self.answered = set() if answered is None else answered
         """The services this node has ever answered us."""
+        self.ignores_keys = False
+        """Whether this node has said (FF01) that it does not support all keys of a query."""
         self._association: Association | None = None
         self._wire = _Wire(node.timeouts.acse_seconds)
         self._message_id = 0

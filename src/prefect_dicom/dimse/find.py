@@ -19,6 +19,7 @@ from datetime import date
 
 from pydicom import charset
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.dsutils import decode
@@ -31,29 +32,30 @@ from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_safe_key, normal_uid
 from prefect_dicom.model import InformationModel, Instance, InstanceKey, Study
 
+_PENDING_WITH_ALL_KEYS = 0xFF00
 _CANCEL_SECONDS = 5.0
 _SOME = 20
 _MOST_UNCOUNTED = 99
 """Answers that are taken as all there are without a count beside them. Archives that leave out
 answers and do not say so stop at a round number, of which 100 is the smallest known."""
 _MOST_TOGETHER = 1000
+_NUMBERS_TO_TRY = 8
 _SAYS_NO_TO_LISTS = {"answer-unusable", "answers-capped", "pacs-failure", "request-refused"}
 
-_STUDY_KEYS = (
-    "PatientID",
-    "AccessionNumber",
-    "StudyInstanceUID",
-    "StudyDate",
+_REQUIRED_STUDY_KEYS = ("PatientID", "AccessionNumber", "StudyInstanceUID", "StudyDate")
+OPTIONAL_STUDY_KEYS = (
     "ModalitiesInStudy",
     "StudyDescription",
     "NumberOfStudyRelatedSeries",
     "NumberOfStudyRelatedInstances",
 )
+_STUDY_KEYS = _REQUIRED_STUDY_KEYS + OPTIONAL_STUDY_KEYS
+_UNIQUE_SERIES_KEYS = ("StudyInstanceUID", "SeriesInstanceUID")
 _SERIES_KEYS = (
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
+    *_UNIQUE_SERIES_KEYS,
     "Modality",
     "NumberOfSeriesRelatedInstances",
+    "InstanceAvailability",
 )
 _IMAGE_KEYS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
@@ -69,10 +71,14 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class ListedSeries:
-    """The series a peer lists for a study; ``unlistable`` answers cannot be asked about."""
+    """The series a peer lists for a study; ``unlistable`` answers cannot be asked about.
+
+    ``offline`` is how many the peer says it cannot deliver by itself.
+    """
 
     series: tuple[Series, ...]
     unlistable: int = 0
+    offline: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +87,12 @@ class ListedStudy:
 
     ``unlistable`` counts answers that name nothing that could be asked for: series or
     instances without a UID, or with one that is a wildcard. They are in no retrieve by list.
+    ``offline`` is how many series the peer says it cannot deliver by itself.
     """
 
     instances: tuple[Instance, ...]
     unlistable: int = 0
+    offline: int = 0
 
 
 def find(requestor: Requestor, identifier: Dataset, level: str) -> Iterator[Dataset]:
@@ -128,6 +136,7 @@ def find(requestor: Requestor, identifier: Dataset, level: str) -> Iterator[Data
                 code = "association-stalled" if exchange.answered else "pacs-silent"
                 raise PacsError(code, f"no answer to a C-FIND within {seconds:g} s")
             if response.Status in PENDING:
+                requestor.ignores_keys |= response.Status != _PENDING_WITH_ALL_KEYS
                 answer = _decoded(response, exchange)
                 if answer is None:
                     unreadable = True
@@ -151,10 +160,14 @@ def find(requestor: Requestor, identifier: Dataset, level: str) -> Iterator[Data
 def _decoded(response: C_FIND, exchange: Exchange) -> Dataset | None:
     syntax = exchange.transfer_syntax
     try:
-        return decode(response.Identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+        answer = decode(response.Identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+        last = answer.get_item(max(answer.keys()))
+        # pydicom takes what there is of a value that is cut off.
+        whole = isinstance(last, DataElement) or len(last.value or b"") == last.length
     except Exception:
-        # Whatever a data set does that is none.
+        # Whatever a data set does that is none, or empty.
         return None
+    return answer if whole else None
 
 
 def _cancel(exchange: Exchange) -> None:
@@ -168,7 +181,11 @@ def _cancel(exchange: Exchange) -> None:
             exchange.next(1.0)
 
 
-def find_studies(requestor: Requestor, keys: Mapping[str, str]) -> list[Study]:
+def find_studies(
+    requestor: Requestor,
+    keys: Mapping[str, str],
+    optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
+) -> list[Study]:
     """Studies that match the keys, as the peer tells.
 
     Peers ignore keys they do not support and answer with everything: whoever asks has to
@@ -179,12 +196,15 @@ def find_studies(requestor: Requestor, keys: Mapping[str, str]) -> list[Study]:
     ----------
     keys : mapping of str to str
         DICOM keywords and values to match, at least one; sent exactly as they are.
+    optional : sequence of str
+        Of :data:`OPTIONAL_STUDY_KEYS`, those to be returned; without them is what every archive
+        answers.
 
     Returns
     -------
     list of Study
-        In the order of the peer, answers that say the same once. A study UID may be empty or
-        unsafe: such a study exists, and cannot be asked for.
+        One for each answer, in the order of the peer. A study UID may be empty or unsafe: such a
+        study exists, and cannot be asked for.
 
     Raises
     ------
@@ -195,8 +215,8 @@ def find_studies(requestor: Requestor, keys: Mapping[str, str]) -> list[Study]:
     """
     if not keys:
         raise ValueError("a query without a key would list the whole archive")
-    identifier = query_identifier(keys, _STUDY_KEYS)
-    return list(dict.fromkeys(_study(answer) for answer in find(requestor, identifier, "STUDY")))
+    identifier = query_identifier(keys, (*_REQUIRED_STUDY_KEYS, *optional))
+    return [_study(answer) for answer in find(requestor, identifier, "STUDY")]
 
 
 def find_some_studies(requestor: Requestor, first: date, last: date) -> list[Study]:
@@ -230,8 +250,8 @@ def list_series(
     """
     above = _keys_above(requestor, study_instance_uid, patient_id)
     series: dict[str, Series] = {}
-    unlistable = 0
-    for answer in find(requestor, query_identifier(above, _SERIES_KEYS), "SERIES"):
+    unlistable = offline = 0
+    for answer in _series_answers(requestor, above):
         if not _belongs(answer, "StudyInstanceUID", study_instance_uid):
             continue
         uid = _uid(answer, "SeriesInstanceUID")
@@ -244,16 +264,38 @@ def list_series(
             _count(answer, "NumberOfSeriesRelatedInstances"),
         )
         series.setdefault(uid, one)
-    return ListedSeries(tuple(series.values()), unlistable)
+        offline += _is_offline(answer)
+    return ListedSeries(tuple(series.values()), unlistable, offline)
+
+
+def _series_answers(requestor: Requestor, above: Mapping[str, str]) -> list[Dataset]:
+    """The answers at SERIES level; without optional keys where these spoil the query."""
+    try:
+        if answers := list(find(requestor, query_identifier(above, _SERIES_KEYS), "SERIES")):
+            return answers
+    except PacsError as error:
+        if error.code != "request-refused":
+            raise
+    return list(find(requestor, query_identifier(above, _UNIQUE_SERIES_KEYS), "SERIES"))
+
+
+def _is_offline(answer: Dataset) -> bool:
+    # PS3.3 C.4.23.1.1: no request brings it; a person has to fetch the medium.
+    return _text(answer, "InstanceAvailability") in ("OFFLINE", "UNAVAILABLE")
 
 
 def list_instances(
-    requestor: Requestor, study_instance_uid: str, patient_id: str = ""
+    requestor: Requestor,
+    study_instance_uid: str,
+    patient_id: str = "",
+    number_of_series: int | None = None,
 ) -> ListedStudy:
     """The peer's own list of a study: one query for its series, one for the images of each.
 
     Every answer is compared with what was asked for; those of other studies or series are
-    dropped, and one that repeats series and instance UID counts once.
+    dropped, and one that repeats series and instance UID counts once. Where the peer counts more
+    than it lists, or the list is as long as a limit might be, it is asked for numbers that are
+    not on the list: counts are wrong at times, but what such a query finds is there.
 
     Parameters
     ----------
@@ -262,6 +304,8 @@ def list_instances(
     patient_id : str
         Its PatientID as the peer tells it, a unique key in the Patient Root; not sent in the
         Study Root.
+    number_of_series : int, optional
+        How many series the peer counts.
 
     Raises
     ------
@@ -270,28 +314,94 @@ def list_instances(
     PacsError
         See :func:`find`. ``request-refused`` (A900, Cxxx) after :func:`list_series` has
         answered means that the peer has no IMAGE level; ``unsafe-patient-id`` that the Patient
-        Root cannot name this study.
+        Root cannot name this study; ``answers-capped`` that a list is not whole, whether the
+        peer says so or not.
     """
     listed = list_series(requestor, study_instance_uid, patient_id)
     reached("list-half-read")
     above = _keys_above(requestor, study_instance_uid, patient_id)
+    _check_whole(requestor, "SERIES", above, len(listed.series), number_of_series)
     instances: dict[InstanceKey, Instance] = {}
     unlistable = listed.unlistable
+    lengths: list[tuple[int, str, int | None]] = []
     for series in listed.series:
         series_uid = series.series_instance_uid
         identifier = query_identifier({**above, "SeriesInstanceUID": series_uid}, _IMAGE_KEYS)
+        length = 0
         for answer in find(requestor, identifier, "IMAGE"):
             if not _belongs(answer, "StudyInstanceUID", study_instance_uid):
                 continue
             if not _belongs(answer, "SeriesInstanceUID", series_uid):
                 continue
+            length += 1
             sop_uid = _uid(answer, "SOPInstanceUID")
             if not is_safe_key(sop_uid):
                 unlistable += 1
                 continue
             key = InstanceKey(series_uid, sop_uid)
             instances.setdefault(key, Instance(key, _uid(answer, "SOPClassUID")))
-    return ListedStudy(tuple(instances.values()), unlistable)
+        if not length and series.number_of_instances != 0:
+            raise PacsError("answers-capped", "a series is listed, and none of its instances")
+        if _may_be_short(length, series.number_of_instances):
+            lengths.append((length, series_uid, series.number_of_instances))
+    if lengths:
+        # A limit meets the longest list first.
+        length, series_uid, counted = max(lengths, key=lambda one: one[0])
+        _check_whole(
+            requestor, "IMAGE", {**above, "SeriesInstanceUID": series_uid}, length, counted
+        )
+    return ListedStudy(tuple(instances.values()), unlistable, listed.offline)
+
+
+def _may_be_short(listed: int, counted: int | None) -> bool:
+    if counted is None:
+        return listed > _MOST_UNCOUNTED and listed % 50 == 0
+    return listed < counted
+
+
+_NUMBERED = {
+    "SERIES": ("SeriesNumber", "SeriesInstanceUID"),
+    "IMAGE": ("InstanceNumber", "SOPInstanceUID"),
+}
+"""By level: the number that is matched by everywhere (PS3.4 C.6.1.1), and the unique key."""
+
+
+def _check_whole(
+    requestor: Requestor, level: str, above: Mapping[str, str], listed: int, counted: int | None
+) -> None:
+    """Try to find something that a list lacks; nothing is sent where nothing speaks for it.
+
+    Raises
+    ------
+    PacsError
+        ``answers-capped`` where there is.
+    """
+    if not listed or not _may_be_short(listed, counted):
+        return
+    keyword, unique = _NUMBERED[level]
+
+    def answers(**key: str) -> list[tuple[str, int | None]]:
+        identifier = query_identifier({**above, **key}, (*above, unique, keyword))
+        return [
+            (_uid(answer, unique), _count(answer, keyword))
+            for answer in find(requestor, identifier, level)
+            if all(_belongs(answer, upper, uid) for upper, uid in above.items())
+        ]
+
+    try:
+        whole = answers()
+        known = {uid for uid, _ in whole}
+        numbers = {number for _, number in whole if number is not None}
+        if not numbers:
+            return
+        beyond = max(numbers) + 2 * max(1, (counted or 0) - listed)
+        others = [n for n in range(min(numbers), beyond + 1) if n not in numbers]
+        for number in others[:: max(1, -(-len(others) // _NUMBERS_TO_TRY))]:
+            if any(uid and uid not in known for uid, _ in answers(**{keyword: str(number)})):
+                raise PacsError("answers-capped", f"a list at {level} level ends before its end")
+    except PacsError as error:
+        if error.code != "request-refused":
+            raise
 
 
 def list_together(requestor: Requestor, studies: Sequence[Study]) -> dict[str, ListedStudy]:
@@ -359,7 +469,7 @@ def _list_series_of(requestor: Requestor, studies: Sequence[Study]) -> list[_Cou
         study, uid = _uid(answer, "StudyInstanceUID"), _uid(answer, "SeriesInstanceUID")
         if not study and len(uids) == 1:
             study = normal_uid(uids[0])
-        if not is_safe_key(uid):
+        if not is_safe_key(uid) or _is_offline(answer):
             odd.add(study)
             continue
         count = _count(answer, "NumberOfSeriesRelatedInstances")

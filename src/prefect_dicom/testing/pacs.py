@@ -36,7 +36,6 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import (
-    UID,
     AllTransferSyntaxes,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -497,6 +496,11 @@ class ScriptedPacs:
                 time.sleep(0.001)
             _end(association, end)
 
+    @property
+    def connections(self) -> int:
+        """How many connections have come."""
+        return self._numbers.get("A-ASSOCIATE", 0)
+
     def established(self) -> int:
         """How many associations stand."""
         server = self._server
@@ -723,20 +727,19 @@ class _Exchange:
         if identifier is not None:
             encoded = identifier if isinstance(identifier, bytes) else self.encode(identifier)
             response.Identifier = BytesIO(encoded)
-        if counts is not None:
+        long_counts = any(count is not None and count >> 16 for count in counts or ())
+        if counts is not None and not long_counts:
             for keyword, count in zip(_COUNTERS, counts, strict=True):
                 setattr(response, keyword, count)
         if status >> 8 != PENDING >> 8:
             self.request.status = status
-        if counts is not None and any(count is not None and count >> 16 for count in counts):
+        if long_counts:
             self.send_with_long_counts(response, counts)
         else:
             self.association.dimse.send_msg(response, self.context.context_id)
 
     def send_with_long_counts(self, response: Any, counts: Sequence[int | None]) -> None:
         """Send counters that no US can hold, in four bytes each."""
-        for keyword in _COUNTERS:
-            setattr(response, keyword, None)
         message = {C_MOVE: C_MOVE_RSP, C_GET: C_GET_RSP}[type(response)]()
         message.primitive_to_message(response)
         for keyword, count in zip(_COUNTERS, counts, strict=True):
@@ -1033,8 +1036,7 @@ class _GetSender(_Sender):
         message.MessageID = next(self.message_ids)
         message.Priority = 0
         message.AffectedSOPClassUID = stored.sop_class_uid
-        # Its property takes 64 characters at most; a peer may send more.
-        message._affected_sop_instance_uid = UID(operation.sop_instance_uid, IGNORE)
+        message.AffectedSOPInstanceUID = operation.sop_instance_uid
         message.DataSet = BytesIO(operation.data())
         self.exchange.association.dimse.send_msg(message, self.contexts[context_key(stored)])
 

@@ -1,0 +1,146 @@
+"""What one cohort row finds: asked by its identifiers, compared, and doubted where need be.
+
+An archive may answer nothing to a key it does not support, everything to one it ignores, and
+stop at a number of answers without a word. Each shows, or can be made to show: by the same
+question with fewer keys, by answers that fit no question, by the halves of a list. What cannot
+be told is neither found nor absent, and the row says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prefect_dicom.dimse.association import Requestor
+from prefect_dicom.dimse.find import OPTIONAL_STUDY_KEYS, find_studies, list_series
+from prefect_dicom.errors import PacsError
+from prefect_dicom.identifiers import normal_uid
+from prefect_dicom.matching import (
+    Discovery,
+    assess,
+    identifies,
+    might_mean,
+    study_day,
+    study_query,
+    tells_identifiers,
+)
+from prefect_dicom.model import CohortRow, Study
+
+log = logging.getLogger(__name__)
+
+_WORTH_A_SECOND_LOOK = 20
+"""Answers from which on a list is compared with its halves; no archive is known to stop below."""
+_FIRST_DAY, _LAST_DAY = "19000101", "29991231"
+
+
+@dataclass
+class Habits:
+    """What a run has learned of how its node answers STUDY level queries."""
+
+    simple: bool = False
+    """Ask by few keys, for few keys: with more the node answered nothing, or refused."""
+    understood: set[frozenset[str]] = field(default_factory=set)
+    """The matching keys of queries that brought answers."""
+    _told: set[str] = field(default_factory=set)
+
+    def warn(self, words: str) -> None:
+        """Say something of the node once for the run, not for each row."""
+        if words not in self._told:
+            self._told.add(words)
+            log.warning("the PACS %s", words)
+
+
+def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
+    """Ask a PACS for the studies of a row.
+
+    Raises
+    ------
+    PacsError
+        See :func:`~prefect_dicom.dimse.find.find`; ``answers-capped`` also where the PACS does
+        not say so itself.
+    """
+    keys = study_query(row)
+    answers = _answers(requestor, row, keys, habits)
+    found = assess(row, answers)
+    if requestor.ignores_keys:
+        habits.warn("answers without regard to optional keys (FF01)")
+    foreign = [study for study in answers if not identifies(row, study)]
+    if foreign:
+        habits.warn("answers with others than those asked for; they are left out")
+    if "StudyInstanceUID" not in keys and len(answers) >= _WORTH_A_SECOND_LOOK:
+        _compare_with_halves(requestor, keys, answers)
+    if found.reason != "no-match" or not foreign:
+        return found
+    if not any(tells_identifiers(row, study) for study in foreign):
+        return Discovery((), "identifier-missing")
+    if all(might_mean(row, study) for study in foreign):
+        # Substrings, another case: the archive matches by the key, if not to the letter.
+        return found
+    if row.study_instance_uid is None:
+        return Discovery((), "key-ignored", found.near_misses)
+    if list_series(requestor, row.study_instance_uid).series:
+        raise PacsError("answers-capped", "the study is there, and not among the answers")
+    return found
+
+
+def _answers(
+    requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
+) -> list[Study]:
+    """The answers to a row's query, asked again more simply where a key seems to spoil it."""
+    if not habits.simple:
+        asked = frozenset(keys)
+        try:
+            answers = find_studies(requestor, keys)
+        except PacsError as error:
+            if error.code != "request-refused":
+                raise
+        else:
+            if answers:
+                habits.understood.add(asked)
+            # One key alone cannot be left out, and what is to be returned was no trouble before.
+            if answers or asked in habits.understood or (len(asked) == 1 and habits.understood):
+                return answers
+    answers = _ask_simply(requestor, row, keys)
+    if not habits.simple and any(identifies(row, study) for study in answers):
+        habits.simple = True
+        habits.warn("finds studies only when it is asked by few keys")
+    return answers
+
+
+def _ask_simply(requestor: Requestor, row: CohortRow, keys: Mapping[str, str]) -> list[Study]:
+    if "PatientID" in keys:
+        keys = {"PatientID": keys["PatientID"]}
+    wanted = {
+        "ModalitiesInStudy": row.modality is not None,
+        "StudyDescription": row.study_description is not None,
+    }
+    optional = [keyword for keyword in OPTIONAL_STUDY_KEYS if wanted.get(keyword)]
+    return find_studies(requestor, keys, optional)
+
+
+def _compare_with_halves(
+    requestor: Requestor, keys: Mapping[str, str], answers: Sequence[Study]
+) -> None:
+    """Ask for the same by two ranges of dates: a whole list has in it what its parts have.
+
+    Raises
+    ------
+    PacsError
+        ``answers-capped`` where they show more, or cannot be had.
+    """
+    days = sorted(day for study in answers if (day := study_day(study.study_date)))
+    if not days:
+        return
+    middle = f"{days[len(days) // 2]:%Y%m%d}"
+    known = {normal_uid(study.study_instance_uid) for study in answers}
+    for first, last in ((_FIRST_DAY, middle), (middle, _LAST_DAY)):
+        part = find_studies(requestor, {**keys, "StudyDate": f"{first}-{last}"}, ())
+        if not known.issuperset(normal_uid(study.study_instance_uid) for study in part):
+            raise PacsError("answers-capped", "a part of the list shows more than the whole")
+        if any(
+            not first <= f"{day:%Y%m%d}" <= last
+            for study in part
+            if (day := study_day(study.study_date))
+        ):
+            raise PacsError("answers-capped", "the list is long, and cannot be asked for in parts")
