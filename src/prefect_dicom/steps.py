@@ -15,8 +15,8 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -251,8 +251,7 @@ class Pull:
                 waiting = [work for work in works if work.received]
                 if not waiting:
                     raise
-                for work in waiting:
-                    self._upload(work)
+                self._upload(waiting)
 
     def _list_together(self, retrieval: Retrieval, works: list[StudyWork]) -> set[StudyReference]:
         """List as many studies as can be by few queries; which they are."""
@@ -363,18 +362,13 @@ class Pull:
 
         What goes wrong here goes wrong again, study by study, and is dealt with there.
         """
-        whole = []
         with contextlib.suppress(PrefectDicomError):
-            for work in works:
-                self._check_stop()
-                with contextlib.suppress(ClaimLost, ArchiveConflict):
-                    self._upload(work)
-                    if not work.missing() and work.failure is None:
-                        whole.append(work)
-            if len(whole) > 1:
-                node = whole[0].claim.node
-                with self._asking(node) as requestor:
-                    return self._retrieval(node, requestor).lists(whole)
+            self._upload(works)
+        whole = [w for w in works if not (w.received or w.missing() or w.failure)]
+        if len(whole) > 1:
+            node = whole[0].claim.node
+            with contextlib.suppress(PrefectDicomError), self._asking(node) as requestor:
+                return self._retrieval(node, requestor).lists(whole)
         return {}
 
     def give_back(self, chunk: Chunk) -> None:
@@ -385,11 +379,11 @@ class Pull:
 
     def _archive_study(self, work: StudyWork, listed: ListedStudy | None = None) -> bool:
         # First of all, and whatever has become of the node.
-        self._upload(work)
+        self._upload([work])
         with self._asking(work.claim.node) as requestor:
             retrieval = self._retrieval(work.claim.node, requestor)
             for _ in range(_LISTS_BEFORE_GIVING_UP):
-                self._upload(work)
+                self._upload([work])
                 if work.missing() and work.failure is None:
                     # The spool lost files on the way to the archive.
                     retrieval.fetch([work])
@@ -449,43 +443,44 @@ class Pull:
                 self.spool.quarantine_file(work.reference, sha256, "not-requested")
         work.unlisted.clear()
 
-    def _upload(self, work: StudyWork) -> None:
-        """Store all received instances of a study, many at once, recorded in batches."""
-        waiting: dict[Future[ArchivedObject], Arrival] = {}
-        arrivals = iter(list(work.received.values()))
-        done: list[tuple[InstanceKey, ArchivedObject, tuple[str, ...]]] = []
+    def _upload(self, works: Sequence[StudyWork]) -> None:
+        """Store all received instances of the studies, many at once, recorded in batches.
+
+        Raises
+        ------
+        ArchiveError
+            One could not be stored. What could is recorded, of all studies.
+        """
+        arrivals = [(work, arrival) for work in works for arrival in work.received.values()]
         trouble: ArchiveError | None = None
-        window = 2 * self.site.archive.connections
-        exhausted = False
-        while waiting or not exhausted:
-            while len(waiting) < window and trouble is None:
-                arrival = next(arrivals, None)
-                if arrival is None:
-                    break
-                waiting[self._put(work, arrival)] = arrival
-            exhausted = trouble is not None or len(waiting) < window
-            finished, _ = wait(waiting, return_when=FIRST_COMPLETED) if waiting else ((), ())
-            for future in finished:
-                arrival = waiting.pop(future)
+        for first in range(0, len(arrivals), _STORED_PER_WRITE):
+            self._check_stop()
+            futures = [
+                (work, arrival, self._put(work, arrival))
+                for work, arrival in arrivals[first : first + _STORED_PER_WRITE]
+            ]
+            done: dict[StudyReference, list] = defaultdict(list)
+            for work, arrival, future in futures:
+                if trouble is not None and future.cancel():
+                    continue
                 try:
                     stored = future.result()
                 except ArchiveError as error:
                     if error.code == "spool-damaged":
                         self._forget_damaged(work, arrival)
                     else:
-                        trouble = error
+                        trouble = trouble or error
                     continue
-                done.append((arrival.key, stored, work.warnings.get(arrival.key, ())))
+                warnings = work.warnings.get(arrival.key, ())
+                done[work.reference].append((arrival.key, stored, warnings))
                 reached("put-answered")
-            if len(done) >= _STORED_PER_WRITE:
-                self._record_stored(work, done)
-        if done:
-            self._record_stored(work, done)
-        if trouble is not None:
-            raise trouble
+            for work in works:
+                if work.reference in done:
+                    self._record_stored(work, done[work.reference])
+            if trouble is not None:
+                raise trouble
 
     def _put(self, work: StudyWork, arrival: Arrival) -> Future[ArchivedObject]:
-        self._check_stop()
         key = object_key(work.claim.study_instance_uid, *arrival.key)
         path = self.spool.file(work.reference, arrival.sha256)
         return self.uploads.submit(
@@ -500,7 +495,6 @@ class Pull:
             work.stored_hashes[key] = stored.sha256
             del work.received[key]
             self.spool.remove(work.reference, stored.sha256)
-        done.clear()
 
     def _forget_damaged(self, work: StudyWork, arrival: Arrival) -> None:
         self.spool.remove(work.reference, arrival.sha256)
