@@ -334,13 +334,15 @@ _TABLE = (
         "not-permitted",
         OPERATOR,
         "The PACS refused or aborted the request: our AE title may lack the permission.",
-        "Have query and retrieve allowed for our AE title on the PACS.",
+        "Have query and retrieve allowed for our AE title on the PACS. Where only C-GET is "
+        "refused, set `retrieve: c-move` for the node.",
     ),
     (
         "service-not-offered",
         OPERATOR,
         "The PACS does not offer the service or information model.",
-        "Try the other `information_model` or `retrieve` method of the node.",
+        "Try the other `information_model` of the node, or the other way to retrieve "
+        "(`retrieve: c-move` or `retrieve: c-get`).",
     ),
     (
         "move-destination-unknown",
