@@ -41,6 +41,7 @@ COMMANDS = {
     "receiver run": ["--site"],
     "receiver status": ["--site", "--json"],
     "receiver stop": ["--site"],
+    "explain": ["CODE"],
 }
 
 
@@ -78,7 +79,7 @@ def test_help_names_every_command_in_the_order_of_use(command):
     named = [line.split()[1] for line in lines if line.startswith("│ ") and "--" not in line]
     assert named == [
         *("demo", "doctor", "pull", "status", "rerun"),
-        *("verify", "rebuild-ledger", "quarantine", "receiver"),
+        *("verify", "rebuild-ledger", "quarantine", "receiver", "explain"),
     ]
     assert not ended.modules & SLOW_TO_IMPORT
 

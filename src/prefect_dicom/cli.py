@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -299,6 +300,22 @@ def verify(
         f"at level {level}: {faults.in_words}"
     )
     return faults.exit
+
+
+@app.command(sort_key=10)
+def explain(code: Annotated[str, Parameter(help="A reason code, like no-match.")], /) -> int:
+    """Tell all there is to say about a reason code: causes by PACS, what to do, and reruns.
+
+    The same as the code's section in docs/reasons.md.
+    """
+    from prefect_dicom.explanations import section
+
+    _check_known("CODE", (code,), REASONS)
+    if output.is_terminal:
+        output.print(Markdown(section(code)))
+    else:
+        print(section(code), end="")
+    return Exit.ALL_WELL
 
 
 @app.command(sort_key=7)
@@ -802,7 +819,9 @@ class _Faults:
 
     def explain(self) -> None:
         for code in sorted({code for study in self.studies for code in study["faults"]}):
-            output.print(f"{code}: {REASONS[code].meaning} {REASONS[code].advice}", markup=False)
+            output.print(
+                f"{code}: {REASONS[code].meaning} {REASONS[code].what_to_do}", markup=False
+            )
 
     @property
     def in_words(self) -> str:
@@ -848,7 +867,7 @@ def _print_error(error: PrefectDicomError) -> None:
     console.print(Text.assemble((error.reason.meaning, "red"), f" ({error.code})"))
     if error.detail:
         console.print(f"  {error.detail}", markup=False)
-    console.print(f"  {error.reason.advice}", markup=False)
+    console.print(f"  {error.reason.what_to_do}", markup=False)
 
 
 def _exit_for(error: PrefectDicomError) -> Exit:

@@ -146,7 +146,7 @@ def _try(part: str, check: str, probe) -> Finding:
 def _failed(part: str, check: str, error: PrefectDicomError) -> Finding:
     words = f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
     # The table of reasons sends people here; the lines are printed at the end.
-    told = error.reason.advice.replace(_HERE, "The line to add is below.")
+    told = error.reason.what_to_do.replace(_HERE, "The line to add is below.")
     return Finding(part, check, False, words, told)
 
 

@@ -105,7 +105,7 @@ def described(
         "size_bytes": entry.size_bytes,
         "reason": entry.reason,
         "meaning": reason_for(entry.reason).meaning,
-        "what_to_do": reason_for(entry.reason).advice,
+        "what_to_do": reason_for(entry.reason).what_to_do,
         "since": entry.since.isoformat(timespec="seconds"),
         "sender": entry.sender,
         "study": None if record is None else record.reference,

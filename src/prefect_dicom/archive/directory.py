@@ -90,14 +90,14 @@ class FolderArchive(Archive):
         try:
             self._must_exist()
         except ArchiveError as error:
-            return [Check(name, False, error.reason.advice)]
+            return [Check(name, False, error.reason.what_to_do)]
         checks = [Check(name, True)]
         key = f"probes/{secrets.token_hex(8)}"
         name = "objects can be written"
         try:
             self.put_bytes(key, b"probe")
         except ArchiveError as error:
-            return [*checks, Check(name, False, f"{error}. {error.reason.advice}")]
+            return [*checks, Check(name, False, f"{error}. {error.reason.what_to_do}")]
         checks.append(Check(name, True))
         checks.append(self._check_condition(key))
         checks.append(self._check_bytes(key))

@@ -504,9 +504,9 @@ class _CheckUp:
             advice = step()
         except Refused as refused:
             error = refused.error()
-            advice = f"{error}. {error.reason.advice}"
+            advice = f"{error}. {error.reason.what_to_do}"
         except ArchiveError as error:
-            advice = f"{error}. {error.reason.advice}"
+            advice = f"{error}. {error.reason.what_to_do}"
         return Check(name, not advice, advice, required)
 
     def _listed(self) -> str:
