@@ -22,12 +22,12 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
-from prefect.states import State
+from prefect.states import Completed, State
 
 from prefect_dicom.errors import ConfigurationError, PacsError, PrefectDicomError
 from prefect_dicom.ledger import Totals
 from prefect_dicom.model import Chunk, Disposition, Verdict
-from prefect_dicom.report import write_reports
+from prefect_dicom.report import in_words, unarchived_rows, write_reports
 from prefect_dicom.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
@@ -73,6 +73,14 @@ def run_pipeline(pull: Pull) -> Totals:
         get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.what_to_do)
         raise trouble
     return totals
+
+
+def end_of(totals: Totals) -> State:
+    """How a pulling flow ends: ``Completed``, by the name of ``Partial`` where rows are left."""
+    words = in_words(totals)
+    if unarchived_rows(totals):
+        return Completed(name="Partial", message=words)
+    return Completed(message=words)
 
 
 def _worth_another_pass(pull: Pull, trouble: PrefectDicomError | None, passes: int) -> bool:

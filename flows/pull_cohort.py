@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow, get_run_logger, runtime
-from prefect.states import Completed, State
+from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.cohort import cohort_digest
-from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
-from prefect_dicom.report import in_words, unarchived_rows
+from prefect_dicom.flows.pipeline import MOST_TASKS, end_of, run_pipeline
+from prefect_dicom.report import in_words
 from prefect_dicom.steps import open_pull, register_cohort
 from prefect_dicom.tasks.edge import without_phi
 
@@ -61,6 +61,4 @@ def pull_cohort(
         with open_pull(settings, registered.number, "pull") as pull:
             totals = run_pipeline(pull)
     get_run_logger().info("cohort %s: %s", registered.name, in_words(totals))
-    if unarchived_rows(totals):
-        return Completed(name="Partial", message=in_words(totals))
-    return Completed(message=in_words(totals))
+    return end_of(totals)

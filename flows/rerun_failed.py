@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from prefect import flow, get_run_logger
-from prefect.states import Completed, State
+from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
-from prefect_dicom.report import in_words, unarchived_rows
+from prefect_dicom.flows.pipeline import MOST_TASKS, end_of, run_pipeline
 from prefect_dicom.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
@@ -44,6 +43,4 @@ def rerun_failed(
         reopened = pull.ledger.reopen(pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
         totals = run_pipeline(pull)
-    if unarchived_rows(totals):
-        return Completed(name="Partial", message=in_words(totals))
-    return Completed(message=in_words(totals))
+    return end_of(totals)
