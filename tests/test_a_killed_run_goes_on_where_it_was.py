@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -225,3 +226,19 @@ def test_a_receiver_that_is_killed_in_a_move_does_not_end_the_run(tmp_path, answ
         assert set(came) == {o.sop_instance_uid for o in objects}
         assert set(came.values()) == {1}
         place.audit()
+
+
+def test_what_came_for_a_study_when_it_was_finished_is_kept_apart(tmp_path):
+    with site_around(tmp_path, tiny_objects(1, instances=2), retrieve="c-get") as place:
+        place.pull()
+        [study] = place.studies().values()
+        late = [path.read_bytes() for path in sorted((tmp_path / "archive").rglob("*.dcm"))]
+        late[1] += b"\0"
+        folder = place.site.spool.path / "ready" / str(study.reference)
+        folder.mkdir()
+        for data in late:
+            (folder / f"{hashlib.sha256(data).hexdigest()}.dcm").write_bytes(data)
+        place.pull()
+        # What is archived already is a duplicate; nobody has the bytes of the other one.
+        assert not folder.exists()
+        assert [path.stem for path in place.quarantined()] == [hashlib.sha256(late[1]).hexdigest()]

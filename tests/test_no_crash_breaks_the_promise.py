@@ -35,9 +35,11 @@ _numbers = itertools.count(1)
 
 # What only happens to objects that are faulty, or that nobody asked for.
 STRANGE = ("set-aside", "rejection-recorded", "quarantine-noted")
-# Once a run, whereas the others are met once for a row, study or instance.
+# Once a run, whereas the others are met once for a row, study or instance. With two workers a
+# request may be each one's only one.
 ONCE = (
     "cohort-recorded",
+    "request-ended",
     "receiver-started",
     "associated",
     "expectation-noted",

@@ -254,6 +254,12 @@ class Spool:
         """The files that have arrived for a study, in no order."""
         return self._files(self.ready / str(study))
 
+    def studies(self) -> set[StudyReference]:
+        """The references of all studies of which something lies here."""
+        parents = (self.ready, self.suspect)
+        names = {entry.name for parent in parents for entry in os.scandir(parent)}
+        return {int(name) for name in names if name.isdigit()}
+
     def suspects(self, study: StudyReference) -> set[str]:
         """The hashes of the study's objects that were set aside as faulty."""
         return {path.stem for path in self._files(self.suspect / str(study))}

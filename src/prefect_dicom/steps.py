@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import (
+    decode_manifest,
     encode_manifest,
     held_manifest,
     manifest_at,
@@ -98,15 +99,24 @@ def current_pull() -> Pull:
 def register_cohort(site: Site, path: Path, node: str | None, name: str | None = None) -> Cohort:
     """Read a cohort file and write its rows into the ledger. The same file again is the same.
 
+    One the ledger knows is not read again: a large workbook takes half a minute.
+
     Raises
     ------
     CohortError
-        With all complaints about the file; nothing was written.
+        With all complaints about the file; none of its rows was written.
     """
     node = node_for(site, node)
-    rows = read_cohort(path)
+    try:
+        digest = cohort_digest(path)
+    except OSError:
+        # Who reads it says what is wrong with it.
+        read_cohort(path)
+        raise
     with Ledger.open(ledger_url(site)) as ledger:
-        cohort = ledger.add_cohort(cohort_digest(path), node, rows, name)
+        cohort = ledger.cohort_of(digest, node)
+        if cohort is None:
+            cohort = ledger.add_cohort(digest, node, read_cohort(path), name)
     reached("cohort-recorded")
     return cohort
 
@@ -428,8 +438,7 @@ class Pull:
             adopted=adopted,
         )
         reached("archived-recorded")
-        self._quarantine_strangers(work)
-        self.spool.drop(work.reference)
+        _clear(self.spool, work.reference, manifest)
 
     def _end_failed(self, work: StudyWork, code: str) -> bool:
         """The study ends without a manifest; what was stored stays, for a rerun to build on."""
@@ -639,6 +648,7 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
         archive.head(manifest_key("0"))
         spool = Spool(site.spool.path, site.spool.reserve_bytes)
         spool.sweep()
+        _clear_finished(spool, ledger)
         lease = None
         if any(n.retrieve is RetrieveMethod.C_MOVE for n in site.nodes.values()):
             lease = stack.enter_context(ReceiverLease(site))
@@ -656,6 +666,24 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
             raise
         finally:
             _current.reset(token)
+
+
+def _clear(spool: Spool, study: StudyReference, manifest: StudyManifest) -> None:
+    """Delete what lies in the spool of an archived study; what its manifest lacks is kept apart."""
+    archived = {instance.sha256 for instance in manifest.instances}
+    for path in spool.files(study):
+        if path.stem not in archived:
+            with contextlib.suppress(FileNotFoundError):
+                spool.quarantine_file(study, path.stem, "not-requested")
+    spool.drop(study)
+
+
+def _clear_finished(spool: Spool, ledger: Ledger) -> None:
+    """The same for studies whose run died after its commit, or for which something came late."""
+    for study in spool.studies():
+        manifest = ledger.manifest(study)
+        if manifest is not None:
+            _clear(spool, study, decode_manifest(manifest))
 
 
 def work_through(pull: Pull) -> None:
