@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from sites import Place, credentials, site_around
 
-from prefect_dicom.model import StudyState, Verdict
+from prefect_dicom import steps
+from prefect_dicom.cohort import read_cohort
+from prefect_dicom.errors import CohortError
+from prefect_dicom.model import CohortRow, StudyState, Verdict
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.s3 import S3Server
 
@@ -174,3 +178,35 @@ def test_a_file_damaged_in_the_spool_is_asked_for_again_and_nothing_else(tmp_pat
         assert place.reasons() == [(str(StudyState.ARCHIVED), None)]
         assert len(place.pacs.sent_instances()) == 5
         place.audit()
+
+
+def test_a_cohort_file_that_is_known_is_not_read_again(tmp_path, monkeypatch):
+    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+        cohort = place.cohort()
+        known = steps.register_cohort(place.site, cohort, None, "trial")
+        reads: list[Path] = []
+
+        def read(path: Path) -> list[CohortRow]:
+            reads.append(path)
+            return read_cohort(path)
+
+        monkeypatch.setattr(steps, "read_cohort", read)
+        assert steps.register_cohort(place.site, cohort, None) == known
+        assert reads == []
+        # It is known by its content: the same file with one line more is another one.
+        cohort.write_text(cohort.read_text() + "***\n")
+        with pytest.raises(CohortError):
+            steps.register_cohort(place.site, cohort, None)
+        assert reads == [cohort]
+
+
+@pytest.mark.parametrize("there", ["nothing", "a directory"])
+def test_a_cohort_file_that_cannot_be_read_is_a_complaint(tmp_path, there):
+    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+        path = tmp_path / "missing.csv"
+        if there == "a directory":
+            path.mkdir()
+        with pytest.raises(CohortError) as caught:
+            steps.register_cohort(place.site, path, None)
+        assert "check" in str(caught.value)
+        assert not (tmp_path / "ledger.sqlite").exists()

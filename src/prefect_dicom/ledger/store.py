@@ -488,6 +488,15 @@ class Ledger:
         return Cohort(**row._mapping)
 
     @without_database_errors
+    def cohort_of(self, digest: str, node: str) -> Cohort | None:
+        """The cohort of this file and node, or None where it has not been added."""
+        with self._read() as connection:
+            row = connection.execute(
+                select(cohorts).where(cohorts.c.digest == digest, cohorts.c.node == node)
+            ).first()
+        return None if row is None else Cohort(**row._mapping)
+
+    @without_database_errors
     def cohorts(self) -> list[Cohort]:
         """All cohorts, the latest first."""
         with self._read() as connection:
