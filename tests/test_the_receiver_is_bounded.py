@@ -168,7 +168,7 @@ def test_an_identifier_has_an_end():
     elements = {Element.COMMAND_FIELD: 0x0020, Element.COMMAND_DATA_SET_TYPE: 1}
     find = pdu(pdv(3, 3, write_command(elements)))
     chunk = pdu(pdv(3, 0, bytes(32 * 1024)))
-    _, end, _ = converse(find, chunk, chunk, chunk)
+    _, end, _ = converse(find, *[chunk] * 33)
     assert end.ending is Ending.REFUSED
 
 

@@ -60,10 +60,10 @@ GROWTH_BYTES = 64 * 1024**2
 ECHO_SECONDS = 1.0
 ABORT, REJECT = b"\x07", b"\x03"
 QUICK = {
-    "negotiation_seconds": 2,
-    "pdu_seconds": 2,
-    "idle_seconds": 4,
-    "message_seconds": 4,
+    "negotiation_seconds": 1,
+    "pdu_seconds": 1,
+    "idle_seconds": 2,
+    "message_seconds": 2,
 }
 
 
@@ -841,7 +841,7 @@ def floods_of_empty_fragments(foe: Foe) -> None:
     for connection in connections[:2]:
         push(connection, store(b"1.2.90", b"")[:-12])
     kinds = [0, 0, 1, 1]
-    end = time.monotonic() + foe.many(1, 20)
+    end = time.monotonic() + foe.many(1, 20) / 2
     while time.monotonic() < end:
         for kind, connection in zip(kinds, connections, strict=True):
             push(connection, pdu(*[pdv(3, kind, b"")] * 1000) * 10)
@@ -923,7 +923,7 @@ def trickling(foe: Foe) -> None:
 def assert_all_cut_off(plans: list) -> None:
     """Say the next piece of each plan again and again; all are closed in time."""
     rest = {connection: iter(pieces) for connection, pieces in plans}
-    deadline = time.monotonic() + max(QUICK.values()) + 3
+    deadline = time.monotonic() + max(QUICK.values()) + 5
     while rest:
         assert time.monotonic() < deadline, f"{len(rest)} connections are still open"
         closed, _, _ = select.select(rest, [], [], 0.1)

@@ -21,9 +21,11 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_FIND, C_MOVE
 from pynetdicom.dsutils import encode
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_RELEASE_RQ
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
@@ -39,6 +41,13 @@ from prefect_dicom.dimse.quiet import quiet_pynetdicom
 from prefect_dicom.dimse.rejection import aborted, rejected, unconnected
 from prefect_dicom.dimse.sockets import acknowledge, prepare
 from prefect_dicom.dimse.status import PENDING
+from prefect_dicom.dimse.transfer import (
+    Element,
+    Violation,
+    abort_pdu,
+    read_command,
+    unsigned_short,
+)
 from prefect_dicom.errors import PacsError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import InformationModel
@@ -58,6 +67,11 @@ _MODELS = {
     },
 }
 
+# Far above what an answer has: one names a study, or the UIDs of a request that have failed.
+_LONGEST_PDU_BYTES = 1024 * 1024
+_LONGEST_MESSAGE_BYTES = 1024 * 1024
+_COMMAND_FRAGMENT, _LAST_FRAGMENT = 0x01, 0x02
+_RESPONSES = {0x8020, 0x8021, 0x8030}
 _LOW_PRIORITY = 2
 # Archives drop idle associations after 30 s (Orthanc) or more; one about to go is not used.
 _IDLE_SECONDS = 15.0
@@ -79,14 +93,79 @@ def diagnose(node: PacsNode) -> PacsError | None:
     return None
 
 
+class _Socket(AssociationSocket):
+    """pynetdicom's, which would read as many bytes as a header announces, up to 4 GiB."""
+
+    wire: _Wire
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        if nr_bytes > _LONGEST_PDU_BYTES:
+            self.wire.unusable = f"a PDU of {nr_bytes} bytes"
+            raise ConnectionAbortedError
+        return super().recv(nr_bytes)
+
+    def _shutdown_socket(self) -> None:
+        # pynetdicom's leaves a connection open that has been shut before.
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+
+
+class _Messages(DIMSEServiceProvider):
+    """pynetdicom's, which would keep the fragments of a message until memory ends.
+
+    Its thread dies of command sets that are none, starts threads for N-EVENT-REPORTs, and writes
+    the traceback, and in it what the peer has sent, to the standard error.
+    """
+
+    def __init__(self, association: Association, wire: _Wire) -> None:
+        super().__init__(association)
+        self._wire = wire
+        self._command = bytearray()
+        self._bytes = 0
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        if self._wire.ended:
+            return
+        try:
+            for _, data in primitive.presentation_data_value_list:
+                self._check(data[0], data[1:])
+            super().receive_primitive(primitive)
+        except Violation as fault:
+            self._wire.give_up(self.assoc, fault.detail)
+        except Exception as error:
+            # It decodes what a stranger has sent.
+            kind = type(error).__name__
+            self._wire.give_up(self.assoc, f"a message that does not decode, {kind}")
+
+    def _check(self, control: int, fragment: bytes) -> None:
+        self._bytes += len(fragment)
+        if self._bytes > _LONGEST_MESSAGE_BYTES:
+            raise Violation(Violation.INVALID_PARAMETER, "a message without end")
+        if control & _COMMAND_FRAGMENT:
+            self._command += fragment
+        if control & _LAST_FRAGMENT:
+            self._bytes = 0
+            if control & _COMMAND_FRAGMENT:
+                command = unsigned_short(read_command(self._command), Element.COMMAND_FIELD)
+                self._command.clear()
+                if command not in _RESPONSES:
+                    raise Violation(Violation.UNEXPECTED_PDU, "a message that is no response")
+
+
 class _Wire:
-    """What was seen on one association: connection, acceptance, rejection, abort, end."""
+    """What was seen on one association: connection, acceptance, rejection, abort, end.
+
+    ``unusable`` tells what the peer sent where that was no answer.
+    """
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self.connected = False
         self.accepted = False
         self.ended = False
+        self.unusable: str | None = None
         self.rejection: tuple[int, int, int] | None = None
         self.abort: tuple[int, int] | None = None
 
@@ -97,6 +176,15 @@ class _Wire:
         association.bind(evt.EVT_DATA_SENT, self._on_data)
         association.bind(evt.EVT_PDU_RECV, self._on_pdu)
         association.bind(evt.EVT_CONN_CLOSE, self._on_close)
+
+    def give_up(self, association: Association, detail: str) -> None:
+        """What comes cannot be used: nothing more is read."""
+        self.unusable = detail
+        self.ended = True
+        connection = association.dul.socket
+        with contextlib.suppress(OSError):
+            connection.socket.sendall(abort_pdu(2, Violation.UNSPECIFIED))
+        connection.close()
 
     def _on_open(self, event: evt.Event) -> None:
         self.connected = True
@@ -176,11 +264,13 @@ class Exchange:
         while True:
             remaining = max(0.0, deadline - time.monotonic())
             self._association.dimse_timeout = min(remaining, _LOOK_SECONDS)
-            _, message = self._association.dimse.get_msg(block=True)
+            context_id, message = self._association.dimse.get_msg(block=True)
             if message is not None:
-                return self._take(message)
-            if self._wire.ended:
+                return self._take(message, context_id)
+            if self._wire.ended or _is_over(self._association):
                 self.abort()
+                if self._wire.unusable is not None:
+                    raise PacsError("answer-unusable", self._wire.unusable)
                 # Archives that know our AE title from no table accept the association, answer
                 # C-ECHO, and abort at the first request that needs a permission.
                 first = not self.answered and self._service not in self._requestor.answered
@@ -199,9 +289,10 @@ class Exchange:
         self.ended = True
         self._requestor.abort()
 
-    def _take(self, message: object) -> Message:
+    def _take(self, message: object, context_id: int | None) -> Message:
         if (
-            not isinstance(message, _PRIMITIVES[self._service])
+            context_id != self._context.context_id
+            or not isinstance(message, _PRIMITIVES[self._service])
             or not message.is_valid_response
             or message.MessageIDBeingRespondedTo != self._message_id
         ):
@@ -372,7 +463,10 @@ class Requestor:
             raise unconnected(error, node.timeouts.connect_seconds) from None
         association = Association(application, "requestor")
         own = AddressInformation("0.0.0.0" if address.is_ipv4 else "::", 0)
-        association.set_socket(AssociationSocket(association, address=own))
+        connection = _Socket(association, address=own)
+        connection.wire = wire
+        association.set_socket(connection)
+        association.dimse = _Messages(association, wire)
         association.acceptor.ae_title = node.called_ae_title
         association.acceptor.address_info = address
         association.requestor.address_info = own
@@ -406,10 +500,16 @@ class Requestor:
             # A connection that failed and succeeds a moment later was reset while it was opened,
             # or the peer has just come up.
             return diagnose(self.node) or PacsError("pacs-reset", "the connection failed once")
+        if wire.unusable is not None:
+            return PacsError("answer-unusable", wire.unusable)
         if wire.rejection is not None:
             return rejected(*wire.rejection)
         if wire.abort is not None:
-            return aborted(*wire.abort, first_request=True)
+            error = aborted(*wire.abort, first_request=True)
+            if error.code != "association-lost":
+                return error
+            # Nothing has been asked yet that could be at fault: it is the node's.
+            return PacsError("pacs-reset", error.detail)
         if wire.accepted:
             return PacsError("service-not-offered", "no presentation context was accepted")
         if seconds >= timeouts.acse_seconds:
@@ -418,10 +518,16 @@ class Requestor:
         return PacsError("pacs-reset", "the connection ended before the association was accepted")
 
 
+def _is_over(association: Association) -> bool:
+    """Whether pynetdicom has ended it: it aborts for itself what it cannot read (PS3.8 9.2)."""
+    thread = association.dul
+    return not thread.is_alive() or thread.state_machine.current_state in ("Sta1", "Sta13")
+
+
 def _end(association: Association) -> None:
     """Abort what still stands, and see its thread and its socket off."""
     thread, connection = association.dul, association.dul.socket
-    if association.is_established:
+    if association.is_established and not _is_over(association):
         association.abort(block=False)
         thread.join(_ABORT_SECONDS)
     # Whatever the thread waits for, this ends it.

@@ -65,6 +65,7 @@ _MODELS = {
     InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelGet,
     InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelGet,
 }
+_PDU_SECONDS = 30.0
 _CANCEL_SECONDS = 20.0
 _RELEASE_SECONDS = 5.0
 
@@ -238,6 +239,7 @@ class _Request:
         self._should_stop = should_stop
         self._cancelled_until: float | None = None
         self._outcome = RetrieveOutcome(None)
+        stall = node.timeouts.stall_seconds
         model_context = Context(self._model, ImplicitVRLittleEndian)
         self._stream = Stream(connection, attend=None if should_stop is None else self._attend)
         self._transfer = Transfer(
@@ -245,7 +247,7 @@ class _Request:
             {MODEL_CONTEXT_ID: model_context, **contexts},
             intake,
             peers=Peers(node.calling_ae_title, node.called_ae_title, connection.getpeername()[0]),
-            bounds=Bounds(idle_seconds=node.timeouts.stall_seconds),
+            bounds=Bounds(pdu_seconds=min(_PDU_SECONDS, stall), idle_seconds=stall),
             peer_pdu_bytes=peer_pdu_bytes,
             first_idle_seconds=node.timeouts.first_byte_seconds,
             on_response=self._respond,

@@ -39,7 +39,8 @@ ANNOUNCED_PDU_BYTES = 256 * 1024
 _PDU_SLACK_BYTES = 4 * 1024
 _UNLIMITED_PDU_BYTES = 64 * 1024 * 1024
 _COMMAND_BYTES = 64 * 1024
-_IDENTIFIER_BYTES = 64 * 1024
+# Of a final response: a list of the UIDs that failed, of all that were asked for at once.
+_IDENTIFIER_BYTES = 1024 * 1024
 BUFFER_BYTES = 1024 * 1024
 """What is read at once: a CT image in one piece."""
 # Fewer than the kernel takes in one call (IOV_MAX).
@@ -689,9 +690,11 @@ class Transfer:
             if len(self._fragments) >= _MOST_FRAGMENTS:
                 self._write_fragments()
         elif self._identifier is not None:
-            if len(self._identifier) + len(fragment) > _IDENTIFIER_BYTES:
+            if self._data_set_bytes > _IDENTIFIER_BYTES:
                 raise Violation(Violation.INVALID_PARAMETER, "an identifier without end")
-            self._identifier += fragment
+            # Nobody reads those of requests we do not serve.
+            if self._on_response is not None:
+                self._identifier += fragment
 
     def _write_fragments(self) -> None:
         """Hand the part what has come, all that is in the buffer at once."""
