@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PYTEST ?= -q
+WORKERS ?= 3
 SIZES ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -36,13 +37,14 @@ demo: $(INSTALLED)
 test: export PREFECT_HOME := $(CURDIR)/build/prefect
 test: peers lint
 	@mkdir -p build/prefect
-	@env -u PREFECT_API_URL $(BIN)/python -m pytest $(PYTEST)
+	@env -u PREFECT_API_URL $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 # PYTEST takes options: make campaign PYTEST='-q --seed 7 -k kill'
 campaign: export PREFECT_HOME := $(CURDIR)/build/prefect
 campaign: $(INSTALLED) peers
 	@mkdir -p build/prefect
-	@env -u PREFECT_API_URL $(BIN)/python -m pytest --campaign -m campaign $(PYTEST)
+	@env -u PREFECT_API_URL $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+	    --campaign -m campaign $(PYTEST)
 
 # SIZES takes options: make bench SIZES='--only receive --rounds 3'
 bench: $(INSTALLED) peers

@@ -32,7 +32,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "campaign(section): a case of the campaign's matrix")
     config.addinivalue_line("markers", "whole_campaign: runs with --campaign only")
-    config.stash[_results] = Counter()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -83,28 +82,29 @@ def scale(request: pytest.FixtureRequest):
     return many
 
 
-_results: pytest.StashKey[Counter] = pytest.StashKey()
+_results: Counter[tuple[str, str]] = Counter()
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
-    outcome = yield
-    report = outcome.get_result()
+def pytest_runtest_setup(item: pytest.Item) -> None:
     marker = item.get_closest_marker("campaign")
-    if marker is None or not (report.when == "call" or report.outcome != "passed"):
-        return
-    cases = dict(item.user_properties).get("cases", 1)
-    results = item.config.stash[_results]
-    results[marker.args[0], report.outcome] += cases if report.passed else 1
+    if marker is not None:
+        # A property, because the tests may run in other processes than the one that counts.
+        item.user_properties.append(("campaign", marker.args[0]))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    properties = dict(report.user_properties)
+    if "campaign" in properties and (report.when == "call" or not report.passed):
+        cases = properties.get("cases", 1) if report.passed else 1
+        _results[properties["campaign"], report.outcome] += cases
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    results = config.stash[_results]
-    if not (results and config.getoption("--campaign")):
+    if not (_results and config.getoption("--campaign")):
         return
     terminalreporter.section(f"campaign, seed {config.getoption('--seed')}")
-    width = max(len(section) for section, _ in results)
+    width = max(len(section) for section, _ in _results)
     terminalreporter.line(f"{'':{width}}" + "".join(f"{name:>10}" for name in _OUTCOMES))
-    for section in sorted({section for section, _ in results}):
-        numbers = "".join(f"{results[section, name]:>10,}" for name in _OUTCOMES)
+    for section in sorted({section for section, _ in _results}):
+        numbers = "".join(f"{_results[section, name]:>10,}" for name in _OUTCOMES)
         terminalreporter.line(f"{section:{width}}{numbers}")
