@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -470,9 +471,10 @@ class ScriptedPacs:
             _end(association, end)
         else:
             if not plan.roles:
-                association.acceptor.supported_contexts = [
-                    build_context(c.abstract_syntax, c.transfer_syntax) for c in self._contexts
-                ]
+                contexts = [copy(context) for context in self._contexts]
+                for context in contexts:
+                    context.scu_role = context.scp_role = None
+                association.acceptor.supported_contexts = contexts
             honest = association.acse.send_accept
             association.acse.send_accept = lambda: self._accept(association, honest)
             type(association.acse)._negotiate_as_acceptor(association.acse)
