@@ -20,8 +20,8 @@ from prefect_dicom.configuration import Site
 from prefect_dicom.errors import ReceiverError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import StudyReference
-from prefect_dicom.receiver.protocol import LOCK_NAME, LOG_NAME, Line
-from prefect_dicom.receiver.server import Assignment, socket_path
+from prefect_dicom.receiver.protocol import LOCK_NAME, LOG_NAME, Line, socket_path
+from prefect_dicom.receiver.server import Assignment
 
 _START_SECONDS = 30
 _ANSWER_SECONDS = 30
@@ -45,13 +45,14 @@ class ReceiverLease:
     ----------
     site : Site
         Its receiver, spool and the nodes that may send.
+    line : Line, optional
+        To a receiver that runs already; without one it is found or started.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, line: Line | None = None) -> None:
         self._assignment = assignment_of(site)
         self._lock = threading.Lock()
-        self._line: Line | None = None
-        self._line = _connect_or_start(self._assignment)
+        self._line: Line | None = line or _connect_or_start(self._assignment)
 
     def __enter__(self) -> ReceiverLease:
         return self
@@ -141,14 +142,8 @@ class Request:
 
 def running_receiver(site: Site) -> ReceiverLease | None:
     """A lease on the site's receiver if it runs, without starting one."""
-    assignment = assignment_of(site)
-    found = _connect(assignment)
-    if found is None:
-        return None
-    line, _ = found
-    lease = ReceiverLease.__new__(ReceiverLease)
-    lease._assignment, lease._lock, lease._line = assignment, threading.Lock(), line
-    return lease
+    found = _connect(assignment_of(site))
+    return None if found is None else ReceiverLease(site, found[0])
 
 
 def assignment_of(site: Site) -> Assignment:

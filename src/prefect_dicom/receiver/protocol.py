@@ -22,12 +22,28 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
+from pathlib import Path
 from typing import Any
 
 SOCKET_NAME = "receiver.sock"
 LOCK_NAME = "receiver.lock"
 LOG_NAME = "receiver.log"
 _LONGEST_LINE = 16 * 1024**2
+
+
+def socket_path(spool: Path, descriptor: int) -> str:
+    """The control socket's path in a form short enough for AF_UNIX, whatever the spool's.
+
+    Parameters
+    ----------
+    descriptor : int
+        Of the spool, open for as long as the path is used.
+    """
+    plain = str(spool / SOCKET_NAME)
+    if len(plain.encode()) < 100 or sys.platform != "linux":
+        return plain
+    return f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
 
 
 class Line:

@@ -28,7 +28,7 @@ from prefect_dicom.dimse.acceptor import StorageScp
 from prefect_dicom.errors import PrefectDicomError, ReceiverError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.receiver.intake import Expectation, Intake
-from prefect_dicom.receiver.protocol import LOCK_NAME, SOCKET_NAME, Line
+from prefect_dicom.receiver.protocol import LOCK_NAME, SOCKET_NAME, Line, socket_path
 from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -273,14 +273,6 @@ class ReceiverServer:
                 "open_bytes": self._intake.open_bytes,
                 "free_bytes": self._spool.free_bytes(),
             }
-
-
-def socket_path(spool: Path, descriptor: int) -> str:
-    """The control socket's path in a form short enough for AF_UNIX, whatever the spool's."""
-    plain = str(spool / SOCKET_NAME)
-    if len(plain.encode()) < 100 or sys.platform != "linux":
-        return plain
-    return f"/proc/self/fd/{descriptor}/{SOCKET_NAME}"
 
 
 def _listen(spool: Path) -> socket.socket:
