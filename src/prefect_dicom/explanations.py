@@ -334,8 +334,11 @@ two queries on one association, or put text of one character set under the name 
 binary fields, do this. Nothing of such an answer is used.""",
     "answers-capped": """
 The list of answers ended with FE00 (Orthanc's `LimitFindResults`), B001 or A700 (dcm4chee refuses
-queries over its maximum): there are more. A list known to be cut is not taken for a whole one.
-Some archives cap with plain success, which nobody can see.""",
+queries over its maximum): there are more. Some archives stop with plain success. That shows where a
+part of a list (half of the dates, a number that is not in it) has what the whole has not, where a
+series is listed without its instances, or where the study itself is there and was not among the
+answers. A list known to be cut is not taken for a whole one; nothing of it is retrieved. A date in
+the row does not narrow the question: it is applied to the answers.""",
     # --- our side
     "configuration-faulty": """
 Nothing was sent. All faults of the file are listed at once, each with its key, what was found, and

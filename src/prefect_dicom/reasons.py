@@ -396,7 +396,8 @@ _TABLE = (
         "answers-capped",
         OPERATOR,
         "The PACS ended the list of answers before its end.",
-        "Narrow the row (PatientID, a date range), or raise the result limit on the PACS.",
+        "Name the studies by StudyInstanceUID or AccessionNumber, or have the limit raised on the "
+        "PACS.",
     ),
     # --- our side
     (

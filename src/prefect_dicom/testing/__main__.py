@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import signal
 import threading
 from pathlib import Path
 
 from prefect_dicom.testing.pacs import ScriptedPacs
+from prefect_dicom.testing.script import Behaviour, knob_table
 
 
 def _destination(text: str) -> tuple[str, tuple[str, int]]:
@@ -18,10 +20,26 @@ def _destination(text: str) -> tuple[str, tuple[str, int]]:
     return title, (host, int(port))
 
 
+def _behaviour(text: str) -> Behaviour:
+    knob, *arguments = text.split()
+    try:
+        values = dict(argument.split("=", 1) for argument in arguments)
+        return Behaviour(knob, **{name: _value(value) for name, value in values.items()})
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # a word needs no quotes
+
+
 def main() -> None:
     """Serve until SIGINT or SIGTERM; prints one line when it listens."""
     parser = argparse.ArgumentParser(prog="python -m prefect_dicom.testing", description=__doc__)
-    parser.add_argument("--directory", type=Path, required=True, help="holds the Part 10 files")
+    parser.add_argument("--directory", type=Path, help="holds the Part 10 files")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--ae-title", default="DEMOPACS")
@@ -33,7 +51,21 @@ def main() -> None:
         metavar="TITLE=HOST:PORT",
         help="a move destination; may be repeated",
     )
+    parser.add_argument(
+        "--behave",
+        type=_behaviour,
+        action="append",
+        default=[],
+        metavar="'KNOB ARGUMENT=VALUE …'",
+        help="a line of the script; may be repeated",
+    )
+    parser.add_argument("--knobs", action="store_true", help="print the table of knobs, and end")
     options = parser.parse_args()
+    if options.knobs:
+        print(knob_table(), end="")
+        return
+    if options.directory is None:
+        parser.error("--directory is missing")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -43,6 +75,7 @@ def main() -> None:
         host=options.host,
         port=options.port,
         destinations=dict(options.destination),
+        script=options.behave,
     ) as pacs:
         print(
             f"{pacs.ae_title} listens on {pacs.host}:{pacs.port} with {len(pacs.holdings)} "

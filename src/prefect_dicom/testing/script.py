@@ -316,6 +316,12 @@ class Knob:
     meaning: str
     apply: Callable[..., bool | None]
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The knob's own arguments with their defaults; ``inspect.Parameter.empty``: none."""
+        parameters = list(inspect.signature(self.apply).parameters.values())[2:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
 
 # --- C-FIND
 
@@ -886,3 +892,19 @@ _TABLE = (
 )
 
 KNOBS: dict[str, Knob] = {knob.name: knob for knob in _TABLE}
+
+
+def knob_table() -> str:
+    """All knobs as a table in Markdown, in the order of their names."""
+    lines = ["| knob | arguments | what the PACS does |", "|---|---|---|"]
+    for _, knob in sorted(KNOBS.items()):
+        words = ", ".join(_argument(name, default) for name, default in knob.arguments.items())
+        lines.append(f"| `{knob.name}` | {words} | {knob.meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _argument(name: str, default: Any) -> str:
+    if default is inspect.Parameter.empty:
+        return f"`{name}`"
+    is_status = name == "status" and isinstance(default, int)
+    return f"`{name}={f'0x{default:04X}' if is_status else repr(default)}`"
