@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -16,6 +18,7 @@ from prefect_dicom.flows import pipeline, pull_cohort, rerun_failed, verify_arch
 from prefect_dicom.model import Level
 from prefect_dicom.reasons import pointer
 from prefect_dicom.steps import Pull
+from prefect_dicom.tasks import report
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
 from prefect_dicom.tasks.edge import without_phi
@@ -182,7 +185,13 @@ def test_a_pacs_that_refuses_connections_is_asked_again_when_its_clock_says_so(p
 
 
 def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypatch, logged):
-    with_waits(place, 0.01, 0.01)
+    with_waits(place, 0.2, 0.2)
+    descriptions = []
+    monkeypatch.setattr(
+        report,
+        "create_progress_artifact",
+        lambda percent, key, description: descriptions.append(description) or uuid4(),
+    )
     place.pacs.close()
     attempts = attempts_of(monkeypatch, "discover")
     error = error_of(run_pull(place))
@@ -190,6 +199,9 @@ def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypat
     assert error.detail.endswith("node pacs is left alone now; 3 rows stay pending, none is lost")
     assert attempts == [1, 2, 3]
     assert "node pacs: waiting until" in logged.text
+    (shown,) = descriptions
+    until = r"node pacs: waiting until \d\d:\d\d:\d\d \(pacs-refused\)"
+    assert re.search(f"3 pending.*; {until}", shown)
     assert f"More: {pointer('pacs-refused')}" in logged.text
     place.pacs.start()
     assert rerun_failed("1", str(place.file), return_state=True).name == "Completed"
