@@ -28,9 +28,23 @@ def small_disk(path: Path, *, mebibytes: int = 4, inodes: int | None = None) -> 
         subprocess.run(["umount", "--lazy", path], check=True)
 
 
-def remount(path: Path, options: str) -> None:
-    """Change a mounted disk: ``ro``, ``rw``, ``size=1m``."""
-    subprocess.run(["mount", "-o", f"remount,{options}", path], check=True)
+def remount(path: Path, options: str) -> bool:
+    """Change a mounted disk: ``ro``, ``rw``; False while a file that is open hinders it."""
+    changed = subprocess.run(
+        ["mount", "-o", f"remount,{options}", path], capture_output=True, check=False
+    )
+    return changed.returncode == 0
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[Path]:
+    """A directory in which nothing can be written any more, whatever is open there."""
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def fill(path: Path, *, but: int = 0) -> Path:

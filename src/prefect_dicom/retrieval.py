@@ -28,7 +28,7 @@ from prefect_dicom.dimse.move import move
 from prefect_dicom.dimse.outcome import RetrieveOutcome
 from prefect_dicom.dimse.proposal import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.dimse.status import reason_for_status
-from prefect_dicom.errors import Interrupted, PacsError
+from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError, SpoolFull
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import normal_uid
 from prefect_dicom.ledger import Claim, Ledger, ListChange
@@ -49,7 +49,7 @@ from prefect_dicom.policy import NodeClock, RetrieveRequest, plan_requests
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
 from prefect_dicom.spool import Spool
-from prefect_dicom.validate import Consequence, Expected, validate
+from prefect_dicom.validate import Consequence, Expected, Validation, validate
 
 _POLL_SECONDS = 0.1
 _SHRINK = 7
@@ -573,7 +573,7 @@ class Retrieval:
             list(request.instances),
         )
         if self._node.retrieve is RetrieveMethod.C_GET:
-            return self._get(identifier, contexts, Expectation(studies))
+            return self._get(identifier, contexts, Expectation(studies), works)
         quiet = self._node.timeouts.settle_seconds
         with self._lease.expecting(studies, self._node.calling_ae_title) as expected:
             if expected.quiet_seconds is not None:
@@ -595,34 +595,49 @@ class Retrieval:
                 or expected.arrived().objects
             ):
                 wait_until_arrived(expected, request.expected, quiet, self._stopping)
-            expected.arrived()
+            self._check_room(expected.arrived().refused, works)
             return None if expected.renewed else outcome
 
     def _get(
-        self, identifier: Dataset, contexts: Sequence[tuple[str, str]], own: Expectation
+        self,
+        identifier: Dataset,
+        contexts: Sequence[tuple[str, str]],
+        own: Expectation,
+        works: Sequence[StudyWork],
     ) -> RetrieveOutcome:
+        intake = Intake(self._spool, own)
         ask = partial(
             c_get,
             self._node,
             identifier,
             contexts=contexts,
-            intake=Intake(self._spool, own),
+            intake=intake,
             should_stop=self._stopping,
         )
         try:
             try:
-                return ask()
+                outcome = ask()
             except PacsError as error:
                 if error.code != "pacs-busy":
                     raise
                 # What keeps it busy may be our own association, left open for queries.
                 self._requestor.close()
-                return ask()
+                outcome = ask()
         except PacsError as error:
             if error.code != "sop-classes-refused":
                 raise
             # These classes cannot come from this node; others may.
             return RetrieveOutcome(None, lost=error.code)
+        self._check_room(intake.refused_since(own), works)
+        return outcome
+
+    def _check_room(self, refused: str, works: Sequence[StudyWork]) -> None:
+        """Stop asking where the spool could not take an object, whatever the peer makes of it."""
+        if not refused:
+            return
+        # What there was room for is recorded: it makes room when it is archived.
+        self.take_in(works)
+        raise SpoolFull() if refused == "spool-full" else PrefectDicomError(refused)
 
     def _consider(
         self, outcome: RetrieveOutcome, works: Sequence[StudyWork], *, first: bool
@@ -682,21 +697,27 @@ class Retrieval:
             scan = survey(path)
             identity = scan.identity
             key = _key_of(identity, work)
-            if key not in work.listed:
-                work.seen.add(sha256)
-                work.unlisted[sha256] = key
-                continue
-            state = work.states[key]
             held = work.received.get(key)
             known = held.sha256 if held else work.stored_hashes.get(key)
             if known == sha256:
                 self._spool.remove(work.reference, sha256)
                 continue
-            if known is not None:
+            verdict = None
+            if key in work.listed and known is None:
+                verdict = validate(scan, _expected(work, key))
+            if _is_strange(verdict) and self._spool.is_damaged(work.reference, sha256):
+                # Nobody is to be blamed for what our own disk has made of it.
+                self._spool.remove(work.reference, sha256)
+                continue
+            if key not in work.listed:
+                work.seen.add(sha256)
+                work.unlisted[sha256] = key
+                continue
+            state = work.states[key]
+            if verdict is None:
                 self._spool.quarantine_file(work.reference, sha256, "conflicting-content")
                 work.failure = "conflicting-content"
                 continue
-            verdict = validate(scan, _expected(work, key))
             if verdict.consequence is Consequence.QUARANTINE:
                 self._spool.quarantine_file(work.reference, sha256, verdict.findings[0])
                 work.failure = verdict.findings[0]
@@ -803,6 +824,11 @@ def _key_of(identity: Identity, work: StudyWork) -> InstanceKey:
     # Not read: the request named the instance; the list says in which series it is.
     matches = [key for key in work.listed if key.sop_instance_uid == sop]
     return matches[0] if len(matches) == 1 else InstanceKey("", sop)
+
+
+def _is_strange(verdict: Validation | None) -> bool:
+    """Whether an object would be kept apart or asked for again; None: unlisted, or a second one."""
+    return verdict is None or verdict.consequence not in (None, Consequence.WARN)
 
 
 _Missing = dict[StudyReference, list[InstanceKey]]

@@ -83,16 +83,16 @@ class Part:
         self._meta = part10.file_meta(request)
         self._hash = hashlib.sha256(self._meta)
         self.size_bytes = self._data_set_at = len(self._meta)
-        spool.check_reserve()
-        self._create()
+        try:
+            spool.check_reserve()
+            self._create()
+        except (OSError, SpoolFull) as error:
+            raise spool.refuse(error) from None
 
     def _create(self) -> None:
         while True:
             self._name = f"{self._spool.incoming_path}/{secrets.token_hex(16)}.part"
-            try:
-                descriptor = os.open(self._name, _NEW_FILE, 0o600)
-            except OSError as error:
-                raise _ours(error) from None
+            descriptor = os.open(self._name, _NEW_FILE, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink:
                 self._descriptor = descriptor
@@ -128,13 +128,13 @@ class Part:
             self._hash.update(fragment)
         try:
             self._write_out(pieces)
-        except OSError as error:
-            raise _ours(error) from None
-        self.size_bytes += size
-        self._unchecked += size
-        if self._unchecked >= _CHECK_EVERY_BYTES:
-            self._unchecked = 0
-            self._spool.check_reserve()
+            self.size_bytes += size
+            self._unchecked += size
+            if self._unchecked >= _CHECK_EVERY_BYTES:
+                self._unchecked = 0
+                self._spool.check_reserve()
+        except (OSError, SpoolFull) as error:
+            raise self._spool.refuse(error) from None
 
     def _write_out(self, pieces: Sequence[bytes | memoryview]) -> None:
         written = os.writev(self._descriptor, pieces)
@@ -199,6 +199,10 @@ class Spool:
         self.incoming_path = str(self.incoming)
         self._ready_path = str(self.ready)
         self._path = str(path)
+        self.refusals = 0
+        """How many objects could not be written; a sender was told so, the run was not."""
+        self.refusal = ""
+        """Why the last of them could not, a reason code."""
         self.suspect = path / "suspect"
         self.quarantined = path / "quarantine"
         try:
@@ -207,6 +211,8 @@ class Spool:
                 raise PrefectDicomError("spool-unsafe", "the spool directory")
             for folder in (self.incoming, self.ready, self.suspect, self.quarantined):
                 folder.mkdir(mode=0o700, exist_ok=True)
+            if os.statvfs(path).f_flag & os.ST_RDONLY:
+                raise PrefectDicomError("spool-unusable", "its file system is read-only")
         except OSError as error:
             raise PrefectDicomError("spool-unusable", os.strerror(error.errno or 0)) from None
 
@@ -219,6 +225,14 @@ class Spool:
         """Raise SpoolFull when the reserve is reached."""
         if self.free_bytes() <= 0:
             raise SpoolFull()
+
+    def refuse(self, error: OSError | SpoolFull) -> OSError | SpoolFull:
+        """Note that an object could not be written; returns the error to raise."""
+        if isinstance(error, OSError) and error.errno in _FULL:
+            error = SpoolFull("spool-full", "the disk is full")
+        self.refusal = error.code if isinstance(error, SpoolFull) else "spool-unusable"
+        self.refusals += 1
+        return error
 
     # --- arriving
 
@@ -263,6 +277,11 @@ class Spool:
     def suspects(self, study: StudyReference) -> set[str]:
         """The hashes of the study's objects that were set aside as faulty."""
         return {path.stem for path in self._files(self.suspect / str(study))}
+
+    def is_damaged(self, study: StudyReference, sha256: str) -> bool:
+        """Whether an object's bytes are not those that its name was made of; reads all of them."""
+        with self.file(study, sha256).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() != sha256
 
     def file(self, study: StudyReference, sha256: str) -> Path:
         """The path of an object that has arrived for a study."""
@@ -335,7 +354,8 @@ class Spool:
     @staticmethod
     def _files(folder: Path) -> list[Path]:
         try:
-            names = os.listdir(folder)
+            with os.scandir(folder) as entries:
+                names = [e.name for e in entries if e.is_file(follow_symlinks=False)]
         except FileNotFoundError:
             return []
         return [folder / n for n in names if n.endswith(".dcm") and is_sha256(n[:-4])]
@@ -378,8 +398,3 @@ def _as_noted(sha256: str, facts: os.stat_result, note: dict) -> Quarantined:
         study if isinstance(study, int) else None,
         " at ".join(part for part in sender if isinstance(part, str) and part),
     )
-
-
-def _ours(error: OSError) -> OSError | SpoolFull:
-    """The error to raise: a full disk is one of our own."""
-    return SpoolFull("spool-full", "the disk is full") if error.errno in _FULL else error

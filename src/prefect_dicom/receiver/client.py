@@ -30,12 +30,16 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """What one request has brought so far."""
+    """What one request has brought so far.
+
+    ``refused`` is why an object could not be written meanwhile, a reason code; empty if all could.
+    """
 
     objects: int
     size_bytes: int
     quiet_seconds: float
     open_bytes: int
+    refused: str = ""
 
 
 class ReceiverLease:

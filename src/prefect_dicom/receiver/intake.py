@@ -34,6 +34,7 @@ class Expectation:
     message_id: int = 0
     objects: int = 0
     size_bytes: int = 0
+    refusals_before: int = 0
     last_arrival: float = field(default_factory=time.monotonic)
 
 
@@ -53,13 +54,16 @@ class Intake:
         self.quarantined = 0
         self._lock = threading.Lock()
         self._own = own
-        self._expectations: list[Expectation] = [own] if own else []
+        self._expectations: list[Expectation] = []
         self._open: dict[int, Part] = {}
+        if own is not None:
+            self.expect(own)
 
     # --- who expects what
 
     def expect(self, expectation: Expectation) -> None:
         """From now on, what the expectation names is wanted."""
+        expectation.refusals_before = self.spool.refusals
         with self._lock:
             self._expectations.append(expectation)
 
@@ -68,6 +72,13 @@ class Intake:
         with self._lock:
             if expectation in self._expectations:
                 self._expectations.remove(expectation)
+
+    def refused_since(self, expectation: Expectation) -> str:
+        """Why an object could not be written since the expectation began; empty if all could.
+
+        Peers report it as a failure of their own, or not at all.
+        """
+        return self.spool.refusal if self.spool.refusals > expectation.refusals_before else ""
 
     @property
     def open_bytes(self) -> int:
@@ -102,6 +113,10 @@ class Intake:
                     expectation.size_bytes += part.size_bytes
                     expectation.last_arrival = time.monotonic()
         except SpoolFull:
+            part.discard()
+            return OUT_OF_RESOURCES
+        except OSError as error:
+            self.spool.refuse(error)
             part.discard()
             return OUT_OF_RESOURCES
         except BaseException:

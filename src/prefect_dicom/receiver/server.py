@@ -130,9 +130,13 @@ class ReceiverServer:
                     self._idle_since = time.monotonic()
                 elif time.monotonic() - self._idle_since > self._idle_seconds:
                     break
+            if not self._has_its_spool():
+                log.error("the spool directory is gone, or another one")
+                break
         self._scp.stop()
-        with contextlib.suppress(OSError):
-            (self._assignment.spool / SOCKET_NAME).unlink()
+        if self._has_its_spool():
+            with contextlib.suppress(OSError):
+                (self._assignment.spool / SOCKET_NAME).unlink()
         self._control.close()
 
     def stop(self) -> None:
@@ -149,6 +153,14 @@ class ReceiverServer:
             os.close(descriptor)
             raise ReceiverError("receiver-taken", "another receiver runs on this spool") from None
         self._held.append(descriptor)
+
+    def _has_its_spool(self) -> bool:
+        """Whether the spool is still the directory whose lock is held, and not a new one."""
+        try:
+            lock = os.stat(self._assignment.spool / LOCK_NAME)
+        except OSError:
+            return False
+        return os.path.samestat(lock, os.fstat(self._held[0]))
 
     def _own_the_ae_title(self) -> None:
         # An abstract socket: known to the whole host (network namespace), gone with its owner.
@@ -219,6 +231,7 @@ class ReceiverServer:
                     "size_bytes": expectation.size_bytes,
                     "quiet_seconds": time.monotonic() - expectation.last_arrival,
                     "open_bytes": self._intake.open_bytes,
+                    "refused": self._intake.refused_since(expectation),
                 }
             case {"verb": "forget", "message_id": int(number)} if number in mine:
                 self._forget(number, mine.pop(number))
