@@ -35,16 +35,19 @@ _numbers = itertools.count(1)
 
 # What only happens to objects that are faulty, or that nobody asked for.
 STRANGE = ("set-aside", "rejection-recorded", "quarantine-noted")
-# Once a run, whereas the others are met once for a row, study or instance. With two workers a
-# request may be each one's only one.
-ONCE = (
-    "cohort-recorded",
-    "request-ended",
-    "receiver-started",
-    "associated",
-    "expectation-noted",
-    "half-reported",
-    *STRANGE,
+# Met for every row, object or folder: the second time something has been done and something not.
+# The others may be met but once, where two workers share few studies.
+OFTEN = (
+    "row-answered",
+    "part-begun",
+    "part-whole",
+    "part-kept",
+    "store-answered",
+    "validated",
+    "put-begun",
+    "object-linked",
+    "put-answered",
+    "half-dropped",
 )
 # Reached by the receiver, which is a process of its own, where there is one.
 IN_THE_RECEIVER = (
@@ -101,7 +104,7 @@ class Case:
 
     @property
     def fault(self) -> str:
-        return f"{self.point}:{1 if self.point in ONCE else 2}:{self.kind}"
+        return f"{self.point}:{2 if self.point in OFTEN else 1}:{self.kind}"
 
 
 def cases(kind: str) -> list[Case]:
@@ -213,6 +216,31 @@ def test_an_error_nothing_expects_at_any_point(case, stage):
     dies_and_goes_on(case, stage)
 
 
+@pytest.mark.campaign("crash: every boundary in turn")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("retrieve", ["c-move", "c-get"])
+def test_killed_at_each_point_a_run_meets_until_it_meets_no_more(retrieve, stage, seed, scale):
+    # Whatever comes to be named in the code is among them, be it in no table of this file.
+    every = range(1, scale(2, 200) + 1)
+    numbers = every if len(every) > 2 else sorted(random.Random(seed).sample(range(1, 60), 2))
+    for number in numbers:
+        case = Case("kill", "*", retrieve, "sqlite", 1)
+        turn = Stage(stage.folder / str(number), stage.bucket, stage.standing)
+        turn.folder.mkdir()
+        with scene(case, turn) as place:
+            cohort, note = place.cohort(), turn.folder / "note"
+            auditor = Auditor(place.site, place.pacs, watch=place.folder)
+            fault = f"*:{number}:kill:{note}"
+            [code] = crashes.ended([crashes.start(place.file, cohort, turn.folder / "log", fault)])
+            assert code == (crashes.KILLED if note.exists() else 0)
+            assert auditor.audit() == []
+            comes_to_its_end(place, cohort, auditor, case.verdicts)
+        if not note.exists():
+            assert number > INSTANCES * STUDIES
+            return
+    assert len(every) == 2, "a run met more points than were tried"
+
+
 @pytest.mark.campaign("crash: disk full")
 @pytest.mark.parametrize("case", subset(cases("enospc"), 3), ids=str)
 def test_the_disk_is_full_wherever_something_is_written(case, stage):
@@ -273,6 +301,7 @@ def receiver_of(place: Place) -> int | None:
 
 
 @pytest.mark.campaign("random kills")
+@pytest.mark.timeout(3 * 3600)
 def test_killed_at_any_time(tmp_path, seed, scale):
     lot, left = random.Random(seed), scale(10, 1000)
     for life in itertools.count():
@@ -287,6 +316,7 @@ def test_killed_at_any_time(tmp_path, seed, scale):
 
 
 @pytest.mark.campaign("kill loop")
+@pytest.mark.timeout(3600)
 def test_killed_again_and_again_a_cohort_comes_to_its_end(tmp_path, seed, scale):
     lot = random.Random(seed)
     with site_of(tmp_path / "site", lot, scale(5, 50)) as place:

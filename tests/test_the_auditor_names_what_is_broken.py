@@ -30,20 +30,37 @@ def a_place(folder: Path, **parts) -> Iterator[tuple[Place, Auditor]]:
         yield place, Auditor(place.site, place.pacs, watch=folder)
 
 
-@pytest.fixture
-def finished(tmp_path) -> Iterator[tuple[Place, Auditor]]:
-    """A cohort that was archived, and was found to be in order once."""
-    with a_place(tmp_path / "site") as (place, auditor):
+@pytest.fixture(scope="module")
+def archived(tmp_path_factory) -> Iterator[tuple[Place, Path]]:
+    """A cohort that was archived, and a copy of all it left."""
+    folder = tmp_path_factory.mktemp("archived")
+    with a_place(folder / "site") as (place, _):
         crashes.bring_to_its_end(place.file, place.folder / "cohort.csv")
-        assert auditor.audit(finished=True) == []
-        yield place, auditor
+        shutil.copytree(place.folder, folder / "copy")
+        yield place, folder / "copy"
+
+
+@pytest.fixture
+def finished(archived) -> Iterator[tuple[Place, Auditor]]:
+    """The same for a test to break, found to be in order once."""
+    place, copy = archived
+    holdings = list(place.pacs.holdings)
+    auditor = Auditor(place.site, place.pacs, watch=place.folder)
+    assert auditor.audit(finished=True) == []
+    yield place, auditor
+    shutil.rmtree(place.folder)
+    shutil.copytree(copy, place.folder)
+    for stored in list(place.pacs.holdings):
+        place.pacs.holdings.remove(stored.sop_instance_uid)
+    for stored in holdings:
+        place.pacs.holdings.add(stored)
 
 
 @contextlib.contextmanager
 def stopped_at(folder: Path, point: str) -> Iterator[tuple[Place, Auditor]]:
     """A run that ended in the middle, and was found to be in order."""
     with a_place(folder) as (place, auditor):
-        arm(f"{point}:2:raise")
+        arm(f"{point}:1:raise")
         try:
             with pytest.raises(Fault):
                 crashes.bring_to_its_end(place.file, place.folder / "cohort.csv")
@@ -200,7 +217,7 @@ def test_what_was_broken_is_named(finished, way):
 def test_an_object_that_vanished_from_the_spool_is_named(tmp_path):
     with stopped_at(tmp_path / "site", "received-recorded") as (place, auditor):
         ready = sorted((place.folder / "spool" / "ready").rglob("*.dcm"))
-        assert len(ready) == STUDIES * INSTANCES
+        assert len(ready) >= INSTANCES
         ready[0].unlink()
         assert broken(auditor, finished=False) == {"I5", "I6"}
 
