@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+from urllib.parse import urlsplit
 
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from radosgw import missing_programs, radosgw
@@ -22,6 +23,7 @@ from benchmarks.cohorts import (
     register_and_report,
 )
 from benchmarks.corpus import Study, ct_studies, small_studies
+from benchmarks.distance import at_a_distance
 from benchmarks.jobs import Bench, flow_and_stages, flow_seconds, three_steps
 from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
 from benchmarks.receiving import getting_rates, receiving_rates
@@ -34,6 +36,7 @@ _CONTEXTS = {
     "10 KB": (str(SecondaryCaptureImageStorage), str(ExplicitVRLittleEndian)),
 }
 _PEAK_MB = 300
+_FAR_SECONDS = 0.1
 
 
 def main() -> int:
@@ -133,6 +136,8 @@ def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[L
             detail = f"{about}; {line.detail}; {together:.2f} of both stages together; "
             detail += f"less {idle:.1f} s for the start of any flow"
             yield Line(line.work, line.value, 1.15, False, detail=detail)
+            if "bucket" in archive:
+                yield _far_away(bench, orthanc, studies, archive, idle, options.job_rounds)
             steps = three_steps(orthanc, studies, folder / "best", archive, best=True)
             yield _over_steps("three steps at their best", median(whole), steps)
         with Orthanc(folder / "nagle", no_delay=False) as orthanc:
@@ -140,6 +145,26 @@ def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[L
             seconds = flow_seconds(bench, orthanc, studies, archive)
             steps = three_steps(orthanc, studies, folder / "installed", archive, best=False)
             yield _over_steps("three steps, peer and getscu as installed", seconds, steps)
+
+
+def _far_away(
+    bench: Bench,
+    orthanc: Orthanc,
+    studies: list[Study],
+    archive: dict[str, str],
+    idle: float,
+    rounds: int,
+) -> Line:
+    near = urlsplit(archive["endpoint"])
+    with at_a_distance(near.port, _FAR_SECONDS) as port:
+        far = {**archive, "endpoint": f"http://{near.hostname}:{port}"}
+        whole, slowest, both = flow_and_stages(bench, orthanc, studies, far, rounds)
+    net = [seconds - idle for seconds in whole]
+    line = ratio("", net, slowest, None, "s")
+    together = median(net) / median(both)
+    what = f"whole job over its slowest stage, the store {1000 * _FAR_SECONDS:.0f} ms away"
+    detail = f"{line.detail}; {together:.2f} of both stages together; less {idle:.1f} s likewise"
+    return Line(what, line.value, 1.15, False, detail=detail)
 
 
 def _over_steps(name: str, whole: float, steps: dict[str, float]) -> Line:
