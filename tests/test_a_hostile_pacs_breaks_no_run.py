@@ -29,7 +29,10 @@ from prefect_dicom.dimse.get import c_get
 from prefect_dicom.dimse.transfer import Element, Pdu, write_command
 from prefect_dicom.errors import PacsError
 
-pytestmark = pytest.mark.campaign("hostile peers")
+pytestmark = [
+    pytest.mark.campaign("hostile peers"),
+    pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
+]
 
 MEBIBYTE = bytes(1024**2)
 GROWTH_BYTES = 64 * 1024**2

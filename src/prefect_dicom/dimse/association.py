@@ -24,6 +24,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_FIND, C_MOVE
 from pynetdicom.dsutils import encode
+from pynetdicom.fsm import InvalidEventError, StateMachine
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_RELEASE_RQ
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext, build_context
@@ -110,6 +111,15 @@ class _Socket(AssociationSocket):
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
             self.socket.close()
+
+
+class _States(StateMachine):
+    """pynetdicom's, whose thread dies, with a traceback, where both sides end at the same time."""
+
+    def do_action(self, event: str) -> None:
+        # It may end (Sta13, Sta1) between our look at it and what we then ask for.
+        with contextlib.suppress(InvalidEventError):
+            super().do_action(event)
 
 
 class _Messages(DIMSEServiceProvider):
@@ -434,7 +444,7 @@ class Requestor:
         association, self._association = self._association, None
         if association is None:
             return
-        if not self._wire.ended:
+        if not (self._wire.ended or _is_over(association)):
             association.acse.send_release(is_response=False)
             association.dul.receive_pdu(wait=True, timeout=_RELEASE_SECONDS)
             association.is_established = False
@@ -467,6 +477,7 @@ class Requestor:
         connection.wire = wire
         association.set_socket(connection)
         association.dimse = _Messages(association, wire)
+        association.dul.state_machine = _States(association.dul)
         association.acceptor.ae_title = node.called_ae_title
         association.acceptor.address_info = address
         association.requestor.address_info = own
