@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from pydicom.dataset import Dataset
@@ -409,7 +410,9 @@ class Retrieval:
         for work in doubtful:
             if work.gone or delivers:
                 continue
-            if brought := self._one_instance(work, alone=len(works) == 1):
+            if (brought := self._one_instance(work, alone=len(works) == 1)) is None:
+                continue
+            if brought:
                 self._clock.delivered()
                 return brought
             self._clock.sent_nothing(work.reference, work.failure)
@@ -417,26 +420,31 @@ class Retrieval:
                 raise PacsError(self._clock.halted)
         return 0
 
-    def _one_instance(self, work: StudyWork, *, alone: bool) -> int:
-        """Ask for one instance, and for the study where it was in a list; returns what came."""
-        for wanted, contexts in self._groups([work], Breadth.ALL):
-            key = wanted[work.reference][0]
-            request = RetrieveRequest(
-                "IMAGE",
-                (work.reference,),
-                (key.series_instance_uid,),
-                (key.sop_instance_uid,),
-                expected=1,
-            )
-            self._ask(request, [work], contexts)
-            if brought := self.take_in([work]):
-                return brought
-            break
+    def _one_instance(self, work: StudyWork, *, alone: bool) -> int | None:
+        """Ask for one instance, and for the study where it was in a list.
+
+        Returns how much came; None where that nothing came says nothing about the PACS.
+        """
+        wanted, contexts = next(iter(self._groups([work], Breadth.ALL)))
+        key = wanted[work.reference][0]
+        instance = RetrieveRequest(
+            "IMAGE",
+            (work.reference,),
+            (key.series_instance_uid,),
+            (key.sop_instance_uid,),
+            expected=1,
+        )
+        requests = [(instance, contexts)]
         if not alone:
             # Some archives take no request at IMAGE level, and none with a list.
-            for request, contexts in self._plan([work], _Manner(1, Breadth.ALL)):
-                self._ask(request, [work], contexts)
-                return self.take_in([work])
+            requests += islice(self._plan([work], _Manner(1, Breadth.ALL)), 1)
+        for request, contexts in requests:
+            outcome = self._ask(request, [work], contexts)
+            if brought := self.take_in([work]):
+                return brought
+            self._spool.check_reserve()
+            if outcome is None:
+                return None
         return 0
 
     def _list_what_is_missing(self, works: Sequence[StudyWork]) -> None:
