@@ -2,7 +2,8 @@
 
 :class:`ScriptedPacs` is a small DICOM peer on loopback that misbehaves on request
 (:class:`Behaviour`); :func:`generate_cohort` writes valid files of invented patients, and
-:func:`write_cohort_file` the cohort file that names their studies.
+:func:`write_cohort_file` the cohort file that names their studies. What a run, or one that was
+killed, has left is audited by :class:`prefect_dicom.testing.audit.Auditor`.
 """
 
 from prefect_dicom.testing.generate import generate_cohort, tiny_objects, write_cohort_file
