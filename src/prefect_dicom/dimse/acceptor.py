@@ -52,7 +52,8 @@ _ENDING_BEYOND = 64
 # gets a smaller one: what all of them can fill stays within the memory we may take.
 _LARGE_BUFFERS = 16
 _SMALL_BUFFER_BYTES = 128 * 1024
-_BACKLOG = 256
+# Who finds the queue full is not told, and tries again after a second.
+_BACKLOG = 4096
 _NO_FILES_PAUSE_SECONDS = 0.1
 _ABORT_SECONDS = 5.0
 
