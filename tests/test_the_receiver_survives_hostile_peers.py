@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from campaign import subset
 from part10_objects import DEFLATED, element
-from sites import until
+from sites import site_around, until
 from wire import (
     CT,
     EXPLICIT,
@@ -46,10 +47,13 @@ from wire import (
 
 from prefect_dicom.configuration import Site
 from prefect_dicom.dimse.transfer import Element, write_command
-from prefect_dicom.model import StoreRequest
+from prefect_dicom.model import StoreRequest, Verdict
 from prefect_dicom.part10 import file_meta
 from prefect_dicom.receiver import ReceiverLease, running_receiver
 from prefect_dicom.receiver.client import assignment_of
+from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing.objects import StoredObject, decoded, encoded
+from prefect_dicom.testing.sending import StoreAssociation, context_key
 
 pytestmark = pytest.mark.campaign("hostile peers")
 
@@ -983,6 +987,65 @@ QUICK_ATTACKS = [dripping, trickling, silence, a_slow_reader, data_sets_without_
 def test_nobody_gets_more_time_than_there_is(quick_receiver, scale, attack):
     with attacked(quick_receiver, scale) as foe:
         attack(foe)
+
+
+# --- in the middle of a run
+
+
+@pytest.mark.parametrize(
+    "forged",
+    subset(["other studies", "unlisted instances", "other patients"], ["other patients"]),
+)
+def test_what_a_foe_sends_while_a_study_arrives_is_not_archived(tmp_path, forged):
+    objects = list(tiny_objects(2, instances=3))
+    study = objects[0].study_instance_uid
+
+    def forge(stored: StoredObject, number: int) -> tuple[str, bytes]:
+        image = decoded(stored.encoded(), stored.transfer_syntax_uid)
+        image.PatientName = image.StudyDescription = "FORGED"
+        if forged == "other studies":
+            image.StudyInstanceUID = image.SeriesInstanceUID = f"1.2.99.{number}"
+        if forged == "other patients":
+            image.PatientID = "FORGED"
+        else:
+            image.SOPInstanceUID = f"1.2.98.{number}"
+        return image.SOPInstanceUID, encoded(image, stored.transfer_syntax_uid)
+
+    class Moment(threading.Event):
+        """In place of an event the archive waits for, within the answer to a C-MOVE."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            receiver = place.site.receiver
+            address = (OUR_ADDRESS, receiver.port)
+            contexts = [context_key(objects[0])]
+            sender = StoreAssociation("FOE", receiver.ae_title, address, contexts)
+            for number, stored in enumerate(objects):
+                sop, data = forge(stored, number)
+                for originator in (None, (place.pacs.requests("C-FIND")[0].calling_ae_title, 1)):
+                    status = sender.store(
+                        sender.context_id(stored),
+                        message_id=1,
+                        sop_class_uid=stored.sop_class_uid,
+                        sop_instance_uid=sop,
+                        data=data,
+                        originator=originator,
+                    )
+                    assert status == 0x0000
+                    sent.append(sop)
+            sender.release()
+            return True
+
+    sent: list[str] = []
+    stall = Behaviour("net.stall_after", answers=2, hold=Moment(), service="C-MOVE", on_request=1)
+    with site_around(tmp_path, objects, script=[stall]) as place:
+        rows = place.pull().rows
+        assert len(sent) == 2 * len(objects)
+        if forged != "other patients":
+            assert rows == {Verdict.ARCHIVED: 2}
+            assert len(place.manifest(study).instances) == 3
+        assert not any(b"FORGED" in data for data in place.archived().values())
+        assert place.quarantined()
+        place.audit()
 
 
 # --- over TLS
