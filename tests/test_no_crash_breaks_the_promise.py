@@ -20,7 +20,7 @@ from pathlib import Path
 import crashes
 import postgres
 import pytest
-from campaign import subset
+from campaign import SEED, subset
 from sites import Place, Standing, credentials, site_around, standing_receiver
 
 from prefect_dicom.faultpoints import POINTS
@@ -116,6 +116,21 @@ def cases(kind: str) -> list[Case]:
     ]
 
 
+# These have found what no other test did.
+ALWAYS = {
+    "kill": ("receiver-started-c-move-sqlite-1", "archived-recorded-c-get-postgresql-1"),
+    "raise": ("part-whole-c-move-sqlite-1",),
+    "enospc": ("quarantine-noted-c-move-sqlite-1",),
+}
+
+
+def few_or_all(kind: str, few: int) -> list:
+    """All cases of a kind for the campaign, and always those found to matter and a few more."""
+    every = cases(kind)
+    drawn = random.Random(f"{SEED} {kind}").sample(every, few)
+    return subset(every, [case for case in every if str(case) in ALWAYS[kind] or case in drawn])
+
+
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[S3Server]:
     with S3Server() as server:
@@ -205,13 +220,13 @@ def dies_and_goes_on(case: Case, stage: Stage) -> None:
 
 
 @pytest.mark.campaign("crash: kill")
-@pytest.mark.parametrize("case", subset(cases("kill"), 12), ids=str)
+@pytest.mark.parametrize("case", few_or_all("kill", 8), ids=str)
 def test_killed_at_any_point(case, stage):
     dies_and_goes_on(case, stage)
 
 
 @pytest.mark.campaign("crash: raise")
-@pytest.mark.parametrize("case", subset(cases("raise"), 6), ids=str)
+@pytest.mark.parametrize("case", few_or_all("raise", 4), ids=str)
 def test_an_error_nothing_expects_at_any_point(case, stage):
     dies_and_goes_on(case, stage)
 
@@ -221,8 +236,8 @@ def test_an_error_nothing_expects_at_any_point(case, stage):
 @pytest.mark.parametrize("retrieve", ["c-move", "c-get"])
 def test_killed_at_each_point_a_run_meets_until_it_meets_no_more(retrieve, stage, seed, scale):
     # Whatever comes to be named in the code is among them, be it in no table of this file.
-    every = range(1, scale(2, 200) + 1)
-    numbers = every if len(every) > 2 else sorted(random.Random(seed).sample(range(1, 60), 2))
+    every = range(1, scale(1, 200) + 1)
+    numbers = every if len(every) > 1 else [random.Random(seed).randint(1, 60)]
     for number in numbers:
         case = Case("kill", "*", retrieve, "sqlite", 1)
         turn = Stage(stage.folder / str(number), stage.bucket, stage.standing)
@@ -238,11 +253,11 @@ def test_killed_at_each_point_a_run_meets_until_it_meets_no_more(retrieve, stage
         if not note.exists():
             assert number > INSTANCES * STUDIES
             return
-    assert len(every) == 2, "a run met more points than were tried"
+    assert len(every) == 1, "a run met more points than were tried"
 
 
 @pytest.mark.campaign("crash: disk full")
-@pytest.mark.parametrize("case", subset(cases("enospc"), 3), ids=str)
+@pytest.mark.parametrize("case", few_or_all("enospc", 1), ids=str)
 def test_the_disk_is_full_wherever_something_is_written(case, stage):
     dies_and_goes_on(case, stage)
 

@@ -91,8 +91,7 @@ def broken(auditor: Auditor, finished: bool = True) -> set[str]:
     return {violation.invariant for violation in auditor.audit(finished=finished)}
 
 
-@pytest.mark.parametrize("ledger", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("archive", ["directory", "bucket"])
+@pytest.mark.parametrize(("ledger", "archive"), [("sqlite", "directory"), ("postgresql", "bucket")])
 def test_nothing_is_found_where_all_is_well(tmp_path, monkeypatch, ledger, archive):
     parts: dict = {}
     if ledger == "postgresql":
