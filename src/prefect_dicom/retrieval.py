@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import NamedTuple
 
 from pydicom.dataset import Dataset
@@ -31,7 +31,7 @@ from prefect_dicom.dimse.proposal import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.dimse.status import reason_for_status
 from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError, SpoolFull
 from prefect_dicom.faultpoints import reached
-from prefect_dicom.identifiers import normal_uid
+from prefect_dicom.identifiers import is_uid, normal_uid
 from prefect_dicom.ledger import Claim, Ledger, ListChange
 from prefect_dicom.model import (
     Arrival,
@@ -104,6 +104,11 @@ class StudyWork:
         """The SOP class of a listed instance; empty where the PACS does not tell it."""
         return self.listed[key].sop_class_uid
 
+    def class_to_propose(self, key: InstanceKey) -> str:
+        """The SOP class to propose for an instance; empty where the PACS tells none that is one."""
+        sop_class = self.sop_class_of(key)
+        return sop_class if is_uid(sop_class) else ""
+
 
 @dataclass(slots=True)
 class RetrieveHabits:
@@ -125,6 +130,8 @@ class _Manner:
     breadth: Breadth
     whole: str | None = None
     """SERIES or STUDY."""
+    instead: bool = False
+    """In place of lists, which were refused."""
 
 
 class _Judged(NamedTuple):
@@ -407,8 +414,14 @@ class Retrieval:
                 work.failure = "study-gone"
             elif work.failure == "study-gone":
                 work.failure = "pacs-failure"
+        came = 0
         for work in doubtful:
-            if work.gone or delivers:
+            if work.gone:
+                continue
+            if delivers:
+                if work.failure in _MAY_HAVE_STOPPED:
+                    # Once a part of it is here, the rest is asked for in ever smaller parts.
+                    came += self._one_instance(work, alone=True) or 0
                 continue
             if (brought := self._one_instance(work, alone=len(works) == 1)) is None:
                 continue
@@ -418,7 +431,7 @@ class Retrieval:
             self._clock.sent_nothing(work.reference, work.failure)
             if self._clock.halted:
                 raise PacsError(self._clock.halted)
-        return 0
+        return came
 
     def _one_instance(self, work: StudyWork, *, alone: bool) -> int | None:
         """Ask for one instance, and for the study where it was in a list.
@@ -426,7 +439,8 @@ class Retrieval:
         Returns how much came; None where that nothing came says nothing about the PACS.
         """
         wanted, contexts = next(iter(self._groups([work], Breadth.ALL)))
-        key = wanted[work.reference][0]
+        # Not the first: it may be the one at which the archive stops.
+        key = wanted[work.reference][-1]
         instance = RetrieveRequest(
             "IMAGE",
             (work.reference,),
@@ -484,7 +498,10 @@ class Retrieval:
         if reason_for_status(self._service, outcome.status) != "request-refused":
             return None
         if manner.uids > 1:
-            return [_Manner(1, breadth, manner.whole) for breadth in (Breadth.COMMON, Breadth.ALL)]
+            return [
+                _Manner(1, breadth, manner.whole, instead=True)
+                for breadth in (Breadth.COMMON, Breadth.ALL)
+            ]
         if request.level == "IMAGE" and not self._habits.image_level:
             return [_Manner(1, Breadth.ALL, level) for level in ("SERIES", "STUDY")]
         return None
@@ -499,6 +516,7 @@ class Retrieval:
     ) -> bool:
         """Remember what a request that brought something tells; True: ask by single UIDs now."""
         habits = self._habits
+        habits.one_uid = habits.one_uid or manner.instead
         if request.level == "IMAGE":
             habits.image_level = True
         elif manner.whole:
@@ -528,6 +546,8 @@ class Retrieval:
         listed = {work.reference: list(work.listed) for work in works}
         patient_root = self._node.information_model is InformationModel.PATIENT_ROOT
         for wanted, contexts in self._groups(works, manner.breadth):
+            if manner.uids == 1:
+                wanted = {study: _from_both_ends(keys) for study, keys in wanted.items()}
             # In the Patient Root a request names one patient, and so one study at a time.
             parts = [{r: keys} for r, keys in wanted.items()] if patient_root else [wanted]
             for part in parts:
@@ -547,7 +567,7 @@ class Retrieval:
             sop_class
             for work in works
             for key in work.missing()
-            if (sop_class := work.sop_class_of(key))
+            if (sop_class := work.class_to_propose(key))
         )
         ordered = [sop_class for sop_class, _ in classes.most_common()]
         for group, contexts in proposals(ordered, breadth):
@@ -774,6 +794,9 @@ _TELLS_MORE = {"wrong-patient", "uid-mismatch"}
 _MAY_MEAN_ANYTHING = {"move-destination-failed", "nothing-arrived", "pacs-failure", "study-gone"}
 """Ends of a retrieve that brought nothing and have many causes; :meth:`Retrieval._find_out`."""
 
+_MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
+"""Of these, ends of a retrieve that may have stopped at its first instance."""
+
 OF_ONE_REQUEST = {
     "answer-unusable",
     "answers-capped",
@@ -842,6 +865,17 @@ def _is_strange(verdict: Validation | None) -> bool:
 _Missing = dict[StudyReference, list[InstanceKey]]
 
 
+def _from_both_ends(keys: Sequence[InstanceKey]) -> list[InstanceKey]:
+    """The last, the first, the last but one, and so on.
+
+    Archives that stop at the first failure leave out what stands behind it, in whatever order
+    they send: what is left to be had is likelier at an end than in the middle.
+    """
+    middle = len(keys) // 2
+    pairs = zip_longest(reversed(keys[middle:]), keys[:middle])
+    return [key for pair in pairs for key in pair if key is not None]
+
+
 def _parts(request: RetrieveRequest, works: Sequence[StudyWork]) -> list[set[InstanceKey]]:
     """What each UID of a request's list is to bring."""
     if request.level == "STUDY":
@@ -865,7 +899,7 @@ def _whole_requests(wanted: _Missing, level: str) -> Iterator[RetrieveRequest]:
 def _missing_of(works: Sequence[StudyWork], sop_classes: Collection[str]) -> _Missing:
     missing = {}
     for work in works:
-        keys = [key for key in work.missing() if work.sop_class_of(key) in sop_classes]
+        keys = [key for key in work.missing() if work.class_to_propose(key) in sop_classes]
         if keys:
             missing[work.reference] = keys
     return missing
