@@ -205,6 +205,7 @@ class Killer(threading.Event):
         return True
 
 
+@pytest.mark.campaign("concurrency")
 @pytest.mark.parametrize("answers", [0, 3])
 def test_a_receiver_that_is_killed_in_a_move_does_not_end_the_run(tmp_path, answers):
     objects = list(tiny_objects(1, instances=INSTANCES))

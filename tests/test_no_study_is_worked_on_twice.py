@@ -32,6 +32,8 @@ from prefect_dicom.model import (
     StudyState,
 )
 
+pytestmark = pytest.mark.campaign("concurrency")
+
 KEY = InstanceKey("1.2.3.4", "1.2.3.4.1")
 SHA256 = "ab" * 32
 

@@ -49,6 +49,7 @@ def send(place: Place, stored) -> int:
         association.release()
 
 
+@pytest.mark.campaign("concurrency")
 def test_leases_share_one_process_that_ends_when_the_last_has_gone(tmp_path):
     with site_around(tmp_path, [], receiver={"idle_seconds": 0}) as place:
         assert running_receiver(place.site) is None
@@ -76,6 +77,7 @@ def test_the_control_socket_is_the_owners_alone(tmp_path):
         assert stat.S_IMODE((spool / "receiver.sock").stat().st_mode) & 0o077 == 0
 
 
+@pytest.mark.campaign("concurrency")
 def test_two_runs_at_once_each_get_what_they_asked_for(tmp_path):
     objects = list(tiny_objects(4, instances=3))
     uids = list(dict.fromkeys(o.study_instance_uid for o in objects))
@@ -113,6 +115,7 @@ def test_two_runs_at_once_each_get_what_they_asked_for(tmp_path):
         assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.campaign("concurrency")
 @pytest.mark.parametrize("shared", ["ae_title", "port"])
 def test_another_site_cannot_have_the_same_ae_title_or_port(tmp_path, shared):
     (tmp_path / "one").mkdir()
@@ -137,6 +140,7 @@ def test_another_site_cannot_have_the_same_ae_title_or_port(tmp_path, shared):
         assert other.pull().rows == {Verdict.ARCHIVED: 1}
 
 
+@pytest.mark.campaign("concurrency")
 def test_other_settings_do_not_take_over_a_receiver_that_is_in_use(tmp_path):
     with site_around(tmp_path, []) as place:
         before = place.file.read_text()
@@ -149,6 +153,7 @@ def test_other_settings_do_not_take_over_a_receiver_that_is_in_use(tmp_path):
         place.file.write_text(before)
 
 
+@pytest.mark.campaign("concurrency")
 def test_a_receiver_that_died_is_started_again(tmp_path):
     with site_around(tmp_path, []) as place, ReceiverLease(place.site) as lease:
         pid = lease.status()["pid"]
