@@ -15,6 +15,8 @@ from prefect_dicom.identifiers import object_key
 from prefect_dicom.model import Disposition
 from prefect_dicom.testing.s3 import S3Server
 
+pytestmark = pytest.mark.campaign("S3")
+
 PART_BYTES = 5 * 1024**2
 KEY = object_key("1.2.3", "1.2.3.4", "1.2.3.4.5")
 SMALL = b"one part" * 1000

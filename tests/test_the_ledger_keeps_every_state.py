@@ -754,6 +754,7 @@ def _execute(url: str, statement: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.campaign("ledger")
 def test_a_newer_ledger_is_left_alone(url):
     Ledger.open(url).close()
     _execute(url, "INSERT INTO schema_versions VALUES (99, '2026-01-01')")
@@ -762,6 +763,7 @@ def test_a_newer_ledger_is_left_alone(url):
     assert error.value.code == "ledger-too-new"
 
 
+@pytest.mark.campaign("ledger")
 def test_a_migration_and_its_record_are_one_transaction(url):
     with Ledger.open(url) as ledger:
 
@@ -786,6 +788,7 @@ def test_a_migration_and_its_record_are_one_transaction(url):
     assert error.value.code == "ledger-too-new"
 
 
+@pytest.mark.campaign("ledger")
 def test_processes_that_create_one_ledger_at_once_all_work(url):
     program = (
         "import sys; from prefect_dicom.ledger import Ledger\n"
@@ -891,6 +894,7 @@ def test_a_file_that_is_open_to_others_is_refused(tmp_path):
     assert error.value.code == "ledger-unsafe"
 
 
+@pytest.mark.campaign("ledger")
 def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "ledger.db"
     path.write_bytes(b"patients, patients, patients" * 100)
@@ -901,6 +905,7 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path):
     assert path.read_bytes() == b"patients, patients, patients" * 100
 
 
+@pytest.mark.campaign("ledger")
 def test_a_committed_write_survives_the_loss_of_power(tmp_path):
     path = tmp_path / "ledger.db"
     with Ledger.open(f"sqlite:///{path}") as ledger, ledger._read() as connection:
@@ -917,6 +922,7 @@ def test_a_committed_write_survives_the_loss_of_power(tmp_path):
     }
 
 
+@pytest.mark.campaign("ledger")
 def test_a_writer_waits_for_another_program_that_has_the_file(tmp_path):
     path = tmp_path / "ledger.db"
     with Ledger.open(f"sqlite:///{path}") as ledger:
@@ -934,6 +940,7 @@ def test_a_writer_waits_for_another_program_that_has_the_file(tmp_path):
         assert ledger.cohorts() == added
 
 
+@pytest.mark.campaign("ledger")
 def test_a_server_that_ended_the_connections_is_asked_again(tmp_path):
     with Ledger.open(ledger_url("postgresql", tmp_path)) as ledger:
         ledger.add_cohort(DIGEST, "main", rows(1))
