@@ -270,6 +270,11 @@ class Pull:
         except ClaimLost:
             # One of them: found out one by one.
             return set()
+        except PacsError as error:
+            # A PACS whose association breaks over a list of UIDs may well answer single ones.
+            if error.code not in OF_ONE_REQUEST:
+                raise
+            return set()
 
     def _list(self, retrieval: Retrieval, work: StudyWork, listed: bool) -> bool:
         """List a study, if it is not listed yet; False where that ended it."""
