@@ -1,0 +1,242 @@
+"""Whose a study is: runs that live, and the claims they hold.
+
+A claim is the run and the attempt written with its study; every write about the study is
+conditional on both. Rows are locked in ascending order of study references throughout, so that
+no two transactions wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    insert,
+    select,
+    update,
+)
+
+from prefect_dicom.errors import ClaimLost, LedgerError
+from prefect_dicom.ledger import statements
+from prefect_dicom.ledger.edge import without_database_errors
+from prefect_dicom.ledger.reading import STUDY_COLUMNS, UNFINISHED, Reading, slices, study_of
+from prefect_dicom.ledger.records import Claim, Run
+from prefect_dicom.ledger.schema import runs, studies
+from prefect_dicom.model import StudyReference, StudyState
+
+T = TypeVar("T")
+
+
+class Claiming(Reading):
+    """The verbs by which runs begin, claim studies and give them up."""
+
+    @contextmanager
+    def run(self, kind: str) -> Iterator[Run]:
+        """A run that lives until the block or the process ends, however it ends.
+
+        On the way out its claims are released. A run that was killed leaves its claims behind;
+        :meth:`claim` gives them to the next one.
+
+        Parameters
+        ----------
+        kind : str
+            What it does ("pull", "rerun", …), for people.
+        """
+        with self._locks.hold() as lock:
+            run = Run(self._begin_run(kind, lock), kind)
+            try:
+                yield run
+            except BaseException:
+                # What went wrong in the block is worth more than a database that is gone too.
+                with suppress(LedgerError):
+                    self._end_run(run)
+                raise
+            self._end_run(run)
+
+    @without_database_errors
+    def _begin_run(self, kind: str, lock: int) -> int:
+        with self._write() as connection:
+            return connection.execute(
+                insert(runs)
+                .values(lock=lock, kind=kind, started_at=utc_now())
+                .returning(runs.c.number)
+            ).scalar_one()
+
+    @without_database_errors
+    def _end_run(self, run: Run) -> None:
+        with self._write() as connection:
+            self._lock_studies(connection, studies.c.run == run.number)
+            connection.execute(update(studies).where(studies.c.run == run.number).values(run=None))
+            connection.execute(
+                update(runs).where(runs.c.number == run.number).values(ended_at=utc_now())
+            )
+
+    @without_database_errors
+    def claim(self, run: Run, references: Sequence[StudyReference]) -> list[Claim]:
+        """Claim those of the studies that are unfinished and that no living run holds.
+
+        A claim of a run that has died is taken over: ``attempt`` grows, and whatever still
+        writes for the dead run is refused from then on.
+
+        Returns
+        -------
+        list of Claim
+            In order of reference. Studies that are archived, failed, or held by a living run
+            (this one too) are left out.
+
+        Raises
+        ------
+        LedgerError
+            The run itself has lost its lock: others may take its claims at any time.
+        """
+        claims: list[Claim] = []
+        with self._write() as connection:
+            for piece in slices(sorted(set(references))):
+                claims.extend(self._claim_some(connection, run, piece))
+        return claims
+
+    def _claim_some(
+        self, connection: Connection, run: Run, references: list[StudyReference]
+    ) -> list[Claim]:
+        found = self._lock_studies(
+            connection,
+            and_(studies.c.reference.in_(references), studies.c.state.in_(UNFINISHED)),
+            studies.c.node,
+            studies.c.state,
+            studies.c.run,
+            studies.c.attempt,
+            *STUDY_COLUMNS,
+        )
+        living = self._living(
+            connection, {run.number, *(row.run for row in found if row.run is not None)}
+        )
+        if run.number not in living:
+            raise LedgerError("ledger-unavailable", "the run has ended or lost its lock")
+        claims = [
+            Claim(
+                reference=row.reference,
+                run=run.number,
+                attempt=row.attempt + 1,
+                node=row.node,
+                state=StudyState(row.state),
+                study=study_of(row),
+            )
+            for row in found
+            if row.run not in living
+        ]
+        if claims:
+            connection.execute(
+                update(studies)
+                .where(studies.c.reference == bindparam("b_reference"))
+                .values(run=run.number, attempt=bindparam("b_attempt")),
+                [{"b_reference": c.reference, "b_attempt": c.attempt} for c in claims],
+            )
+        return claims
+
+    @without_database_errors
+    def release(self, claims: Iterable[Claim]) -> None:
+        """Give the claims up; the studies stay as they are. One that is lost is passed over."""
+        ordered = sorted(claims, key=lambda claim: claim.reference)
+        if not ordered:
+            return
+        with self._write() as connection:
+            connection.execute(
+                update(studies)
+                .where(
+                    studies.c.reference == bindparam("b_reference"),
+                    studies.c.run == bindparam("b_run"),
+                    studies.c.attempt == bindparam("b_attempt"),
+                )
+                .values(run=None),
+                [
+                    {"b_reference": c.reference, "b_run": c.run, "b_attempt": c.attempt}
+                    for c in ordered
+                ],
+            )
+
+    @without_database_errors
+    def held(self, claims: Iterable[Claim]) -> list[Claim]:
+        """Those of the claims that still stand, for going on after a ClaimLost about several."""
+        with self._read() as connection:
+            return _standing(connection, statements.CLAIMS, claims)
+
+    def _hold(self, connection: Connection, claims: Collection[Claim]) -> None:
+        """Make sure that the claims stand, and that they do until the transaction ends."""
+        lost = len(claims) - len(_standing(connection, statements.HOLD_CLAIMS, claims))
+        if lost:
+            raise ClaimLost(detail=f"{lost} of {len(claims)} claims" if len(claims) > 1 else "")
+
+    def _lock_studies(
+        self, connection: Connection, condition: ColumnElement[bool], *columns: Any
+    ) -> Sequence[Row[Any]]:
+        """Read studies and keep others from changing them until the transaction ends.
+
+        On SQLite the transaction has the whole database to itself already.
+        """
+        return connection.execute(
+            select(studies.c.reference, *columns)
+            .where(condition)
+            .order_by(studies.c.reference)
+            .with_for_update(key_share=True)
+        ).all()
+
+    @without_database_errors
+    def while_unclaimed(self, reference: StudyReference, act: Callable[[], T]) -> T:
+        """Do something short about a study that no run works on, and that none can claim then.
+
+        Raises
+        ------
+        ClaimLost
+            A living run has the study; nothing was done.
+        """
+        with self._write() as connection:
+            for row in self._lock_studies(
+                connection, studies.c.reference == reference, studies.c.run
+            ):
+                if row.run is not None and self._living(connection, {row.run}):
+                    raise ClaimLost(detail="a run works on the study")
+            return act()
+
+    @without_database_errors
+    def live_claims(self) -> list[Claim]:
+        """The claims of living runs, in order of reference."""
+        with self._read() as connection:
+            rows = connection.execute(
+                select(studies).where(studies.c.run.is_not(None)).order_by(studies.c.reference)
+            ).all()
+            living = self._living(connection, {row.run for row in rows})
+        return [
+            Claim(
+                reference=row.reference,
+                run=row.run,
+                attempt=row.attempt,
+                node=row.node,
+                state=StudyState(row.state),
+                study=study_of(row),
+            )
+            for row in rows
+            if row.run in living
+        ]
+
+
+def _standing(connection: Connection, read: Select[Any], claims: Iterable[Claim]) -> list[Claim]:
+    """The claims whose run and attempt are those of their studies, by reference."""
+    ordered = sorted(claims, key=lambda claim: claim.reference)
+    tokens: dict[StudyReference, tuple[int | None, int]] = {}
+    for piece in slices(claim.reference for claim in ordered):
+        for row in connection.execute(read, {"b_studies": piece}):
+            tokens[row.reference] = (row.run, row.attempt)
+    return [c for c in ordered if tokens.get(c.reference) == (c.run, c.attempt)]
+
+
+def utc_now() -> datetime:
+    """The moment, as it is written down."""
+    return datetime.now(UTC)

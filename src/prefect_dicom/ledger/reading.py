@@ -1,0 +1,550 @@
+"""An open ledger, and what it says: rows and verdicts, studies, instances, counts, manifests.
+
+What is long is streamed in pages; nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Self, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from prefect_dicom.errors import LedgerError
+from prefect_dicom.ledger import statements
+from prefect_dicom.ledger.database import for_writing, open_database
+from prefect_dicom.ledger.edge import without_database_errors
+from prefect_dicom.ledger.ownership import Locks
+from prefect_dicom.ledger.records import Cohort, InstanceRecord, StudyRecord, Totals
+from prefect_dicom.ledger.schema import (
+    IS_LISTED,
+    cohort_rows,
+    cohorts,
+    manifests,
+    row_studies,
+    runs,
+    studies,
+)
+from prefect_dicom.ledger.schema import instances as instance_rows
+from prefect_dicom.model import (
+    CohortRow,
+    Evidence,
+    InstanceKey,
+    InstanceState,
+    RowVerdict,
+    Study,
+    StudyReference,
+    StudyState,
+)
+from prefect_dicom.policy import StudyOutcome, row_verdict
+from prefect_dicom.reasons import reason_for
+
+T = TypeVar("T")
+
+UNFINISHED = (StudyState.PENDING, StudyState.LISTED)
+LIST = 500
+"""Values in one list of a statement (three parameters each at most; SQLite takes 32,766)."""
+# Rows read at a time by what streams. A manifest can have megabytes.
+_PAGE = 1000
+_MANIFEST_PAGE = 8
+
+_ROW_COLUMNS = (
+    cohort_rows.c.line,
+    cohort_rows.c.patient_id,
+    cohort_rows.c.accession_number,
+    cohort_rows.c.study_instance_uid,
+    cohort_rows.c.study_date,
+    cohort_rows.c.modality,
+    cohort_rows.c.study_description,
+)
+STUDY_COLUMNS = (
+    studies.c.study_instance_uid,
+    studies.c.patient_id,
+    studies.c.accession_number,
+    studies.c.study_date,
+    studies.c.modalities,
+    studies.c.study_description,
+    studies.c.number_of_series,
+    studies.c.number_of_instances,
+)
+_ARCHIVED_COLUMNS = (
+    studies.c.archived_instances,
+    studies.c.withheld_instances,
+    studies.c.archived_bytes,
+)
+
+
+def slices(values: Iterable[T], size: int = LIST) -> Iterator[list[T]]:
+    """The values in lists of at most so many."""
+    remaining = iter(values)
+    while piece := list(islice(remaining, size)):
+        yield piece
+
+
+def study_of(row: Row[Any]) -> Study:
+    """The study in a row that has STUDY_COLUMNS."""
+    return Study(
+        study_instance_uid=row.study_instance_uid,
+        patient_id=row.patient_id,
+        accession_number=row.accession_number,
+        study_date=row.study_date,
+        modalities=tuple(row.modalities),
+        study_description=row.study_description,
+        number_of_series=row.number_of_series,
+        number_of_instances=row.number_of_instances,
+    )
+
+
+@dataclass(slots=True)
+class _Figures:
+    """Instances of one study, counted."""
+
+    expected: int = 0
+    received: int = 0
+    stored: int = 0
+    withheld: int = 0
+    size_bytes: int = 0
+
+
+class Reading:
+    """A ledger that is open, and every verb that only reads."""
+
+    def __init__(self, engine: Engine, locks: Locks) -> None:
+        self._engine = engine
+        self._writing_engine = for_writing(engine)
+        self._locks = locks
+        self._insert = (sqlite if engine.dialect.name == "sqlite" else postgresql).insert
+        # SQLite has one writer: threads queue here, where waiting costs nothing, rather than in
+        # its busy loop. PostgreSQL needs no such thing.
+        self._writer = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Open the ledger at a URL; make it where there is none, migrate an older one.
+
+        Parameters
+        ----------
+        url : str
+            ``sqlite:///relative`` or ``sqlite:////absolute`` for a file (made with mode 0600),
+            ``postgresql+psycopg://…`` for PostgreSQL.
+
+        Raises
+        ------
+        LedgerError
+            ``ledger-unavailable``, ``ledger-too-new`` or ``ledger-unsafe``; no part of the URL
+            is in its message.
+        """
+        return cls(*open_database(url))
+
+    def close(self) -> None:
+        """Close all connections; runs that are still open end with them on PostgreSQL."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._writer, self._writing_engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    def _living(self, connection: Connection, numbers: Collection[int]) -> set[int]:
+        """Those of the runs whose locks are held."""
+        held = set()
+        for piece in slices(numbers):
+            for number, lock, ended_at in connection.execute(
+                select(runs.c.number, runs.c.lock, runs.c.ended_at).where(runs.c.number.in_(piece))
+            ).all():
+                if ended_at is None and self._locks.is_held(connection, lock):
+                    held.add(number)
+        return held
+
+    @without_database_errors
+    def cohort(self, name: str) -> Cohort:
+        """The cohort of this name, or of this number.
+
+        Raises
+        ------
+        LedgerError
+            ``cohort-unknown``.
+        """
+        with self._read() as connection:
+            row = connection.execute(select(cohorts).where(cohorts.c.name == name)).first()
+            if row is None and name.isascii() and name.isdigit() and len(name) < 18:
+                row = connection.execute(
+                    select(cohorts).where(cohorts.c.number == int(name))
+                ).first()
+        if row is None:
+            raise LedgerError("cohort-unknown")
+        return Cohort(**row._mapping)
+
+    @without_database_errors
+    def cohort_of(self, digest: str, node: str) -> Cohort | None:
+        """The cohort of this file and node, or None where it has not been added."""
+        with self._read() as connection:
+            row = connection.execute(
+                select(cohorts).where(cohorts.c.digest == digest, cohorts.c.node == node)
+            ).first()
+        return None if row is None else Cohort(**row._mapping)
+
+    @without_database_errors
+    def cohorts(self) -> list[Cohort]:
+        """All cohorts, the latest first."""
+        with self._read() as connection:
+            rows = connection.execute(select(cohorts).order_by(cohorts.c.number.desc())).all()
+        return [Cohort(**row._mapping) for row in rows]
+
+    @without_database_errors
+    def rows_to_discover(
+        self, cohort: int, after_line: int = 0, limit: int = 500
+    ) -> list[CohortRow]:
+        """The next rows whose discovery has not ended, by line.
+
+        Among them are rows whose last discovery failed for a reason that need not last; going
+        on behind the last line of each answer meets every row once.
+        """
+        with self._read() as connection:
+            rows = connection.execute(
+                select(*_ROW_COLUMNS)
+                .where(
+                    cohort_rows.c.cohort == cohort,
+                    cohort_rows.c.line > after_line,
+                    ~cohort_rows.c.discovered,
+                )
+                .order_by(cohort_rows.c.line)
+                .limit(limit)
+            ).all()
+        return [CohortRow(**row._mapping) for row in rows]
+
+    @without_database_errors
+    def near_misses(self, cohort: int, line: int) -> tuple[Study, ...]:
+        """The candidates that the row's discovery did not take."""
+        with self._read() as connection:
+            kept = connection.execute(
+                select(cohort_rows.c.near_misses).where(
+                    cohort_rows.c.cohort == cohort, cohort_rows.c.line == line
+                )
+            ).scalar()
+        return tuple(
+            Study(**{**study, "modalities": tuple(study["modalities"])}) for study in kept or ()
+        )
+
+    @without_database_errors
+    def studies_to_pull(
+        self, cohort: int, after: StudyReference = 0, limit: int = 1000
+    ) -> list[StudyRecord]:
+        """The next unfinished studies of a cohort, by reference; claimed ones are among them."""
+        return self._study_page(cohort, after, limit, studies.c.state.in_(UNFINISHED))
+
+    @without_database_errors
+    def instances(self, reference: StudyReference) -> list[InstanceRecord]:
+        """The instances of a study, by key; of an archived one the manifest has them instead.
+
+        Those that are no longer listed are among them, rejected for that reason.
+        """
+        with self._read() as connection:
+            rows = connection.execute(statements.INSTANCES, {"b_study": reference}).all()
+        return [
+            InstanceRecord(
+                key=InstanceKey(row.series_instance_uid, row.sop_instance_uid),
+                sop_class_uid=row.sop_class_uid,
+                state=InstanceState(row.state),
+                reason=row.reason,
+                sha256=row.sha256,
+                size_bytes=row.size_bytes,
+                transfer_syntax_uid=row.transfer_syntax_uid,
+                spool_name=row.spool_name,
+                object_key=row.object_key,
+                version_id=row.version_id,
+                warnings=tuple(row.warnings or ()),
+                rejections=row.rejections,
+            )
+            for row in rows
+        ]
+
+    def studies(self, cohort: int) -> Iterator[StudyRecord]:
+        """Every study of a cohort, by reference, in pages."""
+        reference = 0
+        while page := self._study_page(cohort, reference, _PAGE):
+            yield from page
+            reference = page[-1].reference
+
+    @without_database_errors
+    def _study_page(
+        self,
+        cohort: int,
+        after: StudyReference,
+        limit: int,
+        condition: ColumnElement[bool] | None = None,
+    ) -> list[StudyRecord]:
+        chosen: list[Row[Any]] = []
+        with self._read() as connection:
+            while len(chosen) < limit:
+                # By the index of the links alone, whatever else the ledger holds.
+                references = (
+                    connection.execute(
+                        select(row_studies.c.study)
+                        .distinct()
+                        .where(row_studies.c.cohort == cohort, row_studies.c.study > after)
+                        .order_by(row_studies.c.study)
+                        .limit(LIST)
+                    )
+                    .scalars()
+                    .all()
+                )
+                if not references:
+                    break
+                after = references[-1]
+                query = select(studies).where(studies.c.reference.in_(references))
+                if condition is not None:
+                    query = query.where(condition)
+                chosen.extend(connection.execute(query.order_by(studies.c.reference)))
+            return self._study_records(connection, chosen[:limit])
+
+    def _study_records(self, connection: Connection, rows: Sequence[Row[Any]]) -> list[StudyRecord]:
+        figures = _figures(connection, rows)
+        living = self._living(connection, {row.run for row in rows if row.run is not None})
+        return [
+            StudyRecord(
+                reference=row.reference,
+                node=row.node,
+                state=StudyState(row.state),
+                study=study_of(row),
+                reason=row.reason,
+                disposition=reason_for(row.reason).disposition if row.reason else None,
+                detail=row.detail,
+                attempt=row.attempt,
+                claimed=row.run in living,
+                evidence=Evidence(row.evidence) if row.evidence else None,
+                listed_at=row.listed_at,
+                archived_at=row.archived_at,
+                expected=figures[row.reference].expected,
+                received=figures[row.reference].received,
+                stored=figures[row.reference].stored,
+                withheld=figures[row.reference].withheld,
+                size_bytes=figures[row.reference].size_bytes,
+            )
+            for row in rows
+        ]
+
+    @without_database_errors
+    def study(self, reference: StudyReference) -> StudyRecord | None:
+        """The study with this reference, or None."""
+        return self._one_study(studies.c.reference == reference)
+
+    @without_database_errors
+    def study_by_uid(self, study_instance_uid: str) -> StudyRecord | None:
+        """The study with this StudyInstanceUID, or None."""
+        return self._one_study(studies.c.study_instance_uid == study_instance_uid)
+
+    def _one_study(self, condition: ColumnElement[bool]) -> StudyRecord | None:
+        with self._read() as connection:
+            rows = connection.execute(select(studies).where(condition)).all()
+            return next(iter(self._study_records(connection, rows)), None)
+
+    def verdicts(self, cohort: int) -> Iterator[RowVerdict]:
+        """The verdict of every row of a cohort, by line, in pages."""
+        return (verdict for _, verdict in self.rows(cohort))
+
+    def rows(self, cohort: int) -> Iterator[tuple[CohortRow, RowVerdict]]:
+        """Every row of a cohort with its own keys and its verdict, by line, in pages."""
+        line = 0
+        while page := self._row_page(cohort, line):
+            yield from page
+            line = page[-1][0].line
+
+    @without_database_errors
+    def _row_page(self, cohort: int, after_line: int) -> list[tuple[CohortRow, RowVerdict]]:
+        with self._read() as connection:
+            page = connection.execute(
+                select(*_ROW_COLUMNS, cohort_rows.c.reason)
+                .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line > after_line)
+                .order_by(cohort_rows.c.line)
+                .limit(_PAGE)
+            ).all()
+            if not page:
+                return []
+            links = connection.execute(
+                select(
+                    row_studies.c.line,
+                    studies.c.reference,
+                    studies.c.state,
+                    studies.c.reason,
+                    *_ARCHIVED_COLUMNS,
+                )
+                .join(studies, studies.c.reference == row_studies.c.study)
+                .where(
+                    row_studies.c.cohort == cohort,
+                    row_studies.c.line.between(page[0].line, page[-1].line),
+                )
+                .order_by(row_studies.c.line, row_studies.c.study)
+            ).all()
+            figures = _figures(connection, links)
+        outcomes: dict[int, list[StudyOutcome]] = {}
+        for link in links:
+            counted = figures[link.reference]
+            outcomes.setdefault(link.line, []).append(
+                StudyOutcome(
+                    reference=link.reference,
+                    state=StudyState(link.state),
+                    reason=link.reason,
+                    expected_instances=counted.expected,
+                    stored_instances=counted.stored,
+                    withheld_instances=counted.withheld,
+                    size_bytes=counted.size_bytes,
+                )
+            )
+        return [
+            (
+                CohortRow(*row[: len(_ROW_COLUMNS)]),
+                _verdict(row.line, row.reason, outcomes.get(row.line, [])),
+            )
+            for row in page
+        ]
+
+    @without_database_errors
+    def totals(self, cohort: int) -> Totals:
+        """The cohort in figures."""
+        its_studies = select(row_studies.c.study).where(row_studies.c.cohort == cohort)
+        with self._read() as connection:
+            by_state = connection.execute(
+                select(
+                    studies.c.state,
+                    func.count(),
+                    *(func.coalesce(func.sum(column), 0) for column in _ARCHIVED_COLUMNS),
+                )
+                .where(studies.c.reference.in_(its_studies))
+                .group_by(studies.c.state)
+            ).all()
+            by_instance = connection.execute(
+                select(
+                    instance_rows.c.state,
+                    func.count(),
+                    func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
+                )
+                # Of archived studies no listed instance is a row any more.
+                .where(instance_rows.c.study.in_(its_studies), IS_LISTED)
+                .group_by(instance_rows.c.state)
+            ).all()
+        counts: Counter[StudyState] = Counter()
+        figures = _Figures()
+        for state, count, archived, withheld, size_bytes in by_state:
+            counts[StudyState(state)] = count
+            figures.expected += int(archived) + int(withheld)
+            figures.stored += int(archived)
+            figures.withheld += int(withheld)
+            figures.size_bytes += int(size_bytes)
+        for state, count, size_bytes in by_instance:
+            _add(figures, state, count, int(size_bytes))
+        return Totals(
+            rows=Counter(verdict.verdict for verdict in self.verdicts(cohort)),
+            studies=counts,
+            expected=figures.expected,
+            received=figures.received,
+            stored=figures.stored,
+            rejected=figures.withheld,
+            size_bytes=figures.size_bytes,
+        )
+
+    def manifests(self, cohort: int | None) -> Iterator[tuple[StudyReference, bytes]]:
+        """The manifests of the cohort's archived studies (None: all), by reference, in pages."""
+        reference = 0
+        while page := self._manifest_page(cohort, reference):
+            yield from page
+            reference = page[-1][0]
+
+    @without_database_errors
+    def manifest(self, reference: StudyReference) -> bytes | None:
+        """The manifest of an archived study."""
+        with self._read() as connection:
+            body = connection.execute(
+                select(manifests.c.body).where(manifests.c.study == reference)
+            ).scalar()
+        return None if body is None else zlib.decompress(body)
+
+    @without_database_errors
+    def _manifest_page(
+        self, cohort: int | None, after: StudyReference
+    ) -> list[tuple[StudyReference, bytes]]:
+        query = select(manifests.c.study, manifests.c.body).where(manifests.c.study > after)
+        if cohort is not None:
+            query = query.where(
+                select(row_studies.c.study)
+                .where(row_studies.c.cohort == cohort, row_studies.c.study == manifests.c.study)
+                .exists()
+            )
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(manifests.c.study).limit(_MANIFEST_PAGE)).all()
+        return [(row.study, zlib.decompress(row.body)) for row in rows]
+
+
+def _verdict(line: int, reason: str | None, outcomes: list[StudyOutcome]) -> RowVerdict:
+    verdict, code = row_verdict(reason, outcomes)
+    return RowVerdict(
+        line=line,
+        verdict=verdict,
+        reason=code,
+        studies=tuple(outcome.reference for outcome in outcomes),
+        expected_instances=sum(outcome.expected_instances for outcome in outcomes),
+        archived_instances=sum(outcome.stored_instances for outcome in outcomes),
+        withheld_instances=sum(outcome.withheld_instances for outcome in outcomes),
+        size_bytes=sum(outcome.size_bytes for outcome in outcomes),
+    )
+
+
+def _add(figures: _Figures, state: str, count: int, size_bytes: int) -> None:
+    figures.expected += count
+    if state == InstanceState.RECEIVED:
+        figures.received += count
+    elif state == InstanceState.STORED:
+        figures.stored += count
+        figures.size_bytes += size_bytes
+    elif state == InstanceState.REJECTED:
+        figures.withheld += count
+
+
+def count_instances(
+    connection: Connection, references: Iterable[StudyReference]
+) -> dict[StudyReference, _Figures]:
+    """Count the listed instances of each study by their rows."""
+    figures: dict[StudyReference, _Figures] = {}
+    for piece in slices(references):
+        figures.update((reference, _Figures()) for reference in piece)
+        for reference, state, count, size_bytes in connection.execute(
+            statements.COUNTS, {"b_studies": piece}
+        ):
+            _add(figures[reference], state, count, int(size_bytes))
+    return figures
+
+
+def _figures(connection: Connection, rows: Sequence[Row[Any]]) -> dict[StudyReference, _Figures]:
+    """The figures of studies: those written down of archived ones, counted of the others."""
+    figures: dict[StudyReference, _Figures] = {}
+    unfinished: dict[StudyReference, None] = {}
+    for row in rows:
+        if row.state == StudyState.ARCHIVED:
+            figures[row.reference] = _Figures(
+                expected=row.archived_instances + row.withheld_instances,
+                stored=row.archived_instances,
+                withheld=row.withheld_instances,
+                size_bytes=row.archived_bytes,
+            )
+        else:
+            unfinished[row.reference] = None
+    figures.update(count_instances(connection, unfinished))
+    return figures
