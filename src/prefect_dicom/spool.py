@@ -369,6 +369,7 @@ class Spool:
     def _note(self, sha256: str, reason: str, note: dict) -> None:
         note = {"reason": reason, "since": datetime.now(UTC).isoformat(), **note}
         self._note_path(sha256).write_text(json.dumps(note, indent=1))
+        reached("quarantine-noted")
 
     def _note_path(self, sha256: str) -> Path:
         return self.quarantined / f"{sha256}.json"
@@ -380,7 +381,6 @@ class Spool:
             # Lost or cut short in a crash: the object is there all the same.
             return {}
         return note if isinstance(note, dict) else {}
-        reached("quarantine-noted")
 
 
 def _as_noted(sha256: str, facts: os.stat_result, note: dict) -> Quarantined:
