@@ -21,7 +21,7 @@ from functools import partial
 
 import pytest
 from campaign import subset
-from sites import LOOPBACK, Place, site_around, standing_receiver, until
+from sites import LOOPBACK, Place, site_around, until
 
 from prefect_dicom.dimse import get, move
 from prefect_dicom.dimse.status import reason_for_status
@@ -315,13 +315,13 @@ def classes_in_turn(scene: Scene) -> None:
     assert len(scene.place.pacs.sent_instances()) == len(scene.uids)
 
 
-def goes_on_when_cancelled(how: str, *more: tuple[str, Mapping]) -> Script:
+def goes_on_when_cancelled(how: str, *more: tuple[str, Mapping], after: int = 2) -> Script:
     """Falls silent until it is cancelled, and then goes on sending."""
 
     def script(scene: Scene) -> list[Behaviour]:
         stall = Behaviour(
             "net.stall_after",
-            answers=2,
+            answers=after,
             hold=When(scene.cancelled),
             times=1,
             service=scene.service,
@@ -533,6 +533,8 @@ CASES = (
       goes_on_when_cancelled("ignore"), R.ACCEPT, methods=(BY_MOVE,), node=STALL),
     C("F39", "a cancel is answered, and storing goes on", "move.ignore_cancel",
       goes_on_when_cancelled("answer"), R.ACCEPT, methods=(BY_MOVE,), node=STALL),
+    C("F39", "a cancel is answered, and storing begins", "move.ignore_cancel",
+      goes_on_when_cancelled("answer", after=0), R.ACCEPT, methods=(BY_MOVE,), node=FIRST_BYTE),
     C("F39", "a cancel is answered by an abort", "move.ignore_cancel",
       goes_on_when_cancelled("abort"), R.MISSING, methods=(BY_MOVE,), node=STALL),
     C("F3A", "maintenance begins between two studies", "peer.restart",
@@ -563,12 +565,6 @@ def test_every_fault_is_in_the_table():
 
 
 # --- the play
-
-
-@pytest.fixture(scope="module")
-def standing(tmp_path_factory):
-    with standing_receiver(tmp_path_factory.mktemp("receiver")) as standing:
-        yield standing
 
 
 @pytest.fixture
