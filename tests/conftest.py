@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import peers
 import pytest
+import sites
 
 pytest_plugins = ["campaign"]
 
@@ -78,6 +81,19 @@ def dcmqrscp_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Dcm
     with prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
         archive.load(peers.full_corpus())
         yield archive
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sites.Standing]:
+    """A receiver for the sites of a whole file of tests, which take turns with it."""
+    with sites.standing_receiver(tmp_path_factory.mktemp("receiver")) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def around(tmp_path: Path, standing: sites.Standing) -> Callable[..., AbstractContextManager]:
+    """Builds the site: of objects, and what else :func:`~sites.site_around` takes."""
+    return partial(sites.site_around, tmp_path, standing=standing)
 
 
 @pytest.fixture

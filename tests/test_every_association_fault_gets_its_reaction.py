@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from campaign import subset
 from peers import free_port
-from sites import Place, site_around, standing_receiver
+from sites import Place, site_around
 
 from prefect_dicom.doctor import examine
 from prefect_dicom.errors import PacsError
@@ -38,12 +38,6 @@ QUICK = {"timeouts": {"connect_seconds": 0.5, "acse_seconds": 0.5, "find_seconds
 def around(tmp_path: Path):
     """Builds a site that asks by C-GET, which needs no receiver."""
     return partial(site_around, tmp_path, HELD, retrieve="c-get", node=QUICK)
-
-
-@pytest.fixture(scope="module")
-def standing(tmp_path_factory: pytest.TempPathFactory):
-    with standing_receiver(tmp_path_factory.mktemp("receiver")) as standing:
-        yield standing
 
 
 # --------------------------------------------------------------------------------- the table

@@ -21,7 +21,7 @@ import crashes
 import postgres
 import pytest
 from campaign import SEED, subset
-from sites import Place, Standing, credentials, site_around, standing_receiver
+from sites import Place, Standing, credentials, site_around
 
 from prefect_dicom.faultpoints import POINTS
 from prefect_dicom.model import Verdict
@@ -135,13 +135,6 @@ def few_or_all(kind: str, few: int) -> list:
 def bucket() -> Iterator[S3Server]:
     with S3Server() as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def standing(tmp_path_factory) -> Iterator[Standing]:
-    """A receiver for those cases in which it does not die."""
-    with standing_receiver(tmp_path_factory.mktemp("receiver")) as receiver:
-        yield receiver
 
 
 @dataclass(frozen=True)

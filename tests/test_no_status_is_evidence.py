@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 
 import pytest
-from sites import Place, site_around, standing_receiver, until
+from sites import Place, until
 
 from prefect_dicom.errors import PacsError
 from prefect_dicom.model import Disposition, StudyState, Verdict
@@ -14,18 +13,6 @@ from prefect_dicom.steps import work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 METHODS = ("c-move", "c-get")
-
-
-@pytest.fixture(scope="module")
-def standing(tmp_path_factory):
-    with standing_receiver(tmp_path_factory.mktemp("receiver")) as standing:
-        yield standing
-
-
-@pytest.fixture
-def around(tmp_path, standing):
-    """Builds the site: of objects, and what else :func:`~sites.site_around` takes."""
-    return partial(site_around, tmp_path, standing=standing)
 
 
 def retrieves(place: Place) -> list:

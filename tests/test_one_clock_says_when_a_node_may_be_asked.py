@@ -13,7 +13,7 @@ from functools import partial
 import peers
 import pytest
 from campaign import subset
-from sites import Place, site_around, standing_receiver
+from sites import Place, site_around
 
 from prefect_dicom.dimse.rejection import rejected
 from prefect_dicom.errors import Interrupted, PacsError, SpoolFull
@@ -189,12 +189,6 @@ def test_ten_queries_that_fail_in_a_row_are_the_nodes_and_not_their_own(clock):
 
 
 # --- over real sockets
-
-
-@pytest.fixture(scope="module")
-def standing(tmp_path_factory):
-    with standing_receiver(tmp_path_factory.mktemp("receiver")) as standing:
-        yield standing
 
 
 @pytest.fixture

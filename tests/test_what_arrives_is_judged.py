@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-from functools import partial
 
 import pytest
-from sites import LOOPBACK, Place, site_around, standing_receiver
+from sites import LOOPBACK, Place, site_around
 
 from prefect_dicom.model import Verdict
 from prefect_dicom.receiver import ReceiverLease
@@ -15,18 +14,6 @@ from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 
 METHODS = ("c-move", "c-get")
-
-
-@pytest.fixture(scope="module")
-def standing(tmp_path_factory):
-    with standing_receiver(tmp_path_factory.mktemp("receiver")) as standing:
-        yield standing
-
-
-@pytest.fixture
-def around(tmp_path, standing):
-    """Builds the site: of objects, and what else :func:`~sites.site_around` takes."""
-    return partial(site_around, tmp_path, standing=standing)
 
 
 def notes(place: Place) -> list[dict]:
