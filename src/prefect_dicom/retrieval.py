@@ -37,7 +37,6 @@ from prefect_dicom.model import (
     Arrival,
     Disposition,
     Evidence,
-    Identity,
     InformationModel,
     Instance,
     InstanceKey,
@@ -50,7 +49,7 @@ from prefect_dicom.policy import NodeClock, RetrieveRequest, plan_requests
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
 from prefect_dicom.spool import Spool
-from prefect_dicom.validate import Consequence, Expected, Validation, validate
+from prefect_dicom.validate import Consequence, Expected, Validation, listed_key, validate
 
 _POLL_SECONDS = 0.1
 _SHRINK = 7
@@ -724,7 +723,7 @@ class Retrieval:
                 continue
             scan = survey(path)
             identity = scan.identity
-            key = _key_of(identity, work)
+            key = listed_key(identity, work.listed)
             held = work.received.get(key)
             known = held.sha256 if held else work.stored_hashes.get(key)
             if known == sha256:
@@ -846,15 +845,6 @@ def _expected(work: StudyWork, key: InstanceKey) -> Expected:
         work.sop_class_of(key),
         work.claim.patient_id or None,
     )
-
-
-def _key_of(identity: Identity, work: StudyWork) -> InstanceKey:
-    sop = normal_uid(identity.sop_instance_uid or identity.requested_sop_instance_uid or "")
-    if identity.series_instance_uid is not None:
-        return InstanceKey(normal_uid(identity.series_instance_uid), sop)
-    # Not read: the request named the instance; the list says in which series it is.
-    matches = [key for key in work.listed if key.sop_instance_uid == sop]
-    return matches[0] if len(matches) == 1 else InstanceKey("", sop)
 
 
 def _is_strange(verdict: Validation | None) -> bool:
