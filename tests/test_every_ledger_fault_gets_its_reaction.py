@@ -28,6 +28,7 @@ from sites import Place, site_around
 from sqlalchemy import create_engine, text
 
 from prefect_dicom import faultpoints
+from prefect_dicom.doctor import examine
 from prefect_dicom.errors import LedgerError
 from prefect_dicom.ledger import database
 from prefect_dicom.model import Chunk, Disposition, Verdict
@@ -365,6 +366,25 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path):
         assert "rebuild-ledger" in error.reason.advice
         path.unlink()
         finishes(place, place.pull)
+
+
+def test_a_page_that_no_run_has_come_across_yet_is_found_by_the_doctor(tmp_path):
+    with place_with(tmp_path, "sqlite") as place:
+        place.pull()
+        path = place.site.ledger.path
+        # Of the manifests, which a run writes and does not read.
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            query = "SELECT rootpage FROM sqlite_schema WHERE name = 'manifests'"
+            [(page,)] = other.execute(query)
+            [(size,)] = other.execute("PRAGMA page_size")
+        data = bytearray(path.read_bytes())
+        data[(page - 1) * size : page * size] = b"\xa5" * size
+        path.write_bytes(data)
+        assert place.totals().rows == {Verdict.ARCHIVED: STUDIES}
+        finding = next(f for f in examine(place.site) if f.part == "ledger")
+        assert not finding.ok
+        assert "ledger-damaged" in finding.words
+        assert "rebuild-ledger" in finding.advice
 
 
 def test_a_ledger_of_a_newer_version_is_left_alone_before_anything_is_asked(tmp_path):

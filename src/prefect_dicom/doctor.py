@@ -75,7 +75,7 @@ def examine(
     row : CohortRow, optional
         Names the study to try with; by default a recent one is looked for.
     """
-    yield _try("ledger", "opens and takes writes", lambda: _ledger(site))
+    yield _try("ledger", "is whole and takes writes", lambda: _ledger(site))
     yield _try("spool", "is private, writable, above its reserve", lambda: _spool(site))
     yield from _archive(site)
     lease: ReceiverLease | None = None
@@ -152,6 +152,7 @@ def _failed(part: str, check: str, error: PrefectDicomError) -> Finding:
 
 def _ledger(site: Site) -> str:
     with Ledger.open(ledger_url(site)) as ledger, ledger.run("doctor"):
+        ledger.look_for_damage()
         known = len(ledger.cohorts())
         return f"{known} cohort{'' if known == 1 else 's'} known"
 

@@ -163,6 +163,22 @@ class Reading:
         with self._engine.begin() as connection:
             yield connection
 
+    @without_database_errors
+    def look_for_damage(self) -> None:
+        """Look through the whole of a SQLite file; a server sees to that by its own means.
+
+        Raises
+        ------
+        LedgerError
+            ``ledger-damaged``
+        """
+        if self._engine.dialect.name != "sqlite":
+            return
+        with self._read() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if found != "ok":
+            raise LedgerError("ledger-damaged", "its pages do not fit together")
+
     def _living(self, connection: Connection, numbers: Collection[int]) -> set[int]:
         """Those of the runs whose locks are held."""
         held = set()
