@@ -31,7 +31,7 @@ pytestmark = pytest.mark.campaign("concurrency")
 
 KINDS = ("sqlite", "postgresql")
 STUDIES, INSTANCES = 8, 2
-PATIENCE = 60
+PATIENCE = 240
 
 
 @contextlib.contextmanager
