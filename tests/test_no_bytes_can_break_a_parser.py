@@ -32,6 +32,7 @@ from part10_objects import (
     JPEG,
     SEQUENCE_END,
     ct,
+    element,
     encapsulated,
     encoded,
     received,
@@ -59,7 +60,10 @@ from prefect_dicom.spool import Spool
 from prefect_dicom.testing import ScriptedPacs, tiny_objects
 from prefect_dicom.validate import validate
 
-pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.timeout(3600),
+]
 
 STUDY = "1.2.3"
 
@@ -362,6 +366,13 @@ def test_no_identifier_breaks_a_query(fuzz, scale, syntax):
                 find_studies(requestor, {"PatientID": "1"})
             with contextlib.suppress(PacsError):
                 list_instances(requestor, stored.study_instance_uid)
+
+
+def test_an_element_that_only_looks_like_one_is_no_value():
+    answer = element(0x00080016, b"UI", b"1.2\0") + struct.pack("<HH2sH", 8, 0x61, b"C\0", 0)
+    answer += element(0x00100010, b"PN", b"A^B ")
+    [study] = find_studies(Answered([answer], EXPLICIT), {"PatientID": "1"})
+    assert study.modalities == ()
 
 
 # --- data sets

@@ -604,11 +604,15 @@ def _text(answer: Dataset, keyword: str) -> str:
 
 
 def _raw(answer: Dataset, keyword: str) -> bytes:
-    """The value as it came, several joined by backslashes; pydicom converts nothing."""
+    """The value as it came, several joined by backslashes; pydicom converts next to nothing."""
     tag = tag_for_keyword(keyword)
     if tag is None or tag not in answer:
         return b""
-    value = answer.get_item(tag).value
+    try:
+        value = answer.get_item(tag).value
+    except Exception:
+        # An element with a length and no value is converted after all, and need not be one.
+        return b""
     if isinstance(value, bytes):
         return value
     if value is None:
