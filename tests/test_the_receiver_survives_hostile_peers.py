@@ -55,7 +55,7 @@ from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.objects import StoredObject, decoded, encoded
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 
-pytestmark = pytest.mark.campaign("hostile peers")
+pytestmark = [pytest.mark.campaign("hostile peers"), pytest.mark.timeout(900)]
 
 OUR_ADDRESS, FOE_ADDRESS, STRANGE_ADDRESS = "127.0.0.1", "127.0.0.2", "127.0.0.9"
 REQUESTED, REFERENCE, OURSELVES = "1.2.826.0.1.7", 1, "PREFECTDICOM"
