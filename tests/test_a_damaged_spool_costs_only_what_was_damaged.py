@@ -104,7 +104,7 @@ ROOMS = [0, 1, 5_000, 39_000, 41_000, 100_000, 200_000]
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-@pytest.mark.parametrize("room", subset(ROOMS, [5_000, 100_000]))
+@pytest.mark.parametrize("room", subset(ROOMS, [5_000]))
 def test_a_disk_that_is_full_at_some_byte_is_never_blamed_on_the_pacs(tmp_path, retrieve, room):
     with on_a_disk(tmp_path, retrieve) as place, standing_by(place):
         filler = fill(disk_of(place), but=room)
@@ -125,7 +125,7 @@ def test_a_disk_that_is_full_at_some_byte_is_never_blamed_on_the_pacs(tmp_path, 
         assert set(times_kept(place).values()) == {1}
 
 
-@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-move"]))
 def test_a_disk_that_fills_up_in_the_middle_of_a_study_keeps_what_has_come(tmp_path, retrieve):
     fillers: list[Path] = []
 
@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_study_keeps_what_has_come(tmp_p
         assert set(times_kept(place).values()) == {1}
 
 
-@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-get"]))
 def test_a_disk_without_room_for_another_name_is_full(tmp_path, retrieve):
     with on_a_disk(tmp_path, retrieve, inodes=64) as place, standing_by(place):
         # A part can be made, the folder it would be moved to cannot.
@@ -174,7 +174,7 @@ def use_up_names(disk: Path, *, but: int) -> list[Path]:
     return names
 
 
-@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-move"]))
 def test_a_quarantine_without_room_is_told_to_the_sender(tmp_path, retrieve):
     stranger = list(tiny_objects(1, seed=7, side=_SIDE))
     script = [Behaviour("store.unsolicited", objects=stranger)]
@@ -195,7 +195,7 @@ def test_a_quarantine_without_room_is_told_to_the_sender(tmp_path, retrieve):
 # --- read-only and limited
 
 
-@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-get"]))
 def test_a_spool_that_is_read_only_is_named_before_anything_is_asked(tmp_path, retrieve):
     with on_a_disk(tmp_path, retrieve) as place:
         place.cohort()
@@ -212,7 +212,7 @@ def test_a_spool_that_is_read_only_is_named_before_anything_is_asked(tmp_path, r
         goes_on(place)
 
 
-@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-move"]))
 def test_a_spool_that_becomes_read_only_stops_the_run_and_fails_no_study(tmp_path, retrieve):
     class Remounting(threading.Event):
         """In place of an event: from now on nothing can be written."""
@@ -237,7 +237,7 @@ def test_a_spool_that_becomes_read_only_stops_the_run_and_fails_no_study(tmp_pat
         assert set(times_kept(place).values()) == {1}
 
 
-@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-get"]))
 def test_an_object_that_is_larger_than_a_quota_allows_stops_the_run(tmp_path, retrieve):
     objects = list(tiny_objects(1, instances=MANY, side=64))
     script = [Behaviour("store.huge", instances=1, mebibytes=12)]
@@ -352,9 +352,14 @@ DAMAGES = (
 )
 
 
+RECORDED = ("recorded", "not recorded")
+CASES = [(damage, method, how) for damage in DAMAGES for method in METHODS for how in RECORDED]
+
+
 @pytest.mark.parametrize(
     "case",
-    subset([(d, m, r) for d in DAMAGES for m in METHODS for r in ("recorded", "not recorded")], 7),
+    # One of a run that was killed, which takes its time, and others that differ.
+    subset(CASES, [*CASES[:40:8], CASES[7], CASES[38]]),
     ids=lambda case: f"{case[0].what}, {case[1]}, {case[2]}",
 )
 def test_damage_between_two_runs_costs_what_was_damaged(tmp_path, case):

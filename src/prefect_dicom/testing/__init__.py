@@ -6,7 +6,12 @@
 killed, has left is audited by :class:`prefect_dicom.testing.audit.Auditor`.
 """
 
-from prefect_dicom.testing.generate import generate_cohort, tiny_objects, write_cohort_file
+from prefect_dicom.testing.generate import (
+    generate_cohort,
+    peculiar_objects,
+    tiny_objects,
+    write_cohort_file,
+)
 from prefect_dicom.testing.objects import StoredObject
 from prefect_dicom.testing.pacs import Request, ScriptedPacs, Sent
 from prefect_dicom.testing.script import KNOBS, Behaviour
@@ -19,6 +24,7 @@ __all__ = [
     "Sent",
     "StoredObject",
     "generate_cohort",
+    "peculiar_objects",
     "tiny_objects",
     "write_cohort_file",
 ]
