@@ -333,6 +333,23 @@ def test_a_busy_archive_is_asked_again_when_its_clock_says_so_and_then_for_less(
         assert place.totals().rows == {Verdict.ARCHIVED: 3}
 
 
+def test_a_node_at_its_limit_of_associations_is_asked_for_less_from_then_on(around):
+    limit = {"result": 2, "source": 3, "reason": 2}
+    with around(tiny_objects(3)) as place:
+        text = place.file.read_text()
+        place.file.write_text(f"{text}\nretry_after_seconds: [0.05]\n")
+        with place.opened() as pull:
+            pull.discover(2, 4)
+            assert pull.clock("pacs").associations == 2
+            pull.close_requestors()
+            place.pacs.script.append(Behaviour("assoc.reject", times=1, **limit))
+            with pytest.raises(PacsError, match="pacs-busy"):
+                work_through(pull)
+            work_through(pull)
+            assert pull.clock("pacs").associations == 1
+        assert place.totals().rows == {Verdict.ARCHIVED: 3}
+
+
 # --- what it means that nothing arrives
 
 
