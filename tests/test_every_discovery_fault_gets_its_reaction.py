@@ -62,14 +62,7 @@ OF_NOBODY = {"PatientID": "NOBODY-7"}
 
 
 def of_one_patient(studies: int, patient: str, seed: int) -> list[StoredObject]:
-    return [
-        StoredObject(
-            {**stored.attributes, "PatientID": patient},
-            stored.transfer_syntax_uid,
-            stored.encoded,
-        )
-        for stored in tiny_objects(studies, seed=seed)
-    ]
+    return [changed(stored, PatientID=patient) for stored in tiny_objects(studies, seed=seed)]
 
 
 def two_series(seed: int = 20) -> list[StoredObject]:
@@ -438,6 +431,28 @@ CASES = [
         every(all_rows_say(*CAPPED), nothing_retrieved),
         held=lambda: [*of_one_patient(70, "MANY-1", 41), *of_one_patient(65, "MANY-2", 42)],
         others=({"PatientID": "MANY-1"},),
+    ),
+    Case(
+        "F06",
+        "a round number of studies that is all there are",
+        (),
+        {"PatientID": "MANY"},
+        ARCHIVED,
+        asked(
+            {"PatientID": "MANY"},
+            {"PatientID": "MANY", "StudyDate": "19000101-20200111"},
+            {"PatientID": "MANY", "StudyDate": "20200111-29991231"},
+        ),
+        held=lambda: of_one_patient(20, "MANY", 40),
+    ),
+    Case(
+        "F06",
+        "a long list that cannot be had in parts",
+        knobs("find.ignore_keys", keys=["StudyDate"]),
+        {"PatientID": "MANY"},
+        CAPPED,
+        nothing_retrieved,
+        held=lambda: of_one_patient(20, "MANY", 40),
     ),
     Case(
         "F06",
@@ -972,6 +987,16 @@ def test_a_row_with_a_wildcard_or_a_list_is_refused_and_nothing_is_asked(around,
             with pytest.raises(CohortError):
                 place.pull(place.cohort([{keyword: value}]))
         assert place.asked_for() == 0
+
+
+def test_a_fault_of_one_study_leaves_the_others_as_they_are(around):
+    script = [Behaviour("find.omit_keys", keys=["PatientID"], study=uid_of(LATER))]
+    with around(HELD, script=script) as place:
+        # One of the row's studies cannot be compared: the row is not whole without it.
+        place.pull(place.cohort([BY_PATIENT, BY_UID]))
+        told = [(str(v.verdict), v.reason) for v in place.verdicts()]
+        assert told == [("failed", "identifier-missing"), ARCHIVED]
+        only(MINE)(place)
 
 
 def test_a_row_that_was_cut_short_is_asked_again_when_the_limit_is_lifted(around):

@@ -17,13 +17,14 @@ from prefect_dicom.dimse.find import OPTIONAL_STUDY_KEYS, find_studies, list_ser
 from prefect_dicom.errors import PacsError
 from prefect_dicom.identifiers import normal_uid
 from prefect_dicom.matching import (
+    MOST_NEAR_MISSES,
     Discovery,
     assess,
     identifies,
     might_mean,
     study_day,
     study_query,
-    tells_identifiers,
+    tells,
 )
 from prefect_dicom.model import CohortRow, Study
 
@@ -61,7 +62,7 @@ def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
         not say so itself.
     """
     keys = study_query(row)
-    answers = _answers(requestor, row, keys, habits)
+    asked, answers = _answers(requestor, row, keys, habits)
     found = assess(row, answers)
     if requestor.ignores_keys:
         habits.warn("answers without regard to optional keys (FF01)")
@@ -70,10 +71,11 @@ def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
         habits.warn("answers with others than those asked for; they are left out")
     if "StudyInstanceUID" not in keys and len(answers) >= _WORTH_A_SECOND_LOOK:
         _compare_with_halves(requestor, keys, answers)
+    if foreign and not any(tells(study, asked) for study in foreign):
+        # Found by the key and answered without it, not by an archive that ignores keys.
+        return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
     if found.reason != "no-match" or not foreign:
         return found
-    if not any(tells_identifiers(row, study) for study in foreign):
-        return Discovery((), "identifier-missing")
     if all(might_mean(row, study) for study in foreign):
         # Substrings, another case: the archive matches by the key, if not to the letter.
         return found
@@ -86,8 +88,8 @@ def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
 
 def _answers(
     requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
-) -> list[Study]:
-    """The answers to a row's query, asked again more simply where a key seems to spoil it."""
+) -> tuple[Mapping[str, str], list[Study]]:
+    """The matching keys and the answers, asked again more simply where a key seems to spoil it."""
     if not habits.simple:
         asked = frozenset(keys)
         try:
@@ -100,17 +102,18 @@ def _answers(
                 habits.understood.add(asked)
             # One key alone cannot be left out, and what is to be returned was no trouble before.
             if answers or asked in habits.understood or (len(asked) == 1 and habits.understood):
-                return answers
+                return keys, answers
+    if "PatientID" in keys:
+        keys = {"PatientID": keys["PatientID"]}
     answers = _ask_simply(requestor, row, keys)
     if not habits.simple and any(identifies(row, study) for study in answers):
         habits.simple = True
         habits.warn("finds studies only when it is asked by few keys")
-    return answers
+    return keys, answers
 
 
 def _ask_simply(requestor: Requestor, row: CohortRow, keys: Mapping[str, str]) -> list[Study]:
-    if "PatientID" in keys:
-        keys = {"PatientID": keys["PatientID"]}
+    """Ask for nothing to be returned that the row does not need."""
     wanted = {
         "ModalitiesInStudy": row.modality is not None,
         "StudyDescription": row.study_description is not None,

@@ -77,9 +77,14 @@ def identifies(row: CohortRow, study: Study) -> bool:
     return bool(pairs) and all(given == found for given, found in pairs)
 
 
-def tells_identifiers(row: CohortRow, study: Study) -> bool:
-    """Whether the answer has a value for every identifier the row gives."""
-    return all(found for _, found in _identifiers(row, study))
+def tells(study: Study, keywords: Iterable[str]) -> bool:
+    """Whether the answer has a value for each of these keys of :func:`study_query`."""
+    told = {
+        "PatientID": study.patient_id,
+        "AccessionNumber": study.accession_number,
+        "StudyInstanceUID": study.study_instance_uid,
+    }
+    return all(_unpadded(told[keyword]) for keyword in keywords)
 
 
 def might_mean(row: CohortRow, study: Study) -> bool:
