@@ -7,6 +7,7 @@ the promise holds and a run to which nothing happens ends with everything archiv
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import socket
@@ -51,7 +52,7 @@ pytestmark = [
 ]
 
 REACTIONS = {
-    "F50": "the run stops at its start, and asks the PACS for nothing",
+    "F50": "the run stops at its start, names who has the port, and asks the PACS for nothing",
     "F51": "one receiver for each AE title and port, shared by all runs that name it alike",
     "F52": "the run stops asking at the reserve; no object is refused before",
     "F53": "the next run takes what has arrived, and asks for the rest",
@@ -123,6 +124,8 @@ def test_f50_a_port_that_something_else_has_stops_the_run_at_its_start(tmp_path)
         assert caught.value.code == "receiver-taken"
         assert caught.value.disposition is Disposition.OPERATOR
         assert str(place.site.receiver.port) in caught.value.detail
+        # And who has it: this process.
+        assert f"process {os.getpid()} " in caught.value.detail
         assert place.asked_for() == 0
         goes_on(place)
 

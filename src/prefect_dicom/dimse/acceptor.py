@@ -26,7 +26,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 
 from prefect_dicom.dimse.negotiation import APPLICATION_CONTEXT, Answer, read_request, reject_pdu
 from prefect_dicom.dimse.quiet import quiet_pynetdicom
-from prefect_dicom.dimse.sockets import prepare
+from prefect_dicom.dimse.sockets import listening_process, prepare
 from prefect_dicom.dimse.transfer import (
     BUFFER_BYTES,
     Bounds,
@@ -215,6 +215,8 @@ class StorageScp:
         except OSError as error:
             code = "receiver-taken" if error.errno == errno.EADDRINUSE else "receiver-unreachable"
             name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            if code == "receiver-taken":
+                name = listening_process(self._port) or name
             raise ReceiverError(code, f"cannot listen on port {self._port}: {name}") from None
         self._listener.setblocking(False)
         self._port = self._listener.getsockname()[1]

@@ -9,11 +9,15 @@ the same way for what we send.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+from pathlib import Path
 
 _KEEPALIVE_IDLE_SECONDS = 60
 _KEEPALIVE_INTERVAL_SECONDS = 15
 _KEEPALIVE_PROBES = 4
+
+_LISTENING = "0A"  # in /proc/net/tcp
 
 # Linux only; elsewhere the kernel's own delay stays.
 _QUICKACK = getattr(socket, "TCP_QUICKACK", None)
@@ -42,6 +46,25 @@ def acknowledge(connection: socket.socket) -> None:
     """Acknowledge what was received now. The kernel forgets the option: set it after reads."""
     if _QUICKACK is not None:
         _set(connection, socket.IPPROTO_TCP, _QUICKACK, 1)
+
+
+def listening_process(port: int) -> str:
+    """Who listens on a port of this host, as "process 123 (name)"; empty where nobody can tell.
+
+    Linux only, and only for processes that we may look at.
+    """
+    sockets = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                    sockets.add(f"socket:[{fields[9]}]")
+    for process in Path("/proc").glob("[0-9]*") if sockets else ():
+        with contextlib.suppress(OSError):
+            if any(os.readlink(entry) in sockets for entry in (process / "fd").iterdir()):
+                return f"process {process.name} ({(process / 'comm').read_text().strip()})"
+    return ""
 
 
 def _set(connection: socket.socket, level: int, option: int, value: int) -> None:
