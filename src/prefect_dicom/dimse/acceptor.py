@@ -52,8 +52,9 @@ _ENDING_BEYOND = 64
 # gets a smaller one: what all of them can fill stays within the memory we may take.
 _LARGE_BUFFERS = 16
 _SMALL_BUFFER_BYTES = 128 * 1024
-# Who finds the queue full is not told, and tries again after a second.
-_BACKLOG = 4096
+# Who finds the queue full is not told, and tries again after a second; who is the last in a longer
+# one would wait as long.
+_BACKLOG = 1024
 _NO_FILES_PAUSE_SECONDS = 0.1
 _ABORT_SECONDS = 5.0
 
@@ -294,6 +295,11 @@ class StorageScp:
             sock.close()
             self._tell(AssociationEvent(Happening.NOT_ALLOWED, address))
             return
+        if _has_gone(sock):
+            # Storms of these are over sooner without a thread for each.
+            sock.close()
+            self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, address))
+            return
         connection = _Connection(sock, address)
         with self._lock:
             ending = sum(c.is_sent_away for c in self._connections)
@@ -442,6 +448,16 @@ def _event(happening: Happening, peers: Peers, **more: object) -> AssociationEve
     return AssociationEvent(
         happening, peers.address, peers.calling_ae_title, peers.called_ae_title, **more
     )
+
+
+def _has_gone(sock: socket.socket) -> bool:
+    """Whether the peer has closed without having said anything."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _plain_address(address: str) -> str:
