@@ -20,7 +20,13 @@ from prefect_dicom.configuration import Site
 from prefect_dicom.errors import ReceiverError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import StudyReference
-from prefect_dicom.receiver.protocol import LOCK_NAME, LOG_NAME, Line, socket_path
+from prefect_dicom.receiver.protocol import (
+    LOCK_NAME,
+    LOG_NAME,
+    SPOOL_TAKEN,
+    Line,
+    socket_path,
+)
 from prefect_dicom.receiver.server import Assignment
 
 _START_SECONDS = 30
@@ -236,8 +242,9 @@ def _connect_or_start(assignment: Assignment) -> Line:
                 continue
             try:
                 _start(assignment)
-            except ReceiverError:
-                if not _has_a_receiver(assignment.spool):
+            except ReceiverError as error:
+                # Another one was quicker; it may be gone again by now.
+                if error.detail != SPOOL_TAKEN:
                     raise
 
 

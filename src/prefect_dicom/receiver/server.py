@@ -28,7 +28,13 @@ from prefect_dicom.dimse.acceptor import StorageScp
 from prefect_dicom.errors import PrefectDicomError, ReceiverError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.receiver.intake import Expectation, Intake
-from prefect_dicom.receiver.protocol import LOCK_NAME, SOCKET_NAME, Line, socket_path
+from prefect_dicom.receiver.protocol import (
+    LOCK_NAME,
+    SOCKET_NAME,
+    SPOOL_TAKEN,
+    Line,
+    socket_path,
+)
 from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -151,7 +157,7 @@ class ReceiverServer:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise ReceiverError("receiver-taken", "another receiver runs on this spool") from None
+            raise ReceiverError("receiver-taken", SPOOL_TAKEN) from None
         self._held.append(descriptor)
 
     def _has_its_spool(self) -> bool:
