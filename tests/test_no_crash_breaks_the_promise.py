@@ -186,7 +186,10 @@ def comes_to_its_end(place: Place, cohort: Path, auditor: Auditor, verdicts) -> 
     """The next run finishes the cohort, and one more has nothing to do."""
     crashes.bring_to_its_end(place.file, cohort)
     assert auditor.audit(finished=True) == []
-    assert place.totals().rows == verdicts
+    with place.ledger() as ledger:
+        # Not always the first number: PostgreSQL gives none a second time.
+        [known] = ledger.cohorts()
+        assert ledger.totals(known.number).rows == verdicts
     assert auditor.audit_rerun(lambda: crashes.bring_to_its_end(place.file, cohort)) == []
 
 
