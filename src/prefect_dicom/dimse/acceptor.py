@@ -54,7 +54,7 @@ _LARGE_BUFFERS = 16
 _SMALL_BUFFER_BYTES = 128 * 1024
 # Who finds the queue full is not told, and tries again after a second; who is the last in a longer
 # one would wait as long.
-_BACKLOG = 1024
+_BACKLOG = 2048
 _NO_FILES_PAUSE_SECONDS = 0.1
 _ABORT_SECONDS = 5.0
 
