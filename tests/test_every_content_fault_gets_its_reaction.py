@@ -321,7 +321,7 @@ CASES = (
         "many tiny objects",
         "tiny_objects",
         Reaction(sent=1),
-        objects=lambda: list(tiny_objects(1, instances=120)),
+        objects=lambda: list(tiny_objects(1, instances=60)),
     ),
     holding("F4F", "no names, no PatientID, no Modality", "nameless"),
     holding("F4F", "character sets that are not those declared", "lying-character-sets"),
@@ -371,7 +371,7 @@ CASES = (
     ),
 )
 
-FEW = 16
+FEW = 11
 """Cases that always run."""
 
 
@@ -660,7 +660,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def test_f4e_thousands_of_tiny_objects_are_recorded_in_batches(around, scale):
-    many = scale(100, 3_000)
+    many = scale(50, 3_000)
     with around(tiny_objects(many // 50, instances=50)) as place:
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: many // 50}
         assert place.totals().stored == many

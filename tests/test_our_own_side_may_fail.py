@@ -130,6 +130,7 @@ def test_f50_a_port_that_something_else_has_stops_the_run_at_its_start(tmp_path)
         goes_on(place)
 
 
+@pytest.mark.whole_campaign
 def test_f50_a_receiver_that_a_dead_run_has_left_behind_is_used(tmp_path):
     with site_around(tmp_path, six(), script=[silent_after(3, "c-move")]) as place:
         place.change(receiver={"idle_seconds": 60})
@@ -158,6 +159,7 @@ def test_f51_another_site_cannot_have_our_ae_title_or_port(tmp_path, shared):
         goes_on(one)
 
 
+@pytest.mark.whole_campaign
 def test_f51_two_runs_at_once_share_one_receiver_and_get_what_each_asked_for(tmp_path):
     objects = list(tiny_objects(4, instances=3))
     uids = sorted({o.study_instance_uid for o in objects})
@@ -261,7 +263,7 @@ def test_f54_an_archive_that_asks_for_patience_gets_it(tmp_path, bucket, retriev
         assert set(times_kept(place).values()) == {1}
 
 
-@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-get"]))
+@pytest.mark.parametrize("retrieve", subset(METHODS, []))
 def test_f54_credentials_that_expire_stop_the_run_and_cost_no_retrieve(tmp_path, bucket, retrieve):
     objects = list(tiny_objects(2, instances=3))
     node = {"limits": {"chunk_studies": 1}}
@@ -276,7 +278,7 @@ def test_f54_credentials_that_expire_stop_the_run_and_cost_no_retrieve(tmp_path,
         assert set(times_kept(place).values()) == {1}
 
 
-@pytest.mark.parametrize("retrieve", METHODS)
+@pytest.mark.parametrize("retrieve", subset(METHODS, ["c-get"]))
 def test_f54_what_waits_for_the_archive_holds_up_the_pacs_when_the_spool_is_full(
     tmp_path, bucket, retrieve
 ):
@@ -386,7 +388,7 @@ def test_f56_nothing_depends_on_what_the_clock_on_the_wall_says(tmp_path, monkey
 # --- F57: the way back
 
 
-@pytest.mark.parametrize("wrong", subset(["port", "title", "silence"], ["silence"]))
+@pytest.mark.parametrize("wrong", subset(["port", "title", "silence"], ["title"]))
 def test_f57_a_receiver_that_the_pacs_has_elsewhere_halts_the_node(tmp_path, wrong):
     with site_around(tmp_path, tiny_objects(5)) as place:
         place.change(node={"limits": {"chunk_studies": 1}})
@@ -415,9 +417,10 @@ def test_f57_a_receiver_that_the_pacs_has_elsewhere_halts_the_node(tmp_path, wro
 # --- F58: titles and UIDs
 
 
-@pytest.mark.parametrize(
-    "title", ["SEVENTEEN_LETTERS", "", "  ", " PADDED", "UMLAUT_\xdc", "BACK\\SLASH", "LINE\nFEED"]
-)
+TITLES = ["SEVENTEEN_LETTERS", "", "  ", " PADDED", "UMLAUT_\xdc", "BACK\\SLASH", "LINE\nFEED"]
+
+
+@pytest.mark.parametrize("title", subset(TITLES, TITLES[:1]))
 @pytest.mark.parametrize("part", subset(["receiver", "called", "calling"], 1))
 def test_f58_an_ae_title_that_is_none_is_refused_with_the_site_file(tmp_path, title, part):
     with site_around(tmp_path, six()) as place:
