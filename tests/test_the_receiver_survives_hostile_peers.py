@@ -782,11 +782,11 @@ def many_sop_classes_of_many_characters(foe: Foe) -> None:
 def deflate_bombs(foe: Foe) -> None:
     pack = zlib.compressobj(9, wbits=-15)
     bomb = pack.compress(data_set(b"1.2.94", size=0)[:-12])
-    bomb += pack.compress(element(0x7FE00010, b"OW", b"", 256 * 1024**2))
-    for _ in range(256):
+    bomb += pack.compress(element(0x7FE00010, b"OW", b"", 128 * 1024**2))
+    for _ in range(128):
         bomb += pack.compress(bytes(1024**2))
     bomb += pack.flush()
-    assert len(bomb) < 512 * 1024
+    assert len(bomb) < 256 * 1024
     connection = foe.associate()
     for number in range(foe.many(2, 20)):
         sop = f"1.2.94.{number}"
@@ -854,7 +854,7 @@ def floods_of_empty_fragments(foe: Foe) -> None:
     for connection in connections[:2]:
         push(connection, store(b"1.2.90", b"")[:-12])
     kinds = [0, 0, 1, 1]
-    end = time.monotonic() + foe.many(1, 20) / 2
+    end = time.monotonic() + foe.many(1, 40) / 4
     while time.monotonic() < end:
         for kind, connection in zip(kinds, connections, strict=True):
             push(connection, pdu(*[pdv(3, kind, b"")] * 1000) * 10)
