@@ -230,7 +230,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def lose(self, number: int, keys: set[InstanceKey]) -> None:
         study = self.write(number, lambda ledger, claim: ledger.record_lost(claim, keys))
         for key in keys if study else ():
-            if study.instances.get(key) is RECEIVED:
+            if study.instances.get(key) in (RECEIVED, STORED):
                 study.move_instance(key, EXPECTED)
 
     @precondition(lambda self: self.claims)
