@@ -440,6 +440,9 @@ class Retrieval:
         wanted, contexts = next(iter(self._groups([work], Breadth.ALL)))
         # Not the first: it may be the one at which the archive stops.
         key = wanted[work.reference][-1]
+        if contexts and not work.class_to_propose(key):
+            # A C-GET that proposes some classes of many: there are more to try.
+            return None
         instance = RetrieveRequest(
             "IMAGE",
             (work.reference,),
@@ -520,7 +523,8 @@ class Retrieval:
             habits.image_level = True
         elif manner.whole:
             habits.no_image_level = True
-        if outcome is None or outcome.status is None or not _is_success(outcome.status):
+        if outcome is None or outcome.status != 0 or outcome.failed:
+            # What did not come could not be sent; that is no answer to the list.
             return False
         missing = {key for work in works for key in work.missing()}
         came = [not part <= missing for part in parts]
