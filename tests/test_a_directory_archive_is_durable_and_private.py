@@ -96,6 +96,14 @@ def test_what_a_dead_writer_left_is_swept_and_a_living_ones_file_is_not(root):
     assert [key for key, _ in opened(root).keys()] == [KEY]  # noqa: SIM118
 
 
+def test_what_another_left_that_died_meanwhile_is_swept_at_the_end(root):
+    with opened(root) as archive:
+        archive.put_bytes(KEY, b"bytes")
+        dead = root / ".incoming/dead.part"
+        dead.write_bytes(b"half an obj")
+    assert not dead.exists()
+
+
 def test_a_failed_put_leaves_nothing_behind(root, tmp_path):
     path = tmp_path / "arrived.dcm"
     path.write_bytes(b"changed")

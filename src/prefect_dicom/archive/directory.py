@@ -116,7 +116,9 @@ class FolderArchive(Archive):
         return checks
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Nothing is held open; what a writer that has died meanwhile has left is removed."""
+        with suppress(OSError):
+            self._sweep()
 
     def _check_condition(self, key: str) -> Check:
         name = "nothing is overwritten"
@@ -197,17 +199,20 @@ class FolderArchive(Archive):
             os.close(descriptor)
 
     def _sweep_once(self) -> None:
-        """Remove what dead writers left; a lock that can be taken has no writer."""
         with self._lock:
             if self._swept:
                 return
             with suppress(FileExistsError):
                 self._incoming.mkdir(mode=0o700)
-            for part in self._incoming.glob("*.part"):
-                with suppress(FileNotFoundError, BlockingIOError), part.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    part.unlink()
+            self._sweep()
             self._swept = True
+
+    def _sweep(self) -> None:
+        """Remove what dead writers left; a lock that can be taken has no writer."""
+        for part in self._incoming.glob("*.part"):
+            with suppress(FileNotFoundError, BlockingIOError), part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
 
 
 def _copy(source: Source, descriptor: int) -> None:
