@@ -145,7 +145,8 @@ def test_a_rerun_takes_only_the_failures_it_is_told_to(place):
     state = rerun_failed("1", str(place.file), return_state=True)
     assert (state.name, place.asked_for()) == ("Partial", asked)
     state = rerun_failed("1", str(place.file), reasons=("no-match",), return_state=True)
-    assert (state.name, place.asked_for()) == ("Partial", asked + 1)
+    # Twice: an archive that never answered by this key may do so when it is asked more simply.
+    assert (state.name, place.asked_for()) == ("Partial", asked + 2)
 
 
 def test_verification_fails_when_an_object_has_gone(place):

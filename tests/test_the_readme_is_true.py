@@ -84,7 +84,7 @@ def prose(document: str) -> str:
 
 
 def test_every_block_is_of_a_kind_that_is_tested_here():
-    assert {block.language for block in BLOCKS} <= {"sh", "yaml", "csv"}
+    assert {block.language for block in BLOCKS} == {"sh", "yaml", "csv", "python"}
     assert {words[0] for words in COMMANDS} == {"make", "pip", "prefect-dicom", "prefect"}
 
 
@@ -215,6 +215,17 @@ REPAIRS = [
     if part.document == "docs/repair.md"
     for line in part.text.splitlines()
 ]
+
+
+def test_the_audit_goes_as_it_is_told(tmp_path, studies, monkeypatch, capsys):
+    with site_around(tmp_path, studies, retrieve="c-get") as place:
+        place.pull()
+        monkeypatch.chdir(place.file.parent)
+        exec(compile(block("python"), "the example", "exec"), {})
+        assert capsys.readouterr().out == ""
+        shutil.rmtree(place.folder / "archive" / "studies")
+        exec(compile(block("python"), "the example", "exec"), {})
+        assert "I1 " in capsys.readouterr().out
 
 
 def test_checking_and_repairing_goes_as_it_is_told(tmp_path, studies):
