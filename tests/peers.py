@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -65,11 +66,21 @@ class Loaded:
         return self.statuses[0x0000]
 
 
+# Below Linux's net.ipv4.ip_local_port_range.
+_PORTS = range(10_000, 32_000)
+
+
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port of the loopback interface that nothing listens on.
+
+    Not one the system hands out by itself: until it is listened on, another process may have got
+    it for a connection of its own.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def corpus_directory() -> Path | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -22,6 +21,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from peers import free_port
 
 PROGRAMS = (
     "ceph",
@@ -100,7 +100,7 @@ def radosgw(root: Path, bucket: str = "archive") -> Iterator[RadosGateway]:
         raise RuntimeError(f"radosgw cannot be started without {', '.join(missing)}")
     for name in ("mon", "osd", "run"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    mon_port, rgw_port = _free_ports(2)
+    mon_port, rgw_port = free_port(), free_port()
     fsid = str(uuid.uuid4())
     (root / "ceph.conf").write_text(
         _CONF.format(root=root, fsid=fsid, mon_port=mon_port, rgw_port=rgw_port)
@@ -201,17 +201,6 @@ def _make_keyring(run) -> None:
     ):
         flags = [flag for i in range(0, len(caps), 2) for flag in ("--cap", *caps[i : i + 2])]
         run("ceph-authtool", "keyring", "--gen-key", "-n", name, *flags)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _wait_for(endpoint: str, daemons: list[subprocess.Popen]) -> None:

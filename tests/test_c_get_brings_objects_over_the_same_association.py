@@ -8,7 +8,7 @@ import struct
 import threading
 
 import pytest
-from peers import Dcmqrscp, Orthanc
+from peers import Dcmqrscp, Orthanc, free_port
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
@@ -24,7 +24,6 @@ from wire import (
     EXPLICIT,
     MemoryIntake,
     data_set_bytes,
-    free_port,
     make_instance,
     message_pdus,
     pdu,

@@ -16,6 +16,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peers import free_port
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 from wire import (
@@ -24,7 +25,6 @@ from wire import (
     MemoryIntake,
     association_request,
     converse,
-    free_port,
     make_instance,
     message_pdus,
     pdu,
