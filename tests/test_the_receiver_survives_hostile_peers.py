@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 from campaign import subset
 from part10_objects import DEFLATED, element
+from peers import free_port
 from sites import site_around, until
 from wire import (
     CT,
@@ -36,7 +37,6 @@ from wire import (
     RELEASE_RQ,
     VERIFICATION,
     echo_message,
-    free_port,
     message_pdus,
     pdu,
     pdv,
