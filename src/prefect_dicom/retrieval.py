@@ -207,15 +207,13 @@ class Retrieval:
             if work.claim.study_instance_uid in together
         }
 
-    def list(self, work: StudyWork, *, fresh: bool, answer: ListedStudy | None = None) -> bool:
+    def list(self, work: StudyWork, *, fresh: bool) -> bool:
         """Read the PACS's instance list into the ledger as the expected set.
 
         Parameters
         ----------
         fresh : bool
             The first list of this run: what an earlier run left out is expected again.
-        answer : ListedStudy, optional
-            The list, where :meth:`lists` has just read it.
 
         Returns
         -------
@@ -223,7 +221,7 @@ class Retrieval:
             Whether the list differs from the one known before.
         """
         study = work.claim.study
-        answer = answer or list_instances(
+        answer = list_instances(
             self._requestor, study.study_instance_uid, study.patient_id, study.number_of_series
         )
         if fresh and answer.offline:

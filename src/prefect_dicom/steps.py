@@ -10,7 +10,6 @@ the manifest of a study is written when everything it names is there, and the le
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import threading
 import time
@@ -79,6 +78,7 @@ ROWS_PER_PAGE = 200
 _STUDIES_PER_PAGE = 500
 _STORED_PER_WRITE = 200
 _LISTS_BEFORE_GIVING_UP = 4
+_STUDIES_AT_A_TIME = 8
 _OF_THE_NODE_IF_REPEATED = {
     "answer-unusable",
     "association-lost",
@@ -239,9 +239,11 @@ class Pull:
                 retrieval = self._retrieval(chunk.node, requestor)
                 claimed = [StudyWork(claim) for claim in claims]
                 listed = self._list_together(retrieval, claimed)
+                manifests = self._held_manifests(claimed)
                 for work in claimed:
                     self._check_stop()
-                    if self._list(retrieval, work, work.reference in listed):
+                    known = work.reference in listed
+                    if self._list(retrieval, work, known, manifests[work.reference]):
                         works.append(work)
                 self._fetch(retrieval, works)
         except BaseException:
@@ -276,7 +278,19 @@ class Pull:
                 raise
             return set()
 
-    def _list(self, retrieval: Retrieval, work: StudyWork, listed: bool) -> bool:
+    def _held_manifests(self, works: list[StudyWork]) -> dict[StudyReference, Future[bytes | None]]:
+        """What the archive says of each study, asked many at once; done."""
+        with ThreadPoolExecutor(_STUDIES_AT_A_TIME) as pool:
+            return {
+                work.reference: pool.submit(
+                    held_manifest, self.archive, work.claim.study_instance_uid
+                )
+                for work in works
+            }
+
+    def _list(
+        self, retrieval: Retrieval, work: StudyWork, listed: bool, held: Future[bytes | None]
+    ) -> bool:
         """List a study, if it is not listed yet; False where that ended it."""
         try:
             if not listed:
@@ -295,7 +309,7 @@ class Pull:
             return False
         self._expect_lost(work)
         try:
-            return not self._archived_before(work)
+            return not self._archived_before(work, held)
         except ArchiveError as error:
             if error.code != "manifest-unreadable":
                 raise
@@ -320,7 +334,7 @@ class Pull:
             work.states[key] = InstanceState.EXPECTED
             del work.stored_hashes[key]
 
-    def _archived_before(self, work: StudyWork) -> bool:
+    def _archived_before(self, work: StudyWork, held: Future[bytes | None]) -> bool:
         """Whether the archive holds exactly the listed instances and says so.
 
         The ledger was lost, or an older copy of it was put in its place.
@@ -328,7 +342,7 @@ class Pull:
         if not work.missing():
             return False
         uid = work.claim.study_instance_uid
-        data = held_manifest(self.archive, uid)
+        data = held.result()
         if data is None:
             return False
         manifest = manifest_at(study_prefix(uid), data)
@@ -356,11 +370,12 @@ class Pull:
         with self._lock:
             works = [self._works.pop(r) for r in chunk.studies if r in self._works]
         archived = 0
-        lists = self._upload_and_list(works)
+        finishing = self._finish_together(works)
         for position, work in enumerate(works):
             try:
                 self._check_stop()
-                archived += self._archive_study(work, lists.get(work.reference))
+                finished = finishing.get(work.reference)
+                archived += self._archive_study(work) if finished is None else finished.result()
             except ClaimLost:
                 continue
             except ArchiveConflict as error:
@@ -372,19 +387,34 @@ class Pull:
                 raise
         return archived
 
-    def _upload_and_list(self, works: list[StudyWork]) -> dict[StudyReference, ListedStudy]:
-        """Upload all studies, then read their lists again by few queries; of some, or of none.
+    def _finish_together(self, works: list[StudyWork]) -> dict[StudyReference, Future[bool]]:
+        """Upload all studies, read their lists again by few queries, and finish what is whole.
 
-        What goes wrong here goes wrong again, study by study, and is dealt with there.
+        Many at once: with a store that is far away each manifest is mostly waited for. What goes
+        wrong before that goes wrong again, study by study, and is dealt with there; so is what
+        has to be asked for again, for the node's limits are kept there.
+
+        Returns
+        -------
+        dict of study reference to Future
+            Done, for each study that was whole, and whose list was the same.
         """
         with contextlib.suppress(PrefectDicomError):
             self._upload(works)
         whole = [w for w in works if not (w.received or w.missing() or w.failure)]
+        lists: dict[StudyReference, ListedStudy] = {}
         if len(whole) > 1:
             node = whole[0].claim.node
             with contextlib.suppress(PrefectDicomError), self._asking(node) as requestor:
-                return self._retrieval(node, requestor).lists(whole)
-        return {}
+                lists = self._retrieval(node, requestor).lists(whole)
+        settled = [
+            work
+            for work in whole
+            if work.reference in lists
+            and {i.key for i in lists[work.reference].instances} == work.listed.keys()
+        ]
+        with ThreadPoolExecutor(_STUDIES_AT_A_TIME) as pool:
+            return {work.reference: pool.submit(self._finish, work) for work in settled}
 
     def give_back(self, chunk: Chunk) -> None:
         """Release the claims of a chunk that will not be tried again in this run."""
@@ -392,7 +422,7 @@ class Pull:
             works = [self._works.pop(r) for r in chunk.studies if r in self._works]
         self.ledger.release([work.claim for work in works])
 
-    def _archive_study(self, work: StudyWork, listed: ListedStudy | None = None) -> bool:
+    def _archive_study(self, work: StudyWork) -> bool:
         # First of all, and whatever has become of the node.
         self._upload([work])
         with self._asking(work.claim.node) as requestor:
@@ -406,11 +436,8 @@ class Pull:
                 if work.failure is not None:
                     return self._end_failed(work, work.failure)
                 reached("study-stored")
-                answer, listed = listed, None
                 try:
-                    changed = _insisting(
-                        functools.partial(retrieval.list, work, fresh=False, answer=answer)
-                    )
+                    changed = _insisting(lambda: retrieval.list(work, fresh=False))
                 except PacsError as error:
                     if error.code not in OF_ONE_REQUEST:
                         raise
@@ -421,6 +448,10 @@ class Pull:
                 retrieval.fetch([work])
             else:
                 return self._end_failed(work, "study-changed")
+        return self._finish(work)
+
+    def _finish(self, work: StudyWork) -> bool:
+        """Put the manifest of a study whose instances are all there, and commit it."""
         manifest = _manifest_of(work, self.ledger)
         data = encode_manifest(manifest)
         reached("listed-again")
