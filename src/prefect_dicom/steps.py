@@ -15,7 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -144,6 +144,8 @@ class Pull:
     run: Run
     lease: ReceiverLease | None
     uploads: ThreadPoolExecutor
+    aside: ThreadPoolExecutor
+    """For what is asked of the archive about studies; it never waits behind their objects."""
     stop: threading.Event = field(default_factory=threading.Event)
     _habits: Habits = field(default_factory=Habits)
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
@@ -279,14 +281,13 @@ class Pull:
             return set()
 
     def _held_manifests(self, works: list[StudyWork]) -> dict[StudyReference, Future[bytes | None]]:
-        """What the archive says of each study, asked many at once; done."""
-        with ThreadPoolExecutor(_STUDIES_AT_A_TIME) as pool:
-            return {
-                work.reference: pool.submit(
-                    held_manifest, self.archive, work.claim.study_instance_uid
-                )
-                for work in works
-            }
+        """What the archive says of each study, asked many at once."""
+        return {
+            work.reference: self.aside.submit(
+                held_manifest, self.archive, work.claim.study_instance_uid
+            )
+            for work in works
+        }
 
     def _list(
         self, retrieval: Retrieval, work: StudyWork, listed: bool, held: Future[bytes | None]
@@ -413,8 +414,9 @@ class Pull:
             if work.reference in lists
             and {i.key for i in lists[work.reference].instances} == work.listed.keys()
         ]
-        with ThreadPoolExecutor(_STUDIES_AT_A_TIME) as pool:
-            return {work.reference: pool.submit(self._finish, work) for work in settled}
+        finishing = {work.reference: self.aside.submit(self._finish, work) for work in settled}
+        wait(finishing.values())
+        return finishing
 
     def give_back(self, chunk: Chunk) -> None:
         """Release the claims of a chunk that will not be tried again in this run."""
@@ -691,8 +693,11 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
         uploads = stack.enter_context(
             ThreadPoolExecutor(site.archive.connections, thread_name_prefix="upload")
         )
+        aside = stack.enter_context(
+            ThreadPoolExecutor(_STUDIES_AT_A_TIME, thread_name_prefix="study")
+        )
         run = stack.enter_context(ledger.run(kind))
-        pull = Pull(site, known, ledger, spool, archive, run, lease, uploads)
+        pull = Pull(site, known, ledger, spool, archive, run, lease, uploads, aside)
         stack.callback(pull.close_requestors)
         token = _current.set(pull)
         try:
