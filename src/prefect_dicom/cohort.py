@@ -33,11 +33,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import openpyxl
-import pandas
-import pyarrow.parquet
-from openpyxl.utils.escape import unescape
-
 from prefect_dicom.errors import CohortError
 from prefect_dicom.identifiers import is_uid
 from prefect_dicom.model import CohortRow, DateRange
@@ -530,6 +525,9 @@ def _csv_records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _excel(data: bytes) -> _Table:
+    # Here, as pandas below: most files are CSV, and need none of their 70 MB in every process.
+    import openpyxl
+
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         _refuse_larger(sum(part.file_size for part in archive.infolist()))
     workbook = openpyxl.load_workbook(io.BytesIO(data), read_only=True, keep_links=False)
@@ -558,6 +556,8 @@ def _excel(data: bytes) -> _Table:
 
 
 def _texts(cells: Sequence[ReadOnlyCell]) -> list[str | None]:
+    from openpyxl.utils.escape import unescape
+
     return [
         unescape(cell.value) if cell.data_type == "s" and cell.value else None for cell in cells
     ]
@@ -610,6 +610,8 @@ def _excel_content(cell: ReadOnlyCell) -> str | date | None:
 
 
 def _parquet(data: bytes) -> _Table:
+    import pyarrow.parquet
+
     metadata = pyarrow.parquet.read_metadata(io.BytesIO(data))
     _refuse_larger(
         sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
@@ -625,17 +627,20 @@ def _parquet(data: bytes) -> _Table:
 
 
 def _parquet_records(data: bytes, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
+    import pandas
+
     known = [name for name in names if _meaning(name) is not None]
     # Arrow's types keep whole numbers whole where there are gaps between them.
     frame = pandas.read_parquet(io.BytesIO(data), columns=known, dtype_backend="pyarrow")
     # A column may have been made the index of the frame that was written.
     frame = frame.reset_index().reindex(columns=names)
-    yield from enumerate(frame.itertuples(index=False, name=None), 2)
+    for line, row in enumerate(frame.itertuples(index=False, name=None), 2):
+        yield line, [None if value is pandas.NA else value for value in row]
 
 
 def _parquet_content(value: object) -> str | date | None:
     # NaN and NaT, the other forms of nothing, differ from themselves.
-    if value is None or value is pandas.NA or value != value:
+    if value is None or value != value:
         return None
     if isinstance(value, str | date):
         return value
