@@ -25,7 +25,6 @@ from typing import TypeVar
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import (
     decode_manifest,
-    encode_manifest,
     held_manifest,
     manifest_at,
     put_manifest,
@@ -370,17 +369,17 @@ class Pull:
         """
         with self._lock:
             works = [self._works.pop(r) for r in chunk.studies if r in self._works]
+        # Of an earlier try some may be finished, or lost to another run.
+        standing = {c.reference for c in self.ledger.held(work.claim for work in works)}
+        works = [work for work in works if work.reference in standing]
         archived = 0
         finishing = self._finish_together(works)
         for position, work in enumerate(works):
             try:
                 self._check_stop()
-                finished = finishing.get(work.reference)
-                archived += self._archive_study(work) if finished is None else finished.result()
+                archived += self._archive_study(work, finishing.get(work.reference))
             except ClaimLost:
                 continue
-            except ArchiveConflict as error:
-                self._end_failed(work, error.code)
             except PrefectDicomError:
                 # Kept, claims and all, for the next try.
                 with self._lock:
@@ -405,6 +404,7 @@ class Pull:
         whole = [w for w in works if not (w.received or w.missing() or w.failure)]
         lists: dict[StudyReference, ListedStudy] = {}
         if len(whole) > 1:
+            reached("study-stored")
             node = whole[0].claim.node
             with contextlib.suppress(PrefectDicomError), self._asking(node) as requestor:
                 lists = self._retrieval(node, requestor).lists(whole)
@@ -424,16 +424,22 @@ class Pull:
             works = [self._works.pop(r) for r in chunk.studies if r in self._works]
         self.ledger.release([work.claim for work in works])
 
-    def _archive_study(self, work: StudyWork) -> bool:
+    def _archive_study(self, work: StudyWork, finishing: Future[bool] | None) -> bool:
+        """Bring a study to its end, unless that was done; whether it is archived."""
+        try:
+            return self._complete(work) if finishing is None else finishing.result()
+        except ArchiveConflict as error:
+            return self._end_failed(work, error.code)
+
+    def _complete(self, work: StudyWork) -> bool:
         # First of all, and whatever has become of the node.
         self._upload([work])
         with self._asking(work.claim.node) as requestor:
             retrieval = self._retrieval(work.claim.node, requestor)
             for _ in range(_LISTS_BEFORE_GIVING_UP):
-                self._upload([work])
                 if work.missing() and work.failure is None:
                     # The spool lost files on the way to the archive.
-                    retrieval.fetch([work])
+                    self._fetch_and_upload(retrieval, work)
                     continue
                 if work.failure is not None:
                     return self._end_failed(work, work.failure)
@@ -447,19 +453,20 @@ class Pull:
                     return self._end_failed(work, error.code)
                 if not changed:
                     break
-                retrieval.fetch([work])
+                self._fetch_and_upload(retrieval, work)
             else:
                 return self._end_failed(work, "study-changed")
         return self._finish(work)
 
+    def _fetch_and_upload(self, retrieval: Retrieval, work: StudyWork) -> None:
+        retrieval.fetch([work])
+        self._upload([work])
+
     def _finish(self, work: StudyWork) -> bool:
         """Put the manifest of a study whose instances are all there, and commit it."""
         manifest = _manifest_of(work, self.ledger)
-        data = encode_manifest(manifest)
         reached("listed-again")
-        if put_manifest(self.archive, manifest).already_there:
-            # Put by a run that died before its commit; it may have been listed at another time.
-            data = held_manifest(self.archive, manifest.study_instance_uid) or data
+        data = put_manifest(self.archive, manifest)
         reached("manifest-put")
         self._commit(work, manifest, data)
         return True

@@ -15,7 +15,6 @@ from prefect_dicom.archive.protocol import Archive
 from prefect_dicom.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.identifiers import is_name, is_sha256, manifest_key, object_key, study_prefix
 from prefect_dicom.model import (
-    ArchivedObject,
     Evidence,
     ManifestInstance,
     StudyManifest,
@@ -116,10 +115,15 @@ def held_manifest(archive: Archive, study_instance_uid: str) -> bytes | None:
     return None if archive.head(key) is None else archive.load(key)
 
 
-def put_manifest(archive: Archive, manifest: StudyManifest) -> ArchivedObject:
+def put_manifest(archive: Archive, manifest: StudyManifest) -> bytes:
     """Put the manifest last, once; one that says the same is there already counts as put.
 
     That is the case after a crash between this put and the ledger's commit.
+
+    Returns
+    -------
+    bytes
+        The manifest as it lies in the archive; it may name another time than the given one.
 
     Raises
     ------
@@ -129,15 +133,17 @@ def put_manifest(archive: Archive, manifest: StudyManifest) -> ArchivedObject:
     key = manifest_key(manifest.study_instance_uid)
     data = encode_manifest(manifest)
     try:
-        return archive.put_bytes(key, data)
+        archive.put_bytes(key, data)
+        return data
     except ArchiveConflict:
         held = held_manifest(archive, manifest.study_instance_uid)
         if held is None or not same_manifest(held, data):
             raise ArchiveConflict(
                 detail="the study's manifest is there and says something else"
             ) from None
-        # The held bytes, put again, are found: that answers for their hash and version.
-        return archive.put_bytes(key, held)
+        # The held bytes, put again, are found: that answers for their hash.
+        archive.put_bytes(key, held)
+        return held
 
 
 def _in_order(manifest: StudyManifest) -> StudyManifest:
