@@ -14,7 +14,7 @@ import pytest
 from sites import Place, credentials, site_around
 
 from prefect_dicom.faultpoints import Fault, arm
-from prefect_dicom.testing import tiny_objects
+from prefect_dicom.testing import ScriptedPacs, tiny_objects
 from prefect_dicom.testing.audit import INVARIANTS, Auditor
 from prefect_dicom.testing.s3 import S3Server
 
@@ -230,6 +230,35 @@ def test_an_object_that_was_answered_and_never_kept_is_named(tmp_path):
         next((place.folder / "spool" / "ready").rglob("*.dcm")).unlink()
         # Never seen in the spool, not in the ledger: only the PACS can tell.
         assert broken(auditor, finished=False) == {"I6"}
+
+
+class _PacsThatStillSends:
+    """A PACS whose last object comes to the spool at the moment the auditor asks for its log."""
+
+    def __init__(self, pacs: ScriptedPacs, part: Path, file: Path) -> None:
+        self._pacs, self._part, self._file = pacs, part, file
+
+    @property
+    def log(self) -> list:
+        if self._part.exists():
+            self._part.rename(self._file)
+        return self._pacs.log
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pacs, name)
+
+
+def test_an_object_that_arrives_while_the_auditor_looks_is_not_missed(tmp_path):
+    with a_place(tmp_path / "site") as (place, _):
+        arm("request-ended:1:raise")
+        with pytest.raises(Fault):
+            crashes.bring_to_its_end(place.file, place.folder / "cohort.csv")
+        arm(None)
+        file = next((place.folder / "spool" / "ready").rglob("*.dcm"))
+        part = file.rename(tmp_path / "on its way")
+        # A receiver outlives its run for a moment, and goes on storing.
+        auditor = Auditor(place.site, _PacsThatStillSends(place.pacs, part, file))
+        assert broken(auditor, finished=False) == set()
 
 
 def test_an_object_said_to_be_stored_that_is_not_there_is_named(tmp_path):

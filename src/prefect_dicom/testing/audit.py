@@ -88,8 +88,14 @@ class _Object:
 
 @dataclass(slots=True)
 class _Seen:
-    """Everything there was at one time."""
+    """Everything there was at one time.
 
+    Looked at in the direction in which objects go, so that one that moves on is seen twice
+    rather than missed: the receiver may outlive a killed run for a moment.
+    """
+
+    answered: frozenset[str]
+    """SOP Instance UIDs of what the PACS was told to have been received."""
     tables: dict[str, list[Row]]
     objects: dict[str, _Object]
     spool: dict[str, tuple[str, str]]
@@ -284,8 +290,6 @@ class Auditor:
                 yield Violation("I5", "an object left the spool and is nowhere", uid)
 
     def _answered(self, now: _Seen) -> Iterator[Violation]:
-        if self._pacs is None:
-            return
         somewhere = {uid for _, uid in now.spool.values()}
         somewhere |= {held.identity[2] for held in now.objects.values() if held.identity}
         for row in now.tables["instances"]:
@@ -293,13 +297,7 @@ class Auditor:
                 somewhere.add(_plain(row["sop_instance_uid"]))
         for _, manifest in _manifests(now).values():
             somewhere |= {each["sop_instance_uid"] for each in manifest["withheld"]}
-        answered = {
-            sent.sop_instance_uid
-            for request in list(self._pacs.log)
-            for sent in request.sent
-            if sent.status in _STORED_ANSWERS
-        }
-        for uid in sorted(answered - somewhere):
+        for uid in sorted(now.answered - somewhere):
             yield Violation("I6", "an object was answered with success and is nowhere", uid)
 
     def _places(self, now: _Seen, finished: bool) -> Iterator[Violation]:
@@ -398,6 +396,12 @@ class Auditor:
     # ------------------------------------------------------------------ looking
 
     def _look(self) -> _Seen:
+        answered = frozenset(
+            sent.sop_instance_uid
+            for request in list(self._pacs.log if self._pacs else ())
+            for sent in request.sent
+            if sent.status in _STORED_ANSWERS
+        )
         spool = {}
         for folder in _IN_SPOOL:
             for path in _files(self._site.spool.path / folder):
@@ -406,7 +410,7 @@ class Auditor:
                     uid = found.identity[2] if found.identity else ""
                     spool[str(path.relative_to(self._site.spool.path))] = (found.sha256, uid)
         objects = {key: _describe(data) for key, data in self._read_archive()}
-        return _Seen(self._read_ledger(), objects, spool)
+        return _Seen(answered, self._read_ledger(), objects, spool)
 
     def _read_ledger(self) -> dict[str, list[Row]]:
         settings = self._site.ledger
