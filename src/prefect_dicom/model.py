@@ -113,11 +113,87 @@ class DateRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Pattern:
+    """What a text may look like.
+
+    With ``*`` for any text and ``?`` for one character, in whatever case; or a regular
+    expression, found anywhere in the text.
+    """
+
+    text: str
+    regex: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What one attribute of an answer has to be; conditions that are given hold together.
+
+    ``keyword`` is DICOM's, and says with the filter's place in a :class:`Selection` at which
+    level it is asked for. ``PatientAge`` is in years.
+    """
+
+    keyword: str
+    any_of: tuple[Pattern, ...] = ()
+    none_of: tuple[Pattern, ...] = ()
+    dates: DateRange | None = None
+    at_least: int | None = None
+    at_most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """Who or what is not wanted; what is given holds together, as in a :class:`CohortRow`."""
+
+    patient_id: str | None = None
+    accession_number: str | None = None
+    study_instance_uid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PerPatient:
+    """How many studies of a patient a cohort takes at most, and from which end by StudyDate."""
+
+    studies: int
+    latest: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a cohort wants of what its rows find. All of it is checked on our side.
+
+    Parameters
+    ----------
+    studies : tuple of Filter
+        What a study has to be, by its answer at STUDY level.
+    with_series : tuple of Filter
+        What one of a study's series has to be, by its answer at SERIES level.
+    series : tuple of Filter
+        What a series has to be to be retrieved; empty for whole studies.
+    excluded : frozenset of Excluded
+        What is never taken, whatever finds it.
+    per_patient : PerPatient, optional
+        The most that is taken of one patient in the whole cohort.
+    """
+
+    studies: tuple[Filter, ...] = ()
+    with_series: tuple[Filter, ...] = ()
+    series: tuple[Filter, ...] = ()
+    excluded: frozenset[Excluded] = frozenset()
+    per_patient: PerPatient | None = None
+
+
+WHOLE = Selection()
+"""Everything that the rows find, and whole studies of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class CohortRow:
     """One line of a cohort file. Texts are exactly as written, but for surrounding blanks.
 
     ``line`` is the line of the file (the header is line 1), and the row's name wherever a row
-    has to be named without its content.
+    has to be named without its content. A row without identifiers is one window of a cohort
+    that has no list: it stands for every study of ``study_date``, whose ends are then both
+    given, and ``line`` counts the windows from 1.
     """
 
     line: int
@@ -141,6 +217,8 @@ class Study:
     study_description: str = ""
     number_of_series: int | None = None
     number_of_instances: int | None = None
+    told: tuple[tuple[str, str], ...] = ()
+    """Keyword and value of further attributes that were asked for; those not answered lack."""
 
 
 class InstanceKey(NamedTuple):
