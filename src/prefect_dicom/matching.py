@@ -108,8 +108,7 @@ def passes_filters(row: CohortRow, study: Study) -> bool:
         if modalities and _unpadded(row.modality).casefold() not in modalities:
             return False
     if row.study_description is not None:
-        pattern = _glob(_unpadded(row.study_description))
-        if not pattern.fullmatch(_unpadded(study.study_description)):
+        if not like(row.study_description, study.study_description):
             return False
     return True
 
@@ -170,6 +169,16 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
         else:
             unsafe.append(study)
     return discovery(None if safe else "unsafe-uid", studies=safe, aside=unsafe)
+
+
+def like(pattern: str, text: str) -> bool:
+    """Whether a text is what a pattern with ``*`` and ``?`` says, in whatever case."""
+    return _glob(_unpadded(pattern)).fullmatch(_unpadded(text)) is not None
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether a person might take one identifier for the other: case, padding, leading zeros."""
+    return _alike(one) == _alike(other)
 
 
 def _unpadded(text: str) -> str:
