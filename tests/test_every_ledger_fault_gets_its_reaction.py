@@ -30,7 +30,7 @@ from sqlalchemy import create_engine, text
 from prefect_dicom import faultpoints
 from prefect_dicom.doctor import examine
 from prefect_dicom.errors import LedgerError
-from prefect_dicom.ledger import database
+from prefect_dicom.ledger import database, schema
 from prefect_dicom.model import Chunk, Disposition, Verdict
 from prefect_dicom.testing import tiny_objects
 
@@ -505,6 +505,7 @@ def test_two_migrations_at_once_are_one(tmp_path, kind):
             versions = connection.scalars(text("SELECT version FROM schema_versions")).all()
             migrated = connection.scalar(text("SELECT count(*) FROM second"))
         engine.dispose()
-        assert (sorted(versions), migrated) == ([1, 2], STUDIES)
+        assert sorted(versions) == list(range(1, len(schema.MIGRATIONS) + 2))
+        assert migrated == STUDIES
         # An older program leaves it alone from now on.
         stops(place.pull, "ledger-too-new", Disposition.OPERATOR)

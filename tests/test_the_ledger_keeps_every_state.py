@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, date
 from pathlib import Path
 
@@ -258,6 +259,7 @@ def test_rows_come_back_as_they_were_written(ledger):
         CohortRow(2, "  0012", "A\0\x1a9", None, DateRange(date(2020, 1, 2), None), "CT\\MR", "é*"),
         CohortRow(3, "\udce4\udcf6", study_date=DateRange(None, None)),
         CohortRow(9, study_instance_uid="1.2.3", study_date=DateRange(None, date(999, 12, 31))),
+        CohortRow(11, "1", patient_name="Müller^J\udcf6rg", patient_birth_date=date(1931, 2, 28)),
     ]
     cohort = ledger.add_cohort(DIGEST, "main", written).number
     assert ledger.rows_to_discover(cohort) == written
@@ -268,13 +270,21 @@ def test_studies_come_back_as_the_peer_sent_them(ledger):
     sent = Study(
         "1.2.3\0", "P\udcff", "\x1a0000", "2020010X", ("CT", "S\0R", "\udc80"), "ä\0", None, 0
     )
+    near = replace(
+        sent,
+        patient_name="M\xfcller",
+        patient_birth_date="1931",
+        told=(("PatientSex", "O"),),
+        original=(("PatientName", "4dfc6c6c6572"),),
+        guessed=("PatientName",),
+    )
     cohort = ledger.add_cohort(DIGEST, "main", rows(1)).number
-    ledger.record_discoveries(cohort, [(2, [sent], None, [sent])])
+    ledger.record_discoveries(cohort, [(2, [sent], None, [near])])
     (record,) = ledger.studies(cohort)
     assert record.study == sent
     assert ledger.study_by_uid("1.2.3\0") == record
     assert ledger.study_by_uid("1.2.3") is None
-    assert ledger.near_misses(cohort, 2) == (sent,)
+    assert ledger.near_misses(cohort, 2) == (near,)
     assert "1.2.3" not in repr(record)
 
 
@@ -781,11 +791,26 @@ def test_a_migration_and_its_record_are_one_transaction(url):
             schema.migrate(connection, (*schema.MIGRATIONS, second))
         with engine.begin() as connection:
             versions = connection.execute(schema.schema_versions.select()).all()
-        assert [row.version for row in versions] == [1, 2]
+        newest = len(schema.MIGRATIONS)
+        assert [row.version for row in versions] == list(range(1, newest + 2))
         assert all(row.applied_at.tzinfo is UTC for row in versions)
     with pytest.raises(LedgerError) as error:
         Ledger.open(url)
     assert error.value.code == "ledger-too-new"
+
+
+@pytest.mark.campaign("ledger")
+def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
+    with Ledger.open(url) as ledger:
+        cohort = ledger.add_cohort(DIGEST, "main", rows(2)).number
+    for name in ("patient_name", "patient_birth_date"):
+        _execute(url, f"ALTER TABLE cohort_rows DROP COLUMN {name}")
+    _execute(url, "DELETE FROM schema_versions WHERE version > 1")
+    with Ledger.open(url) as ledger:
+        assert ledger.rows_to_discover(cohort) == list(rows(2))
+        more = [CohortRow(2, "1", patient_birth_date=date(1931, 2, 28))]
+        other = ledger.add_cohort("e" * 64, "main", more).number
+        assert ledger.rows_to_discover(other) == more
 
 
 @pytest.mark.campaign("ledger")

@@ -193,7 +193,8 @@ class CohortRow:
     ``line`` is the line of the file (the header is line 1), and the row's name wherever a row
     has to be named without its content. A row without identifiers is one window of a cohort
     that has no list: it stands for every study of ``study_date``, whose ends are then both
-    given, and ``line`` counts the windows from 1.
+    given, and ``line`` counts the windows from 1. ``patient_name`` and ``patient_birth_date``
+    identify nobody: what the identifiers find is compared with them.
     """
 
     line: int
@@ -203,11 +204,17 @@ class CohortRow:
     study_date: DateRange | None = None
     modality: str | None = None
     study_description: str | None = None
+    patient_name: str | None = None
+    patient_birth_date: date | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One answer of a STUDY level C-FIND, PS3.4 C.6.2.1.3; texts as the peer sent them."""
+    """One answer of a STUDY level C-FIND, PS3.4 C.6.2.1.3; texts as the peer sent them.
+
+    ``original`` has the bytes (hexadecimal) of each text beyond ASCII, ``guessed`` the keywords of
+    those that could not be decoded by the character set the answer declares.
+    """
 
     study_instance_uid: str
     patient_id: str = ""
@@ -219,6 +226,10 @@ class Study:
     number_of_instances: int | None = None
     told: tuple[tuple[str, str], ...] = ()
     """Keyword and value of further attributes that were asked for; those not answered lack."""
+    patient_name: str = ""
+    patient_birth_date: str = ""
+    original: tuple[tuple[str, str], ...] = ()
+    guessed: tuple[str, ...] = ()
 
 
 class InstanceKey(NamedTuple):

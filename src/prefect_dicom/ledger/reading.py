@@ -63,6 +63,8 @@ _ROW_COLUMNS = (
     cohort_rows.c.study_date,
     cohort_rows.c.modality,
     cohort_rows.c.study_description,
+    cohort_rows.c.patient_name,
+    cohort_rows.c.patient_birth_date,
 )
 STUDY_COLUMNS = (
     studies.c.study_instance_uid,
@@ -99,6 +101,19 @@ def study_of(row: Row[Any]) -> Study:
         study_description=row.study_description,
         number_of_series=row.number_of_series,
         number_of_instances=row.number_of_instances,
+    )
+
+
+def _study_of_json(study: dict[str, Any]) -> Study:
+    """The study in its ``asdict``, after JSON has made lists of what were tuples."""
+    return Study(
+        **{
+            **study,
+            "modalities": tuple(study["modalities"]),
+            "told": tuple((keyword, value) for keyword, value in study.get("told", ())),
+            "original": tuple((keyword, value) for keyword, value in study.get("original", ())),
+            "guessed": tuple(study.get("guessed", ())),
+        }
     )
 
 
@@ -256,9 +271,7 @@ class Reading:
                     cohort_rows.c.cohort == cohort, cohort_rows.c.line == line
                 )
             ).scalar()
-        return tuple(
-            Study(**{**study, "modalities": tuple(study["modalities"])}) for study in kept or ()
-        )
+        return tuple(map(_study_of_json, kept or ()))
 
     @without_database_errors
     def studies_to_pull(

@@ -110,6 +110,21 @@ class DicomDateRange(TypeDecorator[DateRange]):
         return DateRange(first, last)
 
 
+class DicomDate(TypeDecorator[date]):
+    """A day as DICOM writes it, PS3.5 6.2."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: date | None, dialect: Any) -> str | None:
+        return None if value is None else f"{value:%Y%m%d}"
+
+    def process_result_value(self, value: str | None, dialect: Any) -> date | None:
+        if value is None:
+            return None
+        return date(int(value[:-4]), int(value[-4:-2]), int(value[-2:]))
+
+
 class UtcTime(TypeDecorator[datetime]):
     """A moment: aware UTC in Python, whatever the database makes of it."""
 
@@ -182,6 +197,8 @@ cohort_rows = Table(
     Column("study_date", DicomDateRange),
     Column("modality", PeerText),
     Column("study_description", PeerText),
+    Column("patient_name", PeerText),
+    Column("patient_birth_date", DicomDate),
     # Discovery has ended for this row: it found studies, or never will.
     Column("discovered", Boolean, nullable=False, server_default=text("FALSE")),
     Column("reason", Text),
@@ -308,7 +325,23 @@ def _first_tables(connection: Connection) -> None:
     metadata.create_all(connection, checkfirst=False)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first_tables,)
+def _add_columns(connection: Connection, table: Table, *names: str) -> None:
+    """Give an older ledger's table the columns it lacks; a new ledger was made with them."""
+    there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    for name in names:
+        if name not in there:
+            kind = table.c[name].type.compile(connection.dialect)
+            connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"))
+
+
+def _rows_with_checks_of_the_patient(connection: Connection) -> None:
+    _add_columns(connection, cohort_rows, "patient_name", "patient_birth_date")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _first_tables,
+    _rows_with_checks_of_the_patient,
+)
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 
 

@@ -639,6 +639,8 @@ def _values_of_row(cohort: int, row: CohortRow) -> dict[str, Any]:
         "study_date": row.study_date,
         "modality": row.modality,
         "study_description": row.study_description,
+        "patient_name": row.patient_name,
+        "patient_birth_date": row.patient_birth_date,
     }
 
 
