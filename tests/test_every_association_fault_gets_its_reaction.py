@@ -21,6 +21,7 @@ from campaign import subset
 from peers import free_port
 from sites import Place, site_around
 
+from prefect_dicom.dimse import association
 from prefect_dicom.doctor import examine
 from prefect_dicom.errors import PacsError
 from prefect_dicom.model import Verdict
@@ -239,6 +240,27 @@ def test_a_fault_of_the_association_gets_its_reaction(case, around):
             is_pulled_when_it_is_over(place, never)
         finally:
             never.set()
+
+
+class _NoticedAtOnce(association.Association):
+    """An association whose end is there before anybody looks at it for the first time."""
+
+    def request(self) -> None:
+        super().request()
+        self.dul.join(10)
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_an_association_that_ends_as_it_begins_is_no_refusal_of_services(how, around, monkeypatch):
+    drop = Behaviour("assoc.drop", when="accepted", how=how, on_request=1)
+    with around(script=[drop]) as place, monkeypatch.context() as patch:
+        patch.setattr(association, "Association", _NoticedAtOnce)
+        with (
+            association.Requestor(place.site.nodes["pacs"]) as requestor,
+            pytest.raises(PacsError) as error,
+        ):
+            requestor.open()
+        assert error.value.code == "pacs-reset"
 
 
 @pytest.mark.parametrize(

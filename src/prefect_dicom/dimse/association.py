@@ -499,9 +499,10 @@ class Requestor:
             reached("associated")
             return
         _end(association)
-        raise self._refused(wire, time.monotonic() - started)
+        usable = bool(association.accepted_contexts)
+        raise self._refused(wire, usable, time.monotonic() - started)
 
-    def _refused(self, wire: _Wire, seconds: float) -> PacsError:
+    def _refused(self, wire: _Wire, usable: bool, seconds: float) -> PacsError:
         """The error for an association that did not come to stand."""
         timeouts = self.node.timeouts
         if not wire.connected:
@@ -521,6 +522,8 @@ class Requestor:
                 return error
             # Nothing has been asked yet that could be at fault: it is the node's.
             return PacsError("pacs-reset", error.detail)
+        if usable:
+            return PacsError("pacs-reset", "the connection ended as the association was accepted")
         if wire.accepted:
             return PacsError("service-not-offered", "no presentation context was accepted")
         if seconds >= timeouts.acse_seconds:
