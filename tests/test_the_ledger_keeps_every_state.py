@@ -568,6 +568,41 @@ def test_a_failed_study_says_why_and_counts_what_is_stored(ledger, run):
     assert (verdict.archived_instances, verdict.size_bytes) == (1, 1000)
 
 
+def test_a_row_with_gaps_is_partial_when_what_was_found_is_archived(ledger, run):
+    cohort = ledger.add_cohort(DIGEST, "main", rows(3)).number
+    gaps = ["20240305-20240306", "studies without a date"]
+    ledger.record_discoveries(
+        cohort,
+        [
+            (2, [study(2)], "list-unproved", (), gaps),
+            (3, [study(3)], "list-unproved", (), gaps),
+            (4, (), "list-unproved", (), gaps),
+        ],
+    )
+
+    def told() -> list[tuple[str, str]]:
+        assert {v.gaps for v in ledger.verdicts(cohort)} <= {tuple(gaps), ()}
+        return [(str(v.verdict), v.reason) for v in ledger.verdicts(cohort)]
+
+    pending = ("pending", "interrupted")
+    assert told() == [pending, pending, ("failed", "list-unproved")]
+    first, second = ledger.claim(run, [s.reference for s in ledger.studies_to_pull(cohort)])
+    ledger.record_list(first, [], Evidence.INSTANCE_LIST)
+    ledger.record_archived(first, b"{}", instances=0, withheld=0, size_bytes=0)
+    ledger.record_failed(second, "pacs-busy")
+    partial, failed = ("partial", "list-unproved"), ("failed", "list-unproved")
+    assert told() == [partial, failed, failed]
+    assert ledger.totals(cohort).unproved == Counter({gap: 3 for gap in gaps})
+    # A rerun asks again. Until the PACS has answered, nothing is whole, and nothing is forgotten.
+    assert ledger.reopen(cohort).rows == 3
+    assert told()[0] == partial
+    ledger.record_discoveries(cohort, [(2, (), "association-lost", ())])
+    (row, *_) = ledger.verdicts(cohort)
+    assert (str(row.verdict), row.studies) == ("failed", (first.reference,))
+    ledger.record_discoveries(cohort, [(2, [study(2)], None, ())])
+    assert told()[0] == ("archived", "all-archived")
+
+
 def test_a_reason_that_does_not_exist_is_refused(ledger, run):
     claim = claimed(ledger, run)
     cohort = ledger.cohorts()[0].number
@@ -803,7 +838,7 @@ def test_a_migration_and_its_record_are_one_transaction(url):
 def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
     with Ledger.open(url) as ledger:
         cohort = ledger.add_cohort(DIGEST, "main", rows(2)).number
-    for name in ("patient_name", "patient_birth_date"):
+    for name in ("patient_name", "patient_birth_date", "gaps"):
         _execute(url, f"ALTER TABLE cohort_rows DROP COLUMN {name}")
     _execute(url, "DELETE FROM schema_versions WHERE version > 1")
     with Ledger.open(url) as ledger:
@@ -811,6 +846,8 @@ def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
         more = [CohortRow(2, "1", patient_birth_date=date(1931, 2, 28))]
         other = ledger.add_cohort("e" * 64, "main", more).number
         assert ledger.rows_to_discover(other) == more
+        ledger.record_discoveries(cohort, [(2, (), "list-unproved", (), ["20240305"])])
+        assert [verdict.gaps for verdict in ledger.verdicts(cohort)] == [("20240305",), ()]
 
 
 @pytest.mark.campaign("ledger")

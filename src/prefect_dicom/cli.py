@@ -797,6 +797,7 @@ def _figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
         "expected_instances": totals.expected,
         "archived_instances": totals.stored,
         "size_bytes": totals.size_bytes,
+        "unproved": dict(totals.unproved.most_common()),
     }
 
 

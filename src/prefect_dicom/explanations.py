@@ -109,6 +109,12 @@ was asked for, and none of them was it.""",
 Return keys are optional for many archives: the answer then lacks the PatientID or the accession
 number that the row names, and that it belongs to the row would be a guess. Study UIDs are in every
 answer.""",
+    "list-unproved": """
+The list of answers ended at a number, whether the PACS said so (FE00, B001, A700) or not, and was
+asked for in parts: by halves of the dates down to single days, by modality, by the first characters
+of accession number or PatientID. A part that is cut short too and cannot be divided further is
+named in the column `gaps` of `results.csv`: days, modality, "studies without a date". What was
+found is true and pulled; the row is not whole without a look at the gaps.""",
     "unsafe-uid": """
 A request with an empty UID, or with `*`, `?` or a backslash in it, selects other studies than the
 one meant: dcmqrscp answers an empty StudyInstanceUID with its whole archive. Such a UID comes from

@@ -29,14 +29,16 @@ class Discovery:
     """What the answers of a PACS mean for one cohort row.
 
     ``reason`` is None where ``studies`` is what the row asked for, else a code of
-    :mod:`prefect_dicom.reasons` and ``studies`` is empty. ``near_misses`` are at most
-    ``MOST_NEAR_MISSES`` answers for a person to read: never retrieved. Study Instance UIDs of
-    ``studies`` are without padding.
+    :mod:`prefect_dicom.reasons` and ``studies`` is empty; with ``list-unproved`` they are what
+    was found, and ``gaps`` names where there may be more: days, modalities, no identifiers.
+    ``near_misses`` are at most ``MOST_NEAR_MISSES`` answers for a person to read: never
+    retrieved. Study Instance UIDs of ``studies`` are without padding.
     """
 
     studies: tuple[Study, ...] = ()
     reason: str | None = None
     near_misses: tuple[Study, ...] = ()
+    gaps: tuple[str, ...] = ()
 
 
 def study_query(row: CohortRow) -> dict[str, str]:

@@ -373,3 +373,5 @@ class RowVerdict:
     archived_instances: int = 0
     withheld_instances: int = 0
     size_bytes: int = 0
+    gaps: tuple[str, ...] = ()
+    """Windows (days, modalities) in which the PACS may have more studies of the row."""

@@ -58,6 +58,8 @@ class StudyOutcome:
     size_bytes: int = 0
 
 
+LIST_UNPROVED = "list-unproved"
+
 _ROW_VERDICTS = {
     "no-match": Verdict.NOT_FOUND,
     "several-patients": Verdict.AMBIGUOUS,
@@ -65,7 +67,9 @@ _ROW_VERDICTS = {
 }
 
 
-def row_verdict(reason: str | None, studies: Sequence[StudyOutcome]) -> tuple[Verdict, str]:
+def row_verdict(
+    reason: str | None, studies: Sequence[StudyOutcome], *, unproved: bool = False
+) -> tuple[Verdict, str]:
     """The verdict of a cohort row and its reason code.
 
     Parameters
@@ -75,16 +79,21 @@ def row_verdict(reason: str | None, studies: Sequence[StudyOutcome]) -> tuple[Ve
         been made yet.
     studies : sequence of StudyOutcome
         The studies the row found.
+    unproved : bool
+        There are gaps in the list of them.
 
     Returns
     -------
     tuple of Verdict and str
         ``(Verdict.PENDING, "interrupted")`` while any of it is unfinished.
     """
-    if reason is not None:
+    if reason is not None and not (reason == LIST_UNPROVED and studies):
         return _ROW_VERDICTS.get(reason, Verdict.FAILED), reason
     if not studies or any(s.state in (StudyState.PENDING, StudyState.LISTED) for s in studies):
         return Verdict.PENDING, "interrupted"
+    if unproved:
+        some = any(s.state is StudyState.ARCHIVED or s.stored_instances for s in studies)
+        return Verdict.PARTIAL if some else Verdict.FAILED, LIST_UNPROVED
     failed = [s for s in studies if s.state is StudyState.FAILED]
     withheld = any(s.withheld_instances for s in studies)
     if not failed and not withheld:

@@ -85,6 +85,14 @@ _TABLE = (
         "Name the studies by StudyInstanceUID, or have the key returned by the PACS.",
     ),
     (
+        "list-unproved",
+        OPERATOR,
+        "The PACS cut its list of the row's studies short and may have more of them. Those it "
+        "told of are pulled.",
+        "Have the PACS's limit of answers raised, or give the row more keys; the column `gaps` "
+        "of `results.csv` says where studies may be missing.",
+    ),
+    (
         "unsafe-uid",
         PERMANENT,
         "The PACS names the study by an empty UID or one with wildcards; asking for it would "

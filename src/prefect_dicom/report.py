@@ -36,6 +36,7 @@ _RESULT_COLUMNS = (
     "size_bytes",
     "meaning",
     "what_to_do",
+    "gaps",
 )
 _INSTANCE_COLUMNS = {
     "study": "int64",
@@ -98,12 +99,30 @@ def unarchived_rows(totals: Totals) -> int:
 def in_words(totals: Totals) -> str:
     """A cohort in one line."""
     verdicts = ", ".join(f"{totals.rows[v]} {v}" for v in Verdict if totals.rows[v])
+    gaps = f"; {gaps_in_words(totals)}" if totals.unproved else ""
     return (
         f"{sum(totals.rows.values())} rows: {verdicts or 'none'}; "
         f"{totals.studies[StudyState.ARCHIVED]} of {sum(totals.studies.values())} studies, "
         f"{totals.stored} of {totals.expected} instances, "
-        f"{bytes_in_words(totals.size_bytes)} archived"
+        f"{bytes_in_words(totals.size_bytes)} archived{gaps}"
     )
+
+
+def gaps_in_words(totals: Totals, most: int = 3) -> str:
+    """The windows in which a PACS may have more studies of rows, by how many rows; ``most`` named.
+
+    Examples
+    --------
+    >>> nothing = Totals(Counter(), Counter(), 0, 0, 0, 0, 0, Counter({"20240305": 2}))
+    >>> gaps_in_words(nothing)
+    'lists not proved whole: 20240305 (2 rows)'
+    """
+    named = [
+        f"{gap} ({rows} row{'s' * (rows != 1)})" for gap, rows in totals.unproved.most_common(most)
+    ]
+    if more := len(totals.unproved) - len(named):
+        named.append(f"{more} more")
+    return f"lists not proved whole: {', '.join(named)}"
 
 
 def bytes_in_words(size_bytes: float) -> str:
@@ -180,6 +199,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
                     verdict.size_bytes,
                     reason.meaning,
                     reason.what_to_do,
+                    "; ".join(verdict.gaps),
                 )
             )
     _write_instances(ledger, cohort, folder)

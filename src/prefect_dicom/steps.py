@@ -194,7 +194,7 @@ class Pull:
             self._count_failed_query(self.cohort.node, error.code)
             return row.line, (), error.code, ()
         self.clock(self.cohort.node).succeeded()
-        return row.line, result.studies, result.reason, result.near_misses
+        return row.line, result.studies, result.reason, result.near_misses, result.gaps
 
     # --- retrieval
 

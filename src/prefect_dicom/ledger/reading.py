@@ -42,6 +42,7 @@ from prefect_dicom.model import (
     Study,
     StudyReference,
     StudyState,
+    Verdict,
 )
 from prefect_dicom.policy import StudyOutcome, row_verdict
 from prefect_dicom.reasons import reason_for
@@ -401,7 +402,7 @@ class Reading:
     def _row_page(self, cohort: int, after_line: int) -> list[tuple[CohortRow, RowVerdict]]:
         with self._read() as connection:
             page = connection.execute(
-                select(*_ROW_COLUMNS, cohort_rows.c.reason)
+                select(*_ROW_COLUMNS, cohort_rows.c.reason, cohort_rows.c.gaps)
                 .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line > after_line)
                 .order_by(cohort_rows.c.line)
                 .limit(_PAGE)
@@ -441,7 +442,7 @@ class Reading:
         return [
             (
                 CohortRow(*row[: len(_ROW_COLUMNS)]),
-                _verdict(row.line, row.reason, outcomes.get(row.line, [])),
+                _verdict(row.line, row.reason, row.gaps, outcomes.get(row.line, [])),
             )
             for row in page
         ]
@@ -480,8 +481,14 @@ class Reading:
             figures.size_bytes += int(size_bytes)
         for state, count, size_bytes in by_instance:
             _add(figures, state, count, int(size_bytes))
+        rows: Counter[Verdict] = Counter()
+        unproved: Counter[str] = Counter()
+        for verdict in self.verdicts(cohort):
+            rows[verdict.verdict] += 1
+            unproved.update(verdict.gaps)
         return Totals(
-            rows=Counter(verdict.verdict for verdict in self.verdicts(cohort)),
+            rows=rows,
+            unproved=unproved,
             studies=counts,
             expected=figures.expected,
             received=figures.received,
@@ -522,8 +529,10 @@ class Reading:
         return [(row.study, zlib.decompress(row.body)) for row in rows]
 
 
-def _verdict(line: int, reason: str | None, outcomes: list[StudyOutcome]) -> RowVerdict:
-    verdict, code = row_verdict(reason, outcomes)
+def _verdict(
+    line: int, reason: str | None, gaps: list[str] | None, outcomes: list[StudyOutcome]
+) -> RowVerdict:
+    verdict, code = row_verdict(reason, outcomes, unproved=bool(gaps))
     return RowVerdict(
         line=line,
         verdict=verdict,
@@ -533,6 +542,7 @@ def _verdict(line: int, reason: str | None, outcomes: list[StudyOutcome]) -> Row
         archived_instances=sum(outcome.stored_instances for outcome in outcomes),
         withheld_instances=sum(outcome.withheld_instances for outcome in outcomes),
         size_bytes=sum(outcome.size_bytes for outcome in outcomes),
+        gaps=tuple(gaps or ()),
     )
 
 

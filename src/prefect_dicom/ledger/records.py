@@ -6,9 +6,11 @@ Texts of peers are kept out of ``repr``: a record may be printed, its study may 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from prefect_dicom.model import (
     Disposition,
@@ -69,6 +71,20 @@ class Claim:
     @property
     def number_of_instances(self) -> int | None:
         return self.study.number_of_instances
+
+
+class RowFindings(NamedTuple):
+    """What discovery made of a cohort row.
+
+    ``reason`` is None where the row found its studies; with ``list-unproved`` it found some, and
+    ``gaps`` says where there may be more. The near misses are candidates that were not taken.
+    """
+
+    line: int
+    studies: Sequence[Study] = ()
+    reason: str | None = None
+    near_misses: Sequence[Study] = ()
+    gaps: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +198,8 @@ class Totals:
 
     ``rows`` counts every row once. The instances are those of the cohort's studies, each study
     once: listed (``expected``), in the spool now (``received``), in the archive (``stored``,
-    ``size_bytes`` of these), left out (``rejected``).
+    ``size_bytes`` of these), left out (``rejected``). ``unproved`` counts the rows by each window
+    in which the PACS may have more of their studies.
     """
 
     rows: Counter[Verdict]
@@ -192,3 +209,4 @@ class Totals:
     stored: int
     rejected: int
     size_bytes: int
+    unproved: Counter[str] = field(default_factory=Counter)

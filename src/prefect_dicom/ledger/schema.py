@@ -203,6 +203,7 @@ cohort_rows = Table(
     Column("discovered", Boolean, nullable=False, server_default=text("FALSE")),
     Column("reason", Text),
     Column("near_misses", Json),
+    Column("gaps", Json),
     sqlite_with_rowid=False,
 )
 Index(
@@ -338,9 +339,14 @@ def _rows_with_checks_of_the_patient(connection: Connection) -> None:
     _add_columns(connection, cohort_rows, "patient_name", "patient_birth_date")
 
 
+def _rows_with_gaps(connection: Connection) -> None:
+    _add_columns(connection, cohort_rows, "gaps")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
+    _rows_with_gaps,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

@@ -24,7 +24,15 @@ from prefect_dicom.ledger.adoption import adopt_studies
 from prefect_dicom.ledger.claims import Claiming, utc_now
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.reading import STUDY_COLUMNS, count_instances, slices
-from prefect_dicom.ledger.records import Adopted, Claim, Cohort, FoundStudy, ListChange, Reopened
+from prefect_dicom.ledger.records import (
+    Adopted,
+    Claim,
+    Cohort,
+    FoundStudy,
+    ListChange,
+    Reopened,
+    RowFindings,
+)
 from prefect_dicom.ledger.schema import (
     IS_LISTED,
     NO_LONGER_LISTED,
@@ -122,11 +130,7 @@ class Ledger(Claiming):
             return Cohort(**row._mapping)
 
     @without_database_errors
-    def record_discoveries(
-        self,
-        cohort: int,
-        found: Sequence[tuple[int, Sequence[Study], str | None, Sequence[Study]]],
-    ) -> None:
+    def record_discoveries(self, cohort: int, found: Iterable[RowFindings | tuple]) -> None:
         """Record what became of rows at discovery, and the studies they found.
 
         A study is one row of the ledger however many cohort rows and cohorts find it. Its node
@@ -134,21 +138,20 @@ class Ledger(Claiming):
 
         Parameters
         ----------
-        found : sequence of (line, studies, reason, near misses)
-            ``reason`` is None where the row found its studies. ``several-patients`` and reasons
-            that are permanent end the row; others leave it to be discovered again. The near
-            misses (candidates that were not taken) are kept for :meth:`near_misses`.
+        found : iterable of RowFindings
+            Or of their fields. ``several-patients`` and reasons that are permanent end the row;
+            others leave it to be discovered again. The near misses are kept for
+            :meth:`near_misses`.
         """
-        for _, _, reason, _ in found:
-            if reason is not None:
-                reason_for(reason)
-        by_line = {entry[0]: entry for entry in sorted(found, key=lambda entry: entry[0])}
+        entries = sorted((RowFindings(*entry) for entry in found), key=lambda entry: entry.line)
+        for entry in entries:
+            if entry.reason is not None:
+                reason_for(entry.reason)
+        by_line = {entry.line: entry for entry in entries}
         if not by_line:
             return
         answers = {
-            study.study_instance_uid: study
-            for _, its_studies, _, _ in by_line.values()
-            for study in its_studies
+            study.study_instance_uid: study for entry in by_line.values() for study in entry.studies
         }
         with self._write() as connection:
             node = connection.execute(
@@ -165,18 +168,22 @@ class Ledger(Claiming):
                     discovered=bindparam("discovered"),
                     reason=bindparam("reason"),
                     near_misses=bindparam("near_misses"),
+                    gaps=bindparam("gaps"),
                 ),
                 [
                     {
-                        "b_line": line,
-                        "discovered": _ends_a_row(reason),
-                        "reason": reason,
-                        "near_misses": [asdict(study) for study in near] or None,
+                        "b_line": entry.line,
+                        "discovered": _ends_a_row(entry.reason),
+                        "reason": entry.reason,
+                        "near_misses": [asdict(study) for study in entry.near_misses] or None,
+                        "gaps": list(entry.gaps) or None,
                     }
-                    for line, _, reason, near in by_line.values()
+                    for entry in by_line.values()
                 ],
             )
-            for piece in slices(by_line):
+            # What could not be asked again has not lost what it found before.
+            asked = [e.line for e in by_line.values() if e.studies or _ends_a_row(e.reason)]
+            for piece in slices(asked):
                 connection.execute(
                     delete(row_studies).where(
                         row_studies.c.cohort == cohort, row_studies.c.line.in_(piece)
@@ -185,8 +192,8 @@ class Ledger(Claiming):
             links = sorted(
                 {
                     (line, references[study.study_instance_uid])
-                    for line, its_studies, _, _ in by_line.values()
-                    for study in its_studies
+                    for line, entry in by_line.items()
+                    for study in entry.studies
                 }
             )
             if links:
