@@ -178,9 +178,14 @@ def like(pattern: str, text: str) -> bool:
     return _glob(_unpadded(pattern)).fullmatch(_unpadded(text)) is not None
 
 
-def alike(one: str, other: str) -> bool:
-    """Whether a person might take one identifier for the other: case, padding, leading zeros."""
-    return _alike(one) == _alike(other)
+def blurred(identifier: str) -> str:
+    """The same text for identifiers that a person might take for each other."""
+    return _alike(identifier)
+
+
+def unpadded(text: str) -> str:
+    """The text without what DICOM calls insignificant at its ends, PS3.5 6.2."""
+    return _unpadded(text)
 
 
 def _unpadded(text: str) -> str:
