@@ -26,7 +26,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache, partial
 from itertools import islice
@@ -35,13 +35,16 @@ from typing import TYPE_CHECKING
 
 from prefect_dicom.errors import CohortError
 from prefect_dicom.identifiers import is_uid
-from prefect_dicom.model import CohortRow, DateRange
+from prefect_dicom.model import CohortRow, DateRange, Excluded
 
 if TYPE_CHECKING:
     from openpyxl.cell.read_only import ReadOnlyCell
     from openpyxl.worksheet._read_only import ReadOnlyWorksheet
 
 _IDENTIFIERS = frozenset({"PatientID", "AccessionNumber", "StudyInstanceUID"})
+_STUDY_DATES = frozenset({"StudyDate", "StudyDateFrom", "StudyDateTo"})
+_AROUND = "around"
+"""What the column means that a window is laid around."""
 
 _NAMES = {
     "PatientID": "patientid patient mrn 0010,0020",
@@ -96,6 +99,18 @@ class _Unreadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """The days around a date that a list has in a column: what a study's date has to be in.
+
+    ``around`` is the column's name, whatever its case, blanks and underscores.
+    """
+
+    around: str
+    days_before: int
+    days_after: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Table:
     """A file as its reader hands it over: header, records with their lines, cells still raw."""
 
@@ -114,7 +129,7 @@ def cohort_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_cohort(path: Path) -> list[CohortRow]:
+def read_cohort(path: Path, window: Window | None = None) -> list[CohortRow]:
     """Read a cohort file.
 
     The kind of file is recognised by its first bytes. The first line that is not blank is the
@@ -125,6 +140,8 @@ def read_cohort(path: Path) -> list[CohortRow]:
     ----------
     path : Path
         CSV (UTF-8, or UTF-16 with a byte order mark; comma, semicolon or tab), XLSX or Parquet.
+    window : Window, optional
+        Takes the place of a column StudyDate: each row is for studies of these days only.
 
     Returns
     -------
@@ -139,11 +156,31 @@ def read_cohort(path: Path) -> list[CohortRow]:
         With the faults of the file, the first 200 of them and the number of the others; none
         repeats a cell's content.
     """
+    return _read(path, window, least=1)
+
+
+def read_excluded(path: Path) -> list[Excluded]:
+    """Read a list of what is not wanted: the identifiers of a cohort list, which may be empty.
+
+    Its other columns narrow nothing.
+
+    Raises
+    ------
+    CohortError
+        As :func:`read_cohort`.
+    """
+    return [
+        Excluded(row.patient_id, row.accession_number, row.study_instance_uid)
+        for row in _read(path, None, least=0)
+    ]
+
+
+def _read(path: Path, window: Window | None, least: int) -> list[CohortRow]:
     faults: list[str] = []
     # Warnings of openpyxl repeat what a cell holds.
     with warnings.catch_warnings(action="ignore"):
-        rows = list(_rows(path, faults))
-    if not rows and not faults:
+        rows = list(_rows(path, faults, window))
+    if len(rows) < least and not faults:
         faults.append("holds no rows below the header; write one study or patient in each line")
     if len(faults) > _MOST_FAULTS:
         faults[_MOST_FAULTS:] = [f"and {len(faults) - _MOST_FAULTS} more"]
@@ -152,21 +189,41 @@ def read_cohort(path: Path) -> list[CohortRow]:
     return rows
 
 
-def _rows(path: Path, faults: list[str]) -> Iterator[CohortRow]:
+def _rows(path: Path, faults: list[str], window: Window | None) -> Iterator[CohortRow]:
     try:
-        table = _open(path)
-        columns = _columns(table, faults)
+        table = _open(path, window)
+        columns = _columns(table, faults, window)
         if faults:
             return
         for line, cells in table.records:
             row = _row(table, columns, line, cells, faults)
+            if row is None:
+                continue
+            if window is not None:
+                row = _within(window, row, faults)
             if row is not None:
                 yield row
     except _Unreadable as unreadable:
         faults.append(str(unreadable))
 
 
-def _open(path: Path) -> _Table:
+def _within(window: Window, row: CohortRow, faults: list[str]) -> CohortRow | None:
+    """The row, for the days around the one that was read as its study date."""
+    if row.study_date is None:
+        faults.append(f"line {row.line}: no date to lay the window around; {_DAY_FORMS}")
+        return None
+    day = row.study_date.first
+    try:
+        days = DateRange(
+            day - timedelta(days=window.days_before), day + timedelta(days=window.days_after)
+        )
+    except OverflowError:
+        faults.append(f"line {row.line}: the window reaches beyond the calendar; check its date")
+        return None
+    return replace(row, study_date=days)
+
+
+def _open(path: Path, window: Window | None) -> _Table:
     try:
         _refuse_larger(path.stat().st_size)
         data = path.read_bytes()
@@ -179,7 +236,7 @@ def _open(path: Path) -> _Table:
     suffix = path.suffix.lower()
     for beginning, kind, reader, remedy in (
         (b"PK\x03\x04", "an Excel workbook", _excel, _SAVE_AS_XLSX),
-        (b"PAR1", "a Parquet file", _parquet, "write it again"),
+        (b"PAR1", "a Parquet file", partial(_parquet, window=window), "write it again"),
     ):
         if data.startswith(beginning):
             try:
@@ -227,22 +284,53 @@ def _meaning(header: object) -> str | None:
     """What a column's name stands for, or None for a column of no interest."""
     if not isinstance(header, str):
         return None
-    name = re.sub(r"[\s_]", "", header.strip(_BLANKS)).casefold()
+    name = _folded(header)
     tag = _TAG.fullmatch(name)
     return _MEANINGS.get(tag[1] if tag else name)
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_]", "", name.strip(_BLANKS)).casefold()
+
+
+def _is_around(window: Window | None, header: object) -> bool:
+    """Whether this is the column that the window is laid around."""
+    return (
+        window is not None and isinstance(header, str) and _folded(header) == _folded(window.around)
+    )
 
 
 def _is_header(cells: Sequence[object]) -> bool:
     return any(_meaning(cell) in _IDENTIFIERS for cell in cells)
 
 
-def _columns(table: _Table, faults: list[str]) -> dict[str, int]:
-    """Where each meaning stands, as an index into the cells of a record."""
+def _columns(table: _Table, faults: list[str], window: Window | None) -> dict[str, int]:
+    """Where each meaning stands, as an index into the cells of a record.
+
+    The date that a window is laid around is read as a StudyDate of one day.
+    """
     columns: dict[str, int] = {}
     where = f"line {table.line}"
+    if window is not None:
+        around = [n for n, header in enumerate(table.header) if _is_around(window, header)]
+        if len(around) != 1:
+            faults.append(
+                f"{where}: {'several columns have' if around else 'no column has'} the name that "
+                "the window is laid around; name one of the list's columns"
+            )
+        elif any(
+            _meaning(header) in _STUDY_DATES and index not in around
+            for index, header in enumerate(table.header)
+        ):
+            faults.append(
+                f"{where}: a window is laid around one column, and another limits the study's "
+                "date as well; keep one of them"
+            )
+        else:
+            columns[_AROUND] = around[0]
     for index, header in enumerate(table.header):
         meaning = _meaning(header)
-        if meaning is None:
+        if meaning is None or index == columns.get(_AROUND):
             continue
         if meaning in columns:
             faults.append(
@@ -306,7 +394,7 @@ def _row(
             "(date, modality and description only narrow what these find)"
         )
         return None
-    study_date = values.get("StudyDate")
+    study_date = values.get("StudyDate", values.get(_AROUND))
     if "StudyDateFrom" in values or "StudyDateTo" in values:
         try:
             study_date = _range(values.get("StudyDateFrom"), values.get("StudyDateTo"))
@@ -428,6 +516,24 @@ def _date_range(content: str | date) -> DateRange:
     return _range(*(_day(end) if end else None for end in ends))
 
 
+def date_range(text: str) -> DateRange:
+    """A day or a range of days as a cohort may write it.
+
+    Raises
+    ------
+    ValueError
+        Says what is wrong and what to write, without repeating the text.
+    """
+    try:
+        return _date_range(text.strip(_BLANKS))
+    except _Unfit as fault:
+        raise ValueError(f"{fault}") from None
+
+
+def _one_day(content: str | date) -> DateRange:
+    return _range(_day(content), _day(content))
+
+
 def _range(first: date | None, last: date | None) -> DateRange:
     if first is not None and last is not None and first > last:
         raise _Unfit("the date range ends before it begins; exchange its ends")
@@ -441,6 +547,7 @@ _READERS: dict[str, Callable[[str | date], object]] = {
     "StudyDate": _date_range,
     "StudyDateFrom": _day,
     "StudyDateTo": _day,
+    _AROUND: _one_day,
     "Modality": _modality,
     "StudyDescription": _description,
 }
@@ -609,7 +716,7 @@ def _excel_content(cell: ReadOnlyCell) -> str | date | None:
 # --- Parquet --------------------------------------------------------------------------------
 
 
-def _parquet(data: bytes) -> _Table:
+def _parquet(data: bytes, window: Window | None) -> _Table:
     import pyarrow.parquet
 
     metadata = pyarrow.parquet.read_metadata(io.BytesIO(data))
@@ -620,16 +727,18 @@ def _parquet(data: bytes) -> _Table:
     return _Table(
         line=1,
         header=names,
-        records=_parquet_records(data, names),
+        records=_parquet_records(data, names, window),
         content=_parquet_content,
         every_field_written=False,
     )
 
 
-def _parquet_records(data: bytes, names: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
+def _parquet_records(
+    data: bytes, names: Sequence[str], window: Window | None
+) -> Iterator[tuple[int, Sequence[object]]]:
     import pandas
 
-    known = [name for name in names if _meaning(name) is not None]
+    known = [name for name in names if _meaning(name) is not None or _is_around(window, name)]
     # Arrow's types keep whole numbers whole where there are gaps between them.
     frame = pandas.read_parquet(io.BytesIO(data), columns=known, dtype_backend="pyarrow")
     # A column may have been made the index of the frame that was written.

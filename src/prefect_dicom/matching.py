@@ -109,10 +109,7 @@ def passes_filters(row: CohortRow, study: Study) -> bool:
         modalities = {_unpadded(name).casefold() for name in study.modalities} - {""}
         if modalities and _unpadded(row.modality).casefold() not in modalities:
             return False
-    if row.study_description is not None:
-        if not like(row.study_description, study.study_description):
-            return False
-    return True
+    return row.study_description is None or like(row.study_description, study.study_description)
 
 
 def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -233,6 +233,7 @@ def faults_of(
     error: ValidationError,
     model: type[BaseModel],
     lines: Mapping[tuple[str | int, ...], int] | None = None,
+    show: Callable[[Any], str] | None = None,
 ) -> list[str]:
     """The faults of a validation, one line each: place, what was found, what was expected.
 
@@ -242,7 +243,10 @@ def faults_of(
         What was validated; its fields say what was expected.
     lines : mapping, optional
         Lines of the places in a file.
+    show : callable, optional
+        Says what was found; without one the value is repeated, as far as :func:`shown` does.
     """
+    show = show or shown
     faults = []
     for item in error.errors(include_url=False):
         place, field, owner = _place_of(item["loc"], model)
@@ -258,7 +262,7 @@ def faults_of(
             found = "both" if "bucket" in item["input"] else "neither"
             told = f"found {found}{where}; {in_words(item, field)}"
         else:
-            told = f"found {shown(item['input'])}{where}; {in_words(item, field)}"
+            told = f"found {show(item['input'])}{where}; {in_words(item, field)}"
         faults.append(f"{_dotted(place)}: {told}" if place else told)
     return faults
 
