@@ -92,9 +92,9 @@ def test_a_retrieve_may_list_uids_at_its_own_level():
 
 def test_a_character_set_is_declared_only_where_it_is_needed():
     assert "SpecificCharacterSet" not in query_identifier({"PatientID": "000123"}, [])
-    assert query_identifier({"PatientID": "Ünal7"}, []).SpecificCharacterSet == "ISO_IR 192"
+    assert query_identifier({"PatientID": "Ünal7"}, []).SpecificCharacterSet == "ISO_IR 100"
     named = retrieve_identifier(PATIENT_ROOT, "STUDY", "Ünal7", ["1.2"])
-    assert named.SpecificCharacterSet == "ISO_IR 192"
+    assert named.SpecificCharacterSet == "ISO_IR 100"
 
 
 def test_a_query_without_any_key_is_not_sent():

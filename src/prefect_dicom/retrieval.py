@@ -600,6 +600,7 @@ class Retrieval:
             [work.claim.study_instance_uid for work in works],
             list(request.series),
             list(request.instances),
+            self._requestor.characters,
         )
         if self._node.retrieve is RetrieveMethod.C_GET:
             return self._get(identifier, contexts, Expectation(studies), works)

@@ -150,6 +150,8 @@ class Pull:
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
     _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
     _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _characters: dict[str, str] = field(default_factory=dict)
+    """By node, the character set in which it last found a text beyond ASCII."""
     _clocks: dict[str, NodeClock] = field(default_factory=dict)
     _manners: dict[str, RetrieveHabits] = field(default_factory=lambda: defaultdict(RetrieveHabits))
     _next_chunk: int = 1
@@ -638,12 +640,14 @@ class Pull:
         with self._lock:
             requestor = self._idle[node].pop() if self._idle[node] else None
         requestor = requestor or Requestor(self.site.nodes[node], self._answered[node])
+        requestor.characters = self._characters.get(node, "")
         try:
             yield requestor
         except BaseException:
             requestor.close()
             raise
         with self._lock:
+            self._characters[node] = requestor.characters
             self._idle[node].append(requestor)
 
     def close_requestors(self) -> None:

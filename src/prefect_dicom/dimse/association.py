@@ -348,6 +348,8 @@ class Requestor:
         """The services this node has ever answered us."""
         self.ignores_keys = False
         """Whether this node has said (FF01) that it does not support all keys of a query."""
+        self.characters = ""
+        """The Specific Character Set in which it last found a text beyond ASCII."""
         self._association: Association | None = None
         self._wire = _Wire(node.timeouts.acse_seconds)
         self._message_id = 0

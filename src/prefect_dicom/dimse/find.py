@@ -2,9 +2,8 @@
 
 Queries are hierarchical, with one value for every unique key: the form that every archive
 answers. Lists of UIDs, which many answer and which save most of the queries, are tried first
-where the answer itself shows whether it is whole. Texts are decoded here, and never raise: what
-does not decode by the declared character set is read as Latin-1, which keeps different bytes
-different.
+where the answer itself shows whether it is whole. Texts are decoded here and never raise, see
+:mod:`prefect_dicom.character_sets`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from pydicom import charset
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.dsutils import decode
 
+from prefect_dicom.character_sets import Text, character_sets_for, decoded
 from prefect_dicom.dimse.association import Exchange, Requestor
 from prefect_dicom.dimse.identifier import list_identifier, query_identifier
 from prefect_dicom.dimse.status import PENDING, reason_for_status
@@ -42,13 +41,20 @@ _MOST_TOGETHER = 1000
 _NUMBERS_TO_TRY = 8
 _SAYS_NO_TO_LISTS = {"answer-unusable", "answers-capped", "pacs-failure", "request-refused"}
 
-_REQUIRED_STUDY_KEYS = ("PatientID", "AccessionNumber", "StudyInstanceUID", "StudyDate")
+_REQUIRED_STUDY_KEYS = (
+    "PatientID",
+    "PatientName",
+    "AccessionNumber",
+    "StudyInstanceUID",
+    "StudyDate",
+)
 OPTIONAL_STUDY_KEYS = (
     "ModalitiesInStudy",
     "StudyDescription",
     "NumberOfStudyRelatedSeries",
     "NumberOfStudyRelatedInstances",
 )
+_STUDY_TEXTS = ("PatientID", "AccessionNumber", "PatientName", "StudyDescription")
 _STUDY_KEYS = _REQUIRED_STUDY_KEYS + OPTIONAL_STUDY_KEYS
 _UNIQUE_SERIES_KEYS = ("StudyInstanceUID", "SeriesInstanceUID")
 _SERIES_KEYS = (
@@ -190,7 +196,9 @@ def find_studies(
 
     Peers ignore keys they do not support and answer with everything: whoever asks has to
     compare the answers with the keys. In the Patient Root a PatientID should be among the keys
-    (PS3.4 C.6.1.2); many archives answer without.
+    (PS3.4 C.6.1.2); many archives answer without. Values beyond ASCII are asked for in one usual
+    character set after the other, until one brings answers; the requestor begins with it from then
+    on.
 
     Parameters
     ----------
@@ -215,8 +223,25 @@ def find_studies(
     """
     if not keys:
         raise ValueError("a query without a key would list the whole archive")
-    identifier = query_identifier(keys, (*_REQUIRED_STUDY_KEYS, *optional))
-    return [_study(answer) for answer in find(requestor, identifier, "STUDY")]
+    return_keys = (*_REQUIRED_STUDY_KEYS, *optional)
+    refusal: PacsError | None = None
+    answered = False
+    for characters in character_sets_for(list(keys.values()), requestor.characters):
+        identifier = query_identifier(keys, return_keys, characters)
+        try:
+            studies = [_study(answer) for answer in find(requestor, identifier, "STUDY")]
+        except PacsError as error:
+            if error.code != "request-refused":
+                raise
+            refusal = error
+            continue
+        answered = True
+        if studies:
+            requestor.characters = characters or requestor.characters
+            return studies
+    if refusal is not None and not answered:
+        raise refusal
+    return []
 
 
 def find_some_studies(requestor: Requestor, first: date, last: date) -> list[Study]:
@@ -271,12 +296,18 @@ def list_series(
 def _series_answers(requestor: Requestor, above: Mapping[str, str]) -> list[Dataset]:
     """The answers at SERIES level; without optional keys where these spoil the query."""
     try:
-        if answers := list(find(requestor, query_identifier(above, _SERIES_KEYS), "SERIES")):
+        if answers := list(
+            find(requestor, query_identifier(above, _SERIES_KEYS, requestor.characters), "SERIES")
+        ):
             return answers
     except PacsError as error:
         if error.code != "request-refused":
             raise
-    return list(find(requestor, query_identifier(above, _UNIQUE_SERIES_KEYS), "SERIES"))
+    return list(
+        find(
+            requestor, query_identifier(above, _UNIQUE_SERIES_KEYS, requestor.characters), "SERIES"
+        )
+    )
 
 
 def _is_offline(answer: Dataset) -> bool:
@@ -326,7 +357,9 @@ def list_instances(
     lengths: list[tuple[int, str, int | None]] = []
     for series in listed.series:
         series_uid = series.series_instance_uid
-        identifier = query_identifier({**above, "SeriesInstanceUID": series_uid}, _IMAGE_KEYS)
+        identifier = query_identifier(
+            {**above, "SeriesInstanceUID": series_uid}, _IMAGE_KEYS, requestor.characters
+        )
         length = 0
         for answer in find(requestor, identifier, "IMAGE"):
             if not _belongs(answer, "StudyInstanceUID", study_instance_uid):
@@ -381,7 +414,9 @@ def _check_whole(
     keyword, unique = _NUMBERED[level]
 
     def answers(**key: str) -> list[tuple[str, int | None]]:
-        identifier = query_identifier({**above, **key}, (*above, unique, keyword))
+        identifier = query_identifier(
+            {**above, **key}, (*above, unique, keyword), requestor.characters
+        )
         return [
             (_uid(answer, unique), _count(answer, keyword))
             for answer in find(requestor, identifier, level)
@@ -563,13 +598,23 @@ def _belongs(answer: Dataset, keyword: str, asked: str) -> bool:
 
 def _study(answer: Dataset) -> Study:
     modalities = _text(answer, "ModalitiesInStudy").split("\\")
+    texts = {keyword: _decoded_text(answer, keyword) for keyword in _STUDY_TEXTS}
+    original = {keyword: _raw(answer, keyword) for keyword in _STUDY_TEXTS}
     return Study(
         study_instance_uid=_uid(answer, "StudyInstanceUID"),
-        patient_id=_text(answer, "PatientID"),
-        accession_number=_text(answer, "AccessionNumber"),
+        patient_id=texts["PatientID"].text,
+        accession_number=texts["AccessionNumber"].text,
         study_date=_text(answer, "StudyDate"),
         modalities=tuple(m.strip() for m in modalities if m.strip()),
-        study_description=_text(answer, "StudyDescription"),
+        study_description=texts["StudyDescription"].text,
+        patient_name=texts["PatientName"].text,
+        patient_birth_date=_text(answer, "PatientBirthDate"),
+        original=tuple(
+            (keyword, raw.hex())
+            for keyword, raw in original.items()
+            if not raw.isascii() or b"\x1b" in raw
+        ),
+        guessed=tuple(keyword for keyword, text in texts.items() if text.guessed),
         number_of_series=_count(answer, "NumberOfStudyRelatedSeries"),
         number_of_instances=_count(answer, "NumberOfStudyRelatedInstances"),
     )
@@ -585,22 +630,14 @@ def _count(answer: Dataset, keyword: str) -> int | None:
 
 
 def _text(answer: Dataset, keyword: str) -> str:
+    return _decoded_text(answer, keyword).text
+
+
+def _decoded_text(answer: Dataset, keyword: str) -> Text:
     """A text without its padding: leading and trailing blanks mean nothing, PS3.5 6.2."""
-    raw = _raw(answer, keyword)
     declared = _raw(answer, "SpecificCharacterSet").decode("latin-1")
-    if raw.isascii() and b"\x1b" not in raw:
-        return raw.decode("ascii").strip(" \0")
-    try:
-        encodings = charset.convert_encodings([name.strip() for name in declared.split("\\")])
-        if len(encodings) == 1:
-            text = raw.decode(encodings[0])
-        else:
-            text = charset.decode_bytes(raw, encodings, {ord("\\")})
-            if "\ufffd" in text:
-                text = raw.decode("latin-1")
-    except (LookupError, ValueError):
-        text = raw.decode("latin-1")
-    return text.strip(" \0")
+    text, guessed = decoded(_raw(answer, keyword), declared)
+    return Text(text.strip(" \0"), guessed)
 
 
 def _raw(answer: Dataset, keyword: str) -> bytes:

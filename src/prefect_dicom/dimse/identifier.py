@@ -1,7 +1,9 @@
 """Identifiers of queries and retrieves, PS3.4 C.4.1.1.3 and C.4.2.1.4.
 
 The guard of this package stands here: no unique key that is empty or holds a wildcard leaves
-for a peer. Some answer an empty StudyInstanceUID by sending their whole archive.
+for a peer. Some answer an empty StudyInstanceUID by sending their whole archive. Texts become bytes
+here and not on the way out, where what a character set lacks would become a question mark: a
+wildcard.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from prefect_dicom.character_sets import character_sets_for, encoded
 from prefect_dicom.identifiers import is_safe_key
 from prefect_dicom.model import InformationModel
 
 
-def query_identifier(match: Mapping[str, str], return_keys: Sequence[str]) -> Dataset:
+def query_identifier(
+    match: Mapping[str, str], return_keys: Sequence[str], characters: str = ""
+) -> Dataset:
     """The identifier of a C-FIND: values to match exactly, and empty keys to be filled.
 
     Parameters
@@ -26,6 +31,9 @@ def query_identifier(match: Mapping[str, str], return_keys: Sequence[str]) -> Da
         DICOM keywords and their values, sent as they are. A range of dates is a value.
     return_keys : sequence of str
         DICOM keywords to ask for.
+    characters : str
+        The Specific Character Set for values beyond ASCII; where it lacks their characters, or is
+        empty, the first usual one that has them.
 
     Raises
     ------
@@ -35,9 +43,8 @@ def query_identifier(match: Mapping[str, str], return_keys: Sequence[str]) -> Da
     identifier = Dataset()
     for keyword in return_keys:
         _put(identifier, keyword, "")
-    for keyword, value in match.items():
-        _put(identifier, keyword, _single(keyword, value))
-    _declare_characters(identifier, match.values())
+    singles = {keyword: _single(keyword, value) for keyword, value in match.items()}
+    _put_texts(identifier, singles, characters)
     return identifier
 
 
@@ -67,6 +74,7 @@ def retrieve_identifier(
     study_uids: Sequence[str],
     series_uids: Sequence[str] = (),
     sop_uids: Sequence[str] = (),
+    characters: str = "",
 ) -> Dataset:
     """The identifier of a C-MOVE or C-GET, PS3.4 C.4.2.1.4.1.
 
@@ -81,6 +89,8 @@ def retrieve_identifier(
     study_uids, series_uids, sop_uids : sequence of str
         A list is allowed at the request's own level only; one UID at each level above, none
         below.
+    characters : str
+        As in :func:`query_identifier`, for the PatientID.
 
     Raises
     ------
@@ -98,8 +108,7 @@ def retrieve_identifier(
     identifier = Dataset()
     _put(identifier, "QueryRetrieveLevel", level)
     if model is InformationModel.PATIENT_ROOT:
-        _put(identifier, "PatientID", _single("PatientID", patient_id or ""))
-        _declare_characters(identifier, [patient_id or ""])
+        _put_texts(identifier, {"PatientID": _single("PatientID", patient_id or "")}, characters)
     below = False
     for name, (keyword, uids) in levels.items():
         if below:
@@ -121,7 +130,7 @@ def _single(keyword: str, value: str) -> str:
     return value
 
 
-def _put(identifier: Dataset, keyword: str, value: str | list[str]) -> None:
+def _put(identifier: Dataset, keyword: str, value: str | bytes | list[str]) -> None:
     tag = tag_for_keyword(keyword)
     if tag is None:
         raise ValueError("not a DICOM keyword")
@@ -130,7 +139,15 @@ def _put(identifier: Dataset, keyword: str, value: str | list[str]) -> None:
     identifier.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE))
 
 
-def _declare_characters(identifier: Dataset, values) -> None:
+def _put_texts(identifier: Dataset, values: Mapping[str, str], characters: str) -> None:
+    declared = next(character_sets_for(list(values.values()), characters), None)
+    if declared is None:
+        raise ValueError("no character set has the characters of a key")
     # Only where needed: some archives dislike a query that declares a character set.
-    if not all(value.isascii() for value in values):
-        identifier.SpecificCharacterSet = "ISO_IR 192"
+    if not declared:
+        for keyword, value in values.items():
+            _put(identifier, keyword, value)
+        return
+    identifier.SpecificCharacterSet = declared.split("\\")
+    for keyword, value in values.items():
+        _put(identifier, keyword, encoded(value, declared) or b"")

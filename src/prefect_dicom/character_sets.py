@@ -1,0 +1,281 @@
+"""Texts and their bytes, by the character set an answer declares or a query is to declare.
+
+PS3.3 C.12.1.1.2 has the defined terms and escape sequences, PS3.5 6.1 the code extensions of
+ISO/IEC 2022. What does not decode as declared is read as UTF-8, or else as Latin-1, which gives
+every byte a character of its own: such a text is *guessed*, and no two of them become one. Nothing
+here replaces or drops a character.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+_ESCAPE = 0x1B
+_SINGLE = {
+    "6": "ascii",
+    "100": "latin_1",
+    "101": "iso8859_2",
+    "109": "iso8859_3",
+    "110": "iso8859_4",
+    "126": "iso8859_7",
+    "127": "iso8859_6",
+    "138": "iso8859_8",
+    "144": "iso8859_5",
+    "148": "iso8859_9",
+    "166": "tis_620",
+    "203": "iso8859_15",
+}
+"""Registration number to Python's name, of sets whose upper half is one byte a character."""
+_WHOLE = {"ISO_IR 192": "utf_8", "GB18030": "gb18030", "GBK": "gbk"}
+"""Sets that have no code extensions."""
+_KATAKANA, _JIS, _JIS_SUPPLEMENT, _KOREAN, _CHINESE = "13", "87", "159", "149", "58"
+_LOWER = {b"(B": "6", b"(J": "6", b"$B": _JIS, b"$(D": _JIS_SUPPLEMENT}
+_UPPER = {
+    b")I": _KATAKANA,
+    b"$)C": _KOREAN,
+    b"$)A": _CHINESE,
+    **{b"-" + final: number for final, number in (
+        (b"A", "100"),
+        (b"B", "101"),
+        (b"C", "109"),
+        (b"D", "110"),
+        (b"F", "126"),
+        (b"G", "127"),
+        (b"H", "138"),
+        (b"L", "144"),
+        (b"M", "148"),
+        (b"T", "166"),
+        (b"b", "203"),
+    )},
+}  # fmt: skip
+"""What comes after ESC, and the set it puts into the lower (G0) or upper (G1) half of a byte."""
+_DELIMITERS = frozenset(b"\\^=\r\n\f\t")
+_TERM = re.compile(r"ISO(?:_IR| 2022 IR) ([0-9]{1,3})")
+
+USUAL = (
+    "ISO_IR 100",
+    "ISO_IR 192",
+    *(f"ISO_IR {number}" for number in ("101", "144", "126", "127", "138", "148", "166", "110")),
+    *("\\ISO 2022 IR 87", "ISO_IR 13", "\\ISO 2022 IR 149", "GB18030", "\\ISO 2022 IR 58"),
+)
+"""Values of Specific Character Set that archives work with, in the order to try them in."""
+
+
+class Text(NamedTuple):
+    """A decoded text; ``guessed``: not by the character set that was declared."""
+
+    text: str
+    guessed: bool = False
+
+
+class _Undecodable(ValueError):
+    """The bytes are not in the set they are said to be in."""
+
+
+def decoded(raw: bytes, declared: str = "") -> Text:
+    """The text of a value, PS3.5 6.1; several values keep their backslashes.
+
+    Parameters
+    ----------
+    raw : bytes
+        As they came, with their padding.
+    declared : str
+        Specific Character Set of the same data set, its values joined by backslashes.
+
+    Examples
+    --------
+    >>> decoded(b"M\\xfcller", "ISO_IR 100"), decoded(b"M\\xfcller", "ISO_IR 192")
+    (Text(text='Müller', guessed=False), Text(text='Müller', guessed=True))
+    """
+    if raw.isascii() and _ESCAPE not in raw:
+        return Text(raw.decode("ascii"))
+    terms = [term.strip(" \0") for term in declared.split("\\")]
+    utf8 = _as_utf8(raw)
+    try:
+        if terms[0] in _WHOLE:
+            return Text(raw.decode(_WHOLE[terms[0]]))
+        # Text that is valid UTF-8 and meant as Latin-1 hardly exists; the other way round it does.
+        if not (terms == ["ISO_IR 100"] and utf8 is not None):
+            return Text(_extended(raw, terms))
+    except ValueError:
+        pass
+    if _ESCAPE in raw:
+        try:
+            return Text(_extended(raw, ["ISO_IR 6", *_any_extension()]), guessed=True)
+        except ValueError:
+            pass
+    return Text(raw.decode("latin_1") if utf8 is None else utf8, guessed=True)
+
+
+def encoded(text: str, declared: str) -> bytes | None:
+    """The bytes of a text in a character set, or None where it lacks one of the characters.
+
+    Examples
+    --------
+    >>> encoded("Ünal", "ISO_IR 100"), encoded("山田", "ISO_IR 100")
+    (b'\\xdcnal', None)
+    """
+    try:
+        if declared in _WHOLE:
+            return text.encode(_WHOLE[declared])
+        extension = declared.removeprefix("\\ISO 2022 IR ")
+        if extension == _JIS:
+            return text.encode("iso2022_jp")
+        if extension == _KOREAN:
+            return _designated(text, b"$)C", "euc_kr")
+        if extension == _CHINESE:
+            return _designated(text, b"$)A", "gb2312")
+        number = declared.removeprefix("ISO_IR ")
+        if number == _KATAKANA:
+            return b"".join(map(_katakana_byte, text))
+        return text.encode(_SINGLE[number])
+    except UnicodeEncodeError:
+        return None
+
+
+def character_sets_for(texts: Sequence[str], first: str = "") -> Iterator[str]:
+    """The character sets to try a query with these values in, the likeliest first.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        The values, none with a wildcard. Where all are ASCII, one empty text comes: nothing need
+        be declared.
+    first : str
+        The set that the peer is known to understand.
+
+    Yields
+    ------
+    str
+        Of :data:`USUAL`, those that have all the characters, each as other bytes than those before
+        it and none as a byte that might be taken for a wildcard.
+
+    Examples
+    --------
+    >>> list(character_sets_for(["000123"])), list(character_sets_for(["Ünal"]))
+    ([''], ['ISO_IR 100', 'ISO_IR 192'])
+    """
+    if all(text.isascii() for text in texts):
+        yield ""
+        return
+    tried: set[tuple[bytes, ...]] = set()
+    for declared in dict.fromkeys((first, *USUAL) if first else USUAL):
+        bytes_of_all = [encoded(text, declared) for text in texts]
+        whole = tuple(raw for raw in bytes_of_all if raw is not None and _is_single(raw))
+        if len(whole) == len(texts) and whole not in tried:
+            # In GB18030 every text has bytes; archives that use it hold Chinese.
+            if declared == "GB18030" and not any(map(_is_han, "".join(texts))):
+                continue
+            tried.add(whole)
+            yield declared
+
+
+def _is_single(raw: bytes) -> bool:
+    # Half of a character may be the byte of a wildcard: some archives match byte by byte.
+    return not any(byte in b"*?\\" for byte in raw)
+
+
+def _is_han(character: str) -> bool:
+    return "\u3400" <= character <= "\u9fff"
+
+
+def _as_utf8(raw: bytes) -> str | None:
+    try:
+        return raw.decode("utf_8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _any_extension() -> list[str]:
+    return [f"ISO 2022 IR {number}" for number in (*_LOWER.values(), *_UPPER.values())]
+
+
+def _extended(raw: bytes, terms: Sequence[str]) -> str:
+    """Decode by one single-byte set, or by several with code extensions.
+
+    Raises
+    ------
+    ValueError
+        Where a term is not known, or the bytes are not in these sets.
+    """
+    numbers = []
+    for place, term in enumerate(terms):
+        match = _TERM.fullmatch(term or "ISO_IR 6") if term or place == 0 else None
+        if match is None:
+            raise _Undecodable("a term is not known")
+        numbers.append(match[1])
+    first = numbers[0]
+    upper_first = None if first == "6" else first
+    lower, upper = "6", upper_first
+    text: list[str] = []
+    at = 0
+    while at < len(raw):
+        byte = raw[at]
+        if byte == _ESCAPE:
+            length, half, number = _designation(raw, at)
+            if number not in numbers and number != "6":
+                raise _Undecodable("an escape sequence names a set that is not declared")
+            if half is _LOWER:
+                lower = number
+            else:
+                upper = number
+            at += length
+        elif lower == "6" and byte < 0x80 or byte < 0x21:
+            if byte in _DELIMITERS:
+                # PS3.5 6.1.2.5.3: from a delimiter on it is the first value's set again.
+                lower, upper = "6", upper_first or upper
+            text.append(chr(byte))
+            at += 1
+        else:
+            character, length = _character(raw[at : at + 2], lower if byte < 0x80 else upper)
+            text.append(character)
+            at += length
+    return "".join(text)
+
+
+def _designation(raw: bytes, at: int) -> tuple[int, dict[bytes, str], str]:
+    for length in (2, 3):
+        for half in (_LOWER, _UPPER):
+            number = half.get(raw[at + 1 : at + 1 + length])
+            if number is not None:
+                return length + 1, half, number
+    raise _Undecodable("an escape sequence is not one of DICOM's")
+
+
+def _character(pair: bytes, number: str | None) -> tuple[str, int]:
+    """The character at the beginning of two bytes, and how many of them it takes."""
+    if number in _SINGLE:
+        return pair[:1].decode(_SINGLE[number]), 1
+    if number == _KATAKANA:
+        if not 0xA1 <= pair[0] <= 0xDF:
+            raise _Undecodable("not in JIS X 0201")
+        return chr(0xFF61 + pair[0] - 0xA1), 1
+    # Python has the sets of two bytes in the upper half.
+    high = bytes(byte | 0x80 for byte in pair)
+    if number == _JIS:
+        return high.decode("euc_jp"), 2
+    if number == _JIS_SUPPLEMENT:
+        return (b"\x8f" + high).decode("euc_jp"), 2
+    if len(pair) < 2 or pair[1] < 0x80:
+        raise _Undecodable("half of a character")
+    if number == _KOREAN:
+        return pair.decode("euc_kr"), 2
+    if number == _CHINESE:
+        return pair.decode("gb2312"), 2
+    raise _Undecodable("no set for the upper half of a byte")
+
+
+def _designated(text: str, escape: bytes, encoding: str) -> bytes:
+    """Every part between delimiters that needs the set says so at its beginning."""
+    return b"".join(
+        part.encode("ascii") if part.isascii() else b"\x1b" + escape + part.encode(encoding)
+        for part in re.split(r"([\\^=])", text)
+    )
+
+
+def _katakana_byte(character: str) -> bytes:
+    if "\uff61" <= character <= "\uff9f":
+        return bytes([ord(character) - 0xFF61 + 0xA1])
+    return character.encode("ascii")
