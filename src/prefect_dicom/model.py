@@ -70,8 +70,16 @@ class Evidence(StrEnum):
     """What the completeness of a study was judged by, strongest first."""
 
     INSTANCE_LIST = "instance-list"
+    """The PACS's own list of its instances."""
     SERIES_COUNTS = "series-counts"
+    """Its list of series, and how many instances it counts in each."""
     SUBOPERATION_COUNTS = "suboperation-counts"
+    """How many objects it says it has sent for a retrieve of the whole study."""
+
+    def satisfies(self, weakest: Evidence) -> bool:
+        """Whether it is at least as strong."""
+        order = list(Evidence)
+        return order.index(self) <= order.index(weakest)
 
 
 class Level(StrEnum):

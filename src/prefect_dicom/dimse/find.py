@@ -13,7 +13,7 @@ import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 from pydicom.datadict import tag_for_keyword
@@ -29,7 +29,7 @@ from prefect_dicom.dimse.status import PENDING, reason_for_status
 from prefect_dicom.errors import PacsError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_safe_key, normal_uid
-from prefect_dicom.model import InformationModel, Instance, InstanceKey, Study
+from prefect_dicom.model import Evidence, InformationModel, Instance, InstanceKey, Study
 
 _PENDING_WITH_ALL_KEYS = 0xFF00
 _CANCEL_SECONDS = 5.0
@@ -39,6 +39,8 @@ _MOST_UNCOUNTED = 99
 answers and do not say so stop at a round number, of which 100 is the smallest known."""
 _MOST_TOGETHER = 1000
 _NUMBERS_TO_TRY = 8
+_REFUSALS = 3
+"""Studies of which a level is not answered, after which it is no longer asked at."""
 _SAYS_NO_TO_LISTS = {"answer-unusable", "answers-capped", "pacs-failure", "request-refused"}
 
 _REQUIRED_STUDY_KEYS = (
@@ -75,6 +77,24 @@ class Series:
     number_of_instances: int | None = None
 
 
+@dataclass(slots=True)
+class QueryHabits:
+    """What a node was seen to make of queries below the STUDY level; shared by all who ask it."""
+
+    answers: dict[str, bool] = field(default_factory=dict)
+    """By level, whether it answers queries there; a level that is not in it is not known."""
+    wants_patient_id: bool = False
+    """In the Study Root too it wants the PatientID beside the study's UID."""
+    refusals: Counter[str] = field(default_factory=Counter)
+    """By level, how many studies' lists it has refused."""
+
+    def refused(self, level: str) -> None:
+        """All there is to ask for a study at the level was refused."""
+        self.refusals[level] += 1
+        if self.refusals[level] >= _REFUSALS:
+            self.answers.setdefault(level, False)
+
+
 @dataclass(frozen=True, slots=True)
 class ListedSeries:
     """The series a peer lists for a study; ``unlistable`` answers cannot be asked about.
@@ -89,16 +109,23 @@ class ListedSeries:
 
 @dataclass(frozen=True, slots=True)
 class ListedStudy:
-    """A peer's own list of a study's instances, the expected set of its retrieval.
+    """What a peer tells of a study's content, and so what its retrieval can be judged by.
+
+    At best that is the list of its ``instances``, the expected set. Where the peer does not list
+    these, ``evidence`` says what there is in their place: ``series`` with their counts, by UID,
+    or (None: not even series are listed) ``number_of_instances`` of the study, if that is told.
 
     ``unlistable`` counts answers that name nothing that could be asked for: series or
     instances without a UID, or with one that is a wildcard. They are in no retrieve by list.
     ``offline`` is how many series the peer says it cannot deliver by itself.
     """
 
-    instances: tuple[Instance, ...]
+    instances: tuple[Instance, ...] = ()
     unlistable: int = 0
     offline: int = 0
+    evidence: Evidence = Evidence.INSTANCE_LIST
+    series: Mapping[str, int | None] | None = None
+    number_of_instances: int | None = None
 
 
 def find(requestor: Requestor, identifier: Dataset, level: str) -> Iterator[Dataset]:
@@ -267,7 +294,10 @@ def find_some_studies(requestor: Requestor, first: date, last: date) -> list[Stu
 
 
 def list_series(
-    requestor: Requestor, study_instance_uid: str, patient_id: str = ""
+    requestor: Requestor,
+    study_instance_uid: str,
+    patient_id: str = "",
+    habits: QueryHabits | None = None,
 ) -> ListedSeries:
     """The series of a study, with the number of instances where the peer tells it.
 
@@ -276,7 +306,8 @@ def list_series(
     above = _keys_above(requestor, study_instance_uid, patient_id)
     series: dict[str, Series] = {}
     unlistable = offline = 0
-    for answer in _series_answers(requestor, above):
+    forms = (_SERIES_KEYS, _UNIQUE_SERIES_KEYS)
+    for answer in _answers(requestor, above, forms, "SERIES", patient_id, habits):
         if not _belongs(answer, "StudyInstanceUID", study_instance_uid):
             continue
         uid = _uid(answer, "SeriesInstanceUID")
@@ -293,26 +324,138 @@ def list_series(
     return ListedSeries(tuple(series.values()), unlistable, offline)
 
 
-def _series_answers(requestor: Requestor, above: Mapping[str, str]) -> list[Dataset]:
-    """The answers at SERIES level; without optional keys where these spoil the query."""
-    try:
-        if answers := list(
-            find(requestor, query_identifier(above, _SERIES_KEYS, requestor.characters), "SERIES")
-        ):
-            return answers
-    except PacsError as error:
-        if error.code != "request-refused":
-            raise
-    return list(
-        find(
-            requestor, query_identifier(above, _UNIQUE_SERIES_KEYS, requestor.characters), "SERIES"
-        )
-    )
+def _answers(
+    requestor: Requestor,
+    above: Mapping[str, str],
+    forms: Sequence[Sequence[str]],
+    level: str,
+    patient_id: str,
+    habits: QueryHabits | None = None,
+) -> list[Dataset]:
+    """The answers at a level, by the first form of the query that the peer answers.
+
+    Optional keys spoil a query for some, and some want the PatientID in the Study Root too. That
+    is tried where nothing has been answered at the level yet, and learnt.
+
+    Parameters
+    ----------
+    forms : sequence of sequence of str
+        The keys to return, from all to as few as can be.
+
+    Raises
+    ------
+    PacsError
+        What the last form was answered with.
+    """
+    habits = habits or QueryHabits()
+    with_patient = {**above, "PatientID": patient_id}
+    ways = [(above, form) for form in forms]
+    if "PatientID" not in above and is_safe_key(patient_id):
+        if habits.wants_patient_id:
+            ways = [(with_patient, form) for form in forms]
+        elif not habits.answers.get(level):
+            ways += [(with_patient, form) for form in forms]
+    last: PacsError | None = None
+    for keys, form in ways:
+        last = None
+        try:
+            identifier = query_identifier(keys, form, requestor.characters)
+            if answers := list(find(requestor, identifier, level)):
+                habits.answers[level] = True
+                habits.wants_patient_id |= keys is with_patient
+                return answers
+        except PacsError as error:
+            if error.code != "request-refused":
+                raise
+            last = error
+    if last is not None:
+        raise last
+    return []
 
 
 def _is_offline(answer: Dataset) -> bool:
     # PS3.3 C.4.23.1.1: no request brings it; a person has to fetch the medium.
     return _text(answer, "InstanceAvailability") in ("OFFLINE", "UNAVAILABLE")
+
+
+def list_study(requestor: Requestor, study: Study, habits: QueryHabits) -> ListedStudy:
+    """What the peer tells of a study's content: its instances, or the best there is instead.
+
+    Parameters
+    ----------
+    study : Study
+        As a STUDY level query told it.
+    habits : QueryHabits
+        What is known of the peer, and is learnt of it. One that has listed instances before is
+        held to that: a refusal is an error then, and weaker evidence is not taken for it.
+
+    Raises
+    ------
+    PacsError
+        As :func:`list_instances`, but that refusals at IMAGE and SERIES level are no errors.
+    """
+    uid, patient_id = study.study_instance_uid, study.patient_id
+    try:
+        listed = _whole_list_of_series(requestor, study, habits)
+    except PacsError as error:
+        if error.code != "request-refused" or habits.answers.get("SERIES"):
+            raise
+        habits.refused("SERIES")
+        return _study_without_series(requestor, study, habits, refused=True)
+    if not (listed.series or listed.unlistable or habits.answers.get("SERIES")):
+        return _study_without_series(requestor, study, habits, refused=False)
+    if not listed.series or habits.answers.get("IMAGE") is False:
+        return _by_counts(listed)
+    reached("list-half-read")
+    try:
+        found = _instances_of(requestor, listed, uid, patient_id, habits)
+    except PacsError as error:
+        if error.code != "request-refused" or habits.answers.get("IMAGE"):
+            raise
+        habits.refused("IMAGE")
+        return _by_counts(listed)
+    nothing = not (found.instances or found.unlistable or habits.answers.get("IMAGE"))
+    return _by_counts(listed) if nothing else found
+
+
+def _whole_list_of_series(requestor: Requestor, study: Study, habits: QueryHabits) -> ListedSeries:
+    """The series of a study; ``answers-capped`` where some seem to be left out."""
+    if habits.answers.get("SERIES") is False:
+        raise PacsError("request-refused", "no SERIES level")
+    uid = study.study_instance_uid
+    listed = list_series(requestor, uid, study.patient_id, habits)
+    above = _keys_above(requestor, uid, study.patient_id, habits)
+    _check_whole(requestor, "SERIES", above, len(listed.series), study.number_of_series)
+    return listed
+
+
+def _by_counts(listed: ListedSeries) -> ListedStudy:
+    """The series in place of their instances, with counts where the peer tells them of all.
+
+    A series that is listed has instances: a count of zero counts nothing.
+    """
+    series = {one.series_instance_uid: one.number_of_instances or None for one in listed.series}
+    counted = bool(series) and None not in series.values()
+    evidence = Evidence.SERIES_COUNTS if counted else Evidence.SUBOPERATION_COUNTS
+    if not series and not listed.unlistable:
+        return ListedStudy()
+    return ListedStudy((), listed.unlistable, listed.offline, evidence, series)
+
+
+def _study_without_series(
+    requestor: Requestor, study: Study, habits: QueryHabits, *, refused: bool
+) -> ListedStudy:
+    """A study whose series the peer does not list: all there is to ask is whether it is there."""
+    uid = study.study_instance_uid
+    keys = _keys_above(requestor, uid, study.patient_id, habits)
+    there = [one for one in find_studies(requestor, keys) if one.study_instance_uid == uid]
+    counts = [one.number_of_instances for one in there]
+    if not there or (0 in counts and not refused):
+        return ListedStudy()
+    return ListedStudy(
+        evidence=Evidence.SUBOPERATION_COUNTS,
+        number_of_instances=max((count for count in counts if count), default=None),
+    )
 
 
 def list_instances(
@@ -333,8 +476,8 @@ def list_instances(
     study_instance_uid : str
         The study.
     patient_id : str
-        Its PatientID as the peer tells it, a unique key in the Patient Root; not sent in the
-        Study Root.
+        Its PatientID as the peer tells it, a unique key in the Patient Root; in the Study Root
+        sent to a peer that does not answer without.
     number_of_series : int, optional
         How many series the peer counts.
 
@@ -348,20 +491,36 @@ def list_instances(
         Root cannot name this study; ``answers-capped`` that a list is not whole, whether the
         peer says so or not.
     """
-    listed = list_series(requestor, study_instance_uid, patient_id)
+    study = Study(study_instance_uid, patient_id, number_of_series=number_of_series)
+    habits = QueryHabits()
+    listed = _whole_list_of_series(requestor, study, habits)
     reached("list-half-read")
-    above = _keys_above(requestor, study_instance_uid, patient_id)
-    _check_whole(requestor, "SERIES", above, len(listed.series), number_of_series)
+    found = _instances_of(requestor, listed, study_instance_uid, patient_id, habits)
+    if not (found.instances or found.unlistable) and any(
+        series.number_of_instances != 0 for series in listed.series
+    ):
+        raise PacsError("answers-capped", "series are listed, and none of their instances")
+    return found
+
+
+def _instances_of(
+    requestor: Requestor,
+    listed: ListedSeries,
+    study_instance_uid: str,
+    patient_id: str,
+    habits: QueryHabits,
+) -> ListedStudy:
+    """The instances of the listed series; of all, or of none."""
     instances: dict[InstanceKey, Instance] = {}
-    unlistable = listed.unlistable
+    unlistable = 0
     lengths: list[tuple[int, str, int | None]] = []
+    bare = False
     for series in listed.series:
         series_uid = series.series_instance_uid
-        identifier = query_identifier(
-            {**above, "SeriesInstanceUID": series_uid}, _IMAGE_KEYS, requestor.characters
-        )
+        above = _keys_above(requestor, study_instance_uid, patient_id, habits)
+        above["SeriesInstanceUID"] = series_uid
         length = 0
-        for answer in find(requestor, identifier, "IMAGE"):
+        for answer in _answers(requestor, above, [_IMAGE_KEYS], "IMAGE", patient_id, habits):
             if not _belongs(answer, "StudyInstanceUID", study_instance_uid):
                 continue
             if not _belongs(answer, "SeriesInstanceUID", series_uid):
@@ -373,17 +532,18 @@ def list_instances(
                 continue
             key = InstanceKey(series_uid, sop_uid)
             instances.setdefault(key, Instance(key, _uid(answer, "SOPClassUID")))
-        if not length and series.number_of_instances != 0:
-            raise PacsError("answers-capped", "a series is listed, and none of its instances")
+        bare = bare or (not length and series.number_of_instances != 0)
         if _may_be_short(length, series.number_of_instances):
             lengths.append((length, series_uid, series.number_of_instances))
+    if bare and (instances or unlistable or habits.answers.get("IMAGE")):
+        raise PacsError("answers-capped", "a series is listed, and none of its instances")
     if lengths:
         # A limit meets the longest list first.
         length, series_uid, counted = max(lengths, key=lambda one: one[0])
-        _check_whole(
-            requestor, "IMAGE", {**above, "SeriesInstanceUID": series_uid}, length, counted
-        )
-    return ListedStudy(tuple(instances.values()), unlistable, listed.offline)
+        above = _keys_above(requestor, study_instance_uid, patient_id, habits)
+        above["SeriesInstanceUID"] = series_uid
+        _check_whole(requestor, "IMAGE", above, length, counted)
+    return ListedStudy(tuple(instances.values()), listed.unlistable + unlistable, listed.offline)
 
 
 def _may_be_short(listed: int, counted: int | None) -> bool:
@@ -439,7 +599,9 @@ def _check_whole(
             raise
 
 
-def list_together(requestor: Requestor, studies: Sequence[Study]) -> dict[str, ListedStudy]:
+def list_together(
+    requestor: Requestor, studies: Sequence[Study], habits: QueryHabits | None = None
+) -> dict[str, ListedStudy]:
     """The instance lists of several studies by a few queries with lists of UIDs, PS3.4 C.2.2.2.2.
 
     Above its own level a query may name one entity only (PS3.4 C.4.1.2.1), yet many archives
@@ -452,6 +614,8 @@ def list_together(requestor: Requestor, studies: Sequence[Study]) -> dict[str, L
     ----------
     studies : sequence of Study
         As a STUDY level query told them.
+    habits : QueryHabits, optional
+        What is known of the peer, and is learnt of it.
 
     Returns
     -------
@@ -466,7 +630,10 @@ def list_together(requestor: Requestor, studies: Sequence[Study]) -> dict[str, L
     """
     wanted = [study for study in studies if is_safe_key(study.study_instance_uid)]
     by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
-    if by_patient or not wanted or not requestor.answers_lists:
+    habits = habits or QueryHabits()
+    if by_patient or not wanted or not requestor.answers_lists or habits.wants_patient_id:
+        return {}
+    if False in habits.answers.values():
         return {}
     most = requestor.node.limits.uids_per_request
     try:
@@ -479,6 +646,8 @@ def list_together(requestor: Requestor, studies: Sequence[Study]) -> dict[str, L
             raise
         together = {}
     requestor.answers_lists = bool(together)
+    if together:
+        habits.answers.update(SERIES=True, IMAGE=True)
     return {
         study.study_instance_uid: together[uid]
         for study in wanted
@@ -580,8 +749,15 @@ def _portions(series: Sequence[_CountedSeries], most: int) -> Iterator[list[_Cou
         yield some
 
 
-def _keys_above(requestor: Requestor, study_instance_uid: str, patient_id: str) -> dict[str, str]:
+def _keys_above(
+    requestor: Requestor,
+    study_instance_uid: str,
+    patient_id: str,
+    habits: QueryHabits | None = None,
+) -> dict[str, str]:
     keys = {"StudyInstanceUID": study_instance_uid}
+    if habits is not None and habits.wants_patient_id and is_safe_key(patient_id):
+        keys["PatientID"] = patient_id
     if requestor.node.information_model is InformationModel.PATIENT_ROOT:
         if not is_safe_key(patient_id):
             # From the archive, not from our code: data, and no reason to stop a run.
