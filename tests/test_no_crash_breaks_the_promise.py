@@ -221,6 +221,28 @@ def test_killed_at_any_point(case, stage):
     dies_and_goes_on(case, stage)
 
 
+@pytest.mark.campaign("crash: kill")
+@pytest.mark.parametrize("nth", subset(range(1, 7), [4]))
+def test_killed_in_the_middle_of_an_object_that_goes_in_parts(nth, stage):
+    # Three parts of 5 MiB at most, each read for its hash and read again to be sent.
+    objects = list(tiny_objects(1, instances=1, side=3500))
+    assert 10 * 1024**2 < len(objects[0].encoded()) < 15 * 1024**2
+    folder = stage.folder / "site"
+    folder.mkdir()
+    archive = {"prefix": f"case-{next(_numbers)}", "part_bytes": 5 * 1024**2}
+    with site_around(
+        folder, objects, retrieve="c-get", bucket=stage.bucket, archive=archive
+    ) as place:
+        cohort = place.cohort()
+        auditor = Auditor(place.site, place.pacs, watch=place.folder)
+        fault = f"put-begun:{nth}:kill"
+        run = crashes.start(place.file, cohort, stage.folder / "log", fault)
+        assert crashes.ended([run]) == [crashes.KILLED]
+        assert auditor.audit() == []
+        comes_to_its_end(place, cohort, auditor, {Verdict.ARCHIVED: 1})
+        assert len(place.pacs.sent_instances()) == 1
+
+
 @pytest.mark.campaign("crash: raise")
 @pytest.mark.parametrize("case", few_or_all("raise", 4), ids=str)
 def test_an_error_nothing_expects_at_any_point(case, stage):
