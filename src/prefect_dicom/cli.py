@@ -21,6 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,7 @@ from prefect_dicom.reasons import REASONS
 
 if TYPE_CHECKING:
     from prefect_dicom.doctor import Finding
+    from prefect_dicom.learn import Learnt
     from prefect_dicom.ledger import Cohort, Ledger, Totals
     from prefect_dicom.spool import Quarantined
 
@@ -103,6 +105,10 @@ def doctor(
     study: Annotated[str | None, Parameter(help="StudyInstanceUID to try with.")] = None,
     accession: Annotated[str | None, Parameter(help="AccessionNumber to try with.")] = None,
     patient: Annotated[str | None, Parameter(help="PatientID to try with.")] = None,
+    learn: Annotated[
+        bool,
+        Parameter(help="Learn what each node does, instead, and write it.", show_default=False),
+    ] = False,
     json_: JsonOption = False,
 ) -> int:
     """Prove a set-up before a long run.
@@ -111,6 +117,10 @@ def doctor(
     receiver, and for each PACS node does a C-ECHO, a C-FIND, reads one instance list and
     retrieves one instance over the configured way. Names what is broken and what to do, and
     prints the line to add to the PACS's table of known nodes.
+
+    With `--learn` it finds out what each node does, by some 60 requests and at most 120, and
+    writes that beside the site file, where runs find it: profiles/NODE.yaml. Nothing is stored on
+    the node or deleted; a handful of instances is retrieved and thrown away.
     """
     settings = _site(site)
     _check_known("--node", node, settings.nodes)
@@ -123,6 +133,8 @@ def doctor(
     if faults:
         raise ConfigurationError("command line", faults)
     row = CohortRow(0, patient, accession, study) if any(given.values()) else None
+    if learn:
+        return _learn(settings, site, node or tuple(settings.nodes), row, json_)
 
     from prefect_dicom.doctor import entries_for_the_pacs, examine
 
@@ -164,6 +176,69 @@ def doctor(
         + (f", [yellow]{_counted(warnings, 'note')}[/]" if warnings else "")
     )
     return Exit.ALL_WELL if well else Exit.NOT_ALL
+
+
+def _learn(
+    site: Site, reference: str, nodes: Collection[str], row: CohortRow | None, as_json: bool
+) -> int:
+    from prefect_dicom.learn import learn
+    from prefect_dicom.profile import profile_path, values_of, write_profile
+
+    if reference.startswith("block:"):
+        fault = "--learn: a profile lies beside a site file, and blocks have none; name a file"
+        raise ConfigurationError("command line", [fault])
+    folder = Path(reference).expanduser().absolute().parent
+    results: dict[str, Any] = {}
+    code = Exit.ALL_WELL
+    for name in nodes:
+        try:
+            learnt = learn(site, name, row)
+        except PrefectDicomError as error:
+            if not as_json:
+                output.print(f"[bold]{name}[/]: nothing was learnt", soft_wrap=True)
+                _print_error(error)
+            results[name] = {"error": error.code}
+            code = Exit.NOT_ALL
+            continue
+        path = profile_path(folder, name)
+        try:
+            write_profile(path, learnt.profile, datetime.now(UTC))
+        except OSError as error:
+            fault = f"cannot be written ({error.strerror}); let this user write there"
+            raise ConfigurationError(str(path), [fault]) from None
+        results[name] = {
+            "profile": values_of(learnt.profile),
+            "file": str(path),
+            "requests": learnt.requests,
+            "instances": learnt.instances,
+            "notes": learnt.notes,
+        }
+        if not as_json:
+            _print_learnt(name, learnt, path)
+    if as_json:
+        print(json.dumps(results, indent=1))
+    return code
+
+
+def _print_learnt(name: str, learnt: Learnt, path: Path) -> None:
+    from prefect_dicom.profile import in_words
+
+    table = Table(title=f"What {name} does", title_justify="left")
+    table.add_column("key", no_wrap=True)
+    table.add_column("value")
+    table.add_column("means")
+    for key, value, meaning in in_words(learnt.profile):
+        table.add_row(Text(key), Text(value), Text(meaning))
+    output.print(table)
+    for note in learnt.notes:
+        output.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
+    asked = _counted(learnt.requests, "request")
+    output.print(
+        f"Learnt by {asked} and {_counted(learnt.instances, 'instance')}, thrown away; runs use "
+        f"it from now on: {path}",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command(sort_key=3)

@@ -406,6 +406,12 @@ class Site(Settings):
         """What was learnt of each node; empty where there is no file beside the site file."""
         return {name: self._profiles.get(name, NodeProfile()) for name in self.nodes}
 
+    @property
+    def receives(self) -> bool:
+        """Whether a PACS can be asked to send here: a node is, or the receiver is configured."""
+        by_move = any(node.retrieve is RetrieveMethod.C_MOVE for node in self.nodes.values())
+        return by_move or self.receiver != Receiver()
+
     @field_validator("spool")
     @classmethod
     def _spool_and_archive_are_apart(cls, spool: Spool, info: ValidationInfo) -> Spool:

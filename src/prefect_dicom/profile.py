@@ -25,6 +25,8 @@ from prefect_dicom.settings import Document, Settings, faults_of, text_of
 FOLDER = "profiles"
 """Beside the site file; a node's profile in it has the node's name and ``.yaml``."""
 _LONGEST_LINE = 100
+_MANY = 6
+"""Values of a list up to which a person wants to read them all."""
 
 Keyword = Annotated[str, StringConstraints(pattern="^[A-Z][A-Za-z0-9]{0,63}$")]
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
@@ -50,6 +52,24 @@ class Service(StrEnum):
     """Carried out, says the peer, or failed for another cause; the object did not come."""
 
 
+class Match(StrEnum):
+    """What becomes of a query with a matching key, PS3.4 C.2.2.2."""
+
+    MATCHED = "matched"
+    IGNORED = "ignored"
+    """Answered as if the key were not there."""
+    EMPTIES = "empties"
+    """Nothing is found, or the query is refused, though the value is the study's own."""
+
+
+class KeyHabit(Settings):
+    """What a node makes of one matching key."""
+
+    match: Match | None = Field(None, description="What becomes of a query with this key.")
+    wildcards: bool | None = Field(None, description="Whether * stands for any text in it.")
+    case_sensitive: bool | None = Field(None, description="Whether case counts in it.")
+
+
 class NodeProfile(Settings):
     """What a node was seen to do. A key that is left out is not known."""
 
@@ -66,6 +86,9 @@ class NodeProfile(Settings):
     uid_lists_in_queries: bool | None = Field(
         None, description="Whether a C-FIND by a list of UIDs finds what each of them names."
     )
+    uid_lists_above: bool | None = Field(
+        None, description="Whether it answers with the series of several studies by such a list."
+    )
     answer_cap: int | None = Field(
         None, ge=1, description="Number of answers at which it was seen to stop."
     )
@@ -76,7 +99,7 @@ class NodeProfile(Settings):
         description="Status with which it stops there, in hexadecimal; 0000: it says success.",
     )
     longest_list: int | None = Field(
-        None, ge=0, description="Most answers that were seen to come whole."
+        None, ge=0, description="Longest list of answers that was seen not to be cut."
     )
     study_counts: bool | None = Field(
         None, description="Whether it tells the series and instances of a study."
@@ -89,20 +112,8 @@ class NodeProfile(Settings):
         description="Whether it finds a study when ModalitiesInStudy, StudyDescription and the "
         "counts are to be returned.",
     )
-    keys_matched: tuple[Keyword, ...] | None = Field(
-        None, description="Optional keys it matches by at STUDY level."
-    )
-    keys_ignored: tuple[Keyword, ...] | None = Field(
-        None, description="Optional keys it answers to as if they were not there."
-    )
-    keys_emptying: tuple[Keyword, ...] | None = Field(
-        None, description="Optional keys that make it answer nothing, or refuse."
-    )
-    wildcards: tuple[Keyword, ...] | None = Field(
-        None, description="Of PatientID and AccessionNumber, those in which * stands for any text."
-    )
-    case_sensitive: tuple[Keyword, ...] | None = Field(
-        None, description="Of PatientID, AccessionNumber and PatientName, those compared exactly."
+    keys: dict[Keyword, KeyHabit] | None = Field(
+        None, description="What it makes of matching keys at STUDY level."
     )
     answer_character_sets: tuple[str, ...] | None = Field(
         None,
@@ -225,7 +236,9 @@ def profile_text(profile: NodeProfile, learnt: datetime) -> str:
         lines.append(f"\n# {NodeProfile.model_fields[name].description}")
         # JSON is YAML too, with every text in quotes: 0000 stays a text.
         line = f"{name}: {json.dumps(value)}"
-        if len(line) > _LONGEST_LINE:
+        if isinstance(value, dict):
+            line = "\n".join([f"{name}:", *(f"  {k}: {json.dumps(v)}" for k, v in value.items())])
+        elif len(line) > _LONGEST_LINE:
             line = "\n".join([f"{name}:", *(f"  - {json.dumps(one)}" for one in value)])
         lines.append(line)
     return "\n".join(lines) + "\n"
@@ -234,3 +247,30 @@ def profile_text(profile: NodeProfile, learnt: datetime) -> str:
 def values_of(profile: NodeProfile) -> dict[str, Any]:
     """What is known, as plain values."""
     return profile.model_dump(mode="json", exclude_none=True)
+
+
+def in_words(profile: NodeProfile) -> list[tuple[str, str, str]]:
+    """Every key with its value and meaning, for people; what is not known has no value."""
+    known = values_of(profile)
+    lines = []
+    for name, field in NodeProfile.model_fields.items():
+        value = known.get(name)
+        if isinstance(value, dict):
+            words = "\n".join(f"{key}: {_habit(habit)}" for key, habit in value.items())
+        elif isinstance(value, list):
+            words = f"{len(value)}" if len(value) > _MANY else ", ".join(map(str, value)) or "none"
+        elif isinstance(value, bool):
+            words = "yes" if value else "no"
+        else:
+            words = "not known" if value is None else str(value)
+        lines.append((name, words, field.description or ""))
+    return lines
+
+
+def _habit(habit: dict[str, Any]) -> str:
+    words = [habit.get("match", "not known")]
+    if "wildcards" in habit:
+        words.append("wildcards" if habit["wildcards"] else "no wildcards")
+    if "case_sensitive" in habit:
+        words.append("case counts" if habit["case_sensitive"] else "in any case")
+    return ", ".join(words)

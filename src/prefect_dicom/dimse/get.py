@@ -148,7 +148,7 @@ def c_get(
     data_set = encode(identifier, is_implicit_vr=True, is_little_endian=True)
     if not data_set:
         raise ValueError("the identifier cannot be encoded")
-    connection = _connect(node)
+    connection = connected(node)
     try:
         prepare(connection)
         accepted, peer_pdu_bytes = _associate(connection, node, contexts)
@@ -161,7 +161,14 @@ def c_get(
         connection.close()
 
 
-def _connect(node: PacsNode) -> socket.socket:
+def connected(node: PacsNode) -> socket.socket:
+    """A TCP connection to a node.
+
+    Raises
+    ------
+    PacsError
+        With the cause.
+    """
     seconds = node.timeouts.connect_seconds
     try:
         return socket.create_connection((node.host, node.port), seconds)
@@ -169,17 +176,18 @@ def _connect(node: PacsNode) -> socket.socket:
         raise unconnected(error, seconds) from None
 
 
-def _associate(
-    connection: socket.socket, node: PacsNode, contexts: Sequence[Pair]
-) -> tuple[dict[int, Context], int]:
-    """Negotiate; the accepted storage contexts and the peer's maximum PDU length."""
-    model = _MODELS[node.information_model]
+def accepted_by(connection: socket.socket, node: PacsNode, request: bytes) -> bytes:
+    """Send an A-ASSOCIATE-RQ; the A-ASSOCIATE-AC that answers it.
+
+    Raises
+    ------
+    PacsError
+        Silence, rejection, abort, or another answer.
+    """
     seconds = node.timeouts.acse_seconds
     stream = Stream(connection, buffer_bytes=ANSWER_BYTES)
     try:
-        connection.sendall(
-            get_request_pdu(node.calling_ae_title, node.called_ae_title, model, contexts)
-        )
+        connection.sendall(request)
         header = stream.take(6, deadline := time.monotonic() + seconds)
         kind, length = header[0], int.from_bytes(header[2:], "big")
         if kind not in (Pdu.ASSOCIATE_AC, Pdu.ASSOCIATE_RJ, Pdu.ABORT) or length > ANSWER_BYTES:
@@ -199,8 +207,18 @@ def _associate(
         raise rejected(*body[1:])
     if kind == Pdu.ABORT:
         raise aborted(*body[2:], first_request=True)
+    return header + body
+
+
+def _associate(
+    connection: socket.socket, node: PacsNode, contexts: Sequence[Pair]
+) -> tuple[dict[int, Context], int]:
+    """Negotiate; the accepted storage contexts and the peer's maximum PDU length."""
+    model = _MODELS[node.information_model]
+    request = get_request_pdu(node.calling_ae_title, node.called_ae_title, model, contexts)
+    answer = accepted_by(connection, node, request)
     try:
-        model_result, accepted, peer_pdu_bytes = read_get_answer(header + body, contexts)
+        model_result, accepted, peer_pdu_bytes = read_get_answer(answer, contexts)
     except Violation as fault:
         _abort(connection)
         raise PacsError("answer-unusable", fault.detail) from None

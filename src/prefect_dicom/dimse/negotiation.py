@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
+    AsynchronousOperationsWindowNegotiation,
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
@@ -247,18 +249,46 @@ def get_request_pdu(
 ) -> bytes:
     """The A-ASSOCIATE-RQ of a C-GET: the model, a context for each pair, the SCP role for each
     class (PS3.7 D.3.3.4)."""
+    # Implicit VR is what everybody has to accept (PS3.5 10.1); identifiers lose nothing by it.
+    proposed = [(model, [ImplicitVRLittleEndian])]
+    proposed += [(sop_class, [syntax]) for sop_class, syntax in contexts]
+    roles = dict.fromkeys(sop_class for sop_class, _ in contexts)
+    return request_pdu(calling_ae_title, called_ae_title, proposed, roles)
+
+
+def request_pdu(
+    calling_ae_title: str,
+    called_ae_title: str,
+    proposed: Iterable[tuple[str, Sequence[str]]],
+    roles: Iterable[str] = (),
+    window: bool = False,
+) -> bytes:
+    """An A-ASSOCIATE-RQ, PS3.8 9.3.2.
+
+    Parameters
+    ----------
+    proposed : iterable of (abstract syntax, transfer syntaxes)
+        A context each, numbered 1, 3, 5, …
+    roles : iterable of str
+        SOP classes for which we want to be SCP alone, PS3.7 D.3.3.4.
+    window : bool
+        Whether to ask for any number of outstanding operations, PS3.7 D.3.3.3.
+    """
     request = A_ASSOCIATE()
     request.application_context_name = APPLICATION_CONTEXT
     request.calling_ae_title = calling_ae_title
     request.called_ae_title = called_ae_title
-    # Implicit VR is what everybody has to accept (PS3.5 10.1); identifiers lose nothing by it.
-    proposed = [build_context(model, ImplicitVRLittleEndian)]
-    proposed += [build_context(sop_class, syntax) for sop_class, syntax in contexts]
-    for number, context in enumerate(proposed):
+    contexts = [build_context(abstract, list(syntaxes)) for abstract, syntaxes in proposed]
+    for number, context in enumerate(contexts):
         context.context_id = 2 * number + MODEL_CONTEXT_ID
-    request.presentation_context_definition_list = proposed
+    request.presentation_context_definition_list = contexts
     request.user_information = user_information(ANNOUNCED_PDU_BYTES)
-    for sop_class in dict.fromkeys(sop_class for sop_class, _ in contexts):
+    if window:
+        operations = AsynchronousOperationsWindowNegotiation()
+        operations.maximum_number_operations_invoked = 0
+        operations.maximum_number_operations_performed = 1
+        request.user_information.append(operations)
+    for sop_class in roles:
         role = SCP_SCU_RoleSelectionNegotiation()
         role.sop_class_uid = sop_class
         role.scu_role, role.scp_role = False, True
@@ -266,6 +296,60 @@ def get_request_pdu(
     pdu = A_ASSOCIATE_RQ()
     pdu.from_primitive(request)
     return pdu.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What an A-ASSOCIATE-AC grants.
+
+    Parameters
+    ----------
+    results : dict of int to int
+        By presentation context ID: 0 for acceptance, else why not, PS3.8 9.3.3.2.
+    scp_roles : frozenset of str
+        SOP classes for which we may be SCP.
+    window : int or None
+        Operations we may have outstanding, 0 for any number; None where nothing is said of it.
+    peer_pdu_bytes : int
+        The longest PDU the peer takes, 0 for any.
+    """
+
+    results: dict[int, int]
+    scp_roles: frozenset[str]
+    window: int | None
+    peer_pdu_bytes: int
+
+
+def read_answer(pdu: bytes) -> Granted:
+    """What an A-ASSOCIATE-AC grants.
+
+    Raises
+    ------
+    Violation
+        It cannot be read.
+    """
+    _refuse_stuffed(pdu[6:])
+    answer = A_ASSOCIATE_AC()
+    try:
+        answer.decode(pdu)
+        items = answer.to_primitive().user_information
+        windows = [
+            item.maximum_number_operations_invoked
+            for item in items
+            if isinstance(item, AsynchronousOperationsWindowNegotiation)
+        ]
+        return Granted(
+            {item.context_id: item.result for item in answer.presentation_context},
+            frozenset(
+                str(item.sop_class_uid)
+                for item in items
+                if isinstance(item, SCP_SCU_RoleSelectionNegotiation) and item.scp_role
+            ),
+            windows[0] if windows else None,
+            answer.user_information.maximum_length or 0,
+        )
+    except Exception:
+        raise Violation(Violation.INVALID_PARAMETER, "the A-ASSOCIATE-AC cannot be read") from None
 
 
 def read_get_answer(
@@ -284,24 +368,10 @@ def read_get_answer(
     Violation
         It cannot be read.
     """
-    _refuse_stuffed(pdu[6:])
-    answer = A_ASSOCIATE_AC()
-    try:
-        answer.decode(pdu)
-        results = {item.context_id: item for item in answer.presentation_context}
-        roles = {
-            item.sop_class_uid: item.scp_role
-            for item in answer.to_primitive().user_information
-            if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
-        }
-        accepted = {}
-        for number, (sop_class, syntax) in enumerate(contexts, start=1):
-            context_id = 2 * number + MODEL_CONTEXT_ID
-            result = results.get(context_id)
-            if result is not None and result.result == _ACCEPTED and roles.get(sop_class):
-                accepted[context_id] = Context(sop_class, syntax)
-        model = results.get(MODEL_CONTEXT_ID)
-        longest = answer.user_information.maximum_length or 0
-        return None if model is None else model.result, accepted, longest
-    except Exception:
-        raise Violation(Violation.INVALID_PARAMETER, "the A-ASSOCIATE-AC cannot be read") from None
+    granted = read_answer(pdu)
+    accepted = {}
+    for number, (sop_class, syntax) in enumerate(contexts, start=1):
+        context_id = 2 * number + MODEL_CONTEXT_ID
+        if granted.results.get(context_id) == _ACCEPTED and sop_class in granted.scp_roles:
+            accepted[context_id] = Context(sop_class, syntax)
+    return granted.results.get(MODEL_CONTEXT_ID), accepted, granted.peer_pdu_bytes

@@ -38,6 +38,7 @@ _POLL_SECONDS = 0.05
 class Arrived:
     """What one request has brought so far.
 
+    ``by_originator`` counts the objects that named the request by its Move Originator fields.
     ``refused`` is why an object could not be written meanwhile, a reason code; empty if all could.
     """
 
@@ -46,6 +47,7 @@ class Arrived:
     quiet_seconds: float
     open_bytes: int
     refused: str = ""
+    by_originator: int = 0
 
 
 class ReceiverLease:

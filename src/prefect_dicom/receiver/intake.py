@@ -33,6 +33,8 @@ class Expectation:
     originator_ae_title: str = ""
     message_id: int = 0
     objects: int = 0
+    by_originator: int = 0
+    """Of the objects, those that named the request they answer."""
     size_bytes: int = 0
     refusals_before: int = 0
     last_arrival: float = field(default_factory=time.monotonic)
@@ -110,6 +112,7 @@ class Intake:
                 self.spool.keep(part, study)
                 with self._lock:
                     expectation.objects += 1
+                    expectation.by_originator += expectation is own and own is not self._own
                     expectation.size_bytes += part.size_bytes
                     expectation.last_arrival = time.monotonic()
         except SpoolFull:

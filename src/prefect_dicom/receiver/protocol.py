@@ -10,7 +10,8 @@ its lease with its socket. Requests are answered in order.
             ``originator`` (our calling AE title)       with; ``quiet_seconds`` since the
                                                         last arrival for any of them
 ``arrived`` ``message_id``                              ``objects``, ``size_bytes``,
-                                                        ``quiet_seconds``, ``open_bytes``
+                                                        ``quiet_seconds``, ``open_bytes``,
+                                                        ``refused``, ``by_originator``
 ``forget``  ``message_id``
 ``status``                                              what ``prefect-dicom receiver
                                                         status`` prints

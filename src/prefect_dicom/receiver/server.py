@@ -234,6 +234,7 @@ class ReceiverServer:
                 expectation = mine[number]
                 return {
                     "objects": expectation.objects,
+                    "by_originator": expectation.by_originator,
                     "size_bytes": expectation.size_bytes,
                     "quiet_seconds": time.monotonic() - expectation.last_arrival,
                     "open_bytes": self._intake.open_bytes,
