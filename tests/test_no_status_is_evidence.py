@@ -198,6 +198,23 @@ def test_a_node_that_sends_nothing_for_three_studies_is_left_alone(around, retri
         place.audit()
 
 
+def test_studies_that_never_come_keep_no_rerun_from_the_others(around):
+    objects = list(tiny_objects(6))
+    # The first three to be asked for lie damaged on the PACS.
+    damaged = sorted(each.study_instance_uid for each in objects)[:3]
+    script = [Behaviour("move.success_nothing", study=study) for study in damaged]
+    with around(
+        objects,
+        script=script,
+        node={"limits": {"chunk_studies": 1}, "timeouts": {"settle_seconds": 0.1}},
+    ) as place:
+        with pytest.raises(PacsError, match="node-sends-nothing"):
+            place.pull()
+        assert place.rerun().rows == {Verdict.ARCHIVED: 3, Verdict.FAILED: 3}
+        assert {r for _, r in place.reasons()} == {"nothing-arrived", None}
+        place.audit()
+
+
 def test_studies_whose_last_instances_never_come_do_not_halt_the_node(around):
     script = [Behaviour("move.drop_instances", instances=1)]
     with around(

@@ -214,12 +214,24 @@ class Pull:
             yield chunk
 
     def _studies_to_pull(self) -> Iterator[tuple[StudyReference, str, int | None]]:
+        """Unfinished studies; those that were tried before and brought nothing come last.
+
+        A few that never come would otherwise stop every run at its beginning, as a node that
+        sends nothing. What an earlier run left in the spool comes early: it may fill the disk.
+        """
+        here = self.spool.studies()
+        tried: list[tuple[StudyReference, str, int | None]] = []
         after = 0
         while page := self.ledger.studies_to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
             for record in page:
                 if record.node in self.site.nodes:
-                    yield record.reference, record.node, record.study.number_of_instances
+                    study = record.reference, record.node, record.study.number_of_instances
+                    if record.attempt and not record.received and record.reference not in here:
+                        tried.append(study)
+                    else:
+                        yield study
             after = page[-1].reference
+        yield from tried
 
     def retrieve(self, chunk: Chunk) -> int:
         """Bring the studies of a chunk into the spool; returns how many it could claim.
