@@ -12,6 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from prefect_dicom.comparison import study_day
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import OPTIONAL_STUDY_KEYS, find_studies, list_series
 from prefect_dicom.errors import PacsError
@@ -22,7 +23,6 @@ from prefect_dicom.matching import (
     assess,
     identifies,
     might_mean,
-    study_day,
     study_query,
     tells,
 )
@@ -117,6 +117,7 @@ def _ask_simply(requestor: Requestor, row: CohortRow, keys: Mapping[str, str]) -
     wanted = {
         "ModalitiesInStudy": row.modality is not None,
         "StudyDescription": row.study_description is not None,
+        "PatientBirthDate": row.patient_birth_date is not None,
     }
     optional = [keyword for keyword in OPTIONAL_STUDY_KEYS if wanted.get(keyword)]
     return find_studies(requestor, keys, optional)

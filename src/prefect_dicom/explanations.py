@@ -100,7 +100,17 @@ shift the date of a study near midnight. Nothing is wrong unless you wanted thes
 One accession number, or one study UID, stands for studies of different patients. That happens with
 accession numbers of several hospitals in one archive, after a merge that went half way, and with
 test patients. None is chosen by guess: a wrong patient in a cohort is worse than a missing one.
-The candidates are kept in the ledger, for the row's line only.""",
+The candidates are in `candidates.csv` in the reports folder, a line for each: write `x` into the
+column Take of those you want, and pull the file as a cohort of its own.""",
+    "name-disagrees": """
+A mistyped accession number is often the number of a stranger's study. Where the cohort file has a
+column PatientName or PatientBirthDate, every study that the identifiers find is compared with them,
+and one that differs keeps the whole row from being taken. Names are compared without regard to
+case, accents and titles, group by group (Latin, ideographic, phonetic); `Müller, Jörg` with a comma
+and `Mueller^Joerg` are not the same and are called "written otherwise". A PACS that drops the
+letters it cannot send (Orthanc answers in Latin-1 whatever the objects hold) or does not tell the
+birth date leaves nothing to compare: such rows end here too. `candidates.csv` says for each study
+what differs.""",
     "key-ignored": """
 An archive that does not support a key leaves it out of the matching and answers with whatever is
 there. dcmqrscp does so with every key it does not know. All answers are compared here with what

@@ -7,21 +7,24 @@ but for the padding DICOM itself calls insignificant (PS3.5 6.2).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import date
-from functools import lru_cache
+from datetime import timedelta
+from typing import NamedTuple
 
+from prefect_dicom.comparison import (
+    blurred,
+    like,
+    names_agree,
+    overlooked,
+    study_day,
+    unpadded,
+    written_otherwise,
+)
 from prefect_dicom.identifiers import is_safe_key, normal_uid
 from prefect_dicom.model import CohortRow, Study
 
 MOST_NEAR_MISSES = 20
-
-# PS3.5 6.2, VR DA; with dots it is the form of ACR-NEMA, which readers are to accept.
-_DAY = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})|([0-9]{4})\.([0-9]{2})\.([0-9]{2})")
-_LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
-_PADDING = re.compile(r"[\s\0]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,12 @@ def tells(study: Study, keywords: Iterable[str]) -> bool:
         "AccessionNumber": study.accession_number,
         "StudyInstanceUID": study.study_instance_uid,
     }
-    return all(_unpadded(told[keyword]) for keyword in keywords)
+    return all(unpadded(told[keyword]) for keyword in keywords)
 
 
 def might_mean(row: CohortRow, study: Study) -> bool:
     """Whether an archive that matches substrings in any case may take the study for the row's."""
-    return all(_alike(given) in _alike(found) for given, found in _identifiers(row, study))
+    return all(blurred(given) in blurred(found) for given, found in _identifiers(row, study))
 
 
 def passes_filters(row: CohortRow, study: Study) -> bool:
@@ -106,10 +109,64 @@ def passes_filters(row: CohortRow, study: Study) -> bool:
         if day is None or day not in row.study_date:
             return False
     if row.modality is not None:
-        modalities = {_unpadded(name).casefold() for name in study.modalities} - {""}
-        if modalities and _unpadded(row.modality).casefold() not in modalities:
+        modalities = {unpadded(name).casefold() for name in study.modalities} - {""}
+        if modalities and unpadded(row.modality).casefold() not in modalities:
             return False
     return row.study_description is None or like(row.study_description, study.study_description)
+
+
+def is_of_the_patient(row: CohortRow, study: Study) -> bool | None:
+    """Whether name and birth date of the answer are those the row gives, if it gives any.
+
+    They identify nobody. They show that an identifier was mistyped, and is a stranger's.
+
+    Returns
+    -------
+    bool or None
+        None where the answer does not tell what the row gives.
+    """
+    judged: list[bool | None] = []
+    if row.patient_name is not None:
+        judged.append(names_agree(row.patient_name, study.patient_name))
+    if row.patient_birth_date is not None:
+        day = study_day(study.patient_birth_date)
+        judged.append(None if day is None else day == row.patient_birth_date)
+    return False if False in judged else None if None in judged else True
+
+
+def why_not_taken(row: CohortRow, study: Study) -> tuple[str, ...]:
+    """In what a near miss differs from what its row asks for.
+
+    Returns
+    -------
+    tuple of str
+        In words that hold no patient data; empty where the study is what was asked for, and was
+        not taken for the sake of others.
+    """
+    words = []
+    for keyword, given, found in _named_identifiers(row, study):
+        if given == found:
+            continue
+        if differing := overlooked(given, found):
+            words.append(f"{keyword} differs in {' and '.join(differing)}")
+        else:
+            words.append(f"{keyword} {'is another' if found else 'is not told'}")
+    if row.patient_name is not None:
+        agrees = names_agree(row.patient_name, study.patient_name)
+        if agrees is None:
+            words.append("PatientName is not told")
+        elif not agrees:
+            otherwise = written_otherwise(row.patient_name, study.patient_name)
+            words.append(f"PatientName {'is written otherwise' if otherwise else 'is another'}")
+    if row.patient_birth_date is not None:
+        day = study_day(study.patient_birth_date)
+        if day != row.patient_birth_date:
+            words.append(f"PatientBirthDate {'is not told' if day is None else 'is another'}")
+    if _is_a_day_off(row, study):
+        words.append("StudyDate is one day off")
+    if not is_safe_key(normal_uid(study.study_instance_uid)):
+        words.append("StudyInstanceUID cannot be asked for")
+    return tuple(words)
 
 
 def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
@@ -124,12 +181,13 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     -------
     Discovery
         With reason None and studies, or one of ``no-match``, ``excluded-by-filter``,
-        ``several-patients`` and ``unsafe-uid``. The candidates of ``several-patients``, studies
-        whose UID cannot be asked for, and answers whose identifiers differ only in case,
-        padding or leading zeros are the near misses, in this order.
+        ``several-patients``, ``name-disagrees`` and ``unsafe-uid``. The candidates of
+        ``several-patients`` and ``name-disagrees``, studies whose UID cannot be asked for,
+        answers whose identifiers differ only in case, padding or leading zeros, and studies one
+        day out of the row's range are the near misses, in this order.
     """
-    identified: dict[tuple[str, str], Study] = {}
-    nearly: dict[tuple[str, str], Study] = {}
+    identified: dict[_Identity, Study] = {}
+    nearly: dict[_Identity, Study] = {}
     for answer in answers:
         key = _identity(answer)
         if identifies(row, answer):
@@ -137,6 +195,7 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
             identified[key] = answer if known is None else _merged(known, answer)
         elif len(nearly) < MOST_NEAR_MISSES and _nearly_identifies(row, answer):
             nearly.setdefault(key, answer)
+    nearly |= {key: study for key, study in identified.items() if _is_a_day_off(row, study)}
 
     def discovery(
         reason: str | None, studies: Iterable[Study] = (), aside: Iterable[Study] = ()
@@ -152,14 +211,15 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     remaining = [study for study in identified.values() if passes_filters(row, study)]
     if not remaining:
         return discovery("excluded-by-filter")
-    if row.patient_id is None:
-        # A request names a study by its UID alone and so brings the objects of all patients
-        # it is filed under, also of those the filters have left out.
-        uids = {normal_uid(study.study_instance_uid) for study in remaining}
-        patients = {patient for uid, patient in identified if uid in uids}
-        if len(patients) > 1:
-            candidates = [study for (uid, _), study in identified.items() if uid in uids]
-            return discovery("several-patients", aside=candidates)
+    # A request names a study by its UID alone and so brings the objects of all patients it is
+    # filed under, also of those the filters have left out.
+    uids = {normal_uid(study.study_instance_uid) for study in remaining}
+    its = {key: study for key, study in identified.items() if key.study_instance_uid in uids}
+    if len({key.patient for key in its}) > 1:
+        candidates = list(its.values())
+        return discovery("several-patients", aside=candidates)
+    if not all(is_of_the_patient(row, study) for study in remaining):
+        return discovery("name-disagrees", aside=remaining)
     safe, unsafe = [], []
     for study in remaining:
         uid = normal_uid(study.study_instance_uid)
@@ -170,49 +230,55 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     return discovery(None if safe else "unsafe-uid", studies=safe, aside=unsafe)
 
 
-def like(pattern: str, text: str) -> bool:
-    """Whether a text is what a pattern with ``*`` and ``?`` says, in whatever case."""
-    return _glob(_unpadded(pattern)).fullmatch(_unpadded(text)) is not None
+class _Identity(NamedTuple):
+    """What makes two answers one study's."""
+
+    study_instance_uid: str
+    patient_id: str
+    patient_id_bytes: str
+    """Where its characters are a guess, so that bytes that differ stay different."""
+
+    @property
+    def patient(self) -> tuple[str, str]:
+        return self.patient_id, self.patient_id_bytes
 
 
-def blurred(identifier: str) -> str:
-    """The same text for identifiers that a person might take for each other."""
-    return _alike(identifier)
+def _identity(study: Study) -> _Identity:
+    guessed = dict(study.original).get("PatientID", "") if "PatientID" in study.guessed else ""
+    return _Identity(normal_uid(study.study_instance_uid), unpadded(study.patient_id), guessed)
 
 
-def unpadded(text: str) -> str:
-    """The text without what DICOM calls insignificant at its ends, PS3.5 6.2."""
-    return _unpadded(text)
-
-
-def _unpadded(text: str) -> str:
-    return text.rstrip(" \0").lstrip(" ")
-
-
-def _identity(study: Study) -> tuple[str, str]:
-    return normal_uid(study.study_instance_uid), _unpadded(study.patient_id)
+def _named_identifiers(row: CohortRow, study: Study) -> list[tuple[str, str, str]]:
+    """Of each identifier of the row: keyword, the row's value, the study's, without padding."""
+    named = [
+        ("PatientID", row.patient_id, study.patient_id),
+        ("AccessionNumber", row.accession_number, study.accession_number),
+        ("StudyInstanceUID", row.study_instance_uid, normal_uid(study.study_instance_uid)),
+    ]
+    return [
+        (keyword, unpadded(given), unpadded(found))
+        for keyword, given, found in named
+        if given is not None
+    ]
 
 
 def _identifiers(row: CohortRow, study: Study) -> list[tuple[str, str]]:
-    """The row's identifiers beside the study's, both without padding."""
-    pairs = []
-    if row.patient_id is not None:
-        pairs.append((_unpadded(row.patient_id), _unpadded(study.patient_id)))
-    if row.accession_number is not None:
-        pairs.append((_unpadded(row.accession_number), _unpadded(study.accession_number)))
-    if row.study_instance_uid is not None:
-        pairs.append((normal_uid(row.study_instance_uid), normal_uid(study.study_instance_uid)))
-    return pairs
+    return [(given, found) for _, given, found in _named_identifiers(row, study)]
 
 
 def _nearly_identifies(row: CohortRow, study: Study) -> bool:
     pairs = _identifiers(row, study)
-    return bool(pairs) and all(_alike(given) == _alike(found) for given, found in pairs)
+    return bool(pairs) and all(given == found or overlooked(given, found) for given, found in pairs)
 
 
-def _alike(identifier: str) -> str:
-    """The same text for identifiers that a person might take for each other."""
-    return _LEADING_ZEROS.sub("", _PADDING.sub("", identifier).casefold())
+def _is_a_day_off(row: CohortRow, study: Study) -> bool:
+    """Whether the study is the row's but for one day, as by another time zone."""
+    day = study_day(study.study_date)
+    if row.study_date is None or day is None or day in row.study_date:
+        return False
+    ends = [end for end in (row.study_date.first, row.study_date.last) if end is not None]
+    near = any(abs(day - end) == timedelta(days=1) for end in ends)
+    return near and passes_filters(replace(row, study_date=None), study)
 
 
 def _merged(first: Study, second: Study) -> Study:
@@ -225,39 +291,10 @@ def _merged(first: Study, second: Study) -> Study:
         study_description=first.study_description or second.study_description,
         number_of_series=_larger(first.number_of_series, second.number_of_series),
         number_of_instances=_larger(first.number_of_instances, second.number_of_instances),
+        patient_name=first.patient_name or second.patient_name,
+        patient_birth_date=first.patient_birth_date or second.patient_birth_date,
     )
 
 
 def _larger(first: int | None, second: int | None) -> int | None:
     return max((count for count in (first, second) if count is not None), default=None)
-
-
-def study_day(study_date: str) -> date | None:
-    """The day of a StudyDate as it was answered, PS3.5 6.2; None where it is not readable."""
-    match = _DAY.fullmatch(_unpadded(study_date))
-    if match is None:
-        return None
-    try:
-        return date(*(int(part) for part in match.groups() if part is not None))
-    except ValueError:
-        return None
-
-
-@lru_cache(maxsize=256)
-def _glob(pattern: str) -> re.Pattern[str]:
-    """A description pattern as a regular expression that cannot take long.
-
-    Each piece between two stars is found at its first place for good (an atomic group): any
-    later place leaves less text for the pieces after it.
-    """
-    first, *pieces = pattern.split("*")
-    text = _literal(first)
-    if pieces:
-        *middle, last = pieces
-        text += "".join(f"(?>.*?{_literal(piece)})" for piece in middle if piece)
-        text += f".*{_literal(last)}"
-    return re.compile(text, re.IGNORECASE | re.DOTALL)
-
-
-def _literal(piece: str) -> str:
-    return ".".join(re.escape(part) for part in piece.split("?"))

@@ -63,6 +63,7 @@ LIST_UNPROVED = "list-unproved"
 _ROW_VERDICTS = {
     "no-match": Verdict.NOT_FOUND,
     "several-patients": Verdict.AMBIGUOUS,
+    "name-disagrees": Verdict.AMBIGUOUS,
     "excluded-by-filter": Verdict.EXCLUDED,
 }
 

@@ -56,7 +56,8 @@ _TABLE = (
         "no-match",
         PERMANENT,
         "The PACS has no study with the row's identifiers.",
-        "Check the identifiers at their source (leading zeros, case, another archive).",
+        "Check the identifiers at their source (leading zeros, case, another archive); what the "
+        "PACS answered that is nearly the same is in `candidates.csv`.",
     ),
     (
         "excluded-by-filter",
@@ -68,7 +69,16 @@ _TABLE = (
         "several-patients",
         OPERATOR,
         "The row's identifiers belong to studies of more than one patient.",
-        "Add PatientID or StudyInstanceUID to the row; the candidates are in the ledger's report.",
+        "Mark the right ones of the candidates in `candidates.csv` and pull that file, or add "
+        "PatientID or StudyInstanceUID to the row.",
+    ),
+    (
+        "name-disagrees",
+        PERMANENT,
+        "The row's identifiers were found, with a patient's name or birth date that is not the "
+        "row's, or with none.",
+        "Check the row's identifiers; where the studies are right all the same, mark them in "
+        "`candidates.csv` and pull that file.",
     ),
     (
         "key-ignored",

@@ -25,8 +25,8 @@ from re import _constants as opcodes
 from re import _parser as parser
 from typing import Any
 
+from prefect_dicom.comparison import blurred, like, study_day, unpadded
 from prefect_dicom.identifiers import normal_uid
-from prefect_dicom.matching import blurred, like, study_day, unpadded
 from prefect_dicom.model import (
     DateRange,
     Excluded,

@@ -51,6 +51,7 @@ _REQUIRED_STUDY_KEYS = (
     "StudyDate",
 )
 OPTIONAL_STUDY_KEYS = (
+    "PatientBirthDate",
     "ModalitiesInStudy",
     "StudyDescription",
     "NumberOfStudyRelatedSeries",
