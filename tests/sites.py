@@ -30,8 +30,8 @@ from prefect_dicom.ledger import Ledger, StudyRecord, Totals
 from prefect_dicom.model import RowVerdict, StudyManifest, StudyState
 from prefect_dicom.receiver import ReceiverLease, running_receiver
 from prefect_dicom.steps import Pull, open_pull, register_cohort, work_through
-from prefect_dicom.testing import Behaviour, ScriptedPacs
-from prefect_dicom.testing.objects import StoredObject
+from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_objects
+from prefect_dicom.testing.objects import StoredObject, decoded, encoded, object_of_bytes
 from prefect_dicom.testing.s3 import S3Server
 
 LOOPBACK = "127.0.0.1"
@@ -44,6 +44,18 @@ def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
         time.sleep(0.01)
+
+
+def study(seed: int, instances: int = 2, **elements: str) -> list[StoredObject]:
+    """A study whose objects say this of themselves."""
+    made = []
+    for stored in tiny_objects(1, instances=instances, seed=seed):
+        dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value)
+        data = encoded(dataset, stored.transfer_syntax_uid)
+        made.append(object_of_bytes(data, stored.transfer_syntax_uid))
+    return made
 
 
 @dataclass(frozen=True)

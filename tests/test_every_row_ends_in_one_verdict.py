@@ -7,28 +7,15 @@ from collections import Counter
 
 import pyarrow.parquet
 import pytest
-from sites import Place, site_around
+from sites import Place, site_around, study
 
 from prefect_dicom.identifiers import is_safe_key
 from prefect_dicom.model import Verdict
 from prefect_dicom.reasons import REASONS
 from prefect_dicom.report import INSTANCES, RESULTS, write_reports
-from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
-from prefect_dicom.testing.objects import decoded, encoded, object_of_bytes
+from prefect_dicom.testing import Behaviour
 
 METHODS = ("c-move", "c-get")
-
-
-def study(seed: int, instances: int = 2, **elements: str) -> list[StoredObject]:
-    """A study whose objects say this of themselves."""
-    made = []
-    for stored in tiny_objects(1, instances=instances, seed=seed):
-        dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
-        for keyword, value in elements.items():
-            setattr(dataset, keyword, value)
-        data = encoded(dataset, stored.transfer_syntax_uid)
-        made.append(object_of_bytes(data, stored.transfer_syntax_uid))
-    return made
 
 
 BY_UID = study(1, PatientID="0042", AccessionNumber="UID-1")

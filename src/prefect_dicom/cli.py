@@ -829,7 +829,13 @@ def _show(
     as_json: bool,
     error: BaseException | None = None,
 ) -> int:
-    from prefect_dicom.report import RESULTS, in_words, reason_table, unarchived_rows
+    from prefect_dicom.report import (
+        CANDIDATES,
+        RESULTS,
+        in_words,
+        reason_table,
+        unarchived_rows,
+    )
 
     totals = ledger.totals(cohort.number)
     reasons = reason_table(ledger.verdicts(cohort.number))
@@ -854,6 +860,8 @@ def _show(
     output.print(in_words(totals), markup=False, soft_wrap=not output.is_terminal)
     if (folder / RESULTS).exists():
         output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
+    if (folder / CANDIDATES).exists():
+        output.print(f"To choose from: {folder / CANDIDATES}", markup=False, soft_wrap=True)
     if missing:
         option = "" if reference == DEFAULT_SITE else f" --site {reference}"
         output.print(

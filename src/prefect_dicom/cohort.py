@@ -10,6 +10,10 @@ a data frame has lost them, and Parquet through pandas. CSV is split by the stan
 csv module: ``pandas.read_csv`` silently fills short lines up and drops a stray quote, and it
 numbers records where complaints need the lines of the file.
 
+PatientName and PatientBirthDate identify nobody; what a row finds is compared with them.
+A table with a column CandidateOf is one of ours, of near misses: there only identifiers count, an
+apostrophe at their beginning does not, and where there is a column Take only what it marks.
+
 The standard's own terms: PatientID and StudyDescription are LO (64 characters), AccessionNumber
 is SH (16), StudyDate is DA, Modality is CS, PS3.5 6.2. The matching rules that make an
 identifier safe to query by are in PS3.4 C.2.2.2.
@@ -55,8 +59,14 @@ _NAMES = {
     "StudyDateTo": "studydateto dateto to end",
     "Modality": "modality modalitiesinstudy 0008,0060 0008,0061",
     "StudyDescription": "studydescription description 0008,1030",
+    "PatientName": "patientname 0010,0010",
+    "PatientBirthDate": "patientbirthdate birthdate 0010,0030",
+    "CandidateOf": "candidateof",
+    "Take": "take",
 }
 _MEANINGS = {name: meaning for meaning, names in _NAMES.items() for name in names.split()}
+_TAKEN = frozenset(["x", "yes", "y", "1", "true", "take"])
+_LEFT = frozenset(["no", "n", "0", "false", "-"])
 _TAG = re.compile(r"\(?([0-9a-f]{4},[0-9a-f]{4})\)?")
 
 _BLANKS = " \t\r\n\N{NO-BREAK SPACE}\N{ZERO WIDTH NO-BREAK SPACE}"
@@ -130,7 +140,7 @@ def cohort_digest(path: Path) -> str:
 
 
 def read_cohort(path: Path, window: Window | None = None) -> list[CohortRow]:
-    """Read a cohort file.
+    """Read a cohort file, or a table of candidates that a person has marked.
 
     The kind of file is recognised by its first bytes. The first line that is not blank is the
     header. Columns go by their DICOM keyword, tag or plain name, whatever their case, blanks
@@ -195,7 +205,17 @@ def _rows(path: Path, faults: list[str], window: Window | None) -> Iterator[Coho
         columns = _columns(table, faults, window)
         if faults:
             return
+        marks = None
+        if "CandidateOf" in columns:
+            marks = columns.get("Take")
+            table = replace(table, content=partial(_without_apostrophe, table.content))
+            columns = {name: index for name, index in columns.items() if name in _IDENTIFIERS}
+        columns.pop("Take", None)
+        marked = marks is None
         for line, cells in table.records:
+            if marks is not None and not _is_marked(table, line, cells, marks, faults):
+                continue
+            marked = True
             row = _row(table, columns, line, cells, faults)
             if row is None:
                 continue
@@ -203,8 +223,40 @@ def _rows(path: Path, faults: list[str], window: Window | None) -> Iterator[Coho
                 row = _within(window, row, faults)
             if row is not None:
                 yield row
+        if not marked and not faults:
+            faults.append(
+                "no candidate is marked; write x into the column Take of those that are wanted, "
+                "or delete the lines of all others and the column Take"
+            )
     except _Unreadable as unreadable:
         faults.append(str(unreadable))
+
+
+def _is_marked(
+    table: _Table, line: int, cells: Sequence[object], index: int, faults: list[str]
+) -> bool:
+    """Whether a person has marked a candidate as wanted."""
+    try:
+        mark = table.content(cells[index]) if index < len(cells) else None
+    except _Unfit:
+        mark = "neither"
+    mark = str(mark or "").strip(_BLANKS).casefold()
+    if mark and mark not in _TAKEN | _LEFT:
+        faults.append(f'line {line}, column "Take": is neither x nor empty; write one of them')
+    return mark in _TAKEN
+
+
+def _without_apostrophe(
+    content: Callable[[object], str | date | None], cell: object
+) -> str | date | None:
+    """What a table of candidates has in a cell: spreadsheets are kept from changing it."""
+    text = content(cell)
+    if not isinstance(text, str):
+        return text
+    text = text.strip(" \t\r\n").removeprefix("'")
+    if text.strip(_BLANKS) != text.strip(" "):
+        raise _Unfit(_INVISIBLE)
+    return text
 
 
 def _within(window: Window, row: CohortRow, faults: list[str]) -> CohortRow | None:
@@ -411,6 +463,8 @@ def _row(
         study_date=study_date,
         modality=values.get("Modality"),
         study_description=values.get("StudyDescription"),
+        patient_name=values.get("PatientName"),
+        patient_birth_date=values.get("PatientBirthDate"),
     )
 
 
@@ -454,6 +508,14 @@ def _modality(content: str | date) -> str:
 def _description(content: str | date) -> str:
     text = _text(content)
     _refuse_unprintable(text)
+    return text
+
+
+def _person_name(content: str | date) -> str:
+    text = _text(content)
+    _refuse_unprintable(text)
+    if not text.strip(" ^=*?"):
+        raise _Unfit("names nobody; write the name as Family^Given, or leave it empty")
     return text
 
 
@@ -550,6 +612,8 @@ _READERS: dict[str, Callable[[str | date], object]] = {
     _AROUND: _one_day,
     "Modality": _modality,
     "StudyDescription": _description,
+    "PatientName": _person_name,
+    "PatientBirthDate": _day,
 }
 
 

@@ -1,7 +1,8 @@
 """Result tables: what became of every row, and the cohort's manifest of instances.
 
 Row results name a row by its line in the cohort file and hold no patient data; the instance
-manifest holds UIDs, as the archive's own keys do.
+manifest holds UIDs, as the archive's own keys do. The table of candidates holds what a person needs
+to choose by, names and birth dates too.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from typing import Any
 
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.faultpoints import reached
-from prefect_dicom.identifiers import is_uid
+from prefect_dicom.identifiers import is_uid, normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
-from prefect_dicom.model import RowVerdict, StudyState, Verdict
+from prefect_dicom.matching import why_not_taken
+from prefect_dicom.model import CohortRow, RowVerdict, Study, StudyState, Verdict
 from prefect_dicom.reasons import reason_for
 
 RESULTS = "results.csv"
 INSTANCES = "instances"
+CANDIDATES = "candidates.csv"
 _ROWS_PER_WRITE = 20_000
 
 _RESULT_COLUMNS = (
@@ -37,6 +40,21 @@ _RESULT_COLUMNS = (
     "meaning",
     "what_to_do",
     "gaps",
+)
+_CANDIDATE_COLUMNS = (
+    "Take",
+    "CandidateOf",
+    "Why",
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "AccessionNumber",
+    "StudyInstanceUID",
+    "StudyDate",
+    "Modalities",
+    "StudyDescription",
+    "Guessed",
+    "Bytes",
 )
 _INSTANCE_COLUMNS = {
     "study": "int64",
@@ -172,13 +190,17 @@ def summary_markdown(
         f"- `{RESULTS}`: a verdict and a reason for every line of the cohort file\n"
         f"- `{INSTANCES}.parquet`, `{INSTANCES}.csv`: every archived instance with its key, "
         "size and SHA-256\n"
+        f"- `{CANDIDATES}`, where there are any: studies that are nearly what a line asks for, to "
+        "choose from (patient data)\n"
     )
 
 
 def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
     """Write ``results.csv``, ``instances.parquet`` and ``instances.csv``; returns their folder.
 
-    Each file is replaced as a whole. Memory does not grow with the cohort.
+    And ``candidates.csv``, where there are any: the answers that were nearly what a row asks for,
+    in a form that :func:`~prefect_dicom.cohort.read_cohort` reads. Each file is replaced as a
+    whole. Memory does not grow with the cohort.
     """
     folder = reports / cohort.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,8 +224,52 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
                     "; ".join(verdict.gaps),
                 )
             )
+    _write_candidates(ledger, cohort, folder / CANDIDATES)
     _write_instances(ledger, cohort, folder)
     return folder
+
+
+def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
+    candidates = (
+        _candidate(row, reason, study)
+        for row, reason, studies in ledger.candidates(cohort.number)
+        for study in studies
+    )
+    first = next(candidates, None)
+    if first is None:
+        target.unlink(missing_ok=True)
+        return
+    with _replacing(target) as path:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # With a byte order mark: spreadsheets take the file for Latin-1 without.
+        with open(handle, "w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, _CANDIDATE_COLUMNS)
+            writer.writeheader()
+            writer.writerow(first)
+            writer.writerows(candidates)
+
+
+def _candidate(row: CohortRow, reason: str | None, study: Study) -> dict[str, Any]:
+    return {
+        "Take": "",
+        "CandidateOf": row.line,
+        "Why": "; ".join(why_not_taken(row, study)) or reason,
+        # A spreadsheet would make a number or a date of an identifier, and lose its zeros.
+        "PatientID": _quoted(study.patient_id),
+        "AccessionNumber": _quoted(study.accession_number),
+        "StudyInstanceUID": _quoted(normal_uid(study.study_instance_uid)),
+        "PatientName": _cell(study.patient_name),
+        "PatientBirthDate": _cell(study.patient_birth_date),
+        "StudyDate": _cell(study.study_date),
+        "Modalities": _cell(" ".join(study.modalities)),
+        "StudyDescription": _cell(study.study_description),
+        "Guessed": " ".join(study.guessed),
+        "Bytes": " ".join(f"{keyword}:{octets}" for keyword, octets in study.original),
+    }
+
+
+def _quoted(identifier: str) -> str:
+    return identifier and "'" + identifier
 
 
 def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:

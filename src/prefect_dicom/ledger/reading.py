@@ -274,6 +274,37 @@ class Reading:
             ).scalar()
         return tuple(map(_study_of_json, kept or ()))
 
+    def candidates(self, cohort: int) -> Iterator[tuple[CohortRow, str | None, tuple[Study, ...]]]:
+        """Each row that has near misses, with its reason and these, by line, in pages."""
+        line = -1
+        while page := self._candidate_page(cohort, line):
+            yield from page
+            line = page[-1][0].line
+
+    @without_database_errors
+    def _candidate_page(
+        self, cohort: int, after_line: int
+    ) -> list[tuple[CohortRow, str | None, tuple[Study, ...]]]:
+        with self._read() as connection:
+            rows = connection.execute(
+                select(*_ROW_COLUMNS, cohort_rows.c.reason, cohort_rows.c.near_misses)
+                .where(
+                    cohort_rows.c.cohort == cohort,
+                    cohort_rows.c.line > after_line,
+                    cohort_rows.c.near_misses.is_not(None),
+                )
+                .order_by(cohort_rows.c.line)
+                .limit(_PAGE)
+            ).all()
+        return [
+            (
+                CohortRow(*row[: len(_ROW_COLUMNS)]),
+                row.reason,
+                tuple(map(_study_of_json, row.near_misses)),
+            )
+            for row in rows
+        ]
+
     @without_database_errors
     def studies_to_pull(
         self, cohort: int, after: StudyReference = 0, limit: int = 1000
