@@ -367,6 +367,10 @@ class StudyManifest:
     instances: tuple[ManifestInstance, ...]
     withheld: tuple[WithheldInstance, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    selection: str = ""
+    """Which of the study's series were wanted, in words; empty for all of them."""
+    unwanted_series: tuple[str, ...] = ()
+    """The UIDs of those that the PACS listed and that were not: they are not in the archive."""
 
 
 @dataclass(frozen=True, slots=True)

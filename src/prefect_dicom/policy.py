@@ -59,8 +59,12 @@ class StudyOutcome:
 
 
 LIST_UNPROVED = "list-unproved"
+FILTER_UNDECIDED = "filter-undecided"
+BEYOND_THE_MAXIMUM = "beyond-the-maximum"
 
 _ROW_VERDICTS = {
+    FILTER_UNDECIDED: Verdict.AMBIGUOUS,
+    BEYOND_THE_MAXIMUM: Verdict.EXCLUDED,
     "no-match": Verdict.NOT_FOUND,
     "several-patients": Verdict.AMBIGUOUS,
     "name-disagrees": Verdict.AMBIGUOUS,
@@ -69,7 +73,11 @@ _ROW_VERDICTS = {
 
 
 def row_verdict(
-    reason: str | None, studies: Sequence[StudyOutcome], *, unproved: bool = False
+    reason: str | None,
+    studies: Sequence[StudyOutcome],
+    *,
+    unproved: bool = False,
+    not_taken: str | None = None,
 ) -> tuple[Verdict, str]:
     """The verdict of a cohort row and its reason code.
 
@@ -82,19 +90,24 @@ def row_verdict(
         The studies the row found.
     unproved : bool
         There are gaps in the list of them.
+    not_taken : str or None
+        Why the cohort takes none or not all of what the row found; ``studies`` are the others.
 
     Returns
     -------
     tuple of Verdict and str
         ``(Verdict.PENDING, "interrupted")`` while any of it is unfinished.
     """
-    if reason is not None and not (reason == LIST_UNPROVED and studies):
+    if reason is not None and not (reason in (LIST_UNPROVED, FILTER_UNDECIDED) and studies):
         return _ROW_VERDICTS.get(reason, Verdict.FAILED), reason
+    if not_taken is not None and not studies and not unproved:
+        return _ROW_VERDICTS.get(not_taken, Verdict.FAILED), not_taken
     if not studies or any(s.state in (StudyState.PENDING, StudyState.LISTED) for s in studies):
         return Verdict.PENDING, "interrupted"
-    if unproved:
+    if unproved or reason == FILTER_UNDECIDED:
         some = any(s.state is StudyState.ARCHIVED or s.stored_instances for s in studies)
-        return Verdict.PARTIAL if some else Verdict.FAILED, LIST_UNPROVED
+        code = LIST_UNPROVED if unproved else FILTER_UNDECIDED
+        return Verdict.PARTIAL if some else _ROW_VERDICTS.get(code, Verdict.FAILED), code
     failed = [s for s in studies if s.state is StudyState.FAILED]
     withheld = any(s.withheld_instances for s in studies)
     if not failed and not withheld:

@@ -62,8 +62,29 @@ _TABLE = (
     (
         "excluded-by-filter",
         PERMANENT,
-        "Studies with the row's identifiers exist; none passes its date, modality or description.",
-        "Widen the row's filters if these studies are wanted.",
+        "Studies with the row's identifiers exist; none passes its date, modality or description, "
+        "or what else the cohort wants.",
+        "Widen the filters of the row or of the cohort's definition if these studies are wanted.",
+    ),
+    (
+        "filter-undecided",
+        OPERATOR,
+        "The PACS does not tell of a study what a filter of the cohort's definition needs to know.",
+        "Look at the row's near misses: name the wanted ones by StudyInstanceUID in a list, or "
+        "leave the filter out.",
+    ),
+    (
+        "beyond-the-maximum",
+        PERMANENT,
+        "The row's studies are more than the cohort takes of one patient.",
+        "Raise `most_per_patient` of the definition if they are wanted.",
+    ),
+    (
+        "selected-otherwise",
+        OPERATOR,
+        "The study is archived, or under way, with other series than this cohort wants of it.",
+        "Pull this cohort with another archive prefix and another ledger: an archive holds a study "
+        "under one selection, and nothing in it is overwritten.",
     ),
     (
         "several-patients",

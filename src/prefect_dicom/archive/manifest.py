@@ -23,6 +23,8 @@ from prefect_dicom.model import (
 
 FORMAT = "prefect-dicom/study-manifest"
 VERSION = 1
+_VERSION_OF_A_SELECTION = 2
+"""Of the manifest of a part of a study, which no software must take for the whole."""
 
 _Part = TypeVar("_Part", ManifestInstance, WithheldInstance)
 
@@ -31,6 +33,10 @@ def encode_manifest(manifest: StudyManifest) -> bytes:
     """The manifest as canonical JSON: sorted keys, sorted lists, ASCII, a newline at the end."""
     body = asdict(_in_order(manifest))
     body |= {"format": FORMAT, "version": VERSION, "evidence": manifest.evidence.value}
+    if manifest.selection:
+        body["version"] = _VERSION_OF_A_SELECTION
+    else:
+        del body["selection"], body["unwanted_series"]
     # ASCII: a UID may hold bytes that are no text, which survive as escapes only.
     return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode("ascii")
 
@@ -49,7 +55,8 @@ def decode_manifest(data: bytes) -> StudyManifest:
         raise _unreadable("it is not JSON") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise _unreadable("it is not a study manifest")
-    if body.get("version") != VERSION:
+    selected = body.get("version") == _VERSION_OF_A_SELECTION
+    if body.get("version") != VERSION and not selected:
         raise _unreadable("it is of another version")
     try:
         manifest = StudyManifest(
@@ -60,9 +67,13 @@ def decode_manifest(data: bytes) -> StudyManifest:
             instances=tuple(_part(ManifestInstance, each) for each in body["instances"]),
             withheld=tuple(_part(WithheldInstance, each) for each in body["withheld"]),
             warnings=_texts(body["warnings"]),
+            selection=_text(body["selection"]) if selected else "",
+            unwanted_series=_texts(body["unwanted_series"]) if selected else (),
         )
     except (KeyError, TypeError, ValueError):
         raise _unreadable("a field is missing or of another kind") from None
+    if selected and not manifest.selection:
+        raise _unreadable("it is of a part of the study, and does not say of which")
     if not all(is_sha256(each.sha256) for each in manifest.instances):
         raise _unreadable("a SHA-256 is malformed")
     return manifest
@@ -101,12 +112,16 @@ def manifest_at(prefix: str, data: bytes) -> StudyManifest:
 
 
 def same_manifest(one: bytes, other: bytes) -> bool:
-    """Whether both say the same of a study, whenever it was listed. Unreadable is never same."""
+    """Whether both say the same of a study, whenever it was listed. Unreadable is never same.
+
+    Which series the PACS had beside those that were wanted may differ too.
+    """
     try:
         first, second = decode_manifest(one), decode_manifest(other)
     except ArchiveError:
         return False
-    return _in_order(replace(first, listed_at="")) == _in_order(replace(second, listed_at=""))
+    blank = {"listed_at": "", "unwanted_series": ()}
+    return _in_order(replace(first, **blank)) == _in_order(replace(second, **blank))
 
 
 def held_manifest(archive: Archive, study_instance_uid: str) -> bytes | None:
@@ -156,6 +171,7 @@ def _in_order(manifest: StudyManifest) -> StudyManifest:
         instances=tuple(sorted(manifest.instances, key=place)),
         withheld=tuple(sorted(manifest.withheld, key=place)),
         warnings=tuple(sorted(manifest.warnings)),
+        unwanted_series=tuple(sorted(manifest.unwanted_series)),
     )
 
 

@@ -18,7 +18,13 @@ from prefect_dicom.ledger.schema import IS_LISTED, instances, manifests, studies
 from prefect_dicom.model import StudyManifest, StudyReference, StudyState
 from prefect_dicom.reasons import reason_for
 
-_KNOWN = (studies.c.reference, studies.c.study_instance_uid, studies.c.state, studies.c.run)
+_KNOWN = (
+    studies.c.reference,
+    studies.c.study_instance_uid,
+    studies.c.state,
+    studies.c.run,
+    studies.c.selection,
+)
 
 
 def adopt_studies(
@@ -81,6 +87,7 @@ def _added(
             study_date="",
             modalities=[],
             study_description="",
+            selection=None if study.manifest is None else study.manifest.selection,
             **values,
         )
         .on_conflict_do_nothing()
@@ -110,7 +117,8 @@ def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: b
             )
         )
     }
-    if listed and listed != _named(study.manifest):
+    otherwise = row.selection not in (None, study.manifest.selection)
+    if listed and (otherwise or listed != _named(study.manifest)):
         return Adopted(reference, Adoption.LISTED_OTHERWISE)
     connection.execute(
         update(studies)
@@ -121,6 +129,7 @@ def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: b
             attempt=studies.c.attempt + 1,
             reason=None,
             detail="",
+            selection=study.manifest.selection,
             **_archived(study.manifest),
         )
     )

@@ -27,7 +27,14 @@ from sqlalchemy import (
 from prefect_dicom.errors import ClaimLost, LedgerError
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.edge import without_database_errors
-from prefect_dicom.ledger.reading import STUDY_COLUMNS, UNFINISHED, Reading, slices, study_of
+from prefect_dicom.ledger.reading import (
+    STUDY_COLUMNS,
+    UNFINISHED,
+    Reading,
+    listable_with,
+    slices,
+    study_of,
+)
 from prefect_dicom.ledger.records import Claim, Run
 from prefect_dicom.ledger.schema import runs, studies
 from prefect_dicom.model import StudyReference, StudyState
@@ -80,11 +87,18 @@ class Claiming(Reading):
             )
 
     @without_database_errors
-    def claim(self, run: Run, references: Sequence[StudyReference]) -> list[Claim]:
+    def claim(
+        self, run: Run, references: Sequence[StudyReference], selection: str | None = None
+    ) -> list[Claim]:
         """Claim those of the studies that are unfinished and that no living run holds.
 
         A claim of a run that has died is taken over: ``attempt`` grows, and whatever still
         writes for the dead run is refused from then on.
+
+        Parameters
+        ----------
+        selection : str, optional
+            Only studies of which nothing is listed yet, or that were listed with these series.
 
         Returns
         -------
@@ -100,15 +114,22 @@ class Claiming(Reading):
         claims: list[Claim] = []
         with self._write() as connection:
             for piece in slices(sorted(set(references))):
-                claims.extend(self._claim_some(connection, run, piece))
+                claims.extend(self._claim_some(connection, run, piece, selection))
         return claims
 
     def _claim_some(
-        self, connection: Connection, run: Run, references: list[StudyReference]
+        self,
+        connection: Connection,
+        run: Run,
+        references: list[StudyReference],
+        selection: str | None,
     ) -> list[Claim]:
+        chosen = and_(studies.c.reference.in_(references), studies.c.state.in_(UNFINISHED))
+        if selection is not None:
+            chosen = and_(chosen, listable_with(selection))
         found = self._lock_studies(
             connection,
-            and_(studies.c.reference.in_(references), studies.c.state.in_(UNFINISHED)),
+            chosen,
             studies.c.node,
             studies.c.state,
             studies.c.run,

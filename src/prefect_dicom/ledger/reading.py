@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, case, func, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_dicom.errors import LedgerError
@@ -30,15 +30,18 @@ from prefect_dicom.ledger.schema import (
     manifests,
     row_studies,
     runs,
+    selections,
     studies,
 )
 from prefect_dicom.ledger.schema import instances as instance_rows
 from prefect_dicom.model import (
+    WHOLE,
     CohortRow,
     Evidence,
     InstanceKey,
     InstanceState,
     RowVerdict,
+    Selection,
     Study,
     StudyReference,
     StudyState,
@@ -46,10 +49,12 @@ from prefect_dicom.model import (
 )
 from prefect_dicom.policy import StudyOutcome, row_verdict
 from prefect_dicom.reasons import reason_for
+from prefect_dicom.selection import decode_selection
 
 T = TypeVar("T")
 
 UNFINISHED = (StudyState.PENDING, StudyState.LISTED)
+_SELECTED_OTHERWISE = "selected-otherwise"
 LIST = 500
 """Values in one list of a statement (three parameters each at most; SQLite takes 32,766)."""
 # Rows read at a time by what streams. A manifest can have megabytes.
@@ -89,6 +94,16 @@ def slices(values: Iterable[T], size: int = LIST) -> Iterator[list[T]]:
     remaining = iter(values)
     while piece := list(islice(remaining, size)):
         yield piece
+
+
+def listable_with(selection: Any) -> ColumnElement[bool]:
+    """Of a row of ``studies``: nothing of it is listed yet, or with the same series."""
+    return or_(studies.c.selection.is_(None), studies.c.selection == selection)
+
+
+def selection_of(cohort: int) -> Any:
+    """The series a cohort wants, in words, within another statement."""
+    return select(cohorts.c.selection).where(cohorts.c.number == cohort).scalar_subquery()
 
 
 def study_of(row: Row[Any]) -> Study:
@@ -242,6 +257,15 @@ class Reading:
         return [Cohort(**row._mapping) for row in rows]
 
     @without_database_errors
+    def selection(self, cohort: int) -> Selection:
+        """What a cohort wants of what its rows find."""
+        with self._read() as connection:
+            body = connection.execute(
+                select(selections.c.body).where(selections.c.cohort == cohort)
+            ).scalar()
+        return WHOLE if body is None else decode_selection(body)
+
+    @without_database_errors
     def rows_to_discover(
         self, cohort: int, after_line: int = 0, limit: int = 500
     ) -> list[CohortRow]:
@@ -309,8 +333,13 @@ class Reading:
     def studies_to_pull(
         self, cohort: int, after: StudyReference = 0, limit: int = 1000
     ) -> list[StudyRecord]:
-        """The next unfinished studies of a cohort, by reference; claimed ones are among them."""
-        return self._study_page(cohort, after, limit, studies.c.state.in_(UNFINISHED))
+        """The next unfinished studies of a cohort, by reference; claimed ones are among them.
+
+        Those that are listed with other series than the cohort wants are not, and neither are
+        those beyond its maximum.
+        """
+        unfinished = and_(studies.c.state.in_(UNFINISHED), listable_with(selection_of(cohort)))
+        return self._study_page(cohort, after, limit, unfinished)
 
     @without_database_errors
     def instances(self, reference: StudyReference) -> list[InstanceRecord]:
@@ -339,7 +368,7 @@ class Reading:
         ]
 
     def studies(self, cohort: int) -> Iterator[StudyRecord]:
-        """Every study of a cohort, by reference, in pages."""
+        """Every study that a cohort takes, by reference, in pages."""
         reference = 0
         while page := self._study_page(cohort, reference, _PAGE):
             yield from page
@@ -361,7 +390,11 @@ class Reading:
                     connection.execute(
                         select(row_studies.c.study)
                         .distinct()
-                        .where(row_studies.c.cohort == cohort, row_studies.c.study > after)
+                        .where(
+                            row_studies.c.cohort == cohort,
+                            row_studies.c.study > after,
+                            row_studies.c.reason.is_(None),
+                        )
                         .order_by(row_studies.c.study)
                         .limit(LIST)
                     )
@@ -399,6 +432,7 @@ class Reading:
                 stored=figures[row.reference].stored,
                 withheld=figures[row.reference].withheld,
                 size_bytes=figures[row.reference].size_bytes,
+                selection=row.selection,
             )
             for row in rows
         ]
@@ -446,6 +480,8 @@ class Reading:
                     studies.c.reference,
                     studies.c.state,
                     studies.c.reason,
+                    row_studies.c.reason.label("not_taken"),
+                    listable_with(selection_of(cohort)).label("selected"),
                     *_ARCHIVED_COLUMNS,
                 )
                 .join(studies, studies.c.reference == row_studies.c.study)
@@ -457,7 +493,15 @@ class Reading:
             ).all()
             figures = _figures(connection, links)
         outcomes: dict[int, list[StudyOutcome]] = {}
+        not_taken: dict[int, str] = {}
         for link in links:
+            if link.not_taken is not None:
+                not_taken[link.line] = link.not_taken
+                continue
+            if not link.selected:
+                other = StudyOutcome(link.reference, StudyState.FAILED, _SELECTED_OTHERWISE)
+                outcomes.setdefault(link.line, []).append(other)
+                continue
             counted = figures[link.reference]
             outcomes.setdefault(link.line, []).append(
                 StudyOutcome(
@@ -473,7 +517,13 @@ class Reading:
         return [
             (
                 CohortRow(*row[: len(_ROW_COLUMNS)]),
-                _verdict(row.line, row.reason, row.gaps, outcomes.get(row.line, [])),
+                _verdict(
+                    row.line,
+                    row.reason,
+                    row.gaps,
+                    outcomes.get(row.line, []),
+                    not_taken.get(row.line),
+                ),
             )
             for row in page
         ]
@@ -481,17 +531,28 @@ class Reading:
     @without_database_errors
     def totals(self, cohort: int) -> Totals:
         """The cohort in figures."""
-        its_studies = select(row_studies.c.study).where(row_studies.c.cohort == cohort)
+        its_studies = select(row_studies.c.study).where(
+            row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+        )
+        selected = listable_with(selection_of(cohort))
+        # To this cohort, what another has with other series is as good as failed.
+        its_state = case((selected, studies.c.state), else_=StudyState.FAILED.value)
         with self._read() as connection:
             by_state = connection.execute(
                 select(
-                    studies.c.state,
+                    its_state.label("its_state"),
                     func.count(),
-                    *(func.coalesce(func.sum(column), 0) for column in _ARCHIVED_COLUMNS),
+                    *(
+                        func.coalesce(func.sum(case((selected, column), else_=0)), 0)
+                        for column in _ARCHIVED_COLUMNS
+                    ),
                 )
                 .where(studies.c.reference.in_(its_studies))
-                .group_by(studies.c.state)
+                .group_by(text("its_state"))
             ).all()
+            others = select(studies.c.reference).where(
+                studies.c.reference.in_(its_studies), ~selected
+            )
             by_instance = connection.execute(
                 select(
                     instance_rows.c.state,
@@ -499,7 +560,11 @@ class Reading:
                     func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
                 )
                 # Of archived studies no listed instance is a row any more.
-                .where(instance_rows.c.study.in_(its_studies), IS_LISTED)
+                .where(
+                    instance_rows.c.study.in_(its_studies),
+                    instance_rows.c.study.not_in(others),
+                    IS_LISTED,
+                )
                 .group_by(instance_rows.c.state)
             ).all()
         counts: Counter[StudyState] = Counter()
@@ -552,7 +617,13 @@ class Reading:
         if cohort is not None:
             query = query.where(
                 select(row_studies.c.study)
-                .where(row_studies.c.cohort == cohort, row_studies.c.study == manifests.c.study)
+                .join(studies, studies.c.reference == row_studies.c.study)
+                .where(
+                    row_studies.c.cohort == cohort,
+                    row_studies.c.study == manifests.c.study,
+                    row_studies.c.reason.is_(None),
+                    listable_with(selection_of(cohort)),
+                )
                 .exists()
             )
         with self._read() as connection:
@@ -561,9 +632,13 @@ class Reading:
 
 
 def _verdict(
-    line: int, reason: str | None, gaps: list[str] | None, outcomes: list[StudyOutcome]
+    line: int,
+    reason: str | None,
+    gaps: list[str] | None,
+    outcomes: list[StudyOutcome],
+    not_taken: str | None,
 ) -> RowVerdict:
-    verdict, code = row_verdict(reason, outcomes, unproved=bool(gaps))
+    verdict, code = row_verdict(reason, outcomes, unproved=bool(gaps), not_taken=not_taken)
     return RowVerdict(
         line=line,
         verdict=verdict,

@@ -43,6 +43,8 @@ class Cohort:
     node: str
     rows: int
     created_at: datetime
+    selection: str = field(default="", repr=False)
+    """The series it wants, as :func:`~prefect_dicom.selection.series_text` puts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class StudyRecord:
     stored: int = 0
     withheld: int = 0
     size_bytes: int = 0
+    selection: str | None = field(default=None, repr=False)
+    """The series it was listed with, in words; empty for all, None while nothing is listed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from sqlalchemy import (
     or_,
     select,
     text,
+    update,
 )
 
 from prefect_dicom.errors import LedgerError
@@ -181,9 +182,18 @@ cohorts = Table(
     Column("node", Text, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+    # The series it wants, in words; empty for whole studies.
+    Column("selection", Text, nullable=False, server_default=""),
     UniqueConstraint("name"),
     UniqueConstraint("digest", "node"),
     sqlite_autoincrement=True,
+)
+
+selections = Table(
+    "selections",
+    metadata,
+    Column("cohort", _Number, ForeignKey(cohorts.c.number), primary_key=True),
+    Column("body", Json, nullable=False),
 )
 
 cohort_rows = Table(
@@ -239,6 +249,8 @@ studies = Table(
     Column("archived_instances", BigInteger),
     Column("withheld_instances", BigInteger),
     Column("archived_bytes", BigInteger),
+    # The series it was listed with, in words; empty for all. NULL while nothing is listed.
+    Column("selection", PeerText),
     UniqueConstraint("study_instance_uid"),
     CheckConstraint(_one_of("state", StudyState), "state"),
     CheckConstraint(_one_of("evidence", Evidence), "evidence"),
@@ -268,6 +280,8 @@ row_studies = Table(
     Column("cohort", _Number, primary_key=True),
     Column("line", BigInteger, primary_key=True),
     Column("study", _Number, ForeignKey(studies.c.reference), primary_key=True),
+    # Why the cohort does not take the study, though the row found it.
+    Column("reason", Text),
     ForeignKeyConstraint(["cohort", "line"], [cohort_rows.c.cohort, cohort_rows.c.line]),
     Index("ix_row_studies_cohort_study", "cohort", "study"),
     sqlite_with_rowid=False,
@@ -343,10 +357,20 @@ def _rows_with_gaps(connection: Connection) -> None:
     _add_columns(connection, cohort_rows, "gaps")
 
 
+def _selections_of_cohorts(connection: Connection) -> None:
+    _add_columns(connection, cohorts, "selection")
+    _add_columns(connection, studies, "selection")
+    _add_columns(connection, row_studies, "reason")
+    selections.create(connection, checkfirst=True)
+    connection.execute(update(cohorts).values(selection=""))
+    connection.execute(update(studies).where(studies.c.listed_at.is_not(None)).values(selection=""))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
     _rows_with_gaps,
+    _selections_of_cohorts,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

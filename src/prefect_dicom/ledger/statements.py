@@ -45,6 +45,9 @@ STUDY_LISTED = (
         state=StudyState.LISTED,
         evidence=bindparam("b_evidence", type_=studies.c.evidence.type),
         listed_at=bindparam("b_listed_at", type_=studies.c.listed_at.type),
+        selection=func.coalesce(
+            bindparam("b_selection", type_=studies.c.selection.type), studies.c.selection
+        ),
     )
 )
 

@@ -23,7 +23,14 @@ from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.adoption import adopt_studies
 from prefect_dicom.ledger.claims import Claiming, utc_now
 from prefect_dicom.ledger.edge import without_database_errors
-from prefect_dicom.ledger.reading import STUDY_COLUMNS, count_instances, slices
+from prefect_dicom.ledger.reading import (
+    STUDY_COLUMNS,
+    count_instances,
+    listable_with,
+    selection_of,
+    slices,
+    study_of,
+)
 from prefect_dicom.ledger.records import (
     Adopted,
     Claim,
@@ -40,10 +47,12 @@ from prefect_dicom.ledger.schema import (
     cohorts,
     manifests,
     row_studies,
+    selections,
     studies,
 )
 from prefect_dicom.ledger.schema import instances as instance_rows
 from prefect_dicom.model import (
+    WHOLE,
     ArchivedObject,
     Arrival,
     CohortRow,
@@ -52,11 +61,15 @@ from prefect_dicom.model import (
     Instance,
     InstanceKey,
     InstanceState,
+    PerPatient,
+    Selection,
     Study,
     StudyReference,
     StudyState,
 )
+from prefect_dicom.policy import BEYOND_THE_MAXIMUM
 from prefect_dicom.reasons import REASONS, reason_for
+from prefect_dicom.selection import beyond_the_maximum, encode_selection, series_text
 
 # Rows sent at a time by what writes.
 _BATCH = 5000
@@ -80,7 +93,12 @@ class Ledger(Claiming):
 
     @without_database_errors
     def add_cohort(
-        self, digest: str, node: str, rows: Iterable[CohortRow], name: str | None = None
+        self,
+        digest: str,
+        node: str,
+        rows: Iterable[CohortRow],
+        name: str | None = None,
+        selection: Selection = WHOLE,
     ) -> Cohort:
         """Add a cohort with its rows, all or nothing; one that is there already is returned.
 
@@ -95,6 +113,8 @@ class Ledger(Claiming):
         name : str, optional
             Its name for people; the first 12 characters of the digest where none is given, with
             the node's name behind them where another node has that one.
+        selection : Selection
+            What it wants of what its rows find.
 
         Raises
         ------
@@ -106,7 +126,14 @@ class Ledger(Claiming):
             for attempted in (name,) if name is not None else (short, f"{short}-{node}"):
                 added = connection.execute(
                     self._insert(cohorts)
-                    .values(name=attempted, digest=digest, node=node, rows=0, created_at=utc_now())
+                    .values(
+                        name=attempted,
+                        digest=digest,
+                        node=node,
+                        rows=0,
+                        created_at=utc_now(),
+                        selection=series_text(selection),
+                    )
                     .on_conflict_do_nothing()
                     .returning(cohorts.c.number)
                 ).scalar()
@@ -119,6 +146,9 @@ class Ledger(Claiming):
                     return Cohort(**known._mapping)
             else:
                 raise LedgerError("cohort-name-taken")
+            if selection != WHOLE:
+                body = encode_selection(selection)
+                connection.execute(insert(selections), {"cohort": added, "body": body})
             count = 0
             for piece in slices(rows, _BATCH):
                 connection.execute(
@@ -202,6 +232,38 @@ class Ledger(Claiming):
                     [{"cohort": cohort, "line": line, "study": study} for line, study in links],
                 )
 
+    @without_database_errors
+    def limit_per_patient(self, cohort: int, per_patient: PerPatient) -> int:
+        """Take of each patient no more studies than a cohort wants, of all its rows have found.
+
+        Decided anew each time, by what is known of the studies and not by how far they are:
+        whatever the order in which rows were asked, the same studies are taken in the end.
+
+        Returns
+        -------
+        int
+            How many are not taken.
+        """
+        its_studies = select(row_studies.c.study).where(row_studies.c.cohort == cohort)
+        with self._write() as connection:
+            found = connection.execute(
+                select(studies.c.reference, *STUDY_COLUMNS)
+                .where(studies.c.reference.in_(its_studies))
+                .order_by(studies.c.reference)
+            )
+            beyond = beyond_the_maximum(
+                per_patient, ((row.reference, study_of(row)) for row in found)
+            )
+            its_links = row_studies.c.cohort == cohort
+            connection.execute(update(row_studies).where(its_links).values(reason=None))
+            for piece in slices(sorted(beyond)):
+                connection.execute(
+                    update(row_studies)
+                    .where(its_links, row_studies.c.study.in_(piece))
+                    .values(reason=BEYOND_THE_MAXIMUM)
+                )
+        return len(beyond)
+
     def _upsert_studies(
         self, connection: Connection, node: str, answers: Mapping[str, Study]
     ) -> dict[str, StudyReference]:
@@ -256,13 +318,19 @@ class Ledger(Claiming):
         evidence: Evidence,
         *,
         fresh: bool = False,
+        selection: str = "",
     ) -> ListChange:
         """:meth:`record_lists` of one study."""
-        return self.record_lists([(claim, instances, evidence)], fresh=fresh)[0]
+        lists = [(claim, instances, evidence)]
+        return self.record_lists(lists, fresh=fresh, selection=selection)[0]
 
     @without_database_errors
     def record_lists(
-        self, lists: Sequence[tuple[Claim, Sequence[Instance], Evidence]], *, fresh: bool = False
+        self,
+        lists: Sequence[tuple[Claim, Sequence[Instance], Evidence]],
+        *,
+        fresh: bool = False,
+        selection: str = "",
     ) -> list[ListChange]:
         """Make the PACS's instance lists the expected sets of studies, which are then listed.
 
@@ -276,6 +344,8 @@ class Ledger(Claiming):
         fresh : bool
             The first list of a rerun: listed instances that were rejected are expected again,
             with no arrivals counted against them.
+        selection : str
+            The series that are on the lists, in words; empty for all of the studies.
 
         Returns
         -------
@@ -291,8 +361,13 @@ class Ledger(Claiming):
             connection.execute(
                 statements.STUDY_LISTED,
                 [
-                    {"b_study": reference, "b_evidence": evidence, "b_listed_at": now}
-                    for reference, (_, _, evidence) in zip(references, lists, strict=True)
+                    {
+                        "b_study": reference,
+                        "b_evidence": evidence,
+                        "b_listed_at": now,
+                        "b_selection": selection if listed else None,
+                    }
+                    for reference, (_, listed, evidence) in zip(references, lists, strict=True)
                 ],
             )
             reached("list-half-written")
@@ -597,13 +672,16 @@ class Ledger(Claiming):
                 select(cohorts.c.node).where(cohorts.c.number == cohort)
             ).scalar()
             for piece in of_lines:
-                linked = select(row_studies.c.study).where(row_studies.c.cohort == cohort)
+                linked = select(row_studies.c.study).where(
+                    row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+                )
                 if piece is not None:
                     linked = linked.where(row_studies.c.line.in_(piece))
                 chosen = and_(
                     studies.c.reference.in_(linked),
                     studies.c.state == StudyState.FAILED,
                     studies.c.reason.in_(codes),
+                    listable_with(selection_of(cohort)),
                 )
                 if nodes:
                     chosen = and_(chosen, studies.c.node.in_(sorted(nodes)))
@@ -627,11 +705,11 @@ class Ledger(Claiming):
 def _ends_a_row(reason: str | None) -> bool:
     """Whether discovery is over for a row that ended with this reason (None: it found studies).
 
-    Of the reasons a person has to act on, one concerns the row itself and not the PACS.
+    Of the reasons a person has to act on, two concern the row itself and not the PACS.
     """
     return (
         reason is None
-        or reason == "several-patients"
+        or reason in ("several-patients", "filter-undecided")
         or reason_for(reason).disposition is Disposition.PERMANENT
     )
 
