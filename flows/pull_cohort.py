@@ -14,7 +14,8 @@ from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.cohort import cohort_digest
+from prefect_dicom.definition import cohort_file_digest
+from prefect_dicom.errors import CohortError
 from prefect_dicom.flows.pipeline import MOST_TASKS, end_of, run_pipeline
 from prefect_dicom.report import in_words
 from prefect_dicom.steps import open_pull, register_cohort
@@ -23,9 +24,10 @@ from prefect_dicom.tasks.edge import without_phi
 
 def _flow_run_name() -> str:
     try:
-        return f"pull-{cohort_digest(Path(runtime.flow_run.parameters['cohort']))[:12]}"
-    except OSError:
+        digest = cohort_file_digest(Path(runtime.flow_run.parameters["cohort"]))
+    except (OSError, CohortError):
         return "pull"
+    return f"pull-{digest[:12]}"
 
 
 @flow(
@@ -42,7 +44,7 @@ def pull_cohort(
     Parameters
     ----------
     cohort : str
-        Path of the cohort file (CSV, XLSX or Parquet).
+        Path of the cohort file (CSV, XLSX or Parquet, or a definition in YAML).
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     node : str, optional

@@ -217,7 +217,8 @@ class Place:
             }
             said = [(i.series_instance_uid, i.sop_instance_uid) for i in manifest.instances]
             left_out = [(i.series_instance_uid, i.sop_instance_uid) for i in manifest.withheld]
-            assert sorted(said + left_out) == sorted(held)
+            wanted = [key for key in held if key[0] not in manifest.unwanted_series]
+            assert sorted(said + left_out) == sorted(wanted)
             for instance in manifest.instances:
                 named[instance.key] += 1
                 data = archived[instance.key]

@@ -126,15 +126,18 @@ of accession number or PatientID. A part that is cut short too and cannot be div
 named in the column `gaps` of `results.csv`: days, modality, "studies without a date". What was
 found is true and pulled; the row is not whole without a look at the gaps.""",
     "filter-undecided": """
-An attribute that a PACS does not support is absent from its answers, and some leave out ages, sexes
-or the number of instances even though they could tell them. An empty date, sex, age or number is not
-known either, and so is one that cannot be read; a description that is there and empty is a text
-without words. A study whose PatientID or accession number differs from an excluded one in case,
-blanks or leading zeros alone belongs here too: it may be the same. What was decided is pulled.""",
+An attribute that a PACS does not support is absent from its answers, and some leave out ages,
+sexes or numbers of instances though they have them. An empty date, sex, age or number is not known
+either, and so is one that cannot be read; a description that is there and empty is a text without
+words. A study whose PatientID or accession number differs from an excluded one in case, blanks or
+leading zeros alone belongs here too: it may be the same. What was decided is pulled.""",
+    "window-empty": """
+A cohort without a list is asked for month by month, and each month is a row. This one ended before
+its filters were needed: the PACS, asked for the days, answered with no study at all.""",
     "beyond-the-maximum": """
-All rows of a cohort are asked first; of each PatientID, as the PACS tells it, the latest or earliest
-studies by StudyDate are taken then, and of one day by their UIDs. Studies without a date are the last
-to be taken. Those of patients without a PatientID are not counted together.""",
+All rows of a cohort are asked first. Of each PatientID, as the PACS tells it, the latest or
+earliest studies are taken then, by StudyDate and, of one day, by UID. Studies without a date are
+the last to be taken. Those without a PatientID are not counted together.""",
     "selected-otherwise": """
 Which series are wanted is written into the manifest of a study (`selection`) and into the ledger
 when the study is listed. The keys of objects are made of UIDs alone, so that a second selection of

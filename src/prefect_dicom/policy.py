@@ -61,10 +61,12 @@ class StudyOutcome:
 LIST_UNPROVED = "list-unproved"
 FILTER_UNDECIDED = "filter-undecided"
 BEYOND_THE_MAXIMUM = "beyond-the-maximum"
+SELECTED_OTHERWISE = "selected-otherwise"
 
 _ROW_VERDICTS = {
     FILTER_UNDECIDED: Verdict.AMBIGUOUS,
     BEYOND_THE_MAXIMUM: Verdict.EXCLUDED,
+    "window-empty": Verdict.EXCLUDED,
     "no-match": Verdict.NOT_FOUND,
     "several-patients": Verdict.AMBIGUOUS,
     "name-disagrees": Verdict.AMBIGUOUS,

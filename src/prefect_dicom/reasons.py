@@ -74,6 +74,12 @@ _TABLE = (
         "leave the filter out.",
     ),
     (
+        "window-empty",
+        PERMANENT,
+        "The PACS has no study of these days.",
+        "Nothing to do, unless there should be some.",
+    ),
+    (
         "beyond-the-maximum",
         PERMANENT,
         "The row's studies are more than the cohort takes of one patient.",

@@ -8,6 +8,7 @@ or stop because a person has to change something first.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,10 +20,17 @@ from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
+from prefect_dicom.choosing import choose_series_of
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.echo import echo
-from prefect_dicom.dimse.find import ListedStudy, list_instances, list_series, list_together
+from prefect_dicom.dimse.find import (
+    ListedStudy,
+    QueryHabits,
+    list_instances,
+    list_series,
+    list_together,
+)
 from prefect_dicom.dimse.get import c_get
 from prefect_dicom.dimse.identifier import retrieve_identifier
 from prefect_dicom.dimse.move import move
@@ -34,6 +42,7 @@ from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_uid, normal_uid
 from prefect_dicom.ledger import Claim, Ledger, ListChange
 from prefect_dicom.model import (
+    WHOLE,
     Arrival,
     Disposition,
     Evidence,
@@ -42,12 +51,14 @@ from prefect_dicom.model import (
     InstanceKey,
     InstanceState,
     RetrieveMethod,
+    Selection,
     StudyReference,
 )
 from prefect_dicom.part10 import survey
 from prefect_dicom.policy import NodeClock, RetrieveRequest, plan_requests
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
+from prefect_dicom.selection import series_text
 from prefect_dicom.spool import Spool
 from prefect_dicom.validate import Consequence, Expected, Validation, listed_key, validate
 
@@ -80,6 +91,8 @@ class StudyWork:
     listed_at: str = ""
     failure: str | None = None
     """Why the study cannot be archived, as far as is known; a reason code."""
+    unwanted: tuple[str, ...] = ()
+    """The UIDs of the series that the PACS lists and that the cohort does not want."""
     gone: bool = False
     """Whether the PACS does not have it any more; nothing of it is asked for then."""
 
@@ -162,6 +175,8 @@ class Retrieval:
         Waits until the node may be asked, and returns the time of its clock.
     habits : RetrieveHabits, optional
         What is known of the node, and is learnt of it.
+    selection : Selection
+        Says which series are wanted.
     """
 
     def __init__(
@@ -178,6 +193,7 @@ class Retrieval:
         clock: NodeClock,
         leave: Callable[[], float],
         habits: RetrieveHabits | None = None,
+        selection: Selection = WHOLE,
     ) -> None:
         self._clock = clock
         self._leave = leave
@@ -191,6 +207,8 @@ class Retrieval:
         self._leave_out_faulty = leave_out_faulty
         self._lease = lease
         self._stopping = stopping
+        self._selection = selection
+        self._series_wanted = series_text(selection)
 
     @property
     def _service(self) -> str:
@@ -201,11 +219,39 @@ class Retrieval:
     def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
         """The PACS's instance lists of many studies by few queries; of some, or of none."""
         together = list_together(self._requestor, [work.claim.study for work in works])
-        return {
-            work.reference: together[work.claim.study_instance_uid]
-            for work in works
-            if work.claim.study_instance_uid in together
-        }
+        lists = {}
+        for work in works:
+            if (answer := together.get(work.claim.study_instance_uid)) is None:
+                continue
+            # What goes wrong with one goes wrong again when it is listed by itself.
+            with contextlib.suppress(PacsError):
+                lists[work.reference] = self._of_selection(work, answer)
+        return lists
+
+    def _of_selection(self, work: StudyWork, answer: ListedStudy) -> ListedStudy:
+        """The list without the series that are not wanted; which these are is kept in ``work``.
+
+        Raises
+        ------
+        PacsError
+            ``filter-undecided`` where the peer does not tell it, ``study-changed`` where nothing
+            that is there is wanted any more.
+        """
+        listed = {instance.key.series_instance_uid for instance in answer.instances}
+        if not self._selection.series or not listed:
+            return answer
+        habits = QueryHabits()
+        chosen = choose_series_of(self._requestor, work.claim.study, self._selection, habits)
+        if chosen.undecided:
+            raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
+        if not listed <= {*chosen.wanted, *chosen.unwanted} or listed.isdisjoint(chosen.wanted):
+            raise PacsError("study-changed", "other series than a moment before")
+        work.unwanted = chosen.unwanted
+        wanted = set(chosen.wanted)
+        return replace(
+            answer,
+            instances=tuple(i for i in answer.instances if i.key.series_instance_uid in wanted),
+        )
 
     def list(self, work: StudyWork, *, fresh: bool) -> bool:
         """Read the PACS's instance list into the ledger as the expected set.
@@ -226,6 +272,7 @@ class Retrieval:
         )
         if fresh and answer.offline:
             raise PacsError("study-offline", f"{answer.offline} series")
+        answer = self._of_selection(work, answer)
         listed = {instance.key: instance for instance in answer.instances}
         if not fresh and listed.keys() == work.listed.keys():
             return False
@@ -235,7 +282,13 @@ class Retrieval:
             work.failure = "study-gone"
             return True
         changed = listed.keys() != work.listed.keys()
-        change = self._ledger.record_list(work.claim, answer.instances, work.evidence, fresh=fresh)
+        change = self._ledger.record_list(
+            work.claim,
+            answer.instances,
+            work.evidence,
+            fresh=fresh,
+            selection=self._series_wanted,
+        )
         reached("list-recorded")
         self._expect(work, answer, change)
         return changed
@@ -247,6 +300,7 @@ class Retrieval:
         changes = self._ledger.record_lists(
             [(work.claim, lists[work.reference].instances, work.evidence) for work in listed],
             fresh=True,
+            selection=self._series_wanted,
         )
         reached("list-recorded")
         for work, change in zip(listed, changes, strict=True):
@@ -540,11 +594,17 @@ class Retrieval:
         limits = self._node.limits
         most = max(1, min(limits.chunk_instances, limits.chunk_bytes // limits.instance_bytes))
         if manner.whole:
-            for wanted, contexts in self._groups(works, manner.breadth):
+            # The whole of a study is not asked for where series of it are not wanted.
+            some = [work for work in works if manner.whole == "SERIES" or not work.unwanted]
+            for wanted, contexts in self._groups(some, manner.breadth):
                 for request in _whole_requests(wanted, manner.whole):
                     yield request, contexts
             return
-        listed = {work.reference: list(work.listed) for work in works}
+        # A series that is not wanted is there, so that the study is not asked for as a whole.
+        listed = {
+            work.reference: [*work.listed, *(InstanceKey(series, "") for series in work.unwanted)]
+            for work in works
+        }
         patient_root = self._node.information_model is InformationModel.PATIENT_ROOT
         for wanted, contexts in self._groups(works, manner.breadth):
             if manner.uids == 1:
@@ -803,8 +863,10 @@ OF_ONE_REQUEST = {
     "answer-unusable",
     "answers-capped",
     "association-lost",
+    "filter-undecided",
     "pacs-failure",
     "request-refused",
+    "study-changed",
     "study-offline",
     "unsafe-patient-id",
 }

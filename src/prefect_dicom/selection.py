@@ -76,22 +76,18 @@ class ChosenSeries:
     undecided: tuple[str, ...] = ()
 
 
-def study_keywords(selection: Selection) -> tuple[str, ...]:
-    """What the filters need to be told at STUDY level, beside what is always asked for."""
-    keywords = [
-        keyword
-        for each in selection.studies
-        for keyword in (
-            ("PatientAge", "PatientBirthDate") if each.keyword == "PatientAge" else (each.keyword,)
+def not_told(selection: Selection, study: Study) -> tuple[str, ...]:
+    """What the filters need to know of a study at STUDY level, and its answer does not tell."""
+    told = {keyword for keyword, _ in study.told}
+    keywords: dict[str, None] = {}
+    for each in selection.studies:
+        if _values_of(each.keyword, study) is not None:
+            continue
+        asked = (
+            ("PatientBirthDate", "PatientAge") if each.keyword == "PatientAge" else (each.keyword,)
         )
-        if keyword not in _OWN_PLACE
-    ]
-    return tuple(dict.fromkeys(keywords))
-
-
-def optional_keywords(selection: Selection) -> frozenset[str]:
-    """What the filters need of the answers' usual attributes."""
-    return frozenset(each.keyword for each in selection.studies if each.keyword in _OWN_PLACE)
+        keywords.update((keyword, None) for keyword in asked if keyword not in told)
+    return tuple(keywords)
 
 
 def series_keywords(selection: Selection) -> tuple[str, ...]:
@@ -227,15 +223,14 @@ def _blurred(each: Excluded) -> Excluded:
 def _values_of(keyword: str, study: Study) -> tuple[str, ...] | None:
     told = dict(study.told)
     if keyword == "PatientAge":
-        years = age_in_years(
-            told.get("PatientBirthDate", ""), study.study_date, told.get("PatientAge", "")
-        )
+        born = study.patient_birth_date or told.get("PatientBirthDate", "")
+        years = age_in_years(born, study.study_date, told.get("PatientAge", ""))
         return None if years is None else (str(years),)
-    if keyword == "ModalitiesInStudy":
-        return study.modalities or None
-    if keyword in _OWN_PLACE:
-        value = getattr(study, _OWN_PLACE[keyword])
-        told[keyword] = "" if value is None else str(value)
+    if keyword == "ModalitiesInStudy" and study.modalities:
+        return study.modalities
+    # Empty there may be not answered: that shows when it is asked for by itself.
+    if keyword in _OWN_PLACE and (value := getattr(study, _OWN_PLACE[keyword])):
+        return (unpadded(str(value)),)
     return _values(keyword, told)
 
 

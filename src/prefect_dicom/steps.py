@@ -30,10 +30,11 @@ from prefect_dicom.archive.manifest import (
     put_manifest,
 )
 from prefect_dicom.archive.proof import faults_of
-from prefect_dicom.cohort import cohort_digest, read_cohort
+from prefect_dicom.choosing import choose_studies
 from prefect_dicom.configuration import Site, ledger_url
+from prefect_dicom.definition import cohort_file_digest, read_cohort_file
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.dimse.find import ListedStudy
+from prefect_dicom.dimse.find import ListedStudy, QueryHabits
 from prefect_dicom.discovery import Habits, discover
 from prefect_dicom.errors import (
     ArchiveConflict,
@@ -48,7 +49,9 @@ from prefect_dicom.errors import (
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
 from prefect_dicom.ledger import Cohort, Ledger, Run
+from prefect_dicom.matching import Discovery
 from prefect_dicom.model import (
+    WHOLE,
     ArchivedObject,
     Arrival,
     Chunk,
@@ -59,11 +62,12 @@ from prefect_dicom.model import (
     Level,
     ManifestInstance,
     RetrieveMethod,
+    Selection,
     StudyManifest,
     StudyReference,
     WithheldInstance,
 )
-from prefect_dicom.policy import NodeClock, plan_chunks
+from prefect_dicom.policy import SELECTED_OTHERWISE, NodeClock, plan_chunks
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.receiver import ReceiverLease
 from prefect_dicom.retrieval import OF_ONE_REQUEST, Retrieval, RetrieveHabits, StudyWork
@@ -107,15 +111,16 @@ def register_cohort(site: Site, path: Path, node: str | None, name: str | None =
     """
     node = node_for(site, node)
     try:
-        digest = cohort_digest(path)
+        digest = cohort_file_digest(path)
     except OSError:
         # Who reads it says what is wrong with it.
-        read_cohort(path)
+        read_cohort_file(path)
         raise
     with Ledger.open(ledger_url(site)) as ledger:
         cohort = ledger.cohort_of(digest, node)
         if cohort is None:
-            cohort = ledger.add_cohort(digest, node, read_cohort(path), name)
+            file = read_cohort_file(path)
+            cohort = ledger.add_cohort(digest, node, file.rows, name, file.selection)
     reached("cohort-recorded")
     return cohort
 
@@ -145,6 +150,8 @@ class Pull:
     uploads: ThreadPoolExecutor
     aside: ThreadPoolExecutor
     """For what is asked of the archive about studies; it never waits behind their objects."""
+    selection: Selection = WHOLE
+    """What the cohort wants of what its rows find."""
     stop: threading.Event = field(default_factory=threading.Event)
     _habits: Habits = field(default_factory=Habits)
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
@@ -189,7 +196,7 @@ class Pull:
 
     def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
         try:
-            result = _insisting(lambda: discover(requestor, row, self._habits))
+            result = _insisting(lambda: self._wanted_of(requestor, row))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -198,10 +205,20 @@ class Pull:
         self.clock(self.cohort.node).succeeded()
         return row.line, result.studies, result.reason, result.near_misses, result.gaps
 
+    def _wanted_of(self, requestor: Requestor, row: CohortRow) -> Discovery:
+        found = discover(requestor, row, self._habits)
+        return choose_studies(requestor, row, found, self.selection, QueryHabits())
+
+    def limit_per_patient(self) -> None:
+        """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
+        if self.selection.per_patient is not None:
+            self.ledger.limit_per_patient(self.cohort.number, self.selection.per_patient)
+
     # --- retrieval
 
     def chunks(self) -> Iterator[Chunk]:
         """The studies that are still to be pulled, in chunks. Finished ones appear in none."""
+        self.limit_per_patient()
         limits = self.site.nodes[self.cohort.node].limits
         planned = plan_chunks(
             self._studies_to_pull(),
@@ -246,7 +263,7 @@ class Pull:
             There is no room for the chunk, though what had arrived of it is in the archive.
         """
         self.wait_for(chunk.node)
-        claims = self.ledger.claim(self.run, chunk.studies)
+        claims = self.ledger.claim(self.run, chunk.studies, self.cohort.selection)
         works: list[StudyWork] = []
         try:
             reached("claimed")
@@ -325,7 +342,7 @@ class Pull:
         try:
             return not self._archived_before(work, held)
         except ArchiveError as error:
-            if error.code != "manifest-unreadable":
+            if error.code not in ("manifest-unreadable", SELECTED_OTHERWISE):
                 raise
             self.ledger.record_failed(work.claim, error.code)
             return False
@@ -352,6 +369,11 @@ class Pull:
         """Whether the archive holds exactly the listed instances and says so.
 
         The ledger was lost, or an older copy of it was put in its place.
+
+        Raises
+        ------
+        ArchiveError
+            ``selected-otherwise`` where it holds other series of the study than are wanted.
         """
         if not work.missing():
             return False
@@ -360,6 +382,8 @@ class Pull:
         if data is None:
             return False
         manifest = manifest_at(study_prefix(uid), data)
+        if manifest.selection != self.cohort.selection:
+            raise ArchiveError(SELECTED_OTHERWISE)
         named = {
             InstanceKey(i.series_instance_uid, i.sop_instance_uid)
             for i in (*manifest.instances, *manifest.withheld)
@@ -478,7 +502,7 @@ class Pull:
 
     def _finish(self, work: StudyWork) -> bool:
         """Put the manifest of a study whose instances are all there, and commit it."""
-        manifest = _manifest_of(work, self.ledger)
+        manifest = _manifest_of(work, self.ledger, self.cohort.selection)
         reached("listed-again")
         data = put_manifest(self.archive, manifest)
         reached("manifest-put")
@@ -683,6 +707,7 @@ class Pull:
             clock=self.clock(node),
             leave=lambda: self.wait_for(node),
             habits=self._manners[node],
+            selection=self.selection,
         )
 
     def _check_stop(self) -> None:
@@ -720,7 +745,8 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
             ThreadPoolExecutor(_STUDIES_AT_A_TIME, thread_name_prefix="study")
         )
         run = stack.enter_context(ledger.run(kind))
-        pull = Pull(site, known, ledger, spool, archive, run, lease, uploads, aside)
+        selection = ledger.selection(known.number)
+        pull = Pull(site, known, ledger, spool, archive, run, lease, uploads, aside, selection)
         stack.callback(pull.close_requestors)
         token = _current.set(pull)
         try:
@@ -779,7 +805,7 @@ def _insisting(ask: Callable[[], T]) -> T:
     return ask()
 
 
-def _manifest_of(work: StudyWork, ledger: Ledger) -> StudyManifest:
+def _manifest_of(work: StudyWork, ledger: Ledger, selection: str) -> StudyManifest:
     instances, withheld = [], []
     for record in sorted(ledger.instances(work.reference), key=lambda r: r.key):
         if record.state is InstanceState.STORED:
@@ -805,4 +831,6 @@ def _manifest_of(work: StudyWork, ledger: Ledger) -> StudyManifest:
         work.listed_at,
         tuple(instances),
         tuple(withheld),
+        selection=selection,
+        unwanted_series=work.unwanted,
     )

@@ -13,7 +13,7 @@ import itertools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 from pydicom.datadict import tag_for_keyword
@@ -372,6 +372,59 @@ def _answers(
     if last is not None:
         raise last
     return []
+
+
+def tell_study(
+    requestor: Requestor, study: Study, keywords: Sequence[str], habits: QueryHabits
+) -> Study:
+    """The study, with further attributes as the peer tells them at STUDY level.
+
+    Asked for by its UID. What the peer does not answer lacks in ``told``; so does everything
+    where these keys spoil the query.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`.
+    """
+    uid, patient_id = study.study_instance_uid, study.patient_id
+    above = _keys_above(requestor, uid, patient_id, habits)
+    try:
+        answers = _answers(requestor, above, [keywords], "STUDY", patient_id)
+    except PacsError as error:
+        if error.code != "request-refused":
+            raise
+        return study
+    for answer in answers:
+        if _uid(answer, "StudyInstanceUID") == normal_uid(uid):
+            return replace(study, told=(*study.told, *_told(answer, keywords)))
+    return study
+
+
+def tell_series(
+    requestor: Requestor, study: Study, keywords: Sequence[str], habits: QueryHabits
+) -> dict[str, dict[str, str]]:
+    """Attributes of a study's series by their UIDs; what the peer does not answer lacks.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`.
+    """
+    uid, patient_id = study.study_instance_uid, study.patient_id
+    above = _keys_above(requestor, uid, patient_id, habits)
+    forms = ((*_UNIQUE_SERIES_KEYS, *keywords), _UNIQUE_SERIES_KEYS)
+    series: dict[str, dict[str, str]] = {}
+    for answer in _answers(requestor, above, forms, "SERIES", patient_id, habits):
+        if _belongs(answer, "StudyInstanceUID", uid):
+            series.setdefault(_uid(answer, "SeriesInstanceUID"), dict(_told(answer, keywords)))
+    return series
+
+
+def _told(answer: Dataset, keywords: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for keyword in keywords:
+        if tag_for_keyword(keyword) in answer:
+            yield keyword, _text(answer, keyword)
 
 
 def _is_offline(answer: Dataset) -> bool:

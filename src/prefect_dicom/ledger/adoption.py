@@ -16,12 +16,14 @@ from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 from prefect_dicom.ledger.records import Adopted, Adoption, FoundStudy
 from prefect_dicom.ledger.schema import IS_LISTED, instances, manifests, studies
 from prefect_dicom.model import StudyManifest, StudyReference, StudyState
+from prefect_dicom.policy import SELECTED_OTHERWISE
 from prefect_dicom.reasons import reason_for
 
 _KNOWN = (
     studies.c.reference,
     studies.c.study_instance_uid,
     studies.c.state,
+    studies.c.reason,
     studies.c.run,
     studies.c.selection,
 )
@@ -118,7 +120,9 @@ def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: b
         )
     }
     otherwise = row.selection not in (None, study.manifest.selection)
-    if listed and (otherwise or listed != _named(study.manifest)):
+    # One that failed because the archive has it otherwise is as the archive has it.
+    ours = listed and row.reason != SELECTED_OTHERWISE
+    if ours and (otherwise or listed != _named(study.manifest)):
         return Adopted(reference, Adoption.LISTED_OTHERWISE)
     connection.execute(
         update(studies)

@@ -47,14 +47,13 @@ from prefect_dicom.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.policy import StudyOutcome, row_verdict
+from prefect_dicom.policy import SELECTED_OTHERWISE, StudyOutcome, row_verdict
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.selection import decode_selection
 
 T = TypeVar("T")
 
 UNFINISHED = (StudyState.PENDING, StudyState.LISTED)
-_SELECTED_OTHERWISE = "selected-otherwise"
 LIST = 500
 """Values in one list of a statement (three parameters each at most; SQLite takes 32,766)."""
 # Rows read at a time by what streams. A manifest can have megabytes.
@@ -499,7 +498,7 @@ class Reading:
                 not_taken[link.line] = link.not_taken
                 continue
             if not link.selected:
-                other = StudyOutcome(link.reference, StudyState.FAILED, _SELECTED_OTHERWISE)
+                other = StudyOutcome(link.reference, StudyState.FAILED, SELECTED_OTHERWISE)
                 outcomes.setdefault(link.line, []).append(other)
                 continue
             counted = figures[link.reference]

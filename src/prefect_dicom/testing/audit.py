@@ -38,7 +38,8 @@ from prefect_dicom.testing.pacs import ScriptedPacs
 
 INVARIANTS = {
     "I1": "an archived study has its manifest, and the archive holds all it names, hash and size",
-    "I2": "a manifest names what the PACS holds of the study, byte for byte",
+    "I2": "a manifest names what the PACS holds of the study, or of the series it says were "
+    "wanted, byte for byte",
     "I3": "every object in the archive is one the ledger or a manifest knows",
     "I4": "an instance has one object, which stays as it was",
     "I5": "no file leaves the spool before the archive has its bytes, or a record says why",
@@ -188,6 +189,8 @@ class Auditor:
             columns = ("archived_instances", "withheld_instances", "archived_bytes")
             if figures != tuple(study[column] for column in columns):
                 yield Violation("I1", "the ledger's figures are not the manifest's", uid)
+            if _plain(study["selection"] or "") != manifest.get("selection", ""):
+                yield Violation("I1", "the ledger's selection is not the manifest's", uid)
         # Also of a study that is not archived yet: the manifest is the last thing written.
         for _, manifest in manifests.values():
             for each in manifest["instances"]:
@@ -215,8 +218,14 @@ class Auditor:
         for uid, (_, manifest) in _manifests(now).items():
             named = [_key(each) for each in manifest["instances"]]
             left_out = [_key(each) for each in manifest["withheld"]]
-            if sorted(named + left_out) != sorted(truth[uid]):
+            unwanted = set(manifest.get("unwanted_series", ()))
+            if unwanted and not manifest.get("selection"):
+                yield Violation("I2", "a manifest leaves series out and does not say which", uid)
+            wanted = [key for key in truth[uid] if key[0] not in unwanted]
+            if sorted(named + left_out) != sorted(wanted):
                 yield Violation("I2", "a manifest is not the PACS's inventory", uid)
+            if not unwanted <= {series for series, _ in truth[uid]}:
+                yield Violation("I2", "a manifest leaves out a series that is not there", uid)
             for each in manifest["instances"]:
                 held = now.objects.get(each["key"])
                 sent = truth[uid].get(_key(each))

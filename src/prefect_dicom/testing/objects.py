@@ -32,6 +32,8 @@ STUDY_KEYWORDS = (
     "AccessionNumber",
     "StudyDescription",
     "ReferringPhysicianName",
+    "PatientAge",
+    "InstitutionName",
 )
 SERIES_KEYWORDS = (
     "SeriesInstanceUID",
@@ -40,6 +42,7 @@ SERIES_KEYWORDS = (
     "SeriesDate",
     "SeriesTime",
     "SeriesDescription",
+    "ProtocolName",
     "BodyPartExamined",
 )
 IMAGE_KEYWORDS = ("SOPInstanceUID", "SOPClassUID", "InstanceNumber")
