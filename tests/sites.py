@@ -27,12 +27,13 @@ from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.configuration import Site, ledger_url, load_site
 from prefect_dicom.identifiers import manifest_key, object_key
 from prefect_dicom.ledger import Ledger, StudyRecord, Totals
-from prefect_dicom.model import RowVerdict, StudyManifest, StudyState
+from prefect_dicom.model import RowVerdict, StudyManifest, StudyState, Verdict
 from prefect_dicom.receiver import ReceiverLease, running_receiver
 from prefect_dicom.steps import Pull, open_pull, register_cohort, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_objects
 from prefect_dicom.testing.objects import StoredObject, decoded, encoded, object_of_bytes
 from prefect_dicom.testing.s3 import S3Server
+from prefect_dicom.testing.sending import StoreAssociation, context_key
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_SECONDS = 30
@@ -156,6 +157,24 @@ class Place:
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL, "the run had ended before it was killed"
 
+    def store(self, stored: StoredObject, ae_title: str = "STRANGER", **more: object) -> int:
+        """Store an object at the site's receiver, as somebody else; the status it answers."""
+        receiver = self.site.receiver
+        association = StoreAssociation(
+            ae_title, receiver.ae_title, (LOOPBACK, receiver.port), [context_key(stored)]
+        )
+        try:
+            return association.store(
+                association.context_id(stored),
+                message_id=1,
+                sop_class_uid=stored.sop_class_uid,
+                sop_instance_uid=stored.sop_instance_uid,
+                data=stored.encoded(),
+                **more,
+            )
+        finally:
+            association.release()
+
     # --- what became of it
 
     @contextlib.contextmanager
@@ -201,6 +220,23 @@ class Place:
             for path in (spool / name).rglob("*")
             if path.is_file()
         ]
+
+    def is_whole(self) -> None:
+        """Check that everything is archived as the PACS holds it, and nothing lies around."""
+        assert dict(self.totals().rows) == {Verdict.ARCHIVED: len(self.studies())}
+        self.audit()
+        archived = self.archived()
+        for stored in self.pacs.holdings:
+            uids = stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid
+            assert archived[object_key(*uids)].endswith(stored.encoded())
+        assert self.spooled() == []
+
+    def goes_on(self) -> None:
+        """Pull again, failed ones too, and check that the cohort comes to its end."""
+        with self.ledger() as ledger:
+            ledger.reopen(1)
+        self.pull()
+        self.is_whole()
 
     def audit(self) -> None:
         """Check what holds at all times, whatever has happened: see ``docs/promise.md``."""

@@ -23,7 +23,6 @@ from disks import fill, read_only, remount, small_disk
 from sites import LOOPBACK, Place, site_around, until
 
 from prefect_dicom.errors import PrefectDicomError, SpoolFull
-from prefect_dicom.identifiers import object_key
 from prefect_dicom.model import Disposition, Verdict
 from prefect_dicom.receiver import ReceiverLease
 from prefect_dicom.spool import Spool
@@ -67,25 +66,6 @@ def times_kept(place: Place) -> Counter[str]:
     )
 
 
-def is_whole(place: Place) -> None:
-    """Everything is archived, as the PACS holds it, and nothing lies around."""
-    assert dict(place.totals().rows) == {Verdict.ARCHIVED: len(place.studies())}
-    place.audit()
-    archived = place.archived()
-    for stored in place.pacs.holdings:
-        uids = stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid
-        assert archived[object_key(*uids)].endswith(stored.encoded())
-    assert place.spooled() == []
-
-
-def goes_on(place: Place) -> None:
-    """The next run ends with everything archived."""
-    with place.ledger() as ledger:
-        ledger.reopen(1)
-    place.pull()
-    is_whole(place)
-
-
 @contextmanager
 def standing_by(place: Place) -> Iterator[int | None]:
     """Have the receiver run before the disk is full; its process id, None for C-GET."""
@@ -121,7 +101,7 @@ def test_a_disk_that_is_full_at_some_byte_is_never_blamed_on_the_pacs(tmp_path, 
         assert list(place.site.spool.path.joinpath("incoming").iterdir()) == []
         place.audit()
         filler.unlink()
-        goes_on(place)
+        place.goes_on()
         assert set(times_kept(place).values()) == {1}
 
 
@@ -145,7 +125,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_study_keeps_what_has_come(tmp_p
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: 1}
         first = place.pacs.requests(service)[0]
         assert [one.status for one in first.sent] == [0x0000] * 3 + [0xA700] * (len(objects) - 3)
-        is_whole(place)
+        place.is_whole()
         assert set(times_kept(place).values()) == {1}
 
 
@@ -162,7 +142,7 @@ def test_a_disk_without_room_for_another_name_is_full(tmp_path, retrieve):
         place.audit()
         for name in names:
             name.unlink()
-        goes_on(place)
+        place.goes_on()
         assert set(times_kept(place).values()) == {1}
 
 
@@ -187,7 +167,7 @@ def test_a_quarantine_without_room_is_told_to_the_sender(tmp_path, retrieve):
         assert place.spooled() == []
         for name in names:
             name.unlink()
-        goes_on(place)
+        place.goes_on()
         [note] = place.quarantined()
         assert note.with_suffix(".dcm").read_bytes().endswith(stranger[0].encoded())
 
@@ -209,7 +189,7 @@ def test_a_spool_that_is_read_only_is_named_before_anything_is_asked(tmp_path, r
         assert caught.value.disposition is Disposition.OPERATOR
         assert place.asked_for() == 0
         remount(disk_of(place), "rw")
-        goes_on(place)
+        place.goes_on()
 
 
 @pytest.mark.parametrize("retrieve", subset(METHODS, ["c-move"]))
@@ -233,7 +213,7 @@ def test_a_spool_that_becomes_read_only_stops_the_run_and_fails_no_study(tmp_pat
         assert dict(place.totals().rows) == {Verdict.PENDING: 1}
         assert place.asked_for(service) == 1
         place.audit()
-        goes_on(place)
+        place.goes_on()
         assert set(times_kept(place).values()) == {1}
 
 
@@ -369,7 +349,7 @@ def test_damage_between_two_runs_costs_what_was_damaged(tmp_path, case):
         assert set(times_kept(place).values()) == {1}
         damage.happens(place, files)
         place.pacs.script.clear()
-        goes_on(place)
+        place.goes_on()
         kept = times_kept(place)
         costs = len(files) if damage.costs is None else damage.costs
         assert sum(kept.values()) == MANY + costs

@@ -24,7 +24,7 @@ import pytest
 from campaign import subset
 from disks import small_disk
 from part10_objects import ct, encapsulated, encoded
-from sites import LOOPBACK, Place, site_around, standing_receiver, until
+from sites import LOOPBACK, Place, site_around, until
 from wire import association_request, responses, statuses, store_message
 
 from prefect_dicom.dimse.transfer import Pdu
@@ -37,7 +37,6 @@ from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import KNOBS, Behaviour, StoredObject, tiny_objects
 from prefect_dicom.testing.generate import PECULIARITIES, peculiar_objects
 from prefect_dicom.testing.objects import changed, object_of_bytes
-from prefect_dicom.testing.sending import StoreAssociation, context_key
 
 pytestmark = [
     pytest.mark.campaign("PACS: content"),
@@ -375,18 +374,6 @@ FEW = 11
 """Cases that always run."""
 
 
-@pytest.fixture(scope="module")
-def standing(tmp_path_factory):
-    with standing_receiver(tmp_path_factory.mktemp("receiver")) as standing:
-        yield standing
-
-
-@pytest.fixture
-def around(tmp_path, standing):
-    """Builds the site: of objects, and what else :func:`~sites.site_around` takes."""
-    return partial(site_around, tmp_path, standing=standing)
-
-
 def rows_of(objects: list[StoredObject]) -> list[dict[str, str]]:
     """A cohort that names the study in a way that cannot be odd itself."""
     return [{"AccessionNumber": objects[0].attributes["AccessionNumber"]}]
@@ -548,31 +535,12 @@ def test_f41_an_object_with_the_uid_of_a_study_in_flight_is_held_to_its_list(aro
         keeps_the_promise(place)
 
 
-def store(place: Place, stored: StoredObject, ae_title: str = "STRANGER", **more) -> int:
-    """Store an object at the site's receiver, as somebody else; the status it answers."""
-    receiver = place.site.receiver
-    association = StoreAssociation(
-        ae_title, receiver.ae_title, (LOOPBACK, receiver.port), [context_key(stored)]
-    )
-    try:
-        return association.store(
-            association.context_id(stored),
-            message_id=1,
-            sop_class_uid=stored.sop_class_uid,
-            sop_instance_uid=stored.sop_instance_uid,
-            data=stored.encoded(),
-            **more,
-        )
-    finally:
-        association.release()
-
-
 def test_f42_what_another_sender_sends_while_nothing_is_asked_for_is_kept_apart(around):
     stranger = next(tiny_objects(1, seed=7))
     with around(four()) as place, ReceiverLease(place.site):
-        assert store(place, stranger) == 0x0000
+        assert place.store(stranger) == 0x0000
         # An originator that nobody is makes it no more wanted.
-        assert store(place, four()[0], originator=("NOBODY", 77)) == 0x0000
+        assert place.store(four()[0], originator=("NOBODY", 77)) == 0x0000
         assert [note["reason"] for note in notes(place)] == ["not-requested"] * 2
         assert {note["calling_ae_title"] for note in notes(place)} == {"STRANGER"}
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: 1}
@@ -756,8 +724,8 @@ def test_a_sender_is_told_success_for_whatever_could_be_written(around, answer):
     ):
         originator = ("US", request.message_id)
         if answer.before is not None:
-            assert store(place, answer.before(), originator=originator) == 0x0000
-        assert store(place, answer.stored(), originator=originator) == answer.status
+            assert place.store(answer.before(), originator=originator) == 0x0000
+        assert place.store(answer.stored(), originator=originator) == answer.status
         spool = place.site.spool.path
         found = [
             p for p in spool.rglob("*.dcm") if p.read_bytes().endswith(answer.stored().encoded())
@@ -775,12 +743,12 @@ def test_a_sender_is_told_of_want_of_resources_only_while_there_is_no_room(tmp_p
     with small_disk(tmp_path / "disk", mebibytes=4) as disk:
         parts = {"spool": {"path": str(disk / "spool"), "reserve_bytes": 2 << 20}}
         with site_around(tmp_path, [], **parts) as place, ReceiverLease(place.site):
-            told = [store(place, stored) for stored in tiny_objects(1, instances=2)]
+            told = [place.store(stored) for stored in tiny_objects(1, instances=2)]
             filler = disk / "filler"
             filler.write_bytes(bytes(2 << 20))
-            told += [store(place, stored) for stored in tiny_objects(1, instances=2, seed=1)]
+            told += [place.store(stored) for stored in tiny_objects(1, instances=2, seed=1)]
             filler.unlink()
-            told += [store(place, stored) for stored in tiny_objects(1, instances=2, seed=2)]
+            told += [place.store(stored) for stored in tiny_objects(1, instances=2, seed=2)]
             assert told == [0, 0, 0xA700, 0xA700, 0, 0]
             assert len(place.quarantined()) == 4
             assert place.spooled() == []

@@ -37,7 +37,6 @@ from prefect_dicom.errors import (
     ReceiverError,
     SpoolFull,
 )
-from prefect_dicom.identifiers import object_key
 from prefect_dicom.model import Disposition, Verdict
 from prefect_dicom.receiver import ReceiverLease, running_receiver
 from prefect_dicom.spool import Spool
@@ -79,20 +78,6 @@ def times_kept(place: Place) -> Counter[str]:
     return Counter(one.sop_instance_uid for one in sent if one.status == 0x0000)
 
 
-def goes_on(place: Place) -> None:
-    """The next run ends with everything archived as the PACS holds it."""
-    with place.ledger() as ledger:
-        ledger.reopen(1)
-    place.pull()
-    assert dict(place.totals().rows) == {Verdict.ARCHIVED: len(place.studies())}
-    place.audit()
-    archived = place.archived()
-    for stored in place.pacs.holdings:
-        uids = stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid
-        assert archived[object_key(*uids)].endswith(stored.encoded())
-    assert place.spooled() == []
-
-
 def all_pending(place: Place) -> bool:
     return dict(place.totals().rows) == {Verdict.PENDING: len(place.verdicts())}
 
@@ -127,7 +112,7 @@ def test_f50_a_port_that_something_else_has_stops_the_run_at_its_start(tmp_path)
         # And who has it: this process.
         assert f"process {os.getpid()} " in caught.value.detail
         assert place.asked_for() == 0
-        goes_on(place)
+        place.goes_on()
 
 
 @pytest.mark.whole_campaign
@@ -139,7 +124,7 @@ def test_f50_a_receiver_that_a_dead_run_has_left_behind_is_used(tmp_path):
         with running_receiver(place.site) as lease:
             left_behind = lease.status()["pid"]
         place.pacs.script.clear()
-        goes_on(place)
+        place.goes_on()
         with running_receiver(place.site) as lease:
             assert lease.status()["pid"] == left_behind
 
@@ -156,7 +141,7 @@ def test_f51_another_site_cannot_have_our_ae_title_or_port(tmp_path, shared):
         with ReceiverLease(one.site), pytest.raises(ReceiverError, match="receiver-taken"):
             other.pull()
         assert other.asked_for() == 0
-        goes_on(one)
+        one.goes_on()
 
 
 @pytest.mark.whole_campaign
@@ -240,7 +225,7 @@ def test_f53_what_has_arrived_when_a_run_is_killed_is_the_next_ones(tmp_path, re
         with place.victim(place.cohort()):
             until(lambda: sum(times_kept(place).values()) == answers, "some have arrived")
         place.pacs.script.clear()
-        goes_on(place)
+        place.goes_on()
         assert set(times_kept(place).values()) == {1}
         assert sum(times_kept(place).values()) == MANY
 
@@ -259,7 +244,7 @@ def bucket(monkeypatch) -> Iterator[S3Server]:
 def test_f54_an_archive_that_asks_for_patience_gets_it(tmp_path, bucket, retrieve):
     bucket.fail("PutObject", status=503, code="SlowDown", times=3)
     with site_around(tmp_path, six(), retrieve=retrieve, bucket=bucket) as place:
-        goes_on(place)
+        place.goes_on()
         assert set(times_kept(place).values()) == {1}
 
 
@@ -274,7 +259,7 @@ def test_f54_credentials_that_expire_stop_the_run_and_cost_no_retrieve(tmp_path,
         assert caught.value.disposition is Disposition.OPERATOR
         bucket.add_user(bucket.access_key, bucket.secret_key)
         place.audit()
-        goes_on(place)
+        place.goes_on()
         assert set(times_kept(place).values()) == {1}
 
 
@@ -292,7 +277,7 @@ def test_f54_what_waits_for_the_archive_holds_up_the_pacs_when_the_spool_is_full
                 Spool(disk / "spool")
             # Two objects at a time.
             fill(disk, but=100_000)
-            goes_on(place)
+            place.goes_on()
             assert set(times_kept(place).values()) == {1}
             assert place.asked_for(SERVICES[retrieve]) >= 2
 
@@ -326,7 +311,7 @@ def test_f55_when_the_ledger_cannot_be_written_what_is_on_its_way_ends_in_the_sp
             filled[0].unlink()
             assert all_pending(place)
             assert len(place.spooled()) == MANY
-            goes_on(place)
+            place.goes_on()
             # Nothing was asked for again, though the ledger had never heard of it.
             assert place.asked_for(SERVICES[retrieve]) == asked
             assert set(times_kept(place).values()) == {1}
@@ -377,11 +362,11 @@ def test_f56_nothing_depends_on_what_the_clock_on_the_wall_says(tmp_path, monkey
     ]
     with site_around(tmp_path, objects, script=script) as place:
         with a_clock_that(lambda: CLOCKS[clock](lots), monkeypatch):
-            goes_on(place)
+            place.goes_on()
             asked = place.asked_for("C-MOVE")
-            goes_on(place)
+            place.goes_on()
             assert place.asked_for("C-MOVE") == asked
-        goes_on(place)
+        place.goes_on()
         assert place.asked_for("C-MOVE") == asked
 
 
@@ -411,7 +396,7 @@ def test_f57_a_receiver_that_the_pacs_has_elsewhere_halts_the_node(tmp_path, wro
         assert "C-MOVE" in fault.check
         place.pacs.destinations = right
         place.pacs.script.clear()
-        goes_on(place)
+        place.goes_on()
 
 
 # --- F58: titles and UIDs

@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sites import LOOPBACK, Place, site_around, until
+from sites import site_around, until
 
 from prefect_dicom.errors import ReceiverError, SpoolFull
 from prefect_dicom.model import Disposition, Verdict
 from prefect_dicom.receiver import ReceiverLease, running_receiver
 from prefect_dicom.steps import open_pull, register_cohort, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
-from prefect_dicom.testing.sending import StoreAssociation, context_key
 
 MORE_THAN_ANY_DISK = 1 << 60
 
@@ -30,23 +29,6 @@ def lives(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def send(place: Place, stored) -> int:
-    receiver = place.site.receiver
-    association = StoreAssociation(
-        "STRANGER", receiver.ae_title, (LOOPBACK, receiver.port), [context_key(stored)]
-    )
-    try:
-        return association.store(
-            association.context_id(stored),
-            message_id=1,
-            sop_class_uid=stored.sop_class_uid,
-            sop_instance_uid=stored.sop_instance_uid,
-            data=stored.encoded(),
-        )
-    finally:
-        association.release()
 
 
 @pytest.mark.campaign("concurrency")
@@ -165,7 +147,7 @@ def test_a_receiver_that_died_is_started_again(tmp_path):
 def test_at_the_disk_reserve_objects_are_refused_for_want_of_resources(tmp_path):
     parts = {"spool": {"reserve_bytes": MORE_THAN_ANY_DISK}}
     with site_around(tmp_path, [], **parts) as place, ReceiverLease(place.site):
-        assert send(place, next(tiny_objects(1))) == 0xA700
+        assert place.store(next(tiny_objects(1))) == 0xA700
         assert place.spooled() == []
         assert place.quarantined() == []
 

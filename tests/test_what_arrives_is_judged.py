@@ -10,33 +10,13 @@ from sites import LOOPBACK, Place, site_around
 
 from prefect_dicom.model import Verdict
 from prefect_dicom.receiver import ReceiverLease
-from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
-from prefect_dicom.testing.sending import StoreAssociation, context_key
+from prefect_dicom.testing import Behaviour, tiny_objects
 
 METHODS = ("c-move", "c-get")
 
 
 def notes(place: Place) -> list[dict]:
     return [json.loads(path.read_text()) for path in place.quarantined()]
-
-
-def send(place: Place, stored: StoredObject, originator: tuple[str, int] | None = None) -> int:
-    """Store an object at the site's receiver; the status it answers."""
-    receiver = place.site.receiver
-    association = StoreAssociation(
-        "STRANGER", receiver.ae_title, (LOOPBACK, receiver.port), [context_key(stored)]
-    )
-    try:
-        return association.store(
-            association.context_id(stored),
-            message_id=1,
-            sop_class_uid=stored.sop_class_uid,
-            sop_instance_uid=stored.sop_instance_uid,
-            data=stored.encoded(),
-            originator=originator,
-        )
-    finally:
-        association.release()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +177,7 @@ def test_an_object_sent_by_somebody_else_is_quarantined_with_a_note(around):
         around(tiny_objects(1)) as place,
         ReceiverLease(place.site),
     ):
-        assert send(place, stranger) == 0x0000
+        assert place.store(stranger) == 0x0000
         [note] = notes(place)
         assert note["reason"] == "not-requested"
         assert note["calling_ae_title"] == "STRANGER"
@@ -227,5 +207,5 @@ def test_an_address_that_is_not_allowed_gets_no_association(tmp_path):
             connection.settimeout(5)
             assert connection.recv(1) == b""
         with pytest.raises(ConnectionError):
-            send(place, next(tiny_objects(1, seed=7)))
+            place.store(next(tiny_objects(1, seed=7)))
         assert place.quarantined() == []
