@@ -17,6 +17,7 @@ from prefect_dicom.matching import (
     identifies,
     passes_filters,
     study_query,
+    why_not_taken,
 )
 from prefect_dicom.model import CohortRow, DateRange, Study
 from prefect_dicom.reasons import reason_for
@@ -341,3 +342,10 @@ def test_whatever_is_answered_only_safe_studies_of_the_row_and_one_patient_are_f
     assert len({study.patient_id.strip() for study in found.studies}) <= 1
     keys = [(study.study_instance_uid, study.patient_id.strip()) for study in found.studies]
     assert len(keys) == len(set(keys))
+
+
+def test_a_study_found_by_its_uid_under_another_number_is_a_near_miss():
+    row = CohortRow(2, accession_number="A8", study_instance_uid="1.2.3")
+    found = assess(row, [STUDY])
+    assert (found.studies, found.reason, found.near_misses) == ((), "no-match", (STUDY,))
+    assert why_not_taken(row, STUDY) == ("AccessionNumber is another",)

@@ -21,6 +21,7 @@ from prefect_dicom.matching import (
     MOST_NEAR_MISSES,
     Discovery,
     assess,
+    has_the_uid,
     identifies,
     might_mean,
     study_query,
@@ -81,6 +82,9 @@ def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
         return found
     if row.study_instance_uid is None:
         return Discovery((), "key-ignored", found.near_misses)
+    if any(has_the_uid(row, study) for study in foreign):
+        # The study itself, under other identifiers than the row's.
+        return found
     if list_series(requestor, row.study_instance_uid).series:
         raise PacsError("answers-capped", "the study is there, and not among the answers")
     return found

@@ -82,6 +82,12 @@ def identifies(row: CohortRow, study: Study) -> bool:
     return bool(pairs) and all(given == found for given, found in pairs)
 
 
+def has_the_uid(row: CohortRow, study: Study) -> bool:
+    """Whether the row gives a StudyInstanceUID, and it is the study's."""
+    given = row.study_instance_uid
+    return given is not None and normal_uid(given) == normal_uid(study.study_instance_uid)
+
+
 def tells(study: Study, keywords: Iterable[str]) -> bool:
     """Whether the answer has a value for each of these keys of :func:`study_query`."""
     told = {
@@ -183,8 +189,9 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
         With reason None and studies, or one of ``no-match``, ``excluded-by-filter``,
         ``several-patients``, ``name-disagrees`` and ``unsafe-uid``. The candidates of
         ``several-patients`` and ``name-disagrees``, studies whose UID cannot be asked for,
-        answers whose identifiers differ only in case, padding or leading zeros, and studies one
-        day out of the row's range are the near misses, in this order.
+        answers that have the row's UID and differ in another identifier, or whose identifiers
+        differ only in case, padding or leading zeros, and studies one day out of the row's range
+        are the near misses, in this order.
     """
     identified: dict[_Identity, Study] = {}
     nearly: dict[_Identity, Study] = {}
@@ -267,8 +274,11 @@ def _identifiers(row: CohortRow, study: Study) -> list[tuple[str, str]]:
 
 
 def _nearly_identifies(row: CohortRow, study: Study) -> bool:
+    """Whether a person may have meant the study: by its UID, or by identifiers nearly the same."""
     pairs = _identifiers(row, study)
-    return bool(pairs) and all(given == found or overlooked(given, found) for given, found in pairs)
+    return has_the_uid(row, study) or (
+        bool(pairs) and all(given == found or overlooked(given, found) for given, found in pairs)
+    )
 
 
 def _is_a_day_off(row: CohortRow, study: Study) -> bool:
