@@ -1,0 +1,189 @@
+"""For every kind of query a real archive yields exactly what the corpus's manifest says it holds.
+
+The small corpus by default; ``-m full`` takes the whole one. What a query has to find is computed
+by another reading of the same rules, which shares no code with the product: corpus_oracle.py.
+"""
+
+from __future__ import annotations
+
+import csv
+
+import corpus_oracle
+import peers
+import pytest
+
+from prefect_dicom.cohort import read_cohort
+from prefect_dicom.dimse.association import Requestor
+from prefect_dicom.discovery import Habits, discover
+from prefect_dicom.errors import CohortError, PacsError
+from prefect_dicom.identifiers import normal_uid
+
+TOOK = {"Orthanc": "store_orthanc_1_10_1", "dcmqrscp": "store_dcmqrscp_3_6_7"}
+SHARED_UID = "1.2.826.0.1.3680043.10.9173.1.200"
+PRIOR_UID = "1.2.826.0.1.3680043.10.9173.1.233"
+
+IDENTIFIERS = [
+    {"PatientID": "000123"},
+    {"PatientID": "123"},
+    {"PatientID": "00123"},
+    {"PatientID": "0000123"},
+    {"PatientID": "23"},
+    {"PatientID": " 000123 "},
+    {"PatientID": "SYN-TWIN"},
+    {"PatientID": "syn-twin"},
+    {"PatientID": "Syn-Twin"},
+    {"PatientID": "SYN-PAD"},
+    {"PatientID": "SYN PAD"},
+    {"PatientID": "O'Neil/12 3"},
+    {"PatientID": "O'Neil/12  3"},
+    {"PatientID": "L" * 64},
+    {"PatientID": "L" * 63},
+    {"PatientID": "SYN-PRIORS"},
+    {"PatientID": "SYN-PRIOR"},
+    {"PatientID": "98890234"},
+    {"PatientID": "dicom2nifti"},
+    {"PatientID": "NOBODY-HAS-THIS"},
+    {"AccessionNumber": "ACC00175"},
+    {"AccessionNumber": "acc00175"},
+    {"AccessionNumber": "ACC175"},
+    {"AccessionNumber": "2"},
+    {"AccessionNumber": "02"},
+    {"AccessionNumber": "1"},
+    {"AccessionNumber": "-"},
+    {"AccessionNumber": "ACC00200"},
+    {"AccessionNumber": "2008050417172310"},
+    {"AccessionNumber": "S19-1_A_1_1"},
+    {"PatientID": "2008-4", "AccessionNumber": "2008050417172310"},
+    {"PatientID": "98890234", "AccessionNumber": "2"},
+    {"PatientID": "000123", "AccessionNumber": "ACC00176"},
+]
+UIDS = [
+    {"StudyInstanceUID": PRIOR_UID},
+    {"StudyInstanceUID": PRIOR_UID[:-1]},
+    {"StudyInstanceUID": SHARED_UID},
+    {"StudyInstanceUID": SHARED_UID, "PatientID": "SYN-CONF-B"},
+    {"StudyInstanceUID": SHARED_UID, "PatientID": "syn-conf-b"},
+    {"StudyInstanceUID": PRIOR_UID, "AccessionNumber": "ACC00233"},
+    {"StudyInstanceUID": PRIOR_UID, "AccessionNumber": "ACC00234"},
+]
+NARROWED = [
+    {"PatientID": "SYN-PRIORS", "StudyDate": "20140215-20180415"},
+    {"PatientID": "SYN-PRIORS", "StudyDate": "20140216-20180414"},
+    {"PatientID": "SYN-PRIORS", "StudyDate": "-20140215"},
+    {"PatientID": "SYN-PRIORS", "StudyDate": "20160315"},
+    {"PatientID": "SYN-PRIORS", "StudyDate": "20200516-"},
+    {"PatientID": "SYN-DATE", "StudyDate": "20240115"},
+    {"PatientID": "SYN-DATE", "StudyDate": "20240101-"},
+    {"PatientID": "SYN-DATE", "StudyDate": "-20991230"},
+    {"PatientID": "SYN-DATE"},
+    {"PatientID": "SYN0010", "Modality": "PT"},
+    {"PatientID": "SYN0010", "Modality": "MR"},
+    {"PatientID": "SYN-MOD", "Modality": "CT"},
+    {"PatientID": "SYN-PRIORS", "StudyDescription": "follow-up ?"},
+    {"PatientID": "SYN-PRIORS", "StudyDescription": "*3"},
+    {"PatientID": "SYN-PRIORS", "StudyDescription": "up"},
+    {"AccessionNumber": "2", "StudyDate": "1995"},
+    {"AccessionNumber": "2", "StudyDate": "19950903"},
+    {"PatientID": "***"},
+    {"PatientID": "A*B?C"},
+    {"AccessionNumber": "ACC00175", "PatientBirthDate": "19700101"},
+    {"AccessionNumber": "ACC00175", "PatientBirthDate": "19700102"},
+    {"AccessionNumber": "ACC00175", "PatientName": "ZERO^ZOE^^"},
+    {"AccessionNumber": "ACC00175", "PatientName": "Zero^Zack"},
+    {"AccessionNumber": "ACC00188", "PatientName": "McDonald^Ronald"},
+    {"AccessionNumber": "ACC00189", "PatientName": "McDonald^Ronald"},
+    {"AccessionNumber": "ACC00187", "PatientName": "Bad^Ben"},
+]
+
+
+def test_orthanc_finds_what_the_corpus_holds(orthanc, corpus, corpus_small, tmp_path):
+    _compare(orthanc, corpus, corpus_small, tmp_path)
+
+
+def test_dcmqrscp_finds_what_the_corpus_holds(dcmqrscp, corpus, corpus_small, tmp_path):
+    _compare(dcmqrscp, corpus, corpus_small, tmp_path)
+
+
+@pytest.mark.full
+def test_orthanc_finds_what_the_whole_corpus_holds(orthanc_full, corpus, tmp_path):
+    _compare(orthanc_full, corpus, peers.full_corpus(), tmp_path)
+
+
+@pytest.mark.full
+def test_dcmqrscp_finds_what_the_whole_corpus_holds(dcmqrscp_full, corpus, tmp_path):
+    _compare(dcmqrscp_full, corpus, peers.full_corpus(), tmp_path)
+
+
+def _compare(archive, corpus, paths, folder):
+    oracle = _oracle(archive, corpus, paths)
+    queries = [*IDENTIFIERS, *UIDS, *NARROWED, *_names(oracle)]
+    assert len(queries) > 80
+    expected = [_expected(oracle, query) for query in queries]
+    found = _found(archive, queries, folder)
+    wrong = [
+        (query, one, other)
+        for query, one, other in zip(queries, expected, found, strict=True)
+        if one != other
+    ]
+    assert not wrong, "\n".join(
+        f"{query}: expected {one}, found {other}" for query, one, other in wrong
+    )
+    # Queries of every outcome, so that none is true for want of anything else.
+    kinds = {reason for reason, _ in expected}
+    assert kinds == {
+        *(corpus_oracle.FOUND, "no-match", "excluded-by-filter", "several-patients"),
+        *("name-disagrees", "cohort-faulty"),
+    }
+
+
+def _oracle(archive, corpus, paths) -> corpus_oracle.Oracle:
+    studies = corpus_oracle.held_studies(corpus, set(paths), TOOK[archive.program])
+    if archive.program == "dcmqrscp":
+        return corpus_oracle.Oracle(studies, modalities=False)
+    # Its DefaultEncoding, whatever the objects and the query say.
+    return corpus_oracle.Oracle(studies, letters="latin-1")
+
+
+def _names(oracle):
+    """Every patient whose name is beyond ASCII, with it and with another's."""
+    names = corpus_oracle.names_by_patient(oracle.studies)
+    # Its file declares Chinese and does without the escape sequences: every reader reads another.
+    del names["SYN-58"]
+    foreign = {patient: name for patient, name in names.items() if not name.isascii()}
+    for patient, name in foreign.items():
+        if name.isprintable():
+            yield {"PatientID": patient, "PatientName": name}
+            for group in name.split("="):
+                if group.strip("^"):
+                    yield {"PatientID": patient, "PatientName": group}
+        yield {"PatientID": patient, "PatientName": "Another^Body"}
+
+
+def _expected(oracle, query):
+    if "*" in query.get("PatientID", "") or query.get("StudyDate") == "1995":
+        return "cohort-faulty", frozenset()
+    return oracle.answer(query)
+
+
+def _found(archive, queries, folder):
+    found = []
+    habits = Habits()
+    with Requestor(archive.node()) as requestor:
+        for query in queries:
+            try:
+                [row] = read_cohort(_written(folder / "cohort.csv", query))
+                result = discover(requestor, row, habits)
+            except (CohortError, PacsError) as error:
+                found.append((error.code, frozenset()))
+                continue
+            uids = frozenset(normal_uid(study.study_instance_uid) for study in result.studies)
+            found.append((result.reason or corpus_oracle.FOUND, uids))
+    return found
+
+
+def _written(path, query):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(query))
+        writer.writeheader()
+        writer.writerow(query)
+    return path
