@@ -204,7 +204,7 @@ def _share_of_the_node(pull: Pull) -> Iterator[None]:
         except ObjectNotFound:
             yield
             return
-    occupied = pull.site.nodes[pull.cohort.node].limits.associations
+    occupied = pull.site.asked(pull.cohort.node).limits.associations
     if known.active and known.limit < occupied:
         # Prefect would wait for ever.
         fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"

@@ -294,10 +294,12 @@ def site_around(
     retrieve: str = "c-move",
     bucket: S3Server | None = None,
     standing: Standing | None = None,
+    receives: bool | None = None,
     **parts: Mapping,
 ) -> Iterator[Place]:
     """A site for a PACS that holds the objects; the keywords change parts of the site file.
 
+    It has a receiver where it needs one, or ``standing`` is given, or ``receives`` says so.
     The credentials of a bucket are expected in the environment.
     """
     if standing is None:
@@ -327,6 +329,8 @@ def site_around(
             "ledger": {"path": "ledger.sqlite"},
             "spool": {"path": str(own.spool), "reserve_bytes": 0},
         }
+        if not (retrieve == "c-move" or standing is not None if receives is None else receives):
+            del document["receiver"]
         place = Place(folder, folder / "site.yaml", pacs)
         place.file.write_text(yaml.safe_dump(document))
         place.change(**parts)

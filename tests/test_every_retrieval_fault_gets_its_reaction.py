@@ -77,7 +77,6 @@ class Scene:
         self.place: Place
         self.released = threading.Event()
         """Set when the fault goes away."""
-        self.halted_by = ""
         self.times: list[float] = []
 
     @property
@@ -85,7 +84,7 @@ class Scene:
         return self.method.upper()
 
     def retrieves(self) -> list[Request]:
-        return self.place.pacs.requests(self.service)
+        return [r for r in list(self.place.pacs.log) if r.service in ("C-MOVE", "C-GET")]
 
     def cancelled(self) -> bool:
         return bool(self.place.pacs.requests("C-CANCEL"))
@@ -194,6 +193,12 @@ def ever(knob: str, **arguments: object) -> Script:
     return always((knob, arguments))
 
 
+NO_C_GET = {
+    "is not allowed": 0x0124,
+    "is not supported": 0x0122,
+    "is not recognised": 0x0211,
+    "is answered by an abort": None,
+}
 STALL = {"timeouts": {"stall_seconds": 0.3}}
 FIRST_BYTE = {"timeouts": {"first_byte_seconds": 0.3}}
 TWO_MISSING_ONCE = ("move.drop_instances", {"instances": 2, "times": 1})
@@ -305,9 +310,12 @@ def by_series(scene: Scene) -> None:
     assert scene.place.quarantined() == []
 
 
-def names_the_setting(scene: Scene) -> None:
-    """The advice says which key of the site file to change, and to what."""
-    assert "retrieve: c-move" in reason_for(scene.halted_by).advice
+def by_move(scene: Scene) -> None:
+    """One C-GET was enough to know, and what is asked instead is told, once."""
+    assert [r.service for r in scene.retrieves()].count("C-GET") == 1
+    with scene.place.ledger() as ledger:
+        [(node, words)] = ledger.notes(1)
+    assert node == "pacs" and "asked by C-MOVE for the rest of the run" in words
 
 
 def classes_in_turn(scene: Scene) -> None:
@@ -474,15 +482,11 @@ CASES = (
       ], R.QUARANTINE, sent_again=True),
     C("F2D", "one is corrupt on the PACS", "archive.corrupt", one_corrupt(stops=False),
       R.NARROW, "instances-missing", look=corrupt_alone),
-    C("F2E", "C-GET is not allowed", "get.disabled",
-      ever("get.disabled", status=0x0124), R.HALT, "not-permitted",
-      methods=(BY_GET,), look=names_the_setting),
-    C("F2E", "C-GET is not supported", "get.disabled",
-      ever("get.disabled", status=0x0122), R.HALT, "service-not-offered",
-      methods=(BY_GET,), look=names_the_setting),
-    C("F2E", "C-GET is answered by an abort", "get.disabled",
-      ever("get.disabled", status=None), R.HALT, "not-permitted",
-      methods=(BY_GET,), look=names_the_setting),
+    *(
+        C("F2E", f"C-GET {words}", "get.disabled", ever("get.disabled", status=status), R.SWITCH,
+          methods=(BY_GET,), look=by_move)
+        for words, status in NO_C_GET.items()
+    ),
     C("F2F", "it stops at a class that was not proposed", "get.stop_on_class",
       always(("get.stop_on_class", {}), ("find.omit_keys", {"keys": ["SOPClassUID"]})),
       R.SWITCH, methods=(BY_GET,), objects=with_a_rare_class, look=classes_in_turn),
@@ -649,7 +653,6 @@ def stays_pending(scene: Scene, case: Case) -> None:
     place = scene.place
     with place.opened() as pull, pytest.raises(PacsError) as caught:
         work_through(pull)
-    scene.halted_by = caught.value.code
     assert caught.value.code == case.end
     operator = caught.value.disposition is Disposition.OPERATOR
     assert operator == (case.reaction is Reaction.HALT)
@@ -694,6 +697,36 @@ def only_missing_was_asked_for(scene: Scene) -> None:
             members = {o.sop_instance_uid for o in scene.objects if o.attributes[attribute] == uid}
             assert not members or members - came
         came |= {s.sop_instance_uid for s in request.sent if s.status == 0}
+
+
+@pytest.mark.parametrize("words", subset(NO_C_GET, 1))
+def test_a_c_get_that_is_refused_stops_the_node_where_nothing_can_be_received(tmp_path, words):
+    disabled = Behaviour("get.disabled", status=NO_C_GET[words])
+    objects = tiny_objects(3)
+    with site_around(tmp_path, objects, retrieve="c-get", script=[disabled]) as place:
+        assert not place.site.receives
+        with pytest.raises(PacsError) as caught:
+            place.pull()
+        # The advice says which key of the site file to change, and to what.
+        assert "retrieve: c-move" in reason_for(caught.value.code).advice
+        assert place.asked_for("C-MOVE") == 0
+        assert place.totals().rows == {Verdict.PENDING: 3}
+
+
+@pytest.mark.parametrize("refused", ["assoc.contexts", "assoc.no_roles"])
+def test_a_c_get_that_is_not_negotiated_is_switched_too(tmp_path, standing, refused):
+    """For the whole run, and whatever is asked at the same time."""
+    arguments = {"result": 3, "services": ["C-GET"]} if refused == "assoc.contexts" else {}
+    script = [Behaviour(refused, **arguments)]
+    objects = list(tiny_objects(6, instances=2))
+    with site_around(
+        tmp_path, objects, retrieve="c-get", script=script, standing=standing
+    ) as place:
+        assert place.pull().rows == {Verdict.ARCHIVED: 6}
+        assert place.asked_for("C-GET") == 0 and place.asked_for("C-MOVE") >= 1
+        with place.ledger() as ledger:
+            assert len(ledger.notes(1)) == 1
+        place.audit()
 
 
 @pytest.mark.parametrize("method", BOTH)

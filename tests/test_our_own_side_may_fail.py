@@ -158,7 +158,7 @@ def test_f51_two_runs_at_once_share_one_receiver_and_get_what_each_asked_for(tmp
         def run(number: int) -> int:
             with open_pull(place.site, number) as pull:
                 work_through(pull)
-                return pull.lease.status()["pid"]
+                return pull.receiver().status()["pid"]
 
         with ThreadPoolExecutor(2) as pool:
             receivers = list(pool.map(run, numbers[1:]))

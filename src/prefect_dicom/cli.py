@@ -841,10 +841,12 @@ def _show(
     reasons = reason_table(ledger.verdicts(cohort.number))
     folder = site.reports / cohort.name
     missing = unarchived_rows(totals)
+    notes = ledger.notes(cohort.number)
     code = Exit.NOT_ALL if missing else Exit.ALL_WELL
     if as_json:
         result = _figures(cohort, totals)
         result |= {"reasons": reasons, "reports": str(folder)}
+        result["notes"] = [{"node": node, "words": words} for node, words in notes]
         if error is not None:
             result["error"] = getattr(error, "code", "unexpected")
         print(json.dumps(result, indent=1))
@@ -858,6 +860,8 @@ def _show(
         table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
     output.print(table)
     output.print(in_words(totals), markup=False, soft_wrap=not output.is_terminal)
+    for node, words in notes:
+        output.print(f"Noted of {node}: {words}.", markup=False, soft_wrap=True)
     if (folder / RESULTS).exists():
         output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
     if (folder / CANDIDATES).exists():

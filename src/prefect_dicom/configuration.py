@@ -44,6 +44,9 @@ from prefect_dicom.settings import (
     text_of,
 )
 
+_SETTLES_WITHIN = 2
+"""Times of what was learnt: the next one may be slower."""
+
 
 def _ae_title(title: str) -> str:
     if fault := ae_title_fault(title):
@@ -405,6 +408,18 @@ class Site(Settings):
     def profiles(self) -> Mapping[str, NodeProfile]:
         """What was learnt of each node; empty where there is no file beside the site file."""
         return {name: self._profiles.get(name, NodeProfile()) for name in self.nodes}
+
+    def asked(self, node: str) -> PacsNode:
+        """A node within what was learnt of it: no more associations, no shorter quiet."""
+        profile, plain = self.profiles[node], self.nodes[node]
+        most = min(plain.limits.associations, profile.associations or plain.limits.associations)
+        quiet = max(plain.timeouts.settle_seconds, _SETTLES_WITHIN * (profile.settle_seconds or 0))
+        return plain.model_copy(
+            update={
+                "limits": plain.limits.model_copy(update={"associations": most}),
+                "timeouts": plain.timeouts.model_copy(update={"settle_seconds": quiet}),
+            }
+        )
 
     @property
     def receives(self) -> bool:

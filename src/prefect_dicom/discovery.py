@@ -28,6 +28,7 @@ from prefect_dicom.matching import (
     tells,
 )
 from prefect_dicom.model import CohortRow, Study
+from prefect_dicom.profile import NodeProfile
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,10 @@ class Habits:
     understood: set[frozenset[str]] = field(default_factory=set)
     """The matching keys of queries that brought answers."""
     _told: set[str] = field(default_factory=set)
+
+    def start_from(self, profile: NodeProfile) -> None:
+        """Begin with what was learnt of the node before the run."""
+        self.simple = profile.optional_return_keys is False
 
     def warn(self, words: str) -> None:
         """Say something of the node once for the run, not for each row."""

@@ -37,7 +37,13 @@ from prefect_dicom.dimse.move import move
 from prefect_dicom.dimse.outcome import RetrieveOutcome
 from prefect_dicom.dimse.proposal import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.dimse.status import reason_for_status
-from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError, SpoolFull
+from prefect_dicom.errors import (
+    Interrupted,
+    PacsError,
+    PrefectDicomError,
+    ReceiverError,
+    SpoolFull,
+)
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_uid, normal_uid
 from prefect_dicom.ledger import Claim, Ledger, ListChange
@@ -56,6 +62,7 @@ from prefect_dicom.model import (
 )
 from prefect_dicom.part10 import survey
 from prefect_dicom.policy import NodeClock, RetrieveRequest, plan_requests
+from prefect_dicom.profile import NodeProfile, Service
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
 from prefect_dicom.selection import series_text
@@ -132,6 +139,25 @@ class RetrieveHabits:
     """It refuses requests for instances, and answers those for whole series."""
     image_level: bool = False
     """It has answered a request for instances with some."""
+    method: RetrieveMethod | None = None
+    """How it is asked, where that is not as configured: C-MOVE for a C-GET it does not offer."""
+
+    @classmethod
+    def of(cls, profile: NodeProfile, node: PacsNode, receives: bool) -> RetrieveHabits:
+        """What is known before the first request.
+
+        Parameters
+        ----------
+        receives : bool
+            Whether the node could be asked by C-MOVE.
+        """
+        no_get = profile.c_get in (Service.REFUSED, Service.NOT_OFFERED)
+        by_move = node.retrieve is RetrieveMethod.C_GET and no_get and receives
+        return cls(
+            one_uid=profile.uid_lists_in_retrieves is False,
+            no_image_level=profile.image_level_retrieve is False,
+            method=RetrieveMethod.C_MOVE if by_move else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +191,17 @@ class Retrieval:
         An association of its own.
     leave_out_faulty : bool
         The site's policy for instances that are faulty at their source.
-    lease : ReceiverLease or None
-        The managed receiver; None for a node that is asked by C-GET.
+    receiver : callable
+        The lease on the managed receiver, which may have to be started for it; None where the
+        site has none, and a node can be asked by C-GET only.
     stopping : callable
         Whether the run has been told to stop.
     clock : NodeClock
         The node's, to be told what comes of requests.
     leave : callable
         Waits until the node may be asked, and returns the time of its clock.
+    note : callable
+        Told what a person should know of the node, in words without identifiers.
     habits : RetrieveHabits, optional
         What is known of the node, and is learnt of it.
     selection : Selection
@@ -188,15 +217,17 @@ class Retrieval:
         *,
         destination: str,
         leave_out_faulty: bool,
-        lease: ReceiverLease | None,
+        receiver: Callable[[], ReceiverLease | None],
         stopping: Callable[[], bool],
         clock: NodeClock,
         leave: Callable[[], float],
+        note: Callable[[str], None],
         habits: RetrieveHabits | None = None,
         selection: Selection = WHOLE,
     ) -> None:
         self._clock = clock
         self._leave = leave
+        self._note = note
         self._habits = habits or RetrieveHabits()
         self._asked_at = clock.now()
         self._node = node
@@ -205,14 +236,18 @@ class Retrieval:
         self._spool = spool
         self._destination = destination
         self._leave_out_faulty = leave_out_faulty
-        self._lease = lease
+        self._receiver = receiver
         self._stopping = stopping
         self._selection = selection
         self._series_wanted = series_text(selection)
 
     @property
+    def _method(self) -> RetrieveMethod:
+        return self._habits.method or self._node.retrieve
+
+    @property
     def _service(self) -> str:
-        return "C-MOVE" if self._node.retrieve is RetrieveMethod.C_MOVE else "C-GET"
+        return "C-MOVE" if self._method is RetrieveMethod.C_MOVE else "C-GET"
 
     # --- the expected set
 
@@ -356,6 +391,9 @@ class Retrieval:
     def fetch(self, works: Sequence[StudyWork]) -> int:
         """Ask until nothing is missing or asking brings nothing more.
 
+        By C-MOVE for the rest of the run, where the node is to be asked by C-GET and does not let
+        us, and there is a receiver.
+
         Returns
         -------
         int
@@ -370,6 +408,15 @@ class Retrieval:
         Interrupted
             The run was told to stop.
         """
+        while True:
+            method = self._method
+            try:
+                return self._fetch(works)
+            except PacsError as error:
+                if method is not RetrieveMethod.C_GET or not self._switches(error.code):
+                    raise
+
+    def _fetch(self, works: Sequence[StudyWork]) -> int:
         arrived = self.take_in(works)
         fruitless = 0
         spare_rounds = _SPARE_ROUNDS
@@ -430,6 +477,25 @@ class Retrieval:
             if not arrived and work.untouched and work.failure not in _TELLS_MORE:
                 self._clock.sent_nothing(work.reference, work.failure)
         return arrived
+
+    def _switches(self, code: str) -> bool:
+        """Whether C-MOVE takes the place of a C-GET that ended so; says it once."""
+        if code not in _NO_C_GET:
+            return False
+        try:
+            if self._receiver() is None:
+                return False
+        except ReceiverError:
+            # What is known of the node says more than what the way around it lacks.
+            return False
+        if self._habits.method is None:
+            self._habits.method = RetrieveMethod.C_MOVE
+            self._note(
+                f"C-GET is not to be had ({code}); asked by C-MOVE for the rest of the run. Set "
+                "`retrieve: c-move`, or let `prefect-dicom doctor --learn` note it, to spare each "
+                "run the attempt"
+            )
+        return True
 
     def _find_out(self, works: Sequence[StudyWork], *, delivers: bool) -> int:
         """Tell apart what it may mean that nothing arrived; returns how much does arrive now.
@@ -531,7 +597,7 @@ class Retrieval:
         most = 1 if self._habits.one_uid else self._node.limits.uids_per_request
         few = most // _SHRINK
         yield _Manner(most, Breadth.COMMON, whole)
-        if self._node.retrieve is RetrieveMethod.C_GET:
+        if self._method is RetrieveMethod.C_GET:
             yield _Manner(most, Breadth.ALL, whole)
             if few > 1:
                 yield _Manner(few, Breadth.ALL, whole)
@@ -621,7 +687,7 @@ class Retrieval:
         self, works: Sequence[StudyWork], breadth: Breadth
     ) -> Iterator[tuple[_Missing, tuple[tuple[str, str], ...]]]:
         """What is missing, for a C-GET in groups whose SOP classes fit into one proposal."""
-        if self._node.retrieve is RetrieveMethod.C_MOVE:
+        if self._method is RetrieveMethod.C_MOVE:
             yield {work.reference: work.missing() for work in works}, ()
             return
         classes = Counter(
@@ -662,10 +728,10 @@ class Retrieval:
             list(request.instances),
             self._requestor.characters,
         )
-        if self._node.retrieve is RetrieveMethod.C_GET:
+        if self._method is RetrieveMethod.C_GET:
             return self._get(identifier, contexts, Expectation(studies), works)
         quiet = self._node.timeouts.settle_seconds
-        with self._lease.expecting(studies, self._node.calling_ae_title) as expected:
+        with self._receiver().expecting(studies, self._node.calling_ae_title) as expected:
             if expected.quiet_seconds is not None:
                 wait_until_arrived(expected, None, quiet, self._stopping)
                 return None
@@ -745,6 +811,11 @@ class Retrieval:
             code = "association-lost"
         if code == "pacs-busy":
             self._clock.failed(code, self._asked_at)
+        elif (
+            code == "sop-classes-refused" and not self._clock.has_delivered and self._switches(code)
+        ):
+            # It offers C-GET and does not take us for a storage SCP: nothing comes that way.
+            raise PacsError(code)
         elif (
             first
             and code not in _MAY_MEAN_ANYTHING
@@ -855,6 +926,9 @@ _TELLS_MORE = {"wrong-patient", "uid-mismatch"}
 
 _MAY_MEAN_ANYTHING = {"move-destination-failed", "nothing-arrived", "pacs-failure", "study-gone"}
 """Ends of a retrieve that brought nothing and have many causes; :meth:`Retrieval._find_out`."""
+
+_NO_C_GET = {"not-permitted", "service-not-offered", "sop-classes-refused"}
+"""Ends of a C-GET that another C-GET would end by as well."""
 
 _MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
 """Of these, ends of a retrieve that may have stopped at its first instance."""

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,6 +69,7 @@ from prefect_dicom.model import (
     WithheldInstance,
 )
 from prefect_dicom.policy import SELECTED_OTHERWISE, NodeClock, plan_chunks
+from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.receiver import ReceiverLease
 from prefect_dicom.retrieval import OF_ONE_REQUEST, Retrieval, RetrieveHabits, StudyWork
@@ -90,6 +92,7 @@ _OF_THE_NODE_IF_REPEATED = {
 }
 _MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
 _LOOK_SECONDS = 1.0
+_ANEW = "`prefect-dicom doctor --learn` writes it anew"
 
 _current: ContextVar[Pull] = ContextVar("prefect_dicom_pull")
 
@@ -146,7 +149,8 @@ class Pull:
     spool: Spool
     archive: Archive
     run: Run
-    lease: ReceiverLease | None
+    open: contextlib.ExitStack
+    """Closes with the run what is opened while it goes on."""
     uploads: ThreadPoolExecutor
     aside: ThreadPoolExecutor
     """For what is asked of the archive about studies; it never waits behind their objects."""
@@ -160,7 +164,9 @@ class Pull:
     _characters: dict[str, str] = field(default_factory=dict)
     """By node, the character set in which it last found a text beyond ASCII."""
     _clocks: dict[str, NodeClock] = field(default_factory=dict)
-    _manners: dict[str, RetrieveHabits] = field(default_factory=lambda: defaultdict(RetrieveHabits))
+    _manners: dict[str, RetrieveHabits] = field(default_factory=dict)
+    _lease: ReceiverLease | None = None
+    _noted: set[tuple[str, str]] = field(default_factory=set)
     _next_chunk: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -190,6 +196,7 @@ class Pull:
                     self._check_stop()
                     found.append(self._discover_row(requestor, row))
                     reached("row-answered")
+                self._doubt_profile(self.cohort.node, requestor)
         finally:
             self.ledger.record_discoveries(self.cohort.number, found)
         return len(found)
@@ -278,6 +285,7 @@ class Pull:
                     if self._list(retrieval, work, known, manifests[work.reference]):
                         works.append(work)
                 self._fetch(retrieval, works)
+                self._doubt_profile(chunk.node, requestor)
         except BaseException:
             self.ledger.release(claims)
             raise
@@ -609,7 +617,7 @@ class Pull:
             if node not in self._clocks:
                 self._clocks[node] = NodeClock(
                     self.site.retry_after_seconds,
-                    self.site.nodes[node].limits.associations,
+                    self.site.asked(node).limits.associations,
                     now=time.monotonic,
                 )
             return self._clocks[node]
@@ -675,7 +683,9 @@ class Pull:
         """Borrow an association to a node; it stays open for the next borrower."""
         with self._lock:
             requestor = self._idle[node].pop() if self._idle[node] else None
-        requestor = requestor or Requestor(self.site.nodes[node], self._answered[node])
+        if requestor is None:
+            requestor = Requestor(self.site.nodes[node], self._answered[node])
+            requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
         requestor.characters = self._characters.get(node, "")
         try:
             yield requestor
@@ -696,19 +706,74 @@ class Pull:
 
     def _retrieval(self, node: str, requestor: Requestor) -> Retrieval:
         return Retrieval(
-            self.site.nodes[node],
+            self.site.asked(node),
             requestor,
             self.ledger,
             self.spool,
             destination=self.site.receiver.ae_title,
             leave_out_faulty=self.site.validation.faulty == "leave-out",
-            lease=self.lease,
+            receiver=self.receiver,
             stopping=self.stop.is_set,
             clock=self.clock(node),
             leave=lambda: self.wait_for(node),
-            habits=self._manners[node],
+            note=partial(self.note, node),
+            habits=self.manners(node),
             selection=self.selection,
         )
+
+    def receiver(self) -> ReceiverLease | None:
+        """The lease on the site's receiver, which is started for it; None where it has none.
+
+        Raises
+        ------
+        ReceiverError
+            It cannot run.
+        """
+        with self._lock:
+            if self._lease is None and self.site.receives:
+                self._lease = self.open.enter_context(ReceiverLease(self.site))
+            return self._lease
+
+    def prepare(self) -> None:
+        """Start at once what is needed anyway: a fault of it shows before the PACS is asked."""
+        for name, node in self.site.nodes.items():
+            if self.manners(name).method is not None:
+                self.note(name, "C-GET is not to be had, says its profile; asked by C-MOVE")
+            elif node.retrieve is not RetrieveMethod.C_MOVE:
+                continue
+            self.receiver()
+
+    def manners(self, node: str) -> RetrieveHabits:
+        """How a node is asked for studies: as its profile has it, and as this run finds out."""
+        with self._lock:
+            if node not in self._manners:
+                site = self.site
+                self._manners[node] = RetrieveHabits.of(
+                    site.profiles[node], site.nodes[node], site.receives
+                )
+            return self._manners[node]
+
+    def note(self, node: str, words: str) -> None:
+        """Say what this run has found out about a node, once, and keep it with the cohort."""
+        with self._lock:
+            known = (node, words) in self._noted
+            self._noted.add((node, words))
+        if not known:
+            log.warning("node %s: %s", node, words)
+            self.ledger.note(self.cohort.number, node, words)
+
+    def _doubt_profile(self, node: str, requestor: Requestor) -> None:
+        """Say where a node did otherwise than its profile has it: the run goes by what it saw."""
+        profile, manners = self.site.profiles[node], self.manners(node)
+        otherwise = {
+            "optional_return_keys": node == self.cohort.node and self._habits.simple,
+            "uid_lists_above": not requestor.answers_lists,
+            "uid_lists_in_retrieves": manners.one_uid,
+            "image_level_retrieve": manners.no_image_level,
+        }
+        for key, seen in otherwise.items():
+            if seen and getattr(profile, key):
+                self.note(node, f"its profile has `{key}: true`, and it did otherwise; {_ANEW}")
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -735,9 +800,7 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
         spool = Spool(site.spool.path, site.spool.reserve_bytes)
         spool.sweep()
         _clear_finished(spool, ledger)
-        lease = None
-        if any(n.retrieve is RetrieveMethod.C_MOVE for n in site.nodes.values()):
-            lease = stack.enter_context(ReceiverLease(site))
+        later = stack.enter_context(contextlib.ExitStack())
         uploads = stack.enter_context(
             ThreadPoolExecutor(site.archive.connections, thread_name_prefix="upload")
         )
@@ -746,8 +809,10 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
         )
         run = stack.enter_context(ledger.run(kind))
         selection = ledger.selection(known.number)
-        pull = Pull(site, known, ledger, spool, archive, run, lease, uploads, aside, selection)
+        pull = Pull(site, known, ledger, spool, archive, run, later, uploads, aside, selection)
         stack.callback(pull.close_requestors)
+        pull._habits.start_from(site.profiles.get(known.node, NodeProfile()))
+        pull.prepare()
         token = _current.set(pull)
         try:
             yield pull

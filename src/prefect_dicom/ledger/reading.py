@@ -25,6 +25,7 @@ from prefect_dicom.ledger.ownership import Locks
 from prefect_dicom.ledger.records import Cohort, InstanceRecord, StudyRecord, Totals
 from prefect_dicom.ledger.schema import (
     IS_LISTED,
+    cohort_notes,
     cohort_rows,
     cohorts,
     manifests,
@@ -263,6 +264,15 @@ class Reading:
                 select(selections.c.body).where(selections.c.cohort == cohort)
             ).scalar()
         return WHOLE if body is None else decode_selection(body)
+
+    @without_database_errors
+    def notes(self, cohort: int) -> list[tuple[str, str]]:
+        """Node and words of what runs of a cohort have found out about nodes, in their order."""
+        columns = (cohort_notes.c.node, cohort_notes.c.words)
+        query = select(*columns).where(cohort_notes.c.cohort == cohort)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(cohort_notes.c.number)).all()
+        return [(node, words) for node, words in rows]
 
     @without_database_errors
     def rows_to_discover(

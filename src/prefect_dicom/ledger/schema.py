@@ -327,6 +327,18 @@ NO_LONGER_LISTED = "no-longer-listed"
 IS_LISTED = or_(instances.c.reason.is_(None), instances.c.reason != NO_LONGER_LISTED)
 """Of a row of ``instances``: the PACS still lists it."""
 
+cohort_notes = Table(
+    "cohort_notes",
+    metadata,
+    Column("number", _Number, primary_key=True),
+    Column("cohort", _Number, ForeignKey(cohorts.c.number), nullable=False),
+    Column("node", Text, nullable=False),
+    Column("words", Text, nullable=False),
+    Column("noted_at", UtcTime, nullable=False),
+    UniqueConstraint("cohort", "node", "words"),
+    sqlite_autoincrement=True,
+)
+
 _versions_metadata = MetaData()
 schema_versions = Table(
     "schema_versions",
@@ -366,11 +378,16 @@ def _selections_of_cohorts(connection: Connection) -> None:
     connection.execute(update(studies).where(studies.c.listed_at.is_not(None)).values(selection=""))
 
 
+def _notes_of_cohorts(connection: Connection) -> None:
+    cohort_notes.create(connection, checkfirst=True)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
     _rows_with_gaps,
     _selections_of_cohorts,
+    _notes_of_cohorts,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

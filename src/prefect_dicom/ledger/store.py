@@ -43,6 +43,7 @@ from prefect_dicom.ledger.records import (
 from prefect_dicom.ledger.schema import (
     IS_LISTED,
     NO_LONGER_LISTED,
+    cohort_notes,
     cohort_rows,
     cohorts,
     manifests,
@@ -158,6 +159,22 @@ class Ledger(Claiming):
             connection.execute(update(cohorts).where(cohorts.c.number == added).values(rows=count))
             row = connection.execute(select(cohorts).where(cohorts.c.number == added)).one()
             return Cohort(**row._mapping)
+
+    @without_database_errors
+    def note(self, cohort: int, node: str, words: str) -> None:
+        """Keep with a cohort what a run has found out about a node; the same again is once.
+
+        Parameters
+        ----------
+        words : str
+            For people, without any identifier.
+        """
+        with self._write() as connection:
+            connection.execute(
+                self._insert(cohort_notes)
+                .values(cohort=cohort, node=node, words=words, noted_at=utc_now())
+                .on_conflict_do_nothing()
+            )
 
     @without_database_errors
     def record_discoveries(self, cohort: int, found: Iterable[RowFindings | tuple]) -> None:
