@@ -128,7 +128,7 @@ def overlooked(given: str, found: str) -> tuple[str, ...]:
     if given == found:
         return ()
     if blurred(given) != blurred(found):
-        values = found.split("\\\\")
+        values = found.split("\\")
         return ("number of values",) if len(values) > 1 and given in map(unpadded, values) else ()
     return tuple(but for but in _BLURS if blurred(given, but) != blurred(found, but)) or ("form",)
 
