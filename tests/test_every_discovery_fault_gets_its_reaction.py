@@ -796,14 +796,18 @@ CASES = [
             f"no IMAGE level: {status:04X}",
             knobs("find.no_image_level", status=status),
             BY_ACCESSION,
-            ("failed", reason),
-            nothing_retrieved,
+            ARCHIVED,
+            only(MINE),
         )
-        for status, reason in (
-            (0xC000, "request-refused"),
-            (0xA900, "request-refused"),
-            (0x0000, "answers-capped"),
-        )
+        for status in (0xC000, 0xA900, 0x0000)
+    ),
+    Case(
+        "F1C",
+        "no IMAGE level and no counts",
+        (*knobs("find.no_image_level"), *knobs("find.counts", how="none")),
+        BY_ACCESSION,
+        ("failed", "evidence-too-weak"),
+        nothing_retrieved,
     ),
     Case(
         "F1C",

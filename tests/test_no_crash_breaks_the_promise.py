@@ -160,6 +160,8 @@ def scene(case: Case, stage: Stage) -> Iterator[Place]:
     if case.point == "quarantine-noted":
         nobodys = list(tiny_objects(1, seed=7))
         script.append(Behaviour("store.unsolicited", objects=nobodys))
+    elif case.point == "list-extended":
+        script.append(Behaviour("find.no_image_level"))
     elif case.point in STRANGE:
         script.append(Behaviour("store.truncate", instances=[objects[1].sop_instance_uid]))
     parts = {"node": {"limits": {"chunk_studies": 2}}, "validation": {"faulty": "leave-out"}}

@@ -31,7 +31,7 @@ from pydantic import (
 
 from prefect_dicom.errors import ConfigurationError
 from prefect_dicom.identifiers import ae_title_fault, is_name
-from prefect_dicom.model import InformationModel, RetrieveMethod
+from prefect_dicom.model import Evidence, InformationModel, RetrieveMethod
 from prefect_dicom.profile import NodeProfile, load_profiles
 from prefect_dicom.settings import (
     LEDGER_URL_VARIABLE,
@@ -359,10 +359,19 @@ class Spool(Settings):
 
 
 class Validation(Settings):
-    """What to do with an instance that is faulty at its source (it arrives the same twice)."""
+    """What is archived: instances that are faulty at their source, studies proven in other ways."""
 
     faulty: Literal["archive", "leave-out"] = Field(
-        "archive", description="archive it with a warning, or leave-out and name it."
+        "archive",
+        description="archive an instance that arrives faulty twice with a warning, or leave-out "
+        "and name it.",
+    )
+    evidence: Evidence = Field(
+        # Counts of series are the PACS's own word on what it holds, read before and after the
+        # transfer; counts of sub-operations are of the transfer that is to be judged.
+        Evidence.SERIES_COUNTS,
+        description="The weakest proof of a study's completeness that is accepted, where the PACS "
+        "lists no instances: instance-list, series-counts or suboperation-counts.",
     )
 
 

@@ -42,6 +42,7 @@ _OTHERWISE = {
             "partly-inspected",
             "patient-id-missing",
             "patient-id-reencoded",
+            "series-count-wrong",
         ),
         _A_NOTE,
     ),
@@ -171,6 +172,24 @@ pieces and then one by one. What still does not come, the PACS usually cannot se
 damaged or missing on its disk, a transfer syntax it would have to convert and cannot (Orthanc and
 dcmqrscp do not convert compressed images), a SOP class it will not send. Its status may say
 success all the same. What has come is archived already and is not asked for again.""",
+    "completeness-unknown": """
+The PACS answers no query at IMAGE level and tells no counts of series. All there is then to judge
+by are the counters of the retrieve's final response: success, as many completed as different
+objects have arrived, none failed, none with a warning. It was asked more than once, on new
+associations, and they never agreed, or there were no counters. Objects of classes that a C-GET did
+not propose are counted as failed: with C-MOVE the same PACS may do better.""",
+    "evidence-too-weak": """
+A study is proven whole by the PACS's list of its instances; where queries at IMAGE level are not
+answered, by the number of instances in each series; where these are not told either, by what the
+PACS says to have sent. The last is the word of the very transfer it is to prove, and is not taken
+unless the site says so: `validation.evidence: suboperation-counts`. Of a study of which only some
+series are wanted it says nothing at all. Nothing was asked for, unless counts turned out wrong on
+the way: then what arrived is kept.""",
+    "series-count-wrong": """
+Counts that an archive keeps beside its images are wrong at times: images that were added later,
+deleted, or stored twice. One that is too small shows by what arrives. It was read again, stayed as
+it was, and proves nothing: the study was judged as one without counts, and its manifest says
+so.""",
     "study-changed": """
 The list read after the retrieval differs from the one before it, several times. Images are still
 arriving at the PACS, or somebody is correcting the study there. A manifest is only written for a

@@ -49,6 +49,7 @@ POINTS: Mapping[str, Point] = {
     "store-answered": Point("the sender has its answer", "the ledger hears of the object"),
     "request-ended": Point("the retrieve had its final response", "what came is looked at"),
     "validated": Point("an object was found good", "the ledger hears of it"),
+    "list-extended": Point("the ledger lists what came unlisted", "it hears that it is here"),
     "received-recorded": Point("the ledger says received", "the object is put"),
     "set-aside": Point("a faulty object is set aside", "it is asked for again", writes=True),
     "rejection-recorded": Point("the ledger says rejected", "the object's file is deleted"),

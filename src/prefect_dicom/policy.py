@@ -162,14 +162,15 @@ class RetrieveRequest:
     """One C-MOVE or C-GET to send: a level and the UIDs it names, PS3.4 C.4.2.1.4.1.
 
     ``studies`` names one study, or several at STUDY level; ``series`` is empty at STUDY level,
-    ``instances`` everywhere but at IMAGE level. ``expected`` is what it should bring.
+    ``instances`` everywhere but at IMAGE level. ``expected`` is what it should bring; None where
+    nobody knows, and it has brought what the peer says it has sent.
     """
 
     level: str
     studies: tuple[StudyReference, ...]
     series: tuple[str, ...] = ()
     instances: tuple[str, ...] = ()
-    expected: int = 0
+    expected: int | None = 0
 
 
 def plan_requests(

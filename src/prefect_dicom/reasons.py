@@ -169,6 +169,26 @@ _TABLE = (
         "`prefect-dicom rerun` asks for exactly these; if it stays, look at the PACS's log.",
     ),
     (
+        "completeness-unknown",
+        OPERATOR,
+        "The PACS lists and counts no instances, and what came is not what it says to have sent.",
+        "What came is kept for a rerun. Have the PACS answer queries at IMAGE level, or tell its "
+        "counts; compare the study with what the PACS shows.",
+    ),
+    (
+        "evidence-too-weak",
+        OPERATOR,
+        "That the study is whole can only be shown by less than the site asks for.",
+        "Have the PACS answer queries at IMAGE level, or tell its counts of series; or accept less "
+        "with `validation.evidence`.",
+    ),
+    (
+        "series-count-wrong",
+        PERMANENT,
+        "More instances of a series have arrived than the PACS counts in it.",
+        "All of them are kept; the study was judged without the counts.",
+    ),
+    (
         "study-changed",
         TRANSIENT,
         "The PACS's instance list changed while the study was retrieved.",

@@ -4,6 +4,10 @@ No status, counter or silence of the peer is evidence of completeness. The expec
 PACS's own instance list in the ledger; what counts as arrived is what lies in the spool and
 passes validation. The peer's words only choose what to do next: go on, try in smaller pieces,
 or stop because a person has to change something first.
+
+Some archives list no instances. Of their studies, what arrives becomes the list, and whether that
+is all is judged by the archive's counts of series; where it tells none, by what it says to have
+sent, if the site takes that for evidence (:class:`~prefect_dicom.model.Evidence`).
 """
 
 from __future__ import annotations
@@ -11,11 +15,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice, zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
 from pydicom.dataset import Dataset
@@ -27,8 +32,8 @@ from prefect_dicom.dimse.echo import echo
 from prefect_dicom.dimse.find import (
     ListedStudy,
     QueryHabits,
-    list_instances,
     list_series,
+    list_study,
     list_together,
 )
 from prefect_dicom.dimse.get import c_get
@@ -45,7 +50,7 @@ from prefect_dicom.errors import (
     SpoolFull,
 )
 from prefect_dicom.faultpoints import reached
-from prefect_dicom.identifiers import is_uid, normal_uid
+from prefect_dicom.identifiers import is_safe_key, is_uid, normal_uid
 from prefect_dicom.ledger import Claim, Ledger, ListChange
 from prefect_dicom.model import (
     WHOLE,
@@ -76,6 +81,8 @@ _FRUITLESS_REQUESTS = 20
 """Single-instance requests in a row that bring nothing, after which the rest is given up."""
 _SOME = 2
 """Of a longer list that brought what its first UID names, it was the list that was not taken."""
+_ROUNDS = {RetrieveMethod.C_MOVE: 2, RetrieveMethod.C_GET: 3}
+"""How often a study without a list is asked for with nothing new to show for it."""
 _SPARE_ROUNDS = 3
 """Rounds that brought nothing for reasons of our own, or only faulty objects, and are repeated."""
 
@@ -95,6 +102,19 @@ class StudyWork:
     set_aside: int = 0
     """Faulty arrivals that are to be asked for once more before they are judged."""
     evidence: Evidence = Evidence.INSTANCE_LIST
+    series: Mapping[str, int | None] | None = None
+    """The series and their counts, where no instances are listed; None: neither are series."""
+    number_of_instances: int | None = None
+    """What the PACS counts in the whole study, where it lists no series."""
+    came: set[InstanceKey] = field(default_factory=set)
+    """What the last request for the whole study brought, be it for the second time."""
+    places: dict[str, tuple[InstanceKey, int, int]] = field(default_factory=dict)
+    """Of what lies in the spool, by hash: what it is, and which file; one that comes again is
+    another file of the same name."""
+    confirmed: bool = False
+    """Such a request brought exactly what the PACS said it had sent, and that is all there is."""
+    remarks: set[str] = field(default_factory=set)
+    """What the manifest says about the study as a whole; reason codes."""
     listed_at: str = ""
     failure: str | None = None
     """Why the study cannot be archived, as far as is known; a reason code."""
@@ -115,13 +135,55 @@ class StudyWork:
         return [k for k in self.listed if self.states.get(k) is InstanceState.EXPECTED]
 
     @property
+    def is_listed(self) -> bool:
+        """Whether the PACS lists its instances."""
+        return self.evidence is Evidence.INSTANCE_LIST
+
+    def admits(self, key: InstanceKey) -> bool:
+        """Whether an object that is not on the list becomes part of it by arriving."""
+        if self.is_listed or not all(map(is_safe_key, key)):
+            return False
+        return self.series is None or key.series_instance_uid in self.series
+
+    def arrived(self) -> Counter[str]:
+        """How many instances are here, by series."""
+        return Counter(
+            key.series_instance_uid
+            for key in self.listed
+            if self.states[key] is not InstanceState.EXPECTED
+        )
+
+    def short(self) -> list[str]:
+        """The series of which less is here than the PACS counts."""
+        arrived = self.arrived()
+        return [uid for uid, count in (self.series or {}).items() if arrived[uid] < (count or 0)]
+
+    @property
+    def contradicts_counts(self) -> bool:
+        """Whether more is here of a series than the PACS counts in it."""
+        if self.evidence is not Evidence.SERIES_COUNTS:
+            return False
+        return any(count > self.series[uid] for uid, count in self.arrived().items())
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something is to be asked for, by what its completeness is judged by."""
+        if self.gone:
+            return False
+        if self.missing():
+            return True
+        if self.evidence is Evidence.SERIES_COUNTS:
+            return bool(self.short()) or self.contradicts_counts
+        return not self.is_listed and not self.confirmed
+
+    @property
     def untouched(self) -> bool:
         """Whether none of its instances has been seen yet, in this run or before."""
         return not self.set_aside and len(self.missing()) == len(self.listed)
 
     def sop_class_of(self, key: InstanceKey) -> str:
-        """The SOP class of a listed instance; empty where the PACS does not tell it."""
-        return self.listed[key].sop_class_uid
+        """The SOP class of an instance as listed; empty where the PACS does not tell it."""
+        return self.listed[key].sop_class_uid if key in self.listed else ""
 
     def class_to_propose(self, key: InstanceKey) -> str:
         """The SOP class to propose for an instance; empty where the PACS tells none that is one."""
@@ -141,6 +203,8 @@ class RetrieveHabits:
     """It has answered a request for instances with some."""
     method: RetrieveMethod | None = None
     """How it is asked, where that is not as configured: C-MOVE for a C-GET it does not offer."""
+    queries: QueryHabits = field(default_factory=QueryHabits)
+    """What it makes of the queries for a study's content."""
 
     @classmethod
     def of(cls, profile: NodeProfile, node: PacsNode, receives: bool) -> RetrieveHabits:
@@ -157,6 +221,7 @@ class RetrieveHabits:
             one_uid=profile.uid_lists_in_retrieves is False,
             no_image_level=profile.image_level_retrieve is False,
             method=RetrieveMethod.C_MOVE if by_move else None,
+            queries=QueryHabits.doubting(set(profile.levels) if profile.levels else None),
         )
 
 
@@ -173,8 +238,12 @@ class _Manner:
 
 
 class _Judged(NamedTuple):
-    """What is new in the spool for a study; ``rejected`` are the hashes of the rejections."""
+    """What is new in the spool for a study; ``rejected`` are the hashes of the rejections.
 
+    ``added`` are those of them that nobody had listed.
+    """
+
+    added: list[Instance]
     arrivals: list[Arrival]
     rejections: list[tuple[InstanceKey, str]]
     rejected: list[str]
@@ -191,6 +260,8 @@ class Retrieval:
         An association of its own.
     leave_out_faulty : bool
         The site's policy for instances that are faulty at their source.
+    weakest : Evidence
+        The weakest proof of completeness that the site accepts.
     receiver : callable
         The lease on the managed receiver, which may have to be started for it; None where the
         site has none, and a node can be asked by C-GET only.
@@ -217,6 +288,7 @@ class Retrieval:
         *,
         destination: str,
         leave_out_faulty: bool,
+        weakest: Evidence,
         receiver: Callable[[], ReceiverLease | None],
         stopping: Callable[[], bool],
         clock: NodeClock,
@@ -236,6 +308,7 @@ class Retrieval:
         self._spool = spool
         self._destination = destination
         self._leave_out_faulty = leave_out_faulty
+        self._weakest = weakest
         self._receiver = receiver
         self._stopping = stopping
         self._selection = selection
@@ -253,7 +326,9 @@ class Retrieval:
 
     def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
         """The PACS's instance lists of many studies by few queries; of some, or of none."""
-        together = list_together(self._requestor, [work.claim.study for work in works])
+        together = list_together(
+            self._requestor, [work.claim.study for work in works], self._habits.queries
+        )
         lists = {}
         for work in works:
             if (answer := together.get(work.claim.study_instance_uid)) is None:
@@ -270,19 +345,30 @@ class Retrieval:
         ------
         PacsError
             ``filter-undecided`` where the peer does not tell it, ``study-changed`` where nothing
-            that is there is wanted any more.
+            that is there is wanted any more, ``evidence-too-weak`` where it counts instances in
+            the study as a whole at most.
         """
         listed = {instance.key.series_instance_uid for instance in answer.instances}
+        if answer.evidence is not Evidence.INSTANCE_LIST and self._selection.series:
+            if answer.series is None:
+                raise PacsError("filter-undecided", "no series are listed")
+            listed = {*answer.series}
         if not self._selection.series or not listed:
             return answer
-        habits = QueryHabits()
-        chosen = choose_series_of(self._requestor, work.claim.study, self._selection, habits)
+        chosen = choose_series_of(
+            self._requestor, work.claim.study, self._selection, self._habits.queries
+        )
         if chosen.undecided:
             raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
         if not listed <= {*chosen.wanted, *chosen.unwanted} or listed.isdisjoint(chosen.wanted):
             raise PacsError("study-changed", "other series than a moment before")
         work.unwanted = chosen.unwanted
         wanted = set(chosen.wanted)
+        if answer.series is not None:
+            if chosen.unwanted and answer.evidence is Evidence.SUBOPERATION_COUNTS:
+                raise PacsError("evidence-too-weak")
+            counts = {uid: count for uid, count in answer.series.items() if uid in wanted}
+            return replace(answer, series=counts)
         return replace(
             answer,
             instances=tuple(i for i in answer.instances if i.key.series_instance_uid in wanted),
@@ -290,6 +376,9 @@ class Retrieval:
 
     def list(self, work: StudyWork, *, fresh: bool) -> bool:
         """Read the PACS's instance list into the ledger as the expected set.
+
+        Where there is none, what is here already is the list, and grows by what arrives; what is
+        read then is what the PACS tells in its place.
 
         Parameters
         ----------
@@ -299,28 +388,39 @@ class Retrieval:
         Returns
         -------
         bool
-            Whether the list differs from the one known before.
+            Whether the list, or what stands in its place, differs from the one known before.
+
+        Raises
+        ------
+        PacsError
+            Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
         """
-        study = work.claim.study
-        answer = list_instances(
-            self._requestor, study.study_instance_uid, study.patient_id, study.number_of_series
-        )
+        answer = list_study(self._requestor, work.claim.study, self._habits.queries)
         if fresh and answer.offline:
             raise PacsError("study-offline", f"{answer.offline} series")
+        if not answer.evidence.satisfies(self._weakest):
+            raise PacsError("evidence-too-weak")
         answer = self._of_selection(work, answer)
-        listed = {instance.key: instance for instance in answer.instances}
-        if not fresh and listed.keys() == work.listed.keys():
-            return False
-        if not fresh and not listed:
+        is_listed = answer.evidence is Evidence.INSTANCE_LIST
+        if not fresh and is_listed and not answer.instances:
             # What came of it is no study that anybody has now; the list stays as it was.
             work.gone = True
             work.failure = "study-gone"
             return True
-        changed = listed.keys() != work.listed.keys()
+        if is_listed:
+            changed = {instance.key for instance in answer.instances} != work.listed.keys()
+            if not (fresh or changed) and work.is_listed:
+                return False
+        else:
+            told = (answer.series, answer.number_of_instances)
+            changed = told != (work.series, work.number_of_instances) or work.is_listed
+            if not (fresh or changed):
+                return False
+            answer = replace(answer, instances=self._here(work, answer, fresh=fresh))
         change = self._ledger.record_list(
             work.claim,
             answer.instances,
-            work.evidence,
+            answer.evidence,
             fresh=fresh,
             selection=self._series_wanted,
         )
@@ -328,12 +428,35 @@ class Retrieval:
         self._expect(work, answer, change)
         return changed
 
+    def _here(self, work: StudyWork, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
+        """What stands for the list of a study of which none is told: what is here of its series.
+
+        To an earlier run's word on what it had asked for nothing can be added: where no series
+        are counted, all is asked for once more.
+        """
+        known = list(work.listed.values())
+        if fresh:
+            known = [
+                Instance(record.key, record.sop_class_uid)
+                for record in self._ledger.instances(work.reference)
+                if record.state in (InstanceState.RECEIVED, InstanceState.STORED)
+                and answer.evidence is Evidence.SERIES_COUNTS
+            ]
+        return tuple(
+            instance
+            for instance in known
+            if answer.series is None or instance.key.series_instance_uid in answer.series
+        )
+
     def list_afresh(self, works: Sequence[StudyWork]) -> set[StudyReference]:
         """The first lists of this run, of as many studies as :meth:`lists` can read together."""
         lists = {r: answer for r, answer in self.lists(works).items() if not answer.offline}
         listed = [work for work in works if work.reference in lists]
         changes = self._ledger.record_lists(
-            [(work.claim, lists[work.reference].instances, work.evidence) for work in listed],
+            [
+                (work.claim, lists[work.reference].instances, Evidence.INSTANCE_LIST)
+                for work in listed
+            ],
             fresh=True,
             selection=self._series_wanted,
         )
@@ -345,6 +468,10 @@ class Retrieval:
     def _expect(self, work: StudyWork, answer: ListedStudy, change: ListChange) -> None:
         work.listed = {instance.key: instance for instance in answer.instances}
         work.listed_at = _now()
+        work.evidence = answer.evidence
+        work.series, work.number_of_instances = answer.series, answer.number_of_instances
+        work.confirmed = False
+        work.remarks.clear()
         if answer.unlistable:
             work.failure = "unsafe-uid"
         if change.added == change.total:
@@ -380,7 +507,7 @@ class Retrieval:
                     # Received by a run that died; what it found it took with it.
                     path = self._spool.file(work.reference, record.sha256)
                     work.warnings[key] = validate(survey(path), _expected(work, key)).findings
-                work.seen.add(record.sha256)
+                _see(work, self._spool.file(work.reference, record.sha256), key)
             elif state is InstanceState.STORED:
                 work.stored_hashes[key] = record.sha256
         if lost:
@@ -418,6 +545,15 @@ class Retrieval:
 
     def _fetch(self, works: Sequence[StudyWork]) -> int:
         arrived = self.take_in(works)
+        if listed := [work for work in works if work.is_listed]:
+            arrived = self._fetch_listed(listed, arrived)
+        for work in works:
+            if not work.is_listed:
+                arrived = self._fetch_unlisted(work, arrived)
+        return arrived
+
+    def _fetch_listed(self, works: Sequence[StudyWork], arrived: int) -> int:
+        """Ask for the instances that the PACS lists; ``arrived`` and how many came now."""
         fruitless = 0
         spare_rounds = _SPARE_ROUNDS
         found_out = False
@@ -496,6 +632,141 @@ class Retrieval:
                 "run the attempt"
             )
         return True
+
+    def _fetch_unlisted(self, work: StudyWork, arrived: int) -> int:
+        """Ask for a study of which no instances are listed, until its counts say that it is here.
+
+        As a whole first, and then by the series that are short of their counts; where there are
+        no counts, as a whole until the PACS has sent what it says it has.
+        """
+        fruitless, spare_rounds = 0, _SPARE_ROUNDS
+        while work.incomplete and work.failure not in _STAYS:
+            if work.is_listed:
+                return self._fetch_listed([work], arrived)
+            if work.contradicts_counts:
+                self._count_again(work)
+                continue
+            if fruitless == _ROUNDS[self._method]:
+                break
+            if fruitless:
+                # What an association has got wrong, the next one may not.
+                self._requestor.close()
+            set_aside, brought, lost = work.set_aside, 0, False
+            for request, contexts in self._requests_unlisted(work, fruitless):
+                if self._stopping():
+                    raise Interrupted()
+                self._spool.check_reserve()
+                work.came.clear()
+                outcome = self._ask(request, [work], contexts)
+                reached("request-ended")
+                came = self.take_in([work])
+                brought += came
+                lost = lost or outcome is None or outcome.lost in _MAY_PASS
+                if outcome is None:
+                    continue
+                work.confirmed = request.level == "STUDY" and _is_confirmed(work, outcome)
+                if not came and work.incomplete:
+                    self._spool.check_reserve()
+                    self._consider(outcome, [work], first=not (arrived or brought))
+                if outcome.status == 0 and not outcome.failed:
+                    # It has sent what it has: other SOP classes need not be proposed.
+                    break
+            arrived += brought
+            if brought:
+                self._clock.delivered()
+            if brought and work.evidence is Evidence.SERIES_COUNTS:
+                fruitless = 0
+            elif spare_rounds and (lost or work.set_aside > set_aside):
+                spare_rounds -= 1
+            else:
+                fruitless += 1
+        return self._end_unlisted(work, arrived)
+
+    def _end_unlisted(self, work: StudyWork, arrived: int) -> int:
+        """Say why a study is not complete, when asking has ended; ``arrived``, and what still came.
+
+        What the PACS tells of the study is read again: it may be gone, or be counted otherwise.
+        """
+        if work.incomplete and work.failure not in _STAYS | _TELLS_MORE:
+            try:
+                if work.untouched:
+                    echo(self._requestor)
+                if self.list(work, fresh=False) and work.is_listed:
+                    return self._fetch_listed([work], arrived)
+            except PacsError as error:
+                if error.code not in OF_ONE_REQUEST:
+                    raise
+        if work.incomplete:
+            work.failure = work.failure or "instances-missing"
+            uncounted = work.evidence is Evidence.SUBOPERATION_COUNTS
+            if uncounted and work.failure == "instances-missing":
+                work.failure = "completeness-unknown"
+        elif work.failure not in _STAYS:
+            work.failure = None
+        if not arrived and work.untouched and work.failure not in _TELLS_MORE:
+            self._clock.sent_nothing(work.reference, work.failure)
+        return arrived
+
+    def _requests_unlisted(
+        self, work: StudyWork, fruitless: int
+    ) -> Iterator[tuple[RetrieveRequest, tuple[tuple[str, str], ...]]]:
+        """The requests of one round, while there is something to be asked for."""
+        limits = self._node.limits
+        most = max(1, min(limits.chunk_instances, limits.chunk_bytes // limits.instance_bytes))
+        whole = work.evidence is not Evidence.SERIES_COUNTS
+        if work.unwanted:
+            whole = False
+        elif not whole:
+            # A retrieve at SERIES level is not to be had everywhere: in turn with the other.
+            whole = (work.untouched and sum(work.series.values()) <= most) != (fruitless % 2 == 1)
+        for contexts in self._contexts_unlisted(work, fruitless):
+            if whole:
+                yield RetrieveRequest("STUDY", (work.reference,), expected=None), contexts
+                continue
+            lost = {k.series_instance_uid for k in work.missing()}
+            for uid in dict.fromkeys([*work.short(), *lost]):
+                request = RetrieveRequest("SERIES", (work.reference,), (uid,), expected=None)
+                yield request, contexts
+
+    def _contexts_unlisted(
+        self, work: StudyWork, fruitless: int
+    ) -> Iterator[tuple[tuple[str, str], ...]]:
+        """What a C-GET proposes in turn: the classes that have come, and then all others."""
+        if self._method is RetrieveMethod.C_MOVE:
+            yield ()
+            return
+        known = Counter(instance.sop_class_uid for instance in work.listed.values())
+        classes = [uid for uid, _ in known.most_common() if is_uid(uid)]
+        breadth = Breadth.ALL if fruitless > 1 else Breadth.COMMON
+        for _, contexts in proposals([*classes, *STORAGE_CLASSES], breadth):
+            if not work.incomplete:
+                return
+            yield contexts
+
+    def _count_again(self, work: StudyWork) -> None:
+        """More is here of a series than the PACS counts: has it grown, or can it not count?
+
+        A count that is wrong proves nothing: the study is judged without it.
+        """
+        try:
+            self.list(work, fresh=False)
+        except PacsError as error:
+            if error.code not in OF_ONE_REQUEST:
+                raise
+        if not work.contradicts_counts:
+            return
+        work.remarks.add("series-count-wrong")
+        work.evidence = Evidence.SUBOPERATION_COUNTS
+        if work.unwanted or not work.evidence.satisfies(self._weakest):
+            work.failure = "evidence-too-weak"
+            return
+        self._ledger.record_list(
+            work.claim,
+            list(work.listed.values()),
+            work.evidence,
+            selection=self._series_wanted,
+        )
+        reached("list-recorded")
 
     def _find_out(self, works: Sequence[StudyWork], *, delivers: bool) -> int:
         """Tell apart what it may mean that nothing arrived; returns how much does arrive now.
@@ -750,7 +1021,10 @@ class Retrieval:
                 or outcome.completed
                 or expected.arrived().objects
             ):
-                wait_until_arrived(expected, request.expected, quiet, self._stopping)
+                wanted = request.expected
+                if wanted is None:
+                    wanted = (outcome.completed or 0) + (outcome.warning or 0) or None
+                wait_until_arrived(expected, wanted, quiet, self._stopping)
             self._check_room(expected.arrived().refused, works)
             return None if expected.renewed else outcome
 
@@ -823,7 +1097,7 @@ class Retrieval:
         ):
             raise PacsError(code)
         for work in works:
-            if work.missing() and work.failure not in _STAYS | _TELLS_MORE:
+            if work.incomplete and work.failure not in _STAYS | _TELLS_MORE:
                 partly = code in _MAY_MEAN_ANYTHING and not work.untouched
                 work.failure = "instances-missing" if partly else code
 
@@ -833,6 +1107,10 @@ class Retrieval:
         """Look at the files that are new in the spool; returns how many instances they are."""
         judged = [self._judge(work) for work in works]
         arrivals = [arrival for one in judged for arrival in one.arrivals]
+        grown = [(w.claim, one.added) for w, one in zip(works, judged, strict=True) if one.added]
+        if grown:
+            self._ledger.extend_lists(grown)
+            reached("list-extended")
         if arrivals:
             self._ledger.record_received({work.reference: work.claim for work in works}, arrivals)
             reached("received-recorded")
@@ -846,6 +1124,7 @@ class Retrieval:
         return len(arrivals) + sum(len(one.rejections) for one in judged)
 
     def _judge(self, work: StudyWork) -> _Judged:
+        added: list[Instance] = []
         arrivals: list[Arrival] = []
         rejections: list[tuple[InstanceKey, str]] = []
         rejected: list[str] = []
@@ -854,6 +1133,7 @@ class Retrieval:
         for path in self._spool.files(work.reference):
             sha256 = path.stem
             if sha256 in work.seen:
+                _see_again(work, path)
                 continue
             scan = survey(path)
             identity = scan.identity
@@ -861,20 +1141,21 @@ class Retrieval:
             held = work.received.get(key)
             known = held.sha256 if held else work.stored_hashes.get(key)
             if known == sha256:
+                work.came.add(key)
                 self._spool.remove(work.reference, sha256)
                 continue
             verdict = None
-            if key in work.listed and known is None:
+            wanted = key in work.listed or work.admits(key)
+            if wanted and known is None:
                 verdict = validate(scan, _expected(work, key))
             if _is_strange(verdict) and self._spool.is_damaged(work.reference, sha256):
                 # Nobody is to be blamed for what our own disk has made of it.
                 self._spool.remove(work.reference, sha256)
                 continue
-            if key not in work.listed:
+            if not wanted:
                 work.seen.add(sha256)
                 work.unlisted[sha256] = key
                 continue
-            state = work.states[key]
             if verdict is None:
                 self._spool.quarantine_file(work.reference, sha256, "conflicting-content")
                 work.failure = "conflicting-content"
@@ -893,11 +1174,16 @@ class Retrieval:
                     work.set_aside += 1
                     continue
                 if self._leave_out_faulty:
+                    added += _put_on_list(work, key, identity.sop_class_uid)
                     rejected.append(sha256)
                     rejections.append((key, verdict.findings[0]))
                     work.states[key] = InstanceState.REJECTED
+                    work.came.add(key)
                     continue
-            work.seen.add(sha256)
+            added += _put_on_list(work, key, identity.sop_class_uid)
+            _see(work, path, key)
+            work.came.add(key)
+            state = work.states[key]
             arrival = Arrival(
                 work.reference,
                 key,
@@ -914,10 +1200,51 @@ class Retrieval:
             if state is InstanceState.EXPECTED:
                 work.states[key] = InstanceState.RECEIVED
         work.warnings.update(warnings)
-        return _Judged(arrivals, rejections, rejected)
+        return _Judged(added, arrivals, rejections, rejected)
 
 
-_STAYS = {"conflicting-content", "study-gone", "unsafe-uid"}
+def _put_on_list(work: StudyWork, key: InstanceKey, sop_class: str | None) -> list[Instance]:
+    """List what has come, unless it is listed; what that adds to the list."""
+    if key in work.listed:
+        return []
+    work.listed[key] = Instance(key, sop_class or "")
+    work.states[key] = InstanceState.EXPECTED
+    return [work.listed[key]]
+
+
+def _see(work: StudyWork, path: Path, key: InstanceKey) -> None:
+    """Remember an object in the spool that has been looked at."""
+    work.seen.add(path.stem)
+    if not work.is_listed:
+        facts = path.stat()
+        work.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
+
+
+def _see_again(work: StudyWork, path: Path) -> None:
+    """Notice that an object which lies in the spool has come once more."""
+    if path.stem in work.places:
+        key, *file = work.places[path.stem]
+        facts = path.stat()
+        if [facts.st_ino, facts.st_mtime_ns] != file:
+            work.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
+            work.came.add(key)
+
+
+def _is_confirmed(work: StudyWork, outcome: RetrieveOutcome) -> bool:
+    """Whether a request for a whole study brought what the peer says it sent, and all there is."""
+    sent_all = outcome.status == 0 and outcome.lost is None
+    others = (outcome.failed, outcome.warning, outcome.remaining or 0)
+    counted = work.number_of_instances or work.claim.number_of_instances or 0
+    return (
+        sent_all
+        and others == (0, 0, 0)
+        and outcome.completed == len(work.came) > 0
+        and work.came == work.listed.keys()
+        and counted <= len(work.came)
+    )
+
+
+_STAYS = {"conflicting-content", "evidence-too-weak", "study-gone", "unsafe-uid"}
 """Failures that stand though nothing is missing; the others only say why something is."""
 
 _TELLS_MORE = {"wrong-patient", "uid-mismatch"}
@@ -930,6 +1257,9 @@ _MAY_MEAN_ANYTHING = {"move-destination-failed", "nothing-arrived", "pacs-failur
 _NO_C_GET = {"not-permitted", "service-not-offered", "sop-classes-refused"}
 """Ends of a C-GET that another C-GET would end by as well."""
 
+_MAY_PASS = {"association-lost", "association-stalled"}
+"""Ends of a retrieve for which it is asked once more."""
+
 _MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
 """Of these, ends of a retrieve that may have stopped at its first instance."""
 
@@ -937,6 +1267,7 @@ OF_ONE_REQUEST = {
     "answer-unusable",
     "answers-capped",
     "association-lost",
+    "evidence-too-weak",
     "filter-undecided",
     "pacs-failure",
     "request-refused",

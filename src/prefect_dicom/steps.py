@@ -13,7 +13,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar
@@ -58,6 +58,8 @@ from prefect_dicom.model import (
     Chunk,
     CohortRow,
     Disposition,
+    Evidence,
+    Instance,
     InstanceKey,
     InstanceState,
     Level,
@@ -343,7 +345,7 @@ class Pull:
         except ClaimLost:
             return False
         self.clock(work.claim.node).answered()
-        if not work.listed:
+        if work.is_listed and not work.listed:
             self.ledger.record_failed(work.claim, work.failure or "instance-list-empty")
             return False
         self._expect_lost(work)
@@ -383,7 +385,7 @@ class Pull:
         ArchiveError
             ``selected-otherwise`` where it holds other series of the study than are wanted.
         """
-        if not work.missing():
+        if not work.incomplete:
             return False
         uid = work.claim.study_instance_uid
         data = held.result()
@@ -396,9 +398,16 @@ class Pull:
             InstanceKey(i.series_instance_uid, i.sop_instance_uid)
             for i in (*manifest.instances, *manifest.withheld)
         }
-        if named != work.listed.keys() or faults_of(self.archive, manifest, Level.SIZE):
+        same = named == work.listed.keys()
+        if work.evidence is Evidence.SERIES_COUNTS:
+            counts = Counter(key.series_instance_uid for key in named)
+            same = counts == Counter(work.series) and work.listed.keys() <= named
+        if not same or faults_of(self.archive, manifest, Level.SIZE):
             # What is missing is put where the manifest has it; any other difference is a conflict.
             return False
+        if not work.is_listed:
+            self.ledger.extend_lists([(work.claim, [Instance(key) for key in named])])
+            reached("list-extended")
         self._commit(work, manifest, data, adopted=True)
         return True
 
@@ -447,7 +456,7 @@ class Pull:
         """
         with contextlib.suppress(PrefectDicomError):
             self._upload(works)
-        whole = [w for w in works if not (w.received or w.missing() or w.failure)]
+        whole = [w for w in works if w.is_listed and not (w.received or w.incomplete or w.failure)]
         lists: dict[StudyReference, ListedStudy] = {}
         if len(whole) > 1:
             reached("study-stored")
@@ -483,7 +492,7 @@ class Pull:
         with self._asking(work.claim.node) as requestor:
             retrieval = self._retrieval(work.claim.node, requestor)
             for _ in range(_LISTS_BEFORE_GIVING_UP):
-                if work.missing() and work.failure is None:
+                if work.incomplete and work.failure is None:
                     # The spool lost files on the way to the archive.
                     self._fetch_and_upload(retrieval, work)
                     continue
@@ -527,6 +536,7 @@ class Pull:
             withheld=len(manifest.withheld),
             size_bytes=sum(i.size_bytes for i in manifest.instances),
             adopted=adopted,
+            evidence=manifest.evidence,
         )
         reached("archived-recorded")
         _clear(self.spool, work.reference, manifest)
@@ -712,6 +722,7 @@ class Pull:
             self.spool,
             destination=self.site.receiver.ae_title,
             leave_out_faulty=self.site.validation.faulty == "leave-out",
+            weakest=self.site.validation.evidence,
             receiver=self.receiver,
             stopping=self.stop.is_set,
             clock=self.clock(node),
@@ -896,6 +907,7 @@ def _manifest_of(work: StudyWork, ledger: Ledger, selection: str) -> StudyManife
         work.listed_at,
         tuple(instances),
         tuple(withheld),
+        tuple(work.remarks),
         selection=selection,
         unwanted_series=work.unwanted,
     )

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 
@@ -88,6 +88,15 @@ class QueryHabits:
     """In the Study Root too it wants the PatientID beside the study's UID."""
     refusals: Counter[str] = field(default_factory=Counter)
     """By level, how many studies' lists it has refused."""
+
+    @classmethod
+    def doubting(cls, levels: Collection[str] | None) -> QueryHabits:
+        """What is expected of a node that was seen to answer at these levels; None: not known.
+
+        A run asks at the others too, but not often.
+        """
+        others = {"SERIES", "IMAGE"}.difference({"SERIES", "IMAGE"} if levels is None else levels)
+        return cls(refusals=Counter(dict.fromkeys(others, _REFUSALS - 1)))
 
     def refused(self, level: str) -> None:
         """All there is to ask for a study at the level was refused."""
@@ -458,7 +467,9 @@ def list_study(requestor: Requestor, study: Study, habits: QueryHabits) -> Liste
         return _study_without_series(requestor, study, habits, refused=True)
     if not (listed.series or listed.unlistable or habits.answers.get("SERIES")):
         return _study_without_series(requestor, study, habits, refused=False)
-    if not listed.series or habits.answers.get("IMAGE") is False:
+    if not listed.series:
+        return ListedStudy(unlistable=listed.unlistable, offline=listed.offline)
+    if habits.answers.get("IMAGE") is False:
         return _by_counts(listed)
     reached("list-half-read")
     try:
@@ -489,10 +500,8 @@ def _by_counts(listed: ListedSeries) -> ListedStudy:
     A series that is listed has instances: a count of zero counts nothing.
     """
     series = {one.series_instance_uid: one.number_of_instances or None for one in listed.series}
-    counted = bool(series) and None not in series.values()
+    counted = None not in series.values()
     evidence = Evidence.SERIES_COUNTS if counted else Evidence.SUBOPERATION_COUNTS
-    if not series and not listed.unlistable:
-        return ListedStudy()
     return ListedStudy((), listed.unlistable, listed.offline, evidence, series)
 
 

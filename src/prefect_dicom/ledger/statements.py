@@ -61,6 +61,9 @@ STUDY_ARCHIVED = (
         archived_instances=bindparam("b_instances"),
         withheld_instances=bindparam("b_withheld"),
         archived_bytes=bindparam("b_size_bytes"),
+        evidence=func.coalesce(
+            bindparam("b_evidence", type_=studies.c.evidence.type), studies.c.evidence
+        ),
     )
 )
 
@@ -95,6 +98,12 @@ EXPECT = insert(instances)
 
 EXPECT_AGAIN = _of_key(
     update(instances).values(state=InstanceState.EXPECTED, reason=None, rejections=0)
+)
+
+RETURN = _of_key(
+    update(instances)
+    .where(instances.c.reason == NO_LONGER_LISTED)
+    .values(state=InstanceState.EXPECTED, reason=None, rejections=0)
 )
 
 FORGET = _of_key(delete(instances))

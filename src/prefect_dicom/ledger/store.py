@@ -416,6 +416,32 @@ class Ledger(Claiming):
         return changes
 
     @without_database_errors
+    def extend_lists(self, lists: Sequence[tuple[Claim, Sequence[Instance]]]) -> None:
+        """Expect further instances of studies whose PACS does not list them: what has arrived.
+
+        One that is on the list already stays as it is; one that had left it is expected again.
+        All or nothing.
+        """
+        with self._write() as connection:
+            self._hold(connection, [claim for claim, _ in lists])
+            for claim, instances in lists:
+                keys = [instance.key for instance in instances]
+                _change(connection, statements.RETURN, claim.reference, keys)
+                connection.execute(
+                    self._insert(instance_rows).on_conflict_do_nothing(),
+                    [
+                        {
+                            "study": claim.reference,
+                            "series_instance_uid": instance.key.series_instance_uid,
+                            "sop_instance_uid": instance.key.sop_instance_uid,
+                            "sop_class_uid": instance.sop_class_uid,
+                            "state": InstanceState.EXPECTED,
+                        }
+                        for instance in instances
+                    ],
+                )
+
+    @without_database_errors
     def record_received(
         self, claims: Mapping[StudyReference, Claim], arrivals: Sequence[Arrival]
     ) -> list[Arrival]:
@@ -551,6 +577,7 @@ class Ledger(Claiming):
         withheld: int,
         size_bytes: int,
         adopted: bool = False,
+        evidence: Evidence | None = None,
     ) -> None:
         """The manifest is in the archive: the study is archived and the claim given up.
 
@@ -568,6 +595,9 @@ class Ledger(Claiming):
         adopted : bool
             It is from the time of another ledger: that it speaks of as many instances as are
             listed is enough, they need not have been stored by this one.
+        evidence : Evidence, optional
+            What the manifest says its completeness was judged by, where that is not what the
+            study was listed with.
 
         Raises
         ------
@@ -597,6 +627,7 @@ class Ledger(Claiming):
                     "b_instances": instances,
                     "b_withheld": withheld,
                     "b_size_bytes": size_bytes,
+                    "b_evidence": evidence,
                 },
             ).rowcount
             if not changed:
