@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.states import Completed, State
 
-from prefect_dicom.steps import current_pull
+from prefect_dicom.planning import current_plan
 from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
 
 
@@ -13,5 +13,5 @@ from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
 def discover_rows(first_line: int, last_line: int) -> State:
     """Find the studies of these lines of the cohort."""
     with without_phi():
-        rows = current_pull().discover(first_line, last_line)
+        rows = current_plan().discover(first_line, last_line)
     return Completed(message=f"{rows} rows asked for")

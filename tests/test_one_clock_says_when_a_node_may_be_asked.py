@@ -247,9 +247,9 @@ def test_a_retrieve_that_a_person_must_make_possible_leaves_the_rest_pending(lar
         (Behaviour("find.refuse", status=0x0124), "not-permitted", 1),
         (Behaviour("find.refuse", status=0x0122), "service-not-offered", 1),
         (Behaviour("net.drop_after", answers=0, service="C-FIND"), "not-permitted", 1),
-        # Each of the ten once more, with fewer keys.
-        (Behaviour("find.refuse", status=0xC001), "requests-keep-failing", 20),
-        (Behaviour("find.refuse", status=0x0110), "requests-keep-failing", 10),
+        # First all of them by a list of UIDs; each of the ten once more, with fewer keys.
+        (Behaviour("find.refuse", status=0xC001), "requests-keep-failing", 1 + 20),
+        (Behaviour("find.refuse", status=0x0110), "requests-keep-failing", 1 + 10),
     ],
     ids=repr,
 )

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 
 from prefect_dicom.comparison import study_day
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.dimse.find import OPTIONAL_STUDY_KEYS, find_studies, list_series
+from prefect_dicom.dimse.find import (
+    OPTIONAL_STUDY_KEYS,
+    find_studies,
+    find_studies_by_uids,
+    list_series,
+)
 from prefect_dicom.errors import PacsError
 from prefect_dicom.identifiers import normal_uid
 from prefect_dicom.matching import (
@@ -27,13 +32,23 @@ from prefect_dicom.matching import (
     study_query,
     tells,
 )
-from prefect_dicom.model import CohortRow, Study
+from prefect_dicom.model import CohortRow, InformationModel, Study
 from prefect_dicom.profile import NodeProfile
+from prefect_dicom.recent import RecentAnswers
 
 log = logging.getLogger(__name__)
 
 _WORTH_A_SECOND_LOOK = 20
 """Answers from which on a list is compared with its halves; no archive is known to stop below."""
+_WORTH_A_LIST = 10
+"""UIDs from which on a list saves more than it costs where the node does not answer it."""
+_NO_TO_LISTS = {
+    "answer-unusable",
+    "answers-capped",
+    "association-lost",
+    "pacs-failure",
+    "request-refused",
+}
 _FIRST_DAY, _LAST_DAY = "19000101", "29991231"
 
 
@@ -45,11 +60,16 @@ class Habits:
     """Ask by few keys, for few keys: with more the node answered nothing, or refused."""
     understood: set[frozenset[str]] = field(default_factory=set)
     """The matching keys of queries that brought answers."""
+    answers_lists: bool = True
+    """Whether lists of StudyInstanceUIDs are worth a try: until one was not answered whole."""
+    recent: RecentAnswers = field(default_factory=RecentAnswers)
+    """What rows were answered by their identifiers, for rows with the same ones."""
     _told: set[str] = field(default_factory=set)
 
     def start_from(self, profile: NodeProfile) -> None:
         """Begin with what was learnt of the node before the run."""
         self.simple = profile.optional_return_keys is False
+        self.answers_lists = profile.uid_lists_in_queries is not False
 
     def warn(self, words: str) -> None:
         """Say something of the node once for the run, not for each row."""
@@ -95,6 +115,54 @@ def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
     return found
 
 
+def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits) -> None:
+    """Ask by one list of UIDs for rows that name their studies; :func:`discover` then knows.
+
+    An answer is remembered where all of the list shows that it is whole: each UID is answered
+    once, but for those that a query of their own does not find either. A node that fails over a
+    list, answers others than those asked for, or leaves out one that it has is asked one by one
+    from then on.
+
+    Raises
+    ------
+    PacsError
+        What concerns the node, not the question.
+    """
+    by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
+    if by_patient or habits.simple or not habits.answers_lists:
+        return
+    keys = {row.study_instance_uid: study_query(row) for row in rows}
+    uids = [uid for uid, key in keys.items() if habits.recent.get(key, OPTIONAL_STUDY_KEYS) is None]
+    if len(uids) < _WORTH_A_LIST:
+        return
+    if len(uids) % 10 == 0:
+        # As many answers as a limit might be would not show whether they are all.
+        uids = uids[:-1]
+    try:
+        answers = find_studies_by_uids(requestor, uids)
+        if answers is None:
+            habits.answers_lists = False
+            return
+        found = {study.study_instance_uid: study for study in answers}
+        if len(found) < len(answers):
+            # One study under several patients, or an answer for each modality: each by itself.
+            return
+        for uid in uids:
+            if normal_uid(uid) not in found and _ask(
+                requestor, keys[uid], OPTIONAL_STUDY_KEYS, habits
+            ):
+                habits.answers_lists = False
+                return
+    except PacsError as error:
+        if error.code not in _NO_TO_LISTS:
+            raise
+        habits.answers_lists = False
+        return
+    for uid in uids:
+        if normal_uid(uid) in found:
+            habits.recent.put(keys[uid], OPTIONAL_STUDY_KEYS, [found[normal_uid(uid)]])
+
+
 def _answers(
     requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
 ) -> tuple[Mapping[str, str], list[Study]]:
@@ -102,7 +170,7 @@ def _answers(
     if not habits.simple:
         asked = frozenset(keys)
         try:
-            answers = find_studies(requestor, keys)
+            answers = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
         except PacsError as error:
             if error.code != "request-refused":
                 raise
@@ -114,14 +182,27 @@ def _answers(
                 return keys, answers
     if "PatientID" in keys:
         keys = {"PatientID": keys["PatientID"]}
-    answers = _ask_simply(requestor, row, keys)
+    answers = _ask_simply(requestor, row, keys, habits)
     if not habits.simple and any(identifies(row, study) for study in answers):
         habits.simple = True
         habits.warn("finds studies only when it is asked by few keys")
     return keys, answers
 
 
-def _ask_simply(requestor: Requestor, row: CohortRow, keys: Mapping[str, str]) -> list[Study]:
+def _ask(
+    requestor: Requestor, keys: Mapping[str, str], optional: Sequence[str], habits: Habits
+) -> list[Study]:
+    """Ask, unless the same was asked of late."""
+    answers = habits.recent.get(keys, optional)
+    if answers is None:
+        answers = find_studies(requestor, keys, optional)
+        habits.recent.put(keys, optional, answers)
+    return answers
+
+
+def _ask_simply(
+    requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
+) -> list[Study]:
     """Ask for nothing to be returned that the row does not need."""
     wanted = {
         "ModalitiesInStudy": row.modality is not None,
@@ -129,7 +210,7 @@ def _ask_simply(requestor: Requestor, row: CohortRow, keys: Mapping[str, str]) -
         "PatientBirthDate": row.patient_birth_date is not None,
     }
     optional = [keyword for keyword in OPTIONAL_STUDY_KEYS if wanted.get(keyword)]
-    return find_studies(requestor, keys, optional)
+    return _ask(requestor, keys, optional, habits)
 
 
 def _compare_with_halves(

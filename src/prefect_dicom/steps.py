@@ -1,27 +1,22 @@
 """The use cases, composed from the modules below; no Prefect.
 
 A :class:`Pull` is everything one run holds open. Its three steps meet in the ledger: ``discover``
-turns cohort rows into studies, ``retrieve`` brings a chunk of studies into the spool, ``archive``
-puts it into the archive and commits it. The order of writes is the design (``docs/promise.md``):
-the manifest of a study is written when everything it names is there, and the ledger says
-*archived* after that.
+(``planning.py``) turns cohort rows into studies, ``retrieve`` brings a chunk of studies into the
+spool, ``archive`` puts it into the archive and commits it. The order of writes is the design
+(``docs/promise.md``): the manifest of a study is written when everything it names is there, and
+the ledger says *archived* after that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import threading
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import (
@@ -31,33 +26,26 @@ from prefect_dicom.archive.manifest import (
     put_manifest,
 )
 from prefect_dicom.archive.proof import faults_of
-from prefect_dicom.choosing import choose_studies
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.definition import cohort_file_digest, read_cohort_file
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.dimse.find import ListedStudy, QueryHabits
-from prefect_dicom.discovery import Habits, discover
+from prefect_dicom.dimse.find import ListedStudy
 from prefect_dicom.errors import (
     ArchiveConflict,
     ArchiveError,
     ClaimLost,
     CohortError,
-    Interrupted,
     PacsError,
     PrefectDicomError,
     SpoolFull,
 )
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
-from prefect_dicom.ledger import Cohort, Ledger, Run
-from prefect_dicom.matching import Discovery
+from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.model import (
-    WHOLE,
     ArchivedObject,
     Arrival,
     Chunk,
-    CohortRow,
-    Disposition,
     Evidence,
     Instance,
     InstanceKey,
@@ -65,43 +53,30 @@ from prefect_dicom.model import (
     Level,
     ManifestInstance,
     RetrieveMethod,
-    Selection,
     StudyManifest,
     StudyReference,
     WithheldInstance,
 )
-from prefect_dicom.policy import SELECTED_OTHERWISE, NodeClock, plan_chunks
-from prefect_dicom.profile import NodeProfile
-from prefect_dicom.reasons import REASONS, reason_for
+from prefect_dicom.planning import Plan, at_work, current_plan, insisting
+from prefect_dicom.policy import SELECTED_OTHERWISE, plan_chunks
 from prefect_dicom.receiver import ReceiverLease
 from prefect_dicom.retrieval import OF_ONE_REQUEST, Retrieval, RetrieveHabits, StudyWork
 from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-ROWS_PER_PAGE = 200
 _STUDIES_PER_PAGE = 500
 _STORED_PER_WRITE = 200
 _LISTS_BEFORE_GIVING_UP = 4
 _STUDIES_AT_A_TIME = 8
-_OF_THE_NODE_IF_REPEATED = {
-    "answer-unusable",
-    "association-lost",
-    "pacs-failure",
-    "request-refused",
-}
-_MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
-_LOOK_SECONDS = 1.0
-_ANEW = "`prefect-dicom doctor --learn` writes it anew"
-
-_current: ContextVar[Pull] = ContextVar("prefect_dicom_pull")
 
 
 def current_pull() -> Pull:
-    """The run this thread works for; tasks find it here instead of carrying it around."""
-    return _current.get()
+    """The run this thread works for, where that is one that retrieves."""
+    plan = current_plan()
+    if not isinstance(plan, Pull):
+        raise TypeError("this run only plans")
+    return plan
 
 
 def register_cohort(site: Site, path: Path, node: str | None, name: str | None = None) -> Cohort:
@@ -141,87 +116,21 @@ def node_for(site: Site, node: str | None) -> str:
     return node
 
 
-@dataclass
-class Pull:
+@dataclass(kw_only=True)
+class Pull(Plan):
     """Everything one run holds open. Use :func:`open_pull`."""
 
-    site: Site
-    cohort: Cohort
-    ledger: Ledger
     spool: Spool
     archive: Archive
-    run: Run
     open: contextlib.ExitStack
     """Closes with the run what is opened while it goes on."""
     uploads: ThreadPoolExecutor
     aside: ThreadPoolExecutor
     """For what is asked of the archive about studies; it never waits behind their objects."""
-    selection: Selection = WHOLE
-    """What the cohort wants of what its rows find."""
-    stop: threading.Event = field(default_factory=threading.Event)
-    _habits: Habits = field(default_factory=Habits)
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
-    _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
-    _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    _characters: dict[str, str] = field(default_factory=dict)
-    """By node, the character set in which it last found a text beyond ASCII."""
-    _clocks: dict[str, NodeClock] = field(default_factory=dict)
     _manners: dict[str, RetrieveHabits] = field(default_factory=dict)
     _lease: ReceiverLease | None = None
-    _noted: set[tuple[str, str]] = field(default_factory=set)
     _next_chunk: int = 1
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    # --- discovery
-
-    def discovery_pages(self) -> Iterator[tuple[int, int]]:
-        """Ranges of lines (first, last) that are still to be discovered."""
-        after = 0
-        while rows := self.ledger.rows_to_discover(self.cohort.number, after, ROWS_PER_PAGE):
-            yield rows[0].line, rows[-1].line
-            after = rows[-1].line
-
-    def discover(self, first_line: int, last_line: int) -> int:
-        """Ask the PACS for the studies of these rows; returns how many rows were asked for.
-
-        Raises
-        ------
-        PacsError
-            The node cannot be used; rows that were asked before are recorded.
-        """
-        rows = self.ledger.rows_to_discover(self.cohort.number, first_line - 1, ROWS_PER_PAGE)
-        rows = [row for row in rows if row.line <= last_line]
-        found: list[tuple] = []
-        try:
-            with self._asking(self.cohort.node) as requestor:
-                for row in rows:
-                    self._check_stop()
-                    found.append(self._discover_row(requestor, row))
-                    reached("row-answered")
-                self._doubt_profile(self.cohort.node, requestor)
-        finally:
-            self.ledger.record_discoveries(self.cohort.number, found)
-        return len(found)
-
-    def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
-        try:
-            result = _insisting(lambda: self._wanted_of(requestor, row))
-        except PacsError as error:
-            if error.code not in OF_ONE_REQUEST:
-                raise
-            self._count_failed_query(self.cohort.node, error.code)
-            return row.line, (), error.code, ()
-        self.clock(self.cohort.node).succeeded()
-        return row.line, result.studies, result.reason, result.near_misses, result.gaps
-
-    def _wanted_of(self, requestor: Requestor, row: CohortRow) -> Discovery:
-        found = discover(requestor, row, self._habits)
-        return choose_studies(requestor, row, found, self.selection, QueryHabits())
-
-    def limit_per_patient(self) -> None:
-        """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
-        if self.selection.per_patient is not None:
-            self.ledger.limit_per_patient(self.cohort.number, self.selection.per_patient)
 
     # --- retrieval
 
@@ -310,7 +219,7 @@ class Pull:
     def _list_together(self, retrieval: Retrieval, works: list[StudyWork]) -> set[StudyReference]:
         """List as many studies as can be by few queries; which they are."""
         try:
-            return _insisting(lambda: retrieval.list_afresh(works))
+            return insisting(lambda: retrieval.list_afresh(works))
         except ClaimLost:
             # One of them: found out one by one.
             return set()
@@ -335,7 +244,7 @@ class Pull:
         """List a study, if it is not listed yet; False where that ended it."""
         try:
             if not listed:
-                _insisting(lambda: retrieval.list(work, fresh=True))
+                insisting(lambda: retrieval.list(work, fresh=True))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -500,7 +409,7 @@ class Pull:
                     return self._end_failed(work, work.failure)
                 reached("study-stored")
                 try:
-                    changed = _insisting(lambda: retrieval.list(work, fresh=False))
+                    changed = insisting(lambda: retrieval.list(work, fresh=False))
                 except PacsError as error:
                     if error.code not in OF_ONE_REQUEST:
                         raise
@@ -615,105 +524,6 @@ class Pull:
 
     # --- around
 
-    def reopen_transient(self) -> bool:
-        """Make ready for another pass what failed for a passing reason; whether there is any."""
-        codes = [r.code for r in REASONS.values() if r.disposition is Disposition.TRANSIENT]
-        reopened = self.ledger.reopen(self.cohort.number, reasons=codes)
-        return bool(reopened.studies or reopened.rows)
-
-    def clock(self, node: str) -> NodeClock:
-        """When a node may be asked: one clock for the whole run."""
-        with self._lock:
-            if node not in self._clocks:
-                self._clocks[node] = NodeClock(
-                    self.site.retry_after_seconds,
-                    self.site.asked(node).limits.associations,
-                    now=time.monotonic,
-                )
-            return self._clocks[node]
-
-    def wait_for(self, node: str) -> float:
-        """Wait until a node may be asked; returns the time of its clock.
-
-        Raises
-        ------
-        PacsError
-            It may not be asked any more: with the reason why.
-        """
-        clock = self.clock(node)
-        while True:
-            if clock.halted:
-                raise PacsError(clock.halted)
-            if not (left := clock.seconds_left()):
-                return clock.now()
-            if self.stop.wait(min(left, _LOOK_SECONDS)):
-                raise Interrupted()
-
-    def waits(self) -> str:
-        """Which nodes are left alone until when, in words for people; empty where none is."""
-        words = []
-        with self._lock:
-            clocks = list(self._clocks.items())
-        for node, clock in clocks:
-            if not clock.halted and (left := clock.seconds_left()):
-                until = datetime.now() + timedelta(seconds=left)
-                why = clock.waiting_for or "before another pass"
-                words.append(f"node {node}: waiting until {until:%H:%M:%S} ({why})")
-        return "; ".join(words)
-
-    @contextlib.contextmanager
-    def _asking(self, node: str) -> Iterator[Requestor]:
-        """Borrow an association when its node may be asked; the clock hears what comes of it."""
-        asked_at = self.wait_for(node)
-        clock = self.clock(node)
-        try:
-            with self.requestor(node) as requestor:
-                yield requestor
-        except PacsError as error:
-            was_halted = clock.halted
-            clock.failed(error.code, asked_at)
-            if clock.halted and not was_halted or error.code == clock.halted:
-                reason = reason_for(clock.halted)
-                log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
-            elif words := self.waits():
-                log.warning("%s", words)
-            raise
-
-    def _count_failed_query(self, node: str, code: str) -> None:
-        """One query that fails is its own affair; where one after the other does, stop asking."""
-        if code not in _OF_THE_NODE_IF_REPEATED:
-            return
-        clock = self.clock(node)
-        clock.query_failed()
-        if clock.halted:
-            raise PacsError(clock.halted)
-
-    @contextlib.contextmanager
-    def requestor(self, node: str) -> Iterator[Requestor]:
-        """Borrow an association to a node; it stays open for the next borrower."""
-        with self._lock:
-            requestor = self._idle[node].pop() if self._idle[node] else None
-        if requestor is None:
-            requestor = Requestor(self.site.nodes[node], self._answered[node])
-            requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
-        requestor.characters = self._characters.get(node, "")
-        try:
-            yield requestor
-        except BaseException:
-            requestor.close()
-            raise
-        with self._lock:
-            self._characters[node] = requestor.characters
-            self._idle[node].append(requestor)
-
-    def close_requestors(self) -> None:
-        """Release all associations that are not lent out."""
-        with self._lock:
-            idle = [r for requestors in self._idle.values() for r in requestors]
-            self._idle.clear()
-        for requestor in idle:
-            requestor.close()
-
     def _retrieval(self, node: str, requestor: Requestor) -> Retrieval:
         return Retrieval(
             self.site.asked(node),
@@ -764,31 +574,12 @@ class Pull:
                 )
             return self._manners[node]
 
-    def note(self, node: str, words: str) -> None:
-        """Say what this run has found out about a node, once, and keep it with the cohort."""
-        with self._lock:
-            known = (node, words) in self._noted
-            self._noted.add((node, words))
-        if not known:
-            log.warning("node %s: %s", node, words)
-            self.ledger.note(self.cohort.number, node, words)
-
-    def _doubt_profile(self, node: str, requestor: Requestor) -> None:
-        """Say where a node did otherwise than its profile has it: the run goes by what it saw."""
-        profile, manners = self.site.profiles[node], self.manners(node)
-        otherwise = {
-            "optional_return_keys": node == self.cohort.node and self._habits.simple,
-            "uid_lists_above": not requestor.answers_lists,
+    def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
+        manners = self.manners(node)
+        return super()._seen_otherwise(node, requestor) | {
             "uid_lists_in_retrieves": manners.one_uid,
             "image_level_retrieve": manners.no_image_level,
         }
-        for key, seen in otherwise.items():
-            if seen and getattr(profile, key):
-                self.note(node, f"its profile has `{key}: true`, and it did otherwise; {_ANEW}")
-
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise Interrupted()
 
 
 @contextlib.contextmanager
@@ -819,19 +610,21 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
             ThreadPoolExecutor(_STUDIES_AT_A_TIME, thread_name_prefix="study")
         )
         run = stack.enter_context(ledger.run(kind))
-        selection = ledger.selection(known.number)
-        pull = Pull(site, known, ledger, spool, archive, run, later, uploads, aside, selection)
-        stack.callback(pull.close_requestors)
-        pull._habits.start_from(site.profiles.get(known.node, NodeProfile()))
+        pull = Pull(
+            site=site,
+            cohort=known,
+            ledger=ledger,
+            run=run,
+            selection=ledger.selection(known.number),
+            spool=spool,
+            archive=archive,
+            open=later,
+            uploads=uploads,
+            aside=aside,
+        )
+        stack.enter_context(at_work(pull))
         pull.prepare()
-        token = _current.set(pull)
-        try:
-            yield pull
-        except BaseException:
-            pull.stop.set()
-            raise
-        finally:
-            _current.reset(token)
+        yield pull
 
 
 def _clear(spool: Spool, study: StudyReference, manifest: StudyManifest) -> None:
@@ -865,20 +658,6 @@ def work_through(pull: Pull) -> None:
             pull.archive_chunk(chunk)
         finally:
             pull.give_back(chunk)
-
-
-def _insisting(ask: Callable[[], T]) -> T:
-    """Ask again at once where the connection failed or the answer: once may be the network.
-
-    An association that is lost twice is the question's fault, a connection that fails twice is
-    the node's.
-    """
-    try:
-        return ask()
-    except PacsError as error:
-        if error.code not in _MAY_BE_CHANCE:
-            raise
-    return ask()
 
 
 def _manifest_of(work: StudyWork, ledger: Ledger, selection: str) -> StudyManifest:

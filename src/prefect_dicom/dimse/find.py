@@ -281,6 +281,35 @@ def find_studies(
     return []
 
 
+def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Study] | None:
+    """Studies with these StudyInstanceUIDs by one query with a list of them, PS3.4 C.2.2.2.2.
+
+    Archives that do not know lists answer nothing, the first, or everything, and some stop at a
+    number of answers: whoever asks has to look at which UIDs were answered.
+
+    Returns
+    -------
+    list of Study
+        One for each answer, as :func:`find_studies` returns them. None where one of them was not
+        asked for; the query is cancelled then.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`.
+    """
+    asked = {normal_uid(uid) for uid in uids}
+    studies: list[Study] = []
+    answers = find(requestor, list_identifier({"StudyInstanceUID": uids}, _STUDY_KEYS), "STUDY")
+    with contextlib.closing(answers):
+        for answer in answers:
+            study = _study(answer)
+            if study.study_instance_uid not in asked:
+                return None
+            studies.append(study)
+    return studies
+
+
 def find_some_studies(requestor: Requestor, first: date, last: date) -> list[Study]:
     """Up to twenty studies of a range of days; the query is cancelled after them.
 

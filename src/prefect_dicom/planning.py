@@ -1,0 +1,414 @@
+"""Cohort rows to studies: what a run asks its node before anything is retrieved; no Prefect.
+
+Rows are asked for in questions: rows with the same identifiers are one, and rows that name
+their study go into lists of UIDs where the node answers these. Several questions are under way
+at a time, as the node's clock allows; what they found goes into the ledger in batches. A run
+that is killed asks again for no more than :data:`ROWS_PER_WRITE` rows, and for the questions
+that were under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from prefect_dicom.choosing import choose_studies
+from prefect_dicom.configuration import Site, ledger_url
+from prefect_dicom.dimse.association import Requestor
+from prefect_dicom.dimse.find import QueryHabits
+from prefect_dicom.discovery import Habits, ask_together, discover
+from prefect_dicom.errors import Interrupted, PacsError
+from prefect_dicom.faultpoints import reached
+from prefect_dicom.ledger import Cohort, Ledger, Run
+from prefect_dicom.matching import Discovery
+from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection
+from prefect_dicom.policy import NodeClock
+from prefect_dicom.profile import NodeProfile
+from prefect_dicom.reasons import REASONS, reason_for
+from prefect_dicom.retrieval import OF_ONE_REQUEST
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ROWS_PER_PAGE = 1000
+"""Rows of one call of :meth:`Plan.discover`."""
+ROWS_PER_WRITE = 100
+"""Rows that have been answered and are not in the ledger yet, at most."""
+_QUESTIONS_WORTH_AN_ASSOCIATION = 10
+"""An association more is opened for no fewer: that costs as much as a handful of queries."""
+_OF_THE_NODE_IF_REPEATED = {
+    "answer-unusable",
+    "association-lost",
+    "pacs-failure",
+    "request-refused",
+}
+_MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
+_LOOK_SECONDS = 1.0
+_ANEW = "`prefect-dicom doctor --learn` writes it anew"
+
+_current: ContextVar[Plan] = ContextVar("prefect_dicom_plan")
+
+
+def current_plan() -> Plan:
+    """The run this thread works for; tasks find it here instead of carrying it around."""
+    return _current.get()
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What one run needs to find the studies of its cohort. Use :func:`open_plan`."""
+
+    site: Site
+    cohort: Cohort
+    ledger: Ledger
+    run: Run
+    selection: Selection = WHOLE
+    """What the cohort wants of what its rows find."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    _habits: Habits = field(default_factory=Habits)
+    _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
+    _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _characters: dict[str, str] = field(default_factory=dict)
+    """By node, the character set in which it last found a text beyond ASCII."""
+    _clocks: dict[str, NodeClock] = field(default_factory=dict)
+    _noted: set[tuple[str, str]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    # --- discovery
+
+    def discovery_pages(self) -> Iterator[tuple[int, int]]:
+        """Ranges of lines (first, last) that are still to be discovered."""
+        # What was answered in an earlier pass may be hours old.
+        self._habits.recent.clear()
+        after = 0
+        while rows := self.ledger.rows_to_discover(self.cohort.number, after, ROWS_PER_PAGE):
+            yield rows[0].line, rows[-1].line
+            after = rows[-1].line
+
+    def discover(self, first_line: int, last_line: int) -> int:
+        """Ask the PACS for the studies of these rows; returns how many rows were asked for.
+
+        Raises
+        ------
+        PacsError
+            The node cannot be used; rows that were asked before are recorded.
+        """
+        rows = self.ledger.rows_to_discover(self.cohort.number, first_line - 1, ROWS_PER_PAGE)
+        rows = [row for row in rows if row.line <= last_line]
+        found = _Found(self.ledger, self.cohort.number)
+        try:
+            self._ask_all(_questions(rows, self._most_together()), found)
+        finally:
+            found.record()
+        return found.count
+
+    def _most_together(self) -> int:
+        node = self.site.asked(self.cohort.node)
+        return node.limits.uids_per_request if self._habits.answers_lists else 1
+
+    def _ask_all(self, questions: Sequence[Question], found: _Found) -> None:
+        """Ask the questions over as many associations as are allowed and worth it."""
+        left = iter(questions)
+        lock, over = threading.Lock(), threading.Event()
+
+        def ask_what_is_left() -> None:
+            try:
+                with self._asking(self.cohort.node) as requestor:
+                    while not over.is_set():
+                        with lock:
+                            question = next(left, None)
+                        if question is None:
+                            break
+                        self._ask(requestor, question, found, over)
+                    self._doubt_profile(self.cohort.node, requestor)
+            except BaseException:
+                over.set()
+                raise
+
+        worth = 1 + len(questions) // _QUESTIONS_WORTH_AN_ASSOCIATION
+        if (at_once := min(self.clock(self.cohort.node).associations, worth)) == 1:
+            ask_what_is_left()
+            return
+        with ThreadPoolExecutor(at_once, thread_name_prefix="discovery") as pool:
+            asking = [pool.submit(ask_what_is_left) for _ in range(at_once)]
+            try:
+                wait(asking)
+            finally:
+                over.set()
+        for future in asking:
+            future.result()
+
+    def _ask(
+        self, requestor: Requestor, question: Question, found: _Found, over: threading.Event
+    ) -> None:
+        """Discover the rows of a question, until it is over; together what can be had together."""
+        if len(question) > 1:
+            first = [rows[0] for rows in question]
+            insisting(lambda: ask_together(requestor, first, self._habits))
+        for rows in question:
+            for row in rows:
+                self._check_stop()
+                if over.is_set():
+                    return
+                found.add(self._discover_row(requestor, row))
+                reached("row-answered")
+
+    def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
+        try:
+            result = insisting(lambda: self._wanted_of(requestor, row))
+        except PacsError as error:
+            if error.code not in OF_ONE_REQUEST:
+                raise
+            self._count_failed_query(self.cohort.node, error.code)
+            return row.line, (), error.code, ()
+        self.clock(self.cohort.node).succeeded()
+        return row.line, result.studies, result.reason, result.near_misses, result.gaps
+
+    def _wanted_of(self, requestor: Requestor, row: CohortRow) -> Discovery:
+        found = discover(requestor, row, self._habits)
+        return choose_studies(requestor, row, found, self.selection, QueryHabits())
+
+    def limit_per_patient(self) -> None:
+        """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
+        if self.selection.per_patient is not None:
+            self.ledger.limit_per_patient(self.cohort.number, self.selection.per_patient)
+
+    # --- around
+
+    def reopen_transient(self) -> bool:
+        """Make ready for another pass what failed for a passing reason; whether there is any."""
+        codes = [r.code for r in REASONS.values() if r.disposition is Disposition.TRANSIENT]
+        reopened = self.ledger.reopen(self.cohort.number, reasons=codes)
+        return bool(reopened.studies or reopened.rows)
+
+    def clock(self, node: str) -> NodeClock:
+        """When a node may be asked: one clock for the whole run."""
+        with self._lock:
+            if node not in self._clocks:
+                self._clocks[node] = NodeClock(
+                    self.site.retry_after_seconds,
+                    self.site.asked(node).limits.associations,
+                    now=time.monotonic,
+                )
+            return self._clocks[node]
+
+    def wait_for(self, node: str) -> float:
+        """Wait until a node may be asked; returns the time of its clock.
+
+        Raises
+        ------
+        PacsError
+            It may not be asked any more: with the reason why.
+        """
+        clock = self.clock(node)
+        while True:
+            if clock.halted:
+                raise PacsError(clock.halted)
+            if not (left := clock.seconds_left()):
+                return clock.now()
+            if self.stop.wait(min(left, _LOOK_SECONDS)):
+                raise Interrupted()
+
+    def waits(self) -> str:
+        """Which nodes are left alone until when, in words for people; empty where none is."""
+        words = []
+        with self._lock:
+            clocks = list(self._clocks.items())
+        for node, clock in clocks:
+            if not clock.halted and (left := clock.seconds_left()):
+                until = datetime.now() + timedelta(seconds=left)
+                why = clock.waiting_for or "before another pass"
+                words.append(f"node {node}: waiting until {until:%H:%M:%S} ({why})")
+        return "; ".join(words)
+
+    @contextlib.contextmanager
+    def _asking(self, node: str) -> Iterator[Requestor]:
+        """Borrow an association when its node may be asked; the clock hears what comes of it."""
+        asked_at = self.wait_for(node)
+        clock = self.clock(node)
+        try:
+            with self.requestor(node) as requestor:
+                yield requestor
+        except PacsError as error:
+            was_halted = clock.halted
+            clock.failed(error.code, asked_at)
+            if clock.halted and not was_halted or error.code == clock.halted:
+                reason = reason_for(clock.halted)
+                log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
+            elif words := self.waits():
+                log.warning("%s", words)
+            raise
+
+    def _count_failed_query(self, node: str, code: str) -> None:
+        """One query that fails is its own affair; where one after the other does, stop asking."""
+        if code not in _OF_THE_NODE_IF_REPEATED:
+            return
+        clock = self.clock(node)
+        clock.query_failed()
+        if clock.halted:
+            raise PacsError(clock.halted)
+
+    @contextlib.contextmanager
+    def requestor(self, node: str) -> Iterator[Requestor]:
+        """Borrow an association to a node; it stays open for the next borrower."""
+        with self._lock:
+            requestor = self._idle[node].pop() if self._idle[node] else None
+        if requestor is None:
+            requestor = Requestor(self.site.nodes[node], self._answered[node])
+            requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
+        requestor.characters = self._characters.get(node, "")
+        try:
+            yield requestor
+        except BaseException:
+            requestor.close()
+            raise
+        with self._lock:
+            self._characters[node] = requestor.characters
+            self._idle[node].append(requestor)
+
+    def close_requestors(self) -> None:
+        """Release all associations that are not lent out."""
+        with self._lock:
+            idle = [r for requestors in self._idle.values() for r in requestors]
+            self._idle.clear()
+        for requestor in idle:
+            requestor.close()
+
+    def note(self, node: str, words: str) -> None:
+        """Say what this run has found out about a node, once, and keep it with the cohort."""
+        with self._lock:
+            known = (node, words) in self._noted
+            self._noted.add((node, words))
+        if not known:
+            log.warning("node %s: %s", node, words)
+            self.ledger.note(self.cohort.number, node, words)
+
+    def _doubt_profile(self, node: str, requestor: Requestor) -> None:
+        """Say where a node did otherwise than its profile has it: the run goes by what it saw."""
+        profile = self.site.profiles[node]
+        for key, seen in self._seen_otherwise(node, requestor).items():
+            if seen and getattr(profile, key):
+                self.note(node, f"its profile has `{key}: true`, and it did otherwise; {_ANEW}")
+
+    def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
+        """By key of a profile, whether the run has seen the opposite."""
+        is_asked = node == self.cohort.node
+        return {
+            "optional_return_keys": is_asked and self._habits.simple,
+            "uid_lists_in_queries": is_asked and not self._habits.answers_lists,
+            "uid_lists_above": not requestor.answers_lists,
+        }
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Interrupted()
+
+
+@contextlib.contextmanager
+def open_plan(site: Site, cohort: str | int) -> Iterator[Plan]:
+    """Open what it takes to find the studies of a registered cohort, and close it again.
+
+    No receiver, no spool and no archive: nothing can be retrieved with it.
+
+    Parameters
+    ----------
+    cohort : str or int
+        Name or number of a cohort in the ledger.
+    """
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(Ledger.open(ledger_url(site)))
+        known = ledger.cohort(str(cohort))
+        run = stack.enter_context(ledger.run("plan"))
+        selection = ledger.selection(known.number)
+        plan = Plan(site=site, cohort=known, ledger=ledger, run=run, selection=selection)
+        stack.enter_context(at_work(plan))
+        yield plan
+
+
+@contextlib.contextmanager
+def at_work(plan: Plan) -> Iterator[None]:
+    """Make this the plan of the context; its associations end with the block."""
+    plan._habits.start_from(plan.site.profiles.get(plan.cohort.node, NodeProfile()))
+    token = _current.set(plan)
+    try:
+        yield
+    except BaseException:
+        plan.stop.set()
+        raise
+    finally:
+        _current.reset(token)
+        plan.close_requestors()
+
+
+Question = list[list[CohortRow]]
+"""What is asked for at a time: rows with the same identifiers, or several such by list of UIDs."""
+
+
+def _questions(rows: Iterable[CohortRow], most: int) -> list[Question]:
+    """Rows with the same identifiers together, and up to so many StudyInstanceUIDs together."""
+    alike: dict[tuple, list[CohortRow]] = {}
+    for row in rows:
+        key = (row.patient_id, row.accession_number, row.study_instance_uid)
+        # A row without identifiers is a window of its own.
+        alike.setdefault(key if any(key) else (row.line,), []).append(row)
+    by_uid: list[list[CohortRow]] = []
+    questions: list[Question] = []
+    for its_rows in alike.values():
+        if most > 1 and its_rows[0].study_instance_uid is not None:
+            by_uid.append(its_rows)
+        else:
+            questions.append([its_rows])
+    for first in range(0, len(by_uid), most):
+        questions.append(by_uid[first : first + most])
+    return questions
+
+
+class _Found:
+    """What rows have found, on its way into the ledger. Thread-safe."""
+
+    def __init__(self, ledger: Ledger, cohort: int) -> None:
+        self.count = 0
+        self._ledger = ledger
+        self._cohort = cohort
+        self._waiting: list[tuple] = []
+        self._lock = threading.Lock()
+
+    def add(self, found: tuple) -> None:
+        """Take in one row's end; with enough of them they are recorded."""
+        with self._lock:
+            self.count += 1
+            self._waiting.append(found)
+            if len(self._waiting) < ROWS_PER_WRITE:
+                return
+            waiting, self._waiting = self._waiting, []
+        self._ledger.record_discoveries(self._cohort, waiting)
+
+    def record(self) -> None:
+        """Record what waits."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        self._ledger.record_discoveries(self._cohort, waiting)
+
+
+def insisting(ask: Callable[[], T]) -> T:
+    """Ask again at once where the connection failed or the answer: once may be the network.
+
+    An association that is lost twice is the question's fault, a connection that fails twice is
+    the node's.
+    """
+    try:
+        return ask()
+    except PacsError as error:
+        if error.code not in _MAY_BE_CHANCE:
+            raise
+    return ask()
