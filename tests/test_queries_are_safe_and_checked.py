@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import struct
 import threading
 from collections import defaultdict
 from datetime import date
 
 import peers
 import pytest
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
-from pynetdicom.dsutils import decode
+from wire import raw_answer
 
 from prefect_dicom.configuration import PacsNode, Timeouts
 from prefect_dicom.dimse.association import Requestor
@@ -350,7 +346,7 @@ def test_an_archive_that_falls_silent_is_left_after_the_time_it_was_given(files)
     ],
 )
 def test_texts_are_decoded_as_declared_and_never_lost(declared, raw, text):
-    answer = _raw_answer(SpecificCharacterSet=declared.encode(), StudyDescription=raw)
+    answer = raw_answer(SpecificCharacterSet=declared.encode(), StudyDescription=raw)
     assert _study(answer).study_description == text
 
 
@@ -359,19 +355,10 @@ def test_texts_are_decoded_as_declared_and_never_lost(declared, raw, text):
     [(b"12", 12), (b" 7 ", 7), (b"", None), (b"-1", None), (b"many", None), (b"9" * 40, None)],
 )
 def test_a_count_is_a_number_or_unknown(raw, count):
-    assert _study(_raw_answer(NumberOfStudyRelatedInstances=raw)).number_of_instances == count
+    assert _study(raw_answer(NumberOfStudyRelatedInstances=raw)).number_of_instances == count
 
 
 def test_garbage_in_every_key_still_gives_a_study():
     garbage = bytes(range(128, 256)) + b"\\\x1b$B\xff\x00*"
-    study = _study(_raw_answer(**dict.fromkeys(_STUDY_KEYS, garbage)))
+    study = _study(raw_answer(**dict.fromkeys(_STUDY_KEYS, garbage)))
     assert study.study_instance_uid and not is_safe_key(study.study_instance_uid)
-
-
-def _raw_answer(**values: bytes) -> Dataset:
-    """A data set as it comes from the wire: nothing in it has been converted."""
-    encoded = b""
-    for tag, value in sorted((tag_for_keyword(k), v) for k, v in values.items()):
-        value += b" " * (len(value) % 2)
-        encoded += struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
-    return decode(io.BytesIO(encoded), True, True)

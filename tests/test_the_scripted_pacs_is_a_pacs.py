@@ -692,6 +692,20 @@ def find_pn_literal(scene):
         assert find(pacs, "STUDY", PatientName=name + "^")[0] == []
 
 
+def find_query_charset(scene):
+    held = changed(next(tiny_objects(1)), SpecificCharacterSet="ISO_IR 192", PatientID="Ü1")
+    with scene.pacs as pacs:
+        pacs.holdings.add(held)
+        pacs.script.append(Behaviour("find.query_charset", sets=["ISO_IR 192"]))
+        for declared, patient, count in (
+            ("ISO_IR 192", "Ü1", 1),
+            ("ISO_IR 100", "Ü1", 0),
+            ("", "", 7),
+        ):
+            keys = {"SpecificCharacterSet": declared} if declared else {}
+            assert len(find(pacs, "STUDY", PatientID=patient, **keys)[0]) == count
+
+
 def find_no_list(scene):
     with scene.with_knob("find.no_list", uids=True) as pacs:
         both = study_uids([scene.first_file]) * 2

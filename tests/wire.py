@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import socket
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom.dsutils import decode
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
@@ -321,3 +324,12 @@ def wait_for_port(port: int, seconds: float = 20.0) -> None:
             return
         threading.Event().wait(0.02)
     raise AssertionError("the program does not listen")
+
+
+def raw_answer(**values: bytes) -> Dataset:
+    """A data set as it comes from the wire: nothing in it has been converted."""
+    encoded = b""
+    for tag, value in sorted((tag_for_keyword(k), v) for k, v in values.items()):
+        value += b" " * (len(value) % 2)
+        encoded += struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
+    return decode(io.BytesIO(encoded), True, True)

@@ -2,8 +2,8 @@
 
 PS3.3 C.12.1.1.2 has the defined terms and escape sequences, PS3.5 6.1 the code extensions of
 ISO/IEC 2022. What does not decode as declared is read as UTF-8, or else as Latin-1, which gives
-every byte a character of its own: such a text is *guessed*, and no two of them become one. Nothing
-here replaces or drops a character.
+every byte a character of its own: such a text is *guessed*, and whoever compares it compares its
+bytes too. Nothing here replaces or drops a character.
 """
 
 from __future__ import annotations
@@ -112,6 +112,8 @@ def decoded(raw: bytes, declared: str = "") -> Text:
 def encoded(text: str, declared: str) -> bytes | None:
     """The bytes of a text in a character set, or None where it lacks one of the characters.
 
+    None too for a set that is not among the usual ones.
+
     Examples
     --------
     >>> encoded("Ünal", "ISO_IR 100"), encoded("山田", "ISO_IR 100")
@@ -130,7 +132,7 @@ def encoded(text: str, declared: str) -> bytes | None:
         number = declared.removeprefix("ISO_IR ")
         if number == _KATAKANA:
             return b"".join(map(_katakana_byte, text))
-        return text.encode(_SINGLE[number])
+        return text.encode(_SINGLE[number]) if number in _SINGLE else None
     except UnicodeEncodeError:
         return None
 
@@ -269,10 +271,14 @@ def _character(pair: bytes, number: str | None) -> tuple[str, int]:
 
 def _designated(text: str, escape: bytes, encoding: str) -> bytes:
     """Every part between delimiters that needs the set says so at its beginning."""
-    return b"".join(
-        part.encode("ascii") if part.isascii() else b"\x1b" + escape + part.encode(encoding)
-        for part in re.split(r"([\\^=])", text)
-    )
+    parts = []
+    for part in re.split(r"([\\^=])", text):
+        raw = part.encode(encoding)
+        # Python has sequences of eight bytes for Korean syllables that the set lacks.
+        if len(raw) != sum(1 if character.isascii() else 2 for character in part):
+            raise UnicodeEncodeError(encoding, part, 0, len(part), "more than two bytes")
+        parts.append(raw if part.isascii() else b"\x1b" + escape + raw)
+    return b"".join(parts)
 
 
 def _katakana_byte(character: str) -> bytes:

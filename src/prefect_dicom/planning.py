@@ -266,7 +266,8 @@ class Plan:
         if requestor is None:
             requestor = Requestor(self.site.nodes[node], self._answered[node])
             requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
-        requestor.characters = self._characters.get(node, "")
+        learnt = self.site.profiles[node].query_character_sets or ("",)
+        requestor.characters = self._characters.get(node) or learnt[0]
         try:
             yield requestor
         except BaseException:

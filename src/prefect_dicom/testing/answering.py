@@ -87,6 +87,13 @@ def _pn_literal(plan: FindPlan, by: Behaviour) -> bool:
     return _match_by(plan, ["PatientName"], lambda key, value: key == value)
 
 
+def _query_charset(plan: FindPlan, by: Behaviour, *, sets: Sequence[str]) -> bool:
+    beyond = [key for key, value in plan.keys.items() if not value.isascii()]
+    if plan.declared in sets:
+        return False
+    return bool(beyond) and _match_by(plan, beyond, lambda key, value: False)
+
+
 def _no_list(plan: FindPlan, by: Behaviour, *, uids: bool = False) -> bool:
     def is_spared(key: str) -> bool:
         return not uids and dictionary_VR(key) == "UI"
@@ -264,6 +271,12 @@ ANSWERS = (
         (_QUERY,),
         "Matches PatientName to the letter: case, carets, component groups.",
         _pn_literal,
+    ),
+    (
+        "find.query_charset",
+        (_QUERY,),
+        "Finds nothing by a text beyond ASCII unless the query declares one of these `sets`.",
+        _query_charset,
     ),
     (
         "find.no_list",

@@ -599,7 +599,7 @@ class _Exchange:
         if fault is not None:
             self.respond(fault)
             return
-        plan = FindPlan(self.pacs, self.request.level, dict(self.request.keys))
+        plan = FindPlan(self.pacs, self.request.level, dict(self.request.keys), self.declared)
         self.pacs._behave(Stage.FIND_QUERY, self.request, plan)
         if plan.refuse is None:
             found = select(self.pacs.holdings, plan.level, plan.keys, plan.matches)
@@ -671,6 +671,7 @@ class _Exchange:
             stream, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated
         )
         self.asked = [e.keyword or str(e.tag) for e in identifier]
+        self.declared = text_of(identifier, "SpecificCharacterSet")
         request = self.request
         request.level = text_of(identifier, "QueryRetrieveLevel")
         request.keys = {

@@ -103,6 +103,8 @@ class FindPlan:
     level: str
     keys: dict[str, str]
     """The matching keys, by keyword."""
+    declared: str = ""
+    """The query's Specific Character Set."""
     matches: Callable[[str, str, str], bool] = matches
     """Whether an attribute (its keyword) matches a key (its text) by a value."""
     answers: list[Dataset] = field(default_factory=list)
