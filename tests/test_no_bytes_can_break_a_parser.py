@@ -15,6 +15,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,15 +48,22 @@ from wire import CT, MemoryIntake, make_instance
 from prefect_dicom.archive.manifest import decode_manifest, encode_manifest
 from prefect_dicom.cohort import read_cohort
 from prefect_dicom.configuration import PacsNode, Timeouts, load_site
+from prefect_dicom.definition import read_cohort_file
 from prefect_dicom.dimse.acceptor import StorageScp, _Connection
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import find_studies, list_instances
 from prefect_dicom.dimse.get import c_get
 from prefect_dicom.errors import ArchiveError, CohortError, ConfigurationError, PacsError
 from prefect_dicom.errors import InstanceRejected as Rejected
-from prefect_dicom.model import Evidence, ManifestInstance, StudyManifest
+from prefect_dicom.model import Evidence, ManifestInstance, Study, StudyManifest
 from prefect_dicom.part10 import scan, survey
 from prefect_dicom.receiver.intake import Expectation, Intake
+from prefect_dicom.selection import (
+    choose_series,
+    decode_selection,
+    encode_selection,
+    judge_study,
+)
 from prefect_dicom.spool import Spool
 from prefect_dicom.testing import ScriptedPacs, tiny_objects
 from prefect_dicom.validate import validate
@@ -547,6 +555,56 @@ def test_no_site_file_breaks_its_reader(fuzz, scale, tmp_path):
                 assert "SECRET" not in str(error)
 
 
+DEFINITION = b"""\
+list: patients.csv
+window: {around: StudyDate, days_before: 30}
+exclude: [patients.csv]
+studies:
+  StudyDate: 20240101-20240331
+  Modality: [CT, PT]
+  StudyDescription: ["*SECRET*", {regex: "(?i)low.?(dose|contrast)[a-z]{2,5} *$"}]
+  PatientAge: 18-80
+  PatientSex: {not: F}
+series:
+  NumberOfSeriesRelatedInstances: {more_than: 40, less_than: 900}
+  SeriesDescription: {is: "a*", not: ["*SECRET*", {regex: "SECRET|x+y"}]}
+most_per_patient: {studies: 1, take: latest}
+"""
+DEFINITIONS = [
+    b"studies: {StudyDate: 00010101-99991231}\n",
+    b"studies: {StudyDate: 20240101-20240331, StudyDescription: {regex: '" + b"(" * 190 + b"'}}\n",
+    b"studies: {StudyDate: 20240101-20240331, StudyDescription: {regex: '" + b"a*" * 95 + b"'}}\n",
+    b"studies: {StudyDate: 20240101-20240331, StudyDescription: {regex: 'a{4294967296}'}}\n",
+    b"studies: {PatientAge: 99999999999999999999999}\n",
+    b"list: /dev/zero\n",
+    b"list: .\nexclude: [., /proc/self/mem]\n",
+    b"list: " + b"a/" * 5000 + b"\n",
+    b"series: " + b"{not: " * 4000 + b"}" * 4000 + b"\n",
+    b"window: &x {around: *x}\n",
+]
+
+
+@pytest.mark.campaign("fuzz: files")
+def test_no_definition_of_a_cohort_breaks_its_reader(fuzz, scale, tmp_path):
+    path = tmp_path / "cohort.yaml"
+    (tmp_path / "patients.csv").write_text("PatientID,StudyDate\n0001,20240131\n")
+    answer = {keyword: "a" * 63 + "!" for keyword in ("SeriesDescription", "Modality")}
+    checks = fuzz("definitions")
+    for number, lot in checks.lots(scale(200, 10_000)):
+        seeds = [DEFINITION, *DEFINITIONS[:5]]
+        data = DEFINITIONS[number] if 0 <= number < len(DEFINITIONS) else damaged(lot, seeds)
+        path.write_bytes(data)
+        with checks.case(number, data, seconds=10):
+            try:
+                selection = read_cohort_file(path).selection
+            except CohortError as error:
+                assert "SECRET" not in str(error)
+            else:
+                choose_series(selection.series, {"1.2": answer})
+                judge_study(selection, Study("1.2", study_description="a" * 63 + "!"))
+                assert decode_selection(encode_selection(selection)) == selection
+
+
 # --- manifests
 
 
@@ -557,8 +615,10 @@ def test_no_manifest_breaks_its_reader(fuzz, scale):
         for n in range(3)
     )
     manifest = StudyManifest("1.2", "pacs", Evidence.INSTANCE_LIST, "2026-01-01", instances)
+    of_a_part = replace(manifest, selection='Modality is "CT"', unwanted_series=("1.4", "1.5"))
     seeds = [
         encode_manifest(manifest),
+        encode_manifest(of_a_part),
         b"[" * 50_000,
         b'{"a":' * 50_000,
         b"9" * 10_000,
@@ -566,6 +626,6 @@ def test_no_manifest_breaks_its_reader(fuzz, scale):
     ]
     checks = fuzz("manifests")
     for number, lot in checks.lots(scale(300, 10_000)):
-        data = seeds[number] if 0 < number < len(seeds) else damaged(lot, seeds[:1])
+        data = seeds[number] if 1 < number < len(seeds) else damaged(lot, seeds[:2])
         with checks.case(number, data), contextlib.suppress(ArchiveError):
             encode_manifest(decode_manifest(data))

@@ -7,13 +7,15 @@ so that no optional key can spoil the row's query, and at SERIES level.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.dimse.find import QueryHabits, tell_series, tell_study
+from prefect_dicom.dimse.find import QueryHabits, list_study, tell_series, tell_study
 from prefect_dicom.errors import PacsError
 from prefect_dicom.matching import MOST_NEAR_MISSES, Discovery
-from prefect_dicom.model import CohortRow, Selection, Study
+from prefect_dicom.model import CohortRow, Instance, Selection, Study
 from prefect_dicom.policy import FILTER_UNDECIDED
 from prefect_dicom.selection import (
     ChosenSeries,
@@ -23,6 +25,8 @@ from prefect_dicom.selection import (
     not_told,
     series_keywords,
 )
+
+_COUNT = "NumberOfSeriesRelatedInstances"
 
 
 def choose_studies(
@@ -66,17 +70,26 @@ def choose_studies(
 
 
 def choose_series_of(
-    requestor: Requestor, study: Study, selection: Selection, habits: QueryHabits
+    requestor: Requestor,
+    study: Study,
+    selection: Selection,
+    habits: QueryHabits,
+    listed: Iterable[Instance],
 ) -> ChosenSeries:
     """A study's series, sorted by whether they are to be retrieved.
+
+    Parameters
+    ----------
+    listed : iterable of Instance
+        The peer's own list of the study, from which series are counted that it does not count.
 
     Raises
     ------
     PacsError
         See :func:`~prefect_dicom.dimse.find.find`.
     """
-    keywords = series_keywords(selection)
-    return choose_series(selection.series, tell_series(requestor, study, keywords, habits))
+    answers = tell_series(requestor, study, series_keywords(selection), habits)
+    return choose_series(selection.series, _counted(answers, listed))
 
 
 def _is_window(row: CohortRow) -> bool:
@@ -94,9 +107,23 @@ def _judge(
     if judgement and series_keywords(selection):
         try:
             answers = tell_series(requestor, study, series_keywords(selection), habits)
+            judgement = judge_series(selection, answers)
+            if judgement is None and not all(_COUNT in told for told in answers.values()):
+                listed = list_study(requestor, study, habits).instances
+                judgement = judge_series(selection, _counted(answers, listed))
         except PacsError as error:
             if error.code != "request-refused":
                 raise
             return None, study
-        judgement = judge_series(selection, answers)
     return judgement, study
+
+
+def _counted(
+    answers: Mapping[str, Mapping[str, str]], listed: Iterable[Instance]
+) -> dict[str, Mapping[str, str]]:
+    """The answers, with the number of a series' instances where only their list tells it."""
+    counts = Counter(instance.key.series_instance_uid for instance in listed)
+    return {
+        uid: {_COUNT: str(counts[uid]), **told} if counts[uid] else told
+        for uid, told in answers.items()
+    }

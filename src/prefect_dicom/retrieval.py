@@ -355,8 +355,9 @@ class Retrieval:
             listed = {*answer.series}
         if not self._selection.series or not listed:
             return answer
+        habits = self._habits.queries
         chosen = choose_series_of(
-            self._requestor, work.claim.study, self._selection, self._habits.queries
+            self._requestor, work.claim.study, self._selection, habits, answer.instances
         )
         if chosen.undecided:
             raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")

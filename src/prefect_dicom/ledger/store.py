@@ -382,7 +382,10 @@ class Ledger(Claiming):
                         "b_study": reference,
                         "b_evidence": evidence,
                         "b_listed_at": now,
-                        "b_selection": selection if listed else None,
+                        # Of an empty list nothing is wanted, by whatever selection.
+                        "b_selection": None
+                        if evidence is Evidence.INSTANCE_LIST and not listed
+                        else selection,
                     }
                     for reference, (_, listed, evidence) in zip(references, lists, strict=True)
                 ],
