@@ -1236,6 +1236,12 @@ def move_no_pending(scene):
     assert len(scene.receiver.uids) == len(scene.uids)
 
 
+def move_no_originator(scene):
+    with scene.with_knob("move.no_originator"):
+        assert [r.Status for r in scene.move()][-1] == 0
+    assert {r.MoveOriginatorMessageID for r in scene.receiver.requests} == {None}
+
+
 def move_failed_list(scene):
     scene.receiver.answer = lambda uid: 0xA700
     with scene.with_knob("move.failed_list", uids=["1.2.3"]), association(scene.pacs) as peer:

@@ -122,6 +122,9 @@ def doctor(
     writes that beside the site file, where runs find it: profiles/NODE.yaml. Nothing is stored on
     the node or deleted; a handful of instances is retrieved and thrown away.
     """
+    if learn and site.startswith("block:"):
+        fault = "--learn: a profile lies beside a site file, and blocks have none; name a file"
+        raise ConfigurationError("command line", [fault])
     settings = _site(site)
     _check_known("--node", node, settings.nodes)
     given = {"--study": study, "--accession": accession, "--patient": patient}
@@ -184,9 +187,6 @@ def _learn(
     from prefect_dicom.learn import learn
     from prefect_dicom.profile import profile_path, values_of, write_profile
 
-    if reference.startswith("block:"):
-        fault = "--learn: a profile lies beside a site file, and blocks have none; name a file"
-        raise ConfigurationError("command line", [fault])
     folder = Path(reference).expanduser().absolute().parent
     results: dict[str, Any] = {}
     code = Exit.ALL_WELL

@@ -2,9 +2,10 @@
 
 At most ``MOST_REQUESTS`` associations and requests, one after the other but for the last, which
 try how many associations are served at a time. Every query names one study, series or range of
-days, and is cancelled after ``MOST_ANSWERS`` answers. What is retrieved to try retrieval out is a
-handful of instances of one study, at most ``MOST_INSTANCES`` by one request, each named by its
-UID, and is thrown away. Nothing is sent to the node to be stored, moved elsewhere or deleted.
+days, and is cancelled after ``MOST_ANSWERS`` answers. To try retrieval out, a handful of
+instances of one study is asked for by UID, ``MOST_INSTANCES`` at most by one request (or one
+short series, where the node sends no single ones), and thrown away. Nothing is sent to the node
+to be stored, and nothing is moved elsewhere or deleted.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ _FIRST_DAY = date(1900, 1, 1)
 _CAPPED = {CANCEL, 0xB001, 0xA700}
 _FEW = 20
 _CANDIDATES = 5
+_SHORT_SERIES = 10
+"""Instances of a series that is retrieved whole, where single ones cannot be had."""
 _GETS = 6
 """Proposals of transfer syntaxes that are tried until an object comes."""
 _GUESSES = 9
@@ -181,7 +184,7 @@ class _Learner:
         studies = self._named(row) if row is not None else self._candidates(listed)
         if not studies:
             self.notes.append(
-                "no study was found to try with; name one with --study or --accession"
+                "no study was found to try with: name one by --patient, --study or --accession"
             )
         else:
             self._answers_of_one(studies[0])
@@ -412,13 +415,24 @@ class _Learner:
     def _keys(self, study: dict[str, bytes]) -> None:
         habits = {}
         rows = self._ask("STUDY", self._of(study), _OTHER_VALUES).rows
+        spoil = set() if rows else {k for k in _OTHER_VALUES if not self._returns(study, k)}
         study = {**study, **(rows[0] if rows else {})}
         for key in _OTHER_VALUES:
+            if key in spoil:
+                habits[key] = KeyHabit(match=Match.EMPTIES)
+                continue
             value = _plain(study, key).split("\\")[0]
             habit = self._key(study, key, value if is_safe_key(value) else "")
             if habit.match is not None:
                 habits[key] = habit
         self.facts["keys"] = habits
+
+    def _returns(self, study: dict[str, bytes], key: str) -> bool:
+        """Whether the study is found when this key alone is to be returned; notes its value."""
+        rows = self._ask("STUDY", self._of(study), [key]).rows
+        if rows:
+            study.update(rows[0])
+        return bool(rows)
 
     def _key(self, study: dict[str, bytes], key: str, value: str) -> KeyHabit:
         """What becomes of a query for the study with one more key."""
@@ -535,7 +549,7 @@ class _Learner:
         series: _Series,
         images: Sequence[str],
         sop_class: str,
-    ) -> Service:
+    ) -> Service | None:
         """Retrieve one instance, or the whole of a small series where no instance can be had."""
         outcome = self._retrieve(service, study, series, images, sop_class)
         came = self._taken()
@@ -546,8 +560,14 @@ class _Learner:
         code = outcome.lost or _reason(service, outcome)
         if code in _NOT_FOR_US or code == "sop-classes-refused":
             return Service.REFUSED
-        if self.facts.get("image_level_retrieve") or len(series.images) > MOST_INSTANCES:
+        if self.facts.get("image_level_retrieve"):
             return Service.NOTHING_ARRIVED
+        if len(series.images) > _SHORT_SERIES:
+            if code != "request-refused":
+                return Service.NOTHING_ARRIVED
+            self.facts["image_level_retrieve"] = False
+            self.notes.append("the node sends no single instances, and no series is short enough")
+            return None
         self._retrieve(service, study, series, (), sop_class)
         if self._taken():
             self.facts["image_level_retrieve"] = False

@@ -416,6 +416,12 @@ def _no_pending(plan: RetrievePlan, by: Behaviour) -> None:
     plan.pendings = False
 
 
+def _no_originator(plan: RetrievePlan, by: Behaviour) -> bool:
+    for operation in plan.operations:
+        operation.originator = False
+    return plan.service == "C-MOVE" and bool(plan.operations)
+
+
 def _failed_list(plan: RetrievePlan, by: Behaviour, *, uids: Sequence[str] = ()) -> None:
     plan.failed_list = lambda _: list(uids)
 
@@ -733,6 +739,12 @@ _TABLE = (
         _bad_counts,
     ),
     Knob("move.no_pending", (Stage.RETRIEVE,), "Sends no pending response.", _no_pending),
+    Knob(
+        "move.no_originator",
+        (Stage.RETRIEVE,),
+        "Leaves the Move Originator fields out of what it sends.",
+        _no_originator,
+    ),
     Knob(
         "move.failed_list",
         (Stage.RETRIEVE,),
