@@ -234,6 +234,8 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
             "window: expected only together with `list`",
         ),
         ("list: nothing.csv", "list: does not exist"),
+        ("list: /dev/zero", "list: is no file but a folder or a device"),
+        ("list: .", "list: is no file but a folder or a device"),
         ("list: cohort.yaml", "list: expected a list (CSV, XLSX or Parquet), found a definition"),
         ("list: patients.csv\nwindow: {around: Nothing}", "list: line 1: no column has the name"),
         (

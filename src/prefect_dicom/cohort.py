@@ -25,6 +25,7 @@ import csv
 import hashlib
 import io
 import re
+import stat
 import unicodedata
 import warnings
 import zipfile
@@ -134,7 +135,15 @@ class _Table:
 
 
 def cohort_digest(path: Path) -> str:
-    """SHA-256 (hex) of the cohort file's bytes: the same digest is the same cohort."""
+    """SHA-256 (hex) of the cohort file's bytes: the same digest is the same cohort.
+
+    Raises
+    ------
+    OSError
+        It cannot be read, or is no regular file: a device has no end.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(path.name)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -277,7 +286,10 @@ def _within(window: Window, row: CohortRow, faults: list[str]) -> CohortRow | No
 
 def _open(path: Path, window: Window | None) -> _Table:
     try:
-        _refuse_larger(path.stat().st_size)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _Unreadable("is no file but a folder or a device; give the path of a list")
+        _refuse_larger(status.st_size)
         data = path.read_bytes()
     except FileNotFoundError:
         raise _Unreadable("does not exist; check the path") from None
