@@ -76,6 +76,8 @@ class Plan:
     """What the cohort wants of what its rows find."""
     stop: threading.Event = field(default_factory=threading.Event)
     _habits: Habits = field(default_factory=Habits)
+    _queries: QueryHabits = field(default_factory=QueryHabits)
+    """What the cohort's node makes of queries that its filters need."""
     _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
     _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _characters: dict[str, str] = field(default_factory=dict)
@@ -176,7 +178,7 @@ class Plan:
 
     def _wanted_of(self, requestor: Requestor, row: CohortRow) -> Discovery:
         found = discover(requestor, row, self._habits)
-        return choose_studies(requestor, row, found, self.selection, QueryHabits())
+        return choose_studies(requestor, row, found, self.selection, self._queries)
 
     def limit_per_patient(self) -> None:
         """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
