@@ -117,6 +117,41 @@ def test_a_column_goes_by_keyword_tag_or_plain_name(read, header, attribute):
     assert getattr(row, attribute) == "12"
 
 
+@pytest.mark.parametrize(
+    "name", ["Müller^Jörg^^Dr.", "山田^太郎", "Müller*", "Müller, Jörg", "A=B=C"]
+)
+def test_a_name_and_a_birth_date_are_read_to_compare_studies_with(read, name):
+    header = "MRN;Patient Name;birth date"
+    assert read(f"{header}\n7;{name};1931-02-28\n8;;\n") == [
+        CohortRow(2, "7", patient_name=name, patient_birth_date=date(1931, 2, 28)),
+        CohortRow(3, "8"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("^^", "names nobody"),
+        ("*", "names nobody"),
+        ("A\\B", "backslash"),
+        ("A\u2028B", "invisible"),
+    ],
+)
+def test_what_names_nobody_is_refused(faults, cell, words):
+    (fault,) = faults(f"MRN,PatientName\n7,{cell}\n")
+    assert fault.startswith('line 2, column "PatientName": ') and words in fault
+
+
+@pytest.mark.parametrize("row", [",Müller^Jörg,", ",,19310228"])
+def test_a_name_or_a_birth_date_is_no_key(faults, row):
+    (fault,) = faults(f"MRN,PatientName,PatientBirthDate\n{row}\n")
+    assert fault.startswith("line 2: no key")
+
+
+def test_a_mark_is_a_column_of_no_interest_where_there_are_no_candidates(read):
+    assert [row.patient_id for row in read("Take,MRN\n,7\nperhaps,'8\n")] == ["7", "'8"]
+
+
 def test_columns_of_no_interest_are_ignored(read):
     assert read("Ward,MRN,Remark\nA,7,=1+1\n") == [CohortRow(2, "7")]
 
@@ -591,7 +626,8 @@ def test_any_bytes_are_rows_or_complaints(tmp_path, content):
 
 @FUZZ
 @given(
-    header=st.permutations(["PatientID", "acc", "uid", "date", "Modality", "other"]),
+    header=st.permutations(["PatientID", "acc", "uid", "date", "PatientName", "other"])
+    | st.permutations(["CandidateOf", "Take", "PatientID", "uid", "date"]),
     body=st.text(st.sampled_from(list('01.,;\t"\n\r\\*?-A\u00a0\0\u2028é/')), max_size=120),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )

@@ -6,6 +6,7 @@ import csv
 import stat
 from pathlib import Path
 
+import openpyxl
 import pytest
 from sites import Place, site_around, study
 
@@ -107,6 +108,17 @@ def test_candidates_that_are_marked_are_pulled_and_no_others(place):
     assert archived == {objects[0].study_instance_uid for objects in wanted}
     # All that was in question has been chosen: nothing is left to choose from.
     assert not report(place, "2").exists()
+
+
+def test_a_spreadsheet_program_may_save_the_table_as_its_own(place):
+    rows = lines(report(place))
+    book = openpyxl.Workbook()
+    book.active.append(list(rows[0]))
+    for row in rows:
+        row["Take"] = "x" if row["PatientID"] == "'007" else None
+        book.active.append(list(row.values()))
+    book.save(place.folder / "candidates.xlsx")
+    assert [r.patient_id for r in read_cohort(place.folder / "candidates.xlsx")] == ["007"]
 
 
 def test_the_lines_that_are_left_are_meant_where_the_column_is_deleted_too(place):
