@@ -750,6 +750,23 @@ CASES = [
             ("letters the PACS does not know, and a UID", "王-1", BY_ACCESSION),
         )
     ),
+    *(
+        Case(
+            "F19",
+            f"queries understood in {words} only",
+            knobs("find.query_charset", sets=[declared]),
+            {"PatientID": patient},
+            ARCHIVED,
+            held=lambda patient=patient: study(
+                52, SpecificCharacterSet="ISO_IR 192", PatientID=patient
+            ),
+        )
+        for words, declared, patient in (
+            ("Latin-1", "ISO_IR 100", "Öz-1"),
+            ("UTF-8", "ISO_IR 192", "Öz-1"),
+            ("Japanese", "\\ISO 2022 IR 87", "山-1"),
+        )
+    ),
     Case(
         "F19",
         "an identifier whose letters the PACS has lost",
