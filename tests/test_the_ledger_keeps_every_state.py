@@ -21,15 +21,21 @@ from prefect_dicom.errors import LedgerError
 from prefect_dicom.ledger import Claim, Ledger, schema
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.model import (
+    WHOLE,
     ArchivedObject,
     Arrival,
     CohortRow,
     DateRange,
     Disposition,
     Evidence,
+    Excluded,
+    Filter,
     Instance,
     InstanceKey,
     InstanceState,
+    Pattern,
+    PerPatient,
+    Selection,
     Study,
     StudyState,
     Verdict,
@@ -603,6 +609,96 @@ def test_a_row_with_gaps_is_partial_when_what_was_found_is_archived(ledger, run)
     assert told()[0] == ("archived", "all-archived")
 
 
+CT_ONLY = Selection(
+    studies=(Filter("StudyDate", dates=DateRange(date(2024, 1, 1), None)),),
+    series=(Filter("Modality", any_of=(Pattern("CT"), Pattern("P\u0142", regex=True))),),
+    excluded=frozenset({Excluded("P1", None, "1.2"), Excluded(accession_number="A")}),
+    per_patient=PerPatient(2, latest=False),
+)
+
+
+def test_a_cohort_keeps_what_it_wants_of_what_its_rows_find(ledger):
+    cohort = ledger.add_cohort(DIGEST, "main", rows(1), selection=CT_ONLY)
+    assert cohort.selection == 'Modality is "CT" or regex "P\u0142"'
+    assert ledger.cohort(cohort.name) == cohort
+    assert ledger.selection(cohort.number) == CT_ONLY
+    plain = ledger.add_cohort("e" * 64, "main", rows(1))
+    assert (plain.selection, ledger.selection(plain.number)) == ("", WHOLE)
+
+
+def test_a_study_is_listed_with_one_selection_and_other_cohorts_leave_it_alone(ledger, run):
+    ct = ledger.add_cohort(DIGEST, "main", rows(2), selection=CT_ONLY)
+    whole = ledger.add_cohort("e" * 64, "main", rows(2))
+    for cohort in (ct, whole):
+        ledger.record_discoveries(cohort.number, [(2, [study(2)], None, ())])
+    # While nothing is listed it is open to both.
+    (record,) = ledger.studies_to_pull(whole.number)
+    assert record.selection is None
+    (claim,) = ledger.claim(run, [record.reference], ct.selection)
+    ledger.record_list(claim, [], Evidence.INSTANCE_LIST, selection=ct.selection)
+    assert ledger.study(record.reference).selection is None
+    ledger.record_list(claim, listed(2), Evidence.INSTANCE_LIST, selection=ct.selection)
+    assert ledger.study(record.reference).selection == ct.selection
+    ledger.release([claim])
+    assert ledger.studies_to_pull(whole.number) == []
+    assert ledger.claim(run, [record.reference], "") == []
+    assert [found.reference for found in ledger.studies_to_pull(ct.number)] == [record.reference]
+
+    def told(cohort) -> tuple[str, str]:
+        first, _ = ledger.verdicts(cohort.number)
+        return str(first.verdict), first.reason
+
+    assert told(ct) == ("pending", "interrupted")
+    assert told(whole) == ("failed", "selected-otherwise")
+    (claim,) = ledger.claim(run, [record.reference], ct.selection)
+    ledger.record_failed(claim, "pacs-busy")
+    # Not even a rerun of the other cohort touches it.
+    assert ledger.reopen(whole.number).studies == 0
+    assert ledger.reopen(ct.number).studies == 1
+    totals = [ledger.totals(cohort.number) for cohort in (ct, whole)]
+    assert [each.studies for each in totals] == [{"pending": 1}, {"failed": 1}]
+    assert [each.expected for each in totals] == [2, 0]
+
+
+def test_no_more_of_a_patient_is_taken_than_a_cohort_wants(ledger, run):
+    cohort = ledger.add_cohort(DIGEST, "main", rows(4)).number
+    found = [
+        replace(study(line), patient_id=patient, study_date=day)
+        for line, patient, day in (
+            (2, "P1", "20240101"),
+            (3, "P1", "20240301"),
+            (4, "P1", "20240201"),
+            (5, "P2", "20240101"),
+        )
+    ]
+    ledger.record_discoveries(
+        cohort, [(line, [each], None, ()) for line, each in enumerate(found, 2)]
+    )
+
+    def taken() -> list[str]:
+        return [record.study.study_instance_uid for record in ledger.studies_to_pull(cohort)]
+
+    def uids(*lines: int) -> list[str]:
+        return [f"1.2.3.{line}" for line in lines]
+
+    assert ledger.limit_per_patient(cohort, PerPatient(1)) == 2
+    assert taken() == uids(3, 5)
+    assert [v.reason for v in ledger.verdicts(cohort)][::2] == ["beyond-the-maximum"] * 2
+    assert [len(v.studies) for v in ledger.verdicts(cohort)] == [0, 1, 0, 1]
+    assert ledger.totals(cohort).studies == {"pending": 2}
+    assert ledger.totals(cohort).rows == {"excluded": 2, "pending": 2}
+    # Decided anew, by all that is known then.
+    assert ledger.limit_per_patient(cohort, PerPatient(2)) == 1
+    assert taken() == uids(3, 4, 5)
+    assert ledger.limit_per_patient(cohort, PerPatient(1, latest=False)) == 2
+    assert taken() == uids(2, 5)
+    # A row with one study that is taken is judged by that.
+    ledger.record_discoveries(cohort, [(2, found[:2], None, ())])
+    ledger.limit_per_patient(cohort, PerPatient(1))
+    first = next(iter(ledger.verdicts(cohort)))
+    assert (str(first.verdict), len(first.studies)) == ("pending", 1)
+
+
 def test_a_reason_that_does_not_exist_is_refused(ledger, run):
     claim = claimed(ledger, run)
     cohort = ledger.cohorts()[0].number
@@ -835,14 +931,37 @@ def test_a_migration_and_its_record_are_one_transaction(url):
 
 
 @pytest.mark.campaign("ledger")
+ADDED = [
+    ("cohort_rows", "patient_name"),
+    ("cohort_rows", "patient_birth_date"),
+    ("cohort_rows", "gaps"),
+    ("cohorts", "selection"),
+    ("studies", "selection"),
+    ("row_studies", "reason"),
+]
+
+
+def discovered_in(ledger: Ledger, cohort: int, line: int) -> list[int]:
+    ledger.record_discoveries(cohort, [(line, [study(line)], None, ())])
+    return [record.reference for record in ledger.studies_to_pull(cohort)]
+
+
 def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
     with Ledger.open(url) as ledger:
         cohort = ledger.add_cohort(DIGEST, "main", rows(2)).number
-    for name in ("patient_name", "patient_birth_date", "gaps"):
-        _execute(url, f"ALTER TABLE cohort_rows DROP COLUMN {name}")
+        (found,) = discovered_in(ledger, cohort, 2)
+        ledger.record_discoveries(cohort, [(3, [study(3)], None, ())])
+        with ledger.run("pull") as run:
+            ledger.record_list(*ledger.claim(run, [found]), listed(1), Evidence.INSTANCE_LIST)
+    for table, name in ADDED:
+        _execute(url, f"ALTER TABLE {table} DROP COLUMN {name}")
+    _execute(url, "DROP TABLE selections")
     _execute(url, "DELETE FROM schema_versions WHERE version > 1")
     with Ledger.open(url) as ledger:
-        assert ledger.rows_to_discover(cohort) == list(rows(2))
+        assert ledger.selection(cohort) == WHOLE
+        # What was listed before there were selections was listed as a whole.
+        records = ledger.studies_to_pull(cohort)
+        assert [record.selection for record in records] == ["", None]
         more = [CohortRow(2, "1", patient_birth_date=date(1931, 2, 28))]
         other = ledger.add_cohort("e" * 64, "main", more).number
         assert ledger.rows_to_discover(other) == more

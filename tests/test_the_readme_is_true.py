@@ -17,11 +17,13 @@ import pydicom
 import pytest
 import yaml
 from commands import CommandLine, Ended
+from series import series, series_uid, study_uid
 from sites import credentials, site_around
 
 from prefect_dicom.cli import Exit, app
 from prefect_dicom.cohort import read_cohort
 from prefect_dicom.configuration import load_site
+from prefect_dicom.definition import _Definition, read_cohort_file
 from prefect_dicom.model import (
     DateRange,
     InstanceState,
@@ -70,10 +72,20 @@ COMMANDS = [
 ]
 
 
-def block(language: str) -> str:
-    """The only block in this language."""
-    (only,) = (block.text for block in BLOCKS if block.language == language)
+def block(language: str, beginning: str = "") -> str:
+    """The README's only block in this language, or the only one that begins like this."""
+    (only,) = (
+        block.text
+        for block in BLOCKS
+        if block.language == language and block.text.startswith(beginning)
+    )
     return only
+
+
+SITE = block("yaml", "nodes:")
+DEFINITIONS = [
+    block for block in BLOCKS if block.language == "yaml" and block.document == "docs/cohorts.md"
+]
 
 
 def prose(document: str) -> str:
@@ -147,7 +159,7 @@ def test_every_command_of_prefect_and_its_options_are_understood(tmp_path):
 
 
 def test_the_site_file_loads_and_says_what_is_said_of_it(tmp_path):
-    (tmp_path / "site.yaml").write_text(block("yaml"))
+    (tmp_path / "site.yaml").write_text(SITE)
     site = load_site(tmp_path / "site.yaml", environ={})
     assert list(site.nodes) == ["main"]
     assert site.ledger.path == tmp_path / "ledger.sqlite"
@@ -160,6 +172,52 @@ def test_the_cohort_file_is_read_as_it_is_explained(tmp_path):
     assert (first.patient_id, first.modality) == ("000123", "CT")
     assert first.study_date == DateRange(date(2024, 1, 1), date(2024, 3, 31))
     assert (second.accession_number, second.patient_id) == ("A4711", None)
+
+
+def test_a_definition_of_a_cohort_goes_as_it_is_told(tmp_path):
+    held = [
+        *series(1, 1, 2, Modality="CT", StudyDate="20240110", SeriesDescription="Axial"),
+        *series(1, 2, 1, Modality="CT", StudyDate="20240110", SeriesDescription="Scout"),
+        *series(2, 1, 2, Modality="CT", StudyDate="20240620", SeriesDescription="Axial"),
+        *series(2, 2, 1, Modality="CT", StudyDate="20240620", SeriesDescription="A localizer"),
+        *series(3, 1, 1, Modality="CT", StudyDate="20240701", PatientID="P2"),
+        *series(4, 1, 1, Modality="MR", StudyDate="20240301", PatientID="P3"),
+    ]
+    (definition,) = re.findall(r"prefect-dicom pull (\S+\.yaml)`", README)
+    (tmp_path / definition).write_text(block("yaml", "studies:\n  StudyDate: 20240101-20240630"))
+    with site_around(tmp_path, held, retrieve="c-get") as place:
+        totals = place.pull(tmp_path / definition)
+        assert totals.rows == {Verdict.ARCHIVED: 1, Verdict.EXCLUDED: 5}
+        manifest = place.manifest(study_uid(2))
+        assert (len(manifest.instances), manifest.unwanted_series) == (2, (series_uid(2, 2),))
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS)
+def test_the_definitions_of_cohorts_that_are_shown_are_read(tmp_path, definition):
+    (tmp_path / "cohort.yaml").write_text(definition.text)
+    (tmp_path / "patients.csv").write_text("PatientID,IndexDate\n0001,20240131\n")
+    (tmp_path / "withdrawn.csv").write_text("PatientID\n")
+    assert read_cohort_file(tmp_path / "cohort.yaml").rows
+
+
+def test_every_key_of_a_definition_is_described():
+    text = DOCUMENTS["docs/cohorts.md"]
+    parts = [_Definition, *(_Definition.model_fields[name].annotation for name in PARTS)]
+    keys = {
+        key
+        for part in parts
+        for kind in getattr(part, "__args__", (part,))
+        for key in keys_of(kind)
+    }
+    assert {"StudyDate", "days_before", "take", "exclude", "SeriesNumber"} <= keys
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+
+
+PARTS = ("window", "studies", "series", "most_per_patient")
+
+
+def keys_of(kind: type) -> list[str]:
+    return list(getattr(kind, "model_fields", ()))
 
 
 @pytest.fixture
@@ -185,7 +243,7 @@ def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch):
         credentials(bucket, monkeypatch)
         with site_around(tmp_path, studies, bucket=bucket) as place:
             # The README's own file; of it only addresses and places are other ones here.
-            document = yaml.safe_load(block("yaml"))
+            document = yaml.safe_load(SITE)
             here = yaml.safe_load(place.file.read_text())
             node = here["nodes"]["pacs"]
             node["called_ae_title"] = place.pacs.ae_title

@@ -243,7 +243,7 @@ def _print_learnt(name: str, learnt: Learnt, path: Path) -> None:
 
 @app.command(sort_key=3)
 def pull(
-    cohort: Annotated[Path, Parameter(help="CSV, XLSX or Parquet file.")],
+    cohort: Annotated[Path, Parameter(help="CSV, XLSX or Parquet list, or a definition in YAML.")],
     /,
     *,
     site: SiteOption = DEFAULT_SITE,
@@ -255,7 +255,8 @@ def pull(
 
     Columns by DICOM keyword or plain name: PatientID, AccessionNumber, StudyInstanceUID,
     StudyDate (or a range), Modality, StudyDescription. Each row needs a PatientID, an
-    AccessionNumber or a StudyInstanceUID. Running it again moves only what is missing.
+    AccessionNumber or a StudyInstanceUID. A definition (docs/cohorts.md) has filters for studies
+    and series as well, and may do without a list. Running it again moves only what is missing.
     """
     from prefect_dicom.steps import register_cohort
 
