@@ -930,7 +930,6 @@ def test_a_migration_and_its_record_are_one_transaction(url):
     assert error.value.code == "ledger-too-new"
 
 
-@pytest.mark.campaign("ledger")
 ADDED = [
     ("cohort_rows", "patient_name"),
     ("cohort_rows", "patient_birth_date"),
@@ -946,6 +945,7 @@ def discovered_in(ledger: Ledger, cohort: int, line: int) -> list[int]:
     return [record.reference for record in ledger.studies_to_pull(cohort)]
 
 
+@pytest.mark.campaign("ledger")
 def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
     with Ledger.open(url) as ledger:
         cohort = ledger.add_cohort(DIGEST, "main", rows(2)).number
