@@ -6,10 +6,12 @@ to say exactly that and nothing else. Orthanc and dcmqrscp are asked as they are
 
 from __future__ import annotations
 
+import re
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,8 +30,14 @@ from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.trial import ask
 from prefect_dicom.errors import ConfigurationError, PacsError
 from prefect_dicom.learn import MOST_INSTANCES, MOST_REQUESTS, learn
-from prefect_dicom.model import CohortRow, Verdict
-from prefect_dicom.profile import NodeProfile, load_profile, profile_path, values_of
+from prefect_dicom.model import CohortRow, InformationModel, Verdict
+from prefect_dicom.profile import (
+    NodeProfile,
+    load_profile,
+    profile_path,
+    values_of,
+    write_profile,
+)
 from prefect_dicom.receiver import running_receiver
 from prefect_dicom.steps import open_pull, register_cohort, work_through
 from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
@@ -341,6 +349,47 @@ def test_of_an_empty_pacs_as_much_is_learnt_as_can_be(around, held):
         assert learnt.profile.uid_lists_in_queries is None
 
 
+ADVICE = {
+    "no C-GET": (
+        {"result": 3, "services": ["C-GET"]},
+        {"retrieve": "c-get"},
+        ("C-GET came to not-offered: runs ask by C-MOVE; set `retrieve: c-move`",),
+    ),
+    "no C-MOVE": (
+        {"result": 3, "services": ["C-MOVE"]},
+        {},
+        (
+            "C-MOVE came to not-offered: try `prefect-dicom doctor` for the way back, or set "
+            "`retrieve: c-get`",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", subset(ADVICE, ["no C-GET"]))
+def test_what_a_person_should_change_is_said(around, name):
+    arguments, site, notes = ADVICE[name]
+    with around(HELD, script=[Behaviour("assoc.contexts", **arguments)], **site) as place:
+        assert learn(place.site, "pacs").notes == notes
+
+
+def test_where_queries_are_offered_in_another_model_that_is_said(around, monkeypatch):
+    offered = {
+        "C-FIND": (InformationModel.PATIENT_ROOT,),
+        "C-MOVE": (InformationModel.PATIENT_ROOT,),
+        "C-GET": (),
+    }
+    monkeypatch.setattr(learning, "models_offered", lambda node: offered)
+    with around(HELD) as place:
+        learnt = learn(place.site, "pacs")
+        assert place.pacs.requests("C-FIND") == []
+        assert [note.split(": ")[1] for note in learnt.notes] == [
+            "set `information_model",
+            "set `information_model",
+        ]
+        assert learnt.profile.associations == 4 and learnt.profile.levels is None
+
+
 def test_the_study_that_is_named_is_tried(around):
     with around(HELD) as place:
         learn(place.site, "pacs", CohortRow(0, accession_number="Acc00003"))
@@ -481,6 +530,8 @@ def test_a_pull_from_an_archive_without_c_get_works_by_profile(clinic, tmp_path)
     learnt = command("doctor", "--learn", "--json")
     assert learnt.code == 0
     assert learnt.result["main"]["profile"]["c_get"] == "not-offered"
+    assert learnt.result["main"]["requests"] <= MOST_REQUESTS
+    assert learnt.result["main"]["file"] == str(profile_path(tmp_path, "main"))
     cohort = tmp_path / "cohort.csv"
     cohort.write_text("\n".join(["StudyInstanceUID", *held]))
     site = load_site(tmp_path / "site.yaml")
@@ -521,10 +572,10 @@ def test_it_is_written_beside_the_site_and_read_with_it_and_names_no_patient(lea
     # Edited by hand, it counts.
     path.write_text(text.replace("associations: 4", "associations: 1"))
     assert place.site.asked("pacs").limits.associations == 1
-    # And again: in its place, whole.
-    again = command("doctor", "--learn", "--json").result["pacs"]
-    assert again["profile"]["associations"] == 4 == place.site.profiles["pacs"].associations
-    assert again["requests"] <= MOST_REQUESTS and again["file"] == str(path)
+    # Written again, it is whole in the place of the other.
+    write_profile(path, profile, datetime.now(UTC))
+    assert place.site.profiles["pacs"] == profile
+    assert sorted(p.name for p in path.parent.iterdir()) == ["pacs.yaml"]
 
 
 def test_a_node_that_cannot_be_asked_is_named_with_its_reason_and_nothing_is_written(learnt_place):
@@ -572,6 +623,14 @@ def test_a_faulty_profile_is_refused_with_all_its_faults(tmp_path):
 def test_a_site_of_blocks_has_no_place_for_a_profile(tmp_path):
     ended = CommandLine(tmp_path, tmp_path / "home")("doctor", "--learn", "--site", "block:x")
     assert ended.code == 3 and "block" in ended.complaints
+
+
+def test_every_key_is_on_the_page_in_the_words_of_the_file():
+    page = Path(__file__).resolve().parents[1] / "docs" / "profile.md"
+    told = re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", page.read_text(), re.MULTILINE)
+    assert told == [(name, f.description) for name, f in NodeProfile.model_fields.items()]
+    for most in (MOST_REQUESTS, learning.MOST_ANSWERS):
+        assert f"{most:,}" in page.read_text()
 
 
 # --- what runs make of it

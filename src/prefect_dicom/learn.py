@@ -180,6 +180,12 @@ class _Learner:
         self._spend()
         echo(self.requestor)
         self._offers()
+        if self.node.information_model in self.facts.get("find_models", InformationModel):
+            self._by_queries(row)
+        self._associations()
+        self._advise()
+
+    def _by_queries(self, row: CohortRow | None) -> None:
         listed = self._lists()
         studies = self._named(row) if row is not None else self._candidates(listed)
         if not studies:
@@ -192,7 +198,29 @@ class _Learner:
             self._keys(studies[0])
             self._character_sets([*studies, *listed])
             self._retrieves(studies[0])
-        self._associations()
+
+    def _advise(self) -> None:
+        """Note what a person should change in the site file."""
+        own, other = (
+            self.node.information_model,
+            next(model for model in InformationModel if model is not self.node.information_model),
+        )
+        for service, key in (("C-FIND", "find_models"), ("C-MOVE", "move_models")):
+            models = self.facts.get(key, (own,))
+            if own not in models and other in models:
+                self.notes.append(
+                    f"{service} is offered in another model: set `information_model: {other}`"
+                )
+        by_get = self.node.retrieve is RetrieveMethod.C_GET
+        mine, others = ("c_get", "c_move") if by_get else ("c_move", "c_get")
+        came_to = self.facts.get(mine, Service.WORKS)
+        if came_to is Service.WORKS or self.facts.get(others) is not Service.WORKS:
+            return
+        if by_get:
+            words = "runs ask by C-MOVE; set `retrieve: c-move`"
+        else:
+            words = "try `prefect-dicom doctor` for the way back, or set `retrieve: c-get`"
+        self.notes.append(f"{mine.replace('_', '-').upper()} came to {came_to}: {words}")
 
     # --- asking
 
