@@ -806,6 +806,17 @@ CASES = [
         )
         for status in (0xA900, 0xC000)
     ),
+    *(
+        Case(
+            "F1B",
+            f"queries below the study want the PatientID too, or {status:04X}",
+            knobs("find.demand_keys", status=status),
+            BY_ACCESSION,
+            ARCHIVED,
+            only(MINE),
+        )
+        for status in (0xA900, 0xC000, 0x0000)
+    ),
     # --- F1C
     *(
         Case(
@@ -825,6 +836,17 @@ CASES = [
         BY_ACCESSION,
         ("failed", "evidence-too-weak"),
         nothing_retrieved,
+    ),
+    *(
+        Case(
+            "F1C",
+            f"no SERIES level either: {status:04X}",
+            knobs("find.no_series_level", status=status),
+            BY_ACCESSION,
+            ("failed", "evidence-too-weak"),
+            nothing_retrieved,
+        )
+        for status in (0xC000, 0x0000)
     ),
     Case(
         "F1C",

@@ -720,6 +720,22 @@ def find_strict(scene):
         assert len(find(pacs, "SERIES", StudyInstanceUID=scene.study)[0]) > 0
 
 
+def find_demand_keys(scene):
+    with scene.with_knob("find.demand_keys") as pacs:
+        assert find(pacs, "SERIES", StudyInstanceUID=scene.study) == ([], 0xA900)
+        assert find(pacs, "STUDY", StudyInstanceUID=scene.study)[1] == 0
+        [(study, *_)] = pacs.holdings.studies({"StudyInstanceUID": scene.study})
+        both = {"StudyInstanceUID": scene.study, "PatientID": study.patient_id}
+        assert len(find(pacs, "SERIES", **both)[0]) > 0
+
+
+def find_no_series_level(scene):
+    with scene.with_knob("find.no_series_level", status=0xA900) as pacs:
+        assert scene.list_images() == ([], 0xA900)
+        assert find(pacs, "SERIES", StudyInstanceUID=scene.study) == ([], 0xA900)
+        assert len(find(pacs, "STUDY", StudyInstanceUID=scene.study)[0]) == 1
+
+
 def find_pad_ids(scene):
     with scene.with_knob("find.pad_ids", strip_zeros=True, after=" ") as pacs:
         held = pacs.holdings.studies({})[0][0].patient_id

@@ -886,6 +886,7 @@ def _figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
         "archived_instances": totals.stored,
         "size_bytes": totals.size_bytes,
         "unproved": dict(totals.unproved.most_common()),
+        "evidence": {str(e): n for e, n in totals.evidence.items() if n},
     }
 
 

@@ -387,3 +387,5 @@ class RowVerdict:
     size_bytes: int = 0
     gaps: tuple[str, ...] = ()
     """Windows (days, modalities) in which the PACS may have more studies of the row."""
+    evidence: Evidence | None = None
+    """The weakest proof among the archived studies; None where there are none."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from prefect_dicom.model import (
     Chunk,
     Disposition,
+    Evidence,
     InstanceKey,
     InstanceState,
     StudyReference,
@@ -56,6 +57,7 @@ class StudyOutcome:
     stored_instances: int = 0
     withheld_instances: int = 0
     size_bytes: int = 0
+    evidence: Evidence | None = None
 
 
 LIST_UNPROVED = "list-unproved"
@@ -120,6 +122,12 @@ def row_verdict(
     if len(failed) < len(studies) or any(s.stored_instances for s in failed):
         return Verdict.PARTIAL, code if len(studies) == 1 else "some-archived"
     return Verdict.FAILED, code
+
+
+def weakest_evidence(studies: Iterable[StudyOutcome]) -> Evidence | None:
+    """The weakest proof among the archived studies; None where there are none."""
+    proofs = {s.evidence for s in studies if s.state is StudyState.ARCHIVED}
+    return next((proof for proof in reversed(Evidence) if proof in proofs), None)
 
 
 def plan_chunks(

@@ -20,7 +20,7 @@ from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_uid, normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.matching import why_not_taken
-from prefect_dicom.model import CohortRow, RowVerdict, Study, StudyState, Verdict
+from prefect_dicom.model import CohortRow, Evidence, RowVerdict, Study, StudyState, Verdict
 from prefect_dicom.reasons import reason_for
 
 RESULTS = "results.csv"
@@ -40,6 +40,7 @@ _RESULT_COLUMNS = (
     "meaning",
     "what_to_do",
     "gaps",
+    "evidence",
 )
 _CANDIDATE_COLUMNS = (
     "Take",
@@ -122,7 +123,23 @@ def in_words(totals: Totals) -> str:
         f"{sum(totals.rows.values())} rows: {verdicts or 'none'}; "
         f"{totals.studies[StudyState.ARCHIVED]} of {sum(totals.studies.values())} studies, "
         f"{totals.stored} of {totals.expected} instances, "
-        f"{bytes_in_words(totals.size_bytes)} archived{gaps}"
+        f"{bytes_in_words(totals.size_bytes)} archived{evidence_in_words(totals)}{gaps}"
+    )
+
+
+def evidence_in_words(totals: Totals) -> str:
+    """How many studies were archived by less than the PACS's own list of their instances.
+
+    Examples
+    --------
+    >>> of = Counter({Evidence.SERIES_COUNTS: 12, Evidence.INSTANCE_LIST: 3})
+    >>> evidence_in_words(Totals(Counter(), Counter(), 0, 0, 0, 0, 0, evidence=of))
+    ', 12 studies by series counts'
+    """
+    return "".join(
+        f", {count} {'study' if count == 1 else 'studies'} by {evidence.replace('-', ' ')}"
+        for evidence in Evidence
+        if evidence is not Evidence.INSTANCE_LIST and (count := totals.evidence[evidence])
     )
 
 
@@ -222,6 +239,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
                     reason.meaning,
                     reason.what_to_do,
                     "; ".join(verdict.gaps),
+                    verdict.evidence or "",
                 )
             )
     _write_candidates(ledger, cohort, folder / CANDIDATES)

@@ -424,6 +424,7 @@ class Retrieval:
             answer.evidence,
             fresh=fresh,
             selection=self._series_wanted,
+            counted=_counted(answer),
         )
         reached("list-recorded")
         self._expect(work, answer, change)
@@ -1229,6 +1230,13 @@ def _see_again(work: StudyWork, path: Path) -> None:
         if [facts.st_ino, facts.st_mtime_ns] != file:
             work.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
             work.came.add(key)
+
+
+def _counted(answer: ListedStudy) -> int | None:
+    """How many instances the peer counts in a study of which it lists none."""
+    if answer.evidence is Evidence.SERIES_COUNTS:
+        return sum(answer.series.values())
+    return answer.number_of_instances
 
 
 def _is_confirmed(work: StudyWork, outcome: RetrieveOutcome) -> bool:

@@ -48,7 +48,7 @@ from prefect_dicom.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.policy import SELECTED_OTHERWISE, StudyOutcome, row_verdict
+from prefect_dicom.policy import SELECTED_OTHERWISE, StudyOutcome, row_verdict, weakest_evidence
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.selection import decode_selection
 
@@ -491,6 +491,8 @@ class Reading:
                     studies.c.reason,
                     row_studies.c.reason.label("not_taken"),
                     listable_with(selection_of(cohort)).label("selected"),
+                    studies.c.evidence,
+                    studies.c.counted_instances,
                     *_ARCHIVED_COLUMNS,
                 )
                 .join(studies, studies.c.reference == row_studies.c.study)
@@ -521,6 +523,7 @@ class Reading:
                     stored_instances=counted.stored,
                     withheld_instances=counted.withheld,
                     size_bytes=counted.size_bytes,
+                    evidence=Evidence(link.evidence) if link.evidence else None,
                 )
             )
         return [
@@ -550,6 +553,7 @@ class Reading:
             by_state = connection.execute(
                 select(
                     its_state.label("its_state"),
+                    studies.c.evidence,
                     func.count(),
                     *(
                         func.coalesce(func.sum(case((selected, column), else_=0)), 0)
@@ -557,7 +561,7 @@ class Reading:
                     ),
                 )
                 .where(studies.c.reference.in_(its_studies))
-                .group_by(text("its_state"))
+                .group_by(text("its_state"), studies.c.evidence)
             ).all()
             others = select(studies.c.reference).where(
                 studies.c.reference.in_(its_studies), ~selected
@@ -576,10 +580,24 @@ class Reading:
                 )
                 .group_by(instance_rows.c.state)
             ).all()
+            counted = connection.execute(
+                select(studies.c.reference, studies.c.counted_instances).where(
+                    studies.c.reference.in_(its_studies),
+                    studies.c.reference.not_in(others),
+                    studies.c.counted_instances.is_not(None),
+                    studies.c.state != StudyState.ARCHIVED,
+                )
+            ).all()
+            here = count_instances(connection, [row.reference for row in counted])
         counts: Counter[StudyState] = Counter()
+        evidence: Counter[Evidence] = Counter()
         figures = _Figures()
-        for state, count, archived, withheld, size_bytes in by_state:
-            counts[StudyState(state)] = count
+        for row in counted:
+            figures.expected += max(0, row.counted_instances - here[row.reference].expected)
+        for state, proof, count, archived, withheld, size_bytes in by_state:
+            counts[StudyState(state)] += count
+            if state == StudyState.ARCHIVED:
+                evidence[Evidence(proof)] += count
             figures.expected += int(archived) + int(withheld)
             figures.stored += int(archived)
             figures.withheld += int(withheld)
@@ -594,6 +612,7 @@ class Reading:
         return Totals(
             rows=rows,
             unproved=unproved,
+            evidence=evidence,
             studies=counts,
             expected=figures.expected,
             received=figures.received,
@@ -658,6 +677,7 @@ def _verdict(
         withheld_instances=sum(outcome.withheld_instances for outcome in outcomes),
         size_bytes=sum(outcome.size_bytes for outcome in outcomes),
         gaps=tuple(gaps or ()),
+        evidence=weakest_evidence(outcomes),
     )
 
 
@@ -701,4 +721,8 @@ def _figures(connection: Connection, rows: Sequence[Row[Any]]) -> dict[StudyRefe
         else:
             unfinished[row.reference] = None
     figures.update(count_instances(connection, unfinished))
+    for row in rows:
+        if row.reference in unfinished and row.counted_instances is not None:
+            its = figures[row.reference]
+            its.expected = max(its.expected, row.counted_instances)
     return figures

@@ -203,7 +203,8 @@ class Totals:
     ``rows`` counts every row once. The instances are those of the cohort's studies, each study
     once: listed (``expected``), in the spool now (``received``), in the archive (``stored``,
     ``size_bytes`` of these), left out (``rejected``). ``unproved`` counts the rows by each window
-    in which the PACS may have more of their studies.
+    in which the PACS may have more of their studies, ``evidence`` the archived studies by what
+    their completeness was judged by.
     """
 
     rows: Counter[Verdict]
@@ -214,3 +215,4 @@ class Totals:
     rejected: int
     size_bytes: int
     unproved: Counter[str] = field(default_factory=Counter)
+    evidence: Counter[Evidence] = field(default_factory=Counter)

@@ -243,6 +243,8 @@ studies = Table(
     Column("run", _Number, ForeignKey(runs.c.number)),
     Column("attempt", BigInteger, nullable=False, server_default="0"),
     Column("evidence", Text),
+    # Where the PACS lists no instances: how many it counts.
+    Column("counted_instances", BigInteger),
     Column("listed_at", UtcTime),
     Column("archived_at", UtcTime),
     # Of an archived study, whose instances are in its manifest and no longer rows here.
@@ -382,12 +384,17 @@ def _notes_of_cohorts(connection: Connection) -> None:
     cohort_notes.create(connection, checkfirst=True)
 
 
+def _studies_with_counts(connection: Connection) -> None:
+    _add_columns(connection, studies, "counted_instances")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
     _rows_with_gaps,
     _selections_of_cohorts,
     _notes_of_cohorts,
+    _studies_with_counts,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

@@ -45,6 +45,7 @@ STUDY_LISTED = (
         state=StudyState.LISTED,
         evidence=bindparam("b_evidence", type_=studies.c.evidence.type),
         listed_at=bindparam("b_listed_at", type_=studies.c.listed_at.type),
+        counted_instances=bindparam("b_counted"),
         selection=func.coalesce(
             bindparam("b_selection", type_=studies.c.selection.type), studies.c.selection
         ),

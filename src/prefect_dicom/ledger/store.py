@@ -336,10 +336,11 @@ class Ledger(Claiming):
         *,
         fresh: bool = False,
         selection: str = "",
+        counted: int | None = None,
     ) -> ListChange:
         """:meth:`record_lists` of one study."""
         lists = [(claim, instances, evidence)]
-        return self.record_lists(lists, fresh=fresh, selection=selection)[0]
+        return self.record_lists(lists, fresh=fresh, selection=selection, counted=counted)[0]
 
     @without_database_errors
     def record_lists(
@@ -348,6 +349,7 @@ class Ledger(Claiming):
         *,
         fresh: bool = False,
         selection: str = "",
+        counted: int | None = None,
     ) -> list[ListChange]:
         """Make the PACS's instance lists the expected sets of studies, which are then listed.
 
@@ -363,6 +365,8 @@ class Ledger(Claiming):
             with no arrivals counted against them.
         selection : str
             The series that are on the lists, in words; empty for all of the studies.
+        counted : int, optional
+            How many instances the PACS counts in a study of which it lists none.
 
         Returns
         -------
@@ -386,6 +390,7 @@ class Ledger(Claiming):
                         "b_selection": None
                         if evidence is Evidence.INSTANCE_LIST and not listed
                         else selection,
+                        "b_counted": counted,
                     }
                     for reference, (_, listed, evidence) in zip(references, lists, strict=True)
                 ],

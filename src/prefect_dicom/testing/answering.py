@@ -110,6 +110,27 @@ def _strict(plan: FindPlan, by: Behaviour, *, status: int = _IDENTIFIER_DOES_NOT
     return True
 
 
+def _demand_keys(
+    plan: FindPlan,
+    by: Behaviour,
+    *,
+    keys: Sequence[str] = ("PatientID",),
+    levels: Sequence[str] = ("SERIES", "IMAGE"),
+    status: int = _IDENTIFIER_DOES_NOT_MATCH,
+) -> bool:
+    if plan.level not in levels or all(plan.keys.get(key) for key in keys):
+        return False
+    plan.refuse = status
+    return True
+
+
+def _no_series_level(plan: FindPlan, by: Behaviour, *, status: int = 0xC000) -> bool:
+    if plan.level not in ("SERIES", "IMAGE"):
+        return False
+    plan.refuse = status
+    return True
+
+
 # --- what is matched and answered
 
 
@@ -289,6 +310,19 @@ ANSWERS = (
         (_QUERY,),
         "Refuses, with `status`, a query without the unique keys above its level.",
         _strict,
+    ),
+    (
+        "find.demand_keys",
+        (_QUERY,),
+        "Refuses, with `status`, a query at these `levels` in which one of these `keys` has no "
+        "value.",
+        _demand_keys,
+    ),
+    (
+        "find.no_series_level",
+        (_QUERY,),
+        "Answers queries at SERIES and IMAGE level with `status`; 0000 makes it an empty list.",
+        _no_series_level,
     ),
     (
         "find.pad_ids",
