@@ -1,5 +1,7 @@
 """The order of work both pulling flows share: discover, then chunks through a bounded window.
 
+A dry run ends where the studies are found, with what pulling them would take.
+
 A chunk is retrieved by one task and archived by another, so that one arrives while another is
 uploaded. New retrieves are held back, never an object under way, while uploads lag or the
 spool's reserve is near.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from prefect import get_run_logger
@@ -25,19 +27,21 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, State
 
 from prefect_dicom.errors import ConfigurationError, PacsError, PrefectDicomError
+from prefect_dicom.estimate import Estimate, estimate_pull, write_estimate
 from prefect_dicom.ledger import Totals
 from prefect_dicom.model import Chunk, Disposition, Verdict
+from prefect_dicom.planning import Plan
+from prefect_dicom.policy import CHUNKS_WAITING_FOR_UPLOAD
 from prefect_dicom.report import in_words, unarchived_rows, write_reports
 from prefect_dicom.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
 from prefect_dicom.tasks.edge import passes_by_itself
-from prefect_dicom.tasks.report import ProgressArtifact, publish_results
+from prefect_dicom.tasks.report import ProgressArtifact, publish_estimate, publish_results
 from prefect_dicom.tasks.retrieve import retrieve_chunk
 
 MOST_TASKS = 128
 """Threads of a flow's task runner; the window keeps far fewer busy."""
-_CHUNKS_WAITING_FOR_UPLOAD = 2
 _FAILED_CHUNKS_BEFORE_STOPPING = 2
 _TICK_SECONDS = 2.0
 
@@ -56,23 +60,61 @@ def run_pipeline(pull: Pull) -> Totals:
         What kept the last pass from its end; what was archived and reported before stays.
     """
     progress = ProgressArtifact(pull.cohort.name)
-    passes = 0
-    with _share_of_the_node(pull):
-        trouble = _one_pass(pull, progress)
-        while _worth_another_pass(pull, trouble, passes := passes + 1):
-            get_run_logger().info("%s", pull.waits() or "another pass")
-            _wait(pull, progress)
-            trouble = _one_pass(pull, progress)
+    trouble = _passes(pull, progress, lambda: _one_pass(pull, progress))
     totals = pull.ledger.totals(pull.cohort.number)
     progress.show(lambda: totals, now=True)
     folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
     publish_results(pull.ledger, pull.cohort, totals, folder)
+    _raise(pull, trouble, totals)
+    return totals
+
+
+def run_plan(plan: Plan) -> Estimate:
+    """Find the studies of a registered cohort, as far as they can be found now, and no more.
+
+    Returns
+    -------
+    Estimate
+        What pulling them would take.
+
+    Raises
+    ------
+    PrefectDicomError
+        What kept the last pass from its end; what was found and reported before stays.
+    """
+    progress = ProgressArtifact(plan.cohort.name)
+    trouble = _passes(plan, progress, lambda: _find_studies(plan, progress))
+    plan.limit_per_patient()
+    totals = plan.ledger.totals(plan.cohort.number)
+    progress.show(lambda: totals, now=True)
+    estimate = estimate_pull(plan.ledger, plan.cohort, plan.site)
+    folder = write_reports(plan.ledger, plan.cohort, plan.site.reports)
+    write_estimate(estimate, folder)
+    publish_estimate(plan.cohort, estimate)
+    _raise(plan, trouble, totals)
+    return estimate
+
+
+def _passes(
+    plan: Plan, progress: ProgressArtifact, one_pass: Callable[[], PrefectDicomError | None]
+) -> PrefectDicomError | None:
+    """Pass after pass, while there is reason to; returns what kept the last one from its end."""
+    passes = 0
+    with _share_of_the_node(plan):
+        trouble = one_pass()
+        while _worth_another_pass(plan, trouble, passes := passes + 1):
+            get_run_logger().info("%s", plan.waits() or "another pass")
+            _wait(plan, progress)
+            trouble = one_pass()
+    return trouble
+
+
+def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
     if trouble is not None:
         if isinstance(trouble, PacsError):
-            trouble = _with_what_is_left(pull, trouble, totals)
+            trouble = _with_what_is_left(plan, trouble, totals)
         get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.what_to_do)
         raise trouble
-    return totals
 
 
 def end_of(totals: Totals) -> State:
@@ -83,46 +125,50 @@ def end_of(totals: Totals) -> State:
     return Completed(message=words)
 
 
-def _worth_another_pass(pull: Pull, trouble: PrefectDicomError | None, passes: int) -> bool:
+def _worth_another_pass(plan: Plan, trouble: PrefectDicomError | None, passes: int) -> bool:
     """Whether there is to be another pass; the node's clock then says when."""
-    clock = pull.clock(pull.cohort.node)
-    if clock.halted or pull.stop.is_set():
+    clock = plan.clock(plan.cohort.node)
+    if clock.halted or plan.stop.is_set():
         return False
     if isinstance(trouble, PacsError) and clock.seconds_left():
         return True
     if trouble is not None and not passes_by_itself(trouble):
         return False
     # Last, because it changes what has failed: only where it is going to be tried again.
-    return clock.rest(passes) and (pull.reopen_transient() or trouble is not None)
+    return clock.rest(passes) and (plan.reopen_transient() or trouble is not None)
 
 
-def _wait(pull: Pull, progress: ProgressArtifact) -> None:
+def _wait(plan: Plan, progress: ProgressArtifact) -> None:
     """Wait as the node's clock says, and show it."""
-    clock = pull.clock(pull.cohort.node)
-    count = partial(pull.ledger.totals, pull.cohort.number)
-    progress.show(count, pull.waits(), now=True)
+    clock = plan.clock(plan.cohort.node)
+    count = partial(plan.ledger.totals, plan.cohort.number)
+    progress.show(count, plan.waits(), now=True)
     while left := clock.seconds_left():
-        if pull.stop.wait(min(left, _TICK_SECONDS)):
+        if plan.stop.wait(min(left, _TICK_SECONDS)):
             return
-        progress.show(count, pull.waits())
+        progress.show(count, plan.waits())
 
 
-def _with_what_is_left(pull: Pull, trouble: PacsError, totals: Totals) -> PacsError:
+def _with_what_is_left(plan: Plan, trouble: PacsError, totals: Totals) -> PacsError:
     """The same, with what its halt means for the cohort."""
     left = totals.rows[Verdict.PENDING]
-    words = f"node {pull.cohort.node} is left alone now; {left} rows stay pending, none is lost"
+    words = f"node {plan.cohort.node} is left alone now; {left} rows stay pending, none is lost"
     return PacsError(trouble.code, "; ".join(filter(None, (trouble.detail, words))))
 
 
 def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
     """All open rows, then all open studies, once; returns what kept it from its end."""
-    count = partial(pull.ledger.totals, pull.cohort.number)
-    for first_line, last_line in pull.discovery_pages():
+    return _find_studies(pull, progress) or _pull_studies(pull, progress)
+
+
+def _find_studies(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError | None:
+    count = partial(plan.ledger.totals, plan.cohort.number)
+    for first_line, last_line in plan.discovery_pages():
         state = discover_rows(first_line, last_line, return_state=True)
         if not state.is_completed():
             return _error_of(state)
-        progress.show(count, pull.waits())
-    return _pull_studies(pull, progress)
+        progress.show(count, plan.waits())
+    return None
 
 
 def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
@@ -146,7 +192,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
             while (
                 not exhausted
                 and len(retrieving) < clock.associations
-                and len(archiving) < clock.associations + _CHUNKS_WAITING_FOR_UPLOAD
+                and len(archiving) < clock.associations + CHUNKS_WAITING_FOR_UPLOAD
                 and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
             ):
                 # With a full spool one chunk at a time: what lies there may be part of it.
@@ -191,20 +237,20 @@ def _error_of(state: State) -> PrefectDicomError:
 
 
 @contextlib.contextmanager
-def _share_of_the_node(pull: Pull) -> Iterator[None]:
+def _share_of_the_node(plan: Plan) -> Iterator[None]:
     """Hold this run's associations of the limit ``pacs-<node>``, where the site has made one.
 
     Held for the whole run: Prefect's limits poll, and waste most of what they grant for short
     holds. Within the run the window bounds what is under way.
     """
-    limit = f"pacs-{pull.cohort.node}"
+    limit = f"pacs-{plan.cohort.node}"
     with get_client(sync_client=True) as client:
         try:
             known = client.read_global_concurrency_limit_by_name(limit)
         except ObjectNotFound:
             yield
             return
-    occupied = pull.site.asked(pull.cohort.node).limits.associations
+    occupied = plan.site.asked(plan.cohort.node).limits.associations
     if known.active and known.limit < occupied:
         # Prefect would wait for ever.
         fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"

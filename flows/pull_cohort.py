@@ -10,13 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow, get_run_logger, runtime
-from prefect.states import State
+from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.definition import cohort_file_digest
+from prefect_dicom.display import estimate_in_words
 from prefect_dicom.errors import CohortError
-from prefect_dicom.flows.pipeline import MOST_TASKS, end_of, run_pipeline
+from prefect_dicom.flows.pipeline import MOST_TASKS, end_of, run_pipeline, run_plan
+from prefect_dicom.planning import open_plan
 from prefect_dicom.report import in_words
 from prefect_dicom.steps import open_pull, register_cohort
 from prefect_dicom.tasks.edge import without_phi
@@ -37,7 +39,11 @@ def _flow_run_name() -> str:
     persist_result=False,
 )
 def pull_cohort(
-    cohort: str, site: str = "site.yaml", node: str | None = None, name: str | None = None
+    cohort: str,
+    site: str = "site.yaml",
+    node: str | None = None,
+    name: str | None = None,
+    dry_run: bool = False,
 ) -> State:
     """Pull every study of a cohort into the archive.
 
@@ -51,15 +57,23 @@ def pull_cohort(
         Which of the site's PACS nodes to ask; needed where it has several.
     name : str, optional
         A name for the cohort; by default the beginning of the file's SHA-256.
+    dry_run : bool
+        Find the studies, which the pull that follows needs not do again, and estimate what
+        pulling them would take. Nothing is retrieved or archived, and no receiver is started.
 
     Returns
     -------
     State
-        ``Completed``, or ``Partial`` (a completed state) where rows are not archived.
+        ``Completed``, or ``Partial`` (a completed state) where rows are not archived; after a dry
+        run ``Planned``.
     """
     with without_phi():
         settings = resolve_site(site)
         registered = register_cohort(settings, Path(cohort), node, name)
+        if dry_run:
+            with open_plan(settings, registered.number) as plan:
+                words = estimate_in_words(run_plan(plan))
+            return Completed(name="Planned", message=words)
         with open_pull(settings, registered.number, "pull") as pull:
             totals = run_pipeline(pull)
     get_run_logger().info("cohort %s: %s", registered.name, in_words(totals))

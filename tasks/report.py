@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from uuid import UUID
 
@@ -16,6 +17,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from prefect_dicom.display import Pace, estimate_in_words
+from prefect_dicom.estimate import Estimate
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report import (
     finished_fraction,
@@ -32,6 +35,7 @@ class ProgressArtifact:
     """A progress bar in Prefect's UI. A server that is away never stops the work."""
 
     def __init__(self, cohort: str) -> None:
+        self._pace = Pace()
         self._key = artifact_key("progress", cohort)
         self._id: UUID | None = None
         self._next = float("-inf")
@@ -46,9 +50,11 @@ class ProgressArtifact:
         if not now and began < self._next:
             return
         totals = count()
+        self._pace.note(began, totals)
         self._next = next_count(began, time.monotonic(), _EVERY_SECONDS)
         percent = round(100 * finished_fraction(totals), 1)
-        words = "; ".join(filter(None, (in_words(totals), waits)))
+        parts = (self._pace.work_in_words(), in_words(totals), self._pace.left_in_words(), waits)
+        words = "; ".join(filter(None, parts))
         with contextlib.suppress(Exception):
             if self._id is None:
                 self._id = create_progress_artifact(percent, key=self._key, description=words)
@@ -65,6 +71,16 @@ def publish_results(ledger: Ledger, cohort: Cohort, totals: Totals, folder: Path
         summary_markdown(cohort, totals, table, folder),
         key=f"{key}-summary",
         description="Where the cohort stands, and where its reports lie",
+    )
+
+
+def publish_estimate(cohort: Cohort, estimate: Estimate) -> None:
+    """What pulling a cohort would take, modality by modality."""
+    lines = [*estimate.shares, estimate.total]
+    create_table_artifact(
+        [asdict(line) for line in lines],
+        key=artifact_key("estimate", cohort.name),
+        description=estimate_in_words(estimate),
     )
 
 

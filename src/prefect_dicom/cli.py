@@ -249,6 +249,9 @@ def pull(
     site: SiteOption = DEFAULT_SITE,
     node: Annotated[str | None, Parameter(help="PACS node to ask, if there are several.")] = None,
     name: Annotated[str | None, Parameter(help="A name for the cohort.")] = None,
+    dry_run: Annotated[
+        bool, Parameter(help="Only find the studies, and say what pulling them would take.")
+    ] = False,
     json_: JsonOption = False,
 ) -> int:
     """Pull every study of a cohort file into the archive.
@@ -266,9 +269,9 @@ def pull(
     def flow() -> Any:
         from prefect_dicom.flows import pull_cohort
 
-        return pull_cohort(str(cohort), site, node, name, return_state=True)
+        return pull_cohort(str(cohort), site, node, name, dry_run, return_state=True)
 
-    return _run(settings, site, known, flow, json_)
+    return _run(settings, site, known, flow, json_, _show_estimate if dry_run else _show)
 
 
 @app.command(sort_key=5)
@@ -306,7 +309,7 @@ def rerun(
 
         return rerun_failed(known.name, site, reason, node, line, return_state=True)
 
-    return _run(settings, site, known, flow, json_)
+    return _run(settings, site, known, flow, json_, _show)
 
 
 @app.command(sort_key=4)
@@ -727,7 +730,14 @@ def main() -> None:
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _run(site: Site, reference: str, cohort: Cohort, flow: Callable[[], Any], as_json: bool) -> int:
+def _run(
+    site: Site,
+    reference: str,
+    cohort: Cohort,
+    flow: Callable[[], Any],
+    as_json: bool,
+    show: Callable[..., int],
+) -> int:
     """Run a flow with a live display, then show where the cohort stands."""
     from prefect_dicom.display import progress_shown
     from prefect_dicom.ledger import Ledger
@@ -749,7 +759,7 @@ def _run(site: Site, reference: str, cohort: Cohort, flow: Callable[[], Any], as
             raise
         error = Interrupted()
     with Ledger.open(ledger_url(site)) as ledger:
-        code = _show(site, reference, ledger, cohort, as_json, error)
+        code = show(site, reference, ledger, cohort, as_json, error)
     if error is None:
         return code
     if isinstance(error, Interrupted):
@@ -872,6 +882,55 @@ def _show(
         output.print(
             f"Go on with: prefect-dicom rerun {cohort.name}{option}", markup=False, soft_wrap=True
         )
+    return code
+
+
+def _show_estimate(
+    site: Site,
+    reference: str,
+    ledger: Ledger,
+    cohort: Cohort,
+    as_json: bool,
+    error: BaseException | None = None,
+) -> int:
+    """What pulling a cohort would take; the exit code says whether all of its rows were found."""
+    from prefect_dicom.display import estimate_in_words
+    from prefect_dicom.estimate import ESTIMATE, estimate_pull
+    from prefect_dicom.report import RESULTS, bytes_in_words
+
+    estimate = estimate_pull(ledger, cohort, site)
+    folder = site.reports / cohort.name
+    code = Exit.NOT_ALL if estimate.unfound_rows else Exit.ALL_WELL
+    if as_json:
+        result = {"cohort": cohort.name, "number": cohort.number, "node": cohort.node}
+        result |= estimate.as_result() | {"reports": str(folder)}
+        if error is not None:
+            result["error"] = getattr(error, "code", "unexpected")
+        print(json.dumps(result, indent=1))
+        return code
+    table = Table(title=f"Cohort {cohort.number}: {cohort.name}, a dry run", title_justify="left")
+    table.add_column("modality", no_wrap=True)
+    for name in ("studies", "series", "instances", "size", "an instance"):
+        table.add_column(name, justify="right")
+    table.add_column("its size", no_wrap=True)
+    for share in (*estimate.shares, estimate.total):
+        if share is estimate.total:
+            table.add_section()
+        table.add_row(
+            share.modality,
+            *(f"{number:,}" for number in (share.studies, share.series, share.instances)),
+            bytes_in_words(share.size_bytes),
+            bytes_in_words(share.instance_bytes),
+            "" if share is estimate.total else "as archived before" if share.learned else "assumed",
+        )
+    output.print(table)
+    for (word, reason), count in estimate.rows.most_common():
+        what = f": {REASONS[reason].meaning} {REASONS[reason].what_to_do}" if reason else ""
+        output.print(f"{_counted(count, 'row')} {word}{what}", markup=False, soft_wrap=True)
+    output.print(estimate_in_words(estimate), markup=False, soft_wrap=not output.is_terminal)
+    if (folder / RESULTS).exists():
+        output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
+        output.print(f"This table: {folder / ESTIMATE}.csv", markup=False, soft_wrap=True)
     return code
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.text import Text
 
 from prefect_dicom.configuration import Site, ledger_url
+from prefect_dicom.estimate import Estimate
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.model import StudyState
 from prefect_dicom.report import bytes_in_words, finished_fraction, next_count
@@ -22,42 +25,103 @@ _TICK_SECONDS = 1.0
 _RATE_SECONDS = 30.0
 _TREND_SECONDS = 600.0
 _LINE_SECONDS = 60.0
+_LEAST_SECONDS = 5.0
+"""Of work, before there is a word of how long it takes."""
+_SETTLE_SECONDS = 60.0
+"""In which the time left comes two thirds nearer to what the rate says now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Where a cohort stood at a time, in seconds of any clock."""
+
+    time: float
+    fraction: float
+    asked: int
+    arrived: int
+    size_bytes: int
 
 
 class Pace:
-    """How fast a cohort moves: its rates of late, and the time that is left at this pace."""
+    """How fast a cohort moves: its rates of late, and the time that is left at this pace.
+
+    Finding the studies and pulling them are two works, one after the other, each with a pace of
+    its own. The time left follows the rate of the last ten minutes, slowly enough to be read.
+    """
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, float, int, int]] = deque()
-        self._found = False
+        self._looks: deque[_Look] = deque()
+        self._finding: bool | None = None
+        self._left: float | None = None
 
     def note(self, now: float, totals: Totals) -> None:
         """Take in where the cohort stands at a time, in seconds of any clock."""
-        if not self._found:
+        finding = bool(totals.unasked) or not totals.studies.total()
+        if finding != self._finding:
             # How long it takes to find studies says nothing of how fast they come.
-            self._seen.clear()
-            self._found = totals.studies.total() > 0
-        here = totals.stored + totals.received
-        self._seen.append((now, finished_fraction(totals), here, totals.size_bytes))
-        while now - self._seen[0][0] > _TREND_SECONDS:
-            self._seen.popleft()
+            self._looks.clear()
+            self._left, self._finding = None, finding
+        since = now - self._looks[-1].time if self._looks else 0.0
+        self._looks.append(
+            _Look(
+                now,
+                finished_fraction(totals),
+                totals.rows.total() - totals.unasked,
+                totals.stored + totals.received,
+                totals.size_bytes,
+            )
+        )
+        while now - self._looks[0].time > _TREND_SECONDS:
+            self._looks.popleft()
+        self._follow(since)
+
+    def _follow(self, since: float) -> None:
+        first, last = self._looks[0], self._looks[-1]
+        done, seconds = last.fraction - first.fraction, last.time - first.time
+        if done <= 0 or seconds < _LEAST_SECONDS:
+            left = None
+        else:
+            left = (1 - last.fraction) * seconds / done
+        if self._left is None or left is None:
+            self._left = left
+            return
+        # Where the last word would have come to by now, and from there a part of the way.
+        expected = max(0.0, self._left - since)
+        self._left = expected + (left - expected) * -math.expm1(-since / _SETTLE_SECONDS)
 
     def rates(self) -> tuple[float, float]:
         """Instances that arrived and bytes that were archived, per second."""
-        now, _, here, size = self._seen[-1]
-        # A large cohort is looked at less often than that: then since the look before.
-        late = [seen for seen in self._seen if now - seen[0] <= _RATE_SECONDS]
-        then = late[0] if len(late) > 1 else self._seen[max(0, len(self._seen) - 2)]
-        seconds = now - then[0]
+        seconds, then, now = self._late()
         if not seconds:
             return 0.0, 0.0
-        return max(0, here - then[2]) / seconds, max(0, size - then[3]) / seconds
+        return (
+            max(0, now.arrived - then.arrived) / seconds,
+            max(0, now.size_bytes - then.size_bytes) / seconds,
+        )
+
+    def rows_per_second(self) -> float:
+        """Rows that the PACS was asked for, per second."""
+        seconds, then, now = self._late()
+        return max(0, now.asked - then.asked) / seconds if seconds else 0.0
+
+    def _late(self) -> tuple[float, _Look, _Look]:
+        now = self._looks[-1]
+        # A large cohort is looked at less often than that: then since the look before.
+        late = [look for look in self._looks if now.time - look.time <= _RATE_SECONDS]
+        then = late[0] if len(late) > 1 else self._looks[max(0, len(self._looks) - 2)]
+        return now.time - then.time, then, now
 
     def seconds_left(self) -> float | None:
         """None while nothing has been finished that could be counted on from."""
-        first, last = self._seen[0], self._seen[-1]
-        done = last[1] - first[1]
-        return (1 - last[1]) * (last[0] - first[0]) / done if done > 0 else None
+        return self._left
+
+    def left_in_words(self) -> str:
+        """The time left, for people; empty while nobody can tell."""
+        return "" if self._left is None else f"about {duration_in_words(self._left)} left"
+
+    def work_in_words(self) -> str:
+        """Which of the two works it is."""
+        return "finding studies" if self._finding else "pulling"
 
 
 def duration_in_words(seconds: float) -> str:
@@ -80,14 +144,33 @@ def duration_in_words(seconds: float) -> str:
 def figures_in_words(totals: Totals, pace: Pace) -> str:
     """A pull under way in one line."""
     studies = sum(totals.studies.values())
+    rows = sum(totals.rows.values())
+    if totals.unasked:
+        return (
+            f"finding studies: {rows - totals.unasked} of {rows} rows asked for, "
+            f"{pace.rows_per_second():.0f}/s; {studies} studies found"
+        )
     if not studies:
-        return f"finding the studies of {sum(totals.rows.values())} rows"
+        return f"finding the studies of {rows} rows"
     words = f"{totals.studies[StudyState.ARCHIVED]} of {studies} studies archived"
     if failed := totals.studies[StudyState.FAILED]:
         words += f", {failed} failed so far"
     instances, size = pace.rates()
     here = totals.stored + totals.received
     return f"{words}; {here} instances, {instances:.0f}/s, {bytes_in_words(size)}/s"
+
+
+def estimate_in_words(estimate: Estimate) -> str:
+    """What pulling a cohort would take, in one line."""
+    total = estimate.total
+    words = (
+        f"{total.studies} studies, {total.instances} instances, "
+        f"{bytes_in_words(total.size_bytes)}: about {duration_in_words(estimate.seconds)} of "
+        f"running at {bytes_in_words(estimate.bytes_per_second)}/s "
+        f"({'as earlier runs' if estimate.rate_learned else 'assumed'}), at most "
+        f"{bytes_in_words(estimate.spool_bytes)} in the spool at a time"
+    )
+    return f"at most {words}" if estimate.narrowed else words
 
 
 @contextlib.contextmanager
@@ -134,8 +217,7 @@ def _show_live(console: Console, site: Site, cohort: Cohort, done: threading.Eve
     figures = Text("  starting Prefect")
     with Live(Group(bar, figures), console=console, transient=True):
         for totals, pace in _looks(site, cohort, done):
-            left = pace.seconds_left()
-            words = "" if left is None else f"about {duration_in_words(left)} left"
+            words = pace.left_in_words()
             bar.update(task, completed=finished_fraction(totals), description=words)
             figures.plain = f"  {figures_in_words(totals, pace)}"
 
@@ -145,7 +227,8 @@ def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Ev
     for totals, pace in _looks(site, cohort, done):
         if time.monotonic() - said >= _LINE_SECONDS:
             said = time.monotonic()
-            console.print(figures_in_words(totals, pace), markup=False, highlight=False)
+            words = ", ".join(filter(None, (figures_in_words(totals, pace), pace.left_in_words())))
+            console.print(words, markup=False, highlight=False)
 
 
 def _looks(site: Site, cohort: Cohort, done: threading.Event) -> Iterator[tuple[Totals, Pace]]:

@@ -165,6 +165,18 @@ def plan_chunks(
         yield Chunk(number, node, tuple(members))
 
 
+CHUNKS_WAITING_FOR_UPLOAD = 2
+
+
+def most_chunks_under_way(associations: int) -> int:
+    """How many chunks lie in the spool at a time, at most.
+
+    As many are retrieved as there are associations. A new one begins while fewer than that, and
+    :data:`CHUNKS_WAITING_FOR_UPLOAD`, are on their way into the archive.
+    """
+    return 2 * associations + CHUNKS_WAITING_FOR_UPLOAD - 1
+
+
 @dataclass(frozen=True, slots=True)
 class RetrieveRequest:
     """One C-MOVE or C-GET to send: a level and the UIDs it names, PS3.4 C.4.2.1.4.1.

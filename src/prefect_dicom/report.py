@@ -74,14 +74,16 @@ _INSTANCE_COLUMNS = {
 
 
 def finished_fraction(totals: Totals) -> float:
-    """How much of a cohort is finished, from 0 to 1.
+    """How much of a cohort is finished, from 0 to 1; while studies are being found, of its rows.
 
-    Finished studies count whole, listed ones by the instances that are archived of them; what
+    Then finished studies count whole, listed ones by the instances that are archived of them; what
     is not listed yet counts as not begun.
     """
     studies = sum(totals.studies.values())
+    rows = sum(totals.rows.values())
+    if totals.unasked:
+        return 1 - totals.unasked / rows
     if not studies:
-        rows = sum(totals.rows.values())
         return 1 - totals.rows[Verdict.PENDING] / rows if rows else 1.0
     ended = totals.studies[StudyState.ARCHIVED] + totals.studies[StudyState.FAILED]
     if ended == studies or not totals.expected:
@@ -221,7 +223,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
     """
     folder = reports / cohort.name
     folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(folder / RESULTS) as path, path.open("w", newline="") as file:
+    with replacing(folder / RESULTS) as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_RESULT_COLUMNS)
         for verdict in ledger.verdicts(cohort.number):
@@ -257,7 +259,7 @@ def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
     if first is None:
         target.unlink(missing_ok=True)
         return
-    with _replacing(target) as path:
+    with replacing(target) as path:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         # With a byte order mark: spreadsheets take the file for Latin-1 without.
         with open(handle, "w", newline="", encoding="utf-8-sig") as file:
@@ -300,8 +302,8 @@ def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
     )
     rows = _instance_rows(ledger, cohort)
     with (
-        _replacing(folder / f"{INSTANCES}.csv") as text,
-        _replacing(folder / f"{INSTANCES}.parquet") as table,
+        replacing(folder / f"{INSTANCES}.csv") as text,
+        replacing(folder / f"{INSTANCES}.parquet") as table,
         text.open("w", newline="") as file,
         pyarrow.parquet.ParquetWriter(table, schema) as parquet,
     ):
@@ -339,7 +341,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-class _replacing:
+class replacing:
     """A path to write to, which takes the place of the target when all went well."""
 
     def __init__(self, target: Path) -> None:

@@ -60,6 +60,7 @@ LIST = 500
 # Rows read at a time by what streams. A manifest can have megabytes.
 _PAGE = 1000
 _MANIFEST_PAGE = 8
+_RUNS_MEASURED = 20
 
 _ROW_COLUMNS = (
     cohort_rows.c.line,
@@ -589,6 +590,13 @@ class Reading:
                 )
             ).all()
             here = count_instances(connection, [row.reference for row in counted])
+            unasked = connection.execute(
+                select(func.count()).where(
+                    cohort_rows.c.cohort == cohort,
+                    ~cohort_rows.c.discovered,
+                    cohort_rows.c.reason.is_(None),
+                )
+            ).scalar_one()
         counts: Counter[StudyState] = Counter()
         evidence: Counter[Evidence] = Counter()
         figures = _Figures()
@@ -619,7 +627,43 @@ class Reading:
             stored=figures.stored,
             rejected=figures.withheld,
             size_bytes=figures.size_bytes,
+            unasked=unasked,
         )
+
+    @without_database_errors
+    def archived_by_modalities(self) -> list[tuple[tuple[str, ...], int, int, int]]:
+        """All that is archived: studies, instances and bytes, by the studies' modalities."""
+        sums = func.sum(studies.c.archived_instances), func.sum(studies.c.archived_bytes)
+        with self._read() as connection:
+            rows = connection.execute(
+                select(studies.c.modalities, func.count(), *sums)
+                .where(studies.c.state == StudyState.ARCHIVED)
+                .group_by(studies.c.modalities)
+            ).all()
+        return [(tuple(names), count, int(n), int(size)) for names, count, n, size in rows]
+
+    @without_database_errors
+    def bytes_per_second(self, node: str) -> float | None:
+        """How fast the latest runs have archived what came from a node; None before the first.
+
+        From the beginning of each to its last study: what it took to find the studies counts.
+        """
+        size = seconds = 0.0
+        with self._read() as connection:
+            for began, ended in connection.execute(
+                select(runs.c.started_at, runs.c.ended_at)
+                .order_by(runs.c.number.desc())
+                .limit(_RUNS_MEASURED)
+            ).all():
+                in_it = [studies.c.node == node, studies.c.archived_at >= began]
+                if ended is not None:
+                    in_it.append(studies.c.archived_at <= ended)
+                figures = func.sum(studies.c.archived_bytes), func.max(studies.c.archived_at)
+                done, last = connection.execute(select(*figures).where(*in_it)).one()
+                if last is not None:
+                    size += int(done)
+                    seconds += (last - began).total_seconds()
+        return size / seconds if size and seconds > 0 else None
 
     def manifests(self, cohort: int | None) -> Iterator[tuple[StudyReference, bytes]]:
         """The manifests of the cohort's archived studies (None: all), by reference, in pages."""

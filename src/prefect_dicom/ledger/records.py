@@ -204,7 +204,7 @@ class Totals:
     once: listed (``expected``), in the spool now (``received``), in the archive (``stored``,
     ``size_bytes`` of these), left out (``rejected``). ``unproved`` counts the rows by each window
     in which the PACS may have more of their studies, ``evidence`` the archived studies by what
-    their completeness was judged by.
+    their completeness was judged by. ``unasked`` rows have had no answer yet.
     """
 
     rows: Counter[Verdict]
@@ -216,3 +216,4 @@ class Totals:
     size_bytes: int
     unproved: Counter[str] = field(default_factory=Counter)
     evidence: Counter[Evidence] = field(default_factory=Counter)
+    unasked: int = 0
