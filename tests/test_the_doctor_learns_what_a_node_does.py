@@ -541,6 +541,7 @@ def test_a_pull_from_an_archive_without_c_get_works_by_profile(clinic, tmp_path)
         assert pull.ledger.totals(registered.number).rows == {Verdict.ARCHIVED: len(held)}
         [(node, words)] = pull.ledger.notes(registered.number)
     assert (node, words) == ("main", "C-GET is not to be had, says its profile; asked by C-MOVE")
+    assert f"Noted of main: {words}." in command("status", registered.name).output
 
 
 # --- the file

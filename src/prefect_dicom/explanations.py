@@ -331,11 +331,13 @@ Status 0124, or an A-ABORT right after the first request. Orthanc accepts the as
 anybody and answers C-ECHO, and aborts the query of a title that is not in `DicomModalities` or
 lacks `AllowFind`, `AllowMove` or `AllowGet`. Others have separate permissions for query, for
 retrieve and for each destination. Because this concerns every study, the node is left alone at the
-first of them.""",
+first of them; only a C-GET that is refused so is replaced by C-MOVE, where the site has a
+receiver.""",
     "service-not-offered": """
 The presentation context was refused, or the request with 0118, 0122 or 0211. Some archives offer
 one of Study Root and Patient Root, C-MOVE without C-GET, or neither to nodes of this kind. The
-conformance statement of the product says which.""",
+conformance statement of the product says which, and so does `prefect-dicom doctor --learn`. Where
+the site has a receiver, C-MOVE takes the place of a C-GET that is not offered.""",
     "move-destination-unknown": """
 Status A801. dcmqrscp says so; Orthanc answers C000 to the same mistake, which then ends as
 `node-sends-nothing`, and old versions of it abort. The title in question is `receiver.ae_title`,
@@ -368,7 +370,8 @@ stay pending.""",
     "sop-classes-refused": """
 In a C-GET the objects come back over our own association, for which the PACS has to accept us as
 the receiving side of each storage class (role selection, PS3.7 D.3.3.4). This one offers C-GET and
-accepted none of the classes that these instances are of.""",
+accepted none of the classes that these instances are of. If nothing has come by C-GET before, it is
+replaced by C-MOVE for the rest of the run, where the site has a receiver.""",
     "request-refused": """
 Statuses of this kind name the request: A900 (does not match the SOP class), Cxxx to a query (unable
 to process), 0106, 0117, 0120, 0121 (a value is bad or missing). Orthanc answers C000 to a wildcard
