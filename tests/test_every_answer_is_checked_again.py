@@ -44,6 +44,13 @@ def test_a_row_asks_by_its_identifiers_and_never_by_its_filters():
     assert study_query(CohortRow(2, accession_number="A7")) == {"AccessionNumber": "A7"}
 
 
+def test_a_row_without_identifiers_asks_by_its_days_with_one_more_at_each_end():
+    row = CohortRow(1, study_date=JANUARY, modality="CT")
+    assert study_query(row) == {"StudyDate": "20231231-20240201"}
+    until = CohortRow(1, study_date=DateRange(None, date(2024, 1, 31)))
+    assert study_query(until) == {"StudyDate": "19000101-20240201"}
+
+
 def test_a_study_uid_is_asked_for_alone():
     assert study_query(CohortRow(2, "000123", "A7", "1.2.3")) == {"StudyInstanceUID": "1.2.3"}
 
@@ -52,8 +59,8 @@ def test_a_study_uid_is_asked_for_alone():
     "row",
     [
         CohortRow(2),
-        CohortRow(2, study_date=JANUARY, modality="CT"),
-        CohortRow(2, "***"),
+        CohortRow(2, modality="CT"),
+        CohortRow(2, "***", study_date=JANUARY),
         CohortRow(2, "1", "A\\B"),
         CohortRow(2, "1", study_instance_uid=""),
         CohortRow(2, "1", study_instance_uid="1.2.*"),
@@ -114,6 +121,19 @@ def test_every_identifier_the_row_gives_has_to_be_the_studys():
 
 def test_a_row_without_identifiers_identifies_nothing():
     assert not identifies(CohortRow(2, modality="CT"), STUDY)
+
+
+def test_a_row_of_days_takes_every_patients_studies_but_no_uid_that_patients_share():
+    row = CohortRow(1, study_date=JANUARY)
+    other = replace(STUDY, study_instance_uid="1.2.4", patient_id="P9")
+    late = replace(STUDY, study_instance_uid="1.2.5", study_date="20240201")
+    found = assess(row, [STUDY, other, late])
+    assert (found.studies, found.reason, found.near_misses) == ((STUDY, other), None, ())
+    shared = replace(STUDY, patient_id="P8")
+    found = assess(row, [STUDY, other, shared])
+    assert (found.studies, found.reason) == ((other,), None)
+    assert found.near_misses == (STUDY, shared)
+    assert assess(row, [STUDY, shared]).reason == "several-patients"
 
 
 # --- filters --------------------------------------------------------------------------------

@@ -2,23 +2,25 @@
 
 An archive may answer nothing to a key it does not support, everything to one it ignores, and
 stop at a number of answers without a word. Each shows, or can be made to show: by the same
-question with fewer keys, by answers that fit no question, by the halves of a list. What cannot
-be told is neither found nor absent, and the row says why.
+question with fewer keys, by answers that fit no question, by the parts of a list
+(:mod:`prefect_dicom.windows`). What cannot be told is neither found nor absent, and the row says
+why.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from prefect_dicom.comparison import study_day
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import (
     OPTIONAL_STUDY_KEYS,
-    find_studies,
+    ListedStudies,
+    find_some_studies,
     find_studies_by_uids,
     list_series,
+    list_studies,
 )
 from prefect_dicom.errors import PacsError
 from prefect_dicom.identifiers import normal_uid
@@ -28,18 +30,19 @@ from prefect_dicom.matching import (
     assess,
     has_the_uid,
     identifies,
+    is_window,
     might_mean,
     study_query,
     tells,
 )
 from prefect_dicom.model import CohortRow, InformationModel, Study
+from prefect_dicom.policy import LIST_UNPROVED
 from prefect_dicom.profile import NodeProfile
 from prefect_dicom.recent import RecentAnswers
+from prefect_dicom.windows import Limits, whole_list
 
 log = logging.getLogger(__name__)
 
-_WORTH_A_SECOND_LOOK = 20
-"""Answers from which on a list is compared with its halves; no archive is known to stop below."""
 _WORTH_A_LIST = 10
 """UIDs from which on a list saves more than it costs where the node does not answer it."""
 _NO_TO_LISTS = {
@@ -49,7 +52,6 @@ _NO_TO_LISTS = {
     "pacs-failure",
     "request-refused",
 }
-_FIRST_DAY, _LAST_DAY = "19000101", "29991231"
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Habits:
     """Ask by few keys, for few keys: with more the node answered nothing, or refused."""
     understood: set[frozenset[str]] = field(default_factory=set)
     """The matching keys of queries that brought answers."""
+    limits: Limits = field(default_factory=Limits)
     answers_lists: bool = True
     """Whether lists of StudyInstanceUIDs are worth a try: until one was not answered whole."""
     recent: RecentAnswers = field(default_factory=RecentAnswers)
@@ -70,6 +73,7 @@ class Habits:
         """Begin with what was learnt of the node before the run."""
         self.simple = profile.optional_return_keys is False
         self.answers_lists = profile.uid_lists_in_queries is not False
+        self.limits.start_from(profile)
 
     def warn(self, words: str) -> None:
         """Say something of the node once for the run, not for each row."""
@@ -81,32 +85,66 @@ class Habits:
 def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
     """Ask a PACS for the studies of a row.
 
+    A list that may have been cut short is asked for again in parts; where there may still be
+    more, the row says so (``list-unproved`` and its gaps) and has what was found.
+
     Raises
     ------
     PacsError
-        See :func:`~prefect_dicom.dimse.find.find`; ``answers-capped`` also where the PACS does
-        not say so itself.
+        See :func:`~prefect_dicom.dimse.find.find`; ``answers-capped`` where a study that is named
+        by its UID is there and is not among the answers.
     """
-    keys = study_query(row)
-    asked, answers = _answers(requestor, row, keys, habits)
+    keys, listed = _answers(requestor, row, study_query(row), habits)
+    answers, gaps = list(listed.studies), ()
+    if "StudyInstanceUID" not in keys:
+        answers, gaps = whole_list(
+            listed,
+            keys,
+            row.study_date,
+            habits.limits,
+            lambda keys, wildcards: _ask(
+                requestor, keys, _returned(row, habits.simple), habits, wildcards
+            ),
+            lambda first, last, most: find_some_studies(requestor, first, last, most),
+        )
+        if gaps:
+            habits.warn("ends lists of studies before their end, and not all could be had in parts")
+    found = _judged(requestor, row, keys, answers, habits, capped=listed.capped)
+    if is_window(row) and found.near_misses:
+        # A request names a study by its UID: one that several share, or that is none, is left.
+        gaps = (*gaps, "studies without a UID of their own")
+    if not gaps:
+        return found
+    reason = found.reason if found.reason == "several-patients" else LIST_UNPROVED
+    return replace(found, reason=reason, gaps=gaps)
+
+
+def _judged(
+    requestor: Requestor,
+    row: CohortRow,
+    keys: Mapping[str, str],
+    answers: Sequence[Study],
+    habits: Habits,
+    *,
+    capped: bool,
+) -> Discovery:
+    """What the answers mean for the row, and what follows from those that are not its own."""
     found = assess(row, answers)
     if requestor.ignores_keys:
         habits.warn("answers without regard to optional keys (FF01)")
     foreign = [study for study in answers if not identifies(row, study)]
     if foreign:
         habits.warn("answers with others than those asked for; they are left out")
-    if "StudyInstanceUID" not in keys and len(answers) >= _WORTH_A_SECOND_LOOK:
-        _compare_with_halves(requestor, keys, answers)
-    if foreign and not any(tells(study, asked) for study in foreign):
+    if foreign and not any(tells(study, keys) for study in foreign):
         # Found by the key and answered without it, not by an archive that ignores keys.
         return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
-    if found.reason != "no-match" or not foreign:
+    if found.reason != "no-match" or not (foreign or capped):
         return found
-    if all(might_mean(row, study) for study in foreign):
+    if foreign and all(might_mean(row, study) for study in foreign):
         # Substrings, another case: the archive matches by the key, if not to the letter.
         return found
     if row.study_instance_uid is None:
-        return Discovery((), "key-ignored", found.near_misses)
+        return Discovery((), "key-ignored", found.near_misses) if foreign else found
     if any(has_the_uid(row, study) for study in foreign):
         # The study itself, under other identifiers than the row's.
         return found
@@ -148,9 +186,9 @@ def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits
             # One study under several patients, or an answer for each modality: each by itself.
             return
         for uid in uids:
-            if normal_uid(uid) not in found and _ask(
-                requestor, keys[uid], OPTIONAL_STUDY_KEYS, habits
-            ):
+            if normal_uid(uid) in found:
+                continue
+            if _ask(requestor, keys[uid], OPTIONAL_STUDY_KEYS, habits).studies:
                 habits.answers_lists = False
                 return
     except PacsError as error:
@@ -165,76 +203,61 @@ def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits
 
 def _answers(
     requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
-) -> tuple[Mapping[str, str], list[Study]]:
+) -> tuple[Mapping[str, str], ListedStudies]:
     """The matching keys and the answers, asked again more simply where a key seems to spoil it."""
     if not habits.simple:
         asked = frozenset(keys)
         try:
-            answers = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
+            listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
+            if listed.capped and not listed.studies:
+                # A700 may be of the moment.
+                listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
         except PacsError as error:
             if error.code != "request-refused":
                 raise
         else:
-            if answers:
+            if listed.studies:
                 habits.understood.add(asked)
             # One key alone cannot be left out, and what is to be returned was no trouble before.
-            if answers or asked in habits.understood or (len(asked) == 1 and habits.understood):
-                return keys, answers
+            if (
+                listed.studies
+                or listed.capped
+                or asked in habits.understood
+                or (len(asked) == 1 and habits.understood)
+            ):
+                return keys, listed
     if "PatientID" in keys:
         keys = {"PatientID": keys["PatientID"]}
-    answers = _ask_simply(requestor, row, keys, habits)
-    if not habits.simple and any(identifies(row, study) for study in answers):
+    listed = _ask(requestor, keys, _returned(row, simply=True), habits)
+    if not habits.simple and any(identifies(row, study) for study in listed.studies):
         habits.simple = True
         habits.warn("finds studies only when it is asked by few keys")
-    return keys, answers
+    return keys, listed
 
 
-def _ask(
-    requestor: Requestor, keys: Mapping[str, str], optional: Sequence[str], habits: Habits
-) -> list[Study]:
-    """Ask, unless the same was asked of late."""
-    answers = habits.recent.get(keys, optional)
-    if answers is None:
-        answers = find_studies(requestor, keys, optional)
-        habits.recent.put(keys, optional, answers)
-    return answers
-
-
-def _ask_simply(
-    requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
-) -> list[Study]:
-    """Ask for nothing to be returned that the row does not need."""
-    wanted = {
+def _returned(row: CohortRow, simply: bool) -> list[str]:
+    """The optional keys to be returned; ``simply``: those that the row needs."""
+    needed = {
         "ModalitiesInStudy": row.modality is not None,
         "StudyDescription": row.study_description is not None,
         "PatientBirthDate": row.patient_birth_date is not None,
     }
-    optional = [keyword for keyword in OPTIONAL_STUDY_KEYS if wanted.get(keyword)]
-    return _ask(requestor, keys, optional, habits)
+    return [keyword for keyword in OPTIONAL_STUDY_KEYS if not simply or needed.get(keyword)]
 
 
-def _compare_with_halves(
-    requestor: Requestor, keys: Mapping[str, str], answers: Sequence[Study]
-) -> None:
-    """Ask for the same by two ranges of dates: a whole list has in it what its parts have.
-
-    Raises
-    ------
-    PacsError
-        ``answers-capped`` where they show more, or cannot be had.
-    """
-    days = sorted(day for study in answers if (day := study_day(study.study_date)))
-    if not days:
-        return
-    middle = f"{days[len(days) // 2]:%Y%m%d}"
-    known = {normal_uid(study.study_instance_uid) for study in answers}
-    for first, last in ((_FIRST_DAY, middle), (middle, _LAST_DAY)):
-        part = find_studies(requestor, {**keys, "StudyDate": f"{first}-{last}"}, ())
-        if not known.issuperset(normal_uid(study.study_instance_uid) for study in part):
-            raise PacsError("answers-capped", "a part of the list shows more than the whole")
-        if any(
-            not first <= f"{day:%Y%m%d}" <= last
-            for study in part
-            if (day := study_day(study.study_date))
-        ):
-            raise PacsError("answers-capped", "the list is long, and cannot be asked for in parts")
+def _ask(
+    requestor: Requestor,
+    keys: Mapping[str, str],
+    optional: Sequence[str],
+    habits: Habits,
+    wildcards: Mapping[str, str] | None = None,
+) -> ListedStudies:
+    """Ask, unless the same was asked of late."""
+    asked = {**keys, **(wildcards or {})}
+    answers = habits.recent.get(asked, optional)
+    if answers is not None:
+        return ListedStudies(tuple(answers))
+    listed = list_studies(requestor, keys, optional, wildcards)
+    if not listed.capped:
+        habits.recent.put(asked, optional, listed.studies)
+    return listed

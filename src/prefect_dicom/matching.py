@@ -7,9 +7,10 @@ but for the padding DICOM itself calls insignificant (PS3.5 6.2).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import NamedTuple
 
 from prefect_dicom.comparison import (
@@ -22,9 +23,11 @@ from prefect_dicom.comparison import (
     written_otherwise,
 )
 from prefect_dicom.identifiers import is_safe_key, normal_uid
-from prefect_dicom.model import CohortRow, Study
+from prefect_dicom.model import CohortRow, DateRange, Study
 
 MOST_NEAR_MISSES = 20
+FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2999, 12, 31)
+"""Of a range that is open at an end; open ranges bring undated studies on some archives only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,16 @@ class Discovery:
 def study_query(row: CohortRow) -> dict[str, str]:
     """The matching keys of the STUDY level C-FIND for a row, PS3.4 C.6.2.1.2.
 
-    Identifiers only. A date, modality or description is never sent: archives miss undated
-    studies in a range, shift days between time zones, or answer nothing or everything to a key
-    they do not support. They are applied to the answers instead.
+    Identifiers, where the row has one. A date, modality or description is then not sent: archives
+    miss undated studies in a range, shift days between time zones, or answer nothing or
+    everything to a key they do not support. They are applied to the answers instead. A row
+    without identifiers is a window of days, asked for with one day more at each end.
 
     Returns
     -------
     dict of str to str
         Keyword to value: StudyInstanceUID alone where the row has it, else PatientID and
-        AccessionNumber as far as given.
+        AccessionNumber as far as given, else StudyDate.
 
     Raises
     ------
@@ -67,19 +71,42 @@ def study_query(row: CohortRow) -> dict[str, str]:
     else:
         keys = {"PatientID": row.patient_id, "AccessionNumber": row.accession_number}
     given = {keyword: value for keyword, value in keys.items() if value is not None}
+    if is_window(row) and row.study_date is not None:
+        first, last = wider(row.study_date)
+        return {"StudyDate": f"{first:%Y%m%d}-{last:%Y%m%d}"}
     if not given or not all(is_safe_key(value) for value in given.values()):
         raise ValueError(f"line {row.line} has no key that is safe to query by")
     return given
+
+
+def is_window(row: CohortRow) -> bool:
+    """Whether the row has no identifiers and stands for every study of its days."""
+    given = (row.study_instance_uid, row.patient_id, row.accession_number)
+    return row.study_date is not None and given == (None, None, None)
+
+
+def wider(days: DateRange) -> tuple[date, date]:
+    """The first and last day to ask for: one more at each end, for archives that shift dates.
+
+    Examples
+    --------
+    >>> wider(DateRange(date(2024, 1, 1), None))
+    (datetime.date(2023, 12, 31), datetime.date(2999, 12, 31))
+    """
+    first = FIRST_DAY if days.first is None else max(FIRST_DAY, days.first - timedelta(days=1))
+    last = LAST_DAY if days.last is None else min(LAST_DAY, days.last + timedelta(days=1))
+    return first, last
 
 
 def identifies(row: CohortRow, study: Study) -> bool:
     """Whether every identifier the row gives is the study's, to the character.
 
     Trailing blanks and NULs, and leading blanks, are padding (PS3.5 6.2). Case and leading
-    zeros are significant. A row without identifiers identifies nothing.
+    zeros are significant. A row without identifiers identifies nothing, unless it stands for
+    every study of its days.
     """
     pairs = _identifiers(row, study)
-    return bool(pairs) and all(given == found for given, found in pairs)
+    return (bool(pairs) or is_window(row)) and all(given == found for given, found in pairs)
 
 
 def has_the_uid(row: CohortRow, study: Study) -> bool:
@@ -221,10 +248,15 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     # A request names a study by its UID alone and so brings the objects of all patients it is
     # filed under, also of those the filters have left out.
     uids = {normal_uid(study.study_instance_uid) for study in remaining}
+    if is_window(row):
+        # Many patients are meant, each study of one of them.
+        times = Counter(key.study_instance_uid for key in identified)
+        uids = {uid for uid in uids if times[uid] > 1}
+        remaining = [s for s in remaining if normal_uid(s.study_instance_uid) not in uids]
     its = {key: study for key, study in identified.items() if key.study_instance_uid in uids}
-    if len({key.patient for key in its}) > 1:
-        candidates = list(its.values())
-        return discovery("several-patients", aside=candidates)
+    shared = list(its.values()) if len({key.patient for key in its}) > 1 else []
+    if shared and not (is_window(row) and remaining):
+        return discovery("several-patients", aside=shared)
     if not all(is_of_the_patient(row, study) for study in remaining):
         return discovery("name-disagrees", aside=remaining)
     safe, unsafe = [], []
@@ -234,7 +266,7 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
             safe.append(replace(study, study_instance_uid=uid))
         else:
             unsafe.append(study)
-    return discovery(None if safe else "unsafe-uid", studies=safe, aside=unsafe)
+    return discovery(None if safe else "unsafe-uid", studies=safe, aside=(*shared, *unsafe))
 
 
 class _Identity(NamedTuple):
@@ -284,7 +316,8 @@ def _nearly_identifies(row: CohortRow, study: Study) -> bool:
 def _is_a_day_off(row: CohortRow, study: Study) -> bool:
     """Whether the study is the row's but for one day, as by another time zone."""
     day = study_day(study.study_date)
-    if row.study_date is None or day is None or day in row.study_date:
+    if row.study_date is None or day is None or day in row.study_date or is_window(row):
+        # Of a window's neighbours another window has the studies.
         return False
     ends = [end for end in (row.study_date.first, row.study_date.last) if end is not None]
     near = any(abs(day - end) == timedelta(days=1) for end in ends)

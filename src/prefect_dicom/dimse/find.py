@@ -106,6 +106,14 @@ class QueryHabits:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedStudies:
+    """The studies a peer told of, one for each answer; ``capped`` where it says there are more."""
+
+    studies: tuple[Study, ...]
+    capped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ListedSeries:
     """The series a peer lists for a study; ``unlistable`` answers cannot be asked about.
 
@@ -260,25 +268,58 @@ def find_studies(
     """
     if not keys:
         raise ValueError("a query without a key would list the whole archive")
+    listed = list_studies(requestor, keys, optional)
+    if listed.capped:
+        raise PacsError("answers-capped", "the list of studies ends before its end")
+    return list(listed.studies)
+
+
+def list_studies(
+    requestor: Requestor,
+    keys: Mapping[str, str],
+    optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
+    wildcards: Mapping[str, str] | None = None,
+) -> ListedStudies:
+    """What :func:`find_studies` finds, and as much of it as comes where the peer ends it early.
+
+    Parameters
+    ----------
+    wildcards : mapping of str to str, optional
+        See :func:`~prefect_dicom.dimse.identifier.query_identifier`.
+    """
+    if not keys and not wildcards:
+        raise ValueError("a query without a key would list the whole archive")
     return_keys = (*_REQUIRED_STUDY_KEYS, *optional)
     refusal: PacsError | None = None
     answered = False
-    for characters in character_sets_for(list(keys.values()), requestor.characters):
-        identifier = query_identifier(keys, return_keys, characters)
+    texts = [*keys.values(), *(wildcards or {}).values()]
+    for characters in character_sets_for(texts, requestor.characters):
+        identifier = query_identifier(keys, return_keys, characters, wildcards)
         try:
-            studies = [_study(answer) for answer in find(requestor, identifier, "STUDY")]
+            listed = _listed_studies(requestor, identifier)
         except PacsError as error:
             if error.code != "request-refused":
                 raise
             refusal = error
             continue
         answered = True
-        if studies:
+        if listed.studies or listed.capped:
             requestor.characters = characters or requestor.characters
-            return studies
+            return listed
     if refusal is not None and not answered:
         raise refusal
-    return []
+    return ListedStudies(())
+
+
+def _listed_studies(requestor: Requestor, identifier: Dataset) -> ListedStudies:
+    studies: list[Study] = []
+    try:
+        studies.extend(map(_study, find(requestor, identifier, "STUDY")))
+    except PacsError as error:
+        if error.code != "answers-capped":
+            raise
+        return ListedStudies(tuple(studies), capped=True)
+    return ListedStudies(tuple(studies))
 
 
 def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Study] | None:
@@ -310,8 +351,10 @@ def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Stud
     return studies
 
 
-def find_some_studies(requestor: Requestor, first: date, last: date) -> list[Study]:
-    """Up to twenty studies of a range of days; the query is cancelled after them.
+def find_some_studies(
+    requestor: Requestor, first: date, last: date, most: int = _SOME
+) -> list[Study]:
+    """Up to twenty studies of a range of days, or ``most``; the query is cancelled after them.
 
     For trying an archive out. Archives that cannot match a range answer with any studies.
 
@@ -325,7 +368,7 @@ def find_some_studies(requestor: Requestor, first: date, last: date) -> list[Stu
     studies: list[Study] = []
     try:
         with contextlib.closing(answers):
-            studies.extend(_study(answer) for answer in itertools.islice(answers, _SOME))
+            studies.extend(_study(answer) for answer in itertools.islice(answers, most))
     except PacsError as error:
         if not studies or error.code != "answers-capped":
             raise

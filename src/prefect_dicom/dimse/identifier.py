@@ -19,9 +19,14 @@ from prefect_dicom.character_sets import character_sets_for, encoded
 from prefect_dicom.identifiers import is_safe_key
 from prefect_dicom.model import InformationModel
 
+_WITH_WILDCARDS = {"PatientID", "AccessionNumber"}
+
 
 def query_identifier(
-    match: Mapping[str, str], return_keys: Sequence[str], characters: str = ""
+    match: Mapping[str, str],
+    return_keys: Sequence[str],
+    characters: str = "",
+    wildcards: Mapping[str, str] | None = None,
 ) -> Dataset:
     """The identifier of a C-FIND: values to match exactly, and empty keys to be filled.
 
@@ -34,16 +39,26 @@ def query_identifier(
     characters : str
         The Specific Character Set for values beyond ASCII; where it lacks their characters, or is
         empty, the first usual one that has them.
+    wildcards : mapping of str to str, optional
+        PatientID or AccessionNumber, and a text with one ``*`` before or behind it: the only
+        wildcards that are ever sent (PS3.4 C.2.2.2.4).
 
     Raises
     ------
     ValueError
-        Where a value is empty, holds a wildcard, a backslash or a control character.
+        Where a value is empty, holds a wildcard, a backslash or a control character; where a
+        wildcard is of another form or another key.
     """
     identifier = Dataset()
     for keyword in return_keys:
         _put(identifier, keyword, "")
     singles = {keyword: _single(keyword, value) for keyword, value in match.items()}
+    for keyword, value in (wildcards or {}).items():
+        text = value.removesuffix("*") if value.endswith("*") else value.removeprefix("*")
+        if keyword not in _WITH_WILDCARDS or text == value:
+            raise ValueError(f"{keyword} is not asked for with wildcards")
+        _single(keyword, text)
+        singles[keyword] = value
     _put_texts(identifier, singles, characters)
     return identifier
 

@@ -153,7 +153,7 @@ def _pad_ids(
     return bool(found)
 
 
-def _date_shift(plan: FindPlan, by: Behaviour, *, days: int) -> bool:
+def _date_shift(plan: FindPlan, by: Behaviour, *, days: int, answered: bool = True) -> bool:
     if not plan.matched:
         otherwise = plan.matches
 
@@ -163,11 +163,25 @@ def _date_shift(plan: FindPlan, by: Behaviour, *, days: int) -> bool:
             return otherwise(keyword, key, value)
 
         plan.matches = matching
-        return False
-    found = [a for a in _answers(plan, by).values() if "StudyDate" in a]
+        return bool(plan.keys.get("StudyDate")) and not answered
+    found = [a for a in _answers(plan, by).values() if answered and "StudyDate" in a]
     for answer in found:
         _put(answer, "StudyDate", _shifted(str(answer.StudyDate), days))
     return bool(found)
+
+
+def _date_ends(plan: FindPlan, by: Behaviour, *, ends: str = "both") -> bool:
+    first, _, last = plan.keys.get("StudyDate", "").partition("-")
+    otherwise = plan.matches
+    left_out = {"first": {first}, "last": {last}, "both": {first, last}}[ends]
+
+    def matching(keyword: str, key: str, value: str) -> bool:
+        if keyword == "StudyDate" and last and value in left_out:
+            return False
+        return otherwise(keyword, key, value)
+
+    plan.matches = matching
+    return bool(last)
 
 
 def _shifted(day: str, days: int) -> str:
@@ -334,8 +348,14 @@ ANSWERS = (
     (
         "find.date_shift",
         (_QUERY, _ANSWER),
-        "Matches and answers every StudyDate so many `days` later.",
+        "Matches and answers every StudyDate so many `days` later; not `answered`: matches only.",
         _date_shift,
+    ),
+    (
+        "find.date_ends",
+        (_QUERY,),
+        "Leaves the `ends` of a range of dates out of it: first, last, both.",
+        _date_ends,
     ),
     (
         "find.omit_keys",

@@ -328,9 +328,19 @@ class Knob:
 # --- C-FIND
 
 
-def _cap(plan: FindPlan, by: Behaviour, *, answers: int, status: int = CANCEL) -> bool:
-    if len(plan.answers) <= answers:
+def _cap(
+    plan: FindPlan,
+    by: Behaviour,
+    *,
+    answers: int,
+    status: int = CANCEL,
+    order: str = "",
+    level: str = "",
+) -> bool:
+    if len(plan.answers) <= answers or level not in ("", plan.level):
         return False
+    if order:
+        plan.answers.sort(key=lambda answer: str(answer.get(order, "")))
     del plan.answers[answers:]
     plan.status = status
     return True
@@ -672,7 +682,9 @@ _TABLE = (
     Knob(
         "find.cap",
         (Stage.FIND_ANSWER,),
-        "Ends after `answers` matches with `status` (FE00, A700, B001, or plain success 0000).",
+        "Ends after `answers` matches with `status` (FE00, A700, B001, or plain success 0000): "
+        "the first ones in the `order` of an attribute, or as they were stored; at one `level` or "
+        "at all.",
         _cap,
     ),
     Knob("find.ignore_keys", (Stage.FIND_QUERY,), "Does not match by these `keys`.", _ignore_keys),

@@ -1,0 +1,230 @@
+"""A PACS that stops in the middle of a list hides no study: all are found, or the gap is named.
+
+:data:`MATRIX` is every limit of answers, told and untold, with whatever else goes wrong beside
+it, for a patient with many studies and for all studies of a month. The truth is computed from
+what the PACS holds by a rule of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import pytest
+from campaign import subset
+
+from prefect_dicom.configuration import PacsNode
+from prefect_dicom.dimse.association import Requestor
+from prefect_dicom.discovery import Habits, discover
+from prefect_dicom.matching import Discovery
+from prefect_dicom.model import CohortRow, DateRange
+from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject, tiny_objects
+
+pytestmark = pytest.mark.campaign("PACS: discovery")
+
+PATIENT = "000123"
+FEBRUARY = DateRange(date(2024, 2, 1), date(2024, 2, 29))
+
+# ------------------------------------------------------------------------------ what the PACS holds
+
+
+def study(number: int, **attributes: str) -> StoredObject:
+    """A study of one object, of which only what a query can ask for matters."""
+    made = next(tiny_objects(1, seed=number))
+    return StoredObject({**made.attributes, **attributes}, made.transfer_syntax_uid, made.encoded)
+
+
+def archive(
+    many: int, *, seed: int, undated: int = 0, days: int = 2000, patients: Sequence[str] = ()
+) -> list[StoredObject]:
+    """So many studies of one patient and in one February, between others and in any order."""
+    lots = random.Random(seed)
+    made = []
+    for number in range(2 * many + many // 3):
+        day = date(2019, 1, 1) + timedelta(days=lots.randrange(days))
+        patient = PATIENT
+        if number >= many:
+            patient = f"{lots.choice('019AKZ')}{lots.choice(['', '000123', 'x'])}{number}"
+            if number < 2 * many:
+                day = date(2024, 2, 1) + timedelta(days=lots.randrange(29))
+        made.append(
+            study(
+                seed * 10_000 + number,
+                PatientID=patient,
+                StudyDate="" if number < undated else f"{day:%Y%m%d}",
+                Modality=lots.choice(["CT", "CT", "MR", "CR", "US", "OT"]),
+                AccessionNumber=f"{lots.choice('ABZ7')}{number:05d}",
+            )
+        )
+    lots.shuffle(made)
+    return made
+
+
+ROWS = {
+    "patient": CohortRow(2, patient_id=PATIENT),
+    "month": CohortRow(1, study_date=FEBRUARY),
+}
+
+
+def truth(held: Sequence[StoredObject], row: CohortRow) -> dict[str, str]:
+    """The row's studies: UID to StudyDate."""
+    studies = {o.study_instance_uid: o.attributes for o in held}
+    if row.patient_id is not None:
+        wanted = {uid: a for uid, a in studies.items() if a["PatientID"] == row.patient_id}
+    else:
+        wanted = studies
+    if row.study_date is not None:
+        first, last = (f"{d:%Y%m%d}" for d in (row.study_date.first, row.study_date.last))
+        wanted = {uid: a for uid, a in wanted.items() if first <= a["StudyDate"] <= last}
+    return {uid: a["StudyDate"] for uid, a in wanted.items()}
+
+
+def is_in_a_gap(day: str, gaps: Sequence[str]) -> bool:
+    for gap in gaps:
+        window = gap.split()[0]
+        if gap == "studies of any date" or (not day and gap == "studies without a date"):
+            return True
+        if day and window[0].isdigit():
+            first, _, last = window.partition("-")
+            if first <= day <= (last or first):
+                return True
+    return False
+
+
+# -------------------------------------------------------------------------------------- the matrix
+
+
+@dataclass(frozen=True)
+class Case:
+    cap: int
+    status: int
+    fault: str
+    row: str
+
+    def __str__(self) -> str:
+        told = f"{self.status:04X}" if self.status else "untold"
+        return f"{self.row}, {self.cap} {told}, {self.fault}"
+
+
+FAULTS: dict[str, list[Behaviour]] = {
+    "clean": [],
+    "PatientID ignored": [("find.ignore_keys", {"keys": ["PatientID"]})],
+    "StudyDate ignored": [("find.ignore_keys", {"keys": ["StudyDate"]})],
+    "ModalitiesInStudy ignored": [("find.ignore_keys", {"keys": ["ModalitiesInStudy"]})],
+    "all ignored": [
+        (
+            "find.ignore_keys",
+            {"keys": ["StudyDate", "ModalitiesInStudy", "PatientID", "AccessionNumber"]},
+        )
+    ],
+    "substrings": [("find.substring", {"keys": ["PatientID"]})],
+    "a day later": [("find.date_shift", {"days": 1, "answered": False})],
+    "a day earlier": [("find.date_shift", {"days": -1, "answered": False})],
+    "ranges without their ends": [("find.date_ends", {})],
+    "undated": [],
+    "duplicates": [("find.duplicate", {})],
+    "duplicates of the cut list": [("find.duplicate", {})],
+    "the latest hidden": [],
+    "nothing by StudyDate": [("find.unsupported_key", {"keys": ["StudyDate"]})],
+}
+STUDIES = {10: 47, 100: 250, 500: 1100}
+MATRIX = [
+    Case(cap, status, fault, row)
+    for cap, status, fault, row in itertools.product(
+        STUDIES, (0xFE00, 0xA700, 0xB001, 0), FAULTS, ROWS
+    )
+    if (fault, row) != ("nothing by StudyDate", "month")
+]
+BY_DEFAULT = [
+    Case(10, 0, "undated", "patient"),
+    Case(10, 0xFE00, "clean", "month"),
+    Case(10, 0, "StudyDate ignored", "month"),
+    Case(10, 0, "duplicates", "patient"),
+    Case(10, 0xA700, "ranges without their ends", "patient"),
+    Case(10, 0, "a day later", "month"),
+    Case(10, 0, "substrings", "patient"),
+]
+WITHOUT_GAPS = {
+    "clean",
+    "PatientID ignored",
+    "ModalitiesInStudy ignored",
+    "substrings",
+    "a day later",
+    "a day earlier",
+    "ranges without their ends",
+    "undated",
+    "duplicates",
+    "duplicates of the cut list",
+    "the latest hidden",
+}
+"""Faults beside which every list can still be had in parts."""
+_told: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def matrix(request) -> Iterator[None]:
+    """Prints what was found, missed and unproved beside each fault."""
+    yield
+    faults = sorted({fault for fault, _ in _told})
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{'':28}{'studies':>9}{'found':>9}{'missed':>9}{'unproved':>9}{'queries':>9}")
+        for fault in faults:
+            figures = "".join(
+                f"{_told[fault, name]:>9,}"
+                for name in ("studies", "found", "missed", "unproved", "queries")
+            )
+            print(f"{fault:28}{figures}")
+
+
+def script_of(case: Case) -> list[Behaviour]:
+    order = "StudyDate" if case.fault == "the latest hidden" else ""
+    cap = Behaviour("find.cap", answers=case.cap, status=case.status, order=order)
+    others = [Behaviour(knob, **arguments) for knob, arguments in FAULTS[case.fault]]
+    return [cap, *others] if case.fault.endswith("cut list") else [*others, cap]
+
+
+def ask(
+    held: Sequence[StoredObject],
+    script: Sequence[Behaviour],
+    rows: Sequence[CohortRow],
+    habits: Habits | None = None,
+) -> tuple[list[Discovery], list[dict[str, str]]]:
+    """What rows find, and the keys of all queries that it took."""
+    habits = habits or Habits()
+    with ScriptedPacs(objects=held, script=script) as pacs:
+        node = PacsNode(host="127.0.0.1", port=pacs.port, called_ae_title=pacs.ae_title)
+        with Requestor(node) as requestor:
+            found = [discover(requestor, row, habits) for row in rows]
+        return found, [
+            {k: v for k, v in request.keys.items() if v} for request in pacs.requests("C-FIND")
+        ]
+
+
+@pytest.mark.parametrize("case", subset(MATRIX, BY_DEFAULT), ids=str)
+def test_every_study_is_found_or_its_window_is_named(case, seed):
+    undated = 7 if case.fault == "undated" else 0
+    held = archive(STUDIES[case.cap], seed=seed % 1000, undated=undated)
+    row = ROWS[case.row]
+    (found,), queries = ask(held, script_of(case), [row])
+    wanted = truth(held, row)
+    there = {s.study_instance_uid for s in found.studies}
+    absent = {uid: day for uid, day in wanted.items() if uid not in there}
+    unproved = {uid for uid, day in absent.items() if is_in_a_gap(day, found.gaps)}
+    figures = {
+        "studies": len(wanted),
+        "found": len(there),
+        "missed": len(absent) - len(unproved),
+        "unproved": len(unproved),
+        "queries": len(queries),
+    }
+    for name, number in figures.items():
+        _told[case.fault, name] += number
+    assert there <= wanted.keys()
+    assert absent.keys() == unproved, (figures, found.gaps)
+    assert found.reason == ("list-unproved" if found.gaps else None)
+    if case.fault in WITHOUT_GAPS:
+        assert not absent and not found.gaps, (figures, found.gaps)
