@@ -832,6 +832,14 @@ CASES = [
     ),
     Case(
         "F19",
+        "a PACS that understands queries in UTF-8 only",
+        knobs("find.query_charset", sets=["ISO_IR 192"]),
+        {"PatientID": "Öz-1"},
+        ARCHIVED,
+        held=lambda: study(52, SpecificCharacterSet="ISO_IR 192", PatientID="Öz-1"),
+    ),
+    Case(
+        "F19",
         "an identifier whose letters the PACS has lost",
         knobs("find.charset", how="strip"),
         {"PatientID": "王-1"},

@@ -631,6 +631,12 @@ def find_cap(scene):
     with scene.with_knob("find.cap", answers=4, status=0xA700) as pacs:
         answers, status = find(pacs, "STUDY", StudyInstanceUID="")
     assert (len(answers), status) == (4, 0xA700)
+    pacs.script[:] = [Behaviour("find.cap", answers=2, order="StudyDate", level="STUDY")]
+    with pacs:
+        answers, status = find(pacs, "STUDY", StudyInstanceUID="", StudyDate="")
+        dates = sorted(study[0].attributes["StudyDate"] for study in pacs.holdings.studies({}))
+        assert [answer.StudyDate for answer in answers] == dates[:2]
+        assert scene.list_images()[1] == 0
 
 
 def find_ignore_keys(scene):
@@ -750,6 +756,22 @@ def find_date_shift(scene):
         assert find(pacs, "STUDY", **keys)[0] == []
         ((answer,), _) = find(pacs, "STUDY", StudyInstanceUID=scene.study, StudyDate="")
     assert int(answer.StudyDate) > int(held["StudyDate"])
+    pacs.script[:] = [Behaviour("find.date_shift", days=1, answered=False)]
+    with pacs:
+        ((answer,), _) = find(pacs, "STUDY", StudyInstanceUID=scene.study, StudyDate="")
+        assert find(pacs, "STUDY", **keys)[0] == []
+    assert answer.StudyDate == held["StudyDate"]
+
+
+def find_date_ends(scene):
+    with scene.pacs as pacs:
+        day = pacs.holdings.studies({"StudyInstanceUID": scene.study})[0][0].attributes["StudyDate"]
+        keys = {"StudyInstanceUID": scene.study}
+        for ends, first, last in (("first", day, "29991231"), ("last", "19000101", day)):
+            pacs.script[:] = [Behaviour("find.date_ends", ends=ends)]
+            assert find(pacs, "STUDY", **keys, StudyDate=f"{first}-{last}")[0] == []
+            assert len(find(pacs, "STUDY", **keys, StudyDate=day)[0]) == 1
+            assert len(find(pacs, "STUDY", **keys, StudyDate="19000101-29991231")[0]) == 1
 
 
 def find_ff01(scene):

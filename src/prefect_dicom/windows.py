@@ -26,7 +26,7 @@ from prefect_dicom.errors import PacsError
 from prefect_dicom.identifiers import is_safe_key, normal_uid
 from prefect_dicom.matching import FIRST_DAY, LAST_DAY, study_day, unpadded, wider
 from prefect_dicom.model import DateRange, Study
-from prefect_dicom.profile import NodeProfile
+from prefect_dicom.profile import Match, NodeProfile
 
 WORTH_A_DOUBT = 10
 """Answers from which on a list is doubted; no archive is known to stop below."""
@@ -78,9 +78,10 @@ class Limits:
         cap, untold = profile.answer_cap, profile.answer_cap_status in (None, "0000")
         self.longest = max(profile.longest_list or 0, cap or 0)
         self.caps = {cap} if cap is not None and untold else set()
-        self.useless = {*(profile.keys_ignored or ()), *(profile.keys_emptying or ())}
-        for keyword in _WITH_WILDCARDS:
-            if profile.wildcards is not None and keyword not in profile.wildcards:
+        for keyword, habit in (profile.keys or {}).items():
+            if habit.match in (Match.IGNORED, Match.EMPTIES):
+                self.useless.add(keyword)
+            if habit.wildcards is False:
                 self.useless |= {_Affix(keyword, "", last).name for last in (True, False)}
 
     def is_whole(self, listed: ListedStudies) -> bool:
