@@ -218,6 +218,20 @@ def test_series_that_turn_out_undecided_when_a_study_is_listed_are_not_guessed(t
         whole(place)
 
 
+@pytest.mark.parametrize("status", [0x0000, 0xA900])
+def test_one_key_that_spoils_the_query_hides_no_other(tmp_path, status):
+    spoilt = [
+        Behaviour("find.unsupported_key", keys=["ProtocolName"], returned=True, status=status)
+    ]
+    text = "list: list.csv\nseries: {Modality: CT, ProtocolName: {not: x}}\n"
+    with site(tmp_path, script=spoilt) as place:
+        assert pull(place, text) == [("ambiguous", "filter-undecided")]
+        asked = [r for r in place.pacs.requests("C-FIND") if "ProtocolName" in r.keys]
+        assert asked
+        # Of a study without a series of the modality that is nothing to wonder about.
+        assert pull(place, text, "PatientID\nP2\n") == [("excluded", "excluded-by-filter")]
+
+
 @pytest.mark.parametrize("omitted", [[], ["NumberOfSeriesRelatedInstances"]])
 def test_series_are_selected_by_their_length_whether_the_pacs_counts_or_only_lists(
     tmp_path, omitted

@@ -460,26 +460,24 @@ def tell_study(
 ) -> Study:
     """The study, with further attributes as the peer tells them at STUDY level.
 
-    Asked for by its UID. What the peer does not answer lacks in ``told``; so does everything
-    where these keys spoil the query.
+    Asked for by its UID; one by one where together they bring no answer. What the peer does not
+    answer lacks in ``told``.
 
     Raises
     ------
     PacsError
         See :func:`find`.
     """
-    uid, patient_id = study.study_instance_uid, study.patient_id
-    above = _keys_above(requestor, uid, patient_id, habits)
-    try:
-        answers = _answers(requestor, above, [keywords], "STUDY", patient_id)
-    except PacsError as error:
-        if error.code != "request-refused":
-            raise
-        return study
-    for answer in answers:
-        if _uid(answer, "StudyInstanceUID") == normal_uid(uid):
-            return replace(study, told=(*study.told, *_told(answer, keywords)))
-    return study
+    above = _keys_above(requestor, study.study_instance_uid, study.patient_id, habits)
+    told: dict[str, str] = {}
+    for some in (keywords, *([keyword] for keyword in keywords if len(keywords) > 1)):
+        answers = _tried(requestor, above, some, "STUDY", study.patient_id)
+        for answer in answers:
+            if _uid(answer, "StudyInstanceUID") == normal_uid(study.study_instance_uid):
+                told |= dict(_told(answer, some))
+        if answers and some is keywords:
+            break
+    return replace(study, told=(*study.told, *told.items()))
 
 
 def tell_series(
@@ -494,12 +492,39 @@ def tell_series(
     """
     uid, patient_id = study.study_instance_uid, study.patient_id
     above = _keys_above(requestor, uid, patient_id, habits)
-    forms = ((*_UNIQUE_SERIES_KEYS, *keywords), _UNIQUE_SERIES_KEYS)
-    series: dict[str, dict[str, str]] = {}
-    for answer in _answers(requestor, above, forms, "SERIES", patient_id, habits):
-        if _belongs(answer, "StudyInstanceUID", uid):
-            series.setdefault(_uid(answer, "SeriesInstanceUID"), dict(_told(answer, keywords)))
-    return series
+    series: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def note(answers: Sequence[Dataset], asked: Sequence[str]) -> None:
+        for answer in answers:
+            if _belongs(answer, "StudyInstanceUID", uid):
+                series[_uid(answer, "SeriesInstanceUID")] |= dict(_told(answer, asked))
+
+    note(
+        _tried(requestor, above, (*_UNIQUE_SERIES_KEYS, *keywords), "SERIES", patient_id), keywords
+    )
+    if not series:
+        # A key that the peer does not know may have spoilt the query; which one, if any?
+        note(_answers(requestor, above, [_UNIQUE_SERIES_KEYS], "SERIES", patient_id, habits), ())
+        for keyword in keywords if series else ():
+            form = (*_UNIQUE_SERIES_KEYS, keyword)
+            note(_tried(requestor, above, form, "SERIES", patient_id), [keyword])
+    return dict(series)
+
+
+def _tried(
+    requestor: Requestor,
+    above: Mapping[str, str],
+    keywords: Sequence[str],
+    level: str,
+    patient_id: str,
+) -> list[Dataset]:
+    """The answers to a query that a key may spoil; none where it is refused."""
+    try:
+        return _answers(requestor, above, [keywords], level, patient_id)
+    except PacsError as error:
+        if error.code != "request-refused":
+            raise
+        return []
 
 
 def _told(answer: Dataset, keywords: Sequence[str]) -> Iterator[tuple[str, str]]:
