@@ -39,6 +39,7 @@ from prefect_dicom.selection import (
     series_text,
 )
 from prefect_dicom.testing import Behaviour
+from prefect_dicom.testing.audit import Auditor
 
 LIST = "PatientID,Index Date\n0001,2024-01-31\n0002,20240215\n"
 
@@ -539,6 +540,11 @@ def pull(place: Place, text: str, **files: str) -> list[tuple[str, str, int]]:
         return [(str(v.verdict), v.reason, len(v.studies)) for v in ledger.verdicts(cohort)]
 
 
+def whole(place: Place) -> None:
+    place.audit()
+    assert Auditor(place.site, place.pacs).audit(finished=True) == []
+
+
 def levels(place: Place) -> list[str]:
     return [request.level for request in place.pacs.requests("C-FIND")]
 
@@ -566,7 +572,7 @@ def test_only_studies_that_pass_every_filter_are_pulled_and_each_row_says_why(pl
     with place.ledger() as ledger:
         (near,) = ledger.near_misses(1, 6)
     assert dict(near.told) == {"PatientSex": ""}
-    place.audit()
+    whole(place)
 
 
 def test_a_row_with_one_study_that_cannot_be_judged_keeps_the_others_and_says_so(tmp_path):
@@ -606,7 +612,7 @@ def test_no_more_studies_of_a_patient_are_pulled_than_are_wanted(place, take, ta
     assert place.asked_for("C-GET") == 1
     totals = place.totals()
     assert sum(totals.studies.values()) == 2
-    place.audit()
+    whole(place)
 
 
 def test_a_rerun_of_a_finished_definition_asks_for_nothing(place):
@@ -615,3 +621,59 @@ def test_a_rerun_of_a_finished_definition_asks_for_nothing(place):
     asked = place.asked_for()
     assert pull(place, text, all=EVERYBODY) == first
     assert place.asked_for() == asked
+
+
+def test_without_a_list_every_study_of_each_month_is_judged_and_an_empty_month_is_no_failure(
+    tmp_path,
+):
+    held = [
+        *HELD,
+        *series(7, 1, 1, PatientID="P7", Modality="CT", StudyDate="20240131"),
+        *series(8, 1, 1, PatientID="P8", Modality="CT", StudyDate="20240401"),
+        *series(9, 1, 1, PatientID="P9", Modality="MR", StudyDate="20240515"),
+    ]
+    with site_around(tmp_path, held, retrieve="c-get") as place:
+        verdicts = pull(
+            place, "studies: {StudyDate: 20240110-20240630, Modality: CT, PatientSex: [F, O]}"
+        )
+        assert verdicts == [
+            ("partial", "filter-undecided", 3),
+            ("archived", "all-archived", 1),
+            ("excluded", "window-empty", 0),
+            ("archived", "all-archived", 1),
+            ("excluded", "excluded-by-filter", 0),
+            ("excluded", "window-empty", 0),
+        ]
+        assert set(place.studies()) == {study_uid(number) for number in (1, 2, 5, 7, 8)}
+        whole(place)
+
+
+def test_filters_and_a_maximum_hold_where_a_month_is_found_in_parts(tmp_path):
+    held = [
+        stored
+        for number in range(40)
+        for stored in series(
+            number + 1,
+            1,
+            PatientID=f"P{number % 4}",
+            Modality="CT" if number % 2 else "MR",
+            StudyDate=f"202401{1 + number % 28:02d}",
+        )
+    ]
+    script = [Behaviour("find.cap", answers=10, status=0x0000)]
+    with site_around(tmp_path, held, script=script, retrieve="c-get") as place:
+        text = "studies: {StudyDate: 20240101-20240131, Modality: CT}\n"
+        text += "most_per_patient: {studies: 3}"
+        assert pull(place, text) == [("archived", "all-archived", 6)]
+        truth = {}
+        for stored in held:
+            if stored.attributes["Modality"] == "CT":
+                key = (stored.attributes["StudyDate"], stored.study_instance_uid)
+                truth.setdefault(stored.patient_id, []).append(key)
+        latest = {
+            uid
+            for keys in truth.values()
+            for _, uid in sorted(keys, key=lambda key: (-int(key[0]), key[1]))[:3]
+        }
+        assert set(place.studies()) == latest
+        whole(place)

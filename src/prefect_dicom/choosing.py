@@ -14,7 +14,7 @@ from dataclasses import replace
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import QueryHabits, list_study, tell_series, tell_study
 from prefect_dicom.errors import PacsError
-from prefect_dicom.matching import MOST_NEAR_MISSES, Discovery
+from prefect_dicom.matching import MOST_NEAR_MISSES, Discovery, is_window
 from prefect_dicom.model import CohortRow, Instance, Selection, Study
 from prefect_dicom.policy import FILTER_UNDECIDED
 from prefect_dicom.selection import (
@@ -47,7 +47,8 @@ def choose_studies(
     PacsError
         See :func:`~prefect_dicom.dimse.find.find`.
     """
-    if found.reason == "no-match" and _is_window(row):
+    if is_window(row) and found.reason in ("no-match", "excluded-by-filter"):
+        # Its days are all that it filters by.
         return replace(found, reason="window-empty")
     wanted, undecided = [], []
     for study in found.studies:
@@ -90,10 +91,6 @@ def choose_series_of(
     """
     answers = tell_series(requestor, study, series_keywords(selection), habits)
     return choose_series(selection.series, _counted(answers, listed))
-
-
-def _is_window(row: CohortRow) -> bool:
-    return row.patient_id is row.accession_number is row.study_instance_uid is None
 
 
 def _judge(

@@ -364,8 +364,11 @@ class Auditor:
     def _rows(self, now: _Seen, finished: bool) -> Iterator[Violation]:
         studies = now.by_reference()
         links: dict[tuple[int, int], list[int]] = defaultdict(list)
+        left_out = set()
         for link in now.tables["row_studies"]:
             links[link["cohort"], link["line"]].append(link["study"])
+            if link["reason"] is not None:
+                left_out.add((f"cohort {link['cohort']}, line {link['line']}", link["study"]))
         count = Counter(row["cohort"] for row in now.tables["cohort_rows"])
         for cohort in now.tables["cohorts"]:
             if count[cohort["number"]] != cohort["rows"]:
@@ -383,7 +386,8 @@ class Auditor:
             if row["discovered"] and row["reason"] is None and not linked:
                 yield Violation("I9", "a row found studies and has none", where)
             pending = not row["discovered"] and row["reason"] is None
-            pending |= any(studies[each]["state"] in ("pending", "listed") for each in linked)
+            wanted = [each for each in linked if (where, each) not in left_out]
+            pending |= any(studies[each]["state"] in ("pending", "listed") for each in wanted)
             if finished and pending:
                 yield Violation("I9", "a row did not come to its end", where)
         yield from self._nothing_lost(now)
