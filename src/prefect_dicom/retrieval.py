@@ -145,6 +145,12 @@ class StudyWork:
             return False
         return self.series is None or key.series_instance_uid in self.series
 
+    def key_of(self, key: InstanceKey) -> InstanceKey:
+        """The key, in the study's only series where the object does not tell which it is in."""
+        if key.series_instance_uid or self.series is None or len(self.series) != 1:
+            return key
+        return InstanceKey(*self.series, key.sop_instance_uid)
+
     def arrived(self) -> Counter[str]:
         """How many instances are here, by series."""
         return Counter(
@@ -403,6 +409,8 @@ class Retrieval:
             raise PacsError("evidence-too-weak")
         answer = self._of_selection(work, answer)
         is_listed = answer.evidence is Evidence.INSTANCE_LIST
+        if not fresh and work.is_listed and not is_listed:
+            raise PacsError("request-refused", "the instances are not listed any more")
         if not fresh and is_listed and not answer.instances:
             # What came of it is no study that anybody has now; the list stays as it was.
             work.gone = True
@@ -414,7 +422,7 @@ class Retrieval:
                 return False
         else:
             told = (answer.series, answer.number_of_instances)
-            changed = told != (work.series, work.number_of_instances) or work.is_listed
+            changed = told != (work.series, work.number_of_instances)
             if not (fresh or changed):
                 return False
             answer = replace(answer, instances=self._here(work, answer, fresh=fresh))
@@ -1139,7 +1147,7 @@ class Retrieval:
                 continue
             scan = survey(path)
             identity = scan.identity
-            key = listed_key(identity, work.listed)
+            key = work.key_of(listed_key(identity, work.listed))
             held = work.received.get(key)
             known = held.sha256 if held else work.stored_hashes.get(key)
             if known == sha256:

@@ -546,13 +546,13 @@ def list_study(requestor: Requestor, study: Study, habits: QueryHabits) -> Liste
     study : Study
         As a STUDY level query told it.
     habits : QueryHabits
-        What is known of the peer, and is learnt of it. One that has listed instances before is
-        held to that: a refusal is an error then, and weaker evidence is not taken for it.
+        What is known of the peer, and is learnt of it.
 
     Raises
     ------
     PacsError
-        As :func:`list_instances`, but that refusals at IMAGE and SERIES level are no errors.
+        As :func:`list_instances`, but that refusals at IMAGE level are no errors, nor at SERIES
+        level of a peer that has never answered there.
     """
     uid, patient_id = study.study_instance_uid, study.patient_id
     try:
@@ -570,9 +570,16 @@ def list_study(requestor: Requestor, study: Study, habits: QueryHabits) -> Liste
         return _by_counts(listed)
     reached("list-half-read")
     try:
-        found = _instances_of(requestor, listed, uid, patient_id, habits)
+        # One that answers for others may only have failed to: it is asked twice.
+        for last in (not habits.answers.get("IMAGE"), True):
+            try:
+                found = _instances_of(requestor, listed, uid, patient_id, habits)
+                break
+            except PacsError as error:
+                if error.code != "request-refused" or last:
+                    raise
     except PacsError as error:
-        if error.code != "request-refused" or habits.answers.get("IMAGE"):
+        if error.code != "request-refused":
             raise
         habits.refused("IMAGE")
         return _by_counts(listed)
