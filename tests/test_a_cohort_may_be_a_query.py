@@ -6,6 +6,7 @@ tell is decided by nobody, and shown.
 
 from __future__ import annotations
 
+import csv
 import random
 import time
 from datetime import date
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pandas
 import pytest
+from commands import CommandLine
 from series import series, study_uid
 from sites import Place, site_around
 
+from prefect_dicom.cli import Exit
 from prefect_dicom.definition import cohort_file_digest, read_cohort_file
 from prefect_dicom.errors import CohortError
 from prefect_dicom.model import (
@@ -27,6 +30,7 @@ from prefect_dicom.model import (
     Selection,
     Study,
 )
+from prefect_dicom.report import write_reports
 from prefect_dicom.selection import (
     age_in_years,
     beyond_the_maximum,
@@ -572,6 +576,12 @@ def test_only_studies_that_pass_every_filter_are_pulled_and_each_row_says_why(pl
     with place.ledger() as ledger:
         (near,) = ledger.near_misses(1, 6)
     assert dict(near.told) == {"PatientSex": ""}
+    with place.ledger() as ledger:
+        folder = write_reports(ledger, ledger.cohorts()[0], place.site.reports)
+    with (folder / "candidates.csv").open(encoding="utf-8-sig") as file:
+        (candidate,) = csv.DictReader(file)
+    assert candidate["CandidateOf"] == "6"
+    assert candidate["Why"] == "PatientSex is not told, or cannot be compared"
     whole(place)
 
 
@@ -613,6 +623,16 @@ def test_no_more_studies_of_a_patient_are_pulled_than_are_wanted(place, take, ta
     totals = place.totals()
     assert sum(totals.studies.values()) == 2
     whole(place)
+
+
+def test_the_command_line_tells_all_faults_of_a_definition_before_anything_is_sent(place):
+    (place.folder / "chest.yaml").write_text("list: nothing.csv\nseries: {Modalty: CT}\n")
+    ended = CommandLine(place.folder, place.folder / "home")("pull", "chest.yaml")
+    assert ended.code == Exit.CONFIGURATION
+    told = " ".join(ended.complaints.split())
+    assert "list: does not exist" in told
+    assert "did you mean `Modality`?" in told
+    assert place.asked_for() == 0
 
 
 def test_a_rerun_of_a_finished_definition_asks_for_nothing(place):

@@ -20,8 +20,18 @@ from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import is_uid, normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.matching import why_not_taken
-from prefect_dicom.model import CohortRow, Evidence, RowVerdict, Study, StudyState, Verdict
+from prefect_dicom.model import (
+    CohortRow,
+    Evidence,
+    RowVerdict,
+    Selection,
+    Study,
+    StudyState,
+    Verdict,
+)
+from prefect_dicom.policy import FILTER_UNDECIDED
 from prefect_dicom.reasons import reason_for
+from prefect_dicom.selection import why_undecided
 
 RESULTS = "results.csv"
 INSTANCES = "instances"
@@ -250,8 +260,9 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
 
 
 def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
+    selection = ledger.selection(cohort.number)
     candidates = (
-        _candidate(row, reason, study)
+        _candidate(row, reason, study, selection)
         for row, reason, studies in ledger.candidates(cohort.number)
         for study in studies
     )
@@ -269,11 +280,16 @@ def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
             writer.writerows(candidates)
 
 
-def _candidate(row: CohortRow, reason: str | None, study: Study) -> dict[str, Any]:
+def _candidate(
+    row: CohortRow, reason: str | None, study: Study, selection: Selection
+) -> dict[str, Any]:
+    why = why_not_taken(row, study)
+    if not why and reason == FILTER_UNDECIDED:
+        why = why_undecided(selection, study)
     return {
         "Take": "",
         "CandidateOf": row.line,
-        "Why": "; ".join(why_not_taken(row, study)) or reason,
+        "Why": "; ".join(why) or reason,
         # A spreadsheet would make a number or a date of an identifier, and lose its zeros.
         "PatientID": _quoted(study.patient_id),
         "AccessionNumber": _quoted(study.accession_number),

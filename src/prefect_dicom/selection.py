@@ -107,6 +107,18 @@ def judge_study(selection: Selection, study: Study) -> bool | None:
     return _all(judgements)
 
 
+def why_undecided(selection: Selection, study: Study) -> tuple[str, ...]:
+    """What cannot be told of a study that is undecided, in words that hold no patient data."""
+    words = [
+        f"{each.keyword} is not told, or cannot be compared"
+        for each in selection.studies
+        if _judge(each, _values_of(each.keyword, study)) is None
+    ]
+    if _not_excluded(selection.excluded, study) is None:
+        words.append("it is nearly what is excluded")
+    return tuple(words) or ("its series are not told as far as the filters need",)
+
+
 def choose_series(
     filters: Sequence[Filter], answers: Mapping[str, Mapping[str, str]]
 ) -> ChosenSeries:
