@@ -20,7 +20,7 @@ from prefect_dicom.model import Verdict
 from prefect_dicom.planning import ROWS_PER_WRITE
 from prefect_dicom.testing import tiny_objects
 
-HOURS = 3600
+HOURS = 4 * 3600
 GROWTH_BYTES = 25_000_000
 """What Python's allocator and SQLite's cache may still take after the first tenth of the rows."""
 COMMANDS = {
@@ -55,6 +55,7 @@ def planning(place: Place, cohort: Path, through: str) -> Iterator[subprocess.Po
         process.wait()
 
 
+@pytest.mark.timeout(HOURS)
 @pytest.mark.campaign("discovery of a large cohort")
 @pytest.mark.parametrize(
     "through", ["steps", pytest.param("flow", marks=pytest.mark.whole_campaign)]
