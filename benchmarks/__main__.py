@@ -20,6 +20,7 @@ from benchmarks.cohorts import (
     cohort_of_tiny_studies,
     large_object_peaks,
     many_associations_peak,
+    planning,
     register_and_report,
 )
 from benchmarks.corpus import Study, ct_studies, small_studies
@@ -30,7 +31,7 @@ from benchmarks.receiving import getting_rates, receiving_rates
 from benchmarks.sender import Orthanc
 from benchmarks.table import HEAD, Line, ratio
 
-PARTS = ("receive", "nagle", "get", "jobs", "cohort", "memory")
+PARTS = ("receive", "nagle", "get", "jobs", "cohort", "plan", "memory")
 _CONTEXTS = {
     "CT": (str(CTImageStorage), str(ExplicitVRLittleEndian)),
     "10 KB": (str(SecondaryCaptureImageStorage), str(ExplicitVRLittleEndian)),
@@ -56,12 +57,14 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
     parts = options.only or PARTS
     if {"receive", "nagle", "get"} & set(parts):
         yield from _transfers(folder / "transfers", options, parts)
-    if {"jobs", "cohort", "memory"} & set(parts):
+    if {"jobs", "cohort", "plan", "memory"} & set(parts):
         with Bench.opened(folder / "jobs") as bench:
             if "jobs" in parts:
                 yield from _jobs(folder / "whole", bench, options)
             if "cohort" in parts:
                 yield from _cohort(bench, options)
+            if "plan" in parts:
+                yield from _planning(bench, options)
             if "memory" in parts:
                 yield from _memory(folder / "memory", bench, options)
 
@@ -186,6 +189,20 @@ def _cohort(bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
     yield _peak(f"a cohort of {n:,} studies", found["peak_bytes"], "")
 
 
+def _planning(bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
+    n = options.planned
+    for keyword, associations, how in (
+        ("AccessionNumber", 1, "a query a row, one association"),
+        ("AccessionNumber", 4, "a query a row, 4 associations"),
+        ("StudyInstanceUID", 4, "lists of UIDs, 4 associations"),
+    ):
+        found = planning(bench, n, keyword, associations)
+        early, late = found["early_bytes"] / 1e6, found["late_bytes"] / 1e6
+        detail = f"{n:,} rows, {found['queries']:,} queries; {early:.0f} MB after a tenth, "
+        detail += f"{late:.0f} MB at the end"
+        yield Line(f"planning, {how}", found["rows_per_second"], unit=" rows/s", detail=detail)
+
+
 def _memory(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
     folder.mkdir()
     large = large_object_peaks(bench, folder, options.large)
@@ -215,6 +232,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--job-rounds", type=int, default=3)
     parser.add_argument("--directory-archive", action="store_true", help="no radosgw")
     parser.add_argument("--studies", type=int, default=2000, help="of one tiny object in a cohort")
+    parser.add_argument("--planned", type=int, default=10_000, help="rows of a dry run")
     parser.add_argument("--large", type=int, default=2000, help="MB of the large object")
     parser.add_argument("--rows", type=int, default=100_000, help="of the cohort only registered")
     return parser.parse_args()

@@ -80,6 +80,27 @@ def register_and_report(bench: Bench, rows: int) -> dict[str, float]:
     return bench.run("report", site, cohort)
 
 
+def planning(bench: Bench, rows: int, keyword: str, associations: int) -> dict[str, float]:
+    """Find the studies of a cohort that names them by this key; nothing is retrieved.
+
+    Returns
+    -------
+    dict
+        ``rows_per_second`` and ``queries``; memory after the first tenth of the rows
+        (``early_bytes``), at the end (``late_bytes``), and its peak (``peak_bytes``).
+    """
+    with ScriptedPacs(objects=tiny_objects(rows)) as pacs:
+        node = {"port": pacs.port, "called_ae_title": pacs.ae_title}
+        site = bench.site(node | {"limits": {"associations": associations}}, _DIRECTORY)
+        keys = (stored.attributes[keyword] for stored in pacs.holdings)
+        cohort = bench.cohort(keys, f"plan-{keyword}-{rows}-{associations}", keyword)
+        found = bench.run("plan", site, cohort)
+        queries = len(pacs.requests("C-FIND"))
+    if found["studies"] != rows:
+        raise RuntimeError(f"{found['studies']} of {rows} studies were found")
+    return found | {"queries": queries, "rows_per_second": rows / found["seconds"]}
+
+
 def _site(bench: Bench, pacs: ScriptedPacs) -> Path:
     site = bench.site({"port": pacs.port, "called_ae_title": pacs.ae_title}, _DIRECTORY)
     receiver = load_site(site).receiver

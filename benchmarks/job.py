@@ -6,11 +6,13 @@
     python -m benchmarks.job stages SITE COHORT     retrieve everything, then archive everything
     python -m benchmarks.job idle SITE COHORT       the flow with steps that do nothing
     python -m benchmarks.job report SITE COHORT     register, and report; nothing is pulled
+    python -m benchmarks.job plan SITE COHORT       find the studies; nothing is pulled
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ from prefect_dicom.configuration import Site, load_site
 from prefect_dicom.flows import pull_cohort
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import Chunk
+from prefect_dicom.planning import open_plan
 from prefect_dicom.report import write_reports
 from prefect_dicom.steps import Pull, open_pull, register_cohort
 
@@ -121,7 +124,38 @@ def run_report(site: Path, cohort: Path) -> dict:
     return {"seconds": time.perf_counter() - began}
 
 
-_MODES = {"flow": run_flow, "stages": run_stages, "idle": run_idle, "report": run_report}
+def run_plan(site: Path, cohort: Path) -> dict:
+    """Find the studies of a cohort; memory after the first tenth of its rows, and at the end."""
+    settings = load_site(site)
+    registered = register_cohort(settings, cohort, None)
+    asked, early_bytes = 0, 0
+    with open_plan(settings, registered.number) as plan:
+        began = time.perf_counter()
+        for page in plan.discovery_pages():
+            asked += plan.discover(*page)
+            if not early_bytes and asked >= registered.rows / 10:
+                early_bytes = _resident_bytes()
+        seconds = time.perf_counter() - began
+        return {
+            "seconds": seconds,
+            "studies": plan.ledger.totals(registered.number).studies.total(),
+            "early_bytes": early_bytes,
+            "late_bytes": _resident_bytes(),
+        }
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+_MODES = {
+    "flow": run_flow,
+    "stages": run_stages,
+    "idle": run_idle,
+    "report": run_report,
+    "plan": run_plan,
+}
 
 if __name__ == "__main__":
     result = _MODES[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -78,13 +78,13 @@ class Bench:
         file.write_text(yaml.safe_dump(content))
         return file
 
-    def cohort(self, uids: Iterable[str], name: str) -> Path:
-        """A cohort file that names studies by their UIDs."""
+    def cohort(self, keys: Iterable[str], name: str, keyword: str = "StudyInstanceUID") -> Path:
+        """A cohort file that names studies by their UIDs, or by another key."""
         path = self.folder / f"{name}.csv"
         with path.open("w", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(["StudyInstanceUID"])
-            rows.writerows([uid] for uid in uids)
+            rows.writerow([keyword])
+            rows.writerows([key] for key in keys)
         return path
 
     def run(self, mode: str, site: Path, cohort: Path) -> dict:

@@ -206,6 +206,25 @@ def test_status_knows_no_cohort_yet_and_loads_no_engine(command, place):
     assert not ended.modules & SLOW_TO_IMPORT
 
 
+def test_a_dry_run_says_what_a_pull_would_take_and_takes_nothing(command, place, server):
+    cohort = place.cohort([{"PatientID": "00000001"}, {"PatientID": "no such patient"}])
+    ended = command("pull", cohort, "--dry-run", **server)
+    assert ended.code == 2
+    assert "1 row found" in ended.output
+    assert "1 row not-found" in ended.output
+    assert "1 studies, 2 instances, 1.0 MB: about 0 s of running" in ended.output
+    assert place.asked_for("C-GET") == 0
+    asked = place.asked_for()
+    again = command("pull", cohort, "--dry-run", "--json", **server)
+    assert (again.code, place.asked_for()) == (2, asked)
+    assert again.result["rows"] == {"found": 1, "not-found": 1}
+    assert again.result["instances"] == 2
+    assert again.result["modalities"][0]["modality"] == "OT"
+    written = {path.name for path in Path(again.result["reports"]).iterdir()}
+    assert written >= {"estimate.parquet", "estimate.csv", "results.csv"}
+    assert list((place.folder / "archive").iterdir()) == []
+
+
 def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, server):
     uid = place.pacs.holdings.study_instance_uids()[0]
     (late,) = tiny_objects(1, seed=9)
