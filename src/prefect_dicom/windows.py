@@ -47,6 +47,8 @@ _NEAR = timedelta(days=15)
 
 _WITH_WILDCARDS = ("PatientID", "AccessionNumber")
 _CHARACTERS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "*?\\")
+_OF_SQL = "%_"
+"""Wildcards of its LIKE. Orthanc hands them on, so that what ends with them cannot be asked for."""
 # PS3.3 C.7.3.1.1.1: the defined terms of Modality, those of today first, then the retired ones.
 _TERMS = """
 CT MR CR DX US MG XA RF NM PT OT SC SR PR KO SEG DOC RTSTRUCT RTPLAN RTDOSE RTIMAGE RTRECORD
@@ -205,7 +207,7 @@ class _Search:
         self._left = _MOST_QUESTIONS if self._keys else _MOST_OF_A_WINDOW
         self._refused = 0
         self.studies: dict[Study, date | None] = {}
-        """Every answer once, with its day."""
+        """Every answer once, with the day that a range of days finds it by."""
         self._known: set[object] = set()
         self.gaps: list[str] = []
 
@@ -215,7 +217,9 @@ class _Search:
         for study in listed.studies:
             if study in self.studies:
                 continue
-            self.studies[study] = study_day(study.study_date)
+            # Orthanc compares dates as texts: what has the older form is in no range of days.
+            is_da = unpadded(study.study_date).isdigit()
+            self.studies[study] = study_day(study.study_date) if is_da else None
             identity = _identity(study)
             if identity not in self._known:
                 self._known.add(identity)
@@ -469,12 +473,15 @@ class _Search:
         """Whether something stays cut of what has one character more than the affix."""
         seen = {affix.next_of(value) for value in self._values(part, affix.keyword)} - {""}
         stuck = not seen.issubset(_CHARACTERS)
-        for character in sorted(_CHARACTERS, key=lambda one: one not in seen):
+        for character in sorted(_CHARACTERS, key=lambda c: (c not in _OF_SQL, c not in seen)):
             longer = affix.longer(character)
             if not is_safe_key(longer.text):
                 continue
             smaller = replace(part, affix=longer)
-            if not self._is_whole(smaller, self._ask(smaller)):
+            listed = self._ask(smaller)
+            if character in _OF_SQL and not self._is_literal(longer, listed):
+                raise _NoUse
+            if not self._is_whole(smaller, listed):
                 stuck |= self._spent or self._by_characters(part, longer)
             if self._spent:
                 return True
@@ -483,6 +490,13 @@ class _Search:
             if not self._is_whole(alone, self._ask(alone)):
                 stuck |= bool(self._by_identifiers(alone))
         return stuck
+
+    @staticmethod
+    def _is_literal(affix: _Affix, listed: ListedStudies) -> bool:
+        """Whether the node has looked for the character itself, and not for any text."""
+        if listed.capped and not listed.studies:
+            return False
+        return all(affix.fits(_identifier(study, affix.keyword)) for study in listed.studies)
 
     def _values(self, part: _Part, keyword: str) -> set[str]:
         return {_identifier(s, keyword) for s, day in self.studies.items() if part.has(s, day)}
