@@ -11,6 +11,7 @@ import csv
 import corpus_oracle
 import peers
 import pytest
+from conftest import prepared
 
 from prefect_dicom.cohort import read_cohort
 from prefect_dicom.dimse.association import Requestor
@@ -18,6 +19,7 @@ from prefect_dicom.discovery import Habits, discover
 from prefect_dicom.errors import CohortError, PacsError
 from prefect_dicom.identifiers import normal_uid
 
+LIMIT = 4
 TOOK = {"Orthanc": "store_orthanc_1_10_1", "dcmqrscp": "store_dcmqrscp_3_6_7"}
 SHARED_UID = "1.2.826.0.1.3680043.10.9173.1.200"
 PRIOR_UID = "1.2.826.0.1.3680043.10.9173.1.233"
@@ -96,8 +98,38 @@ NARROWED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def orthanc_with_a_limit(tmp_path_factory, corpus_small):
+    """It answers four studies, and says FE00 where there are more."""
+    limits = {"LimitFindResults": LIMIT, "LimitFindInstances": LIMIT}
+    with prepared(peers.Orthanc, tmp_path_factory, {}, **limits) as archive:
+        archive.load(corpus_small)
+        yield archive
+
+
 def test_orthanc_finds_what_the_corpus_holds(orthanc, corpus, corpus_small, tmp_path):
     _compare(orthanc, corpus, corpus_small, tmp_path)
+
+
+def test_an_orthanc_that_cuts_its_lists_short_finds_the_same_or_says_what_it_may_lack(
+    orthanc_with_a_limit, corpus, corpus_small, tmp_path
+):
+    """Behind a cut list, studies that no range of days has in it may be missing; nothing else."""
+    archive = orthanc_with_a_limit
+    oracle = _oracle(archive, corpus, corpus_small)
+    dated = {s.uid for s in oracle.studies if s.told["StudyDate"] == {_eight_digits(s)}}
+    queries = [*IDENTIFIERS, *UIDS, *NARROWED, *_names(oracle)]
+    unproved = 0
+    for query, found in zip(queries, _found(archive, queries, tmp_path), strict=True):
+        expected = _expected(oracle, query)
+        if found[0] == "list-unproved":
+            unproved += 1
+            assert found[1] <= expected[1], query
+            assert not (expected[1] - found[1]) & dated, query
+        else:
+            assert found == expected, query
+    # Patients with more studies than the archive answers.
+    assert 0 < unproved <= 10
 
 
 def test_dcmqrscp_finds_what_the_corpus_holds(dcmqrscp, corpus, corpus_small, tmp_path):
@@ -134,6 +166,11 @@ def _compare(archive, corpus, paths, folder):
         *(corpus_oracle.FOUND, "no-match", "excluded-by-filter", "several-patients"),
         *("name-disagrees", "cohort-faulty"),
     }
+
+
+def _eight_digits(study) -> str:
+    [day] = study.told["StudyDate"]
+    return day if len(day) == 8 and day.isdigit() else "none"
 
 
 def _oracle(archive, corpus, paths) -> corpus_oracle.Oracle:
