@@ -266,6 +266,11 @@ VARIANTS = [
         [("assoc.max", {"associations": 2})],
         {"associations": 2},
     ),
+    Variant(
+        "serves one association",
+        [("assoc.max", {"associations": 1})],
+        {"associations": 1},
+    ),
     Variant("names no originator", [("move.no_originator", {})], {"originator": False}),
     Variant(
         "reports success too early",
@@ -677,7 +682,20 @@ def test_a_pacs_that_answers_no_counts_is_pulled_by_its_profile(around):
         place.audit()
 
 
+@pytest.mark.parametrize("stale", [{"longest_list": 2000}, {"answer_cap": 500}], ids=str)
+def test_a_list_is_not_believed_because_longer_ones_were_whole_when_it_was_learnt(around, stale):
+    """The PACS's limit may be a lower one by now, and nothing is lost by that."""
+    objects = [changed(o, PatientID="Pat-000") for o in tiny_objects(40)]
+    cap = Behaviour("find.cap", answers=30, status=0x0000)
+    with around(objects, script=[cap]) as place:
+        with_profile(place, **stale)
+        place.pull(place.cohort([{"PatientID": "Pat-000"}]))
+        assert len(place.studies()) == 40
+        place.audit()
+
+
 STALE = {
+    "levels": Behaviour("find.no_image_level"),
     "uid_lists_in_retrieves": Behaviour("move.no_list"),
     "uid_lists_above": Behaviour("find.no_list", uids=True),
     "c_get": Behaviour("get.disabled", status=0x0124),
@@ -689,7 +707,8 @@ def test_what_a_run_sees_counts_more_than_a_stale_profile_and_is_said_once(aroun
     method = "c-get" if key == "c_get" else "c-move"
     with around(HELD, script=[STALE[key]], retrieve=method) as place:
         place.change(node={"limits": {"chunk_studies": 5}})
-        with_profile(place, **{key: "works" if key == "c_get" else True})
+        told = {"c_get": "works", "levels": ["STUDY", "SERIES", "IMAGE"]}
+        with_profile(place, **{key: told.get(key, True)})
         assert place.pull().rows == {Verdict.ARCHIVED: 9}
         [note] = notes_of(place)
         assert "prefect-dicom doctor --learn" in note

@@ -230,6 +230,11 @@ class _Learner:
             raise _Enough
         self.requests += 1
 
+    def _spend_alone(self) -> None:
+        """Before an association of another kind: some nodes serve one at a time."""
+        self._spend()
+        self.requestor.close()
+
     def _ask(
         self,
         level: str,
@@ -262,7 +267,7 @@ class _Learner:
     # --- what it offers
 
     def _offers(self) -> None:
-        self._spend()
+        self._spend_alone()
         try:
             models = models_offered(self.node)
         except PacsError as error:
@@ -274,7 +279,7 @@ class _Learner:
         if self.node.information_model not in models["C-MOVE"]:
             self.facts["c_move"] = Service.NOT_OFFERED
             return
-        self._spend()
+        self._spend_alone()
         # Some dislike a proposal with anything optional in it.
         with contextlib.suppress(PacsError):
             model = MODELS["C-MOVE"][self.node.information_model]
@@ -554,7 +559,7 @@ class _Learner:
             classes, syntaxes = STORAGE_CLASSES[:_GUESSES], COMMON_SYNTAXES
         proposed = [(MODELS["C-GET"][model], COMMON_SYNTAXES[1])]
         proposed += [(one, syntax) for one in classes for syntax in syntaxes]
-        self._spend()
+        self._spend_alone()
         try:
             offer = negotiate(self.node, proposed, roles=classes)
         except PacsError as error:
@@ -643,7 +648,7 @@ class _Learner:
         # dcmqrscp takes the first context of a class, whatever the object is in.
         for breadth in (Breadth.COMMON, Breadth.ALL, Breadth.SINGLE):
             for _, contexts in proposals(classes, breadth):
-                self._spend()
+                self._spend_alone()
                 try:
                     intake = Intake(self._spool, Expectation(studies))
                     outcome = c_get(self.node, identifier, contexts=contexts, intake=intake)

@@ -301,7 +301,7 @@ class Plan:
         profile = self.site.profiles[node]
         for key, seen in self._seen_otherwise(node, requestor).items():
             if seen and getattr(profile, key):
-                self.note(node, f"its profile has `{key}: true`, and it did otherwise; {_ANEW}")
+                self.note(node, f"it did otherwise than `{key}` of its profile has it; {_ANEW}")
 
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
         """By key of a profile, whether the run has seen the opposite."""

@@ -574,11 +574,17 @@ class Pull(Plan):
                 )
             return self._manners[node]
 
+    def _lacks_a_level(self, node: str) -> bool:
+        """Whether the node does not answer at a level at which its profile says it does."""
+        answers = self.manners(node).queries.answers
+        return any(not answers.get(level, True) for level in self.site.profiles[node].levels or ())
+
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
         manners = self.manners(node)
         return super()._seen_otherwise(node, requestor) | {
             "uid_lists_in_retrieves": manners.one_uid,
             "image_level_retrieve": manners.no_image_level,
+            "levels": self._lacks_a_level(node),
         }
 
 

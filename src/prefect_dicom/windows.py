@@ -76,9 +76,12 @@ class Limits:
     """Whether the last day is; None: not seen yet."""
 
     def start_from(self, profile: NodeProfile) -> None:
-        """Begin with what was learnt of the node before the run."""
+        """Begin with what was learnt of the node before the run.
+
+        What makes lists doubtful, that is. How long they were then proves nothing of today's: a
+        limit may have been set, or lowered, meanwhile.
+        """
         cap, untold = profile.answer_cap, profile.answer_cap_status in (None, "0000")
-        self.longest = max(profile.longest_list or 0, cap or 0)
         self.caps = {cap} if cap is not None and untold else set()
         for keyword, habit in (profile.keys or {}).items():
             if habit.match in (Match.IGNORED, Match.EMPTIES):
