@@ -102,7 +102,9 @@ class Timeouts(Settings):
 class Limits(Settings):
     """What a node may be asked for at a time."""
 
-    associations: int = Field(2, ge=1, le=64, description="Chunks retrieved at the same time.")
+    associations: int = Field(
+        2, ge=1, le=64, description="Chunks retrieved, or rows asked for, at the same time."
+    )
     chunk_studies: int = Field(20, ge=1, le=200, description="Studies in one chunk.")
     chunk_instances: int = Field(2000, ge=1, description="Listed instances in one request.")
     chunk_bytes: int = Field(
