@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ROWS_PER_PAGE = 1000
+ROWS_PER_PAGE = 500
 """Rows of one call of :meth:`Plan.discover`."""
 ROWS_PER_WRITE = 100
 """Rows that have been answered and are not in the ledger yet, at most."""
