@@ -35,7 +35,8 @@ FEBRUARY = DateRange(date(2024, 2, 1), date(2024, 2, 29))
 def study(number: int, **attributes: str) -> StoredObject:
     """A study of one object, of which only what a query can ask for matters."""
     made = next(tiny_objects(1, seed=number))
-    return StoredObject({**made.attributes, **attributes}, made.transfer_syntax_uid, made.encoded)
+    its = {**made.attributes, "PatientID": f"P{number}", **attributes}
+    return StoredObject(its, made.transfer_syntax_uid, made.encoded)
 
 
 def archive(
@@ -142,15 +143,15 @@ MATRIX = [
 BY_DEFAULT = [
     Case(10, 0, "undated", "patient"),
     Case(10, 0xFE00, "clean", "month"),
-    Case(10, 0, "StudyDate ignored", "month"),
-    Case(10, 0, "duplicates", "patient"),
-    Case(10, 0xA700, "ranges without their ends", "patient"),
+    Case(10, 0, "StudyDate ignored", "patient"),
+    Case(10, 0, "duplicates", "month"),
+    Case(10, 0xA700, "ranges without their ends", "month"),
     Case(10, 0, "a day later", "month"),
-    Case(10, 0, "substrings", "patient"),
+    Case(10, 0xB001, "substrings", "patient"),
+    Case(10, 0, "all ignored", "patient"),
 ]
 WITHOUT_GAPS = {
     "clean",
-    "PatientID ignored",
     "ModalitiesInStudy ignored",
     "substrings",
     "a day later",
@@ -228,3 +229,178 @@ def test_every_study_is_found_or_its_window_is_named(case, seed):
     assert found.reason == ("list-unproved" if found.gaps else None)
     if case.fault in WITHOUT_GAPS:
         assert not absent and not found.gaps, (figures, found.gaps)
+
+
+# -------------------------------------------------------------------------------- and what it costs
+
+
+def test_ordinary_rows_cost_next_to_nothing_more(scale):
+    patients = scale(150, 1000)
+    lots = random.Random(5)
+    numbers = itertools.count()
+    held = [
+        study(
+            next(numbers),
+            PatientID=f"P{patient}",
+            StudyDate=f"{date(2019, 1, 1) + timedelta(days=lots.randrange(2000)):%Y%m%d}",
+        )
+        for patient in range(patients)
+        for _ in range(1 + int(lots.expovariate(1 / 3)))
+    ]
+    rows = [CohortRow(2 + number, patient_id=f"P{number}") for number in range(patients)]
+    found, queries = ask(held, [], rows)
+    assert sum(len(one.studies) for one in found) == len(held)
+    assert not any(one.gaps for one in found)
+    # Some patients have ten studies and more, and the longest list so far is proved each time.
+    assert max(len(one.studies) for one in found) > 10
+    assert len(queries) - len(rows) <= 12
+
+
+def test_patients_with_as_many_studies_as_each_other_are_proved_once():
+    held = [
+        study(n, PatientID=f"P{n // 12}", StudyDate=f"2020{n % 12 + 1:02}01", AccessionNumber="")
+        for n in range(120)
+    ]
+    rows = [CohortRow(2 + number, patient_id=f"P{number}") for number in range(10)]
+    found, queries = ask(held, [], rows)
+    assert [(len(one.studies), one.gaps) for one in found] == [(12, ())] * 10
+    assert len(queries) - len(rows) <= 4
+
+
+def test_a_cap_that_was_shown_is_known_for_the_next_row():
+    held = archive(60, seed=3)
+    script = [Behaviour("find.cap", answers=10, status=0)]
+    habits = Habits()
+    (first,), queries = ask(held, script, [ROWS["patient"]], habits)
+    assert (len(first.studies), first.gaps) == (60, ())
+    assert len(queries) <= 130
+    assert habits.limits.caps == {10}
+    # All of a list of ten may be told, and it is asked for in parts at once.
+    ten = [changed_day(o, 100 + n) for n, o in enumerate(held[:10])]
+    (second,), queries = ask(ten, script, [CohortRow(3, patient_id="TEN")], habits)
+    assert (len(second.studies), second.gaps) == (10, ())
+    assert any("AccessionNumber" in query for query in queries)
+
+
+def changed_day(stored: StoredObject, days: int) -> StoredObject:
+    day = date(2020, 1, 1) + timedelta(days=days)
+    attributes = {**stored.attributes, "PatientID": "TEN", "StudyDate": f"{day:%Y%m%d}"}
+    return StoredObject(attributes, stored.transfer_syntax_uid, stored.encoded)
+
+
+def test_a_row_that_takes_all_its_questions_leaves_fewer_to_the_next():
+    held = archive(47, seed=3)
+    script = [
+        Behaviour("find.cap", answers=10),
+        Behaviour("find.ignore_keys", keys=["PatientID", "StudyDate"]),
+    ]
+    rows = [CohortRow(2 + n, patient_id=f"{PATIENT}{n or ''}") for n in range(4)]
+    habits = Habits()
+    habits.limits.questions = 200
+    found, queries = ask(held, script, rows, habits)
+    assert all(one.gaps for one in found)
+    assert habits.limits.questions == 30
+    assert len(queries) <= 200 + 100 + 50 + 30 + 3 * len(rows)
+
+
+# ----------------------------------------------------------------------------- what cannot be known
+
+
+@pytest.mark.parametrize("status", (0xFE00, 0))
+def test_a_day_that_stays_cut_is_had_by_modality_and_identifiers(status):
+    held = [
+        study(
+            number,
+            PatientID=f"{number // 3:06d}",
+            StudyDate="20240214",
+            Modality=("CT", "MR", "US")[number % 3],
+        )
+        for number in range(60)
+    ]
+    (found,), _ = ask(held, [Behaviour("find.cap", answers=12, status=status)], [ROWS["month"]])
+    assert (len(found.studies), found.gaps) == (60, ())
+
+
+@pytest.mark.parametrize("patient", ("000{}", "00000000"))
+def test_a_day_that_cannot_be_divided_is_named_and_its_studies_are_kept(patient):
+    days = ["20240214"] * 30 + ["20240215"] * 30 + ["20240220"] * 3
+    held = [
+        study(number, PatientID=patient.format(number), StudyDate=day)
+        for number, day in enumerate(days)
+    ]
+    script = [
+        Behaviour("find.ignore_keys", keys=["ModalitiesInStudy", "PatientID", "AccessionNumber"]),
+        Behaviour("find.cap", answers=12, status=0xB001),
+    ]
+    (found,), _ = ask(held, script, [ROWS["month"]])
+    assert found.gaps == ("20240214-20240215",)
+    assert found.reason == "list-unproved"
+    assert len(found.studies) == 12 + 12 + 3
+
+
+def test_a_modality_that_stays_cut_is_named_with_its_days():
+    held = [
+        study(number, StudyDate="20240214", Modality="CT" if number < 30 else "MR")
+        for number in range(34)
+    ]
+    script = [
+        Behaviour("find.ignore_keys", keys=["PatientID", "AccessionNumber"]),
+        Behaviour("find.cap", answers=12, status=0),
+    ]
+    (found,), _ = ask(held, script, [ROWS["month"]])
+    assert found.gaps == ("20240214 CT",)
+    assert len(found.studies) == 12 + 4
+
+
+def test_no_gap_says_whose_studies_it_is_about():
+    held = archive(47, seed=4, undated=5)
+    for fault in ("StudyDate ignored", "all ignored", "nothing by StudyDate"):
+        script = script_of(Case(10, 0xFE00, fault, "patient"))
+        script.append(Behaviour("find.unsupported_key", keys=["AccessionNumber"]))
+        (found,), _ = ask(held, script, [ROWS["patient"]])
+        assert found.gaps == ("studies of any date",)
+
+
+def test_a_patients_window_of_days_is_asked_for_alone_when_the_list_is_cut():
+    held = archive(47, seed=5, undated=5)
+    row = CohortRow(2, patient_id=PATIENT, study_date=DateRange(date(2021, 1, 1), None))
+    (found,), queries = ask(held, [Behaviour("find.cap", answers=10, status=0)], [row])
+    assert {s.study_instance_uid for s in found.studies} == truth_since(held, "20210101")
+    assert not found.gaps
+    # Undated studies are not in it: nothing but days is asked for.
+    assert queries[0] == {"PatientID": PATIENT}
+    assert all(query.keys() == {"PatientID", "StudyDate"} for query in queries[1:])
+
+
+def truth_since(held: Sequence[StoredObject], day: str) -> set[str]:
+    return {
+        o.study_instance_uid
+        for o in held
+        if o.patient_id == PATIENT and o.attributes["StudyDate"] >= day
+    }
+
+
+def test_a_window_in_which_nothing_is_found_counts_only_if_days_are_matched():
+    held = archive(47, seed=6)
+    january = DateRange(date(2018, 1, 1), date(2018, 1, 31))
+    row = CohortRow(2, patient_id=PATIENT, study_date=january)
+    cap = Behaviour("find.cap", answers=10, status=0xFE00)
+    (found,), _ = ask(held, [cap], [row])
+    assert (found.reason, found.gaps) == ("excluded-by-filter", ())
+    script = [
+        cap,
+        Behaviour("find.unsupported_key", keys=["StudyDate", "AccessionNumber"]),
+        Behaviour("find.ignore_keys", keys=["ModalitiesInStudy"]),
+    ]
+    (found,), _ = ask(held, script, [row])
+    assert (found.reason, found.gaps) == ("list-unproved", ("20180101-20180131",))
+
+
+def test_a_study_uid_of_two_patients_leaves_a_gap_in_a_window():
+    held = [study(n, PatientID=f"P{n}", StudyDate="20240214") for n in range(3)]
+    shared = {"StudyInstanceUID": held[0].study_instance_uid, "PatientID": "P9"}
+    twin = study(7, StudyDate="20240214", **shared)
+    (found,), _ = ask([*held, twin], [], [ROWS["month"]])
+    assert len(found.studies) == 2
+    assert found.gaps == ("studies without a UID of their own",)
+    assert found.reason == "list-unproved"

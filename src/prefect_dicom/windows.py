@@ -34,7 +34,8 @@ WITHOUT_A_DATE = "studies without a date"
 ANY_DATE = "studies of any date"
 
 _MOST_QUESTIONS = 1_000
-"""For a row that names a patient or an accession number."""
+"""For a row that names a patient or an accession number; fewer after each that needed them all."""
+_LEAST_QUESTIONS = 30
 _MOST_OF_A_WINDOW = 20_000
 """For a row that wants every study of its days."""
 _MOST_REFUSED = 24
@@ -46,6 +47,8 @@ _DAY = timedelta(days=1)
 _NEAR = timedelta(days=15)
 
 _WITH_WILDCARDS = ("PatientID", "AccessionNumber")
+_LONGEST_IDENTIFIER = 64
+"""Characters of a LO, PS3.5 6.2."""
 _CHARACTERS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "*?\\")
 _OF_SQL = "%_"
 """Wildcards of its LIKE. Orthanc hands them on, so that what ends with them cannot be asked for."""
@@ -70,6 +73,8 @@ class Limits:
     """Numbers of answers at which a list ended before its end and nothing was said."""
     useless: set[str] = field(default_factory=set)
     """Keys that do not divide a list: the node ignores them, or answers nothing to them."""
+    questions: int = _MOST_QUESTIONS
+    """How many the next row may take."""
     first_day_matches: bool = False
     """The first day of a range was seen to be in it."""
     last_day_matches: bool | None = None
@@ -195,6 +200,8 @@ def whole_list(
     search = _Search(keys, limits, ask, some)
     search.take(listed)
     search.complete(listed, days)
+    if search.is_spent and keys.keys() != {"StudyDate"}:
+        limits.questions = max(_LEAST_QUESTIONS, limits.questions // 2)
     return list(search.studies), tuple(dict.fromkeys(search.gaps))
 
 
@@ -207,7 +214,7 @@ class _Search:
         self._limits = limits
         self._ask_node = ask
         self._some = some
-        self._left = _MOST_QUESTIONS if self._keys else _MOST_OF_A_WINDOW
+        self._left = limits.questions if self._keys else _MOST_OF_A_WINDOW
         self._refused = 0
         self.studies: dict[Study, date | None] = {}
         """Every answer once, with the day that a range of days finds it by."""
@@ -238,11 +245,7 @@ class _Search:
         stuck: list[_Part] | None = None
         if "StudyDate" not in self._limits.useless:
             try:
-                if days is not None and not self._by_days_already:
-                    listed = self._ask(top)
-                    if self._is_whole(top, listed):
-                        return
-                stuck = self._by_days(top, listed)
+                stuck = self._days_that_stay_cut(top, listed)
             except _NoUse:
                 self._limits.useless.add("StudyDate")
         undated = days is None
@@ -264,12 +267,13 @@ class _Search:
     # --- asking
 
     @property
-    def _spent(self) -> bool:
+    def is_spent(self) -> bool:
+        """Whether no more is asked."""
         return self._left <= 0 or self._refused >= _MOST_REFUSED
 
     def _ask(self, part: _Part) -> ListedStudies:
         """The answers to a part; where there are none to be had, it is as one cut at once."""
-        if self._spent:
+        if self.is_spent:
             return ListedStudies((), capped=True)
         self._left -= 1
         keys = dict(self._keys)
@@ -305,7 +309,8 @@ class _Search:
         told = {_identity(study) for study in listed.studies}
         self.take(listed)
         whole = self._limits.is_whole(listed)
-        if outside and outside <= told:
+        strays = sum(_surely_not(part, study, self.studies[study]) for study in listed.studies)
+        if 2 * strays > len(listed.studies) or (outside and outside <= told):
             raise _NoUse
         if whole and inside and not inside & told:
             raise _NoUse
@@ -329,17 +334,31 @@ class _Search:
             if len(some) > count:
                 self._limits.longest = max(self._limits.longest, len(some))
                 return True
-            if len(some) == count and not self._known.issuperset(map(_identity, some)):
-                # Two different questions, and as many answers to each.
-                self._limits.caps.add(count)
-                return False
+        if len(some) == count and not self._known.issuperset(map(_identity, some)):
+            # Two different questions, and as many answers to each.
+            self._limits.caps.add(count)
         return False
 
     # --- by days
 
+    def _days_that_stay_cut(self, top: _Part, listed: ListedStudies) -> list[_Part]:
+        """Ask for the row's days, and for halves of them; the days that stay cut."""
+        whole = _Part(FIRST_DAY, LAST_DAY)
+        if not self._by_days_already and top != whole:
+            answers = self._ask(top)
+            if self._is_whole(top, answers):
+                if not answers.studies:
+                    # Nothing is no sign that the node matches by days. The halves of all days are.
+                    self._first, self._last = whole.first, whole.last
+                    for half in self._halves(whole, listed):
+                        self._ask_half(half)
+                return []
+            listed = answers
+        return self._by_days(top, listed)
+
     def _by_days(self, part: _Part, listed: ListedStudies) -> list[_Part]:
         """Ask by halves of the days; the days that stay cut."""
-        if part.first == part.last or self._spent:
+        if part.first == part.last or self.is_spent:
             return [part]
         stuck = []
         for half in self._halves(part, listed):
@@ -407,7 +426,7 @@ class _Search:
 
         A series has a modality, one of the standard's (PS3.3 C.7.3.1.1.1) or one that was seen.
         """
-        if "ModalitiesInStudy" in self._limits.useless or self._spent:
+        if "ModalitiesInStudy" in self._limits.useless or self.is_spent:
             return parts
         known = [s for s, day in self.studies.items() if any(p.has(s, day) for p in parts)]
         seen = dict.fromkeys(term for study in known for term in study.modalities)
@@ -417,7 +436,7 @@ class _Search:
         span = _Part(min(days), max(days)) if days else _Part()
         stuck = []
         for term in filter(is_safe_key, dict.fromkeys((*seen, *_MODALITIES))):
-            if self._spent:
+            if self.is_spent:
                 return parts
             part = replace(span, modality=term)
             answers = self._ask(part)
@@ -461,7 +480,7 @@ class _Search:
         given = {*self._keys, *dict(part.exactly)}
         for keyword, last in itertools.product(_WITH_WILDCARDS, (True, False)):
             affix = _Affix(keyword, "", last)
-            if keyword in given or affix.name in self._limits.useless or self._spent:
+            if keyword in given or affix.name in self._limits.useless or self.is_spent:
                 continue
             values = self._values(part, keyword)
             if not values or "" in values:
@@ -478,15 +497,18 @@ class _Search:
         stuck = not seen.issubset(_CHARACTERS)
         for character in sorted(_CHARACTERS, key=lambda c: (c not in _OF_SQL, c not in seen)):
             longer = affix.longer(character)
-            if not is_safe_key(longer.text):
+            if not is_safe_key(longer.text) or len(longer.text) > _LONGEST_IDENTIFIER:
                 continue
             smaller = replace(part, affix=longer)
             listed = self._ask(smaller)
+            if self.is_spent:
+                self.take(listed)
+                return True
             if character in _OF_SQL and not self._is_literal(longer, listed):
                 raise _NoUse
             if not self._is_whole(smaller, listed):
-                stuck |= self._spent or self._by_characters(part, longer)
-            if self._spent:
+                stuck |= self._by_characters(part, longer)
+            if self.is_spent:
                 return True
         if affix.text:
             alone = replace(part, exactly=(*part.exactly, (affix.keyword, affix.text)))
