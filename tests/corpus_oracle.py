@@ -17,6 +17,7 @@ from pathlib import Path
 import pydicom
 
 FOUND = "found"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 _READ_FROM_FILES = ("AccessionNumber", "StudyDate", "StudyDescription", "PatientBirthDate")
 
 
@@ -29,11 +30,18 @@ class HeldStudy:
     names: set[str] = field(default_factory=set)
     modalities: set[str] = field(default_factory=set)
     told: dict[str, set[str]] = field(default_factory=dict)
+    series: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
+    """Modality and SOP Instance UIDs of each series."""
 
     def one(self, keyword: str) -> str:
         """The value of an attribute that all objects of the study agree in."""
         [value] = self.told[keyword]
         return value
+
+    @property
+    def day(self) -> str:
+        """Eight digits; empty where the date is none of the calendar's."""
+        return _digits(self.one("StudyDate")) or ""
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,12 @@ def held_studies(corpus: Path, paths: Collection[Path], took: str) -> tuple[Held
     """
     studies: dict[tuple[str, str], HeldStudy] = {}
     with (corpus / "MANIFEST.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row[took] == "0x0000"]
+        # A deflated object is sent inflated to an archive that takes no other.
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row[took] == "0x0000" or row["transfer_syntax_uid"] == _DEFLATED
+        ]
     for row in rows:
         path = corpus / row["path"]
         if path not in paths:
@@ -150,6 +163,8 @@ def held_studies(corpus: Path, paths: Collection[Path], took: str) -> tuple[Held
         study = studies.setdefault(key, HeldStudy(*key))
         study.names.add(row["patient_name"])
         study.modalities |= {row["modality"]} - {""}
+        series = study.series.setdefault(row["series_instance_uid"], (row["modality"], set()))
+        series[1].add(row["sop_instance_uid"])
         for keyword, value in _read(path).items():
             study.told.setdefault(keyword, set()).add(value)
     return tuple(studies.values())

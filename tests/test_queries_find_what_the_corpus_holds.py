@@ -11,13 +11,19 @@ import csv
 import corpus_oracle
 import peers
 import pytest
+import yaml
+from campaign import subset
 from conftest import prepared
 
 from prefect_dicom.cohort import read_cohort
+from prefect_dicom.configuration import Site
 from prefect_dicom.dimse.association import Requestor
-from prefect_dicom.discovery import Habits, discover
+from prefect_dicom.discovery import Habits, ask_together, discover
 from prefect_dicom.errors import CohortError, PacsError
-from prefect_dicom.identifiers import normal_uid
+from prefect_dicom.identifiers import is_uid, normal_uid
+from prefect_dicom.model import CohortRow
+from prefect_dicom.planning import open_plan
+from prefect_dicom.steps import register_cohort
 
 LIMIT = 4
 TOOK = {"Orthanc": "store_orthanc_1_10_1", "dcmqrscp": "store_dcmqrscp_3_6_7"}
@@ -224,3 +230,129 @@ def _written(path, query):
         writer.writeheader()
         writer.writerow(query)
     return path
+
+
+# --- definitions ------------------------------------------------------------------------------
+
+PATIENTS = (
+    *("SYN-PRIORS", "SYN-DATE", "SYN0010", "SYN-MOD", "SYN-8SER", "98890234", "77654033"),
+    *("000123", "2008-4", "NOBODY-HAS-THIS"),
+)
+LISTED = [{"PatientID": patient, "IndexDate": "20160401"} for patient in PATIENTS]
+
+
+def _of_the_list(oracle):
+    return [study for study in oracle.studies if study.patient in PATIENTS]
+
+
+DEFINITIONS = {
+    "a list": ({}, LISTED, lambda oracle: _of_the_list(oracle)),
+    "a window around a date": (
+        {"window": {"around": "IndexDate", "days_before": 800, "days_after": 800}},
+        LISTED,
+        lambda oracle: [s for s in _of_the_list(oracle) if "20140122" <= s.day <= "20180610"],
+    ),
+    "descriptions": (
+        {"studies": {"StudyDescription": ["follow-up*", {"regex": "^PET/"}]}},
+        LISTED,
+        lambda oracle: [
+            s
+            for s in _of_the_list(oracle)
+            if s.one("StudyDescription").lower().startswith(("follow-up", "pet/"))
+        ],
+    ),
+    "dates": (
+        {"studies": {"StudyDate": "20010101-20160315"}},
+        LISTED,
+        lambda oracle: [s for s in _of_the_list(oracle) if "20010101" <= s.day <= "20160315"],
+    ),
+    "series of a modality": (
+        {"series": {"Modality": "CT"}},
+        [row for row in LISTED if row["PatientID"] != "SYN-MOD"],
+        lambda oracle: [
+            s
+            for s in _of_the_list(oracle)
+            if s.patient != "SYN-MOD" and "CT" in {kind for kind, _ in s.series.values()}
+        ],
+    ),
+    "two studies of each patient": (
+        {"most_per_patient": {"studies": 2, "take": "earliest"}},
+        [row for row in LISTED if row["PatientID"] == "SYN-PRIORS"],
+        lambda oracle: sorted(
+            (s for s in oracle.studies if s.patient == "SYN-PRIORS"), key=lambda s: s.day
+        )[:2],
+    ),
+    "months without a list": (
+        {"studies": {"StudyDate": "20140201-20140430"}},
+        None,
+        lambda oracle: [s for s in oracle.studies if "20140201" <= s.day <= "20140430"],
+    ),
+    "months of a busy day": (
+        {"studies": {"StudyDate": "20240101-20240131"}},
+        None,
+        lambda oracle: _of_one_patient(oracle, "20240101", "20240131"),
+    ),
+}
+
+
+def _of_one_patient(oracle, first, last):
+    """What a window takes: studies of these days, but for those that two patients share."""
+    inside = [study for study in oracle.studies if first <= study.day <= last]
+    patients = {uid: {s.patient for s in inside if s.uid == uid} for uid in {s.uid for s in inside}}
+    return [study for study in inside if len(patients[study.uid]) == 1]
+
+
+@pytest.mark.campaign("PACS: discovery")
+@pytest.mark.parametrize(
+    "name", subset(DEFINITIONS, ["series of a modality", "months of a busy day"])
+)
+@pytest.mark.parametrize("archive", ["orthanc", "dcmqrscp"])
+def test_a_definition_finds_what_the_corpus_holds(
+    archive, name, request, corpus, corpus_small, tmp_path
+):
+    archive = request.getfixturevalue(archive)
+    definition, rows, wanted = DEFINITIONS[name]
+    expected = {study.uid for study in wanted(_oracle(archive, corpus, corpus_small))}
+    assert expected
+    assert _planned(archive, definition, rows, tmp_path) == expected
+
+
+def _planned(archive, definition, rows, folder):
+    """The studies that a pull of the definition would ask for."""
+    site = Site(
+        nodes={"archive": archive.node()},
+        archive={"directory": folder / "archive"},
+        spool={"path": folder / "spool", "reserve_bytes": 0},
+    )
+    if rows is not None:
+        with (folder / "list.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        definition = {"list": str(folder / "list.csv"), **definition}
+    path = folder / "cohort.yaml"
+    path.write_text(yaml.safe_dump(definition))
+    cohort = register_cohort(site, path, None)
+    with open_plan(site, cohort.number) as plan:
+        for first, last in plan.discovery_pages():
+            plan.discover(first, last)
+        plan.limit_per_patient()
+        return {
+            normal_uid(record.study.study_instance_uid)
+            for record in plan.ledger.studies_to_pull(cohort.number)
+        }
+
+
+def test_uids_that_are_asked_for_together_find_the_same(orthanc, dcmqrscp, corpus, corpus_small):
+    for archive in (orthanc, dcmqrscp):
+        oracle = _oracle(archive, corpus, corpus_small)
+        uids = sorted({study.uid for study in oracle.studies if is_uid(study.uid)})
+        rows = [CohortRow(line, study_instance_uid=uid) for line, uid in enumerate(uids, 2)]
+        habits = Habits()
+        with Requestor(archive.node()) as requestor:
+            ask_together(requestor, rows, habits)
+            for row in rows:
+                found = discover(requestor, row, habits)
+                uids = frozenset(study.study_instance_uid for study in found.studies)
+                expected = oracle.answer({"StudyInstanceUID": row.study_instance_uid})
+                assert (found.reason or corpus_oracle.FOUND, uids) == expected
