@@ -177,6 +177,17 @@ def test_an_exclusion_list_may_be_empty_and_there_may_be_several(define):
     assert read_cohort_file(path).selection.excluded == {Excluded(patient_id="0002")}
 
 
+def test_files_are_seen_from_the_definition_and_from_home(define, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "home.csv").write_text("PatientID\n0007\n")
+    for name in ("lists/home.csv", "~/lists/home.csv", f"{tmp_path}/lists/home.csv"):
+        (row,) = read_cohort_file(define(f"list: {name}")).rows
+        assert row.patient_id == "0007"
+    told = faults(define("list: ~nobody-of-this-name/list.csv"))
+    assert "list" in told[0]
+
+
 # --- its faults
 
 

@@ -11,14 +11,17 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import crashes
 import peers
 import pytest
 import yaml
+from campaign import subset
 from pydicom.dataset import FileMetaDataset
 from series import series, series_uid, study_uid
 from sites import Place, site_around
 
 from prefect_dicom.archive.manifest import encode_manifest
+from prefect_dicom.faultpoints import POINTS
 from prefect_dicom.identifiers import manifest_key
 from prefect_dicom.ledger import Adoption
 from prefect_dicom.repair import rebuild_ledger
@@ -329,6 +332,41 @@ def test_the_auditor_finds_a_manifest_that_is_silent_about_what_it_leaves_out(tm
         assert "a manifest leaves out a series that is not there" in violations(
             unwanted_series=[*body["unwanted_series"], "2.25.9"]
         )
+
+
+# --- a run that dies
+
+
+# What a C-GET of sound objects does not meet.
+NOT_MET = {
+    "expectation-noted",
+    "list-extended",
+    "receiver-started",
+    "rejection-recorded",
+    "set-aside",
+}
+
+
+@pytest.mark.campaign("crash: kill")
+@pytest.mark.parametrize("point", subset(sorted(POINTS.keys() - NOT_MET), ["manifest-put"]))
+def test_a_run_that_was_killed_anywhere_goes_on_with_its_selection(tmp_path, point):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    script = [Behaviour("store.unsolicited", objects=REPORT)]
+    with site(folder, script=script) as place:
+        (folder / "list.csv").write_text("PatientID\nP1\nP2\n")
+        cohort = folder / "cohort.yaml"
+        cohort.write_text(CT + "most_per_patient: {studies: 2}\n")
+        auditor = Auditor(place.site, place.pacs, watch=folder)
+        run = crashes.start(place.file, cohort, tmp_path / "log", f"{point}:1:kill")
+        assert crashes.ended([run]) == [crashes.KILLED]
+        assert auditor.audit() == []
+        crashes.bring_to_its_end(place.file, cohort)
+        assert auditor.audit(finished=True) == []
+        assert objects_in_the_archive(place) == uids([*AXIAL, *PLAIN])
+        assert place.manifest(study_uid(1)).selection == IN_WORDS
+        again = auditor.audit_rerun(lambda: crashes.bring_to_its_end(place.file, cohort))
+        assert again == []
 
 
 # --- a PACS of the field

@@ -7,6 +7,7 @@ not repeated: a definition may be mistyped with a patient's data in it, and faul
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from calendar import monthrange
@@ -332,7 +333,8 @@ def _named(path: Path, values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     ]
     for key, name in names:
         if isinstance(name, str) and name and name.isprintable():
-            yield key, path.expanduser().absolute().parent / Path(name)
+            with contextlib.suppress(RuntimeError):  # a home that is not known
+                yield key, path.expanduser().absolute().parent / Path(name).expanduser()
 
 
 def _window_of(values: Mapping[str, Any]) -> Window | None:
