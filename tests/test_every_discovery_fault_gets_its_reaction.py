@@ -6,6 +6,7 @@ asks, and what must become of it. :data:`STATUSES` has every final status of a C
 
 from __future__ import annotations
 
+import csv
 import logging
 import shutil
 import threading
@@ -23,6 +24,7 @@ from sites import Place, site_around
 from prefect_dicom.errors import CohortError, PacsError
 from prefect_dicom.identifiers import is_safe_key
 from prefect_dicom.model import Verdict
+from prefect_dicom.report import RESULTS, in_words, write_reports
 from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
 from prefect_dicom.testing.objects import changed
 from prefect_dicom.testing.script import KNOBS
@@ -177,6 +179,12 @@ def studies_found(count: int) -> Check:
 def gaps(*expected: str) -> Check:
     def check(place: Place) -> None:
         assert place.verdicts()[-1].gaps == expected
+        with place.ledger() as ledger:
+            folder = write_reports(ledger, ledger.cohort("1"), place.folder / "reports")
+            words = in_words(ledger.totals(1))
+        *_, told = csv.DictReader((folder / RESULTS).open(newline=""))
+        assert told["gaps"] == "; ".join(expected)
+        assert words.endswith(f"lists not proved whole: {expected[0]} (1 row)")
 
     return check
 

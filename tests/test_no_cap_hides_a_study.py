@@ -147,7 +147,7 @@ BY_DEFAULT = [
     Case(10, 0, "duplicates", "month"),
     Case(10, 0xA700, "ranges without their ends", "month"),
     Case(10, 0, "a day later", "month"),
-    Case(10, 0xB001, "substrings", "patient"),
+    Case(10, 0xB001, "substrings", "month"),
     Case(10, 0, "all ignored", "patient"),
 ]
 WITHOUT_GAPS = {
@@ -235,7 +235,7 @@ def test_every_study_is_found_or_its_window_is_named(case, seed):
 
 
 def test_ordinary_rows_cost_next_to_nothing_more(scale):
-    patients = scale(150, 1000)
+    patients = scale(60, 1000)
     lots = random.Random(5)
     numbers = itertools.count()
     held = [
@@ -296,17 +296,17 @@ def test_a_row_that_takes_all_its_questions_leaves_fewer_to_the_next():
     ]
     rows = [CohortRow(2 + n, patient_id=f"{PATIENT}{n or ''}") for n in range(4)]
     habits = Habits()
-    habits.limits.questions = 200
+    habits.limits.questions = 100
     found, queries = ask(held, script, rows, habits)
     assert all(one.gaps for one in found)
     assert habits.limits.questions == 30
-    assert len(queries) <= 200 + 100 + 50 + 30 + 3 * len(rows)
+    assert len(queries) <= 100 + 50 + 30 + 30 + 3 * len(rows)
 
 
 # ----------------------------------------------------------------------------- what cannot be known
 
 
-@pytest.mark.parametrize("status", (0xFE00, 0))
+@pytest.mark.parametrize("status", subset((0xFE00, 0), [0]))
 def test_a_day_that_stays_cut_is_had_by_modality_and_identifiers(status):
     held = [
         study(
@@ -321,7 +321,7 @@ def test_a_day_that_stays_cut_is_had_by_modality_and_identifiers(status):
     assert (len(found.studies), found.gaps) == (60, ())
 
 
-@pytest.mark.parametrize("patient", ("000{}", "00000000"))
+@pytest.mark.parametrize("patient", subset(("000{}", "00000000"), ["00000000"]))
 def test_a_day_that_cannot_be_divided_is_named_and_its_studies_are_kept(patient):
     days = ["20240214"] * 30 + ["20240215"] * 30 + ["20240220"] * 3
     held = [
@@ -352,13 +352,15 @@ def test_a_modality_that_stays_cut_is_named_with_its_days():
     assert len(found.studies) == 12 + 4
 
 
-def test_no_gap_says_whose_studies_it_is_about():
+@pytest.mark.parametrize(
+    "fault", subset(("StudyDate ignored", "all ignored", "nothing by StudyDate"), ["all ignored"])
+)
+def test_no_gap_says_whose_studies_it_is_about(fault):
     held = archive(47, seed=4, undated=5)
-    for fault in ("StudyDate ignored", "all ignored", "nothing by StudyDate"):
-        script = script_of(Case(10, 0xFE00, fault, "patient"))
-        script.append(Behaviour("find.unsupported_key", keys=["AccessionNumber"]))
-        (found,), _ = ask(held, script, [ROWS["patient"]])
-        assert found.gaps == ("studies of any date",)
+    script = script_of(Case(10, 0xFE00, fault, "patient"))
+    script.append(Behaviour("find.unsupported_key", keys=["AccessionNumber"]))
+    (found,), _ = ask(held, script, [ROWS["patient"]])
+    assert found.gaps == ("studies of any date",)
 
 
 def test_a_patients_window_of_days_is_asked_for_alone_when_the_list_is_cut():

@@ -122,10 +122,13 @@ number that the row names, and that it belongs to the row would be a guess. Stud
 answer.""",
     "list-unproved": """
 The list of answers ended at a number, whether the PACS said so (FE00, B001, A700) or not, and was
-asked for in parts: by halves of the dates down to single days, by modality, by the first characters
-of accession number or PatientID. A part that is cut short too and cannot be divided further is
-named in the column `gaps` of `results.csv`: days, modality, "studies without a date". What was
-found is true and pulled; the row is not whole without a look at the gaps.""",
+asked for in parts: by halves of the dates down to single days, by modality, by the last or first
+characters of accession number or PatientID. A part that is cut short too, and that the PACS divides
+by none of these, is named in the column `gaps` of `results.csv`: days, with a modality where only
+that one is cut, or "studies without a date", which no range of dates finds. "Studies without a UID
+of their own" are of several patients under one StudyInstanceUID, or have one that cannot be asked
+for. What was found is true and pulled; the row is not whole without a look at the gaps. Orthanc's
+limit is `LimitFindResults`.""",
     "filter-undecided": """
 An attribute that a PACS does not support is absent from its answers, and some leave out ages,
 sexes or numbers of instances though they have them. An empty date, sex, age or number is not known
@@ -388,12 +391,12 @@ What came was no response to the request, or no data set that decodes. Archives 
 two queries on one association, or put text of one character set under the name of another into
 binary fields, do this. Nothing of such an answer is used.""",
     "answers-capped": """
-The list of answers ended with FE00 (Orthanc's `LimitFindResults`), B001 or A700 (dcm4chee refuses
-queries over its maximum): there are more. Some archives stop with plain success. That shows where a
-part of a list (half of the dates, a number that is not in it) has what the whole has not, where a
-series is listed without its instances, or where the study itself is there and was not among the
-answers. A list known to be cut is not taken for a whole one; nothing of it is retrieved. A date in
-the row does not narrow the question: it is applied to the answers.""",
+The list of a study's series or instances ended with FE00 (Orthanc's `LimitFindInstances`), B001 or
+A700 (dcm4chee refuses queries over its maximum): there are more. Some archives stop with plain
+success. That shows where a number that is not in the list brings what the list has not, where a
+series is listed without its instances, or where a study that is named by its UID is there and was
+not among the answers. A list known to be cut is not taken for a whole one; nothing of it is
+retrieved. A list of studies that is cut is asked for in parts instead: see `list-unproved`.""",
     # --- our side
     "configuration-faulty": """
 Nothing was sent. All faults of the file are listed at once, each with its key, what was found, and

@@ -460,9 +460,8 @@ _TABLE = (
     (
         "answers-capped",
         OPERATOR,
-        "The PACS ended the list of answers before its end.",
-        "Name the studies by StudyInstanceUID or AccessionNumber, or have the limit raised on the "
-        "PACS.",
+        "The PACS ended a list of answers before its end, and it could not be made whole.",
+        "Have the limit of answers raised on the PACS.",
     ),
     # --- our side
     (
