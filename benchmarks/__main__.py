@@ -198,8 +198,9 @@ def _planning(bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
     ):
         found = planning(bench, n, keyword, associations)
         early, late = found["early_bytes"] / 1e6, found["late_bytes"] / 1e6
-        detail = f"{n:,} rows, {found['queries']:,} queries; {early:.0f} MB after a tenth, "
-        detail += f"{late:.0f} MB at the end"
+        detail = f"{n:,} rows, {found['queries']:,} queries; "
+        detail += f"{1000 * found['cpu_seconds'] / n:.2g} ms of CPU a row; "
+        detail += f"{early:.0f} MB after a tenth of the rows, {late:.0f} MB at the end"
         yield Line(f"planning, {how}", found["rows_per_second"], unit=" rows/s", detail=detail)
 
 
