@@ -626,7 +626,8 @@ class Retrieval:
 
     def _switches(self, code: str) -> bool:
         """Whether C-MOVE takes the place of a C-GET that ended so; says it once."""
-        if code not in _NO_C_GET:
+        if code not in _NO_C_GET or (code == "not-permitted" and self._clock.has_delivered):
+            # What it has let us do before, it does not refuse us.
             return False
         try:
             if self._receiver() is None:
