@@ -330,18 +330,25 @@ class Way:
 
 
 WAYS = [Way(case, how) for case in CASES for how in ("c-get", "c-move")]
-ALWAYS = [way for way in WAYS if way.retrieve == "c-get"][3::2] + [
-    way
-    for way in WAYS
-    if way.retrieve == "c-move" and way.case.story.startswith(("one is dropped", "objects come"))
-]
+ALWAYS = {
+    "no IMAGE level, A900 (c-get)",
+    "the IMAGE level is refused only at first (c-get)",
+    "one too many is counted (c-get)",
+    "one too few, and less will do (c-get)",
+    "one is dropped in silence once (c-move)",
+    "no SERIES level (c-get)",
+    "no counts, and the retrieve's will do (c-move)",
+    "fewer are sent than are said to be, once (c-get)",
+    "objects come twice, and nothing is counted (c-get)",
+    "an object is cut short always, and left out (c-get)",
+}
 
 
 def scripted(knobs: Sequence[Knob]) -> list[Behaviour]:
     return [Behaviour(name, **arguments) for name, arguments in knobs]
 
 
-@pytest.mark.parametrize("way", subset(WAYS, ALWAYS), ids=str)
+@pytest.mark.parametrize("way", subset(WAYS, [w for w in WAYS if str(w) in ALWAYS]), ids=str)
 def test_a_study_is_archived_by_the_best_evidence_or_says_why_not(way, around):
     case = way.case
     validation = {"evidence": str(case.accepted), **case.more}
@@ -519,10 +526,7 @@ DEATHS = [
 ]
 SOME_DEATHS = [
     Death("list-extended", BY_COUNTS, "c-get"),
-    Death("list-extended", BY_SUBOPERATIONS, "c-move"),
-    Death("received-recorded", BY_SUBOPERATIONS, "c-get"),
     Death("manifest-put", BY_SUBOPERATIONS, "c-get"),
-    Death("stored-recorded", BY_COUNTS, "c-move"),
 ]
 
 
