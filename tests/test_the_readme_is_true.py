@@ -237,7 +237,12 @@ def studies(tmp_path) -> list:
 
 
 def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch):
-    told = [words[1:] for words in COMMANDS if words[0] == "prefect-dicom"]
+    told = [
+        words[1:]
+        for words in COMMANDS
+        # Planning alone is tried in a file of its own.
+        if words[0] == "prefect-dicom" and "--dry-run" not in words
+    ]
     assert [words[0] for words in told[:3]] == ["doctor", "pull", "status"]
     with S3Server("research-images") as bucket:
         credentials(bucket, monkeypatch)
