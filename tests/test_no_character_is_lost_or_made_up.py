@@ -186,7 +186,9 @@ def test_what_is_asked_in_a_set_reads_as_the_same_text(text):
         raw = encoded(text, declared)
         # Nothing in it is a wildcard to whoever compares byte by byte.
         assert not set(raw) & set(b"*?\\")
-        assert decoded(raw, declared).text == text
+        read = decoded(raw, declared)
+        # Latin-1 that is UTF-8 as well, like "Ã¼", is taken for that, and the reading says so.
+        assert read == Text(text) or (read.guessed and raw.decode("utf-8") == read.text)
 
 
 def test_no_question_mark_leaves_for_a_character_that_a_set_lacks():
