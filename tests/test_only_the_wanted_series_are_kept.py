@@ -24,6 +24,7 @@ from prefect_dicom.archive.manifest import encode_manifest
 from prefect_dicom.faultpoints import POINTS
 from prefect_dicom.identifiers import manifest_key
 from prefect_dicom.ledger import Adoption
+from prefect_dicom.model import Evidence
 from prefect_dicom.repair import rebuild_ledger
 from prefect_dicom.steps import work_through
 from prefect_dicom.testing import Behaviour, StoredObject
@@ -332,6 +333,16 @@ def test_the_auditor_finds_a_manifest_that_is_silent_about_what_it_leaves_out(tm
         assert "a manifest leaves out a series that is not there" in violations(
             unwanted_series=[*body["unwanted_series"], "2.25.9"]
         )
+
+
+def test_where_only_series_are_listed_the_wanted_ones_are_judged_by_their_counts(tmp_path):
+    with site(tmp_path, script=[Behaviour("find.no_image_level")]) as place:
+        assert pull(place) == [("archived", "all-archived")]
+        assert objects_in_the_archive(place) == uids([*AXIAL, *PLAIN])
+        manifest = place.manifest(study_uid(1))
+        assert (manifest.evidence, manifest.selection) == (Evidence.SERIES_COUNTS, IN_WORDS)
+        assert manifest.unwanted_series == (series_uid(1, 2), series_uid(1, 3))
+        whole(place)
 
 
 # --- a run that dies
