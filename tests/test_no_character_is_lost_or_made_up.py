@@ -231,11 +231,11 @@ def test_an_archive_is_asked_in_one_set_after_the_other_and_then_in_the_one_it_k
     with ScriptedPacs(script=[Behaviour("find.query_charset", sets=sets)]) as pacs:
         for stored in _held(patient):
             pacs.holdings.add(stored)
-        habits = Habits()
         with Requestor(_node(pacs)) as requestor:
             for asked in (queries, 1):
                 before = len(pacs.requests("C-FIND"))
-                found = discover(requestor, CohortRow(2, patient), habits)
+                # Nothing is remembered but by the association.
+                found = discover(requestor, CohortRow(2, patient), Habits())
                 assert [study.patient_id for study in found.studies] == [patient]
                 assert len(pacs.requests("C-FIND")) - before == asked
             assert requestor.characters == sets[0]
