@@ -431,3 +431,22 @@ def test_orthanc_is_asked_for_the_wanted_series_only(tmp_path, new_archive):
     manifest = place.manifest(study_uid(1))
     assert manifest.unwanted_series == (series_uid(1, 2), series_uid(1, 3))
     assert Auditor(place.site).audit(finished=True) == []
+
+
+def test_without_a_list_of_instances_the_wanted_series_are_judged_by_their_counts(tmp_path):
+    with site(tmp_path, script=[Behaviour("find.no_image_level")]) as place:
+        assert pull(place) == [("archived", "all-archived")]
+        assert sent(place) == Counter(uids([*AXIAL, *PLAIN]))
+        manifest = place.manifest(study_uid(1))
+        assert (manifest.evidence, manifest.selection) == ("series-counts", IN_WORDS)
+        assert manifest.unwanted_series == (series_uid(1, 2), series_uid(1, 3))
+        whole(place)
+
+
+def test_without_counts_a_part_of_a_study_cannot_be_judged(tmp_path):
+    script = [Behaviour("find.no_image_level"), Behaviour("find.counts", how="none")]
+    with site(tmp_path, script=script) as place:
+        place.change(validation={"evidence": "suboperation-counts"})
+        pull(place)
+        assert place.reasons() == [("failed", "evidence-too-weak"), ("archived", None)]
+        assert objects_in_the_archive(place) == uids(PLAIN)
