@@ -322,6 +322,7 @@ def _planned(archive, definition, rows, folder):
     site = Site(
         nodes={"archive": archive.node()},
         archive={"directory": folder / "archive"},
+        ledger={"path": folder / "ledger.sqlite"},
         spool={"path": folder / "spool", "reserve_bytes": 0},
     )
     if rows is not None:
