@@ -228,7 +228,7 @@ def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Ev
         if time.monotonic() - said >= _LINE_SECONDS:
             said = time.monotonic()
             words = ", ".join(filter(None, (figures_in_words(totals, pace), pace.left_in_words())))
-            console.print(words, markup=False, highlight=False)
+            console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def _looks(site: Site, cohort: Cohort, done: threading.Event) -> Iterator[tuple[Totals, Pace]]:
