@@ -173,8 +173,16 @@ def test_a_rerun_tries_again_only_what_can_be_helped(place):
     place.audit()
 
 
-@pytest.mark.parametrize("status, reason", [(0x0110, "pacs-failure"), (0xA700, "answers-capped")])
-@pytest.mark.parametrize("requests", [(1,), (4, 5)], ids=["its row", "its instance list"])
+@pytest.mark.parametrize(
+    "status, reason, requests",
+    [
+        pytest.param(0x0110, "pacs-failure", (1,), id="its row"),
+        # Being short of resources passes: such a row is asked for again at once.
+        pytest.param(0xA700, "answers-capped", (1, 2), id="its row, for lack of resources"),
+        pytest.param(0x0110, "pacs-failure", (4, 5), id="its instance list"),
+        pytest.param(0xA700, "answers-capped", (4, 5), id="its instance list, likewise"),
+    ],
+)
 def test_a_query_that_fails_for_one_study_says_nothing_of_the_others(
     tmp_path, status, reason, requests
 ):
