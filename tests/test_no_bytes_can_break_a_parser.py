@@ -327,6 +327,8 @@ class Answered:
     def __init__(self, answers: Sequence[bytes], syntax: str) -> None:
         self.node = PacsNode(host="pacs", port=104, called_ae_title="PACS")
         self.ignores_keys = False
+        self.answers_lists = True
+        self.characters = ""
         self._answers, self._syntax = answers, UID(syntax)
 
     def send(self, service: str, identifier: Dataset) -> SimpleNamespace:

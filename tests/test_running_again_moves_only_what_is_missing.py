@@ -9,9 +9,9 @@ import pytest
 from sites import Place, credentials, site_around
 
 from prefect_dicom import steps
-from prefect_dicom.cohort import read_cohort
+from prefect_dicom.definition import CohortFile, read_cohort_file
 from prefect_dicom.errors import CohortError
-from prefect_dicom.model import CohortRow, StudyState, Verdict
+from prefect_dicom.model import StudyState, Verdict
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.s3 import S3Server
 
@@ -186,11 +186,11 @@ def test_a_cohort_file_that_is_known_is_not_read_again(tmp_path, monkeypatch):
         known = steps.register_cohort(place.site, cohort, None, "trial")
         reads: list[Path] = []
 
-        def read(path: Path) -> list[CohortRow]:
+        def read(path: Path) -> CohortFile:
             reads.append(path)
-            return read_cohort(path)
+            return read_cohort_file(path)
 
-        monkeypatch.setattr(steps, "read_cohort", read)
+        monkeypatch.setattr(steps, "read_cohort_file", read)
         assert steps.register_cohort(place.site, cohort, None) == known
         assert reads == []
         # It is known by its content: the same file with one line more is another one.
@@ -208,5 +208,5 @@ def test_a_cohort_file_that_cannot_be_read_is_a_complaint(tmp_path, there):
             path.mkdir()
         with pytest.raises(CohortError) as caught:
             steps.register_cohort(place.site, path, None)
-        assert "check" in str(caught.value)
+        assert "path" in str(caught.value)
         assert not (tmp_path / "ledger.sqlite").exists()
