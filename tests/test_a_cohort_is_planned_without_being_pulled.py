@@ -217,7 +217,7 @@ def test_finding_and_pulling_have_a_time_left_of_their_own():
         "finding studies: 100 of 1000 rows asked for, 1/s; 100 studies found"
     )
     pace.note(110, pulling(0, 1000))
-    assert (pace.work_in_words(), pace.seconds_left()) == ("pulling", None)
+    assert (pace.work_in_words(), pace.seconds_left()) == ("", None)
     pace.note(120, pulling(1, 1000))
     assert pace.seconds_left() == pytest.approx(9990)
 

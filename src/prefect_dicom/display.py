@@ -120,8 +120,8 @@ class Pace:
         return "" if self._left is None else f"about {duration_in_words(self._left)} left"
 
     def work_in_words(self) -> str:
-        """Which of the two works it is."""
-        return "finding studies" if self._finding else "pulling"
+        """Which of the two works it is, where that is not plain; empty while studies are pulled."""
+        return "finding studies" if self._finding else ""
 
 
 def duration_in_words(seconds: float) -> str:
