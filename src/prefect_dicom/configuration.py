@@ -117,6 +117,11 @@ class Limits(Settings):
         50, ge=1, le=1000, description="UIDs in one list of a C-MOVE, C-GET or C-FIND."
     )
 
+    @property
+    def request_instances(self) -> int:
+        """The most listed instances of one request, by their number and by their estimated size."""
+        return max(1, min(self.chunk_instances, self.chunk_bytes // self.instance_bytes))
+
 
 class PacsNode(Settings):
     """One PACS: its address, our name there, and how it hands over instances."""

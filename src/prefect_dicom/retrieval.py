@@ -722,8 +722,7 @@ class Retrieval:
         self, work: StudyWork, fruitless: int
     ) -> Iterator[tuple[RetrieveRequest, tuple[tuple[str, str], ...]]]:
         """The requests of one round, while there is something to be asked for."""
-        limits = self._node.limits
-        most = max(1, min(limits.chunk_instances, limits.chunk_bytes // limits.instance_bytes))
+        most = self._node.limits.request_instances
         whole = work.evidence is not Evidence.SERIES_COUNTS
         if work.unwanted:
             whole = False
@@ -939,8 +938,6 @@ class Retrieval:
 
         Planned as they are asked for: what an earlier one has brought is not in a later one.
         """
-        limits = self._node.limits
-        most = max(1, min(limits.chunk_instances, limits.chunk_bytes // limits.instance_bytes))
         if manner.whole:
             # The whole of a study is not asked for where series of it are not wanted.
             some = [work for work in works if manner.whole == "SERIES" or not work.unwanted]
