@@ -31,10 +31,9 @@ from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger import Cohort, Ledger, Run
 from prefect_dicom.matching import Discovery
 from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection
-from prefect_dicom.policy import NodeClock
+from prefect_dicom.policy import OF_ONE_REQUEST, NodeClock
 from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
-from prefect_dicom.retrieval import OF_ONE_REQUEST
 
 log = logging.getLogger(__name__)
 

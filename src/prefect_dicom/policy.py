@@ -65,6 +65,20 @@ FILTER_UNDECIDED = "filter-undecided"
 BEYOND_THE_MAXIMUM = "beyond-the-maximum"
 SELECTED_OTHERWISE = "selected-otherwise"
 
+OF_ONE_REQUEST = {
+    "answer-unusable",
+    "answers-capped",
+    "association-lost",
+    "evidence-too-weak",
+    "filter-undecided",
+    "pacs-failure",
+    "request-refused",
+    "study-changed",
+    "study-offline",
+    "unsafe-patient-id",
+}
+"""Ends of one query that say nothing about the next: the others go on."""
+
 _ROW_VERDICTS = {
     FILTER_UNDECIDED: Verdict.AMBIGUOUS,
     BEYOND_THE_MAXIMUM: Verdict.EXCLUDED,

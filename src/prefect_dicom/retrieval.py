@@ -66,7 +66,7 @@ from prefect_dicom.model import (
     StudyReference,
 )
 from prefect_dicom.part10 import survey
-from prefect_dicom.policy import NodeClock, RetrieveRequest, plan_requests
+from prefect_dicom.policy import OF_ONE_REQUEST, NodeClock, RetrieveRequest, plan_requests
 from prefect_dicom.profile import NodeProfile, Service
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
@@ -951,6 +951,7 @@ class Retrieval:
             for work in works
         }
         patient_root = self._node.information_model is InformationModel.PATIENT_ROOT
+        most = self._node.limits.request_instances
         for wanted, contexts in self._groups(works, manner.breadth):
             if manner.uids == 1:
                 wanted = {study: _from_both_ends(keys) for study, keys in wanted.items()}
@@ -1277,20 +1278,6 @@ _MAY_PASS = {"association-lost", "association-stalled"}
 
 _MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
 """Of these, ends of a retrieve that may have stopped at its first instance."""
-
-OF_ONE_REQUEST = {
-    "answer-unusable",
-    "answers-capped",
-    "association-lost",
-    "evidence-too-weak",
-    "filter-undecided",
-    "pacs-failure",
-    "request-refused",
-    "study-changed",
-    "study-offline",
-    "unsafe-patient-id",
-}
-"""Ends of one query that say nothing about the next: the others go on."""
 
 
 def wait_until_arrived(

@@ -58,9 +58,9 @@ from prefect_dicom.model import (
     WithheldInstance,
 )
 from prefect_dicom.planning import Plan, at_work, current_plan, insisting
-from prefect_dicom.policy import SELECTED_OTHERWISE, plan_chunks
+from prefect_dicom.policy import OF_ONE_REQUEST, SELECTED_OTHERWISE, plan_chunks
 from prefect_dicom.receiver import ReceiverLease
-from prefect_dicom.retrieval import OF_ONE_REQUEST, Retrieval, RetrieveHabits, StudyWork
+from prefect_dicom.retrieval import Retrieval, RetrieveHabits, StudyWork
 from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
