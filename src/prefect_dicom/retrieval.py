@@ -209,6 +209,8 @@ class RetrieveHabits:
     """It has answered a request for instances with some."""
     method: RetrieveMethod | None = None
     """How it is asked, where that is not as configured: C-MOVE for a C-GET it does not offer."""
+    takes_c_get: bool = False
+    """It has taken a C-GET: classes that it refuses later are not for want of the service."""
     queries: QueryHabits = field(default_factory=QueryHabits)
     """What it makes of the queries for a study's content."""
 
@@ -1067,6 +1069,7 @@ class Retrieval:
                 raise
             # These classes cannot come from this node; others may.
             return RetrieveOutcome(None, lost=error.code)
+        self._habits.takes_c_get = True
         self._check_room(intake.refused_since(own), works)
         return outcome
 
@@ -1094,6 +1097,9 @@ class Retrieval:
             code = "association-lost"
         if code == "pacs-busy":
             self._clock.failed(code, self._asked_at)
+        elif code == "sop-classes-refused" and self._habits.takes_c_get:
+            # What an earlier request ended by says more.
+            works = [work for work in works if work.failure is None]
         elif (
             code == "sop-classes-refused" and not self._clock.has_delivered and self._switches(code)
         ):
