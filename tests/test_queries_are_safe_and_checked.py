@@ -8,6 +8,7 @@ from datetime import date
 
 import peers
 import pytest
+from pynetdicom.dsutils import encode
 from wire import raw_answer
 
 from prefect_dicom.configuration import PacsNode, Timeouts
@@ -54,6 +55,15 @@ def test_no_retrieve_leaves_with_a_key_that_selects_several(value):
             retrieve_identifier(STUDY_ROOT, level, None, *uids)
     with pytest.raises(ValueError):
         retrieve_identifier(PATIENT_ROOT, "STUDY", value, ["1.2"])
+
+
+def test_a_uid_with_odd_bytes_is_asked_for_as_the_peer_has_it():
+    # As read from an answer: UIDs are in no character set, and not one byte of them is lost.
+    asked = query_identifier({"StudyInstanceUID": "1.2\xa2", "PatientID": "M\xfcller"}, [])
+    assert encode(asked, True, True).count(b"1.2\xa2") == 1
+    assert asked.SpecificCharacterSet == "ISO_IR 100"
+    alone = query_identifier({"StudyInstanceUID": "1.2\xa2"}, [])
+    assert "SpecificCharacterSet" not in alone
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,11 @@ def _put(identifier: Dataset, keyword: str, value: str | bytes | list[str]) -> N
 
 
 def _put_texts(identifier: Dataset, values: Mapping[str, str], characters: str) -> None:
+    # No character set is for UIDs (PS3.5 6.1.2.2); odd bytes in one of a peer are sent back.
+    uids = {keyword for keyword in values if keyword.endswith("UID")}
+    for keyword in uids:
+        _put(identifier, keyword, values[keyword])
+    values = {keyword: value for keyword, value in values.items() if keyword not in uids}
     declared = next(character_sets_for(list(values.values()), characters), None)
     if declared is None:
         raise ValueError("no character set has the characters of a key")
