@@ -27,6 +27,7 @@ from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import QueryHabits
 from prefect_dicom.discovery import Habits, ask_together, discover
 from prefect_dicom.errors import Interrupted, PacsError
+from prefect_dicom.events import Event, Subscriber
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger import Cohort, Ledger, Run
 from prefect_dicom.matching import Discovery
@@ -74,6 +75,8 @@ class Plan:
     selection: Selection = WHOLE
     """What the cohort wants of what its rows find."""
     stop: threading.Event = field(default_factory=threading.Event)
+    subscribers: list[Subscriber] = field(default_factory=list)
+    """Who is told what happens; appended to before the work begins."""
     _habits: Habits = field(default_factory=Habits)
     _queries: QueryHabits = field(default_factory=QueryHabits)
     """What the cohort's node makes of queries that its filters need."""
@@ -185,6 +188,14 @@ class Plan:
             self.ledger.limit_per_patient(self.cohort.number, self.selection.per_patient)
 
     # --- around
+
+    def tell(self, event: Event) -> None:
+        """Tell the subscribers; one that fails disturbs neither the run nor the others."""
+        for subscriber in self.subscribers:
+            try:
+                subscriber(event)
+            except Exception as error:
+                log.warning("nobody was told of %s: %s", event.name, type(error).__name__)
 
     def reopen_transient(self) -> bool:
         """Make ready for another pass what failed for a passing reason; whether there is any."""
