@@ -149,6 +149,40 @@ def test_the_ledger_may_be_another_file_or_postgresql(load, folder):
     assert ledger_url(site) == "postgresql+psycopg://user@db.example.org/dicom"
 
 
+def test_the_environment_says_what_differs_between_the_hosts_of_a_site(load):
+    text = MINIMAL + "receiver: {ae_title: ALL, bind: 10.0.0.1, port: 104, associations: 7}\n"
+    here = {
+        "PREFECT_DICOM_RECEIVER_AE_TITLE": "HOST2",
+        "PREFECT_DICOM_RECEIVER_BIND": "10.0.0.2",
+        "PREFECT_DICOM_RECEIVER_PORT": "11113",
+        "PREFECT_DICOM_CALLING_AE_TITLE": "CALLER2",
+    }
+    site = load(text, here)
+    assert site.receiver == Receiver(ae_title="HOST2", bind="10.0.0.2", port=11113, associations=7)
+    assert site.nodes["main"].calling_ae_title == "CALLER2"
+    assert load(text, dict.fromkeys(here, "")) == load(text)
+    assert load(text, {"PREFECT_DICOM_RECEIVER_AE_TITLE": "HOST3"}).receiver.bind == "10.0.0.1"
+
+
+def test_faulty_variables_of_a_host_are_told_by_their_names(faults):
+    told = faults(
+        MINIMAL,
+        {
+            "PREFECT_DICOM_RECEIVER_AE_TITLE": "LONGER THAN SIXTEEN",
+            "PREFECT_DICOM_RECEIVER_PORT": "none",
+            "PREFECT_DICOM_CALLING_AE_TITLE": "A\\B",
+        },
+    )
+    assert [fault.split(":")[0] for fault in told] == [
+        "environment variable PREFECT_DICOM_RECEIVER_AE_TITLE",
+        "environment variable PREFECT_DICOM_RECEIVER_PORT",
+        "environment variable PREFECT_DICOM_CALLING_AE_TITLE",
+    ]
+    # What the file leaves out may be wrong together with what the host says.
+    (fault,) = faults(MINIMAL, {"PREFECT_DICOM_RECEIVER_BIND": "0.0.0.0"})
+    assert fault.startswith("environment variable PREFECT_DICOM_RECEIVER_BIND: expected at least")
+
+
 def test_the_environment_overrides_the_ledger_and_its_password_is_never_shown(load):
     url = f"postgresql+psycopg://user:{PASSWORD}@db.example.org/dicom"
 

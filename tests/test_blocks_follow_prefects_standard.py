@@ -299,6 +299,12 @@ class TestWithAServer:
         assert ledger_url(site) == URL
         assert site.archive.secret_access_key.get_secret_value() == PASSWORD
 
+    def test_a_saved_site_serves_many_hosts(self, monkeypatch):
+        shared = resolve_site("block:whole")
+        monkeypatch.setenv("PREFECT_DICOM_RECEIVER_AE_TITLE", "HOST2")
+        here = resolve_site("block:whole")
+        assert here.receiver == shared.receiver.model_copy(update={"ae_title": "HOST2"})
+
     def test_a_site_refers_to_parts_that_are_blocks_of_their_own(self):
         for part, name in ((s3_archive(), "bucket"), (DicomReceiver(), "here"), (pacs(), "main")):
             part.save(name, overwrite=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -24,6 +24,7 @@ from prefect_dicom.configuration import (
     NodeName,
     PacsNode,
     PlacedPath,
+    Plain,
     Receiver,
     S3Archive,
     S3Settings,
@@ -32,6 +33,7 @@ from prefect_dicom.configuration import (
     Spool,
     faults_of,
     load_site,
+    on_this_host,
 )
 from prefect_dicom.errors import ConfigurationError
 
@@ -43,9 +45,6 @@ _ABOUT_BLOCKS = "https://docs.prefect.io/v3/concepts/blocks"
 
 # Prefect writes these beside a block's own values when it stores it inside another.
 _METADATA = {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
-
-
-Plain = TypeVar("Plain", bound=Settings)
 
 
 class _BlockSettings(Settings):
@@ -313,4 +312,4 @@ def resolve_site(reference: str) -> Site:
         if not isinstance(error.__cause__, ValidationError):
             raise
         raise ConfigurationError(reference, faults_of(error.__cause__, DicomSite)) from None
-    return block.site()
+    return on_this_host(block.site())

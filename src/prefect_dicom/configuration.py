@@ -2,7 +2,8 @@
 
 Typed with pydantic; :func:`load_site` reports every fault of a file at once. Secrets are never
 in the file: they come from the environment (boto3's own chain, ``PREFECT_DICOM_LEDGER_URL``)
-or from Prefect blocks.
+or from Prefect blocks. So does what differs between the hosts of a site
+(:data:`HOST_VARIABLES`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
@@ -43,6 +44,16 @@ from prefect_dicom.settings import (
     shown,
     text_of,
 )
+
+HOST_VARIABLES = {
+    "PREFECT_DICOM_RECEIVER_AE_TITLE": "ae_title",
+    "PREFECT_DICOM_RECEIVER_BIND": "bind",
+    "PREFECT_DICOM_RECEIVER_PORT": "port",
+}
+"""Environment variables that take the place of keys of ``receiver``: each host has its own."""
+
+CALLING_VARIABLE = "PREFECT_DICOM_CALLING_AE_TITLE"
+"""Environment variable that takes the place of every node's ``calling_ae_title``."""
 
 _SETTLES_WITHIN = 2
 """Times of what was learnt: the next one may be slower."""
@@ -78,6 +89,7 @@ def _placed(path: Path, info: ValidationInfo) -> Path:
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 NodeName = Annotated[str, AfterValidator(_node_name)]
 PlacedPath = Annotated[Path, AfterValidator(_placed)]
+Plain = TypeVar("Plain", bound=Settings)
 
 
 class Timeouts(Settings):
@@ -467,7 +479,8 @@ def load_site(path: str | Path, environ: Mapping[str, str] = os.environ) -> Site
         A YAML file. Relative paths in it are seen from its folder; ``~`` is the user's home.
         A key without a value counts as left out.
     environ : mapping, optional
-        Where ``PREFECT_DICOM_LEDGER_URL`` is looked up; it takes the place of ``ledger``.
+        Where ``PREFECT_DICOM_LEDGER_URL`` is looked up, which takes the place of ``ledger``, and
+        what :func:`on_this_host` looks for.
 
     Returns
     -------
@@ -501,10 +514,55 @@ def load_site(path: str | Path, environ: Mapping[str, str] = os.environ) -> Site
             faults.append(f"environment variable {LEDGER_URL_VARIABLE}: {text}")
         else:
             site = site and site.model_copy(update={"ledger": ledger})
+    if site is not None:
+        try:
+            site = on_this_host(site, environ)
+        except ConfigurationError as error:
+            faults += error.faults
     if faults or site is None:
         raise ConfigurationError(source, faults)
     site._profiles.update(load_profiles(folder, site.nodes))
     return site
+
+
+def on_this_host(site: Site, environ: Mapping[str, str] = os.environ) -> Site:
+    """The site with what the environment says of this host: one file or block serves many.
+
+    Parameters
+    ----------
+    environ : mapping, optional
+        Where :data:`HOST_VARIABLES` and :data:`CALLING_VARIABLE` are looked up; one that is
+        empty counts as left out.
+
+    Raises
+    ------
+    ConfigurationError
+        With every variable that says what cannot be.
+    """
+    faults: list[str] = []
+
+    def with_values(part: Plain, variables: Mapping[str, str]) -> Plain:
+        given = {v: field for v, field in variables.items() if environ.get(v)}
+        if not given:
+            return part
+        values = {field: environ[variable] for variable, field in given.items()}
+        try:
+            return type(part).model_validate({**part.model_dump(), **values})
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                field = item["loc"][0]
+                its_own = [variable for variable in given if given[variable] == field]
+                names = ", ".join(its_own or given)
+                told = in_words(item, type(part).model_fields[field])
+                faults.append(f"environment variable {names}: {told}")
+            return part
+
+    receiver = with_values(site.receiver, HOST_VARIABLES)
+    calling = {CALLING_VARIABLE: "calling_ae_title"}
+    nodes = {name: with_values(node, calling) for name, node in site.nodes.items()}
+    if faults:
+        raise ConfigurationError("the environment", list(dict.fromkeys(faults)))
+    return site.model_copy(update={"receiver": receiver, "nodes": nodes})
 
 
 def ledger_url(site: Site) -> str:
