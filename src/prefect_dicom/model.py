@@ -93,6 +93,16 @@ class Level(StrEnum):
     """The bytes themselves."""
 
 
+class Wish(StrEnum):
+    """What people want of the runs of a cohort; each outweighs those before it."""
+
+    GO_ON = "go-on"
+    PAUSE = "pause"
+    """Ask for nothing until told to go on."""
+    CANCEL = "cancel"
+    """End now, for a rerun to go on from."""
+
+
 class InformationModel(StrEnum):
     """Query/Retrieve information models, PS3.4 C.6."""
 

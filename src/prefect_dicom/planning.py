@@ -26,12 +26,12 @@ from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import QueryHabits
 from prefect_dicom.discovery import Habits, ask_together, discover
-from prefect_dicom.errors import Interrupted, PacsError
+from prefect_dicom.errors import Interrupted, LedgerError, PacsError
 from prefect_dicom.events import Event, Subscriber
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger import Cohort, Ledger, Run
 from prefect_dicom.matching import Discovery
-from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection
+from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection, Wish
 from prefect_dicom.policy import OF_ONE_REQUEST, NodeClock
 from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
@@ -75,6 +75,9 @@ class Plan:
     selection: Selection = WHOLE
     """What the cohort wants of what its rows find."""
     stop: threading.Event = field(default_factory=threading.Event)
+    """Set where this process is to end the run."""
+    hears: Callable[[], Wish] = lambda: Wish.GO_ON
+    """What is wanted of it by others than the ledger's people: in Prefect's UI."""
     subscribers: list[Subscriber] = field(default_factory=list)
     """Who is told what happens; appended to before the work begins."""
     _habits: Habits = field(default_factory=Habits)
@@ -87,6 +90,9 @@ class Plan:
     _clocks: dict[str, NodeClock] = field(default_factory=dict)
     _noted: set[tuple[str, str]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _hearing: threading.Lock = field(default_factory=threading.Lock)
+    _heard: Wish = Wish.GO_ON
+    _listen_at: float = float("-inf")
 
     # --- discovery
 
@@ -228,8 +234,8 @@ class Plan:
                 raise PacsError(clock.halted)
             if not (left := clock.seconds_left()):
                 return clock.now()
-            if self.stop.wait(min(left, _LOOK_SECONDS)):
-                raise Interrupted()
+            self.stop.wait(min(left, _LOOK_SECONDS))
+            self._check_stop()
 
     def waits(self) -> str:
         """Which nodes are left alone until when, in words for people; empty where none is."""
@@ -322,8 +328,24 @@ class Plan:
             "uid_lists_above": not requestor.answers_lists,
         }
 
+    def told(self) -> Wish:
+        """What people want of this run; looked up once a second at most, whoever asks."""
+        with self._hearing:
+            if self.stop.is_set():
+                return Wish.CANCEL
+            if time.monotonic() >= self._listen_at:
+                # A ledger that is away fails what has to be written to it; nothing is heard of it.
+                with contextlib.suppress(LedgerError):
+                    self._heard = self.ledger.told(self.run)
+                self._listen_at = time.monotonic() + _LOOK_SECONDS
+            return max(self._heard, self.hears(), key=list(Wish).index)
+
+    def is_stopping(self) -> bool:
+        """Whether nothing new is to be begun: the run is to end, or to wait."""
+        return self.told() is not Wish.GO_ON
+
     def _check_stop(self) -> None:
-        if self.stop.is_set():
+        if self.is_stopping():
             raise Interrupted()
 
 
@@ -341,7 +363,7 @@ def open_plan(site: Site, cohort: str | int) -> Iterator[Plan]:
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(ledger_url(site)))
         known = ledger.cohort(str(cohort))
-        run = stack.enter_context(ledger.run("plan"))
+        run = stack.enter_context(ledger.run("plan", known.number))
         selection = ledger.selection(known.number)
         plan = Plan(site=site, cohort=known, ledger=ledger, run=run, selection=selection)
         stack.enter_context(at_work(plan))

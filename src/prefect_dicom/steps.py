@@ -534,7 +534,7 @@ class Pull(Plan):
             leave_out_faulty=self.site.validation.faulty == "leave-out",
             weakest=self.site.validation.evidence,
             receiver=self.receiver,
-            stopping=self.stop.is_set,
+            stopping=self.is_stopping,
             clock=self.clock(node),
             leave=lambda: self.wait_for(node),
             note=partial(self.note, node),
@@ -615,7 +615,7 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
         aside = stack.enter_context(
             ThreadPoolExecutor(_STUDIES_AT_A_TIME, thread_name_prefix="study")
         )
-        run = stack.enter_context(ledger.run(kind))
+        run = stack.enter_context(ledger.run(kind, known.number))
         pull = Pull(
             site=site,
             cohort=known,

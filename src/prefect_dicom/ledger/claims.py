@@ -46,7 +46,7 @@ class Claiming(Reading):
     """The verbs by which runs begin, claim studies and give them up."""
 
     @contextmanager
-    def run(self, kind: str) -> Iterator[Run]:
+    def run(self, kind: str, cohort: int | None = None) -> Iterator[Run]:
         """A run that lives until the block or the process ends, however it ends.
 
         On the way out its claims are released. A run that was killed leaves its claims behind;
@@ -56,9 +56,11 @@ class Claiming(Reading):
         ----------
         kind : str
             What it does ("pull", "rerun", …), for people.
+        cohort : int, optional
+            The cohort it works on; what people want of that one's runs reaches it.
         """
         with self._locks.hold() as lock:
-            run = Run(self._begin_run(kind, lock), kind)
+            run = Run(self._begin_run(kind, lock, cohort), kind)
             try:
                 yield run
             except BaseException:
@@ -69,11 +71,11 @@ class Claiming(Reading):
             self._end_run(run)
 
     @without_database_errors
-    def _begin_run(self, kind: str, lock: int) -> int:
+    def _begin_run(self, kind: str, lock: int, cohort: int | None) -> int:
         with self._write() as connection:
             return connection.execute(
                 insert(runs)
-                .values(lock=lock, kind=kind, started_at=utc_now())
+                .values(lock=lock, kind=kind, started_at=utc_now(), cohort=cohort)
                 .returning(runs.c.number)
             ).scalar_one()
 

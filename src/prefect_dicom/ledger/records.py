@@ -45,6 +45,23 @@ class Cohort:
     created_at: datetime
     selection: str = field(default="", repr=False)
     """The series it wants, as :func:`~prefect_dicom.selection.series_text` puts it."""
+    paused: bool = False
+    """Whether its runs ask for nothing until it is resumed."""
+    priority: int = 0
+    """Where runs share a node, those of higher numbers come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class LivingRun:
+    """A run under way, for people; times are aware UTC."""
+
+    number: int
+    kind: str
+    started_at: datetime
+    cancelled: bool
+    """Whether it was told to end."""
+    paused_at: datetime | None
+    """Since when it waits in place for its cohort to be resumed."""
 
 
 @dataclass(frozen=True, slots=True)

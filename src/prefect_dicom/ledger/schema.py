@@ -169,6 +169,12 @@ runs = Table(
     Column("kind", Text, nullable=False),
     Column("started_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
+    # The cohort it works on, where it is about one.
+    Column("cohort", _Number),
+    # A person wants it to end.
+    Column("cancelled", Boolean, nullable=False, server_default=text("FALSE")),
+    # Since when it waits in place, because its cohort is paused.
+    Column("paused_at", UtcTime),
     UniqueConstraint("lock"),
     sqlite_autoincrement=True,
 )
@@ -184,6 +190,10 @@ cohorts = Table(
     Column("created_at", UtcTime, nullable=False),
     # The series it wants, in words; empty for whole studies.
     Column("selection", Text, nullable=False, server_default=""),
+    # No run asks for anything until a person has resumed it.
+    Column("paused", Boolean, nullable=False, server_default=text("FALSE")),
+    # Where runs share a node, those of higher numbers come first.
+    Column("priority", Integer, nullable=False, server_default="0"),
     UniqueConstraint("name"),
     UniqueConstraint("digest", "node"),
     sqlite_autoincrement=True,
@@ -388,6 +398,13 @@ def _studies_with_counts(connection: Connection) -> None:
     _add_columns(connection, studies, "counted_instances")
 
 
+def _wishes_of_people(connection: Connection) -> None:
+    _add_columns(connection, runs, "cohort", "cancelled", "paused_at")
+    _add_columns(connection, cohorts, "paused", "priority")
+    connection.execute(update(runs).values(cancelled=False))
+    connection.execute(update(cohorts).values(paused=False, priority=0))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
@@ -395,6 +412,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _selections_of_cohorts,
     _notes_of_cohorts,
     _studies_with_counts,
+    _wishes_of_people,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

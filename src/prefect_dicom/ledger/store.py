@@ -21,7 +21,7 @@ from prefect_dicom.errors import LedgerError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.adoption import adopt_studies
-from prefect_dicom.ledger.claims import Claiming, utc_now
+from prefect_dicom.ledger.claims import utc_now
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.reading import (
     STUDY_COLUMNS,
@@ -52,6 +52,7 @@ from prefect_dicom.ledger.schema import (
     studies,
 )
 from prefect_dicom.ledger.schema import instances as instance_rows
+from prefect_dicom.ledger.wishes import Wishing
 from prefect_dicom.model import (
     WHOLE,
     ArchivedObject,
@@ -76,7 +77,7 @@ from prefect_dicom.selection import beyond_the_maximum, encode_selection, series
 _BATCH = 5000
 
 
-class Ledger(Claiming):
+class Ledger(Wishing):
     """The state of every cohort row, study and instance, in SQLite or PostgreSQL.
 
     One object may be used by all threads of a process; it must not cross a fork. Every method
