@@ -8,6 +8,7 @@ task names, artifacts and Prefect's database.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
@@ -202,6 +203,35 @@ class Selection:
 
 WHOLE = Selection()
 """Everything that the rows find, and whole studies of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOrder:
+    """The PACS nodes that a cohort is asked of, the preferred one first.
+
+    A row is asked of the next node where the one before has no answer for it; with ``every`` it
+    is asked of all of them, and has what any of them has.
+
+    Examples
+    --------
+    >>> NodeOrder.of("main,vna") == NodeOrder(("main", "vna"))
+    True
+    >>> NodeOrder(("main", "vna"), every=True).text
+    'main+vna'
+    """
+
+    names: tuple[str, ...]
+    every: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> NodeOrder:
+        """What :attr:`text` stands for."""
+        return cls(tuple(re.split("[,+]", text)), every="+" in text)
+
+    @property
+    def text(self) -> str:
+        """As it is kept, and part of a cohort's identity: of one node its name."""
+        return ("+" if self.every else ",").join(self.names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from prefect_dicom.model import (
     Evidence,
     InstanceKey,
     InstanceState,
+    NodeOrder,
     RowVerdict,
     Selection,
     Study,
@@ -118,6 +119,19 @@ def study_of(row: Row[Any]) -> Study:
         study_description=row.study_description,
         number_of_series=row.number_of_series,
         number_of_instances=row.number_of_instances,
+    )
+
+
+def cohort_of(row: Row[Any]) -> Cohort:
+    """The cohort in a row of ``cohorts``."""
+    return Cohort(
+        number=row.number,
+        name=row.name,
+        digest=row.digest,
+        order=NodeOrder.of(row.node),
+        rows=row.rows,
+        created_at=row.created_at,
+        selection=row.selection,
     )
 
 
@@ -239,23 +253,23 @@ class Reading:
                 ).first()
         if row is None:
             raise LedgerError("cohort-unknown")
-        return Cohort(**row._mapping)
+        return cohort_of(row)
 
     @without_database_errors
     def cohort_of(self, digest: str, node: str) -> Cohort | None:
-        """The cohort of this file and node, or None where it has not been added."""
+        """The cohort of this file and order of nodes, or None where it has not been added."""
         with self._read() as connection:
             row = connection.execute(
                 select(cohorts).where(cohorts.c.digest == digest, cohorts.c.node == node)
             ).first()
-        return None if row is None else Cohort(**row._mapping)
+        return None if row is None else cohort_of(row)
 
     @without_database_errors
     def cohorts(self) -> list[Cohort]:
         """All cohorts, the latest first."""
         with self._read() as connection:
             rows = connection.execute(select(cohorts).order_by(cohorts.c.number.desc())).all()
-        return [Cohort(**row._mapping) for row in rows]
+        return [cohort_of(row) for row in rows]
 
     @without_database_errors
     def selection(self, cohort: int) -> Selection:

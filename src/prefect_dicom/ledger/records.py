@@ -17,6 +17,7 @@ from prefect_dicom.model import (
     Evidence,
     InstanceKey,
     InstanceState,
+    NodeOrder,
     Study,
     StudyManifest,
     StudyReference,
@@ -35,12 +36,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """A cohort file, by the digest of its content, to be asked of one node."""
+    """A cohort file, by the digest of its content, to be asked of these nodes."""
 
     number: int
     name: str
     digest: str
-    node: str
+    order: NodeOrder
     rows: int
     created_at: datetime
     selection: str = field(default="", repr=False)
@@ -62,6 +63,16 @@ class LivingRun:
     """Whether it was told to end."""
     paused_at: datetime | None
     """Since when it waits in place for its cohort to be resumed."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of its nodes, the preferred one first."""
+        return self.order.names
+
+    @property
+    def node(self) -> str:
+        """The first of its nodes."""
+        return self.order.names[0]
 
 
 @dataclass(frozen=True, slots=True)

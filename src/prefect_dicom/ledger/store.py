@@ -25,6 +25,7 @@ from prefect_dicom.ledger.claims import utc_now
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.reading import (
     STUDY_COLUMNS,
+    cohort_of,
     count_instances,
     listable_with,
     selection_of,
@@ -107,9 +108,10 @@ class Ledger(Wishing):
         Parameters
         ----------
         digest : str
-            Of the cohort file's content. With the node it is the cohort's identity.
+            Of the cohort file's content. With the nodes it is the cohort's identity.
         node : str
-            Name of the PACS node that will be asked.
+            Name of the PACS node that will be asked, or the text of a
+            :class:`~prefect_dicom.model.NodeOrder`.
         rows : iterable of CohortRow
             Not touched where the cohort is there already.
         name : str, optional
@@ -145,7 +147,7 @@ class Ledger(Wishing):
                     select(cohorts).where(cohorts.c.digest == digest, cohorts.c.node == node)
                 ).first()
                 if known is not None:
-                    return Cohort(**known._mapping)
+                    return cohort_of(known)
             else:
                 raise LedgerError("cohort-name-taken")
             if selection != WHOLE:
@@ -159,7 +161,7 @@ class Ledger(Wishing):
                 count += len(piece)
             connection.execute(update(cohorts).where(cohorts.c.number == added).values(rows=count))
             row = connection.execute(select(cohorts).where(cohorts.c.number == added)).one()
-            return Cohort(**row._mapping)
+            return cohort_of(row)
 
     @without_database_errors
     def note(self, cohort: int, node: str, words: str) -> None:
