@@ -132,6 +132,8 @@ def cohort_of(row: Row[Any]) -> Cohort:
         rows=row.rows,
         created_at=row.created_at,
         selection=row.selection,
+        paused=row.paused,
+        priority=row.priority,
     )
 
 

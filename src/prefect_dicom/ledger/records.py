@@ -51,6 +51,16 @@ class Cohort:
     priority: int = 0
     """Where runs share a node, those of higher numbers come first."""
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of its nodes, the preferred one first."""
+        return self.order.names
+
+    @property
+    def node(self) -> str:
+        """The first of its nodes."""
+        return self.order.names[0]
+
 
 @dataclass(frozen=True, slots=True)
 class LivingRun:
@@ -63,16 +73,6 @@ class LivingRun:
     """Whether it was told to end."""
     paused_at: datetime | None
     """Since when it waits in place for its cohort to be resumed."""
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """The names of its nodes, the preferred one first."""
-        return self.order.names
-
-    @property
-    def node(self) -> str:
-        """The first of its nodes."""
-        return self.order.names[0]
 
 
 @dataclass(frozen=True, slots=True)
