@@ -283,6 +283,7 @@ class Plan:
             requestor = self._idle[node].pop() if self._idle[node] else None
         if requestor is None:
             requestor = Requestor(self.site.nodes[node], self._answered[node])
+            requestor.stopping = self.is_stopping
             requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
         learnt = self.site.profiles[node].query_character_sets or ("",)
         requestor.characters = self._characters.get(node) or learnt[0]

@@ -1091,7 +1091,7 @@ class Retrieval:
             code = reason_for_status(self._service, outcome.status) or "nothing-arrived"
         else:
             code = "association-lost"
-        if self._stopping():
+        if code == "interrupted" or self._stopping():
             raise Interrupted()
         if code == "not-permitted" and self._clock.has_delivered:
             code = "association-lost"

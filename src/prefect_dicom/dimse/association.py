@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 from io import BytesIO
 
 from pydicom.dataset import Dataset
@@ -49,7 +50,7 @@ from prefect_dicom.dimse.transfer import (
     read_command,
     unsigned_short,
 )
-from prefect_dicom.errors import PacsError
+from prefect_dicom.errors import Interrupted, PacsError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.model import InformationModel
 
@@ -269,6 +270,8 @@ class Exchange:
         PacsError
             When the association has ended, or what came is no answer to this request; the
             association is gone then.
+        Interrupted
+            The run was told to stop; the association was aborted.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -277,6 +280,10 @@ class Exchange:
             context_id, message = self._association.dimse.get_msg(block=True)
             if message is not None:
                 return self._take(message, context_id)
+            if self._service != "C-MOVE" and self._requestor.stopping():
+                # A C-MOVE is cancelled first, by who waits for it: it goes on behind our back.
+                self.abort()
+                raise Interrupted()
             if self._wire.ended or _is_over(self._association):
                 self.abort()
                 if self._wire.unusable is not None:
@@ -344,6 +351,8 @@ class Requestor:
         self.node = node
         self.answers_lists = True
         """Whether lists of UIDs in queries are worth a try: until one was not answered whole."""
+        self.stopping: Callable[[], bool] = lambda: False
+        """Whether the run has been told to stop; asked while an answer is waited for."""
         self.answered = set() if answered is None else answered
         """The services this node has ever answered us."""
         self.ignores_keys = False

@@ -22,6 +22,8 @@ from prefect_dicom.identifiers import normal_uid
 _LOOK_SECONDS = 1.0
 # Both peers we know stop within two images of a C-CANCEL; others ignore it.
 _CANCEL_SECONDS = 10.0
+# Of a run that was told to stop: people wait for it.
+_STOP_SECONDS = 2.0
 
 
 def move(
@@ -39,7 +41,8 @@ def move(
     Ends with the peer's final response, with the loss of the association, or by our own will:
     when neither an instance nor a response has come for ``timeouts.first_byte_seconds`` (before
     the first) or ``timeouts.stall_seconds`` (after it), or when ``should_stop`` says so. Then a
-    C-CANCEL is sent, answered or not, and the association aborted if it was not. The peer may
+    C-CANCEL is sent, answered or not, and the association aborted if it was not within 10 s, or
+    2 s where we were told to stop. The peer may
     go on sending after any of these but the first (PS3.4 C.4.2.3.1).
 
     Parameters
@@ -77,6 +80,7 @@ def move(
     arrived = progress() if progress else 0
     moved = False
     since = time.monotonic()
+    patience = timeouts.first_byte_seconds
     stopped: str | None = None
     try:
         while True:
@@ -90,16 +94,16 @@ def move(
                 if on_pending:
                     on_pending(last)
             if stopped is not None:
-                if now - since >= _CANCEL_SECONDS:
+                if now - since >= patience:
                     return _lost(last, stopped)
                 continue
             if progress and (count := progress()) != arrived:
                 arrived, moved, since = count, True, now
             patience = timeouts.stall_seconds if moved else timeouts.first_byte_seconds
             if now - since >= patience:
-                stopped = "association-stalled"
-            elif should_stop:
-                stopped = should_stop()
+                stopped, patience = "association-stalled", _CANCEL_SECONDS
+            elif should_stop and (stopped := should_stop()) is not None:
+                patience = _STOP_SECONDS
             if stopped is not None:
                 since = now
                 exchange.cancel()

@@ -335,7 +335,7 @@ class Stream:
     connection : socket.socket
         Connected; it becomes non-blocking.
     attend : callable, optional
-        Called about once a second while waiting for the peer.
+        Called about once a second while waiting for the peer, in the middle of a message too.
     """
 
     def __init__(
@@ -350,6 +350,7 @@ class Stream:
         self.before_filling: Callable[[], None] | None = None
         """Called before bytes of the buffer are overwritten or moved."""
         self._poll = select.poll()
+        self._attended_at = time.monotonic()
         # Pages nobody has written to are no memory yet, and all go back to the system at the end:
         # a peer that connects and says nothing costs nothing.
         self.buffer = mmap.mmap(-1, buffer_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -418,13 +419,16 @@ class Stream:
         longest = _ATTEND_SECONDS if attending else _LONGEST_WAIT_SECONDS
         self._poll.register(self.connection, event)
         while True:
-            remaining = deadline - time.monotonic()
+            now = time.monotonic()
+            remaining = deadline - now
             if remaining <= 0:
                 raise TimeoutError
+            # Of a large object that comes slowly there is always something to read soon.
+            if attending and now >= self._attended_at + _ATTEND_SECONDS:
+                self._attended_at = now
+                self.attend()
             if self._poll.poll(math.ceil(min(remaining, longest) * 1000)):
                 return
-            if attending:
-                self.attend()
 
     def need(self, count: int, deadline: float) -> int:
         """Have this many bytes (a header) in the buffer; their offset. Moves past them."""
