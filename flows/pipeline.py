@@ -147,6 +147,7 @@ def _wait(plan: Plan, progress: ProgressArtifact) -> None:
         if plan.stop.wait(min(left, _TICK_SECONDS)):
             return
         progress.show(count, plan.waits())
+        plan.sample()
 
 
 def _with_what_is_left(plan: Plan, trouble: PacsError, totals: Totals) -> PacsError:
@@ -168,6 +169,7 @@ def _find_studies(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError |
         if not state.is_completed():
             return _error_of(state)
         progress.show(count, plan.waits())
+        plan.sample()
     return None
 
 
@@ -223,6 +225,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                     if stage is retrieving:
                         submit(archive_chunk, chunk, archiving)
             progress.show(count, pull.waits())
+            pull.sample()
     except BaseException:
         # Told to stop. What is under way ends first: it needs what the caller closes next.
         pull.stop.set()

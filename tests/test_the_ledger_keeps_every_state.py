@@ -936,6 +936,8 @@ ADDED = [
     ("cohort_rows", "gaps"),
     ("cohorts", "selection"),
     ("studies", "selection"),
+    ("studies", "claimed_at"),
+    ("studies", "failed_at"),
     ("row_studies", "reason"),
 ]
 
@@ -956,6 +958,7 @@ def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
     for table, name in ADDED:
         _execute(url, f"ALTER TABLE {table} DROP COLUMN {name}")
     _execute(url, "DROP TABLE selections")
+    _execute(url, "DROP TABLE samples")
     _execute(url, "DELETE FROM schema_versions WHERE version > 1")
     with Ledger.open(url) as ledger:
         assert ledger.selection(cohort) == WHOLE
@@ -967,6 +970,7 @@ def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
         assert ledger.rows_to_discover(other) == more
         ledger.record_discoveries(cohort, [(2, (), "list-unproved", (), ["20240305"])])
         assert [verdict.gaps for verdict in ledger.verdicts(cohort)] == [("20240305",), ()]
+        assert ledger.samples(cohort) == [] and ledger.sample(cohort)
 
 
 @pytest.mark.campaign("ledger")

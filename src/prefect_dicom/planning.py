@@ -35,6 +35,7 @@ from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection, Wish
 from prefect_dicom.policy import OF_ONE_REQUEST, NodeClock
 from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
+from prefect_dicom.report import next_count
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ _OF_THE_NODE_IF_REPEATED = {
 }
 _MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
 _LOOK_SECONDS = 1.0
+_SAMPLE_SECONDS = 30.0
 _ANEW = "`prefect-dicom doctor --learn` writes it anew"
 
 _current: ContextVar[Plan] = ContextVar("prefect_dicom_plan")
@@ -89,6 +91,8 @@ class Plan:
     """By node, the character set in which it last found a text beyond ASCII."""
     _clocks: dict[str, NodeClock] = field(default_factory=dict)
     _noted: set[tuple[str, str]] = field(default_factory=set)
+    _sample_at: float = float("-inf")
+    """When the next sample of the cohort is due."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _hearing: threading.Lock = field(default_factory=threading.Lock)
     _heard: Wish = Wish.GO_ON
@@ -313,6 +317,21 @@ class Plan:
             log.warning("node %s: %s", node, words)
             self.ledger.note(self.cohort.number, node, words)
 
+    def sample(self, *, now: bool = False) -> None:
+        """Write down where the cohort stands; at most every 30 s, all runs together, but ``now``.
+
+        What is lost by a ledger that cannot be written just then is a point of a curve, and the
+        next write that matters says so.
+        """
+        began = time.monotonic()
+        if not now and began < self._sample_at:
+            return
+        with contextlib.suppress(LedgerError):
+            self.ledger.sample(
+                self.cohort.number, self.run, least_seconds=0 if now else _SAMPLE_SECONDS
+            )
+        self._sample_at = next_count(began, time.monotonic(), _SAMPLE_SECONDS)
+
     def _doubt_profile(self, node: str, requestor: Requestor) -> None:
         """Say where a node did otherwise than its profile has it: the run goes by what it saw."""
         profile = self.site.profiles[node]
@@ -376,12 +395,14 @@ def at_work(plan: Plan) -> Iterator[None]:
     """Make this the plan of the context; its associations end with the block."""
     plan._habits.start_from(plan.site.profiles.get(plan.cohort.node, NodeProfile()))
     token = _current.set(plan)
+    plan.sample(now=True)
     try:
         yield
     except BaseException:
         plan.stop.set()
         raise
     finally:
+        plan.sample(now=True)
         _current.reset(token)
         plan.close_requestors()
 

@@ -16,6 +16,7 @@ from prefect_dicom.ledger.records import (
     Reopened,
     RowFindings,
     Run,
+    Sample,
     StudyRecord,
     Totals,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Reopened",
     "RowFindings",
     "Run",
+    "Sample",
     "StudyRecord",
     "Totals",
 ]

@@ -159,7 +159,7 @@ class Claiming(Reading):
             connection.execute(
                 update(studies)
                 .where(studies.c.reference == bindparam("b_reference"))
-                .values(run=run.number, attempt=bindparam("b_attempt")),
+                .values(run=run.number, attempt=bindparam("b_attempt"), claimed_at=utc_now()),
                 [{"b_reference": c.reference, "b_attempt": c.attempt} for c in claims],
             )
         return claims

@@ -47,7 +47,6 @@ from prefect_dicom.model import (
     Study,
     StudyReference,
     StudyState,
-    Verdict,
 )
 from prefect_dicom.policy import SELECTED_OTHERWISE, StudyOutcome, row_verdict, weakest_evidence
 from prefect_dicom.reasons import reason_for
@@ -451,8 +450,10 @@ class Reading:
                 attempt=row.attempt,
                 claimed=row.run in living,
                 evidence=Evidence(row.evidence) if row.evidence else None,
+                claimed_at=row.claimed_at,
                 listed_at=row.listed_at,
                 archived_at=row.archived_at,
+                failed_at=row.failed_at,
                 expected=figures[row.reference].expected,
                 received=figures[row.reference].received,
                 stored=figures[row.reference].stored,
@@ -560,91 +561,12 @@ class Reading:
     @without_database_errors
     def totals(self, cohort: int) -> Totals:
         """The cohort in figures."""
-        its_studies = select(row_studies.c.study).where(
-            row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
-        )
-        selected = listable_with(selection_of(cohort))
-        # To this cohort, what another has with other series is as good as failed.
-        its_state = case((selected, studies.c.state), else_=StudyState.FAILED.value)
         with self._read() as connection:
-            by_state = connection.execute(
-                select(
-                    its_state.label("its_state"),
-                    studies.c.evidence,
-                    func.count(),
-                    *(
-                        func.coalesce(func.sum(case((selected, column), else_=0)), 0)
-                        for column in _ARCHIVED_COLUMNS
-                    ),
-                )
-                .where(studies.c.reference.in_(its_studies))
-                .group_by(text("its_state"), studies.c.evidence)
-            ).all()
-            others = select(studies.c.reference).where(
-                studies.c.reference.in_(its_studies), ~selected
-            )
-            by_instance = connection.execute(
-                select(
-                    instance_rows.c.state,
-                    func.count(),
-                    func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
-                )
-                # Of archived studies no listed instance is a row any more.
-                .where(
-                    instance_rows.c.study.in_(its_studies),
-                    instance_rows.c.study.not_in(others),
-                    IS_LISTED,
-                )
-                .group_by(instance_rows.c.state)
-            ).all()
-            counted = connection.execute(
-                select(studies.c.reference, studies.c.counted_instances).where(
-                    studies.c.reference.in_(its_studies),
-                    studies.c.reference.not_in(others),
-                    studies.c.counted_instances.is_not(None),
-                    studies.c.state != StudyState.ARCHIVED,
-                )
-            ).all()
-            here = count_instances(connection, [row.reference for row in counted])
-            unasked = connection.execute(
-                select(func.count()).where(
-                    cohort_rows.c.cohort == cohort,
-                    ~cohort_rows.c.discovered,
-                    cohort_rows.c.reason.is_(None),
-                )
-            ).scalar_one()
-        counts: Counter[StudyState] = Counter()
-        evidence: Counter[Evidence] = Counter()
-        figures = _Figures()
-        for row in counted:
-            figures.expected += max(0, row.counted_instances - here[row.reference].expected)
-        for state, proof, count, archived, withheld, size_bytes in by_state:
-            counts[StudyState(state)] += count
-            if state == StudyState.ARCHIVED:
-                evidence[Evidence(proof)] += count
-            figures.expected += int(archived) + int(withheld)
-            figures.stored += int(archived)
-            figures.withheld += int(withheld)
-            figures.size_bytes += int(size_bytes)
-        for state, count, size_bytes in by_instance:
-            _add(figures, state, count, int(size_bytes))
-        rows: Counter[Verdict] = Counter()
-        unproved: Counter[str] = Counter()
+            totals = count_cohort(connection, cohort)
         for verdict in self.verdicts(cohort):
-            rows[verdict.verdict] += 1
-            unproved.update(verdict.gaps)
-        return Totals(
-            rows=rows,
-            unproved=unproved,
-            evidence=evidence,
-            studies=counts,
-            expected=figures.expected,
-            received=figures.received,
-            stored=figures.stored,
-            rejected=figures.withheld,
-            size_bytes=figures.size_bytes,
-            unasked=unasked,
-        )
+            totals.rows[verdict.verdict] += 1
+            totals.unproved.update(verdict.gaps)
+        return totals
 
     @without_database_errors
     def archived_by_modalities(self) -> list[tuple[tuple[str, ...], int, int, int]]:
@@ -750,6 +672,86 @@ def _add(figures: _Figures, state: str, count: int, size_bytes: int) -> None:
         figures.size_bytes += size_bytes
     elif state == InstanceState.REJECTED:
         figures.withheld += count
+
+
+def count_cohort(connection: Connection, cohort: int) -> Totals:
+    """The cohort in figures, but for those of its rows, which have to be judged one by one."""
+    its_studies = select(row_studies.c.study).where(
+        row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+    )
+    selected = listable_with(selection_of(cohort))
+    # To this cohort, what another has with other series is as good as failed.
+    its_state = case((selected, studies.c.state), else_=StudyState.FAILED.value)
+    by_state = connection.execute(
+        select(
+            its_state.label("its_state"),
+            studies.c.evidence,
+            func.count(),
+            *(
+                func.coalesce(func.sum(case((selected, column), else_=0)), 0)
+                for column in _ARCHIVED_COLUMNS
+            ),
+        )
+        .where(studies.c.reference.in_(its_studies))
+        .group_by(text("its_state"), studies.c.evidence)
+    ).all()
+    others = select(studies.c.reference).where(studies.c.reference.in_(its_studies), ~selected)
+    by_instance = connection.execute(
+        select(
+            instance_rows.c.state,
+            func.count(),
+            func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
+        )
+        # Of archived studies no listed instance is a row any more.
+        .where(
+            instance_rows.c.study.in_(its_studies),
+            instance_rows.c.study.not_in(others),
+            IS_LISTED,
+        )
+        .group_by(instance_rows.c.state)
+    ).all()
+    counted = connection.execute(
+        select(studies.c.reference, studies.c.counted_instances).where(
+            studies.c.reference.in_(its_studies),
+            studies.c.reference.not_in(others),
+            studies.c.counted_instances.is_not(None),
+            studies.c.state != StudyState.ARCHIVED,
+        )
+    ).all()
+    here = count_instances(connection, [row.reference for row in counted])
+    unasked = connection.execute(
+        select(func.count()).where(
+            cohort_rows.c.cohort == cohort,
+            ~cohort_rows.c.discovered,
+            cohort_rows.c.reason.is_(None),
+        )
+    ).scalar_one()
+    counts: Counter[StudyState] = Counter()
+    evidence: Counter[Evidence] = Counter()
+    figures = _Figures()
+    for row in counted:
+        figures.expected += max(0, row.counted_instances - here[row.reference].expected)
+    for state, proof, count, archived, withheld, size_bytes in by_state:
+        counts[StudyState(state)] += count
+        if state == StudyState.ARCHIVED:
+            evidence[Evidence(proof)] += count
+        figures.expected += int(archived) + int(withheld)
+        figures.stored += int(archived)
+        figures.withheld += int(withheld)
+        figures.size_bytes += int(size_bytes)
+    for state, count, size_bytes in by_instance:
+        _add(figures, state, count, int(size_bytes))
+    return Totals(
+        rows=Counter(),
+        evidence=evidence,
+        studies=counts,
+        expected=figures.expected,
+        received=figures.received,
+        stored=figures.stored,
+        rejected=figures.withheld,
+        size_bytes=figures.size_bytes,
+        unasked=unasked,
+    )
 
 
 def count_instances(

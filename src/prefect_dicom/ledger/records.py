@@ -123,7 +123,8 @@ class StudyRecord:
 
     ``expected`` counts the instances on the PACS's list, ``stored`` those in the archive,
     ``withheld`` those listed ones that are left out for a reason; ``size_bytes`` is of the
-    stored ones. ``claimed`` is True while a living run works on it.
+    stored ones. ``claimed`` is True while a living run works on it; ``claimed_at`` is when the last
+    run began to, ``failed_at`` when it failed last.
     """
 
     reference: StudyReference
@@ -136,8 +137,10 @@ class StudyRecord:
     attempt: int = 0
     claimed: bool = False
     evidence: Evidence | None = None
+    claimed_at: datetime | None = None
     listed_at: datetime | None = None
     archived_at: datetime | None = None
+    failed_at: datetime | None = None
     expected: int = 0
     received: int = 0
     stored: int = 0
@@ -222,6 +225,25 @@ class Reopened:
 
     studies: int
     rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Where a cohort stood at a moment; the figures are those of :class:`Totals`.
+
+    ``run`` is the one that looked. ``window_open`` says whether the node might be asked then, and
+    is None where it has no windows.
+    """
+
+    at: datetime
+    run: int | None
+    unasked: int
+    studies: Counter[StudyState]
+    expected: int
+    received: int
+    stored: int
+    size_bytes: int
+    window_open: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

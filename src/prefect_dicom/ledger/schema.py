@@ -263,6 +263,9 @@ studies = Table(
     Column("archived_bytes", BigInteger),
     # The series it was listed with, in words; empty for all. NULL while nothing is listed.
     Column("selection", PeerText),
+    # When the last run began to work on it, and when it failed last.
+    Column("claimed_at", UtcTime),
+    Column("failed_at", UtcTime),
     UniqueConstraint("study_instance_uid"),
     CheckConstraint(_one_of("state", StudyState), "state"),
     CheckConstraint(_one_of("evidence", Evidence), "evidence"),
@@ -351,6 +354,24 @@ cohort_notes = Table(
     sqlite_autoincrement=True,
 )
 
+samples = Table(
+    "samples",
+    metadata,
+    Column("cohort", _Number, ForeignKey(cohorts.c.number), primary_key=True),
+    Column("at", UtcTime, primary_key=True),
+    # The run that looked; NULL where nobody was at work.
+    Column("run", _Number, ForeignKey(runs.c.number)),
+    Column("unasked", BigInteger, nullable=False),
+    *(Column(str(state), BigInteger, nullable=False) for state in StudyState),
+    Column("expected", BigInteger, nullable=False),
+    Column("received", BigInteger, nullable=False),
+    Column("stored", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    # Whether the node might be asked then; NULL where it has no windows.
+    Column("window_open", Boolean),
+    sqlite_with_rowid=False,
+)
+
 _versions_metadata = MetaData()
 schema_versions = Table(
     "schema_versions",
@@ -405,6 +426,11 @@ def _wishes_of_people(connection: Connection) -> None:
     connection.execute(update(cohorts).values(paused=False, priority=0))
 
 
+def _samples_of_cohorts(connection: Connection) -> None:
+    samples.create(connection, checkfirst=True)
+    _add_columns(connection, studies, "claimed_at", "failed_at")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
@@ -413,6 +439,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _notes_of_cohorts,
     _studies_with_counts,
     _wishes_of_people,
+    _samples_of_cohorts,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

@@ -23,6 +23,7 @@ from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.adoption import adopt_studies
 from prefect_dicom.ledger.claims import utc_now
 from prefect_dicom.ledger.edge import without_database_errors
+from prefect_dicom.ledger.history import History
 from prefect_dicom.ledger.reading import (
     STUDY_COLUMNS,
     cohort_of,
@@ -78,7 +79,7 @@ from prefect_dicom.selection import beyond_the_maximum, encode_selection, series
 _BATCH = 5000
 
 
-class Ledger(Wishing):
+class Ledger(Wishing, History):
     """The state of every cohort row, study and instance, in SQLite or PostgreSQL.
 
     One object may be used by all threads of a process; it must not cross a fork. Every method
@@ -665,7 +666,13 @@ class Ledger(Wishing):
             connection.execute(
                 update(studies)
                 .where(studies.c.reference == claim.reference)
-                .values(state=StudyState.FAILED, reason=code, detail=detail, run=None)
+                .values(
+                    state=StudyState.FAILED,
+                    reason=code,
+                    detail=detail,
+                    run=None,
+                    failed_at=utc_now(),
+                )
             )
 
     @without_database_errors

@@ -1,0 +1,122 @@
+"""How a cohort got to where it is: samples over time, and its studies by what became of them.
+
+A sample is a look at a cohort's figures, written down by the runs that work on it. Whatever the
+length of a cohort, no more than :data:`MOST_SAMPLES` are kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+from sqlalchemy import delete, func, select
+
+from prefect_dicom.ledger.claims import utc_now
+from prefect_dicom.ledger.edge import without_database_errors
+from prefect_dicom.ledger.reading import Reading, count_cohort, slices
+from prefect_dicom.ledger.records import Run, Sample
+from prefect_dicom.ledger.schema import samples
+from prefect_dicom.model import StudyState
+
+MOST_SAMPLES = 2000
+"""Of one cohort. With one more than that, it is thinned out to half as many."""
+
+
+class History(Reading):
+    """The verbs that tell how a cohort went, and the one by which its samples are taken."""
+
+    @without_database_errors
+    def sample(
+        self,
+        cohort: int,
+        run: Run | None = None,
+        *,
+        window_open: bool | None = None,
+        least_seconds: float = 0.0,
+        at: datetime | None = None,
+    ) -> bool:
+        """Write down where a cohort stands; whether that was done.
+
+        Parameters
+        ----------
+        run : Run, optional
+            The run that looks.
+        window_open : bool, optional
+            Whether the node may be asked now, where it has windows.
+        least_seconds : float
+            Leave it where the last sample, of whichever run, is younger.
+        at : datetime, optional
+            The moment, where that is not now.
+        """
+        at = at or utc_now()
+        with self._read() as connection:
+            last = connection.execute(
+                select(func.max(samples.c.at)).where(samples.c.cohort == cohort)
+            ).scalar()
+            if last is not None and (at - last).total_seconds() < least_seconds:
+                return False
+            totals = count_cohort(connection, cohort)
+        values = {
+            "cohort": cohort,
+            "at": at,
+            "run": None if run is None else run.number,
+            "unasked": totals.unasked,
+            **{str(state): totals.studies[state] for state in StudyState},
+            "expected": totals.expected,
+            "received": totals.received,
+            "stored": totals.stored,
+            "size_bytes": totals.size_bytes,
+            "window_open": window_open,
+        }
+        with self._write() as connection:
+            connection.execute(self._insert(samples).on_conflict_do_nothing(), values)
+            its_samples = samples.c.cohort == cohort
+            taken = connection.execute(
+                select(samples.c.at).where(its_samples).order_by(samples.c.at)
+            ).scalars()
+            for piece in slices(_too_many(list(taken))):
+                connection.execute(delete(samples).where(its_samples, samples.c.at.in_(piece)))
+        return True
+
+    @without_database_errors
+    def samples(self, cohort: int) -> list[Sample]:
+        """What was written down of a cohort, the earliest first; at most MOST_SAMPLES."""
+        with self._read() as connection:
+            rows = connection.execute(
+                select(samples).where(samples.c.cohort == cohort).order_by(samples.c.at)
+            ).all()
+        return [
+            Sample(
+                at=row.at,
+                run=row.run,
+                unasked=row.unasked,
+                studies=Counter({state: getattr(row, str(state)) for state in StudyState}),
+                expected=row.expected,
+                received=row.received,
+                stored=row.stored,
+                size_bytes=row.size_bytes,
+                window_open=row.window_open,
+            )
+            for row in rows
+        ]
+
+
+def _too_many(taken: list[datetime]) -> list[datetime]:
+    """Which of the samples to give up, so that half as many lie evenly over the whole time."""
+    if len(taken) <= MOST_SAMPLES:
+        return []
+    kept, apart = taken, timedelta(seconds=1)
+    while len(kept) > MOST_SAMPLES // 2:
+        # By twos: what is far enough apart already stays, time after time.
+        apart *= 2
+        kept = _apart(taken, apart)
+    return sorted(set(taken) - set(kept))
+
+
+def _apart(taken: list[datetime], apart: timedelta) -> list[datetime]:
+    """The first and the last of the samples, and between them those that lie so far apart."""
+    kept = taken[:1]
+    for at in taken[1:-1]:
+        if at - kept[-1] >= apart:
+            kept.append(at)
+    return [*kept, taken[-1]]
