@@ -32,6 +32,7 @@ from prefect_dicom.configuration import (
     ledger_url,
     load_site,
 )
+from prefect_dicom.courtesy import Courtesy, Window
 from prefect_dicom.errors import ConfigurationError
 from prefect_dicom.model import Disposition, RetrieveMethod
 
@@ -704,6 +705,8 @@ GROUPS = [
     ("nodes.main", PacsNode),
     ("nodes.main.limits", Limits),
     ("nodes.main.timeouts", Timeouts),
+    ("nodes.main.courtesy", Courtesy),
+    ("nodes.main.courtesy.windows.0", Window),
     ("receiver", Receiver),
     ("archive", S3Archive),
     ("archive", DirectoryArchive),
@@ -721,13 +724,16 @@ def test_the_full_example_names_every_key_and_shows_its_default(place, model):
     # The two alternatives are commented out, with their key first.
     values: Any = yaml.safe_load(FULL)
     for part in place.split(".") if place else []:
-        values = values[part]
+        values = values[int(part) if isinstance(values, list) else part]
     commented = set(re.findall(r"^  # (\w+): ", FULL, re.MULTILINE))
     assert commented == {"directory", "url"}
     assert fields_of_a_file(model) <= values.keys() | commented
 
     for name, field in model.model_fields.items():
         if name not in values or field.is_required() or model is DirectoryArchive:
+            continue
+        if model in (Courtesy, Window) or name == "courtesy":
+            # By default there is none of it, and its comments say what holds then.
             continue
         default = field.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):
@@ -780,3 +786,23 @@ def test_reading_a_site_file_does_not_import_prefect_or_the_dicom_and_s3_librari
     )
 
     assert answer.stdout.strip() == "[]"
+
+
+def test_faults_of_a_window_are_told_with_their_line_and_what_was_expected(faults):
+    text = MINIMAL.replace(
+        "    port: 104\n",
+        "    port: 104\n"
+        "    courtesy:\n"
+        "      time_zone: Europe/Berlin\n"
+        "      windows:\n"
+        "        - hours: 22:00-06:00\n"
+        "        - hours: late\n"
+        "          asociations: 1\n"
+        "          retrieves_per_minute: 0\n",
+        1,
+    )
+    assert text != MINIMAL
+    told = "\n".join(faults(text))
+    assert "courtesy.windows[1].hours: found 'late' (line" in told
+    assert "did you mean `associations`?" in told
+    assert "retrieves_per_minute: found 0" in told and "a number greater than 0" in told

@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from prefect_dicom.courtesy import Courtesy
 from prefect_dicom.errors import ConfigurationError
 from prefect_dicom.identifiers import ae_title_fault, is_name
 from prefect_dicom.model import Evidence, InformationModel, RetrieveMethod
@@ -150,6 +151,25 @@ class PacsNode(Settings):
     )
     limits: Limits = Field(default_factory=Limits, description="What it may be asked at a time.")
     timeouts: Timeouts = Field(default_factory=Timeouts, description="How long to wait for it.")
+    courtesy: Courtesy | None = Field(
+        None, description="When it may be asked, and for how much; without it, always."
+    )
+
+    @field_validator("courtesy")
+    @classmethod
+    def _limits_are_the_ceiling(
+        cls, courtesy: Courtesy | None, info: ValidationInfo
+    ) -> Courtesy | None:
+        if courtesy is None or "limits" not in info.data:
+            return courtesy
+        most = info.data["limits"].associations
+        parts = (*courtesy.windows, *filter(None, [courtesy.outside]))
+        if (found := max(part.associations or 1 for part in parts)) > most:
+            raise ValueError(
+                f"found {found} associations in a window; expected at most {most}, which "
+                "`limits.associations` allows at any time"
+            )
+        return courtesy
 
     @field_validator("host")
     @classmethod

@@ -14,6 +14,7 @@
     ├── LedgerError           the database
     ├── ClaimLost             another run owns the study now
     └── Interrupted           the run was told to stop
+        └── WindowClosed      the node may not be asked at this time of the week
 
 Messages hold no patient data and no UIDs: they reach logs and Prefect's database. What a peer
 said is kept in the ledger, beside the study it concerns.
@@ -129,4 +130,11 @@ class Interrupted(PrefectDicomError):
     """The run was asked to stop; what was under way is left for the next one."""
 
     def __init__(self, code: str = "interrupted", detail: str = "") -> None:
+        super().__init__(code, detail)
+
+
+class WindowClosed(Interrupted):
+    """The node may not be asked now; nothing has failed, and the next run goes on."""
+
+    def __init__(self, code: str = "window-closed", detail: str = "") -> None:
         super().__init__(code, detail)

@@ -216,6 +216,11 @@ from then on, so the two cannot disagree.""",
 Ctrl-C, a signal, a cancelled flow or a restarted worker, or a run that was halted before it came to
 these rows: then its message says why. What had arrived lies in the spool, what was archived is
 archived.""",
+    "window-closed": """
+The site file's `courtesy` says when a node may be asked, and the run came to the end of a window,
+or began outside of all. Nothing has failed: what had arrived lies in the spool, what was archived
+is archived, and the claims are given back. `prefect-dicom status` tells when the next window
+opens; `at_the_edge: wait` lets the run wait for it instead of ending.""",
     # --- instances
     "instance-unreadable": """
 The first elements of the data set could not be walked: not DICOM, encrypted, or damaged from its

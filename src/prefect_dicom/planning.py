@@ -12,16 +12,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 from prefect_dicom.choosing import choose_studies
+from prefect_dicom.clock import Clock
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import QueryHabits
@@ -80,6 +80,8 @@ class Plan:
     """Set where this process is to end the run."""
     hears: Callable[[], Wish] = lambda: Wish.GO_ON
     """What is wanted of it by others than the ledger's people: in Prefect's UI."""
+    clock_time: Clock = field(default_factory=Clock)
+    """What time it is, and how the run waits."""
     subscribers: list[Subscriber] = field(default_factory=list)
     """Who is told what happens; appended to before the work begins."""
     _habits: Habits = field(default_factory=Habits)
@@ -220,7 +222,7 @@ class Plan:
                 self._clocks[node] = NodeClock(
                     self.site.retry_after_seconds,
                     self.site.asked(node).limits.associations,
-                    now=time.monotonic,
+                    now=self.clock_time.monotonic,
                 )
             return self._clocks[node]
 
@@ -238,7 +240,7 @@ class Plan:
                 raise PacsError(clock.halted)
             if not (left := clock.seconds_left()):
                 return clock.now()
-            self.stop.wait(min(left, _LOOK_SECONDS))
+            self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
             self._check_stop()
 
     def waits(self) -> str:
@@ -248,7 +250,7 @@ class Plan:
             clocks = list(self._clocks.items())
         for node, clock in clocks:
             if not clock.halted and (left := clock.seconds_left()):
-                until = datetime.now() + timedelta(seconds=left)
+                until = self.clock_time.now().astimezone() + timedelta(seconds=left)
                 why = clock.waiting_for or "before another pass"
                 words.append(f"node {node}: waiting until {until:%H:%M:%S} ({why})")
         return "; ".join(words)

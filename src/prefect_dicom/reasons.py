@@ -218,6 +218,12 @@ _TABLE = (
         "The run was stopped before the study was finished.",
         "`prefect-dicom rerun` goes on from here.",
     ),
+    (
+        "window-closed",
+        TRANSIENT,
+        "The PACS may not be asked at this time of the week.",
+        "Nothing to do: the next run goes on when a window of the node's `courtesy` opens.",
+    ),
     # --- instances
     (
         "instance-unreadable",

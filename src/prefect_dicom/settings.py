@@ -341,6 +341,8 @@ def _place_of(
             annotation = field.annotation if field else None
         elif get_origin(annotation) is dict:
             annotation = get_args(annotation)[1]
+        elif get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
     return tuple(place), field, owner
 
 
