@@ -303,6 +303,11 @@ rather is a PACS that restarts or has no room for more connections, and it is wa
 Orthanc accepts any number of associations and serves four at a time; the others stand and wait.
 Single-threaded archives do the same with two. A proxy without its backend accepts and stays
 silent for ever. Lower `limits.associations`, or raise `timeouts.acse_seconds`.""",
+    "pacs-slow": """
+A node is compared with itself: three of its last ten requests, for different studies, took at
+least three seconds and four times the usual until the first answer or the first object. It is then
+asked for half as much at a time, and for one more after each five minutes without. By day that is
+what a PACS does whose clinicians work; nothing is failed for it.""",
     "association-lost": """
 The connection ended, with an A-ABORT or without, while an answer was due. The same request was
 repeated once at once on a new association, and what had arrived counts. If one study does this

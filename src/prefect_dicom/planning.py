@@ -14,17 +14,19 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 from prefect_dicom.choosing import choose_studies
 from prefect_dicom.clock import Clock
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.dimse.association import Requestor
+from prefect_dicom.dimse.echo import echo
 from prefect_dicom.dimse.find import QueryHabits
 from prefect_dicom.discovery import Habits, ask_together, discover
 from prefect_dicom.errors import Interrupted, LedgerError, PacsError
@@ -33,7 +35,7 @@ from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger import Cohort, Ledger, Run
 from prefect_dicom.matching import Discovery
 from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection, Wish
-from prefect_dicom.policy import OF_ONE_REQUEST, NodeClock
+from prefect_dicom.policy import OF_ONE_REQUEST, Asked, Breaker, NodeClock
 from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.report import next_count
@@ -55,8 +57,11 @@ _OF_THE_NODE_IF_REPEATED = {
     "request-refused",
 }
 _MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
+_SPEAKS_DICOM = {"not-permitted", "service-not-offered"}
+"""Ends of a C-ECHO that show a node which may well answer other requests."""
 _LOOK_SECONDS = 1.0
 _SAMPLE_SECONDS = 30.0
+_TURN_SECONDS = 0.2
 _ANEW = "`prefect-dicom doctor --learn` writes it anew"
 
 _current: ContextVar[Plan] = ContextVar("prefect_dicom_plan")
@@ -224,11 +229,20 @@ class Plan:
                     self.site.retry_after_seconds,
                     self.site.asked(node).limits.associations,
                     now=self.clock_time.monotonic,
+                    heard=partial(self._hear, node),
                 )
             return self._clocks[node]
 
-    def wait_for(self, node: str) -> float:
+    def wait_for(self, node: str, *, turn: bool = True) -> float:
         """Wait until a node may be asked; returns the time of its clock.
+
+        One that has failed is probed with a C-ECHO before anything is asked of it again, and
+        then asked by one thread at a time until something has succeeded.
+
+        Parameters
+        ----------
+        turn : bool
+            Whether the thread is going to ask at once, inside :meth:`_asking`.
 
         Raises
         ------
@@ -239,22 +253,69 @@ class Plan:
         while True:
             if clock.halted:
                 raise PacsError(clock.halted)
-            if not (left := clock.seconds_left()):
+            if left := clock.seconds_left():
+                self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
+            elif clock.begin_probe():
+                self._probe(node, clock)
+            elif clock.take_turn() if turn else clock.breaker is not Breaker.OPEN:
                 return clock.now()
-            self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
+            else:
+                self.clock_time.wait(self.stop, _TURN_SECONDS)
             self._check_stop()
 
+    def _probe(self, node: str, clock: NodeClock) -> None:
+        """Ask a node that had failed for a C-ECHO; its clock hears what comes of it."""
+        asked_at = clock.now()
+        answered = False
+        try:
+            with self.requestor(node) as requestor:
+                echo(requestor)
+            answered = True
+        except PacsError as error:
+            answered = error.code in _SPEAKS_DICOM
+            if not answered:
+                clock.failed(error.code, asked_at)
+        finally:
+            clock.end_probe(answered=answered)
+
+    def _hear(
+        self, node: str, name: str, code: str | None, figures: Mapping[str, int | float]
+    ) -> None:
+        """Say, once, what has changed in how a node may be asked."""
+        match name:
+            case "node.halted":
+                reason = reason_for(code)
+                log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
+            case "breaker.opened":
+                log.warning("%s", self._wait_of(node))
+            case "breaker.closed":
+                log.info("node %s: works again", node)
+            case "node.narrowed" | "node.widened":
+                why = f" ({code})" if code else ""
+                log.warning("node %s: asked for %d at a time%s", node, figures["associations"], why)
+        self.tell(
+            Event(name=name, at=self.clock_time.now(), node=node, reason=code, figures=figures)
+        )
+
     def waits(self) -> str:
-        """Which nodes are left alone until when, in words for people; empty where none is."""
-        words = []
+        """Which nodes are left alone until when, or asked for less; empty where none is."""
         with self._lock:
-            clocks = list(self._clocks.items())
-        for node, clock in clocks:
-            if not clock.halted and (left := clock.seconds_left()):
-                until = self.clock_time.now().astimezone() + timedelta(seconds=left)
-                why = clock.waiting_for or "before another pass"
-                words.append(f"node {node}: waiting until {until:%H:%M:%S} ({why})")
-        return "; ".join(words)
+            nodes = list(self._clocks)
+        return "; ".join(filter(None, map(self._wait_of, nodes)))
+
+    def _wait_of(self, node: str) -> str:
+        clock = self.clock(node)
+        if clock.halted:
+            return ""
+        if left := clock.seconds_left():
+            until = self.clock_time.now().astimezone() + timedelta(seconds=left)
+            why = clock.waiting_for or "before another pass"
+            return f"node {node}: waiting until {until:%H:%M:%S} ({why})"
+        if clock.breaker is not Breaker.CLOSED:
+            return f"node {node}: asked for one thing, to see whether it works again"
+        if code := clock.strained_for:
+            return f"node {node}: asked for {clock.ceiling} of {clock.most} at a time ({code})"
+        return ""
 
     @contextlib.contextmanager
     def _asking(self, node: str) -> Iterator[Requestor]:
@@ -265,14 +326,10 @@ class Plan:
             with self.requestor(node) as requestor:
                 yield requestor
         except PacsError as error:
-            was_halted = clock.halted
             clock.failed(error.code, asked_at)
-            if clock.halted and not was_halted or error.code == clock.halted:
-                reason = reason_for(clock.halted)
-                log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
-            elif words := self.waits():
-                log.warning("%s", words)
             raise
+        finally:
+            clock.end_turn()
 
     def _count_failed_query(self, node: str, code: str) -> None:
         """One query that fails is its own affair; where one after the other does, stop asking."""
@@ -294,6 +351,7 @@ class Plan:
             requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
         learnt = self.site.profiles[node].query_character_sets or ("",)
         requestor.characters = self._characters.get(node) or learnt[0]
+        requestor.now, requestor.first_answer = self.clock(node).now, self._time_of(node)
         try:
             yield requestor
         except BaseException:
@@ -302,6 +360,15 @@ class Plan:
         with self._lock:
             self._characters[node] = requestor.characters
             self._idle[node].append(requestor)
+
+    def _time_of(self, node: str) -> Callable[[str, float], None]:
+        clock = self.clock(node)
+
+        def first_answer(service: str, seconds: float) -> None:
+            if service == "C-FIND":
+                clock.took(Asked.QUERY, seconds)
+
+        return first_answer
 
     def close_requestors(self) -> None:
         """Release all associations that are not lent out."""

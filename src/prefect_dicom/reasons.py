@@ -359,6 +359,13 @@ _TABLE = (
         "It may be busy; rerun later or lower `limits.associations`.",
     ),
     (
+        "pacs-slow",
+        TRANSIENT,
+        "The PACS takes several times as long as usual to begin its answers.",
+        "Nothing to do: it is asked for less at a time until it is quicker; or lower "
+        "`limits.associations`.",
+    ),
+    (
         "association-lost",
         TRANSIENT,
         "The association ended in the middle of a request.",

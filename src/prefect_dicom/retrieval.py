@@ -66,7 +66,13 @@ from prefect_dicom.model import (
     StudyReference,
 )
 from prefect_dicom.part10 import survey
-from prefect_dicom.policy import OF_ONE_REQUEST, NodeClock, RetrieveRequest, plan_requests
+from prefect_dicom.policy import (
+    OF_ONE_REQUEST,
+    Asked,
+    NodeClock,
+    RetrieveRequest,
+    plan_requests,
+)
 from prefect_dicom.profile import NodeProfile, Service
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
@@ -585,6 +591,7 @@ class Retrieval:
                 outcome = self._ask(request, members, contexts)
                 reached("request-ended")
                 brought = self.take_in(members)
+                self._heed(request, outcome, brought)
                 progress += brought
                 waited = waited or outcome is None
                 if brought:
@@ -673,6 +680,7 @@ class Retrieval:
                 outcome = self._ask(request, [work], contexts)
                 reached("request-ended")
                 came = self.take_in([work])
+                self._heed(request, outcome, came)
                 brought += came
                 lost = lost or outcome is None or outcome.lost in _MAY_PASS
                 if outcome is None:
@@ -1010,8 +1018,23 @@ class Retrieval:
             list(request.instances),
             self._requestor.characters,
         )
-        if self._method is RetrieveMethod.C_GET:
-            return self._get(identifier, contexts, Expectation(studies), works)
+        first = _First(self._clock.now)
+        try:
+            if self._method is RetrieveMethod.C_GET:
+                return self._get(identifier, contexts, Expectation(studies), works, first)
+            return self._move(identifier, studies, works, request.expected, first)
+        finally:
+            if first.seconds is not None:
+                self._clock.took(Asked.RETRIEVE, first.seconds, request.studies[0])
+
+    def _move(
+        self,
+        identifier: Dataset,
+        studies: Mapping[str, StudyReference],
+        works: Sequence[StudyWork],
+        wanted: int | None,
+        first: _First,
+    ) -> RetrieveOutcome | None:
         quiet = self._node.timeouts.settle_seconds
         with self._receiver().expecting(studies, self._node.calling_ae_title) as expected:
             if expected.quiet_seconds is not None:
@@ -1022,7 +1045,7 @@ class Retrieval:
                 identifier,
                 self._destination,
                 expected.message_id,
-                progress=lambda: _signs_of_life(expected),
+                progress=lambda: first.look(_signs_of_life(expected)),
                 should_stop=lambda: "interrupted" if self._stopping() else None,
             )
             if (
@@ -1032,11 +1055,12 @@ class Retrieval:
                 or outcome.completed
                 or expected.arrived().objects
             ):
-                wanted = request.expected
                 if wanted is None:
                     wanted = (outcome.completed or 0) + (outcome.warning or 0) or None
                 wait_until_arrived(expected, wanted, quiet, self._stopping)
-            self._check_room(expected.arrived().refused, works)
+            so_far = expected.arrived()
+            first.look(so_far.objects)
+            self._check_room(so_far.refused, works)
             return None if expected.renewed else outcome
 
     def _get(
@@ -1045,15 +1069,22 @@ class Retrieval:
         contexts: Sequence[tuple[str, str]],
         own: Expectation,
         works: Sequence[StudyWork],
+        first: _First,
     ) -> RetrieveOutcome:
         intake = Intake(self._spool, own)
+
+        def stopping() -> bool:
+            # Asked before each message.
+            first.look(own.objects)
+            return self._stopping()
+
         ask = partial(
             c_get,
             self._node,
             identifier,
             contexts=contexts,
             intake=intake,
-            should_stop=self._stopping,
+            should_stop=stopping,
         )
         try:
             try:
@@ -1072,6 +1103,27 @@ class Retrieval:
         self._habits.takes_c_get = True
         self._check_room(intake.refused_since(own), works)
         return outcome
+
+    def _heed(
+        self, request: RetrieveRequest, outcome: RetrieveOutcome | None, brought: int
+    ) -> None:
+        """Tell the clock where a request ended as if the node had too much to do.
+
+        Not of a node that has never sent anything: there, it is the way to here that is closed.
+        """
+        if outcome is None or not self._clock.has_delivered:
+            return
+        if outcome.status is not None and outcome.status >> 8 == 0xA7:
+            code = "pacs-busy"
+        elif brought or (outcome.lost or "association-stalled") != "association-stalled":
+            return
+        elif outcome.lost is not None:
+            code = outcome.lost
+        elif outcome.status == 0:
+            code = "nothing-arrived"
+        else:
+            return
+        self._clock.strained(Asked.RETRIEVE, code, request.studies[0])
 
     def _check_room(self, refused: str, works: Sequence[StudyWork]) -> None:
         """Stop asking where the spool could not take an object, whatever the peer makes of it."""
@@ -1216,6 +1268,21 @@ class Retrieval:
                 work.states[key] = InstanceState.RECEIVED
         work.warnings.update(warnings)
         return _Judged(added, arrivals, rejections, rejected)
+
+
+class _First:
+    """After how long the first object of a request was here, as far as it was looked for."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.seconds: float | None = None
+        self._now = now
+        self._asked_at = now()
+
+    def look(self, arrived: int) -> int:
+        """Take note of how much has arrived, in whatever unit; returns it."""
+        if arrived and self.seconds is None:
+            self.seconds = self._now() - self._asked_at
+        return arrived
 
 
 def _put_on_list(work: StudyWork, key: InstanceKey, sop_class: str | None) -> list[Instance]:

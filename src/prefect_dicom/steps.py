@@ -39,6 +39,7 @@ from prefect_dicom.errors import (
     PrefectDicomError,
     SpoolFull,
 )
+from prefect_dicom.events import Event
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
 from prefect_dicom.ledger import Cohort, Ledger
@@ -180,7 +181,7 @@ class Pull(Plan):
         SpoolFull
             There is no room for the chunk, though what had arrived of it is in the archive.
         """
-        self.wait_for(chunk.node)
+        self.wait_for(chunk.node, turn=False)
         claims = self.ledger.claim(self.run, chunk.studies, self.cohort.selection)
         works: list[StudyWork] = []
         try:
@@ -249,13 +250,13 @@ class Pull(Plan):
             if error.code not in OF_ONE_REQUEST:
                 raise
             self._count_failed_query(work.claim.node, error.code)
-            self.ledger.record_failed(work.claim, error.code)
+            self._fail(work, error.code)
             return False
         except ClaimLost:
             return False
         self.clock(work.claim.node).answered()
         if work.is_listed and not work.listed:
-            self.ledger.record_failed(work.claim, work.failure or "instance-list-empty")
+            self._fail(work, work.failure or "instance-list-empty")
             return False
         self._expect_lost(work)
         try:
@@ -263,7 +264,7 @@ class Pull(Plan):
         except ArchiveError as error:
             if error.code not in ("manifest-unreadable", SELECTED_OTHERWISE):
                 raise
-            self.ledger.record_failed(work.claim, error.code)
+            self._fail(work, error.code)
             return False
 
     def _expect_lost(self, work: StudyWork) -> None:
@@ -438,23 +439,29 @@ class Pull(Plan):
     def _commit(
         self, work: StudyWork, manifest: StudyManifest, data: bytes, *, adopted: bool = False
     ) -> None:
+        figures = {
+            "instances": len(manifest.instances),
+            "withheld": len(manifest.withheld),
+            "size_bytes": sum(i.size_bytes for i in manifest.instances),
+        }
         self.ledger.record_archived(
-            work.claim,
-            data,
-            instances=len(manifest.instances),
-            withheld=len(manifest.withheld),
-            size_bytes=sum(i.size_bytes for i in manifest.instances),
-            adopted=adopted,
-            evidence=manifest.evidence,
+            work.claim, data, **figures, adopted=adopted, evidence=manifest.evidence
         )
         reached("archived-recorded")
         _clear(self.spool, work.reference, manifest)
+        node, reference = work.claim.node, work.reference
+        self.tell(Event(name="study.archived", node=node, reference=reference, figures=figures))
 
     def _end_failed(self, work: StudyWork, code: str) -> bool:
         """The study ends without a manifest; what was stored stays, for a rerun to build on."""
         self._quarantine_strangers(work)
-        self.ledger.record_failed(work.claim, code)
+        self._fail(work, code)
         return False
+
+    def _fail(self, work: StudyWork, code: str) -> None:
+        self.ledger.record_failed(work.claim, code)
+        node, reference = work.claim.node, work.reference
+        self.tell(Event(name="study.failed", node=node, reference=reference, reason=code))
 
     def _quarantine_strangers(self, work: StudyWork) -> None:
         for sha256 in work.unlisted:

@@ -256,6 +256,7 @@ class Exchange:
         self._service = service
         self._context = context
         self._message_id = message_id
+        self._sent_at = requestor.now()
 
     @property
     def transfer_syntax(self) -> UID:
@@ -315,6 +316,8 @@ class Exchange:
         ):
             self.abort()
             raise PacsError("answer-unusable", f"no answer to a {self._service} where one was due")
+        if not self.answered:
+            self._requestor.first_answer(self._service, self._requestor.now() - self._sent_at)
         self.answered = True
         self._requestor.answered.add(self._service)
         if message.Status not in PENDING:
@@ -359,6 +362,9 @@ class Requestor:
         """Whether this node has said (FF01) that it does not support all keys of a query."""
         self.characters = ""
         """The Specific Character Set in which it last found a text beyond ASCII."""
+        self.now: Callable[[], float] = time.monotonic
+        self.first_answer: Callable[[str, float], object] = lambda service, seconds: None
+        """Told of each request after how many seconds of ``now`` its first response came."""
         self._association: Association | None = None
         self._wire = _Wire(node.timeouts.acse_seconds)
         self._message_id = 0
