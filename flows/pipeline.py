@@ -10,6 +10,10 @@ A pass that the node has kept from its end is followed by another when the node'
 one that stopped at a failure of the node, and one that left something undone for a passing
 reason, wait by the same clock. When that is used up, or a person has to act first, what is left
 stays pending for a rerun.
+
+A run whose cohort is paused gives back what it has in hand, waits in place and goes on with
+another pass. One that is told to end does so at once, without reports: what it leaves is what a
+run leaves that was killed, and the ledger knows all of it.
 """
 
 from __future__ import annotations
@@ -24,15 +28,21 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, State
+from prefect.states import State
 
-from prefect_dicom.errors import ConfigurationError, PacsError, PrefectDicomError
+from prefect_dicom.errors import (
+    ConfigurationError,
+    Interrupted,
+    PacsError,
+    PrefectDicomError,
+)
 from prefect_dicom.estimate import Estimate, estimate_pull, write_estimate
+from prefect_dicom.flows.hearing import hearing_of_prefect
 from prefect_dicom.ledger import Totals
-from prefect_dicom.model import Chunk, Disposition, Verdict
+from prefect_dicom.model import Chunk, Disposition, Verdict, Wish
 from prefect_dicom.planning import Plan
 from prefect_dicom.policy import CHUNKS_WAITING_FOR_UPLOAD
-from prefect_dicom.report import in_words, unarchived_rows, write_reports
+from prefect_dicom.report import write_reports
 from prefect_dicom.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
@@ -62,7 +72,9 @@ def run_pipeline(pull: Pull) -> Totals:
     progress = ProgressArtifact(pull.cohort.name)
     trouble = _passes(pull, progress, lambda: _one_pass(pull, progress))
     totals = pull.ledger.totals(pull.cohort.number)
-    progress.show(lambda: totals, now=True)
+    progress.show(lambda: totals, pull.waits(), now=True)
+    if pull.told() is Wish.CANCEL:
+        return totals
     folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
     publish_results(pull.ledger, pull.cohort, totals, folder)
     _raise(pull, trouble, totals)
@@ -98,7 +110,27 @@ def run_plan(plan: Plan) -> Estimate:
 def _passes(
     plan: Plan, progress: ProgressArtifact, one_pass: Callable[[], PrefectDicomError | None]
 ) -> PrefectDicomError | None:
-    """Pass after pass, while there is reason to; returns what kept the last one from its end."""
+    """Pass after pass, while there is reason to; returns what kept the last one from its end.
+
+    A run that begins while its cohort is paused ends at once: those that a schedule begins do
+    not pile up. One that was under way waits.
+    """
+    if plan.told() is Wish.PAUSE:
+        return Interrupted()
+    count = partial(plan.ledger.totals, plan.cohort.number)
+    with hearing_of_prefect(plan):
+        while True:
+            trouble = _passes_until_told(plan, progress, one_pass)
+            if not isinstance(trouble, Interrupted):
+                return trouble
+            if not plan.wait_in_place(lambda: progress.show(count, plan.waits())):
+                return trouble
+
+
+def _passes_until_told(
+    plan: Plan, progress: ProgressArtifact, one_pass: Callable[[], PrefectDicomError | None]
+) -> PrefectDicomError | None:
+    """The same, until people want something else of the run."""
     passes = 0
     with _share_of_the_node(plan):
         trouble = one_pass()
@@ -110,25 +142,17 @@ def _passes(
 
 
 def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
-    if trouble is not None:
+    if trouble is not None and not isinstance(trouble, Interrupted):
         if isinstance(trouble, PacsError):
             trouble = _with_what_is_left(plan, trouble, totals)
         get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.what_to_do)
         raise trouble
 
 
-def end_of(totals: Totals) -> State:
-    """How a pulling flow ends: ``Completed``, by the name of ``Partial`` where rows are left."""
-    words = in_words(totals)
-    if unarchived_rows(totals):
-        return Completed(name="Partial", message=words)
-    return Completed(message=words)
-
-
 def _worth_another_pass(plan: Plan, trouble: PrefectDicomError | None, passes: int) -> bool:
     """Whether there is to be another pass; the node's clock then says when."""
     clock = plan.clock(plan.cohort.node)
-    if clock.halted or plan.stop.is_set():
+    if clock.halted or plan.is_stopping():
         return False
     if isinstance(trouble, PacsError) and clock.seconds_left():
         return True
@@ -144,7 +168,7 @@ def _wait(plan: Plan, progress: ProgressArtifact) -> None:
     count = partial(plan.ledger.totals, plan.cohort.number)
     progress.show(count, plan.waits(), now=True)
     while left := clock.seconds_left():
-        if plan.stop.wait(min(left, _TICK_SECONDS)):
+        if plan.stop.wait(min(left, _TICK_SECONDS)) or plan.is_stopping():
             return
         progress.show(count, plan.waits())
         plan.sample()
@@ -191,6 +215,8 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
 
     try:
         while True:
+            if pull.is_stopping():
+                trouble, exhausted = Interrupted(), True
             while (
                 not exhausted
                 and len(retrieving) < clock.associations
@@ -216,7 +242,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                     failed_in_a_row += 1
                     exhausted = (
                         exhausted
-                        or isinstance(trouble, PacsError)
+                        or isinstance(trouble, PacsError | Interrupted)
                         or trouble.disposition is Disposition.OPERATOR
                         or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
                     )
@@ -235,6 +261,9 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
 
 
 def _error_of(state: State) -> PrefectDicomError:
+    if not state.is_final():
+        # Prefect begins no task any more of a run that was suspended.
+        return Interrupted()
     error = state.result(raise_on_failure=False)
     return error if isinstance(error, PrefectDicomError) else PrefectDicomError("unexpected")
 

@@ -17,7 +17,8 @@ from prefect_dicom.blocks import resolve_site
 from prefect_dicom.definition import cohort_file_digest
 from prefect_dicom.display import estimate_in_words
 from prefect_dicom.errors import CohortError
-from prefect_dicom.flows.pipeline import MOST_TASKS, end_of, run_pipeline, run_plan
+from prefect_dicom.flows.hearing import end_of
+from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline, run_plan
 from prefect_dicom.planning import open_plan
 from prefect_dicom.report import in_words
 from prefect_dicom.steps import open_pull, register_cohort
@@ -65,7 +66,7 @@ def pull_cohort(
     -------
     State
         ``Completed``, or ``Partial`` (a completed state) where rows are not archived; after a dry
-        run ``Planned``.
+        run ``Planned``; ``Cancelled`` where it was told to end.
     """
     with without_phi():
         settings = resolve_site(site)
@@ -73,8 +74,11 @@ def pull_cohort(
         if dry_run:
             with open_plan(settings, registered.number) as plan:
                 words = estimate_in_words(run_plan(plan))
+                if plan.is_stopping():
+                    return end_of(plan, plan.ledger.totals(registered.number))
             return Completed(name="Planned", message=words)
         with open_pull(settings, registered.number, "pull") as pull:
             totals = run_pipeline(pull)
+            end = end_of(pull, totals)
     get_run_logger().info("cohort %s: %s", registered.name, in_words(totals))
-    return end_of(totals)
+    return end

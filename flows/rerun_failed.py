@@ -7,7 +7,8 @@ from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.flows.pipeline import MOST_TASKS, end_of, run_pipeline
+from prefect_dicom.flows.hearing import end_of
+from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
 from prefect_dicom.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
@@ -42,5 +43,4 @@ def rerun_failed(
     with without_phi(), open_pull(resolve_site(site), cohort, "rerun") as pull:
         reopened = pull.ledger.reopen(pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
-        totals = run_pipeline(pull)
-    return end_of(totals)
+        return end_of(pull, run_pipeline(pull))

@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
@@ -48,7 +49,7 @@ from prefect_dicom.reasons import REASONS
 if TYPE_CHECKING:
     from prefect_dicom.doctor import Finding
     from prefect_dicom.learn import Learnt
-    from prefect_dicom.ledger import Cohort, Ledger, Totals
+    from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Totals
     from prefect_dicom.spool import Quarantined
 
 
@@ -312,6 +313,157 @@ def rerun(
     return _run(settings, site, known, flow, json_, _show)
 
 
+@app.command(sort_key=5)
+def pause(
+    cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
+) -> int:
+    """Let the runs of a cohort ask for nothing until it is resumed, on whatever host they are.
+
+    Waits until they have heard, which takes seconds: requests under way are cancelled, what has
+    arrived is kept. A run that begins while the cohort is paused ends at once.
+    """
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        ledger.pause(known.number)
+
+    def is_heard(runs: Collection[LivingRun]) -> bool:
+        return all(run.paused_at is not None for run in runs)
+
+    return _steer(site, cohort, json_, wish, is_heard)
+
+
+@app.command(sort_key=5)
+def resume(
+    cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
+) -> int:
+    """Let the runs of a paused cohort go on from where they are."""
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        ledger.resume(known.number)
+
+    def is_heard(runs: Collection[LivingRun]) -> bool:
+        return all(run.paused_at is None for run in runs)
+
+    return _steer(site, cohort, json_, wish, is_heard)
+
+
+@app.command(sort_key=5)
+def cancel(
+    cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
+) -> int:
+    """End the runs of a cohort that are under way, on whatever host they are.
+
+    Waits until they have ended, which takes seconds. What has arrived is kept, and `rerun` goes
+    on from there.
+    """
+    told: set[int] = set()
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        told.update(ledger.cancel(known.number))
+
+    def is_heard(runs: Collection[LivingRun]) -> bool:
+        return not told & {run.number for run in runs}
+
+    return _steer(site, cohort, json_, wish, is_heard)
+
+
+@app.command(sort_key=5)
+def prioritise(
+    cohort: CohortName,
+    priority: Annotated[int, Parameter(help="Any number; without one a cohort has 0.")],
+    /,
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    json_: JsonOption = False,
+) -> int:
+    """Let the runs of a cohort come before or behind those of others that ask the same node.
+
+    Where the node's associations do not suffice for all, those of higher numbers have them first.
+    """
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        ledger.prioritise(known.number, priority)
+
+    return _steer(site, cohort, json_, wish, lambda runs: True)
+
+
+_HEARD_SECONDS = 30.0
+
+
+def _steer(
+    reference: str,
+    cohort: str,
+    as_json: bool,
+    wish: Callable[[Ledger, Cohort], None],
+    is_heard: Callable[[Collection[LivingRun]], bool],
+) -> int:
+    """Write a wish into the ledger, wait until the runs have heard it, and say where it stands."""
+    from prefect_dicom.ledger import Ledger
+    from prefect_dicom.report import unarchived_rows
+
+    with Ledger.open(ledger_url(_site(reference))) as ledger:
+        known = ledger.cohort(cohort)
+        wish(ledger, known)
+        deadline = time.monotonic() + _HEARD_SECONDS
+        while not (heard := is_heard(runs := ledger.runs_under_way(known.number))):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.2)
+        known = ledger.cohort(known.name)
+        left = unarchived_rows(ledger.totals(known.number))
+    if as_json:
+        print(json.dumps({"cohort": known.name, **_hands(known, runs), "heard": heard}, indent=1))
+    else:
+        output.print(f"Cohort {known.number}: {_hands_in_words(known, runs)}.", soft_wrap=True)
+        if not heard:
+            output.print("Not all of them have heard of it yet: look at `status` again.")
+        if left and (not runs or known.paused):
+            _print_how_to_go_on(known, reference)
+    return Exit.ALL_WELL if heard else Exit.NOT_ALL
+
+
+def _hands(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
+    """What people want of a cohort's runs, and what these do, as a result."""
+    return {
+        "paused": cohort.paused,
+        "priority": cohort.priority,
+        "runs": [
+            {
+                "number": run.number,
+                "kind": run.kind,
+                "started_at": run.started_at.isoformat(timespec="seconds"),
+                "waits": run.paused_at is not None,
+                "cancelled": run.cancelled,
+            }
+            for run in runs
+        ],
+    }
+
+
+def _hands_in_words(cohort: Cohort, runs: Collection[LivingRun]) -> str:
+    """The same for people."""
+    words = ["paused"] if cohort.paused else []
+    if cohort.priority:
+        words.append(f"priority {cohort.priority}")
+    ending = sum(run.cancelled for run in runs)
+    waiting = sum(run.paused_at is not None and not run.cancelled for run in runs)
+    states = (
+        (len(runs) - ending - waiting, "under way"),
+        (waiting, "waiting to be resumed"),
+        (ending, "ending"),
+    )
+    words += [f"{_counted(number, 'run')} {state}" for number, state in states if number]
+    return ", ".join(words if runs else [*words, "no run under way"])
+
+
+def _print_how_to_go_on(cohort: Cohort, reference: str) -> None:
+    option = "" if reference == DEFAULT_SITE else f" --site {reference}"
+    verb = "resume" if cohort.paused else "rerun"
+    output.print(
+        f"Go on with: prefect-dicom {verb} {cohort.name}{option}", markup=False, soft_wrap=True
+    )
+
+
 @app.command(sort_key=4)
 def status(
     cohort: Annotated[str | None, Parameter(help="Name or number of a cohort.")] = None,
@@ -331,12 +483,18 @@ def status(
     with Ledger.open(ledger_url(settings)) as ledger:
         if cohort is not None:
             return _show(settings, site, ledger, ledger.cohort(cohort), json_)
-        lines = [(known, ledger.totals(known.number)) for known in ledger.cohorts()]
+        lines = [
+            (known, ledger.totals(known.number), ledger.runs_under_way(known.number))
+            for known in ledger.cohorts()
+        ]
     if json_:
-        print(json.dumps([_figures(known, totals) for known, totals in lines], indent=1))
+        results = [_figures(known, totals) | _hands(known, runs) for known, totals, runs in lines]
+        print(json.dumps(results, indent=1))
         return Exit.ALL_WELL
-    for known, totals in lines:
+    for known, totals, runs in lines:
         words = f"{known.number}  [bold]{known.name}[/] ({known.node}): {in_words(totals)}"
+        if runs or known.paused or known.priority:
+            words += f"; {_hands_in_words(known, runs)}"
         output.print(words, soft_wrap=not output.is_terminal)
     if not lines:
         console.print("No cohort yet: prefect-dicom pull cohort.csv")
@@ -749,7 +907,9 @@ def _run(
             if not _prefect_answers():
                 return Exit.CONFIGURATION
             state = flow()
-            if not state.is_completed():
+            if state.is_cancelled():
+                error = Interrupted()
+            elif not state.is_completed():
                 error = state.result(raise_on_failure=False)
     except KeyboardInterrupt:
         error = Interrupted()
@@ -853,9 +1013,11 @@ def _show(
     folder = site.reports / cohort.name
     missing = unarchived_rows(totals)
     notes = ledger.notes(cohort.number)
+    # As it stands now: somebody may have paused it since the run began.
+    cohort, runs = ledger.cohort(cohort.name), ledger.runs_under_way(cohort.number)
     code = Exit.NOT_ALL if missing else Exit.ALL_WELL
     if as_json:
-        result = _figures(cohort, totals)
+        result = _figures(cohort, totals) | _hands(cohort, runs)
         result |= {"reasons": reasons, "reports": str(folder)}
         result["notes"] = [{"node": node, "words": words} for node, words in notes]
         if error is not None:
@@ -871,17 +1033,16 @@ def _show(
         table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
     output.print(table)
     output.print(in_words(totals), markup=False, soft_wrap=not output.is_terminal)
+    if runs or cohort.paused or cohort.priority:
+        output.print(f"{_hands_in_words(cohort, runs)}.".capitalize(), soft_wrap=True)
     for node, words in notes:
         output.print(f"Noted of {node}: {words}.", markup=False, soft_wrap=True)
     if (folder / RESULTS).exists():
         output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
     if (folder / CANDIDATES).exists():
         output.print(f"To choose from: {folder / CANDIDATES}", markup=False, soft_wrap=True)
-    if missing:
-        option = "" if reference == DEFAULT_SITE else f" --site {reference}"
-        output.print(
-            f"Go on with: prefect-dicom rerun {cohort.name}{option}", markup=False, soft_wrap=True
-        )
+    if missing and (cohort.paused or not runs):
+        _print_how_to_go_on(cohort, reference)
     return code
 
 

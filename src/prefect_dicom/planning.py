@@ -298,10 +298,12 @@ class Plan:
         )
 
     def waits(self) -> str:
-        """Which nodes are left alone until when, or asked for less; empty where none is."""
+        """What the run waits for, or asks less for, in words for people; empty where nothing."""
+        paused = self.told() is Wish.PAUSE
+        words = [f"paused, until `prefect-dicom resume {self.cohort.number}`"] if paused else []
         with self._lock:
             nodes = list(self._clocks)
-        return "; ".join(filter(None, map(self._wait_of, nodes)))
+        return "; ".join(filter(None, [*words, *map(self._wait_of, nodes)]))
 
     def _wait_of(self, node: str) -> str:
         clock = self.clock(node)
@@ -354,6 +356,10 @@ class Plan:
         requestor.now, requestor.first_answer = self.clock(node).now, self._time_of(node)
         try:
             yield requestor
+        except Interrupted:
+            # Nobody waits for a peer that may have nothing more to say.
+            requestor.abort()
+            raise
         except BaseException:
             requestor.close()
             raise
@@ -433,6 +439,23 @@ class Plan:
     def is_stopping(self) -> bool:
         """Whether nothing new is to be begun: the run is to end, or to wait."""
         return self.told() is not Wish.GO_ON
+
+    def wait_in_place(self, look: Callable[[], None]) -> bool:
+        """Wait while the run is to pause, asking for nothing; whether it is to go on then.
+
+        Parameters
+        ----------
+        look : callable
+            Called every second.
+        """
+        if self.told() is Wish.PAUSE:
+            self.close_requestors()
+            self.ledger.waits_in_place(self.run, True)
+            while self.told() is Wish.PAUSE:
+                look()
+                self.stop.wait(_LOOK_SECONDS)
+            self.ledger.waits_in_place(self.run, False)
+        return self.told() is Wish.GO_ON
 
     def _check_stop(self) -> None:
         if self.is_stopping():
