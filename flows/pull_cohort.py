@@ -19,6 +19,7 @@ from prefect_dicom.display import estimate_in_words
 from prefect_dicom.errors import CohortError
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline, run_plan
+from prefect_dicom.monitoring import measured
 from prefect_dicom.planning import open_plan
 from prefect_dicom.report import in_words
 from prefect_dicom.steps import open_pull, register_cohort
@@ -72,12 +73,12 @@ def pull_cohort(
         settings = resolve_site(site)
         registered = register_cohort(settings, Path(cohort), node, name)
         if dry_run:
-            with open_plan(settings, registered.number) as plan:
+            with open_plan(settings, registered.number) as plan, measured(plan):
                 words = estimate_in_words(run_plan(plan))
                 if plan.is_stopping():
                     return end_of(plan, plan.ledger.totals(registered.number))
             return Completed(name="Planned", message=words)
-        with open_pull(settings, registered.number, "pull") as pull:
+        with open_pull(settings, registered.number, "pull") as pull, measured(pull):
             totals = run_pipeline(pull)
             end = end_of(pull, totals)
     get_run_logger().info("cohort %s: %s", registered.name, in_words(totals))

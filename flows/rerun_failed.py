@@ -9,6 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.monitoring import measured
 from prefect_dicom.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
@@ -40,7 +41,7 @@ def rerun_failed(
     nodes, lines : tuple
         Only studies of these nodes, or of these lines of the cohort file.
     """
-    with without_phi(), open_pull(resolve_site(site), cohort, "rerun") as pull:
+    with without_phi(), open_pull(resolve_site(site), cohort, "rerun") as pull, measured(pull):
         reopened = pull.ledger.reopen(pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
         return end_of(pull, run_pipeline(pull))

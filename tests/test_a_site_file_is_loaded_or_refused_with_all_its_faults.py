@@ -21,6 +21,7 @@ from prefect_dicom.configuration import (
     DirectoryArchive,
     Ledger,
     Limits,
+    Metrics,
     PacsNode,
     Receiver,
     S3Archive,
@@ -713,6 +714,7 @@ GROUPS = [
     ("ledger", Ledger),
     ("spool", Spool),
     ("validation", Validation),
+    ("metrics", Metrics),
     ("", Site),
 ]
 

@@ -210,12 +210,7 @@ class Receiver(Settings):
     @field_validator("bind")
     @classmethod
     def _bind_is_an_address(cls, bind: str) -> str:
-        if _ip_address(bind) is None:
-            raise ValueError(
-                "expected an IP address of this host; `ip address` lists them "
-                "(a name may resolve to another interface tomorrow)"
-            )
-        return bind
+        return _address_of_this_host(bind)
 
     @field_validator("allowed_senders")
     @classmethod
@@ -243,6 +238,20 @@ class Receiver(Settings):
                 "may connect, or bind to one address"
             )
         return senders
+
+
+class Metrics(Settings):
+    """Where Prometheus finds what receiver and runs of this host count; off without a port."""
+
+    bind: str = Field("127.0.0.1", description="Address of this host to listen on.")
+    port: int | None = Field(
+        None, ge=1, le=65535, description="Port to listen on; left out: nothing is counted."
+    )
+
+    @field_validator("bind")
+    @classmethod
+    def _bind_is_an_address(cls, bind: str) -> str:
+        return _address_of_this_host(bind)
 
 
 class S3Settings(Settings):
@@ -414,6 +423,15 @@ class Validation(Settings):
     )
 
 
+def _address_of_this_host(bind: str) -> str:
+    if _ip_address(bind) is None:
+        raise ValueError(
+            "expected an IP address of this host; `ip address` lists them "
+            "(a name may resolve to another interface tomorrow)"
+        )
+    return bind
+
+
 def _kind_of_archive(value: Any) -> str | None:
     """Which of the two archives is meant, so that only its own faults are reported."""
     if isinstance(value, S3Archive):
@@ -450,6 +468,7 @@ class Site(Settings):
         "the last of these waits it is left for a rerun.",
     )
     reports: PlacedPath = Field(Path("reports"), description="Where result tables are written.")
+    metrics: Metrics = Field(default_factory=Metrics, description="Counts for Prometheus.")
     _profiles: dict[str, NodeProfile] = PrivateAttr(default_factory=dict)
 
     @property

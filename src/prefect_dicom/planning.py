@@ -34,6 +34,7 @@ from prefect_dicom.events import Event, Subscriber
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger import Cohort, Ledger, Run
 from prefect_dicom.matching import Discovery
+from prefect_dicom.metrics import answered
 from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection, Wish
 from prefect_dicom.policy import OF_ONE_REQUEST, Asked, Breaker, NodeClock
 from prefect_dicom.profile import NodeProfile
@@ -233,6 +234,11 @@ class Plan:
                 )
             return self._clocks[node]
 
+    def clocks(self) -> dict[str, NodeClock]:
+        """The clocks of the nodes that were asked so far, by the node's name."""
+        with self._lock:
+            return dict(self._clocks)
+
     def wait_for(self, node: str, *, turn: bool = True) -> float:
         """Wait until a node may be asked; returns the time of its clock.
 
@@ -301,9 +307,7 @@ class Plan:
         """What the run waits for, or asks less for, in words for people; empty where nothing."""
         paused = self.told() is Wish.PAUSE
         words = [f"paused, until `prefect-dicom resume {self.cohort.number}`"] if paused else []
-        with self._lock:
-            nodes = list(self._clocks)
-        return "; ".join(filter(None, [*words, *map(self._wait_of, nodes)]))
+        return "; ".join(filter(None, [*words, *map(self._wait_of, self.clocks())]))
 
     def _wait_of(self, node: str) -> str:
         clock = self.clock(node)
@@ -371,6 +375,7 @@ class Plan:
         clock = self.clock(node)
 
         def first_answer(service: str, seconds: float) -> None:
+            answered(node, service, seconds)
             if service == "C-FIND":
                 clock.took(Asked.QUERY, seconds)
 

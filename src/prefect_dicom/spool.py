@@ -16,6 +16,7 @@ files fail their hash and are asked for again), while ledger and archive are dur
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -23,6 +24,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,12 +73,14 @@ class Part:
         "_name",
         "_spool",
         "_unchecked",
+        "began",
         "request",
         "size_bytes",
     )
 
     def __init__(self, spool: Spool, request: StoreRequest) -> None:
         self.request = request
+        self.began = time.monotonic()
         self._spool = spool
         self._unchecked = 0
         # Goes to the disk with the first bytes of the data set, for one call instead of two.
@@ -273,6 +277,15 @@ class Spool:
         parents = (self.ready, self.suspect)
         names = {entry.name for parent in parents for entry in os.scandir(parent)}
         return {int(name) for name in names if name.isdigit()}
+
+    def waiting_bytes(self) -> int:
+        """Bytes of the objects that have arrived and are not archived; looks at each of them."""
+        waiting = 0
+        for study in os.scandir(self.ready):
+            # Studies end, and files go, while somebody looks.
+            with contextlib.suppress(OSError):
+                waiting += sum(file.stat().st_size for file in os.scandir(study))
+        return waiting
 
     def suspects(self, study: StudyReference) -> set[str]:
         """The hashes of the study's objects that were set aside as faulty."""

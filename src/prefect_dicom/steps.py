@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -43,6 +44,7 @@ from prefect_dicom.events import Event
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
 from prefect_dicom.ledger import Cohort, Ledger
+from prefect_dicom.metrics import upload_ended, upload_waits, uploaded
 from prefect_dicom.model import (
     ArchivedObject,
     Arrival,
@@ -168,6 +170,11 @@ class Pull(Plan):
                         yield study
             after = page[-1].reference
         yield from tried
+
+    @property
+    def retrieved(self) -> int:
+        """How many studies have been retrieved and wait to be archived."""
+        return len(self._works)
 
     def retrieve(self, chunk: Chunk) -> int:
         """Bring the studies of a chunk into the spool; returns how many it could claim.
@@ -509,9 +516,16 @@ class Pull(Plan):
     def _put(self, work: StudyWork, arrival: Arrival) -> Future[ArchivedObject]:
         key = object_key(work.claim.study_instance_uid, *arrival.key)
         path = self.spool.file(work.reference, arrival.sha256)
-        return self.uploads.submit(
-            self.archive.put_file, key, path, arrival.sha256, arrival.size_bytes
-        )
+        upload_waits()
+        future = self.uploads.submit(self._put_file, key, path, arrival)
+        future.add_done_callback(upload_ended)
+        return future
+
+    def _put_file(self, key: str, path: Path, arrival: Arrival) -> ArchivedObject:
+        began = time.monotonic()
+        stored = self.archive.put_file(key, path, arrival.sha256, arrival.size_bytes)
+        uploaded(arrival.size_bytes, time.monotonic() - began)
+        return stored
 
     def _record_stored(self, work: StudyWork, done: list) -> None:
         self.ledger.record_stored(work.claim, done)

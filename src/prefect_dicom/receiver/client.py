@@ -162,7 +162,11 @@ def assignment_of(site: Site) -> Assignment:
     """What the receiver of a site is told."""
     allowed = site.receiver.allowed_senders or _addresses_of_nodes(site)
     return Assignment(
-        site.spool.path.absolute(), site.spool.reserve_bytes, site.receiver, tuple(allowed)
+        site.spool.path.absolute(),
+        site.spool.reserve_bytes,
+        site.receiver,
+        tuple(allowed),
+        site.metrics,
     )
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from prefect_dicom.errors import SpoolFull
 from prefect_dicom.identifiers import normal_uid
+from prefect_dicom.metrics import first_object, object_received
 from prefect_dicom.model import StoreRequest, StudyReference
 from prefect_dicom.spool import Part, Spool
 
@@ -37,6 +38,7 @@ class Expectation:
     """Of the objects, those that named the request they answer."""
     size_bytes: int = 0
     refusals_before: int = 0
+    began: float = field(default_factory=time.monotonic)
     last_arrival: float = field(default_factory=time.monotonic)
 
 
@@ -108,13 +110,18 @@ class Intake:
                 reason = "not-requested" if own is None else "uid-mismatch"
                 self.spool.quarantine(part, reason)
                 self.quarantined += 1
+                outcome = "quarantined"
             else:
                 self.spool.keep(part, study)
+                outcome = "kept"
                 with self._lock:
                     expectation.objects += 1
                     expectation.by_originator += expectation is own and own is not self._own
                     expectation.size_bytes += part.size_bytes
                     expectation.last_arrival = time.monotonic()
+                    is_first = expectation.objects == 1
+                if is_first:
+                    first_object(expectation.last_arrival - expectation.began)
         except SpoolFull:
             part.discard()
             return OUT_OF_RESOURCES
@@ -128,6 +135,7 @@ class Intake:
             raise
         finally:
             self._closed(part)
+        object_received(outcome, part.size_bytes, time.monotonic() - part.began)
         return SUCCESS
 
     def abandon(self, part: Part) -> None:

@@ -19,14 +19,17 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefect_dicom.configuration import Receiver
-from prefect_dicom.dimse.acceptor import StorageScp
+from prefect_dicom.configuration import Metrics, Receiver
+from prefect_dicom.dimse.acceptor import AssociationEvent, StorageScp
 from prefect_dicom.errors import PrefectDicomError, ReceiverError
 from prefect_dicom.faultpoints import reached
+from prefect_dicom.metrics import RECEIVER, Seldom, Value, serving
 from prefect_dicom.receiver.intake import Expectation, Intake
 from prefect_dicom.receiver.protocol import (
     LOCK_NAME,
@@ -50,6 +53,7 @@ class Assignment:
     reserve_bytes: int
     settings: Receiver
     allowed_senders: tuple[str, ...]
+    metrics: Metrics = field(default_factory=Metrics)
 
     def to_json(self) -> str:
         """The text the process is started with."""
@@ -59,6 +63,7 @@ class Assignment:
                 "reserve_bytes": self.reserve_bytes,
                 "settings": self.settings.model_dump(mode="json"),
                 "allowed_senders": self.allowed_senders,
+                "metrics": self.metrics.model_dump(mode="json"),
             },
             sort_keys=True,
         )
@@ -72,6 +77,7 @@ class Assignment:
             fields["reserve_bytes"],
             Receiver.model_validate(fields["settings"]),
             tuple(fields["allowed_senders"]),
+            Metrics.model_validate(fields["metrics"]),
         )
 
 
@@ -96,6 +102,9 @@ class ReceiverServer:
         self._requests: dict[int, Expectation] = {}
         self._orphans: dict[int, Expectation] = {}
         self._last_message_id = 0
+        self._dead_runs = 0
+        self._spool_bytes = Seldom(self._spool.waiting_bytes)
+        self._connections: Counter[str] = Counter()
         self._stop = threading.Event()
         self._held: list[object] = []
         self._of_the_scp = of_the_scp
@@ -121,6 +130,7 @@ class ReceiverServer:
             allowed=self._may_send,
             max_associations=self._settings.associations,
             max_associations_per_peer=self._places_of_one_peer(),
+            on_event=self._count_connection,
             **self._of_the_scp,
         )
         self._scp.start()
@@ -128,6 +138,11 @@ class ReceiverServer:
 
     def run(self) -> None:
         """Serve until told to stop, or idle for the configured time."""
+        metrics, spool = self._assignment.metrics, self._assignment.spool
+        with serving(metrics.bind, metrics.port, spool, self._values, process=RECEIVER):
+            self._serve_until_idle()
+
+    def _serve_until_idle(self) -> None:
         threading.Thread(target=self._accept, daemon=True).start()
         while not self._stop.wait(0.5):
             with self._lock:
@@ -222,6 +237,7 @@ class ReceiverServer:
                 self._idle_since = time.monotonic()
                 # A run that left in order has forgotten its requests; this one has died.
                 self._orphans.update(mine)
+                self._dead_runs += bool(mine)
             line.close()
 
     def _answer(self, message: dict, mine: dict[int, Expectation]) -> dict:
@@ -293,6 +309,27 @@ class ReceiverServer:
                 "open_bytes": self._intake.open_bytes,
                 "free_bytes": self._spool.free_bytes(),
             }
+
+    # --- metrics
+
+    def _count_connection(self, event: AssociationEvent) -> None:
+        with self._lock:
+            self._connections[event.happening.value] += 1
+
+    def _values(self) -> Iterator[Value]:
+        """What the receiver is doing now, for :func:`~prefect_dicom.metrics.serving`."""
+        with self._lock:
+            runs, requests, dead = self._leases, len(self._requests), self._dead_runs
+            connections = dict(self._connections)
+        yield Value("prefect_dicom_runs", runs)
+        yield Value("prefect_dicom_requests", requests)
+        yield Value("prefect_dicom_dead_runs_total", dead)
+        yield Value("prefect_dicom_associations", self._scp.associations)
+        for happening, number in connections.items():
+            yield Value("prefect_dicom_connections_total", number, {"happening": happening})
+        yield Value("prefect_dicom_refused_objects_total", self._spool.refusals)
+        yield Value("prefect_dicom_spool_free_bytes", self._spool.free_bytes())
+        yield Value("prefect_dicom_spool_bytes", self._spool_bytes())
 
 
 def _listen(spool: Path) -> socket.socket:
