@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import socket
 import ssl
 import struct
@@ -129,13 +130,15 @@ _STORAGE_SYNTAXES = list(dict.fromkeys(map(str, (*_PLAIN, *AllTransferSyntaxes))
 class Sent:
     """A C-STORE sub-operation that was made.
 
-    ``status`` is the receiver's answer, None while there is none (or if there never was).
+    ``status`` is the receiver's answer, None while there is none (or if there never was); ``at``
+    is the time of ``time.monotonic`` when it began.
     """
 
     study_instance_uid: str
     series_instance_uid: str
     sop_instance_uid: str
     status: int | None = None
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -143,7 +146,8 @@ class Request:
     """A request as it came, and what became of it.
 
     ``number`` counts the requests of one ``service`` from 1. ``status`` is the final status, None
-    while there is none (or if the association ended before there was).
+    while there is none (or if the association ended before there was). ``at`` is the time of
+    ``time.monotonic`` when it came.
     """
 
     service: str
@@ -158,6 +162,7 @@ class Request:
     status: int | None = None
     answers: int = 0
     sent: list[Sent] = field(default_factory=list)
+    at: float = field(default_factory=time.monotonic)
 
 
 class ScriptedPacs:
@@ -794,6 +799,8 @@ class _Exchange:
         hold = connection.hold_before.get(answers)
         if hold is not None:
             self.wait_for(hold)
+        if connection.pause_seconds:
+            self.wait_for(threading.Event(), connection.pause_seconds)
         if connection.mute_after == answers:
             self.pacs._closing.wait()
             raise _AssociationLost
@@ -803,8 +810,9 @@ class _Exchange:
         if connection.drop_after == answers:
             self.drop(connection.drop_by)
 
-    def wait_for(self, hold: threading.Event) -> None:
-        while not hold.wait(0.02):
+    def wait_for(self, hold: threading.Event, most_seconds: float = math.inf) -> None:
+        until = time.monotonic() + most_seconds
+        while not hold.wait(0.02) and time.monotonic() < until:
             if self.pacs._closing.is_set() or self.cancelled():
                 return
 

@@ -86,6 +86,8 @@ class Connection:
     """What may happen to the request's own association, by the number of answers before it."""
 
     hold_before: dict[int, threading.Event] = field(default_factory=dict)
+    pause_seconds: float = 0
+    """Waited for before each answer."""
     drop_after: int | None = None
     drop_by: End = field(default_factory=End)
     mute_after: int | None = None
@@ -656,6 +658,10 @@ def _stall_after(
     return answers < length
 
 
+def _slow(plan: FindPlan | RetrievePlan, by: Behaviour, *, seconds: float) -> None:
+    plan.connection.pause_seconds = seconds
+
+
 def _blackhole(plan: FindPlan | RetrievePlan, by: Behaviour, *, answers: int = 0) -> bool:
     length = len(plan.operations if isinstance(plan, RetrievePlan) else plan.answers)
     plan.connection.mute_after = answers
@@ -908,6 +914,7 @@ _TABLE = (
         "Goes down after so many `answers`, forgets all requests, and is back when `back` is set.",
         _restart,
     ),
+    Knob("net.slow", _ANY, "Waits so many `seconds` before each answer.", _slow),
     Knob("net.first_byte", _ANY, "Does not answer at all before `hold` is set.", _first_byte),
     Knob(
         "net.stall_after",

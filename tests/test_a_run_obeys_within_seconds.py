@@ -1,0 +1,177 @@
+"""People pause, resume and cancel runs, and what was under way stops within five seconds.
+
+Wherever the run is just then, and whatever the PACS makes of a C-CANCEL: no object that has
+arrived is lost or asked for again, and what a run leaves that was told to end is what a rerun
+goes on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from campaign import subset
+from sites import Place, until
+
+from prefect_dicom.errors import Interrupted
+from prefect_dicom.model import Verdict, Wish
+from prefect_dicom.steps import work_through
+from prefect_dicom.testing import Behaviour, tiny_objects
+
+PROMISED_SECONDS = 5.0
+STUDIES, INSTANCES = 4, 6
+
+
+# --- the moments at which somebody changes their mind
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A run under way: what holds it there, and how it shows that it is there."""
+
+    name: str
+    script: Callable[[], list[Behaviour]]
+    is_there: Callable[[Place], object]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def retrieves(place: Place) -> list:
+    return [*place.pacs.requests("C-MOVE"), *place.pacs.requests("C-GET")]
+
+
+def queries(place: Place, level: str) -> list:
+    return [r for r in place.pacs.requests("C-FIND") if r.level == level]
+
+
+def silent(service: str, **limits) -> Behaviour:
+    return Behaviour("net.first_byte", service=service, hold=threading.Event(), **limits)
+
+
+def of_retrieves(knob: str, **arguments) -> list[Behaviour]:
+    return [Behaviour(knob, service=service, **arguments) for service in ("C-MOVE", "C-GET")]
+
+
+MOMENTS = [
+    Moment(
+        "rows are asked for one by one",
+        lambda: [Behaviour("net.slow", service="C-FIND", seconds=0.4)],
+        lambda place: len(queries(place, "STUDY")) == 1,
+    ),
+    Moment(
+        "a query for a study is not answered",
+        lambda: [silent("C-FIND")],
+        lambda place: queries(place, "STUDY"),
+    ),
+    Moment(
+        "a query for a list is not answered",
+        lambda: [silent("C-FIND", on_request=2)],
+        lambda place: len(place.pacs.requests("C-FIND")) == 2,
+    ),
+    Moment(
+        "objects come slowly",
+        lambda: of_retrieves("net.slow", seconds=0.4),
+        lambda place: len(place.pacs.sent_instances()) == 3,
+    ),
+    Moment(
+        "objects come slowly, and a C-CANCEL stops nothing",
+        lambda: (
+            of_retrieves("net.slow", seconds=0.4) + of_retrieves("move.ignore_cancel", how="ignore")
+        ),
+        lambda place: len(place.pacs.sent_instances()) == 3,
+    ),
+    Moment(
+        "objects come slowly, and a C-CANCEL is answered with an A-ABORT",
+        lambda: (
+            of_retrieves("net.slow", seconds=0.4) + of_retrieves("move.ignore_cancel", how="abort")
+        ),
+        lambda place: len(place.pacs.sent_instances()) == 3,
+    ),
+    Moment(
+        "a retrieve is not answered",
+        lambda: of_retrieves("net.first_byte", hold=threading.Event()),
+        lambda place: retrieves(place),
+    ),
+    Moment(
+        "a retrieve has fallen silent",
+        lambda: of_retrieves("net.stall_after", answers=2, hold=threading.Event()),
+        lambda place: len(place.pacs.sent_instances()) == 2,
+    ),
+]
+BY_NAME = {moment.name: moment for moment in MOMENTS}
+
+
+# --- what shows that it was obeyed
+
+
+def last_asked(place: Place) -> float:
+    """When the PACS was last asked for something, or last sent an object."""
+    log = list(place.pacs.log)
+    times = [request.at for request in log if request.service != "A-ASSOCIATE"]
+    return max(times + [sent.at for request in log for sent in request.sent], default=0)
+
+
+def nothing_was_taken_twice(place: Place) -> None:
+    taken = Counter(
+        sent.sop_instance_uid
+        for request in list(place.pacs.log)
+        for sent in request.sent
+        if sent.status == 0
+    )
+    assert set(taken.values()) <= {1}
+
+
+@contextlib.contextmanager
+def working(place: Place) -> Iterator[list[BaseException]]:
+    """A run in a thread of its own; what it ended with is known when the block has ended."""
+    ended_with: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            place.pull()
+        except BaseException as error:
+            ended_with.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield ended_with
+    finally:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+MATRIX = list(itertools.product(MOMENTS, ("c-move", "c-get"), (Wish.PAUSE, Wish.CANCEL)))
+ALWAYS = [
+    (BY_NAME["objects come slowly"], "c-move", Wish.CANCEL),
+    (BY_NAME["objects come slowly, and a C-CANCEL stops nothing"], "c-get", Wish.PAUSE),
+]
+
+
+@pytest.mark.campaign("operations")
+@pytest.mark.parametrize("case", subset(MATRIX, ALWAYS), ids=lambda case: ", ".join(map(str, case)))
+def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case):
+    moment, retrieve, wish = case
+    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    with around(objects, script=moment.script(), retrieve=retrieve) as place:
+        with working(place) as ended_with, place.ledger() as ledger:
+            until(lambda: moment.is_there(place), moment.name)
+            began = time.monotonic()
+            ledger.pause(1) if wish is Wish.PAUSE else ledger.cancel(1)
+        ended = time.monotonic()
+        assert [type(error) for error in ended_with] == [Interrupted]
+        assert ended - began < PROMISED_SECONDS
+        assert last_asked(place) - began < PROMISED_SECONDS
+        place.audit()
+        place.pacs.script.clear()
+        with place.ledger() as ledger:
+            ledger.resume(1)
+        place.goes_on()
+        nothing_was_taken_twice(place)
