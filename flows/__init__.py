@@ -1,7 +1,8 @@
 """What happens, in which order: the flows a user runs or deploys."""
 
+from prefect_dicom.flows.archive_new import archive_new
 from prefect_dicom.flows.pull_cohort import pull_cohort
 from prefect_dicom.flows.rerun_failed import rerun_failed
 from prefect_dicom.flows.verify_archive import verify_archive
 
-__all__ = ["pull_cohort", "rerun_failed", "verify_archive"]
+__all__ = ["archive_new", "pull_cohort", "rerun_failed", "verify_archive"]

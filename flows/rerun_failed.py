@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger
-from prefect.states import State
+from prefect import flow, get_run_logger, runtime
+from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
+from prefect_dicom.configuration import Site
+from prefect_dicom.errors import Interrupted, PrefectDicomError
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
 from prefect_dicom.monitoring import measured
-from prefect_dicom.steps import open_pull
+from prefect_dicom.steps import cohorts_to_rerun, open_pull
 from prefect_dicom.tasks.edge import without_phi
+
+
+def _flow_run_name() -> str:
+    return f"rerun-{runtime.flow_run.parameters['cohort'] or 'all'}"
 
 
 @flow(
     name="rerun-failed",
-    flow_run_name="rerun-{cohort}",
+    flow_run_name=_flow_run_name,
     task_runner=ThreadPoolTaskRunner(max_workers=MOST_TASKS),
     persist_result=False,
 )
 def rerun_failed(
-    cohort: str,
+    cohort: str | None = None,
     site: str = "site.yaml",
     reasons: tuple[str, ...] = (),
     nodes: tuple[str, ...] = (),
@@ -31,8 +37,9 @@ def rerun_failed(
 
     Parameters
     ----------
-    cohort : str
-        Name or number of the cohort in the ledger.
+    cohort : str, optional
+        Name or number of the cohort in the ledger; without one, all in which there is something
+        left to do, those of higher priority first. Paused ones are left alone.
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     reasons : tuple of str
@@ -41,7 +48,40 @@ def rerun_failed(
     nodes, lines : tuple
         Only studies of these nodes, or of these lines of the cohort file.
     """
-    with without_phi(), open_pull(resolve_site(site), cohort, "rerun") as pull, measured(pull):
-        reopened = pull.ledger.reopen(pull.cohort.number, reasons=reasons, nodes=nodes, lines=lines)
+    chosen = {"reasons": reasons, "nodes": nodes, "lines": lines}
+    with without_phi():
+        settings = resolve_site(site)
+        if cohort is not None:
+            return _rerun(settings, cohort, chosen)
+        return _rerun_all(settings, chosen)
+
+
+def _rerun(site: Site, cohort: str, chosen: dict[str, tuple]) -> State:
+    with open_pull(site, cohort, "rerun") as pull, measured(pull):
+        reopened = pull.ledger.reopen(pull.cohort.number, **chosen)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
         return end_of(pull, run_pipeline(pull))
+
+
+def _rerun_all(site: Site, chosen: dict[str, tuple]) -> State:
+    """Cohort after cohort; what keeps one from its end keeps none of the others from theirs."""
+    trouble: PrefectDicomError | None = None
+    whole, partial = 0, 0
+    for name in cohorts_to_rerun(site, chosen):
+        try:
+            end = _rerun(site, name, chosen)
+        except Interrupted:
+            raise
+        except PrefectDicomError as error:
+            get_run_logger().error("cohort %s: %s", name, error)
+            trouble = trouble or error
+            continue
+        if end.is_cancelled():
+            return end
+        get_run_logger().info("cohort %s: %s", name, end.message)
+        whole += end.name == "Completed"
+        partial += end.name != "Completed"
+    if trouble is not None:
+        raise trouble
+    words = f"{whole} cohorts archived as a whole, {partial} with rows left"
+    return Completed(name="Partial", message=words) if partial else Completed(message=words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, Failed, State
 
@@ -13,14 +13,20 @@ from prefect_dicom.tasks.report import artifact_key
 from prefect_dicom.verification import verify_cohort
 
 
-@flow(name="verify-archive", flow_run_name="verify-{cohort}", persist_result=False)
-def verify_archive(cohort: str, site: str = "site.yaml", level: Level = Level.CHECKSUM) -> State:
+def _flow_run_name() -> str:
+    return f"verify-{runtime.flow_run.parameters['cohort'] or 'all'}"
+
+
+@flow(name="verify-archive", flow_run_name=_flow_run_name, persist_result=False)
+def verify_archive(
+    cohort: str | None = None, site: str = "site.yaml", level: Level = Level.CHECKSUM
+) -> State:
     """Check that every archived study of a cohort still is what its manifest says.
 
     Parameters
     ----------
-    cohort : str
-        Name or number of the cohort in the ledger.
+    cohort : str, optional
+        Name or number of the cohort in the ledger; without one, all that is archived.
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     level : Level
@@ -36,7 +42,7 @@ def verify_archive(cohort: str, site: str = "site.yaml", level: Level = Level.CH
             for code, count in sorted(r.faults.items())
         ]
         or [{"study": "all", "instances": sum(r.instances for r in results), "fault": "none"}],
-        key=artifact_key("verification", cohort),
+        key=artifact_key("verification", cohort or "all"),
         description=f"{len(results)} studies checked, {len(faulty)} with faults",
     )
     words = f"{len(results)} studies checked at level {level}, {len(faulty)} with faults"

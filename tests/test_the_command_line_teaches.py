@@ -78,8 +78,9 @@ def test_help_names_every_command_in_the_order_of_use(command):
     lines = ended.output.splitlines()
     named = [line.split()[1] for line in lines if line.startswith("│ ") and "--" not in line]
     assert named == [
-        *("demo", "doctor", "pull", "status", "rerun"),
-        *("verify", "rebuild-ledger", "quarantine", "receiver", "explain"),
+        *("demo", "doctor", "pull", "archive-new", "status"),
+        *("cancel", "pause", "prioritise", "rerun", "resume"),
+        *("verify", "rebuild-ledger", "quarantine", "receiver", "explain", "up", "down"),
     ]
     assert not ended.modules & SLOW_TO_IMPORT
 

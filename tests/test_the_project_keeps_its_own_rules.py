@@ -36,7 +36,7 @@ IMPORTERS = {
     "botocore": ({"archive", "blocks", "testing"}, set()),
     "sqlalchemy": ({"ledger"}, set()),
     "pandas": ({"cohort", "report"}, set()),
-    "prefect": ({"flows", "tasks", "blocks"}, {"cli"}),
+    "prefect": ({"flows", "tasks", "blocks", "server"}, {"cli"}),
 }
 
 

@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -474,7 +474,8 @@ def status(
 ) -> int:
     """Show where cohorts stand: all in a line each, or one with its verdicts by reason.
 
-    Of one cohort the exit code says whether all its rows are archived.
+    Of one cohort the exit code says whether all its rows are archived. Without one, and where
+    `up` has started a server, it says how that is, too.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.report import in_words
@@ -498,7 +499,34 @@ def status(
         output.print(words, soft_wrap=not output.is_terminal)
     if not lines:
         console.print("No cohort yet: prefect-dicom pull cohort.csv")
+    _print_server(settings)
     return Exit.ALL_WELL
+
+
+@app.command(sort_key=3.5)
+def archive_new(
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    node: Annotated[str | None, Parameter(help="PACS node to ask, if there are several.")] = None,
+    days: Annotated[int, Parameter(help="How many days to look back, up to yesterday.")] = 7,
+    json_: JsonOption = False,
+) -> int:
+    """Archive every study of the last days; what is archived already is not asked for.
+
+    Looking back further than to yesterday finds what has reached the PACS late. Each day it is
+    another cohort, with a report of its own.
+    """
+    from prefect_dicom.steps import register_new
+
+    settings = _site(site)
+    known = register_new(settings, node, date.today(), days)
+
+    def flow() -> Any:
+        from prefect_dicom.flows import archive_new
+
+        return archive_new(site, node, days, return_state=True)
+
+    return _run(settings, site, known, flow, json_, _show)
 
 
 @app.command(sort_key=6)
@@ -776,6 +804,62 @@ def _escaped(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
+@app.command(sort_key=11)
+def up(
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    port: Annotated[
+        int | None,
+        Parameter(help="Port on loopback; 4200 or another free one, and then always that."),
+    ] = None,
+) -> int:
+    """Start a Prefect server of this site's own in the background, for a machine without one.
+
+    With a worker, and with all flows deployed. Twice is as good as once; run it again when the
+    site file has changed. It keeps its database and logs in `prefect-server` beside the ledger.
+    `pull` and `rerun` use it where PREFECT_API_URL is not set. Stop it with `down`.
+    """
+    from prefect_dicom.server import LocalServer
+
+    _refuse_block(site, "up")
+    local = LocalServer.of(load_site(site))
+    with console.status("Starting Prefect's server: half a minute, the first time longer"):
+        local.up(Path(site).expanduser(), port)
+    _print_server(load_site(site))
+    output.print(f"Logs: {local.logs}", markup=False, soft_wrap=True)
+    return Exit.ALL_WELL
+
+
+@app.command(sort_key=12)
+def down(*, site: SiteOption = DEFAULT_SITE) -> int:
+    """Stop the Prefect server that `up` started, its worker and the runs of that worker.
+
+    Runs end as by Ctrl-C: nothing is lost, `rerun` goes on.
+    """
+    from prefect_dicom.server import LocalServer
+
+    _refuse_block(site, "down")
+    with console.status("Ending what is under way"):
+        stopped = LocalServer.of(load_site(site)).down()
+    output.print("Stopped." if stopped else "It did not run.")
+    return Exit.ALL_WELL
+
+
+def _refuse_block(site: str, command: str) -> None:
+    if site.startswith("block:"):
+        fault = f"{command}: a block lies in a Prefect server already; name a site file"
+        raise ConfigurationError("command line", [fault])
+
+
+def _print_server(site: Site) -> None:
+    """How the server is that `up` has started; nothing where it never did."""
+    from prefect_dicom.server import LocalServer
+
+    words = LocalServer.of(site).in_words()
+    if words:
+        output.print(words, markup=False, soft_wrap=True)
+
+
 @receiver.command(name="run")
 def receiver_run(*, site: SiteOption = DEFAULT_SITE) -> int:
     """Run the receiver in the foreground until it is stopped (for service managers).
@@ -900,7 +984,7 @@ def _run(
     from prefect_dicom.display import progress_shown
     from prefect_dicom.ledger import Ledger
 
-    _settle_prefect()
+    _settle_prefect(site)
     error: BaseException | None = None
     try:
         with _interruptible() as interrupted, progress_shown(console, site, cohort):
@@ -980,11 +1064,17 @@ def _prefect_answers() -> bool:
     return False
 
 
-def _settle_prefect() -> None:
+def _settle_prefect(site: Site | None = None) -> None:
     """Prefect's settings for a run of its own; whatever the user has set stays."""
+    if site is not None and "PREFECT_API_URL" not in os.environ:
+        from prefect_dicom.server import LocalServer
+
+        if (url := LocalServer.of(site).url) is not None:
+            os.environ["PREFECT_API_URL"] = url
     for name, value in {
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

@@ -315,6 +315,11 @@ def read_cohort_file(path: Path) -> CohortFile:
     return CohortFile(rows, _selection(definition, frozenset(excluded)))
 
 
+def definition_by_date(first: date, last: date) -> str:
+    """A definition of everything that was made on some days, both ends included."""
+    return f"studies:\n  StudyDate: {first:%Y%m%d}-{last:%Y%m%d}\n"
+
+
 def _document(path: Path) -> Document:
     try:
         return Document(text_of(path.name, path), path.name, _OUTERMOST)

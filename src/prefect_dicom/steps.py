@@ -13,9 +13,10 @@ import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,11 @@ from prefect_dicom.archive.manifest import (
 )
 from prefect_dicom.archive.proof import faults_of
 from prefect_dicom.configuration import Site, ledger_url
-from prefect_dicom.definition import cohort_file_digest, read_cohort_file
+from prefect_dicom.definition import (
+    cohort_file_digest,
+    definition_by_date,
+    read_cohort_file,
+)
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import ListedStudy
 from prefect_dicom.errors import (
@@ -58,17 +63,20 @@ from prefect_dicom.model import (
     RetrieveMethod,
     StudyManifest,
     StudyReference,
+    Verdict,
     WithheldInstance,
 )
 from prefect_dicom.planning import Plan, at_work, current_plan, insisting
 from prefect_dicom.policy import OF_ONE_REQUEST, SELECTED_OTHERWISE, plan_chunks
 from prefect_dicom.receiver import ReceiverLease
+from prefect_dicom.report import replacing
 from prefect_dicom.retrieval import Retrieval, RetrieveHabits, StudyWork
 from prefect_dicom.spool import Spool
 
 log = logging.getLogger(__name__)
 
 _STUDIES_PER_PAGE = 500
+_MOST_DAYS = 366
 _STORED_PER_WRITE = 200
 _LISTS_BEFORE_GIVING_UP = 4
 _STUDIES_AT_A_TIME = 8
@@ -106,6 +114,57 @@ def register_cohort(site: Site, path: Path, node: str | None, name: str | None =
             cohort = ledger.add_cohort(digest, node, file.rows, name, file.selection)
     reached("cohort-recorded")
     return cohort
+
+
+def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort:
+    """Write a cohort of everything that was made in the days before today into the ledger.
+
+    Its definition lies beside its reports. On the same day it is the same cohort; the next day
+    it is another one, whose days were mostly asked for before: what has come in since is found,
+    and what is archived already is not asked for.
+
+    Parameters
+    ----------
+    days : int
+        How many, from 1 to 366; the last of them is yesterday.
+    """
+    if not 1 <= days <= _MOST_DAYS:
+        raise CohortError("the new studies", [f"days: expected 1 to {_MOST_DAYS}"])
+    node = node_for(site, node)
+    first, last = today - timedelta(days), today - timedelta(1)
+    name = f"new-{first:%Y%m%d}-{last:%Y%m%d}"
+    if len(site.nodes) > 1:
+        name += f"-{node}"
+    folder = site.reports / name
+    path = folder / "cohort.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            draft.write_text(definition_by_date(first, last))
+    except OSError as error:
+        fault = f"reports: no definition can be written there ({error.strerror})"
+        raise CohortError(name, [fault]) from None
+    return register_cohort(site, path, node, name)
+
+
+def cohorts_to_rerun(site: Site, chosen: Mapping[str, Collection]) -> list[str]:
+    """The cohorts in which there is something left to do; paused ones are left alone.
+
+    What failed in them and is chosen (:meth:`Ledger.reopen`) is made ready to be tried again.
+    """
+    names = []
+    with Ledger.open(ledger_url(site)) as ledger:
+        for cohort in sorted(ledger.cohorts(), key=lambda cohort: -cohort.priority):
+            if cohort.node not in site.nodes or cohort.paused:
+                continue
+            reopened = ledger.reopen(cohort.number, **chosen)
+            if (
+                reopened.studies
+                or reopened.rows
+                or ledger.totals(cohort.number).rows[Verdict.PENDING]
+            ):
+                names.append(cohort.name)
+    return names
 
 
 def node_for(site: Site, node: str | None) -> str:

@@ -1,0 +1,54 @@
+"""Everything a PACS has of the last days: a cohort made by date, and the pulling flow over it.
+
+A study that reaches the PACS days after it was made is found by a later run, because every run
+looks back over several days. What was archived before is not asked for again.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+from prefect import flow, get_run_logger
+from prefect.states import State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from prefect_dicom.blocks import resolve_site
+from prefect_dicom.flows.hearing import end_of
+from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.monitoring import measured
+from prefect_dicom.report import in_words
+from prefect_dicom.steps import open_pull, register_new
+from prefect_dicom.tasks.edge import without_phi
+
+
+@flow(
+    name="archive-new",
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_TASKS),
+    persist_result=False,
+)
+def archive_new(site: str = "site.yaml", node: str | None = None, days: int = 7) -> State:
+    """Archive every study of the last days.
+
+    Parameters
+    ----------
+    site : str
+        Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
+    node : str, optional
+        Which of the site's PACS nodes to ask; needed where it has several.
+    days : int
+        How many days to look back; the last one is yesterday, by the clock of this host.
+
+    Returns
+    -------
+    State
+        ``Completed``, or ``Partial`` (a completed state) where studies are not archived;
+        ``Cancelled`` where it was told to end.
+    """
+    with without_phi():
+        settings = resolve_site(site)
+        cohort = register_new(settings, node, date.today(), days)
+        with open_pull(settings, cohort.number, "pull") as pull, measured(pull):
+            totals = run_pipeline(pull)
+            end = end_of(pull, totals)
+    get_run_logger().info("cohort %s: %s", cohort.name, in_words(totals))
+    return end

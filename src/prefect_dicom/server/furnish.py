@@ -1,0 +1,178 @@
+"""What a Prefect server is given for a site; giving it twice changes nothing.
+
+The work pool with a queue for what asks a PACS, a limit ``pacs-<node>`` for every node, the types
+of our blocks, the automation that marks dead runs, and a deployment of every flow. What a person
+has changed since (schedules, parameters, limits of queues, a paused automation) stays.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow
+from prefect.automations import (
+    Automation,
+    ChangeFlowRunState,
+    EventTrigger,
+    Posture,
+)
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.states import StateType
+from prefect.workers.process import ProcessWorker
+
+from prefect_dicom import __version__, blocks
+from prefect_dicom.configuration import Site, load_site
+from prefect_dicom.flows import archive_new, pull_cohort, rerun_failed, verify_archive
+from prefect_dicom.server.keeper import POOL
+from prefect_dicom.server.profile import DEAD_AFTER_SECONDS
+
+QUEUE = "pacs"
+"""Of the runs that ask a PACS."""
+DEAD_RUNS = "prefect-dicom: mark dead runs"
+_ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def furnish(site: Site, file: Path) -> None:
+    """Give the server of the environment what it needs for the site in ``file``."""
+    with get_client(sync_client=True) as client:
+        _pool(client, len(site.nodes))
+        for node in site.nodes:
+            client.upsert_global_concurrency_limit_by_name(
+                f"pacs-{node}", site.asked(node).limits.associations
+            )
+        for block in (
+            blocks.DicomPacs,
+            blocks.DicomReceiver,
+            blocks.DicomArchive,
+            blocks.DicomLedger,
+            blocks.DicomSite,
+        ):
+            block.register_type_and_schema(client=client)
+        automation = dead_runs()
+        if not client.read_automations_by_name(automation.name):
+            automation.create()
+        for deployment in deployments_of(site, file):
+            _deploy(client, deployment)
+
+
+def _pool(client: SyncPrefectClient, nodes: int) -> None:
+    template = ProcessWorker.get_default_base_job_template()
+    pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+    try:
+        client.create_work_pool(pool)
+    except ObjectAlreadyExists:
+        return
+    client.request(
+        "POST",
+        "/work_pools/{work_pool_name}/queues",
+        path_params={"work_pool_name": POOL},
+        json={"name": QUEUE, "concurrency_limit": nodes},
+    )
+
+
+def dead_runs() -> Automation:
+    """The automation: a run that is under way and has not said so for minutes is crashed.
+
+    Prefect has none of itself; a run that was killed would be shown as running for ever.
+    """
+    heartbeat = "prefect.flow-run.heartbeat"
+    return Automation(
+        name=DEAD_RUNS,
+        description="A run whose process has gone, or its host, is marked as crashed. "
+        "`prefect-dicom rerun` goes on with its cohort.",
+        trigger=EventTrigger(
+            after={heartbeat},
+            expect={heartbeat, *(f"prefect.flow-run.{end}" for end in _ENDS)},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=DEAD_AFTER_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"No sign of life for {DEAD_AFTER_SECONDS // 60} minutes: its process or "
+                "host has gone. Nothing is lost; a rerun goes on from the ledger.",
+            )
+        ],
+    )
+
+
+def deployments_of(site: Site, file: Path) -> Iterator[RunnerDeployment]:
+    """Every flow, deployed for a site; the schedules wait for a person to switch them on."""
+    own = {"site": str(file.absolute())}
+    asking = {"work_queue_name": QUEUE}
+    yield _deployment(pull_cohort, "cohort", own, **asking)
+    yield _deployment(rerun_failed, "failures", own, "30 22 * * *", "nightly", **asking)
+    for node in site.nodes:
+        several = len(site.nodes) > 1
+        name = f"new-{node}" if several else "new"
+        parameters = own | {"days": 7} | ({"node": node} if several else {})
+        yield _deployment(archive_new, name, parameters, "0 1 * * *", "nightly", **asking)
+    yield _deployment(verify_archive, "weekly", own, "0 6 * * 0", "sundays")
+
+
+def _deployment(
+    flow: Flow, name: str, parameters: dict[str, Any], cron: str = "", slug: str = "", **more: Any
+) -> RunnerDeployment:
+    schedules = []
+    if cron:
+        when = CronSchedule(cron=cron, timezone=local_time_zone())
+        schedules.append(DeploymentScheduleCreate(schedule=when, active=False, slug=slug))
+    return flow.to_deployment(
+        name,
+        parameters=parameters,
+        schedules=schedules,
+        tags=["dicom"],
+        version=__version__,
+        work_pool_name=POOL,
+        # By its dotted name: a worker needs the package, and no file at a certain place.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        **more,
+    )
+
+
+def _deploy(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
+    try:
+        known = client.read_deployment_by_name(deployment.full_name)
+    except ObjectNotFound:
+        deployment.apply()
+        return
+    client.update_deployment(
+        known.id,
+        DeploymentUpdate(
+            entrypoint=deployment.entrypoint,
+            version=deployment.version,
+            description=deployment.description,
+            parameter_openapi_schema=deployment._parameter_openapi_schema.model_dump(),
+        ),
+    )
+
+
+def local_time_zone() -> str:
+    """The name of this host's time zone; UTC where it has none."""
+    if name := os.environ.get("TZ", "").lstrip(":"):
+        return name
+    try:
+        return Path("/etc/localtime").resolve().as_posix().split("/zoneinfo/")[1]
+    except IndexError:
+        return "UTC"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    furnish(load_site(path), path)
