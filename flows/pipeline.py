@@ -182,8 +182,31 @@ def _with_what_is_left(plan: Plan, trouble: PacsError, totals: Totals) -> PacsEr
 
 
 def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
-    """All open rows, then all open studies, once; returns what kept it from its end."""
-    return _find_studies(pull, progress) or _pull_studies(pull, progress)
+    """All open rows, then all open studies, once; returns what kept it from its end.
+
+    What other runs were working on belongs to it: they may die over it, on other hosts too.
+    """
+    trouble = _find_studies(pull, progress) or _pull_studies(pull, progress)
+    while trouble is None and _others_leave_something(pull, progress):
+        trouble = _pull_studies(pull, progress)
+    return trouble
+
+
+def _others_leave_something(pull: Pull, progress: ProgressArtifact) -> bool:
+    """Wait for what other runs work on; whether some of it has fallen free, unfinished."""
+    count = partial(pull.ledger.totals, pull.cohort.number)
+    told = False
+    while pull.told() is not Wish.CANCEL:
+        held, fallen_free = pull.left_to_others()
+        if fallen_free or not held:
+            return fallen_free
+        words = f"waiting for {held} studies that another run works on"
+        if not told:
+            told = True
+            get_run_logger().info("%s", words)
+        progress.show(count, words)
+        pull.clock_time.wait(pull.stop, _TICK_SECONDS)
+    return False
 
 
 def _find_studies(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError | None:

@@ -81,6 +81,13 @@ class Cluster:
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://{_USER}@/{database}?host={self.directory}"
 
+    def new_name(self) -> str:
+        """Make an empty database; its name."""
+        name = f"database_{next(_databases)}"
+        with self.connect() as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return name
+
     def connect(self, database: str = "postgres") -> psycopg.Connection:
         return psycopg.connect(
             host=str(self.directory), user=_USER, dbname=database, autocommit=True
@@ -88,10 +95,7 @@ class Cluster:
 
     def new_database(self) -> str:
         """Make an empty database; its URL."""
-        name = f"ledger_{next(_databases)}"
-        with self.connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return self.url(name)
+        return self.url(self.new_name())
 
     def stop(self) -> None:
         self.process.terminate()
@@ -109,8 +113,14 @@ def cluster() -> Cluster:
     return new_cluster()
 
 
-def new_cluster() -> Cluster:
-    """A server of the test's own; skips without the binaries."""
+def new_cluster(address: str = "", network: str = "") -> Cluster:
+    """A server of the test's own; skips without the binaries.
+
+    Parameters
+    ----------
+    address, network : str
+        Where it listens to other hosts as well, and which may come (a CIDR).
+    """
     directory = binaries()
     if directory is None:
         pytest.skip("needs PostgreSQL's server binaries (Debian: apt install postgresql)")
@@ -136,11 +146,14 @@ def new_cluster() -> Cluster:
         cwd=home,
         **owner,
     )
+    if network:
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write(f"host all {_USER} {network} trust\n")
     command = [
         str(directory / "postgres"),
         *("-D", str(data), "-k", str(home)),
-        *("-c", "listen_addresses=", "-c", "fsync=off", "-c", "log_min_messages=panic"),
-        *("-c", "max_connections=60", "-c", "shared_buffers=32MB"),
+        *("-c", f"listen_addresses={address}", "-c", "fsync=off", "-c", "log_min_messages=panic"),
+        *("-c", "max_connections=120", "-c", "shared_buffers=32MB"),
     ]
     if shutil.which("setpriv"):
         # SIGINT (fast shutdown) also where this process is killed.

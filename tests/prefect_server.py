@@ -20,7 +20,14 @@ STARTS_SECONDS = 120
 
 
 class PrefectServer:
-    """``prefect server start`` with SQLite and everything below ``folder``; a context manager.
+    """``prefect server start`` with everything below ``folder``; a context manager.
+
+    Parameters
+    ----------
+    host : str
+        Where it listens.
+    database : str, optional
+        URL of its database; SQLite without one.
 
     Attributes
     ----------
@@ -30,13 +37,14 @@ class PrefectServer:
         What the server and the other processes have written, a file each.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = LOOPBACK, database: str | None = None) -> None:
+        self.host = host
         self.home = folder / "home"
         self.logs = folder / "logs"
         self.home.mkdir()
         self.logs.mkdir()
         self.port = free_port()
-        self.url = f"http://{LOOPBACK}:{self.port}/api"
+        self.url = f"http://{host}:{self.port}/api"
         # Nothing of what the person who runs the tests has set for Prefect.
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
         self.environment |= {
@@ -46,10 +54,12 @@ class PrefectServer:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "DO_NOT_TRACK": "1",
         }
+        if database is not None:
+            self.environment["PREFECT_API_DATABASE_CONNECTION_URL"] = database
         self._processes: list[subprocess.Popen] = []
 
     def __enter__(self) -> PrefectServer:
-        address = ("--host", LOOPBACK, "--port", str(self.port))
+        address = ("--host", self.host, "--port", str(self.port))
         server = self.start("server", "prefect", "server", "start", *address, "--no-ui")
 
         def answers() -> bool:

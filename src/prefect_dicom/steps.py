@@ -15,7 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -191,13 +191,17 @@ class Pull(Plan):
     """For what is asked of the archive about studies; it never waits behind their objects."""
     _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
     _manners: dict[str, RetrieveHabits] = field(default_factory=dict)
+    _left_to_others: set[StudyReference] = field(default_factory=set)
     _lease: ReceiverLease | None = None
     _next_chunk: int = 1
 
     # --- retrieval
 
     def chunks(self) -> Iterator[Chunk]:
-        """The studies that are still to be pulled, in chunks. Finished ones appear in none."""
+        """The studies that are still to be pulled, in chunks. Finished ones appear in none.
+
+        Neither do those that other runs are working on: see :meth:`left_to_others`.
+        """
         self.limit_per_patient()
         limits = self.site.nodes[self.cohort.node].limits
         planned = plan_chunks(
@@ -208,13 +212,37 @@ class Pull(Plan):
         )
         for chunk in planned:
             self._next_chunk = chunk.number + 1
-            yield chunk
+            if free := self._not_held_by_others(chunk.studies):
+                yield replace(chunk, studies=free)
+
+    def _not_held_by_others(self, studies: Sequence[StudyReference]) -> tuple[StudyReference, ...]:
+        held = self.ledger.unfinished(studies, self.cohort.selection)
+        with self._lock:
+            self._left_to_others.update(study for study in studies if held.get(study))
+        return tuple(study for study in studies if held.get(study) is False)
+
+    def left_to_others(self) -> tuple[int, bool]:
+        """What this run has met in the hands of other runs, as far as it is not finished yet.
+
+        Returns
+        -------
+        tuple of int and bool
+            How many studies they still hold, and whether one has fallen free: its run gave it
+            up, or is dead.
+        """
+        with self._lock:
+            left = tuple(self._left_to_others)
+        held = self.ledger.unfinished(left, self.cohort.selection)
+        with self._lock:
+            self._left_to_others.intersection_update(held)
+        return sum(held.values()), not all(held.values())
 
     def _studies_to_pull(self) -> Iterator[tuple[StudyReference, str, int | None]]:
         """Unfinished studies; those that were tried before and brought nothing come last.
 
         A few that never come would otherwise stop every run at its beginning, as a node that
         sends nothing. What an earlier run left in the spool comes early: it may fill the disk.
+        What it left in the spool of another host is better finished there, and comes last too.
         """
         here = self.spool.studies()
         tried: list[tuple[StudyReference, str, int | None]] = []
@@ -223,7 +251,7 @@ class Pull(Plan):
             for record in page:
                 if record.node in self.site.nodes:
                     study = record.reference, record.node, record.study.number_of_instances
-                    if record.attempt and not record.received and record.reference not in here:
+                    if record.attempt and record.reference not in here:
                         tried.append(study)
                     else:
                         yield study
@@ -249,6 +277,9 @@ class Pull(Plan):
         """
         self.wait_for(chunk.node, turn=False)
         claims = self.ledger.claim(self.run, chunk.studies, self.cohort.selection)
+        with self._lock:
+            # Some may have been taken by others since the chunk was made.
+            self._left_to_others.update({*chunk.studies} - {claim.reference for claim in claims})
         works: list[StudyWork] = []
         try:
             reached("claimed")

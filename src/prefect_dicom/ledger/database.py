@@ -22,6 +22,10 @@ from prefect_dicom.ledger.schema import migrate
 
 _BUSY_SECONDS = 90
 """How long a lock of another program is waited for."""
+_IDLE_SECONDS, _PROBE_SECONDS, _PROBES = 15, 5, 4
+_SILENT_SECONDS = _IDLE_SECONDS + _PROBE_SECONDS * _PROBES
+"""After so long without a sign of life from the other host its connections are given up, by the
+server as by us: a host that vanished keeps no studies, and a server that did keeps no run."""
 
 
 @without_database_errors
@@ -129,10 +133,11 @@ def _open_postgresql(url: URL) -> tuple[Engine, Locks]:
             connect_args={
                 "connect_timeout": 10,
                 "application_name": "prefect-dicom",
-                # A server whose host died silently is given up after two minutes.
-                "keepalives_idle": 60,
-                "keepalives_interval": 10,
-                "keepalives_count": 6,
+                "keepalives_idle": _IDLE_SECONDS,
+                "keepalives_interval": _PROBE_SECONDS,
+                "keepalives_count": _PROBES,
+                # Keepalives are for silence: what was sent and is not confirmed has its own time.
+                "tcp_user_timeout": _SILENT_SECONDS * 1000,
             },
         )
     except ImportError:
@@ -146,6 +151,11 @@ def _open_postgresql(url: URL) -> tuple[Engine, Locks]:
     def prepare(connection: Any, _record: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
+            # The same from the server's side, for every session: also one that has locked rows.
+            cursor.execute(f"SET tcp_keepalives_idle = {_IDLE_SECONDS}")
+            cursor.execute(f"SET tcp_keepalives_interval = {_PROBE_SECONDS}")
+            cursor.execute(f"SET tcp_keepalives_count = {_PROBES}")
+            cursor.execute(f"SET tcp_user_timeout = {_SILENT_SECONDS * 1000}")
         connection.commit()
 
     locks = SessionLocks(engine)

@@ -131,10 +131,6 @@ class SessionLocks:
         try:
             # Out of the pool: closing it ends the session, and the lock with it.
             connection.detach()
-            # The server gives up a session whose host died silently after two minutes, not
-            # after the two hours of the usual default.
-            for setting, value in (("idle", 60), ("interval", 10), ("count", 6)):
-                connection.execute(text(f"SET tcp_keepalives_{setting} = {value}"))
             while True:
                 number = secrets.randbelow(2**31 - 1) + 1
                 if connection.scalar(

@@ -367,6 +367,28 @@ class Reading:
         return self._study_page(cohort, after, limit, unfinished)
 
     @without_database_errors
+    def unfinished(
+        self, references: Iterable[StudyReference], selection: str | None = None
+    ) -> dict[StudyReference, bool]:
+        """Those of the studies that are unfinished, and whether a living run holds them.
+
+        Parameters
+        ----------
+        selection : str, optional
+            As for :meth:`claim`.
+        """
+        found: dict[StudyReference, int | None] = {}
+        columns = (studies.c.reference, studies.c.run)
+        with self._read() as connection:
+            for piece in slices(references):
+                chosen = and_(studies.c.reference.in_(piece), studies.c.state.in_(UNFINISHED))
+                if selection is not None:
+                    chosen = and_(chosen, listable_with(selection))
+                found.update(connection.execute(select(*columns).where(chosen)).tuples().all())
+            living = self._living(connection, {run for run in found.values() if run is not None})
+        return {reference: run in living for reference, run in found.items()}
+
+    @without_database_errors
     def instances(self, reference: StudyReference) -> list[InstanceRecord]:
         """The instances of a study, by key; of an archived one the manifest has them instead.
 

@@ -165,6 +165,18 @@ class Request:
     at: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class Change:
+    """An association was accepted (``by`` 1), or has ended (-1); ``at`` is of the monotonic clock.
+
+    One whose peer has vanished ends when the PACS does: nothing tells it.
+    """
+
+    at: float
+    calling_ae_title: str
+    by: int
+
+
 class ScriptedPacs:
     """A PACS for tests and demonstrations; a context manager.
 
@@ -234,6 +246,8 @@ class ScriptedPacs:
         self.relational = relational
         self.log: list[Request] = []
         """Every request, in the order of arrival. C-CANCEL is one of them."""
+        self.comings_and_goings: list[Change] = []
+        """When associations came and went; see :meth:`most_associations`."""
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -276,7 +290,11 @@ class ScriptedPacs:
         self._server = self._entity.make_server(
             (self.host, self.port),
             contexts=[build_context(Verification)],  # copied for each association; see _contexts
-            evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once)],
+            evt_handlers=[
+                (evt.EVT_CONN_OPEN, send_at_once),
+                (evt.EVT_ESTABLISHED, self._note_established),
+                (evt.EVT_CONN_CLOSE, self._note_closed),
+            ],
             server_class=_Server,
             request_handler=self._handler_class(),
         )
@@ -507,6 +525,41 @@ class ScriptedPacs:
     def connections(self) -> int:
         """How many connections have come."""
         return self._numbers.get("A-ASSOCIATE", 0)
+
+    def _note_established(self, event: evt.Event) -> None:
+        event.assoc.counted = True
+        self._note_change(event.assoc, 1)
+
+    def _note_closed(self, event: evt.Event) -> None:
+        if getattr(event.assoc, "counted", False):
+            event.assoc.counted = False
+            self._note_change(event.assoc, -1)
+
+    def _note_change(self, association: Association, by: int) -> None:
+        with self._lock:
+            change = Change(time.monotonic(), association.requestor.ae_title, by)
+            self.comings_and_goings.append(change)
+
+    def most_associations(self, vanished: Mapping[str, float] | None = None) -> int:
+        """The most associations that stood at a time.
+
+        Parameters
+        ----------
+        vanished : mapping of str to float, optional
+            Calling AE titles whose host is gone, and since when: theirs are none from then on.
+        """
+        gone = vanished or {}
+        standing: Counter[str] = Counter()
+        most = 0
+        for change in list(self.comings_and_goings):
+            if change.at >= gone.get(change.calling_ae_title, math.inf):
+                continue
+            for title, at in gone.items():
+                if change.at >= at:
+                    standing[title] = 0
+            standing[change.calling_ae_title] += change.by
+            most = max(most, standing.total())
+        return most
 
     def established(self) -> int:
         """How many associations stand."""
