@@ -20,8 +20,7 @@ from campaign import subset
 from sites import Place, until
 
 from prefect_dicom.errors import Interrupted
-from prefect_dicom.model import Verdict, Wish
-from prefect_dicom.steps import work_through
+from prefect_dicom.model import Wish
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 PROMISED_SECONDS = 5.0
