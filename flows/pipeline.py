@@ -35,6 +35,7 @@ from prefect_dicom.errors import (
     Interrupted,
     PacsError,
     PrefectDicomError,
+    WindowClosed,
 )
 from prefect_dicom.estimate import Estimate, estimate_pull, write_estimate
 from prefect_dicom.flows.hearing import hearing_of_prefect
@@ -121,7 +122,7 @@ def _passes(
     with hearing_of_prefect(plan):
         while True:
             trouble = _passes_until_told(plan, progress, one_pass)
-            if not isinstance(trouble, Interrupted):
+            if not isinstance(trouble, Interrupted) or isinstance(trouble, WindowClosed):
                 return trouble
             if not plan.wait_in_place(lambda: progress.show(count, plan.waits())):
                 return trouble
