@@ -38,9 +38,10 @@ from prefect_dicom.errors import (
     WindowClosed,
 )
 from prefect_dicom.estimate import Estimate, estimate_pull, write_estimate
+from prefect_dicom.events import Event
 from prefect_dicom.flows.hearing import hearing_of_prefect
 from prefect_dicom.ledger import Totals
-from prefect_dicom.model import Chunk, Disposition, Verdict, Wish
+from prefect_dicom.model import Chunk, Disposition, StudyState, Verdict, Wish
 from prefect_dicom.planning import Plan
 from prefect_dicom.policy import CHUNKS_WAITING_FOR_UPLOAD
 from prefect_dicom.report import write_reports
@@ -48,6 +49,7 @@ from prefect_dicom.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
 from prefect_dicom.tasks.edge import passes_by_itself
+from prefect_dicom.tasks.events import told_to_prefect
 from prefect_dicom.tasks.report import ProgressArtifact, publish_estimate, publish_results
 from prefect_dicom.tasks.retrieve import retrieve_chunk
 
@@ -70,16 +72,18 @@ def run_pipeline(pull: Pull) -> Totals:
     PrefectDicomError
         What kept the last pass from its end; what was archived and reported before stays.
     """
-    progress = ProgressArtifact(pull.cohort.name)
-    trouble = _passes(pull, progress, lambda: _one_pass(pull, progress))
-    totals = pull.ledger.totals(pull.cohort.number)
-    progress.show(lambda: totals, pull.waits(), now=True)
-    if pull.told() is Wish.CANCEL:
+    with told_to_prefect(pull):
+        progress = ProgressArtifact(pull.cohort.name)
+        trouble = _passes(pull, progress, lambda: _one_pass(pull, progress))
+        totals = pull.ledger.totals(pull.cohort.number)
+        progress.show(lambda: totals, pull.waits(), now=True)
+        if pull.told() is Wish.CANCEL:
+            return totals
+        _tell_of_the_end(pull, trouble, totals)
+        folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
+        publish_results(pull.ledger, pull.cohort, totals, folder)
+        _raise(pull, trouble, totals)
         return totals
-    folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
-    publish_results(pull.ledger, pull.cohort, totals, folder)
-    _raise(pull, trouble, totals)
-    return totals
 
 
 def run_plan(plan: Plan) -> Estimate:
@@ -96,7 +100,8 @@ def run_plan(plan: Plan) -> Estimate:
         What kept the last pass from its end; what was found and reported before stays.
     """
     progress = ProgressArtifact(plan.cohort.name)
-    trouble = _passes(plan, progress, lambda: _find_studies(plan, progress))
+    with told_to_prefect(plan):
+        trouble = _passes(plan, progress, lambda: _find_studies(plan, progress))
     plan.limit_per_patient()
     totals = plan.ledger.totals(plan.cohort.number)
     progress.show(lambda: totals, now=True)
@@ -106,6 +111,24 @@ def run_plan(plan: Plan) -> Estimate:
     publish_estimate(plan.cohort, estimate)
     _raise(plan, trouble, totals)
     return estimate
+
+
+def _tell_of_the_end(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
+    figures = {f"rows_{verdict}".replace("-", "_"): totals.rows[verdict] for verdict in Verdict}
+    figures |= {f"studies_{state}": totals.studies[state] for state in StudyState}
+    plan.tell(
+        Event(
+            name="cohort.finished",
+            at=plan.clock_time.now(),
+            reason=None if trouble is None else trouble.code,
+            figures={
+                "rows": totals.rows.total(),
+                **figures,
+                "instances": totals.stored,
+                "size_bytes": totals.size_bytes,
+            },
+        )
+    )
 
 
 def _passes(

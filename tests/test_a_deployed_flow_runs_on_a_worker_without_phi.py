@@ -1,5 +1,8 @@
 """Deployed as the documentation says, a flow runs on a worker and tells Prefect of no patient.
 
+Nor do its events, which automations, created from the files of ``deployments/automations``, make
+messages of.
+
 One real Prefect server, one worker in an empty folder. What Prefect keeps (its database byte by
 byte and value by value, its home, the logs of server and worker) is searched for everything that
 identifies the patients of the cohort: after a pull with rows that fail, and after pulls that
@@ -10,10 +13,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.server
+import json
 import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +32,11 @@ import pydicom
 import pytest
 import yaml
 from peers import free_port
+from prefect.events.schemas.automations import AutomationCore
 from prefect_server import ROOT, PrefectServer
-from sites import Place, site_around
+from sites import LOOPBACK, Place, site_around, until
 
+from prefect_dicom.events import AUTOMATIONS
 from prefect_dicom.testing import Behaviour, generate_cohort
 from prefect_dicom.testing.objects import object_of_file
 
@@ -51,6 +62,8 @@ class Stage:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     by_hand: str = ""
     """What ``prefect-dicom pull`` has printed, run with the same server."""
+    called: list[dict[str, Any]] = field(default_factory=list)
+    """What the webhook of an automation was called with."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +84,9 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         server.run("--no-prompt", "deploy", "--prefect-file", file, "--all", cwd=ROOT)
         worker = ("prefect", "worker", "start", "--pool", "dicom", "--limit", "1")
         server.start("worker", *worker, cwd=stage.elsewhere)
+        url = stack.enter_context(listening(stage.called))
+        server.run("automation", "create", "--from-file", str(webhook(server, url, folder)))
+        create_other_automations(server)
         run_all(stage)
         yield stage
 
@@ -111,6 +127,51 @@ def run_all(stage: Stage) -> None:
 
 
 # ------------------------------------------------------------------------------------ the stage
+
+
+@contextlib.contextmanager
+def listening(calls: list[dict[str, Any]]) -> Iterator[str]:
+    """A web server of somebody who wants to hear of events; the value is its URL."""
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            calls.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer((LOOPBACK, 0), Listener) as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        yield f"http://{LOOPBACK}:{listener.server_port}/"
+        listener.shutdown()
+
+
+def webhook(server: PrefectServer, url: str, folder: Path) -> Path:
+    """The automation that calls a webhook, with the id of a block, as the guide has it."""
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    (code,) = re.findall(r'python -c "(from prefect.blocks.webhook [^"]*)"', guide)
+    code = re.sub(r"https://[^']*", url, code)
+    block = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=server.environment,
+    ).stdout.strip()
+    path = folder / "webhook.yaml"
+    text = (AUTOMATIONS / "webhook.yaml").read_text()
+    path.write_text(text.replace("00000000-0000-0000-0000-000000000000", block))
+    return path
+
+
+def create_other_automations(server: PrefectServer) -> None:
+    """As ``prefect automation create`` does, which takes seconds for each file."""
+    for path in AUTOMATIONS.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        for automation in content if isinstance(content, list) else [content]:
+            made = AutomationCore.model_validate(automation).model_dump(mode="json")
+            assert server.ask("POST", "/automations/", json=made)["name"] == automation["name"]
 
 
 def invented_patients(folder: Path) -> tuple[list[Path], set[str]]:
@@ -279,6 +340,54 @@ def test_a_run_that_fails_as_a_whole_says_why(stage, name, code):
 def test_the_command_line_is_recorded_by_a_server_too(stage):
     assert stage.runs["away"]["deployment_id"] is None
     assert "(pacs-refused)" in stage.by_hand
+
+
+def test_events_tell_what_becomes_of_studies_and_why(stage):
+    events = told(stage, "pulled", 5 + 1)
+    of_studies = Counter(event["event"] for event in events)
+    assert of_studies == {
+        "prefect-dicom.study.archived": 4,
+        "prefect-dicom.study.failed": 1,
+        "prefect-dicom.cohort.finished": 1,
+    }
+    failed = next(e for e in events if e["event"].endswith("study.failed"))
+    study = re.fullmatch(r"prefect-dicom\.study\.(\d+)", failed["resource"]["prefect.resource.id"])
+    assert failed["payload"]["study"] == int(study[1])
+    assert failed["payload"]["reason"] == "instances-missing"
+    assert failed["payload"]["advice"].startswith("`prefect-dicom rerun` asks for")
+    finished = next(e for e in events if e["event"].endswith("cohort.finished"))
+    assert finished["payload"]["rows"] == 7 and finished["payload"]["rows_archived"] == 4
+
+
+def test_a_node_that_is_halted_is_told_with_what_to_do(stage):
+    halted = next(e for e in told(stage, "unknown", 2) if e["event"].endswith("node.halted"))
+    assert halted["resource"]["prefect.resource.id"] == "prefect-dicom.node.pacs"
+    assert halted["payload"]["reason"] == "called-ae-title-unknown"
+    assert "`called_ae_title`" in halted["payload"]["advice"]
+
+
+def test_an_automation_made_of_a_file_calls_a_webhook(stage):
+    def calls(name: str) -> list[dict[str, Any]]:
+        return [call for call in stage.called if call["event"] == f"prefect-dicom.{name}"]
+
+    until(lambda: len(calls("study.archived")) == 4, "the webhook was called")
+    until(lambda: calls("node.halted"), "the webhook was called for the node")
+    until(lambda: len(calls("cohort.finished")) >= 2, "the webhook was called for the ends")
+    (failed,) = calls("study.failed")
+    assert failed["facts"]["reason"] == "instances-missing"
+    assert stage.prefect.find("automations") != []
+
+
+def told(stage: Stage, run: str, least: int) -> list[dict[str, Any]]:
+    """This package's events of a flow run, when the server has taken in so many."""
+    related = {"id": [f"prefect.flow-run.{stage.runs[run]['id']}"]}
+    wanted = {"event": {"prefix": ["prefect-dicom."]}, "related": related}
+
+    def events() -> list[dict[str, Any]]:
+        return stage.prefect.ask("POST", "/events/filter", json={"filter": wanted})["events"]
+
+    until(lambda: len(events()) >= least, f"the server knows {least} events of {run}")
+    return events()
 
 
 def test_prefect_has_kept_nothing_that_identifies_a_patient(stage):

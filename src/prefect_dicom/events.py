@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 
 from prefect_dicom.model import StudyReference
@@ -32,6 +33,10 @@ EVENTS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Every kind of event, by name, and what it means."""
+
+
+AUTOMATIONS = Path(__file__).with_name("automations")
+"""Where automations lie that listen to these events, as files for ``prefect automation create``."""
 
 
 def _now() -> datetime:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ _MOST_DAYS = 366
 _STORED_PER_WRITE = 200
 _LISTS_BEFORE_GIVING_UP = 4
 _STUDIES_AT_A_TIME = 8
+_DISKS_SECONDS = 30.0
 
 
 def current_pull() -> Pull:
@@ -194,6 +196,8 @@ class Pull(Plan):
     _left_to_others: set[StudyReference] = field(default_factory=set)
     _lease: ReceiverLease | None = None
     _next_chunk: int = 1
+    _disks_low: set[str] = field(default_factory=set)
+    _look_at_disks_at: float = float("-inf")
 
     # --- retrieval
 
@@ -547,7 +551,10 @@ class Pull(Plan):
         reached("archived-recorded")
         _clear(self.spool, work.reference, manifest)
         node, reference = work.claim.node, work.reference
-        self.tell(Event(name="study.archived", node=node, reference=reference, figures=figures))
+        at = self.clock_time.now()
+        self.tell(
+            Event(name="study.archived", at=at, node=node, reference=reference, figures=figures)
+        )
 
     def _end_failed(self, work: StudyWork, code: str) -> bool:
         """The study ends without a manifest; what was stored stays, for a rerun to build on."""
@@ -558,7 +565,8 @@ class Pull(Plan):
     def _fail(self, work: StudyWork, code: str) -> None:
         self.ledger.record_failed(work.claim, code)
         node, reference = work.claim.node, work.reference
-        self.tell(Event(name="study.failed", node=node, reference=reference, reason=code))
+        at = self.clock_time.now()
+        self.tell(Event(name="study.failed", at=at, node=node, reference=reference, reason=code))
 
     def _quarantine_strangers(self, work: StudyWork) -> None:
         for sha256 in work.unlisted:
@@ -665,6 +673,29 @@ class Pull(Plan):
             if self._lease is None and self.site.receives:
                 self._lease = self.open.enter_context(ReceiverLease(self.site))
             return self._lease
+
+    def look_at_disks(self) -> None:
+        """Say once when the space for objects comes to its end: before it stops the work.
+
+        That is below twice the spool's reserve, or below the reserve where the archive is a
+        directory; twice a minute at most.
+        """
+        now = self.clock_time.monotonic()
+        if now < self._look_at_disks_at:
+            return
+        self._look_at_disks_at = now + _DISKS_SECONDS
+        reserve = self.spool.reserve_bytes
+        left = {"spool-full": (self.spool.free_bytes(), reserve)}
+        if (directory := self.site.archive.directory) is not None:
+            left["archive-full"] = (shutil.disk_usage(directory).free, reserve)
+        for code, (free, least) in left.items():
+            if free >= least:
+                self._disks_low.discard(code)
+            elif code not in self._disks_low:
+                self._disks_low.add(code)
+                log.warning("%s is near: %d bytes left", code, max(0, free))
+                at, figures = self.clock_time.now(), {"free_bytes": max(0, free)}
+                self.tell(Event(name="disk.low", at=at, reason=code, figures=figures))
 
     def prepare(self) -> None:
         """Start at once what is needed anyway: a fault of it shows before the PACS is asked."""
