@@ -7,10 +7,20 @@ hand, in tables and around a PACS over real sockets.
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from itertools import islice
 
 import pytest
+from sites import Place, site_around
 
+from prefect_dicom.clock import Clock
+from prefect_dicom.errors import PacsError
+from prefect_dicom.events import Event
+from prefect_dicom.model import Chunk
 from prefect_dicom.policy import EASE_SECONDS, Asked, Breaker, NodeClock
+from prefect_dicom.steps import Pull
+from prefect_dicom.testing import Behaviour, tiny_objects
 
 WAITS = (30, 60)
 
@@ -262,3 +272,190 @@ def test_what_was_asked_for_before_a_failure_does_not_close_it(clock, time):
 def test_a_rest_between_passes_needs_no_probe(clock):
     assert clock.rest(1)
     assert clock.breaker is Breaker.CLOSED and not clock.begin_probe()
+
+
+# --- around a PACS
+
+
+class Walk(Clock):
+    """Time that passes when the test says so, and where the run waits."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        self.seconds += seconds
+        return event.is_set()
+
+
+class Gate(threading.Event):
+    """Holds requests at the PACS until as many are there as are asked for at a time."""
+
+    def __init__(self, walk: Walk) -> None:
+        super().__init__()
+        self._walk = walk
+        self._lock = threading.Lock()
+        self._inside: set[int] = set()
+        self.slow_seconds = 0.0
+        self.expected = 0
+
+    def expect(self, requests: int) -> None:
+        self.clear()
+        self._inside.clear()
+        self.expected = requests
+
+    def wait(self, timeout: float | None = None) -> bool:
+        with self._lock:
+            self._inside.add(threading.get_ident())
+            if len(self._inside) == self.expected and not self.is_set():
+                self._walk.seconds += self.slow_seconds
+                self.set()
+        return super().wait(timeout)
+
+
+@pytest.fixture
+def walk() -> Walk:
+    return Walk()
+
+
+def site(folder, objects, script=()) -> AbstractContextManager[Place]:
+    limits = {"associations": 4, "chunk_studies": 1}
+    return site_around(folder, objects, script=script, retrieve="c-get", node={"limits": limits})
+
+
+def strain_by_delay(gate: Gate, place: Place, studies: list[str]) -> None:
+    gate.slow_seconds = 30.0
+
+
+def strain_by(knob: str, **arguments):
+    """Each of the studies is refused once; asked for again, it comes."""
+
+    def strain(gate: Gate, place: Place, studies: list[str]) -> None:
+        place.pacs.script.extend(
+            Behaviour(knob, service="C-GET", study=uid, times=1, **arguments) for uid in studies
+        )
+
+    return strain
+
+
+STRAINS = {
+    "slow": (strain_by_delay, "pacs-slow"),
+    "out of resources": (strain_by("move.refuse", status=0xA702), "pacs-busy"),
+    "empty success": (strain_by("move.success_nothing"), "nothing-arrived"),
+}
+
+
+@pytest.mark.parametrize("strain", STRAINS)
+def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(tmp_path, walk, strain):
+    cause, code = STRAINS[strain]
+    gate = Gate(walk)
+    script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
+    told: list[Event] = []
+    with site(tmp_path, tiny_objects(30), script) as place, place.opened() as pull:
+        pull.clock_time = walk
+        pull.subscribers.append(told.append)
+        for pages in pull.discovery_pages():
+            pull.discover(*pages)
+        clock, chunks = pull.clock("pacs"), pull.chunks()
+        uids = {s.reference: uid for uid, s in place.studies().items()}
+        walked = []
+
+        def asked_at_a_time() -> int:
+            """As the flow does: as many chunks at a time as the clock allows."""
+            together = list(islice(chunks, clock.associations))
+            gate.expect(len(together))
+            if cause is not strain_by_delay and len(walked) == 3:
+                cause(gate, place, [uids[c.studies[0]] for c in together[:3]])
+            with ThreadPoolExecutor(len(together)) as pool:
+                for ended in [pool.submit(bring, pull, chunk) for chunk in together]:
+                    ended.result()
+            return len(together)
+
+        for _ in range(3):
+            walked.append(asked_at_a_time())
+        if cause is strain_by_delay:
+            cause(gate, place, [])
+        walked.append(asked_at_a_time())
+        gate.slow_seconds = 0.0
+        walked.append(asked_at_a_time())
+        with place.ledger() as ledger:
+            (run,) = ledger.runs_under_way(1)
+        assert run.waits == pull.waits() == f"node pacs: asked for 2 of 4 at a time ({code})"
+        for _ in range(3):
+            walk.seconds += EASE_SECONDS
+            walked.append(asked_at_a_time())
+        # Each was held until all of its round were there, at the same time.
+        assert walked == [4, 4, 4, 4, 2, 2, 3, 4]
+        assert pull.waits() == ""
+        place.audit()
+    of_node = [(e.name, e.reason, dict(e.figures)) for e in told if e.name.startswith("node")]
+    assert of_node == [
+        ("node.narrowed", code, {"associations": 2}),
+        ("node.widened", None, {"associations": 3}),
+        ("node.widened", None, {"associations": 4}),
+    ]
+    archived = [event.reference for event in told if event.name == "study.archived"]
+    assert len(archived) == len(set(archived)) == sum(walked)
+
+
+def bring(pull: Pull, chunk: Chunk) -> None:
+    pull.retrieve(chunk)
+    pull.archive_chunk(chunk)
+
+
+BUSY = {"result": 2, "source": 3, "reason": 2}
+
+
+@pytest.mark.parametrize("rejected", [1, 2])
+def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk, rejected):
+    told: list[Event] = []
+    with site(tmp_path, tiny_objects(3)) as place, place.opened() as pull:
+        pull.clock_time = walk
+        pull.subscribers.append(told.append)
+        for pages in pull.discovery_pages():
+            pull.discover(*pages)
+        pull.close_requestors()
+        chunks = list(pull.chunks())
+        place.pacs.script.append(Behaviour("assoc.reject", times=rejected, **BUSY))
+        before, began = len(place.pacs.log), walk.seconds
+        with pytest.raises(PacsError, match="pacs-busy"):
+            pull.retrieve(chunks[0])
+        assert pull.waits().startswith("node pacs: waiting until ")
+        # Refused again or not: nothing is asked for but the echo, and nothing else is failed.
+        bring(pull, chunks[0])
+        services = [request.service for request in place.pacs.log[before:]]
+        assert services[:2] == ["C-ECHO", "C-FIND"] and services.count("C-ECHO") == 1
+        first, second = place.site.retry_after_seconds[:2]
+        waited = walk.seconds - began
+        least = first if rejected == 1 else first + second
+        assert 0.8 * least <= waited <= 1.2 * least + 2
+        assert pull.clock("pacs").breaker is Breaker.CLOSED
+        bring(pull, chunks[1])
+    names = [event.name for event in told if event.name.startswith("breaker")]
+    assert names == ["breaker.opened"] * rejected + ["breaker.closed"]
+
+
+def test_a_node_whose_wait_is_over_is_asked_by_one_thread_until_that_has_succeeded(tmp_path, walk):
+    gate = Gate(walk)
+    gate.expect(1)
+    script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
+    with site(tmp_path, tiny_objects(4), script) as place, place.opened() as pull:
+        pull.clock_time = walk
+        for pages in pull.discovery_pages():
+            pull.discover(*pages)
+        pull.clock("pacs").failed("pacs-busy", walk.seconds)
+        with ThreadPoolExecutor(4) as pool:
+            ended = [pool.submit(bring, pull, chunk) for chunk in pull.chunks()]
+            for one in ended:
+                one.result()
+        asked = [r for r in place.pacs.log if r.service in ("C-ECHO", "C-FIND", "C-GET")]
+        first_get = next(i for i, r in enumerate(asked) if r.service == "C-GET")
+        echo = next(i for i, r in enumerate(asked) if r.service == "C-ECHO")
+        # One study listed and asked for; the others wait for what becomes of it.
+        listed = {r.keys["StudyInstanceUID"] for r in asked[echo:first_get] if r.level == "SERIES"}
+        assert len(listed) == 1
+        assert len(place.pacs.requests("C-ECHO")) == 1
+        place.audit()

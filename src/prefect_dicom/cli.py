@@ -434,6 +434,7 @@ def _hands(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
                 "started_at": run.started_at.isoformat(timespec="seconds"),
                 "waits": run.paused_at is not None,
                 "cancelled": run.cancelled,
+                "waits_for": run.waits,
             }
             for run in runs
         ],
@@ -453,6 +454,7 @@ def _hands_in_words(cohort: Cohort, runs: Collection[LivingRun]) -> str:
         (ending, "ending"),
     )
     words += [f"{_counted(number, 'run')} {state}" for number, state in states if number]
+    words += dict.fromkeys(run.waits for run in runs if run.waits)
     return ", ".join(words if runs else [*words, "no run under way"])
 
 

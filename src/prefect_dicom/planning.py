@@ -288,6 +288,9 @@ class Plan:
         self, node: str, name: str, code: str | None, figures: Mapping[str, int | float]
     ) -> None:
         """Say, once, what has changed in how a node may be asked."""
+        with contextlib.suppress(LedgerError):
+            # For `status`; what cannot be written now is written with the next change.
+            self.ledger.record_waits(self.run, self.waits())
         match name:
             case "node.halted":
                 reason = reason_for(code)
@@ -312,7 +315,7 @@ class Plan:
     def _wait_of(self, node: str) -> str:
         clock = self.clock(node)
         if clock.halted:
-            return ""
+            return f"node {node}: left alone ({clock.halted})"
         if left := clock.seconds_left():
             until = self.clock_time.now().astimezone() + timedelta(seconds=left)
             why = clock.waiting_for or "before another pass"

@@ -73,6 +73,8 @@ class LivingRun:
     """Whether it was told to end."""
     paused_at: datetime | None
     """Since when it waits in place for its cohort to be resumed."""
+    waits: str = ""
+    """What it waits for, or goes slowly for; in words, as of the last change."""
 
 
 @dataclass(frozen=True, slots=True)

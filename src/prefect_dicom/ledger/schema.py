@@ -175,6 +175,8 @@ runs = Table(
     Column("cancelled", Boolean, nullable=False, server_default=text("FALSE")),
     # Since when it waits in place, because its cohort is paused.
     Column("paused_at", UtcTime),
+    # What it waits for, or goes slowly for, in words for people.
+    Column("waits", Text),
     UniqueConstraint("lock"),
     sqlite_autoincrement=True,
 )
@@ -431,6 +433,10 @@ def _samples_of_cohorts(connection: Connection) -> None:
     _add_columns(connection, studies, "claimed_at", "failed_at")
 
 
+def _waits_of_runs(connection: Connection) -> None:
+    _add_columns(connection, runs, "waits")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
@@ -440,6 +446,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _studies_with_counts,
     _wishes_of_people,
     _samples_of_cohorts,
+    _waits_of_runs,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

@@ -78,6 +78,14 @@ class Wishing(Claiming):
             )
 
     @without_database_errors
+    def record_waits(self, run: Run, words: str) -> None:
+        """What a run waits for has changed; empty where it waits for nothing."""
+        with self._write() as connection:
+            connection.execute(
+                update(runs).where(runs.c.number == run.number).values(waits=words or None)
+            )
+
+    @without_database_errors
     def runs_under_way(self, cohort: int) -> list[LivingRun]:
         """The living runs of a cohort, the first of them first."""
         with self._read() as connection:
@@ -85,7 +93,14 @@ class Wishing(Claiming):
             rows = connection.execute(select(runs).where(unended).order_by(runs.c.number)).all()
             living = self._living(connection, [row.number for row in rows])
         return [
-            LivingRun(row.number, row.kind, row.started_at, row.cancelled, row.paused_at)
+            LivingRun(
+                row.number,
+                row.kind,
+                row.started_at,
+                row.cancelled,
+                row.paused_at,
+                row.waits or "",
+            )
             for row in rows
             if row.number in living
         ]
