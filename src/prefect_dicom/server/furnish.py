@@ -10,17 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect import Flow
-from prefect.automations import (
-    Automation,
-    ChangeFlowRunState,
-    EventTrigger,
-    Posture,
-)
+from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
@@ -30,19 +25,17 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.states import StateType
 from prefect.workers.process import ProcessWorker
 
 from prefect_dicom import __version__, blocks
 from prefect_dicom.configuration import Site, load_site
+from prefect_dicom.events import AUTOMATIONS
 from prefect_dicom.flows import archive_new, pull_cohort, rerun_failed, verify_archive
 from prefect_dicom.server.keeper import POOL
 from prefect_dicom.server.profile import DEAD_AFTER_SECONDS
 
 QUEUE = "pacs"
 """Of the runs that ask a PACS."""
-DEAD_RUNS = "prefect-dicom: mark dead runs"
-_ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
 def furnish(site: Site, file: Path) -> None:
@@ -88,28 +81,10 @@ def dead_runs() -> Automation:
 
     Prefect has none of itself; a run that was killed would be shown as running for ever.
     """
-    heartbeat = "prefect.flow-run.heartbeat"
-    return Automation(
-        name=DEAD_RUNS,
-        description="A run whose process has gone, or its host, is marked as crashed. "
-        "`prefect-dicom rerun` goes on with its cohort.",
-        trigger=EventTrigger(
-            after={heartbeat},
-            expect={heartbeat, *(f"prefect.flow-run.{end}" for end in _ENDS)},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=DEAD_AFTER_SECONDS),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"No sign of life for {DEAD_AFTER_SECONDS // 60} minutes: its process or "
-                "host has gone. Nothing is lost; a rerun goes on from the ledger.",
-            )
-        ],
-    )
+    known = yaml.safe_load((AUTOMATIONS / "dead-runs.yaml").read_text())
+    # Of flows that send their heartbeats as the profile has it, which is oftener.
+    known["trigger"]["within"] = DEAD_AFTER_SECONDS
+    return Automation(**known)
 
 
 def deployments_of(site: Site, file: Path) -> Iterator[RunnerDeployment]:
