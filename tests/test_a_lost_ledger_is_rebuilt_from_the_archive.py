@@ -489,7 +489,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path, kind, scale):
 
     # The first brings in what is loaded once.
     most(60)
-    few, many = most(100), most(scale(600, 10_000))
+    few, many = most(100), most(scale(600, 3_000))
     # The names of the directory that is being listed are all that may add up.
     assert many < few + 3
 
