@@ -1,0 +1,148 @@
+"""A ledger of a million studies in PostgreSQL, and what its verbs take there.
+
+``python -m benchmarks.large_ledger --studies 1000000``: starts a server of its own, writes the
+rows directly (half of the studies archived, one in a hundred failed, a few claimed), and prints
+the time of each verb that runs, reports and people use, with the bytes of each table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from postgres import new_cluster
+from sqlalchemy import create_engine, text
+
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.model import CohortRow, Evidence, Instance, InstanceKey
+
+_FAILED_OF = 100
+_CLAIMED = 40
+
+# Each study has two rows of the cohort in one case of ten, as where a list names accession
+# numbers and patients.
+_FILL = """
+INSERT INTO cohort_rows (cohort, line, accession_number, discovered)
+  SELECT 1, n + 1, 'A' || n, TRUE FROM generate_series(1, :n) n;
+INSERT INTO studies (reference, study_instance_uid, node, patient_id, accession_number, study_date,
+    modalities, study_description, number_of_series, number_of_instances, state, reason, attempt,
+    evidence, listed_at, archived_at, archived_instances, withheld_instances, archived_bytes,
+    selection)
+  SELECT n, '2.25.' || (10^30)::numeric(38) + n, 'main', lpad((n / 3)::text, 8, '0'), 'A' || n,
+    '20240101', '["CT"]', 'CT of the chest', 4, 400,
+    CASE WHEN n % :failed = 0 THEN 'failed' WHEN n <= :n / 2 THEN 'archived' ELSE 'pending' END,
+    CASE WHEN n % :failed = 0 THEN 'instances-missing' END, 1,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 'instance-list' END,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN now() END,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN now() END,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 400 END,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 0 END,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 200000000 END,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN '' END
+  FROM generate_series(1, :n) n;
+SELECT setval(pg_get_serial_sequence('studies', 'reference'), :n);
+INSERT INTO row_studies (cohort, line, study) SELECT 1, n + 1, n FROM generate_series(1, :n) n;
+INSERT INTO row_studies (cohort, line, study)
+  SELECT 1, n + 1, n - 1 FROM generate_series(10, :n, 10) n;
+UPDATE cohorts SET rows = :n;
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_ledger", description=__doc__)
+    parser.add_argument("--studies", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    cluster = new_cluster()
+    url = cluster.new_database()
+    with Ledger.open(url) as ledger:
+        ledger.add_cohort("d" * 64, "main", [CohortRow(1)], "large")
+        fill(url, options.studies)
+        measure(ledger, options.studies, options.rounds)
+    for table, size in sizes(url):
+        print(f"| table {table} | {size / options.studies:,.0f} bytes a study |")
+    return 0
+
+
+def fill(url: str, studies: int) -> None:
+    """Write the rows."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in filter(str.strip, _FILL.split(";")):
+            connection.execute(text(statement), {"n": studies, "failed": _FAILED_OF})
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE"))
+    engine.dispose()
+
+
+def sizes(url: str) -> list[tuple[str, int]]:
+    """The bytes of each table, with its indexes."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = connection.execute(
+            text(
+                "SELECT relname, pg_total_relation_size(oid) FROM pg_class"
+                " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+                " AND reltuples > 1000 ORDER BY 2 DESC"
+            )
+        ).all()
+    engine.dispose()
+    return [(name, size) for name, size in found]
+
+
+def measure(ledger: Ledger, studies: int, rounds: int) -> None:
+    """Time the verbs; the median of some rounds, each somewhere else in the cohort."""
+    middle = studies // 2
+    print("| verb | ms |\n|---|---|")
+
+    def timed(name: str, verb: Callable[[int], Any], times: int = rounds) -> None:
+        taken = []
+        for number in range(times):
+            began = time.perf_counter()
+            verb(number)
+            taken.append(time.perf_counter() - began)
+        print(f"| {name} | {1000 * median(taken):,.1f} |", flush=True)
+
+    with ledger.run("pull", 1) as run, ledger.run("other", 1) as other:
+        held = ledger.claim(other, range(middle + 1, middle + 1 + _CLAIMED))
+        first = middle + 1000
+
+        def chunk(number: int) -> range:
+            return range(first + 25 * number, first + 25 * number + 20)
+
+        timed("studies_to_pull, the first page", lambda _: ledger.studies_to_pull(1, 0, 500))
+        timed("studies_to_pull, a page behind", lambda n: ledger.studies_to_pull(1, first, 500))
+        timed("unfinished, a chunk of 20", lambda n: ledger.unfinished(chunk(n), ""))
+        claims = {}
+        timed("claim, a chunk of 20", lambda n: claims.update({n: ledger.claim(run, chunk(n), "")}))
+        keys = [InstanceKey("1.2.3", f"1.2.3.{n}") for n in range(400)]
+        lists = [Instance(key, "1.2.840.10008.5.1.4.1.1.2") for key in keys]
+        timed(
+            "record_lists, 20 studies of 400",
+            lambda n: ledger.record_lists(
+                [(claim, lists, Evidence.INSTANCE_LIST) for claim in claims[n]], selection=""
+            ),
+        )
+        timed("live_claims", lambda _: ledger.live_claims())
+        timed("runs_under_way", lambda _: ledger.runs_under_way(1))
+        timed("told", lambda _: ledger.told(run))
+        timed("release, a chunk of 20", lambda n: ledger.release(claims[n]))
+        timed("rows_to_discover, none left", lambda _: ledger.rows_to_discover(1))
+        timed("sample", lambda _: ledger.sample(1, run))
+        timed("totals (status, progress)", lambda _: ledger.totals(1), 1)
+        timed("all rows with verdicts (results.csv)", lambda _: deque(ledger.rows(1), 0), 1)
+        timed("all studies", lambda _: deque(ledger.studies(1), 0), 1)
+        timed("reopen what failed", lambda _: ledger.reopen(1), 1)
+        ledger.release(held)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
