@@ -7,6 +7,8 @@ hand, in tables and around a PACS over real sockets.
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -316,6 +318,21 @@ class Gate(threading.Event):
         return super().wait(timeout)
 
 
+class Counting(threading.Event):
+    """Counts the requests by association, and holds them until something is so."""
+
+    def __init__(self, is_so: Callable[[], bool]) -> None:
+        super().__init__()
+        self.answered: Counter[int] = Counter()
+        self._is_so = is_so
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self._is_so():
+            return super().wait(timeout)
+        self.answered[threading.get_ident()] += 1
+        return True
+
+
 @pytest.fixture
 def walk() -> Walk:
     return Walk()
@@ -399,6 +416,30 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(tmp_pat
     ]
     archived = [event.reference for event in told if event.name == "study.archived"]
     assert len(archived) == len(set(archived)) == sum(walked)
+
+
+def test_discovery_goes_on_over_fewer_associations_where_the_node_is_slow(tmp_path, walk):
+    gate = Gate(walk)
+    gate.expect(4)
+    gate.slow_seconds = 30.0
+    with site(tmp_path, tiny_objects(60)) as place, place.opened() as pull:
+        pull.clock_time = walk
+        pull._habits.answers_lists = False
+        clock = pull.clock("pacs")
+        usual(clock, kind=Asked.QUERY)
+        counting = Counting(lambda: clock.associations == 2)
+        place.pacs.script += [
+            Behaviour("net.first_byte", service="C-FIND", hold=counting),
+            Behaviour("net.first_byte", service="C-FIND", hold=gate, times=4),
+        ]
+        for pages in pull.discovery_pages():
+            pull.discover(*pages)
+        # Four rows were slow at the same time: three are enough to ask for half as much.
+        assert pull.waits() == "node pacs: asked for 2 of 4 at a time (pacs-slow)"
+        assert place.totals().unasked == 0
+        # Two of the four associations had been lent another question by then, at the most.
+        others = sorted(counting.answered.values())[:-2]
+        assert counting.answered.total() == 60 - 4 and sum(others) <= 2
 
 
 def bring(pull: Pull, chunk: Chunk) -> None:

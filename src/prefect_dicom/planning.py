@@ -144,10 +144,13 @@ class Plan:
         left = iter(questions)
         lock, over = threading.Lock(), threading.Event()
 
-        def ask_what_is_left() -> None:
+        clock = self.clock(self.cohort.node)
+
+        def ask_what_is_left(number: int = 0) -> None:
             try:
                 with self._asking(self.cohort.node) as requestor:
-                    while not over.is_set():
+                    # While the node is asked for less than at the beginning, by fewer.
+                    while not over.is_set() and (number == 0 or number < clock.associations):
                         with lock:
                             question = next(left, None)
                         if question is None:
@@ -159,11 +162,11 @@ class Plan:
                 raise
 
         worth = 1 + len(questions) // _QUESTIONS_WORTH_AN_ASSOCIATION
-        if (at_once := min(self.clock(self.cohort.node).associations, worth)) == 1:
+        if (at_once := min(clock.associations, worth)) == 1:
             ask_what_is_left()
             return
         with ThreadPoolExecutor(at_once, thread_name_prefix="discovery") as pool:
-            asking = [pool.submit(ask_what_is_left) for _ in range(at_once)]
+            asking = [pool.submit(ask_what_is_left, number) for number in range(at_once)]
             try:
                 wait(asking)
             finally:
@@ -187,6 +190,7 @@ class Plan:
                 reached("row-answered")
 
     def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
+        requestor.about = ("row", row.line)
         try:
             result = insisting(lambda: self._wanted_of(requestor, row))
         except PacsError as error:
@@ -272,17 +276,17 @@ class Plan:
     def _probe(self, node: str, clock: NodeClock) -> None:
         """Ask a node that had failed for a C-ECHO; its clock hears what comes of it."""
         asked_at = clock.now()
-        answered = False
+        works = False
         try:
             with self.requestor(node) as requestor:
                 echo(requestor)
-            answered = True
+            works = True
         except PacsError as error:
-            answered = error.code in _SPEAKS_DICOM
-            if not answered:
+            works = error.code in _SPEAKS_DICOM
+            if not works:
                 clock.failed(error.code, asked_at)
         finally:
-            clock.end_probe(answered=answered)
+            clock.end_probe(answered=works)
 
     def _hear(
         self, node: str, name: str, code: str | None, figures: Mapping[str, int | float]
@@ -360,7 +364,8 @@ class Plan:
             requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
         learnt = self.site.profiles[node].query_character_sets or ("",)
         requestor.characters = self._characters.get(node) or learnt[0]
-        requestor.now, requestor.first_answer = self.clock(node).now, self._time_of(node)
+        requestor.now = self.clock(node).now
+        requestor.first_answer = partial(self._take_time, node, requestor)
         try:
             yield requestor
         except Interrupted:
@@ -374,15 +379,10 @@ class Plan:
             self._characters[node] = requestor.characters
             self._idle[node].append(requestor)
 
-    def _time_of(self, node: str) -> Callable[[str, float], None]:
-        clock = self.clock(node)
-
-        def first_answer(service: str, seconds: float) -> None:
-            answered(node, service, seconds)
-            if service == "C-FIND":
-                clock.took(Asked.QUERY, seconds)
-
-        return first_answer
+    def _take_time(self, node: str, requestor: Requestor, service: str, seconds: float) -> None:
+        answered(node, service, seconds)
+        if service == "C-FIND":
+            self.clock(node).took(Asked.QUERY, seconds, requestor.about)
 
     def close_requestors(self) -> None:
         """Release all associations that are not lent out."""

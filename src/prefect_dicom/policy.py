@@ -12,7 +12,7 @@ import random
 import statistics
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -578,26 +578,29 @@ class NodeClock:
 
     # --- how much at a time
 
-    def took(self, kind: Asked, seconds: float, study: StudyReference | None = None) -> None:
-        """A request took so long to begin: until its first answer, or its first object."""
+    def took(self, kind: Asked, seconds: float, about: Hashable = None) -> None:
+        """A request took so long to begin: until its first answer, or its first object.
+
+        ``about`` is the study, or the row, where it was about one.
+        """
         with self._changing():
             before = self._took[kind]
             usual = statistics.median(before) if len(before) >= _USUAL_FROM else math.inf
             before.append(seconds)
             slow = seconds >= max(_SLOW_SECONDS, _SLOW_TIMES * usual)
-            self._note(kind, "pacs-slow" if slow else None, study)
+            self._note(kind, "pacs-slow" if slow else None, about)
 
-    def strained(self, kind: Asked, code: str, study: StudyReference | None = None) -> None:
+    def strained(self, kind: Asked, code: str, about: Hashable = None) -> None:
         """A request ended as it does where too much is asked at a time; or for the study's fault.
 
         Which of the two is told by whether it happens to several studies.
         """
         with self._changing():
-            self._note(kind, code, study)
+            self._note(kind, code, about)
 
-    def _note(self, kind: Asked, code: str | None, study: StudyReference | None) -> None:
+    def _note(self, kind: Asked, code: str | None, about: Hashable) -> None:
         lately = self._lately[kind]
-        lately.append((code, study))
+        lately.append((code, about))
         if code is None:
             return
         signs = [who for sign, who in lately if sign is not None]

@@ -340,6 +340,7 @@ class Retrieval:
 
     def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
         """The PACS's instance lists of many studies by few queries; of some, or of none."""
+        self._requestor.about = None
         together = list_together(
             self._requestor, [work.claim.study for work in works], self._habits.queries
         )
@@ -410,6 +411,7 @@ class Retrieval:
         PacsError
             Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
         """
+        self._requestor.about = work.reference
         answer = list_study(self._requestor, work.claim.study, self._habits.queries)
         if fresh and answer.offline:
             raise PacsError("study-offline", f"{answer.offline} series")

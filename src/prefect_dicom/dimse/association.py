@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from io import BytesIO
 
 from pydicom.dataset import Dataset
@@ -365,6 +365,8 @@ class Requestor:
         self.now: Callable[[], float] = time.monotonic
         self.first_answer: Callable[[str, float], object] = lambda service, seconds: None
         """Told of each request after how many seconds of ``now`` its first response came."""
+        self.about: Hashable = None
+        """The study or row that the requests are about, where it is one."""
         self._association: Association | None = None
         self._wire = _Wire(node.timeouts.acse_seconds)
         self._message_id = 0
