@@ -15,8 +15,8 @@ from itertools import islice
 
 import pytest
 from sites import Place, site_around
+from walking import Walk
 
-from prefect_dicom.clock import Clock
 from prefect_dicom.errors import PacsError
 from prefect_dicom.events import Event
 from prefect_dicom.model import Chunk
@@ -277,20 +277,6 @@ def test_a_rest_between_passes_needs_no_probe(clock):
 
 
 # --- around a PACS
-
-
-class Walk(Clock):
-    """Time that passes when the test says so, and where the run waits."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-    def wait(self, event: threading.Event, seconds: float) -> bool:
-        self.seconds += seconds
-        return event.is_set()
 
 
 class Gate(threading.Event):

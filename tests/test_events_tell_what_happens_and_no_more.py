@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import re
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from prefect.blocks.notifications import SlackWebhook
 from prefect.events.schemas.automations import AutomationCore
+from sites import Place, site_around, until
+from walking import Walk
 
 from prefect_dicom.events import AUTOMATIONS, EVENTS, Event
+from prefect_dicom.planning import Plan
+from prefect_dicom.spool import Spool
+from prefect_dicom.steps import work_through
+from prefect_dicom.tasks import events
+from prefect_dicom.testing import tiny_objects
 
 ROOT = Path(__file__).resolve().parents[1]
+GIB = 1024**3
 
 
 @pytest.mark.parametrize(
@@ -28,6 +42,110 @@ def test_an_event_has_no_room_for_anything_but_numbers_and_codes(fault):
     with pytest.raises(ValueError) as caught:
         Event(**fault)
     assert "Zyxquordt" not in str(caught.value)
+
+
+# --- who is told
+
+
+@pytest.fixture
+def place(tmp_path) -> Iterator[Place]:
+    with site_around(tmp_path, tiny_objects(2), retrieve="c-get") as place:
+        yield place
+
+
+def test_a_subscriber_that_fails_disturbs_neither_the_run_nor_the_others(place, caplog):
+    told: list[str] = []
+
+    def fail(event: Event) -> None:
+        raise RuntimeError("Zyxquordt^Immanuela")
+
+    with place.opened() as pull:
+        pull.subscribers += [fail, lambda event: told.append(event.name)]
+        work_through(pull)
+    assert told == ["study.archived"] * 2
+    assert "nobody was told of study.archived: RuntimeError" in caplog.text
+    assert "Zyxquordt" not in caplog.text
+    place.is_whole()
+
+
+def test_a_disk_that_fills_up_is_told_once_before_it_is_full(place, monkeypatch):
+    told: list[Event] = []
+    free = {"spool": 5 * GIB, "archive": 5 * GIB}
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(Spool, "free_bytes", lambda self: free["spool"] - self.reserve_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free["archive"]))
+    place.change(spool={"reserve_bytes": GIB})
+    with place.opened() as pull:
+        pull.clock_time = walk = Walk()
+        pull.subscribers.append(told.append)
+        for spool, archive in ((5, 5), (1.5, 5), (1.4, 0.5), (5, 5), (1.5, 5)):
+            free |= {"spool": int(spool * GIB), "archive": int(archive * GIB)}
+            pull.look_at_disks()
+            pull.look_at_disks()
+            walk.seconds += 30
+    assert [(e.name, e.reason, e.figures["free_bytes"] / GIB) for e in told] == [
+        ("disk.low", "spool-full", 0.5),
+        ("disk.low", "archive-full", 0.5),
+        ("disk.low", "spool-full", 0.5),
+    ]
+
+
+class Prefect:
+    """What a run hands over to Prefect, which may take its time over it."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.back = threading.Event()
+        self.emitted: list[dict] = []
+        monkeypatch.setattr(events, "emit_event", self.emit)
+        monkeypatch.setattr(events.EventsWorker, "instance", lambda: self)
+
+    def emit(self, **event) -> None:
+        self.emitted.append(event)
+
+    def wait_until_empty(self) -> None:
+        self.back.wait()
+
+
+def test_a_prefect_server_that_is_away_holds_nobody_up(monkeypatch, caplog):
+    prefect = Prefect(monkeypatch)
+    monkeypatch.setattr(events, "_MOST_WAITING", 10)
+    monkeypatch.setattr(events, "_END_SECONDS", 0.05)
+    plan = Told()
+    with events.told_to_prefect(plan):
+        for reference in range(5):
+            plan.tell(Event(name="study.archived", reference=reference))
+        until(lambda: len(prefect.emitted) == 5, "Prefect has what it is given at a time")
+        for reference in range(5, 50):
+            plan.tell(Event(name="study.archived", reference=reference))
+    assert [event["payload"]["study"] for event in prefect.emitted] == [0, 1, 2, 3, 4]
+    assert "Prefect was not told of 45 events" in caplog.text
+    assert plan.subscribers == []
+    prefect.back.set()
+
+
+def test_prefect_is_told_of_everything_while_it_keeps_up(monkeypatch, caplog):
+    prefect = Prefect(monkeypatch)
+    prefect.back.set()
+    plan = Told()
+    with events.told_to_prefect(plan):
+        for reference in range(300):
+            plan.tell(Event(name="study.failed", reference=reference, reason="study-gone"))
+    assert [event["payload"]["study"] for event in prefect.emitted] == list(range(300))
+    assert not caplog.text
+    one = prefect.emitted[7]
+    assert one["event"] == "prefect-dicom.study.failed"
+    assert one["resource"]["prefect.resource.id"] == "prefect-dicom.study.7"
+    assert one["payload"]["reason"] == "study-gone" and "#study-gone" in one["payload"]["advice"]
+
+
+class Told:
+    """As much of a run as tells."""
+
+    tell = Plan.tell
+
+    def __init__(self) -> None:
+        self.subscribers = []
+        self.cohort = SimpleNamespace(number=3, name="knees")
 
 
 # --- the automations that listen
@@ -57,6 +175,16 @@ def test_the_guide_names_every_event_and_every_file():
         assert f"`prefect-dicom.{name}`" in guide or f"`….{name.split('.')[1]}`" in guide, name
     for path in AUTOMATIONS.glob("*.yaml"):
         assert f"| `{path.name}` |" in guide
+
+
+def test_the_address_of_a_mail_server_in_the_guide_is_one():
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    (url,) = re.findall(r"`(mailtos://[^`]*)`", guide)
+    (server,) = SlackWebhook(url=url)._apprise_client
+    assert (server.smtp_host, server.targets[0][1]) == (
+        "mail.hospital.example",
+        "dicom@hospital.example",
+    )
 
 
 def test_a_run_that_has_ended_is_not_taken_for_dead_whatever_its_end_is_called():
