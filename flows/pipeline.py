@@ -220,7 +220,7 @@ def _others_leave_something(pull: Pull, progress: ProgressArtifact) -> bool:
     """Wait for what other runs work on; whether some of it has fallen free, unfinished."""
     count = partial(pull.ledger.totals, pull.cohort.number)
     told = False
-    while pull.told() is not Wish.CANCEL:
+    while not pull.is_stopping():
         held, fallen_free = pull.left_to_others()
         if fallen_free or not held:
             return fallen_free
@@ -230,7 +230,8 @@ def _others_leave_something(pull: Pull, progress: ProgressArtifact) -> bool:
             get_run_logger().info("%s", words)
         progress.show(count, words)
         pull.clock_time.wait(pull.stop, _TICK_SECONDS)
-    return False
+    # Told to wait or to end: what there is to pull is not, and that is what keeps it from its end.
+    return True
 
 
 def _find_studies(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError | None:

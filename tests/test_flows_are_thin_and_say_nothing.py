@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import State
-from sites import Place, site_around
+from sites import Place, site_around, until
 
 from prefect_dicom.errors import ArchiveError, PacsError, PrefectDicomError
 from prefect_dicom.flows import pipeline, pull_cohort, rerun_failed, verify_archive
+from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import Level
 from prefect_dicom.reasons import pointer
 from prefect_dicom.steps import Pull
@@ -235,6 +238,68 @@ def test_chunks_of_all_passes_have_different_numbers(place, logged):
         "archive-000001",
         "archive-000002",
     ]
+
+
+# ------------------------------------------------------------------------ what people tell them
+
+
+@contextlib.contextmanager
+def somebody(place: Place, act: Callable[[Ledger], None]) -> Iterator[None]:
+    """While the block runs its flow, somebody acts when the first object has come."""
+
+    def wait_and_act() -> None:
+        until(place.pacs.sent_instances, "an object comes", 60)
+        with place.ledger() as ledger:
+            act(ledger)
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    yield
+    thread.join()
+
+
+def slowly(place: Place) -> None:
+    place.pacs.script.append(Behaviour("net.slow", service="C-GET", seconds=0.5))
+
+
+def test_a_run_that_is_told_to_end_is_cancelled_and_a_rerun_goes_on(place, logged):
+    slowly(place)
+    with somebody(place, lambda ledger: ledger.cancel(1)):
+        state = run_pull(place)
+    assert (state.type, state.name) == ("CANCELLED", "Cancelled")
+    assert state.message.endswith("archived; a rerun goes on from here")
+    assert "retrieve-000001" in logged.ended_tasks()
+    place.audit()
+    place.pacs.script.clear()
+    assert rerun_failed("1", str(place.file), return_state=True).name == "Completed"
+    place.is_whole()
+
+
+def test_a_paused_run_waits_in_place_and_others_that_begin_end_at_once(place, monkeypatch):
+    slowly(place)
+    shown = []
+    monkeypatch.setattr(
+        report,
+        "create_progress_artifact",
+        lambda percent, key, description: shown.append(description) or uuid4(),
+    )
+
+    def pause_for_a_while(ledger: Ledger) -> None:
+        ledger.pause(1)
+        until(lambda: all(run.paused_at for run in ledger.runs_under_way(1)), "the run waits")
+        place.audit()
+        place.pacs.script.clear()
+        asked = place.asked_for()
+        late = rerun_failed("1", str(place.file), return_state=True)
+        assert late.name == "Partial"
+        assert late.message.endswith("paused, until `prefect-dicom resume 1`")
+        assert any("paused, until `prefect-dicom resume 1`" in words for words in shown)
+        assert place.asked_for() == asked
+        ledger.resume(1)
+
+    with somebody(place, pause_for_a_while):
+        assert run_pull(place).name == "Completed"
+    place.is_whole()
 
 
 # ----------------------------------------------------------------------- the share of the node

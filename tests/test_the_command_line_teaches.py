@@ -32,6 +32,10 @@ COMMANDS = {
     "pull": ["COHORT", "--site", "--node", "--name", "--json"],
     "status": ["COHORT", "--site", "--json"],
     "rerun": ["COHORT", "--site", "--reason", "--node", "--line", "--json"],
+    "pause": ["COHORT", "--site", "--json"],
+    "resume": ["COHORT", "--site", "--json"],
+    "cancel": ["COHORT", "--site", "--json"],
+    "prioritise": ["COHORT", "PRIORITY", "--site", "--json"],
     "verify": ["COHORT", "--site", "--level", "exists", "size", "checksum", "read", "--json"],
     "rebuild-ledger": ["--site", "--level", "exists", "size", "checksum", "read", "--json"],
     "quarantine list": ["--site", "--reason", "--json"],
@@ -326,6 +330,44 @@ def test_a_terminated_pull_ends_in_order_too(command, server):
         assert json.loads(output)["rows"] == {"pending": 3}
         with place.ledger() as ledger:
             assert ledger.live_claims() == []
+
+
+def test_a_pull_can_be_paused_and_resumed_from_anywhere(command, server):
+    with pull_in_its_middle(command, **server) as (place, process):
+        paused = command("pause", "1")
+        assert (paused.code, paused.complaints) == (Exit.ALL_WELL, "")
+        assert "Cohort 1: paused, 1 run waiting to be resumed." in paused.output
+        assert "Go on with: prefect-dicom resume" in paused.output
+        assert not paused.modules & SLOW_TO_IMPORT
+        asked = place.asked_for()
+        assert "paused, 1 run waiting to be resumed" in command("status").output
+        shown = command("status", "1", "--json").result
+        assert (shown["paused"], shown["priority"]) == (True, 0)
+        assert [(run["kind"], run["waits"]) for run in shown["runs"]] == [("pull", True)]
+        assert place.asked_for() == asked
+        resumed = command("resume", "1")
+        assert (resumed.code, resumed.output) == (0, "Cohort 1: 1 run under way.\n")
+        output, complaints = process.communicate(timeout=60)
+        assert process.returncode == Exit.ALL_WELL, complaints
+        assert json.loads(output)["rows"] == {"archived": 3}
+        place.is_whole()
+
+
+def test_a_pull_can_be_cancelled_from_anywhere(command, server):
+    with pull_in_its_middle(command, **server) as (place, process):
+        cancelled = command("cancel", "1")
+        assert (cancelled.code, cancelled.complaints) == (Exit.ALL_WELL, "")
+        assert "Cohort 1: no run under way." in cancelled.output
+        assert "Go on with: prefect-dicom rerun" in cancelled.output
+        output, complaints = process.communicate(timeout=60)
+        assert process.returncode == Exit.INTERRUPTED, complaints
+        assert "Traceback" not in complaints
+        assert json.loads(output)["error"] == "interrupted"
+        place.audit()
+        command("prioritise", "1", "7")
+        assert "priority 7, no run under way" in command("status").output
+        place.pacs.script.clear()
+        place.goes_on()
 
 
 @contextlib.contextmanager
