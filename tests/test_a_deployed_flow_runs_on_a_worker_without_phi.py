@@ -25,6 +25,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import pydicom
 import pytest
 import yaml
 from peers import free_port
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import AutomationCore
 from prefect_server import ROOT, PrefectServer
 from sites import LOOPBACK, Place, site_around, until
@@ -82,6 +84,7 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         server.run("work-pool", "create", "dicom", "--type", "process")
         file = str(Path("deployments", "prefect.yaml"))
         server.run("--no-prompt", "deploy", "--prefect-file", file, "--all", cwd=ROOT)
+        switch_on(server, "verify-archive/weekly")
         worker = ("prefect", "worker", "start", "--pool", "dicom", "--limit", "1")
         server.start("worker", *worker, cwd=stage.elsewhere)
         url = stack.enter_context(listening(stage.called))
@@ -89,6 +92,15 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         create_other_automations(server)
         run_all(stage)
         yield stage
+
+
+def switch_on(server: PrefectServer, name: str) -> None:
+    """Switch on the schedule of a deployment, as a person does in Prefect's UI."""
+    known = server.deployment(name)
+    (schedule,) = known["schedules"]
+    path = f"/deployments/{known['id']}/schedules/{schedule['id']}"
+    with SyncPrefectClient(server.url) as client:
+        client.request("PATCH", path, json={"active": True}).raise_for_status()
 
 
 def run_all(stage: Stage) -> None:
@@ -294,6 +306,14 @@ def test_the_worker_needs_no_checkout(stage):
 
 def test_deploying_leaves_nothing_in_the_repository(stage):
     assert checkout() == stage.untouched
+
+
+def test_a_schedule_that_is_switched_on_has_its_next_runs(stage):
+    weekly = stage.prefect.deployment("verify-archive/weekly")["id"]
+    runs = stage.prefect.find("flow_runs", deployments={"id": {"any_": [weekly]}})
+    assert len(runs) >= 3
+    assert {(run["auto_scheduled"], run["state_type"]) for run in runs} == {(True, "SCHEDULED")}
+    assert {datetime.fromisoformat(run["expected_start_time"]).weekday() for run in runs} == {6}
 
 
 def test_names_of_runs_hold_only_numbers(stage):

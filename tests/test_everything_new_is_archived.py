@@ -1,4 +1,4 @@
-"""Everything of the last days is archived, day after day: what comes late too, and nothing twice."""
+"""All of the last days is archived, day after day: what comes late too, and nothing twice."""
 
 from __future__ import annotations
 
