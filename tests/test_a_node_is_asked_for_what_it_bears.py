@@ -18,6 +18,7 @@ from campaign import subset
 from sites import Place, site_around
 from walking import Walk
 
+from prefect_dicom.cli import status
 from prefect_dicom.errors import PacsError
 from prefect_dicom.events import Event
 from prefect_dicom.model import Chunk
@@ -354,7 +355,9 @@ STRAINS = {
 
 @pytest.mark.campaign("operations")
 @pytest.mark.parametrize("strain", subset(STRAINS, ["out of resources"]))
-def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(tmp_path, walk, strain):
+def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
+    tmp_path, walk, strain, capsys
+):
     cause, code = STRAINS[strain]
     gate = Gate(walk)
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
@@ -389,6 +392,8 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(tmp_pat
         with place.ledger() as ledger:
             (run,) = ledger.runs_under_way(1)
         assert run.waits == pull.waits() == f"node pacs: asked for 2 of 4 at a time ({code})"
+        status(site=str(place.file))
+        assert run.waits in capsys.readouterr().out
         for _ in range(3):
             walk.seconds += EASE_SECONDS
             walked.append(asked_at_a_time())
