@@ -19,7 +19,12 @@ from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.estimate import Estimate
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.model import StudyState
-from prefect_dicom.report import bytes_in_words, finished_fraction, next_count
+from prefect_dicom.report import (
+    bytes_in_words,
+    duration_in_words,
+    finished_fraction,
+    next_count,
+)
 
 _TICK_SECONDS = 1.0
 _RATE_SECONDS = 30.0
@@ -122,23 +127,6 @@ class Pace:
     def work_in_words(self) -> str:
         """Which of the two works it is, where that is not plain; empty while studies are pulled."""
         return "finding studies" if self._finding else ""
-
-
-def duration_in_words(seconds: float) -> str:
-    """A duration for people.
-
-    Examples
-    --------
-    >>> [duration_in_words(s) for s in (4.2, 90, 12_000, 200_000)]
-    ['4 s', '1 min 30 s', '3 h 20 min', '2 d 7 h']
-    """
-    rest = round(seconds)
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
-        if count or parts:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2]) or "0 s"
 
 
 def figures_in_words(totals: Totals, pace: Pace) -> str:

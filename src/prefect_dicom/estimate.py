@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from prefect_dicom.configuration import Site
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.model import RowVerdict, StudyReference, StudyState, Verdict
-from prefect_dicom.policy import most_chunks_under_way, plan_chunks
+from prefect_dicom.policy import modality_of, most_chunks_under_way, plan_chunks
 from prefect_dicom.report import replacing
 
 ESTIMATE = "estimate"
@@ -27,9 +27,6 @@ ASSUMED_BYTES_PER_SECOND = 12_500_000
 FOUND, NOT_ASKED = "found", "not-asked"
 """Ends of a row that is pending: its studies are known, or it has not been asked for."""
 
-# PS3.3 C.7.3.1.1.1: what goes with images and says nothing of their size.
-_BESIDE_IMAGES = {"SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "PLAN", "AU"}
-_UNKNOWN = "unknown"
 _COLUMNS = {
     "modality": "string",
     "studies": "int64",
@@ -203,18 +200,6 @@ def estimate_pull(ledger: Ledger, cohort: Cohort, site: Site) -> Estimate:
         rate_learned=rate is not None,
         narrowed=bool(ledger.selection(cohort.number).series),
     )
-
-
-def modality_of(modalities: Iterable[str]) -> str:
-    """What a study counts as, by its Modalities in Study (0008,0061).
-
-    Examples
-    --------
-    >>> modality_of(["SR", "CT"]), modality_of(["PT", "CT"]), modality_of(["SR"]), modality_of([])
-    ('CT', 'CT+PT', 'SR', 'unknown')
-    """
-    named = {name.strip().upper() for name in modalities} - {""}
-    return "+".join(sorted(named - _BESIDE_IMAGES or named)) or _UNKNOWN
 
 
 def _left(study: StudyRecord) -> int | None:

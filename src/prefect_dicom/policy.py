@@ -51,6 +51,11 @@ INSTANCE_TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
 }
 
 
+# PS3.3 C.7.3.1.1.1: what goes with images and says nothing of their size.
+_BESIDE_IMAGES = {"SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "PLAN", "AU"}
+_UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class StudyOutcome:
     """What a verdict needs to know of one study of a row."""
@@ -147,6 +152,18 @@ def weakest_evidence(studies: Iterable[StudyOutcome]) -> Evidence | None:
     """The weakest proof among the archived studies; None where there are none."""
     proofs = {s.evidence for s in studies if s.state is StudyState.ARCHIVED}
     return next((proof for proof in reversed(Evidence) if proof in proofs), None)
+
+
+def modality_of(modalities: Iterable[str]) -> str:
+    """What a study counts as, by its Modalities in Study (0008,0061).
+
+    Examples
+    --------
+    >>> modality_of(["SR", "CT"]), modality_of(["PT", "CT"]), modality_of(["SR"]), modality_of([])
+    ('CT', 'CT+PT', 'SR', 'unknown')
+    """
+    named = {name.strip().upper() for name in modalities} - {""}
+    return "+".join(sorted(named - _BESIDE_IMAGES or named)) or _UNKNOWN
 
 
 def plan_chunks(

@@ -17,6 +17,7 @@ from prefect_dicom.ledger.records import (
     RowFindings,
     Run,
     Sample,
+    StudyGroup,
     StudyRecord,
     Totals,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "RowFindings",
     "Run",
     "Sample",
+    "StudyGroup",
     "StudyRecord",
     "Totals",
 ]

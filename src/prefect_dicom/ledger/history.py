@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, Select, case, delete, func, select
 
 from prefect_dicom.ledger.claims import utc_now
 from prefect_dicom.ledger.edge import without_database_errors
-from prefect_dicom.ledger.reading import Reading, count_cohort, slices
-from prefect_dicom.ledger.records import Run, Sample
-from prefect_dicom.ledger.schema import samples
+from prefect_dicom.ledger.reading import (
+    Reading,
+    count_cohort,
+    listable_with,
+    selection_of,
+    slices,
+)
+from prefect_dicom.ledger.records import Run, Sample, StudyGroup, StudyRecord
+from prefect_dicom.ledger.schema import row_studies, runs, samples, studies
 from prefect_dicom.model import StudyState
+from prefect_dicom.policy import SELECTED_OTHERWISE
 
 MOST_SAMPLES = 2000
 """Of one cohort. With one more than that, it is thinned out to half as many."""
@@ -83,12 +90,16 @@ class History(Reading):
         """What was written down of a cohort, the earliest first; at most MOST_SAMPLES."""
         with self._read() as connection:
             rows = connection.execute(
-                select(samples).where(samples.c.cohort == cohort).order_by(samples.c.at)
+                select(samples, runs.c.started_at)
+                .join_from(samples, runs, samples.c.run == runs.c.number, isouter=True)
+                .where(samples.c.cohort == cohort)
+                .order_by(samples.c.at)
             ).all()
         return [
             Sample(
                 at=row.at,
                 run=row.run,
+                run_began=row.started_at,
                 unasked=row.unasked,
                 studies=Counter({state: getattr(row, str(state)) for state in StudyState}),
                 expected=row.expected,
@@ -99,6 +110,93 @@ class History(Reading):
             )
             for row in rows
         ]
+
+    @without_database_errors
+    def study_groups(self, cohort: int) -> list[StudyGroup]:
+        """The studies a cohort takes, counted by modalities, state and reason.
+
+        What another cohort has with other series is failed, to this one.
+        """
+        sums = (studies.c.archived_instances, studies.c.archived_bytes)
+        state, reason = _state_of(cohort), _reason_of(cohort)
+        query = (
+            select(
+                studies.c.modalities,
+                state.label("its_state"),
+                reason.label("its_reason"),
+                func.count(),
+                *(func.coalesce(func.sum(column), 0) for column in sums),
+            )
+            .where(_is_of(cohort))
+            .group_by(studies.c.modalities, "its_state", "its_reason")
+        )
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        return [
+            StudyGroup(tuple(names), StudyState(its), why, count, int(instances), int(size))
+            for names, its, why, count, instances, size in rows
+        ]
+
+    @without_database_errors
+    def slowest_studies(self, cohort: int, most: int) -> list[StudyRecord]:
+        """The archived studies between whose last claim and end the most time lies."""
+        claimed, archived = studies.c.claimed_at, studies.c.archived_at
+        if self._engine.dialect.name == "sqlite":
+            took = func.julianday(archived) - func.julianday(claimed)
+        else:
+            took = archived - claimed
+        query = (
+            select(studies)
+            .where(
+                _is_of(cohort),
+                listable_with(selection_of(cohort)),
+                studies.c.state == StudyState.ARCHIVED,
+                claimed.is_not(None),
+            )
+            .order_by(took.desc(), studies.c.reference)
+            .limit(most)
+        )
+        return self._records(query)
+
+    @without_database_errors
+    def failed_studies(self, cohort: int, most_each: int) -> list[StudyRecord]:
+        """The studies that failed, no more than so many for each reason: the latest of them."""
+        newest_first = studies.c.failed_at.desc(), studies.c.reference
+        rank = func.row_number().over(partition_by=studies.c.reason, order_by=newest_first)
+        failed = (
+            select(studies.c.reference, rank.label("rank"))
+            .where(_is_of(cohort), studies.c.state == StudyState.FAILED)
+            .subquery()
+        )
+        query = (
+            select(studies)
+            .join(failed, failed.c.reference == studies.c.reference)
+            .where(failed.c.rank <= most_each)
+            .order_by(studies.c.reason, *newest_first)
+        )
+        return self._records(query)
+
+    def _records(self, query: Select) -> list[StudyRecord]:
+        with self._read() as connection:
+            return self._study_records(connection, connection.execute(query).all())
+
+
+def _is_of(cohort: int) -> ColumnElement[bool]:
+    """Of a row of ``studies``: a cohort takes it."""
+    return studies.c.reference.in_(
+        select(row_studies.c.study).where(
+            row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+        )
+    )
+
+
+def _state_of(cohort: int) -> ColumnElement[str]:
+    selected = listable_with(selection_of(cohort))
+    return case((selected, studies.c.state), else_=StudyState.FAILED.value)
+
+
+def _reason_of(cohort: int) -> ColumnElement[str]:
+    return case((listable_with(selection_of(cohort)), studies.c.reason), else_=SELECTED_OTHERWISE)
 
 
 def _too_many(taken: list[datetime]) -> list[datetime]:

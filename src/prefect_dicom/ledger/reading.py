@@ -583,12 +583,17 @@ class Reading:
     @without_database_errors
     def totals(self, cohort: int) -> Totals:
         """The cohort in figures."""
-        with self._read() as connection:
-            totals = count_cohort(connection, cohort)
+        totals = self.figures(cohort)
         for verdict in self.verdicts(cohort):
             totals.rows[verdict.verdict] += 1
             totals.unproved.update(verdict.gaps)
         return totals
+
+    @without_database_errors
+    def figures(self, cohort: int) -> Totals:
+        """:meth:`totals` but for those of rows, which have to be judged one by one."""
+        with self._read() as connection:
+            return count_cohort(connection, cohort)
 
     @without_database_errors
     def archived_by_modalities(self) -> list[tuple[tuple[str, ...], int, int, int]]:

@@ -233,8 +233,8 @@ class Reopened:
 class Sample:
     """Where a cohort stood at a moment; the figures are those of :class:`Totals`.
 
-    ``run`` is the one that looked. ``window_open`` says whether the node might be asked then, and
-    is None where it has no windows.
+    ``run`` is the one that looked, ``run_began`` when it had begun. ``window_open`` says whether
+    the node might be asked then, and is None where it has no windows.
     """
 
     at: datetime
@@ -246,6 +246,19 @@ class Sample:
     stored: int
     size_bytes: int
     window_open: bool | None = None
+    run_began: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StudyGroup:
+    """Studies of a cohort that are alike; instances and bytes are those that are archived."""
+
+    modalities: tuple[str, ...]
+    state: StudyState
+    reason: str | None
+    studies: int
+    instances: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,23 @@ def bytes_in_words(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TB"
 
 
+def duration_in_words(seconds: float) -> str:
+    """A duration for people.
+
+    Examples
+    --------
+    >>> [duration_in_words(s) for s in (4.2, 90, 12_000, 200_000)]
+    ['4 s', '1 min 30 s', '3 h 20 min', '2 d 7 h']
+    """
+    rest = round(seconds)
+    parts = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2]) or "0 s"
+
+
 def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
     """Rows by verdict and reason, the most frequent first, each with what to do."""
     counts = Counter((v.verdict, v.reason) for v in verdicts)

@@ -1,0 +1,269 @@
+"""The report of a cohort as one HTML page that needs nothing else: no script, no font, no network.
+
+Whoever sends objects or cohort files decides what is in their texts; all of it is escaped, and
+the page's own policy lets no script run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime, timedelta, tzinfo
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
+from markupsafe import Markup, escape
+
+from prefect_dicom import __version__
+from prefect_dicom.courtesy import Courtesy
+from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
+from prefect_dicom.model import DateRange, Disposition, StudyState, Verdict
+from prefect_dicom.policy import modality_of
+from prefect_dicom.report import plots
+from prefect_dicom.report.account import (
+    MODALITIES_NAMED,
+    ROWS_NAMED,
+    Account,
+    Ending,
+    account_of,
+)
+from prefect_dicom.report.tables import (
+    bytes_in_words,
+    duration_in_words,
+    gaps_in_words,
+    replacing,
+)
+
+PAGE = "report.html"
+PAGE_WITH_IDENTIFIERS = "report-with-identifiers.html"
+_STEPS = 4
+_WELL = (Verdict.ARCHIVED, Verdict.PENDING, Verdict.EXCLUDED)
+_COLOURS = {
+    Verdict.ARCHIVED: "archived",
+    Verdict.PENDING: "pending",
+    Verdict.EXCLUDED: "pending",
+    Verdict.PARTIAL: "under-way",
+}
+
+
+def write_page(
+    ledger: Ledger,
+    cohort: Cohort,
+    reports: Path,
+    *,
+    courtesy: Courtesy | None = None,
+    associations: int = 1,
+    without_run: int | None = None,
+    with_identifiers: bool = False,
+) -> Path:
+    """Write ``report.html`` into a cohort's folder, or put a new one in its place.
+
+    Parameters
+    ----------
+    reports : Path
+        The site's folder of reports.
+    with_identifiers : bool
+        Name patients and studies as the cohort file and the PACS do; the page is
+        ``report-with-identifiers.html`` then, for this user alone.
+
+    The others are those of :func:`~prefect_dicom.report.account.account_of`.
+
+    Returns
+    -------
+    Path
+        Of the page.
+    """
+    account = account_of(
+        ledger, cohort, courtesy=courtesy, associations=associations, without_run=without_run
+    )
+    folder = reports / cohort.name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / (PAGE_WITH_IDENTIFIERS if with_identifiers else PAGE)
+    # What is left of bytes in an undeclared character set has no form in UTF-8.
+    data = page(account, with_identifiers=with_identifiers).encode("utf-8", "replace")
+    with replacing(target) as path:
+        mode = 0o600 if with_identifiers else 0o666
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with open(handle, "wb") as file:
+            file.write(data)
+    return target
+
+
+def page(account: Account, *, with_identifiers: bool = False) -> str:
+    """The report as HTML."""
+    totals = account.totals
+    unwell = [ending for ending in account.endings if ending.verdict not in _WELL]
+    drawable = len(account.samples) > 1 and account.samples[-1].studies.total() > 0
+    kinds = account.kinds[:MODALITIES_NAMED]
+    identifying = ("PatientID", "AccessionNumber", "StudyDate", "StudyDescription")
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            account=account,
+            with_identifiers=with_identifiers,
+            identifying=[(name, "") for name in identifying] if with_identifiers else [],
+            percent=_percent(account.fraction),
+            state=_state(account),
+            parts=[
+                ("archived", totals.studies[StudyState.ARCHIVED], "archived"),
+                ("failed", totals.studies[StudyState.FAILED], "failed"),
+                ("under way", totals.studies[StudyState.LISTED], "under-way"),
+                ("pending", totals.studies[StudyState.PENDING], "pending"),
+            ],
+            late=account.rates_of_late,
+            all=account.rates(),
+            best=_best_hour(account),
+            ends=_end_in_words(account),
+            window_use=account.window_use,
+            unwell=unwell,
+            ambiguous=any(ending.verdict is Verdict.AMBIGUOUS for ending in unwell),
+            steps=_what_next(account, unwell),
+            progress=plots.progress(account) if drawable else "",
+            throughput=plots.throughput(account) if drawable else "",
+            sizes=plots.sizes(kinds) if any(kind.size_bytes for kind in kinds) else "",
+            kinds=kinds,
+            rows_named=ROWS_NAMED,
+            colours={verdict: _COLOURS.get(verdict, "failed") for verdict in Verdict},
+            zone=account.at.astimezone(account.zone).tzname(),
+            version=__version__,
+        )
+    )
+
+
+def _percent(fraction: float) -> str:
+    """Whole percents; what is not finished is not 100 of them."""
+    return str(100 if fraction >= 1 else min(99, int(100 * fraction)))
+
+
+def _state(account: Account) -> tuple[str, str]:
+    """What the cohort is at: a class of its pill, and the words on it."""
+    if account.runs:
+        if all(run.paused_at for run in account.runs):
+            return "waits", "paused"
+        if account.window_now.startswith("closed"):
+            return "waits", "waiting for a window"
+        return "works", "at work" if len(account.runs) == 1 else f"{len(account.runs)} at work"
+    if not account.is_over:
+        return "stuck", "not at work"
+    unarchived = account.totals.rows.total() - account.totals.rows[Verdict.ARCHIVED]
+    return "done", "done" if not unarchived else "at its end"
+
+
+def _what_next(account: Account, unwell: list[Ending]) -> list[str]:
+    """What is to be done, the most urgent first; backquotes around what is typed."""
+    name = account.cohort.name
+    steps = []
+    pending = account.totals.rows[Verdict.PENDING]
+    if not account.runs and pending:
+        steps.append(
+            f"No run is at work, and {_counted(pending, 'row')} not begun or not finished: "
+            f"`prefect-dicom rerun {name}` goes on with them."
+        )
+    for ending in unwell[: _STEPS - 1]:
+        rows = _counted(ending.rows, "row")
+        if ending.reason.disposition is Disposition.TRANSIENT and account.runs:
+            steps.append(f"{rows} `{ending.reason.code}`: tried again before the run ends.")
+        else:
+            steps.append(f"{rows} `{ending.reason.code}`: {ending.reason.advice}")
+    if account.runs:
+        steps.append("The run goes on by itself." if unwell else "Nothing: the run goes on.")
+    elif any(ending.retried_by_rerun for ending in unwell) and not pending:
+        steps.append(f"Then `prefect-dicom rerun {name}`.")
+    if not steps:
+        steps.append(
+            f"Nothing. `prefect-dicom verify {name}` tells any time whether the archive is still "
+            "what it was."
+        )
+    return steps
+
+
+def _end_in_words(account: Account) -> str:
+    left = account.seconds_left
+    if left is None:
+        return ""
+    words = f"About {duration_in_words(left)} of work left"
+    if not account.runs:
+        return f"{words}, once a run is at work."
+    ends = account.ends_at
+    if ends is None:
+        return f"{words}, and no window in which to do it."
+    return f"{words}: done about {_moment(ends, account.zone)}."
+
+
+def _best_hour(account: Account) -> float | None:
+    """The most bytes per second over an hour; None where it has not worked for two."""
+    stretches = account.stretches
+    if not stretches or stretches[-1].end - stretches[0].begin < timedelta(hours=2):
+        return None
+    best, size, first = 0.0, 0, 0
+    for stretch in stretches:
+        size += stretch.size_bytes
+        while stretch.end - stretches[first].begin > timedelta(hours=1) and (
+            stretches[first] is not stretch
+        ):
+            size -= stretches[first].size_bytes
+            first += 1
+        seconds = (stretch.end - stretches[first].begin).total_seconds()
+        best = max(best, size / max(3600.0, seconds))
+    return best
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("prefect_dicom.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters.update(
+        number=lambda count: f"{count:,}",
+        counted=_counted,
+        bytes=bytes_in_words,
+        duration=duration_in_words,
+        advice=_advice,
+        lines=_lines,
+        dates=_dates,
+        modality=_modality,
+        gaps=gaps_in_words,
+        moment=_moment_there,
+    )
+    return environment
+
+
+@pass_context
+def _moment_there(context: Context, at: datetime) -> str:
+    return _moment(at, context["account"].zone)
+
+
+def _moment(at: datetime, zone: tzinfo) -> str:
+    return f"{at.astimezone(zone):%a %d %b %Y, %H:%M}"
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _advice(text: str) -> Markup:
+    """A sentence of ours or of a peer, with what stands between backquotes as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _lines(ending: Ending) -> str:
+    named = ", ".join(str(row.line) for row, _ in ending.examples)
+    more = ending.rows - len(ending.examples)
+    return f"{named} and {more:,} more" if more else named
+
+
+def _dates(dates: DateRange | None) -> str:
+    if dates is None:
+        return ""
+    first, last = (f"{day:%Y%m%d}" if day else "" for day in (dates.first, dates.last))
+    return first if first == last else f"{first}-{last}"
+
+
+def _modality(study: StudyRecord) -> str:
+    return modality_of(study.study.modalities)[:24]

@@ -1,0 +1,216 @@
+"""The pictures of a report, as SVG that takes its colours and its font from the page around it.
+
+Drawn by matplotlib without any of its state, so in any thread. Each picture is drawn twice, for
+wide and for narrow screens: one that is merely scaled has letters nobody can read on a phone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta, tzinfo
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from prefect_dicom.model import StudyState
+from prefect_dicom.report.account import Account, Kind, Stretch, windows
+from prefect_dicom.report.tables import bytes_in_words
+
+_SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}
+"""Inches, of 72 units each."""
+_POINTS = 200
+_SLOTS = {"wide": 120, "narrow": 48}
+_MOST_WINDOWS = 400
+
+# Stand-ins, which become the page's own colours: see _styled.
+_INK, _RULE, _CLOSED = "#000001", "#000002", "#000003"
+_FILLS = {
+    StudyState.ARCHIVED: "#000011",
+    StudyState.FAILED: "#000012",
+    StudyState.LISTED: "#000013",
+    StudyState.PENDING: "#000014",
+}
+_RATE = "#000015"
+_VARIABLES = {
+    _INK: "ink",
+    _RULE: "rule",
+    _CLOSED: "closed",
+    _FILLS[StudyState.ARCHIVED]: "archived",
+    _FILLS[StudyState.FAILED]: "failed",
+    _FILLS[StudyState.LISTED]: "under-way",
+    _FILLS[StudyState.PENDING]: "pending",
+    _RATE: "rate",
+}
+_SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "prefect-dicom",
+    # A label is a label, whatever a PACS has put into it.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.edgecolor": _RULE,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": _RULE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+}
+_NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
+
+
+def progress(account: Account) -> Markup:
+    """Studies by state over time."""
+    samples = list(_thinned(account.samples, _POINTS))
+    times = [sample.at for sample in samples]
+    order = [*_FILLS]
+    layers = [[sample.studies[state] for sample in samples] for state in order]
+
+    def draw(axes: Axes, shape: str) -> None:
+        axes.stackplot(times, layers, colors=[_FILLS[state] for state in order], linewidth=0)
+        axes.set_ylim(0, max(1, *(sample.studies.total() for sample in samples)))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        _over_time(axes, times[0], times[-1], account.zone, shape)
+
+    archived = account.totals.studies[StudyState.ARCHIVED]
+    return _drawn(
+        "progress", f"Studies by state over time; {archived} of {account.studies} archived", draw
+    )
+
+
+def throughput(account: Account) -> Markup:
+    """Bytes archived per second over time, with the times at which the node is left alone."""
+    begin, end = account.samples[0].at, account.samples[-1].at
+
+    def draw(axes: Axes, shape: str) -> None:
+        edges, rates = _rates(account.stretches, begin, end, _SLOTS[shape])
+        if account.courtesy is not None:
+            shades = [
+                (at, until)
+                for at, until, is_open in windows(account.courtesy, begin, end)
+                if not is_open
+            ]
+            for at, until in shades[:_MOST_WINDOWS]:
+                axes.axvspan(at, until, color=_CLOSED, linewidth=0, zorder=0)
+        axes.stairs(rates, edges, fill=True, color=_RATE, linewidth=0)
+        axes.set_ylim(0, max(1, *rates) * 1.08)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{bytes_in_words(value)}/s" if value else "0")
+        )
+        _over_time(axes, begin, end, account.zone, shape)
+
+    mean = bytes_in_words(account.rates().bytes_per_second)
+    return _drawn("throughput", f"Bytes archived per second over time; {mean}/s on average", draw)
+
+
+def sizes(kinds: Sequence[Kind]) -> Markup:
+    """Bytes archived of each modality."""
+
+    def draw(axes: Axes, shape: str) -> None:
+        places = range(len(kinds))
+        widths = [kind.size_bytes for kind in kinds]
+        most = max(1, *widths)
+        axes.barh(places, widths, color=_RATE, height=0.62, linewidth=0)
+        for place, kind in zip(places, kinds, strict=True):
+            axes.text(
+                kind.size_bytes + most * 0.015, place, bytes_in_words(kind.size_bytes), va="center"
+            )
+        axes.set_yticks(places, [kind.modality for kind in kinds])
+        axes.invert_yaxis()
+        axes.set_xlim(0, most * (1.18 if shape == "wide" else 1.4))
+        axes.xaxis.set_visible(False)
+        axes.grid(False)
+        axes.spines["bottom"].set_visible(False)
+
+    words = ", ".join(f"{kind.modality} {bytes_in_words(kind.size_bytes)}" for kind in kinds[:3])
+    return _drawn("sizes", f"Bytes archived by modality: {words}", draw, rows=len(kinds))
+
+
+def _rates(
+    stretches: Iterable[Stretch], begin: datetime, end: datetime, slots: int
+) -> tuple[list[datetime], list[float]]:
+    """The edges of equal times from one moment to another, and the bytes per second in each."""
+    width = max(timedelta(seconds=1), (end - begin) / slots)
+    sums = [0.0] * slots
+    for stretch in stretches:
+        if not stretch.size_bytes:
+            continue
+        length = max(stretch.end - stretch.begin, timedelta(microseconds=1))
+        first = int((stretch.begin - begin) / width)
+        last = min(slots - 1, int((stretch.end - begin) / width))
+        for slot in range(min(first, slots - 1), last + 1):
+            overlap = min(stretch.end, begin + (slot + 1) * width) - max(
+                stretch.begin, begin + slot * width
+            )
+            sums[slot] += stretch.size_bytes * max(timedelta(), overlap) / length
+    edges = [begin + number * width for number in range(slots + 1)]
+    return edges, [size / width.total_seconds() for size in sums]
+
+
+def _over_time(axes: Axes, begin: datetime, end: datetime, zone: tzinfo, shape: str) -> None:
+    axes.set_xlim(begin, max(end, begin + timedelta(seconds=1)))
+    locator = AutoDateLocator(tz=zone, maxticks=8 if shape == "wide" else 4, minticks=2)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
+
+
+def _thinned(samples: Sequence, most: int) -> Iterable:
+    """So many of the samples at most, evenly chosen, the first and the last among them."""
+    if len(samples) <= most:
+        return samples
+    return [samples[round(i * (len(samples) - 1) / (most - 1))] for i in range(most)]
+
+
+def _drawn(name: str, title: str, draw: Callable[[Axes, str], None], rows: int = 0) -> Markup:
+    """The picture in both shapes, each in an element that shows it where it fits."""
+    pictures = []
+    for shape, (width, height) in _SIZES.items():
+        height = 0.32 * rows + 0.2 if rows else height
+        with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+            # About letters that its own font lacks: the page's font draws them.
+            warnings.simplefilter("ignore", UserWarning)
+            figure = Figure(figsize=(width, height), layout="constrained")
+            draw(figure.add_subplot(), shape)
+            target = io.StringIO()
+            FigureCanvasSVG(figure).print_svg(target, metadata=_NO_METADATA)
+        pictures.append(
+            f'<div class="{shape}">{_styled(target.getvalue(), f"{name}-{shape}", title)}</div>'
+        )
+    return Markup("".join(pictures))
+
+
+def _styled(svg: str, name: str, title: str) -> str:
+    """An SVG document as an element of a page: its colours, its font, names of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = svg.replace("xlink:href=", "href=")
+    svg = re.sub(r'<svg ([^>]*?)(width|height)="[^"]*pt"', r"<svg \1", svg)
+    svg = re.sub(r'<svg ([^>]*?)(width|height)="[^"]*pt"', r"<svg \1", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub("#0000[01][0-9]", lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
+    head = f'<svg role="img" aria-label="{Markup.escape(title)}"'
+    return head + svg.removeprefix("<svg")
