@@ -50,7 +50,12 @@ from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.discover import discover_rows
 from prefect_dicom.tasks.edge import passes_by_itself
 from prefect_dicom.tasks.events import told_to_prefect
-from prefect_dicom.tasks.report import ProgressArtifact, publish_estimate, publish_results
+from prefect_dicom.tasks.report import (
+    ProgressArtifact,
+    link_report,
+    publish_estimate,
+    publish_results,
+)
 from prefect_dicom.tasks.retrieve import retrieve_chunk
 
 MOST_TASKS = 128
@@ -74,6 +79,7 @@ def run_pipeline(pull: Pull) -> Totals:
     """
     with told_to_prefect(pull):
         progress = ProgressArtifact(pull.cohort.name)
+        link_report(pull.cohort, pull.site.reports)
         trouble = _passes(pull, progress, lambda: _one_pass(pull, progress))
         totals = pull.ledger.totals(pull.cohort.number)
         progress.show(lambda: totals, pull.waits(), now=True)
@@ -81,6 +87,8 @@ def run_pipeline(pull: Pull) -> Totals:
             return totals
         _tell_of_the_end(pull, trouble, totals)
         folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
+        pull.sample(now=True)
+        pull.page.write_last(pull.ledger)
         publish_results(pull.ledger, pull.cohort, totals, folder)
         _raise(pull, trouble, totals)
         return totals
@@ -108,6 +116,8 @@ def run_plan(plan: Plan) -> Estimate:
     estimate = estimate_pull(plan.ledger, plan.cohort, plan.site)
     folder = write_reports(plan.ledger, plan.cohort, plan.site.reports)
     write_estimate(estimate, folder)
+    plan.sample(now=True)
+    plan.page.write_last(plan.ledger)
     publish_estimate(plan.cohort, estimate)
     _raise(plan, trouble, totals)
     return estimate
@@ -147,8 +157,13 @@ def _passes(
             trouble = _passes_until_told(plan, progress, one_pass)
             if not isinstance(trouble, Interrupted) or isinstance(trouble, WindowClosed):
                 return trouble
-            if not plan.wait_in_place(lambda: progress.show(count, plan.waits())):
+            if not plan.wait_in_place(partial(_look, plan, progress, count)):
                 return trouble
+
+
+def _look(plan: Plan, progress: ProgressArtifact, count: Callable[[], Totals]) -> None:
+    progress.show(count, plan.waits())
+    plan.sample()
 
 
 def _passes_until_told(
@@ -194,8 +209,7 @@ def _wait(plan: Plan, progress: ProgressArtifact) -> None:
     while left := clock.seconds_left():
         if plan.stop.wait(min(left, _TICK_SECONDS)) or plan.is_stopping():
             return
-        progress.show(count, plan.waits())
-        plan.sample()
+        _look(plan, progress, count)
 
 
 def _with_what_is_left(plan: Plan, trouble: PacsError, totals: Totals) -> PacsError:
@@ -240,8 +254,7 @@ def _find_studies(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError |
         state = discover_rows(first_line, last_line, return_state=True)
         if not state.is_completed():
             return _error_of(state)
-        progress.show(count, plan.waits())
-        plan.sample()
+        _look(plan, progress, count)
     return None
 
 
@@ -298,8 +311,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                     failed_in_a_row = 0
                     if stage is retrieving:
                         submit(archive_chunk, chunk, archiving)
-            progress.show(count, pull.waits())
-            pull.sample()
+            _look(pull, progress, count)
     except BaseException:
         # Told to stop. What is under way ends first: it needs what the caller closes next.
         pull.stop.set()

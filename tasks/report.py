@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from prefect.artifacts import (
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -21,6 +22,7 @@ from prefect_dicom.display import Pace, estimate_in_words
 from prefect_dicom.estimate import Estimate
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report import (
+    REPORT,
     finished_fraction,
     in_words,
     next_count,
@@ -60,6 +62,17 @@ class ProgressArtifact:
                 self._id = create_progress_artifact(percent, key=self._key, description=words)
             else:
                 update_progress_artifact(self._id, percent, description=words)
+
+
+def link_report(cohort: Cohort, reports: Path) -> None:
+    """A link to the report of a cohort, which is there after a minute of a run or at its end."""
+    with contextlib.suppress(Exception):
+        create_link_artifact(
+            (reports / cohort.name / REPORT).absolute().as_uri(),
+            link_text=f"{REPORT} of {cohort.name}",
+            key=artifact_key("report", cohort.name),
+            description="On the worker; written anew every minute or so while a run is under way",
+        )
 
 
 def publish_results(ledger: Ledger, cohort: Cohort, totals: Totals, folder: Path) -> None:

@@ -126,7 +126,7 @@ def _pull(
                 {"number": number, "lock": lock, "kind": "pull", "started_at": at, "ended_at": None}
             )
         worked += _STEP
-        speed = lot.uniform(0.6, 1.4)
+        speed = lot.uniform(0.7, 1.0)
         share = min(1.0, worked / work)
         goal = to_do if share == 1 else min(to_do, round(share * to_do * speed))
         for study in studies[ended:goal]:

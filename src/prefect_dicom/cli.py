@@ -531,6 +531,45 @@ def archive_new(
     return _run(settings, site, known, flow, json_, _show)
 
 
+@app.command(sort_key=5)
+def report(
+    cohort: CohortName,
+    /,
+    *,
+    with_identifiers: Annotated[
+        bool,
+        Parameter(
+            help="Name patients and studies; a file of its own, for your eyes.", show_default=False
+        ),
+    ] = False,
+    site: SiteOption = DEFAULT_SITE,
+    json_: JsonOption = False,
+) -> int:
+    """Write the report of a cohort: one HTML page that says how far it is and what failed.
+
+    It needs no network, and holds no patient data but with `--with-identifiers`. While a run is
+    under way, and at its end, it is written by itself; the command prints where it is.
+    """
+    from prefect_dicom.ledger import Ledger
+    from prefect_dicom.report.page import write_page
+
+    settings = _site(site)
+    with Ledger.open(ledger_url(settings)) as ledger:
+        known = ledger.cohort(cohort)
+        # A ledger may be older than the site's name for a node.
+        node = settings.asked(known.node) if known.node in settings.nodes else None
+        path = write_page(
+            ledger,
+            known,
+            settings.reports,
+            courtesy=node and node.courtesy,
+            associations=node.limits.associations if node else 1,
+            with_identifiers=with_identifiers,
+        )
+    print(json.dumps({"report": str(path)}) if json_ else path)
+    return Exit.ALL_WELL
+
+
 @app.command(sort_key=6)
 def verify(
     cohort: Annotated[
@@ -1094,6 +1133,7 @@ def _show(
 ) -> int:
     from prefect_dicom.report import (
         CANDIDATES,
+        REPORT,
         RESULTS,
         in_words,
         reason_table,
@@ -1129,6 +1169,8 @@ def _show(
         output.print(f"{_hands_in_words(cohort, runs)}.".capitalize(), soft_wrap=True)
     for node, words in notes:
         output.print(f"Noted of {node}: {words}.", markup=False, soft_wrap=True)
+    if (folder / REPORT).exists():
+        output.print(f"The whole of it: {folder / REPORT}", markup=False, soft_wrap=True)
     if (folder / RESULTS).exists():
         output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
     if (folder / CANDIDATES).exists():

@@ -19,12 +19,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 from prefect_dicom.choosing import choose_studies
 from prefect_dicom.clock import Clock
 from prefect_dicom.configuration import Site, ledger_url
+from prefect_dicom.courtesy import in_force
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.echo import echo
 from prefect_dicom.dimse.find import QueryHabits
@@ -40,6 +41,7 @@ from prefect_dicom.policy import OF_ONE_REQUEST, Asked, Breaker, NodeClock
 from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.report import next_count
+from prefect_dicom.report.running import RunningPage
 
 log = logging.getLogger(__name__)
 
@@ -404,17 +406,30 @@ class Plan:
     def sample(self, *, now: bool = False) -> None:
         """Write down where the cohort stands; at most every 30 s, all runs together, but ``now``.
 
-        What is lost by a ledger that cannot be written just then is a point of a curve, and the
-        next write that matters says so.
+        And see to it that its report follows. What is lost by a ledger that cannot be written
+        just then is a point of a curve, and the next write that matters says so.
         """
-        began = time.monotonic()
+        if not now:
+            self.page.refresh()
+        began = self.clock_time.monotonic()
         if not now and began < self._sample_at:
             return
+        courtesy = self.site.nodes[self.cohort.node].courtesy
+        at = self.clock_time.now()
         with contextlib.suppress(LedgerError):
             self.ledger.sample(
-                self.cohort.number, self.run, least_seconds=0 if now else _SAMPLE_SECONDS
+                self.cohort.number,
+                self.run,
+                window_open=None if courtesy is None else not in_force(courtesy, at).closed,
+                least_seconds=0 if now else _SAMPLE_SECONDS,
+                at=at,
             )
-        self._sample_at = next_count(began, time.monotonic(), _SAMPLE_SECONDS)
+        self._sample_at = next_count(began, self.clock_time.monotonic(), _SAMPLE_SECONDS)
+
+    @cached_property
+    def page(self) -> RunningPage:
+        """The report of the cohort, while this run is under way."""
+        return RunningPage(self.site, self.cohort, self.run.number)
 
     def _doubt_profile(self, node: str, requestor: Requestor) -> None:
         """Say where a node did otherwise than its profile has it: the run goes by what it saw."""
@@ -497,6 +512,8 @@ def at_work(plan: Plan) -> Iterator[None]:
     plan._habits.start_from(plan.site.profiles.get(plan.cohort.node, NodeProfile()))
     token = _current.set(plan)
     plan.sample(now=True)
+    # From here on there is a minute to the first report.
+    _ = plan.page
     try:
         yield
     except BaseException:
@@ -504,6 +521,7 @@ def at_work(plan: Plan) -> Iterator[None]:
         raise
     finally:
         plan.sample(now=True)
+        plan.page.close()
         _current.reset(token)
         plan.close_requestors()
 

@@ -7,6 +7,7 @@ Imported from here is what most others want, and nothing heavy; the page and its
 from prefect_dicom.report.tables import (
     CANDIDATES,
     INSTANCES,
+    REPORT,
     RESULTS,
     bytes_in_words,
     duration_in_words,
@@ -25,6 +26,7 @@ from prefect_dicom.report.tables import (
 __all__ = [
     "CANDIDATES",
     "INSTANCES",
+    "REPORT",
     "RESULTS",
     "bytes_in_words",
     "duration_in_words",

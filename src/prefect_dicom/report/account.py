@@ -7,7 +7,7 @@ examples: an account of 100,000 rows is as large as one of a hundred.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property
@@ -168,8 +168,7 @@ class Account:
         """The studies by modality, those with most bytes first."""
         kinds: dict[str, Kind] = {}
         for group in self.groups:
-            # A label, not a value to go on with: what is no CS (PS3.5 6.2) is shown in part.
-            name = modality_of(group.modalities)[:24]
+            name = label_of(group.modalities)
             kind = kinds.setdefault(name, Kind(name))
             kind.studies += group.studies
             kind.archived += group.studies * (group.state is StudyState.ARCHIVED)
@@ -305,6 +304,12 @@ def account_of(
         courtesy=courtesy,
         associations=associations,
     )
+
+
+def label_of(modalities: Iterable[str]) -> str:
+    """The modality of a study as it is shown: of what is no CS (PS3.5 6.2), what can be."""
+    name = modality_of(modalities)[:24]
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def windows(

@@ -19,8 +19,7 @@ from markupsafe import Markup, escape
 from prefect_dicom import __version__
 from prefect_dicom.courtesy import Courtesy
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
-from prefect_dicom.model import DateRange, Disposition, StudyState, Verdict
-from prefect_dicom.policy import modality_of
+from prefect_dicom.model import CohortRow, DateRange, Disposition, StudyState, Verdict
 from prefect_dicom.report import plots
 from prefect_dicom.report.account import (
     MODALITIES_NAMED,
@@ -28,16 +27,17 @@ from prefect_dicom.report.account import (
     Account,
     Ending,
     account_of,
+    label_of,
 )
 from prefect_dicom.report.tables import (
+    REPORT,
     bytes_in_words,
     duration_in_words,
     gaps_in_words,
     replacing,
 )
 
-PAGE = "report.html"
-PAGE_WITH_IDENTIFIERS = "report-with-identifiers.html"
+REPORT_WITH_IDENTIFIERS = "report-with-identifiers.html"
 _STEPS = 4
 _WELL = (Verdict.ARCHIVED, Verdict.PENDING, Verdict.EXCLUDED)
 _COLOURS = {
@@ -80,7 +80,7 @@ def write_page(
     )
     folder = reports / cohort.name
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / (PAGE_WITH_IDENTIFIERS if with_identifiers else PAGE)
+    target = folder / (REPORT_WITH_IDENTIFIERS if with_identifiers else REPORT)
     # What is left of bytes in an undeclared character set has no form in UTF-8.
     data = page(account, with_identifiers=with_identifiers).encode("utf-8", "replace")
     with replacing(target) as path:
@@ -97,14 +97,14 @@ def page(account: Account, *, with_identifiers: bool = False) -> str:
     unwell = [ending for ending in account.endings if ending.verdict not in _WELL]
     drawable = len(account.samples) > 1 and account.samples[-1].studies.total() > 0
     kinds = account.kinds[:MODALITIES_NAMED]
-    identifying = ("PatientID", "AccessionNumber", "StudyDate", "StudyDescription")
+    identifying = "PatientID, AccessionNumber, StudyDate, StudyDescription"
     return (
         _environment()
         .get_template("page.html.jinja")
         .render(
             account=account,
             with_identifiers=with_identifiers,
-            identifying=[(name, "") for name in identifying] if with_identifiers else [],
+            identifying=[(identifying, "")] if with_identifiers else [],
             percent=_percent(account.fraction),
             state=_state(account),
             parts=[
@@ -190,7 +190,7 @@ def _end_in_words(account: Account) -> str:
     ends = account.ends_at
     if ends is None:
         return f"{words}, and no window in which to do it."
-    return f"{words}: done about {_moment(ends, account.zone)}."
+    return f"{words}: done about {_moment(ends, account.zone, account.at)}."
 
 
 def _best_hour(account: Account) -> float | None:
@@ -226,7 +226,8 @@ def _environment() -> Environment:
         duration=duration_in_words,
         advice=_advice,
         lines=_lines,
-        dates=_dates,
+        identity=_identity,
+        asked_for=_asked_for,
         modality=_modality,
         gaps=gaps_in_words,
         moment=_moment_there,
@@ -236,11 +237,14 @@ def _environment() -> Environment:
 
 @pass_context
 def _moment_there(context: Context, at: datetime) -> str:
-    return _moment(at, context["account"].zone)
+    account = context["account"]
+    return _moment(at, account.zone, account.at)
 
 
-def _moment(at: datetime, zone: tzinfo) -> str:
-    return f"{at.astimezone(zone):%a %d %b %Y, %H:%M}"
+def _moment(at: datetime, zone: tzinfo, now: datetime) -> str:
+    there, here = at.astimezone(zone), now.astimezone(zone)
+    year = "" if there.year == here.year else f" {there:%Y}"
+    return f"{there:%a %d %b}{year}, {there:%H:%M}"
 
 
 def _counted(count: int, one: str, many: str = "") -> str:
@@ -258,6 +262,20 @@ def _lines(ending: Ending) -> str:
     return f"{named} and {more:,} more" if more else named
 
 
+def _identity(record: StudyRecord) -> str:
+    its = record.study
+    return _joined(its.patient_id, its.accession_number, its.study_date, its.study_description)
+
+
+def _asked_for(row: CohortRow) -> str:
+    dates = _dates(row.study_date)
+    return _joined(row.patient_id, row.accession_number, row.study_instance_uid, dates)
+
+
+def _joined(*texts: str | None) -> str:
+    return " \N{MIDDLE DOT} ".join(text for text in texts if text)
+
+
 def _dates(dates: DateRange | None) -> str:
     if dates is None:
         return ""
@@ -266,4 +284,4 @@ def _dates(dates: DateRange | None) -> str:
 
 
 def _modality(study: StudyRecord) -> str:
-    return modality_of(study.study.modalities)[:24]
+    return label_of(study.study.modalities)

@@ -29,6 +29,9 @@ _SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}
 _POINTS = 200
 _SLOTS = {"wide": 120, "narrow": 48}
 _MOST_WINDOWS = 400
+_TIMES = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"]
+_TIMES_AT_ZERO = ["%Y", "%b %Y", "%d %b", "%d %b", "%H:%M", "%H:%M:%S"]
+"""Of ticks a year, a month, a day, an hour, a minute and a second apart."""
 
 # Stand-ins, which become the page's own colours: see _styled.
 _INK, _RULE, _CLOSED = "#000001", "#000002", "#000003"
@@ -162,7 +165,7 @@ def _rates(
             overlap = min(stretch.end, begin + (slot + 1) * width) - max(
                 stretch.begin, begin + slot * width
             )
-            sums[slot] += stretch.size_bytes * max(timedelta(), overlap) / length
+            sums[slot] += stretch.size_bytes * (max(timedelta(), overlap) / length)
     edges = [begin + number * width for number in range(slots + 1)]
     return edges, [size / width.total_seconds() for size in sums]
 
@@ -171,7 +174,10 @@ def _over_time(axes: Axes, begin: datetime, end: datetime, zone: tzinfo, shape: 
     axes.set_xlim(begin, max(end, begin + timedelta(seconds=1)))
     locator = AutoDateLocator(tz=zone, maxticks=8 if shape == "wide" else 4, minticks=2)
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=zone))
+    formatter = ConciseDateFormatter(
+        locator, tz=zone, formats=_TIMES, zero_formats=_TIMES_AT_ZERO, show_offset=False
+    )
+    axes.xaxis.set_major_formatter(formatter)
 
 
 def _thinned(samples: Sequence, most: int) -> Iterable:

@@ -36,6 +36,7 @@ from prefect_dicom.selection import why_undecided
 RESULTS = "results.csv"
 INSTANCES = "instances"
 CANDIDATES = "candidates.csv"
+REPORT = "report.html"
 _ROWS_PER_WRITE = 20_000
 
 _RESULT_COLUMNS = (
@@ -233,6 +234,7 @@ def summary_markdown(
     return (
         f"# Cohort {cohort.name}\n\n{in_words(totals)}\n\n{lines}\n"
         f"On the worker, in `{folder}`:\n\n"
+        f"- `{REPORT}`: one page for people, to be opened in a browser\n"
         f"- `{RESULTS}`: a verdict and a reason for every line of the cohort file\n"
         f"- `{INSTANCES}.parquet`, `{INSTANCES}.csv`: every archived instance with its key, "
         "size and SHA-256\n"

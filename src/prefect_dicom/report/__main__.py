@@ -1,0 +1,3 @@
+from prefect_dicom.report.running import main
+
+raise SystemExit(main())
