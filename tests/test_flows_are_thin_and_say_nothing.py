@@ -8,6 +8,8 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import pytest
@@ -238,6 +240,17 @@ def test_chunks_of_all_passes_have_different_numbers(place, logged):
         "archive-000001",
         "archive-000002",
     ]
+
+
+def test_prefect_shows_where_the_report_of_the_cohort_lies(place, monkeypatch):
+    links = []
+    monkeypatch.setattr(report, "create_link_artifact", lambda link, **_: links.append(link))
+    assert run_pull(place).name == "Completed"
+    (link,) = links
+    assert link.startswith("file:///")
+    page = Path(unquote(urlsplit(link).path)).read_text()
+    assert '<span data-figure="percent">100</span>' in page
+    assert ">done</span>" in page
 
 
 # ------------------------------------------------------------------------ what people tell them

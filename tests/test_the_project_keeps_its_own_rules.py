@@ -36,6 +36,8 @@ IMPORTERS = {
     "botocore": ({"archive", "blocks", "testing"}, set()),
     "sqlalchemy": ({"ledger"}, set()),
     "pandas": ({"cohort", "report"}, set()),
+    "matplotlib": ({"report"}, set()),
+    "jinja2": ({"report"}, set()),
     "prefect": ({"flows", "tasks", "blocks", "server"}, {"cli"}),
 }
 

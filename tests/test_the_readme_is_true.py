@@ -243,7 +243,7 @@ def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch):
         # Planning alone is tried in a file of its own.
         if words[0] == "prefect-dicom" and "--dry-run" not in words
     ]
-    assert [words[0] for words in told[:3]] == ["doctor", "pull", "status"]
+    assert [words[0] for words in told[:4]] == ["doctor", "pull", "status", "report"]
     with S3Server("research-images") as bucket:
         credentials(bucket, monkeypatch)
         with site_around(tmp_path, studies, bucket=bucket) as place:
@@ -265,6 +265,9 @@ def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch):
                     ended = command(*words)
                     assert ended.code == 0, ended.output + ended.complaints
                 assert "2 rows: 2 archived; 2 of 2 studies" in ended.output
+                ended = command(*told[3])
+                assert ended.code == 0, ended.complaints
+                assert ">2</b> archived" in Path(ended.output.strip()).read_text()
                 verify = next(words for words in told if words[0] == "verify")
                 assert command(*verify).code == 0
             finally:
