@@ -74,20 +74,28 @@ def _transfers(folder: Path, options: argparse.Namespace, parts: tuple[str, ...]
     (small,) = small_studies(folder, 1, options.small)
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(OurReceiver(folder / "ours"))
+        counting = stack.enter_context(OurReceiver(folder / "counting", metrics=True))
         best = stack.enter_context(StoreScp(folder / "best", best=True))
         installed = stack.enter_context(StoreScp(folder / "installed", best=False))
         plain = stack.enter_context(PlainPynetdicom(folder / "pynetdicom"))
-        known = {r.ae_title: r.port for r in (ours, best, installed, plain)}
+        known = {r.ae_title: r.port for r in (ours, counting, best, installed, plain)}
         with Orthanc(folder / "orthanc", no_delay=True, destinations=known) as orthanc:
             orthanc.hold([ct, small])
             for name, study in (("CT", ct), ("10 KB", small)):
                 if "receive" in parts:
-                    work = [(receiver, study) for receiver in (ours, best, plain)]
+                    work = [(receiver, study) for receiver in (ours, counting, best, plain)]
                     rates = receiving_rates(orthanc, work, options.rounds)
                     what = f"receive + SHA-256, {name}, over"
                     one = rates[ours.name]
                     yield ratio(f"{what} storescp at its best", one, rates[best.name], 1.0, "/s")
                     yield ratio(f"{what} plain pynetdicom", one, rates[plain.name], None, "/s")
+                    yield ratio(
+                        f"receive with metrics, {name}, over without",
+                        rates[counting.name],
+                        one,
+                        0.95,
+                        "/s",
+                    )
                 if "get" in parts:
                     rates = getting_rates(orthanc, study, folder, _CONTEXTS[name], options.rounds)
                     what = f"C-GET + SHA-256, {name}, over getscu at its best"

@@ -19,7 +19,7 @@ from pathlib import Path
 from peers import free_port
 
 from benchmarks.corpus import Study
-from prefect_dicom.configuration import DirectoryArchive, PacsNode, Receiver, Site
+from prefect_dicom.configuration import DirectoryArchive, Metrics, PacsNode, Receiver, Site
 from prefect_dicom.configuration import Spool as SpoolSettings
 from prefect_dicom.receiver import ReceiverLease
 from prefect_dicom.spool import Spool
@@ -94,9 +94,8 @@ class PlainPynetdicom:
 class OurReceiver:
     """The managed receiver with its spool, told what to expect as a run tells it."""
 
-    name = "prefect-dicom"
-
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, metrics: bool = False) -> None:
+        self.name = "prefect-dicom, counting" if metrics else "prefect-dicom"
         self.port = free_port()
         node = PacsNode(host="127.0.0.1", port=1, called_ae_title="SENDER")
         # A receiver's title is taken on the whole host.
@@ -106,6 +105,7 @@ class OurReceiver:
             receiver=Receiver(ae_title=self.ae_title, port=self.port, idle_seconds=1),
             archive=DirectoryArchive(directory=directory / "archive"),
             spool=SpoolSettings(path=directory / "spool", reserve_bytes=0),
+            metrics=Metrics(port=free_port() if metrics else None),
         )
         self._directory = directory
 

@@ -139,6 +139,7 @@ def test_one_port_tells_of_the_run_and_its_receiver_while_they_work_and_after(tm
         assert scrape("node_halted", node="pacs") == 0
         assert scrape("node_breaker", node="pacs", breaker=Breaker.CLOSED) == 1
         assert scrape("node_breaker", node="pacs") == 1
+        assert scrape("node_window_open", node="pacs") == 1
         assert scrape("spool_free_bytes", process="run-1") > 0
         assert scrape("events_total", event="study.failed", reason="instances-missing") == 1
     assert alone("received_objects_total") == len(objects)
@@ -172,8 +173,12 @@ def test_a_cohort_is_told_by_states_and_verdicts(tmp_path):
         cohort = place.cohort()
         with place.opened(cohort) as pull:
             work_through(pull)
+        # A window on holidays, and no holiday.
+        never = {"time_zone": "UTC", "windows": [{"days": ["holidays"]}], "outside": "closed"}
+        place.change(node={"courtesy": never})
         with place.opened(cohort) as pull, measured(pull):
             scrape = Scrape(port)
+    assert scrape("node_window_open", node="pacs") == 0
     assert scrape("studies", cohort="1", state=StudyState.ARCHIVED) == 2
     assert scrape("studies") == 2
     assert scrape("rows", cohort="1", verdict=Verdict.ARCHIVED) == 2
@@ -231,6 +236,17 @@ def test_a_run_that_dies_over_its_requests_is_counted(tmp_path):
         other.close()
         until(lambda: Scrape(port)("dead_runs_total") == 1, "the dead run is counted")
         assert Scrape(port)("runs") == 1
+
+
+def test_every_flow_that_opens_a_run_measures_it():
+    flows = DEPLOYMENTS.parent / "flows"
+    openings = [
+        line
+        for file in flows.glob("*.py")
+        for line in re.findall(r"^ *with .*open_(?:pull|plan)\(.*$", file.read_text(), re.MULTILINE)
+    ]
+    assert len(openings) >= 4
+    assert [line for line in openings if "measured(" not in line] == []
 
 
 # --------------------------------------------------------------- dashboard and alert rules

@@ -218,9 +218,9 @@ def test_what_the_image_is_made_of_is_in_its_context_and_nothing_else_is():
 
 
 @pytest.mark.campaign("operations")
-def test_the_images_steps_make_a_prefect_dicom_that_runs(tmp_path, request):
-    if not request.config.getoption("--campaign"):
-        pytest.skip("downloads everything; part of the campaign")
+@pytest.mark.whole_campaign
+@pytest.mark.timeout(1800)
+def test_the_images_steps_make_a_prefect_dicom_that_runs(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "tools"], check=True)

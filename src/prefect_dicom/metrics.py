@@ -65,6 +65,7 @@ READ: Mapping[str, str] = {
     "prefect_dicom_studies": "Studies of the cohort, by state.",
     "prefect_dicom_rows": "Rows of the cohort, by verdict.",
     "prefect_dicom_node_halted": "1 where a node is left alone until a person acts, with why.",
+    "prefect_dicom_node_window_open": "1 where a node may be asked by its windows, else 0.",
     "prefect_dicom_node_waiting_seconds": "For how long a node is still left alone.",
     "prefect_dicom_node_associations": "Requests a node may be sent at a time, at present.",
     "prefect_dicom_node_breaker": "1 for the state in which a node's breaker is, else 0.",

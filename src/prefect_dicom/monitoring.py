@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from prefect_dicom.courtesy import in_force
 from prefect_dicom.events import Event
 from prefect_dicom.metrics import Seldom, Value, happened, serving
 from prefect_dicom.model import StudyState, Verdict
@@ -63,6 +64,10 @@ class _Values:
             yield Value("prefect_dicom_refused_objects_total", self.plan.spool.refusals)
 
     def _of_nodes(self) -> Iterator[Value]:
+        now = self.plan.clock_time.now()
+        for node, settings in self.plan.site.nodes.items():
+            open_now = settings.courtesy is None or not in_force(settings.courtesy, now).closed
+            yield Value("prefect_dicom_node_window_open", open_now, {"node": node})
         for node, clock in self.plan.clocks().items():
             labels = {"node": node}
             halted = {**labels, "reason": clock.halted or ""}
