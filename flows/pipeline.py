@@ -183,6 +183,9 @@ def _passes_until_told(
 def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
     if trouble is not None and not isinstance(trouble, Interrupted):
         if isinstance(trouble, PacsError):
+            if plan.others_go_on(plan.halted_node()) and not totals.rows[Verdict.PENDING]:
+                # Noted with the cohort; it has come to its end without that node.
+                return
             trouble = _with_what_is_left(plan, trouble, totals)
         get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.what_to_do)
         raise trouble
@@ -190,23 +193,25 @@ def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> Non
 
 def _worth_another_pass(plan: Plan, trouble: PrefectDicomError | None, passes: int) -> bool:
     """Whether there is to be another pass; the node's clock then says when."""
-    clock = plan.clock(plan.cohort.node)
-    if clock.halted or plan.is_stopping():
+    clocks = [clock for clock in map(plan.clock, plan.cohort.nodes) if not clock.halted]
+    if not clocks or plan.is_stopping():
         return False
-    if isinstance(trouble, PacsError) and clock.seconds_left():
+    if plan.take_turned():
+        return True
+    if isinstance(trouble, PacsError) and any(clock.seconds_left() for clock in clocks):
         return True
     if trouble is not None and not passes_by_itself(trouble):
         return False
     # Last, because it changes what has failed: only where it is going to be tried again.
-    return clock.rest(passes) and (plan.reopen_transient() or trouble is not None)
+    rested = [clock.rest(passes) for clock in clocks]
+    return any(rested) and (plan.reopen_transient() or trouble is not None)
 
 
 def _wait(plan: Plan, progress: ProgressArtifact) -> None:
-    """Wait as the node's clock says, and show it."""
-    clock = plan.clock(plan.cohort.node)
+    """Wait until a node may be asked, and show it."""
     count = partial(plan.ledger.totals, plan.cohort.number)
     progress.show(count, plan.waits(), now=True)
-    while left := clock.seconds_left():
+    while left := plan.seconds_left():
         if plan.stop.wait(min(left, _TICK_SECONDS)) or plan.is_stopping():
             return
         _look(plan, progress, count)
@@ -215,7 +220,8 @@ def _wait(plan: Plan, progress: ProgressArtifact) -> None:
 def _with_what_is_left(plan: Plan, trouble: PacsError, totals: Totals) -> PacsError:
     """The same, with what its halt means for the cohort."""
     left = totals.rows[Verdict.PENDING]
-    words = f"node {plan.cohort.node} is left alone now; {left} rows stay pending, none is lost"
+    node = plan.halted_node()
+    words = f"node {node} is left alone now; {left} rows stay pending, none is lost"
     return PacsError(trouble.code, "; ".join(filter(None, (trouble.detail, words))))
 
 

@@ -43,9 +43,10 @@ def _flow_run_name() -> str:
 def pull_cohort(
     cohort: str,
     site: str = "site.yaml",
-    node: str | None = None,
+    node: str | list[str] | None = None,
     name: str | None = None,
     dry_run: bool = False,
+    every_node: bool = False,
 ) -> State:
     """Pull every study of a cohort into the archive.
 
@@ -55,13 +56,16 @@ def pull_cohort(
         Path of the cohort file (CSV, XLSX or Parquet, or a definition in YAML).
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
-    node : str, optional
-        Which of the site's PACS nodes to ask; needed where it has several.
+    node : str or list of str, optional
+        Which of the site's PACS nodes to ask; needed where it has several. Several in the order
+        in which they are asked, for what those before have no answer for or cannot deliver.
     name : str, optional
         A name for the cohort; by default the beginning of the file's SHA-256.
     dry_run : bool
         Find the studies, which the pull that follows needs not do again, and estimate what
         pulling them would take. Nothing is retrieved or archived, and no receiver is started.
+    every_node : bool
+        Ask each of several nodes for every row.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def pull_cohort(
     """
     with without_phi():
         settings = resolve_site(site)
-        registered = register_cohort(settings, Path(cohort), node, name)
+        registered = register_cohort(settings, Path(cohort), node, name, every_node=every_node)
         if dry_run:
             with open_plan(settings, registered.number) as plan, measured(plan):
                 words = estimate_in_words(run_plan(plan))

@@ -133,8 +133,9 @@ def _try_study(ledger: Ledger, run, claim: Claim, target: StudyState) -> None:
     # A new claim where one can be had: what is refused is refused for the state alone.
     ledger.release([claim])
     (claim,) = ledger.claim(run, [claim.reference]) or [claim]
-    if target is StudyState.PENDING:
-        ledger.reopen(cohort, reasons=["pacs-refused"])
+    if target is StudyState.PENDING and not ledger.reopen(cohort, reasons=["pacs-refused"]).studies:
+        # By one of several nodes.
+        ledger.record_failed(claim, "pacs-refused", nodes=("main", "other"))
     if target is StudyState.LISTED:
         ledger.record_list(claim, [], Evidence.INSTANCE_LIST)
     if target is StudyState.ARCHIVED:

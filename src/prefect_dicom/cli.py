@@ -248,7 +248,17 @@ def pull(
     /,
     *,
     site: SiteOption = DEFAULT_SITE,
-    node: Annotated[str | None, Parameter(help="PACS node to ask, if there are several.")] = None,
+    node: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="PACS node to ask, if there are several; repeated, a node to ask instead where "
+            "those before have no answer or cannot deliver.",
+            show_default=False,
+        ),
+    ] = (),
+    every_node: Annotated[
+        bool, Parameter(help="Ask each of several nodes for every row.", show_default=False)
+    ] = False,
     name: Annotated[str | None, Parameter(help="A name for the cohort.")] = None,
     dry_run: Annotated[
         bool, Parameter(help="Only find the studies, and say what pulling them would take.")
@@ -265,12 +275,14 @@ def pull(
     from prefect_dicom.steps import register_cohort
 
     settings = _site(site)
-    known = register_cohort(settings, cohort, node, name)
+    known = register_cohort(settings, cohort, node, name, every_node=every_node)
 
     def flow() -> Any:
         from prefect_dicom.flows import pull_cohort
 
-        return pull_cohort(str(cohort), site, node, name, dry_run, return_state=True)
+        return pull_cohort(
+            str(cohort), site, list(node) or None, name, dry_run, every_node, return_state=True
+        )
 
     return _run(settings, site, known, flow, json_, _show_estimate if dry_run else _show)
 
@@ -495,7 +507,9 @@ def status(
         print(json.dumps(results, indent=1))
         return Exit.ALL_WELL
     for known, totals, runs in lines:
-        words = f"{known.number}  [bold]{known.name}[/] ({known.node}): {in_words(totals)}"
+        words = (
+            f"{known.number}  [bold]{known.name}[/] ({', '.join(known.nodes)}): {in_words(totals)}"
+        )
         if runs or known.paused or known.priority:
             words += f"; {_hands_in_words(known, runs)}"
         output.print(words, soft_wrap=not output.is_terminal)
@@ -1197,7 +1211,12 @@ def _show_estimate(
     folder = site.reports / cohort.name
     code = Exit.NOT_ALL if estimate.unfound_rows else Exit.ALL_WELL
     if as_json:
-        result = {"cohort": cohort.name, "number": cohort.number, "node": cohort.node}
+        result = {
+            "cohort": cohort.name,
+            "number": cohort.number,
+            "node": cohort.node,
+            "nodes": [*cohort.nodes],
+        }
         result |= estimate.as_result() | {"reports": str(folder)}
         if error is not None:
             result["error"] = getattr(error, "code", "unexpected")
@@ -1234,6 +1253,7 @@ def _figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
         "cohort": cohort.name,
         "number": cohort.number,
         "node": cohort.node,
+        "nodes": [*cohort.nodes],
         "rows": {str(v): n for v, n in totals.rows.items() if n},
         "studies": {str(s): n for s, n in totals.studies.items() if n},
         "expected_instances": totals.expected,

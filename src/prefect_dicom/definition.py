@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, ValidationError
 
 from prefect_dicom.cohort import Window, cohort_digest, date_range, read_cohort, read_excluded
-from prefect_dicom.configuration import PlacedPath
+from prefect_dicom.configuration import NodeName, PlacedPath
 from prefect_dicom.errors import CohortError, ConfigurationError
 from prefect_dicom.model import (
     WHOLE,
@@ -28,6 +28,7 @@ from prefect_dicom.model import (
     DateRange,
     Excluded,
     Filter,
+    NodeOrder,
     Pattern,
     PerPatient,
     Selection,
@@ -227,6 +228,10 @@ class _MostPerPatient(Settings):
 class _Definition(Settings):
     """The outermost keys."""
 
+    nodes: tuple[NodeName, ...] | None = Field(
+        None, min_length=1, description="The PACS nodes to ask, the preferred one first."
+    )
+    every_node: bool = Field(False, description="Ask each of them for every row.")
     list: PlacedPath | None = Field(None, description="A cohort list: CSV, XLSX or Parquet.")
     window: _Window | None = Field(None, description="Days around a date of each row.")
     exclude: Any = Field(None, description="Lists of what is never taken.")
@@ -275,6 +280,35 @@ def cohort_file_digest(path: Path) -> str:
     for _, named in _named(path, _document(path).values):
         together.update(bytes.fromhex(cohort_digest(named)))
     return together.hexdigest()
+
+
+def nodes_of_definition(path: Path, *, every_node: bool = False) -> NodeOrder | None:
+    """The PACS nodes that a definition names; None where it is a list, or names none.
+
+    Parameters
+    ----------
+    every_node : bool
+        Ask each of several for every row, whatever the definition has.
+
+    Raises
+    ------
+    CohortError
+        It is no YAML, or what it has for them is faulty; the other keys are not looked at.
+    """
+    if not is_definition(path):
+        return None
+    values = _document(path).values
+    given = {key: values[key] for key in ("nodes", "every_node") if key in values}
+    try:
+        definition = _Definition.model_validate(given)
+    except ValidationError:
+        # All faults of the file together, this one among them.
+        read_cohort_file(path)
+        raise
+    if definition.nodes is None:
+        return None
+    every = (every_node or definition.every_node) and len(definition.nodes) > 1
+    return NodeOrder(definition.nodes, every)
 
 
 def read_cohort_file(path: Path) -> CohortFile:

@@ -175,6 +175,12 @@ pieces and then one by one. What still does not come, the PACS usually cannot se
 damaged or missing on its disk, a transfer syntax it would have to convert and cannot (Orthanc and
 dcmqrscp do not convert compressed images), a SOP class it will not send. Its status may say
 success all the same. What has come is archived already and is not asked for again.""",
+    "copy-incomplete": """
+Of a cohort with several nodes. The node that has most of the study could not deliver it, and the
+one asked instead has no copy of all of it: an instance is missing from its list, or it counts less
+than the other does. A part of a study is not archived as the whole. The column `nodes` of
+`results.csv` says why the fuller node failed. Where that one has deleted the study (`study-gone`),
+what another has is taken.""",
     "completeness-unknown": """
 The PACS answers no query at IMAGE level and tells no counts of series. All there is then to judge
 by are the counters of the retrieve's final response: success, as many completed as different

@@ -429,3 +429,5 @@ class RowVerdict:
     """Windows (days, modalities) in which the PACS may have more studies of the row."""
     evidence: Evidence | None = None
     """The weakest proof among the archived studies; None where there are none."""
+    nodes: tuple[str, ...] = ()
+    """The nodes its studies were asked of; with a colon and the reason, where one has failed."""

@@ -32,8 +32,9 @@ from prefect_dicom.dimse.find import QueryHabits
 from prefect_dicom.discovery import Habits, ask_together, discover
 from prefect_dicom.errors import Interrupted, LedgerError, PacsError
 from prefect_dicom.events import Event, Subscriber
+from prefect_dicom.fallback import Answer, settles, together
 from prefect_dicom.faultpoints import reached
-from prefect_dicom.ledger import Cohort, Ledger, Run
+from prefect_dicom.ledger import Cohort, Ledger, RowFindings, Run
 from prefect_dicom.matching import Discovery
 from prefect_dicom.metrics import answered
 from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection, Wish
@@ -93,9 +94,10 @@ class Plan:
     """What time it is, and how the run waits."""
     subscribers: list[Subscriber] = field(default_factory=list)
     """Who is told what happens; appended to before the work begins."""
-    _habits: Habits = field(default_factory=Habits)
-    _queries: QueryHabits = field(default_factory=QueryHabits)
-    """What the cohort's node makes of queries that its filters need."""
+    _habits: dict[str, Habits] = field(default_factory=dict)
+    _queries: dict[str, QueryHabits] = field(default_factory=lambda: defaultdict(QueryHabits))
+    """What each of the cohort's nodes makes of queries that its filters need."""
+    _turned: threading.Event = field(default_factory=threading.Event)
     _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
     _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _characters: dict[str, str] = field(default_factory=dict)
@@ -114,7 +116,8 @@ class Plan:
     def discovery_pages(self) -> Iterator[tuple[int, int]]:
         """Ranges of lines (first, last) that are still to be discovered."""
         # What was answered in an earlier pass may be hours old.
-        self._habits.recent.clear()
+        for node in self.cohort.nodes:
+            self.habits(node).recent.clear()
         after = 0
         while rows := self.ledger.rows_to_discover(self.cohort.number, after, ROWS_PER_PAGE):
             yield rows[0].line, rows[-1].line
@@ -123,42 +126,102 @@ class Plan:
     def discover(self, first_line: int, last_line: int) -> int:
         """Ask the PACS for the studies of these rows; returns how many rows were asked for.
 
+        Of several nodes one after the other, each for the rows that those before have no answer
+        for, or for all of them.
+
         Raises
         ------
         PacsError
-            The node cannot be used; rows that were asked before are recorded.
+            The node cannot be used, and no other; rows that were asked before are recorded.
         """
         rows = self.ledger.rows_to_discover(self.cohort.number, first_line - 1, ROWS_PER_PAGE)
         rows = [row for row in rows if row.line <= last_line]
         found = _Found(self.ledger, self.cohort.number)
+        nodes = self.cohort.nodes
         try:
-            self._ask_all(_questions(rows, self._most_together()), found)
+            if len(nodes) == 1:
+                self._ask_all(nodes[0], rows, lambda row, answer: found.add(_findings(row, answer)))
+            else:
+                self._ask_several(rows, found)
         finally:
             found.record()
         return found.count
 
-    def _most_together(self) -> int:
-        node = self.site.asked(self.cohort.node)
-        return node.limits.uids_per_request if self._habits.answers_lists else 1
+    def _ask_several(self, rows: Sequence[CohortRow], found: _Found) -> None:
+        """Ask one node after the other for what those before have not settled."""
+        every = self.cohort.order.every
+        answers: dict[int, list[tuple[str, Answer]]] = defaultdict(list)
+        for node in self.cohort.nodes:
+            heard: dict[int, Answer] = {}
+            try:
+                if rows and not self.clock(node).halted:
+                    self._ask_all(
+                        node, rows, lambda row, answer, to=heard: to.update({row.line: answer})
+                    )
+            except PacsError:
+                if not self.others_go_on(node):
+                    raise
+            left = []
+            for row in rows:
+                answers[row.line].append((node, heard.get(row.line)))
+                if settles(row, heard.get(row.line), every=every):
+                    found.add(together(row, answers[row.line], every=every))
+                else:
+                    left.append(row)
+            rows = left
+        if rows and all(self.clock(node).halted for node in self.cohort.nodes):
+            raise PacsError(self.clock(self.cohort.node).halted)
+        for row in rows:
+            if (findings := together(row, answers[row.line], every=every)) is not None:
+                found.add(findings)
 
-    def _ask_all(self, questions: Sequence[Question], found: _Found) -> None:
-        """Ask the questions over as many associations as are allowed and worth it."""
+    def others_go_on(self, node: str) -> bool:
+        """Whether a node is left alone for the rest of the run, and another of the cohort not."""
+        if not self.clock(node).halted:
+            return False
+        goes_on = any(not self.clock(other).halted for other in self.cohort.nodes)
+        if goes_on:
+            reason = reason_for(self.clock(node).halted)
+            self.note(node, f"left alone by a run ({reason.code}): {reason.what_to_do}")
+            self._turned.set()
+        return goes_on
+
+    def take_turned(self) -> bool:
+        """Whether something is to be asked of another node now, since this was asked last."""
+        turned = self._turned.is_set()
+        self._turned.clear()
+        return turned
+
+    def habits(self, node: str) -> Habits:
+        """How a node answers queries for studies, as far as is known."""
+        with self._lock:
+            if node not in self._habits:
+                self._habits[node] = Habits()
+                self._habits[node].start_from(self.site.profiles.get(node, NodeProfile()))
+            return self._habits[node]
+
+    def _ask_all(
+        self, node: str, rows: Sequence[CohortRow], take: Callable[[CohortRow, Answer], None]
+    ) -> None:
+        """Ask a node for the rows, over as many associations as are allowed and worth it."""
+        most = self.site.asked(node).limits.uids_per_request
+        questions = _questions(rows, most if self.habits(node).answers_lists else 1)
         left = iter(questions)
         lock, over = threading.Lock(), threading.Event()
 
-        clock = self.clock(self.cohort.node)
+        clock = self.clock(node)
 
         def ask_what_is_left(number: int = 0) -> None:
             try:
-                with self._asking(self.cohort.node) as requestor:
+                with self._asking(node) as requestor:
                     # While the node is asked for less than at the beginning, by fewer.
                     while not over.is_set() and (number == 0 or number < clock.associations):
                         with lock:
                             question = next(left, None)
                         if question is None:
                             break
-                        self._ask(requestor, question, found, over)
-                    self._doubt_profile(self.cohort.node, requestor)
+                        self._ask(node, requestor, question, take, over)
+                    self._doubt_profile(node, requestor)
             except BaseException:
                 over.set()
                 raise
@@ -177,35 +240,40 @@ class Plan:
             future.result()
 
     def _ask(
-        self, requestor: Requestor, question: Question, found: _Found, over: threading.Event
+        self,
+        node: str,
+        requestor: Requestor,
+        question: Question,
+        take: Callable[[CohortRow, Answer], None],
+        over: threading.Event,
     ) -> None:
         """Discover the rows of a question, until it is over; together what can be had together."""
         if len(question) > 1:
             first = [rows[0] for rows in question]
-            insisting(lambda: ask_together(requestor, first, self._habits))
+            insisting(lambda: ask_together(requestor, first, self.habits(node)))
         for rows in question:
             for row in rows:
                 self._check_stop()
                 if over.is_set():
                     return
-                found.add(self._discover_row(requestor, row))
+                take(row, self._discover_row(node, requestor, row))
                 reached("row-answered")
 
-    def _discover_row(self, requestor: Requestor, row: CohortRow) -> tuple:
+    def _discover_row(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery | str:
         requestor.about = ("row", row.line)
         try:
-            result = insisting(lambda: self._wanted_of(requestor, row))
+            result = insisting(lambda: self._wanted_of(node, requestor, row))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
-            self._count_failed_query(self.cohort.node, error.code)
-            return row.line, (), error.code, ()
-        self.clock(self.cohort.node).succeeded()
-        return row.line, result.studies, result.reason, result.near_misses, result.gaps
+            self._count_failed_query(node, error.code)
+            return error.code
+        self.clock(node).succeeded()
+        return result
 
-    def _wanted_of(self, requestor: Requestor, row: CohortRow) -> Discovery:
-        found = discover(requestor, row, self._habits)
-        return choose_studies(requestor, row, found, self.selection, self._queries)
+    def _wanted_of(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery:
+        found = discover(requestor, row, self.habits(node))
+        return choose_studies(requestor, row, found, self.selection, self._queries[node])
 
     def limit_per_patient(self) -> None:
         """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
@@ -440,10 +508,10 @@ class Plan:
 
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
         """By key of a profile, whether the run has seen the opposite."""
-        is_asked = node == self.cohort.node
+        habits = self.habits(node)
         return {
-            "optional_return_keys": is_asked and self._habits.simple,
-            "uid_lists_in_queries": is_asked and not self._habits.answers_lists,
+            "optional_return_keys": habits.simple,
+            "uid_lists_in_queries": not habits.answers_lists,
             "uid_lists_above": not requestor.answers_lists,
         }
 
@@ -509,7 +577,6 @@ def open_plan(site: Site, cohort: str | int) -> Iterator[Plan]:
 @contextlib.contextmanager
 def at_work(plan: Plan) -> Iterator[None]:
     """Make this the plan of the context; its associations end with the block."""
-    plan._habits.start_from(plan.site.profiles.get(plan.cohort.node, NodeProfile()))
     token = _current.set(plan)
     plan.sample(now=True)
     # From here on there is a minute to the first report.
@@ -549,6 +616,13 @@ def _questions(rows: Iterable[CohortRow], most: int) -> list[Question]:
     return questions
 
 
+def _findings(row: CohortRow, answer: Discovery | str) -> RowFindings:
+    """What a row found on its cohort's only node."""
+    if isinstance(answer, str):
+        return RowFindings(row.line, reason=answer)
+    return RowFindings(row.line, answer.studies, answer.reason, answer.near_misses, answer.gaps)
+
+
 class _Found:
     """What rows have found, on its way into the ledger. Thread-safe."""
 
@@ -556,10 +630,10 @@ class _Found:
         self.count = 0
         self._ledger = ledger
         self._cohort = cohort
-        self._waiting: list[tuple] = []
+        self._waiting: list[RowFindings] = []
         self._lock = threading.Lock()
 
-    def add(self, found: tuple) -> None:
+    def add(self, found: RowFindings) -> None:
         """Take in one row's end; with enough of them they are recorded."""
         with self._lock:
             self.count += 1

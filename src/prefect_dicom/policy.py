@@ -12,9 +12,10 @@ import random
 import statistics
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from prefect_dicom.model import (
     Chunk,
@@ -29,9 +30,12 @@ from prefect_dicom.model import (
 from prefect_dicom.reasons import reason_for
 
 STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
-    StudyState.PENDING: frozenset({StudyState.LISTED, StudyState.FAILED}),
+    # Pending again: one node has failed, and another is asked.
+    StudyState.PENDING: frozenset({StudyState.LISTED, StudyState.FAILED, StudyState.PENDING}),
     # A changed list is listed again.
-    StudyState.LISTED: frozenset({StudyState.LISTED, StudyState.ARCHIVED, StudyState.FAILED}),
+    StudyState.LISTED: frozenset(
+        {StudyState.LISTED, StudyState.ARCHIVED, StudyState.FAILED, StudyState.PENDING}
+    ),
     StudyState.ARCHIVED: frozenset(),
     # A rerun begins with a new list; what was stored stays stored.
     StudyState.FAILED: frozenset({StudyState.PENDING}),
@@ -75,10 +79,14 @@ FILTER_UNDECIDED = "filter-undecided"
 BEYOND_THE_MAXIMUM = "beyond-the-maximum"
 SELECTED_OTHERWISE = "selected-otherwise"
 
+COPY_INCOMPLETE = "copy-incomplete"
+STUDY_GONE = "study-gone"
+
 OF_ONE_REQUEST = {
     "answer-unusable",
     "answers-capped",
     "association-lost",
+    "copy-incomplete",
     "evidence-too-weak",
     "filter-undecided",
     "pacs-failure",
@@ -166,12 +174,77 @@ def modality_of(modalities: Iterable[str]) -> str:
     return "+".join(sorted(named - _BESIDE_IMAGES or named)) or _UNKNOWN
 
 
+_OF_OUR_SIDE = {
+    "archive-checksum",
+    "archive-conflict",
+    "archive-object-missing",
+    "manifest-unreadable",
+    SELECTED_OTHERWISE,
+    "unexpected",
+}
+"""Ends of a study that no other node can help."""
+
+
+class AtNode(Protocol):
+    """What is known of a study at one of its cohort's nodes."""
+
+    @property
+    def is_found(self) -> bool: ...
+    @property
+    def number_of_instances(self) -> int | None: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+def node_to_ask(
+    nodes: Sequence[str], copies: Mapping[str, AtNode], halted: Container[str] = ()
+) -> str | None:
+    """The node that a study is to be asked of, of those of its cohort; None where none is left.
+
+    Where it could not be had it is not asked for again. Of the nodes that are known to have it,
+    the one that counts most instances comes first, where all of them count; then the cohort's
+    order decides. Those that may have it come last. A node that is halted is passed over.
+
+    Parameters
+    ----------
+    nodes : sequence of str
+        In the cohort's order.
+    copies : mapping of node to what is known
+        Of the nodes that were asked about the study.
+
+    Examples
+    --------
+    >>> node_to_ask(["main", "vna"], {})
+    'main'
+    """
+    left = [n for n in nodes if n not in copies or copies[n].reason is None]
+    known = [n for n in left if n in copies and copies[n].is_found]
+    counts = {n: copies[n].number_of_instances for n in known}
+    if None not in counts.values():
+        known.sort(key=lambda node: -counts[node])
+    maybe = [n for n in left if n not in known]
+    return next((node for node in (*known, *maybe) if node not in halted), None)
+
+
+def helps_elsewhere(code: str) -> bool:
+    """Whether a study that ended so at one node may still be had from another."""
+    return code not in _OF_OUR_SIDE
+
+
+def reason_of_all(nodes: Sequence[str], copies: Mapping[str, AtNode]) -> str | None:
+    """The reason of a study that no node could deliver: the one that is helped most easily."""
+    codes = [copies[n].reason for n in nodes if n in copies and copies[n].reason is not None]
+    return min(codes, key=lambda code: _EASE.index(reason_for(code).disposition), default=None)
+
+
+_EASE = (Disposition.TRANSIENT, Disposition.OPERATOR, Disposition.PERMANENT)
+
+
 def plan_chunks(
     studies: Iterable[tuple[StudyReference, str, int | None]],
     *,
     chunk_studies: int,
     chunk_instances: int,
-    first_number: int = 1,
 ) -> Iterator[Chunk]:
     """Studies in the order given, cut into chunks of one node.
 
@@ -184,7 +257,7 @@ def plan_chunks(
     studies : iterable of (study reference, node, instances or None)
         Unknown counts weigh nothing.
     """
-    number = first_number
+    number = 1
     members: list[StudyReference] = []
     node, weight = "", 0
     for reference, its_node, instances in studies:

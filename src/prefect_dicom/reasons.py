@@ -169,6 +169,12 @@ _TABLE = (
         "`prefect-dicom rerun` asks for exactly these; if it stays, look at the PACS's log.",
     ),
     (
+        "copy-incomplete",
+        OPERATOR,
+        "The node that could be asked lists or counts fewer instances than another node.",
+        "Have the fuller node repaired, or the study completed on this one, then rerun.",
+    ),
+    (
         "completeness-unknown",
         OPERATOR,
         "The PACS lists and counts no instances, and what came is not what it says to have sent.",

@@ -67,6 +67,7 @@ from prefect_dicom.model import (
 )
 from prefect_dicom.part10 import survey
 from prefect_dicom.policy import (
+    COPY_INCOMPLETE,
     OF_ONE_REQUEST,
     Asked,
     NodeClock,
@@ -128,6 +129,8 @@ class StudyWork:
     """The UIDs of the series that the PACS lists and that the cohort does not want."""
     gone: bool = False
     """Whether the PACS does not have it any more; nothing of it is asked for then."""
+    elsewhere: set[InstanceKey] = field(default_factory=set)
+    """What is here of it from another node: it counts when this one has sent the same bytes."""
 
     @property
     def reference(self) -> StudyReference:
@@ -138,7 +141,11 @@ class StudyWork:
         """The listed instances that have neither arrived nor been given up."""
         if self.gone:
             return []
-        return [k for k in self.listed if self.states.get(k) is InstanceState.EXPECTED]
+        return [
+            key
+            for key in self.listed
+            if self.states.get(key) is InstanceState.EXPECTED or key in self.elsewhere
+        ]
 
     @property
     def is_listed(self) -> bool:
@@ -162,7 +169,7 @@ class StudyWork:
         return Counter(
             key.series_instance_uid
             for key in self.listed
-            if self.states[key] is not InstanceState.EXPECTED
+            if self.states[key] is not InstanceState.EXPECTED and key not in self.elsewhere
         )
 
     def short(self) -> list[str]:
@@ -254,13 +261,16 @@ class _Manner:
 class _Judged(NamedTuple):
     """What is new in the spool for a study; ``rejected`` are the hashes of the rejections.
 
-    ``added`` are those of them that nobody had listed.
+    ``added`` are those of them that nobody had listed. ``confirmed`` had come from another node,
+    in the same bytes; ``superseded`` in others.
     """
 
     added: list[Instance]
     arrivals: list[Arrival]
     rejections: list[tuple[InstanceKey, str]]
     rejected: list[str]
+    confirmed: list[InstanceKey]
+    superseded: list[InstanceKey]
 
 
 class Retrieval:
@@ -417,7 +427,11 @@ class Retrieval:
             raise PacsError("study-offline", f"{answer.offline} series")
         if not answer.evidence.satisfies(self._weakest):
             raise PacsError("evidence-too-weak")
+        if fresh and _told(answer) < work.claim.told_elsewhere:
+            raise PacsError(COPY_INCOMPLETE)
         answer = self._of_selection(work, answer)
+        if fresh and work.claim.listed_by not in (None, work.claim.node):
+            self._compare_lists(work, answer)
         is_listed = answer.evidence is Evidence.INSTANCE_LIST
         if not fresh and work.is_listed and not is_listed:
             raise PacsError("request-refused", "the instances are not listed any more")
@@ -448,6 +462,28 @@ class Retrieval:
         self._expect(work, answer, change)
         return changed
 
+    def _compare_lists(self, work: StudyWork, answer: ListedStudy) -> None:
+        """Make sure that all that another node has listed is listed here too.
+
+        Raises
+        ------
+        PacsError
+            ``copy-incomplete``
+        """
+        listed = {
+            record.key
+            for record in self._ledger.instances(work.reference)
+            if record.reason != "no-longer-listed"
+        }
+        if answer.evidence is Evidence.INSTANCE_LIST:
+            lacks = bool(listed - {instance.key for instance in answer.instances})
+        else:
+            series = Counter(key.series_instance_uid for key in listed)
+            counts = answer.series or {}
+            lacks = any(count > (counts.get(uid) or 0) for uid, count in series.items())
+        if lacks:
+            raise PacsError(COPY_INCOMPLETE)
+
     def _here(self, work: StudyWork, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
         """What stands for the list of a study of which none is told: what is here of its series.
 
@@ -471,7 +507,14 @@ class Retrieval:
     def list_afresh(self, works: Sequence[StudyWork]) -> set[StudyReference]:
         """The first lists of this run, of as many studies as :meth:`lists` can read together."""
         lists = {r: answer for r, answer in self.lists(works).items() if not answer.offline}
-        listed = [work for work in works if work.reference in lists]
+        listed = [
+            work
+            for work in works
+            if work.reference in lists
+            # What is compared with another node's list is listed by itself.
+            and work.claim.listed_by in (None, work.claim.node)
+            and work.claim.told_elsewhere <= len(lists[work.reference].instances)
+        ]
         changes = self._ledger.record_lists(
             [
                 (work.claim, lists[work.reference].instances, Evidence.INSTANCE_LIST)
@@ -483,7 +526,7 @@ class Retrieval:
         reached("list-recorded")
         for work, change in zip(listed, changes, strict=True):
             self._expect(work, lists[work.reference], change)
-        return lists.keys()
+        return {work.reference for work in listed}
 
     def _expect(self, work: StudyWork, answer: ListedStudy, change: ListChange) -> None:
         work.listed = {instance.key: instance for instance in answer.instances}
@@ -507,12 +550,16 @@ class Retrieval:
         """Bring the ledger's instances and the spool's files together."""
         here = {path.stem for path in self._spool.files(work.reference)}
         lost = []
+        work.elsewhere.clear()
         for record in self._ledger.instances(work.reference):
             key, state = record.key, record.state
             if state is InstanceState.RECEIVED and record.sha256 not in here:
                 lost.append(key)
                 state = InstanceState.EXPECTED
             work.states[key] = state
+            is_here = state in (InstanceState.RECEIVED, InstanceState.STORED)
+            if is_here and record.node not in (None, work.claim.node):
+                work.elsewhere.add(key)
             if state is InstanceState.RECEIVED:
                 work.received[key] = Arrival(
                     work.reference,
@@ -1180,6 +1227,11 @@ class Retrieval:
         if grown:
             self._ledger.extend_lists(grown)
             reached("list-extended")
+        for work, one in zip(works, judged, strict=True):
+            if one.superseded:
+                self._ledger.record_lost(work.claim, one.superseded)
+            if one.confirmed:
+                self._ledger.record_confirmed(work.claim, one.confirmed)
         if arrivals:
             self._ledger.record_received({work.reference: work.claim for work in works}, arrivals)
             reached("received-recorded")
@@ -1190,7 +1242,7 @@ class Retrieval:
                 # Only now: nothing that arrived goes without a record of why.
                 for sha256 in one.rejected:
                     self._spool.remove(work.reference, sha256)
-        return len(arrivals) + sum(len(one.rejections) for one in judged)
+        return len(arrivals) + sum(len(one.rejections) + len(one.confirmed) for one in judged)
 
     def _judge(self, work: StudyWork) -> _Judged:
         added: list[Instance] = []
@@ -1198,11 +1250,16 @@ class Retrieval:
         rejections: list[tuple[InstanceKey, str]] = []
         rejected: list[str] = []
         warnings: dict[InstanceKey, tuple[str, ...]] = {}
+        confirmed: list[InstanceKey] = []
+        superseded: list[InstanceKey] = []
         suspects: set[str] | None = None
         for path in self._spool.files(work.reference):
             sha256 = path.stem
             if sha256 in work.seen:
-                _see_again(work, path)
+                key = _see_again(work, path)
+                if key in work.elsewhere:
+                    work.elsewhere.discard(key)
+                    confirmed.append(key)
                 continue
             scan = survey(path)
             identity = scan.identity
@@ -1211,11 +1268,16 @@ class Retrieval:
             known = held.sha256 if held else work.stored_hashes.get(key)
             if known == sha256:
                 work.came.add(key)
+                if key in work.elsewhere:
+                    work.elsewhere.discard(key)
+                    confirmed.append(key)
                 self._spool.remove(work.reference, sha256)
                 continue
             verdict = None
             wanted = key in work.listed or work.admits(key)
-            if wanted and known is None:
+            # Another node's version that is not archived yet gives way to this node's.
+            supersedes = held is not None and key in work.elsewhere
+            if wanted and (known is None or supersedes):
                 verdict = validate(scan, _expected(work, key))
             if _is_strange(verdict) and self._spool.is_damaged(work.reference, sha256):
                 # Nobody is to be blamed for what our own disk has made of it.
@@ -1243,12 +1305,17 @@ class Retrieval:
                     work.set_aside += 1
                     continue
                 if self._leave_out_faulty:
+                    if supersedes:
+                        self._supersede(work, key)
                     added += _put_on_list(work, key, identity.sop_class_uid)
                     rejected.append(sha256)
                     rejections.append((key, verdict.findings[0]))
                     work.states[key] = InstanceState.REJECTED
                     work.came.add(key)
                     continue
+            if supersedes:
+                self._supersede(work, key)
+                superseded.append(key)
             added += _put_on_list(work, key, identity.sop_class_uid)
             _see(work, path, key)
             work.came.add(key)
@@ -1269,7 +1336,15 @@ class Retrieval:
             if state is InstanceState.EXPECTED:
                 work.states[key] = InstanceState.RECEIVED
         work.warnings.update(warnings)
-        return _Judged(added, arrivals, rejections, rejected)
+        return _Judged(added, arrivals, rejections, rejected, confirmed, superseded)
+
+    def _supersede(self, work: StudyWork, key: InstanceKey) -> None:
+        """Keep apart what another node had sent, of which this one has other bytes."""
+        held = work.received.pop(key)
+        self._spool.quarantine_file(work.reference, held.sha256, "conflicting-content")
+        work.places.pop(held.sha256, None)
+        work.elsewhere.discard(key)
+        work.states[key] = InstanceState.EXPECTED
 
 
 class _First:
@@ -1299,19 +1374,28 @@ def _put_on_list(work: StudyWork, key: InstanceKey, sop_class: str | None) -> li
 def _see(work: StudyWork, path: Path, key: InstanceKey) -> None:
     """Remember an object in the spool that has been looked at."""
     work.seen.add(path.stem)
-    if not work.is_listed:
+    if not work.is_listed or key in work.elsewhere:
         facts = path.stat()
         work.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
 
 
-def _see_again(work: StudyWork, path: Path) -> None:
-    """Notice that an object which lies in the spool has come once more."""
+def _see_again(work: StudyWork, path: Path) -> InstanceKey | None:
+    """Notice that an object which lies in the spool has come once more; which one, if it has."""
     if path.stem in work.places:
         key, *file = work.places[path.stem]
         facts = path.stat()
         if [facts.st_ino, facts.st_mtime_ns] != file:
             work.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
             work.came.add(key)
+            return key
+    return None
+
+
+def _told(answer: ListedStudy) -> int:
+    """How many instances the peer lists or counts in a study; 0 where it does neither."""
+    if answer.evidence is Evidence.INSTANCE_LIST:
+        return len(answer.instances)
+    return _counted(answer) or 0
 
 
 def _counted(answer: ListedStudy) -> int | None:

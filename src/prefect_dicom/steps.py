@@ -29,14 +29,17 @@ from prefect_dicom.archive.manifest import (
     put_manifest,
 )
 from prefect_dicom.archive.proof import faults_of
+from prefect_dicom.comparison import unpadded
 from prefect_dicom.configuration import Site, ledger_url
 from prefect_dicom.definition import (
     cohort_file_digest,
     definition_by_date,
+    nodes_of_definition,
     read_cohort_file,
 )
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import ListedStudy
+from prefect_dicom.discovery import discover
 from prefect_dicom.errors import (
     ArchiveConflict,
     ArchiveError,
@@ -49,18 +52,20 @@ from prefect_dicom.errors import (
 from prefect_dicom.events import Event
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
-from prefect_dicom.ledger import Cohort, Ledger
+from prefect_dicom.ledger import Claim, Cohort, Copy, Ledger
 from prefect_dicom.metrics import upload_ended, upload_waits, uploaded
 from prefect_dicom.model import (
     ArchivedObject,
     Arrival,
     Chunk,
+    CohortRow,
     Evidence,
     Instance,
     InstanceKey,
     InstanceState,
     Level,
     ManifestInstance,
+    NodeOrder,
     RetrieveMethod,
     StudyManifest,
     StudyReference,
@@ -68,7 +73,13 @@ from prefect_dicom.model import (
     WithheldInstance,
 )
 from prefect_dicom.planning import Plan, at_work, current_plan, insisting
-from prefect_dicom.policy import OF_ONE_REQUEST, SELECTED_OTHERWISE, plan_chunks
+from prefect_dicom.policy import (
+    OF_ONE_REQUEST,
+    SELECTED_OTHERWISE,
+    helps_elsewhere,
+    node_to_ask,
+    plan_chunks,
+)
 from prefect_dicom.receiver import ReceiverLease
 from prefect_dicom.report import replacing
 from prefect_dicom.retrieval import Retrieval, RetrieveHabits, StudyWork
@@ -92,17 +103,32 @@ def current_pull() -> Pull:
     return plan
 
 
-def register_cohort(site: Site, path: Path, node: str | None, name: str | None = None) -> Cohort:
+def register_cohort(
+    site: Site,
+    path: Path,
+    node: str | Sequence[str] | None,
+    name: str | None = None,
+    *,
+    every_node: bool = False,
+) -> Cohort:
     """Read a cohort file and write its rows into the ledger. The same file again is the same.
 
     One the ledger knows is not read again: a large workbook takes half a minute.
+
+    Parameters
+    ----------
+    node : str or sequence of str, optional
+        The nodes to ask, the preferred one first; else those that a definition names, or the
+        site's only one.
+    every_node : bool
+        Ask each of several for every row.
 
     Raises
     ------
     CohortError
         With all complaints about the file; none of its rows was written.
     """
-    node = node_for(site, node)
+    order = order_for(site, path, node, every_node=every_node).text
     try:
         digest = cohort_file_digest(path)
     except OSError:
@@ -110,10 +136,10 @@ def register_cohort(site: Site, path: Path, node: str | None, name: str | None =
         read_cohort_file(path)
         raise
     with Ledger.open(ledger_url(site)) as ledger:
-        cohort = ledger.cohort_of(digest, node)
+        cohort = ledger.cohort_of(digest, order)
         if cohort is None:
             file = read_cohort_file(path)
-            cohort = ledger.add_cohort(digest, node, file.rows, name, file.selection)
+            cohort = ledger.add_cohort(digest, order, file.rows, name, file.selection)
     reached("cohort-recorded")
     return cohort
 
@@ -132,11 +158,11 @@ def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort
     """
     if not 1 <= days <= _MOST_DAYS:
         raise CohortError("the new studies", [f"days: expected 1 to {_MOST_DAYS}"])
-    node = node_for(site, node)
+    order = order_for(site, None, node)
     first, last = today - timedelta(days), today - timedelta(1)
     name = f"new-{first:%Y%m%d}-{last:%Y%m%d}"
     if len(site.nodes) > 1:
-        name += f"-{node}"
+        name += f"-{'-'.join(order.names)}"
     folder = site.reports / name
     path = folder / "cohort.yaml"
     try:
@@ -146,7 +172,7 @@ def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort
     except OSError as error:
         fault = f"reports: no definition can be written there ({error.strerror})"
         raise CohortError(name, [fault]) from None
-    return register_cohort(site, path, node, name)
+    return register_cohort(site, path, order.names, name)
 
 
 def cohorts_to_rerun(site: Site, chosen: Mapping[str, Collection]) -> list[str]:
@@ -157,7 +183,7 @@ def cohorts_to_rerun(site: Site, chosen: Mapping[str, Collection]) -> list[str]:
     names = []
     with Ledger.open(ledger_url(site)) as ledger:
         for cohort in sorted(ledger.cohorts(), key=lambda cohort: -cohort.priority):
-            if cohort.node not in site.nodes or cohort.paused:
+            if not {*cohort.nodes} <= {*site.nodes} or cohort.paused:
                 continue
             reopened = ledger.reopen(cohort.number, **chosen)
             if (
@@ -169,15 +195,27 @@ def cohorts_to_rerun(site: Site, chosen: Mapping[str, Collection]) -> list[str]:
     return names
 
 
-def node_for(site: Site, node: str | None) -> str:
-    """The name of the PACS node to ask: the given one, or the site's only one."""
-    if node is None and len(site.nodes) == 1:
-        return next(iter(site.nodes))
-    if node not in site.nodes:
+def order_for(
+    site: Site, path: Path | None, node: str | Sequence[str] | None, *, every_node: bool = False
+) -> NodeOrder:
+    """The PACS nodes to ask: those given, those of the definition, or the site's only one.
+
+    Raises
+    ------
+    CohortError
+        None is given, one twice, or one that the site does not have.
+    """
+    given = [node] if isinstance(node, str) else [*(node or ())]
+    order = NodeOrder(tuple(given), every=every_node and len(given) > 1)
+    if not given and path is not None:
+        order = nodes_of_definition(path, every_node=every_node) or order
+    if not order.names and len(site.nodes) == 1:
+        return NodeOrder((*site.nodes,))
+    if not order.names or len({*order.names}) < len(order.names) or {*order.names} - {*site.nodes}:
         names = ", ".join(sorted(site.nodes))
-        fault = f"node: name one of the site's nodes with --node: {names}"
+        fault = f"node: name one of the site's nodes with --node, or several in order: {names}"
         raise CohortError("the cohort's PACS", [fault])
-    return node
+    return order
 
 
 @dataclass(kw_only=True)
@@ -201,23 +239,28 @@ class Pull(Plan):
 
     # --- retrieval
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, node: str | None = None) -> Iterator[Chunk]:
         """The studies that are still to be pulled, in chunks. Finished ones appear in none.
 
         Neither do those that other runs are working on: see :meth:`left_to_others`.
+
+        Parameters
+        ----------
+        node : str, optional
+            Of a cohort with several nodes, only those that this one is to be asked for now.
         """
         self.limit_per_patient()
-        limits = self.site.nodes[self.cohort.node].limits
+        limits = self.site.nodes[node or self.cohort.node].limits
         planned = plan_chunks(
-            self._studies_to_pull(),
+            self._studies_to_pull() if node is None else self._studies_to_ask_of(node),
             chunk_studies=limits.chunk_studies,
             chunk_instances=limits.chunk_instances,
-            first_number=self._next_chunk,
         )
         for chunk in planned:
-            self._next_chunk = chunk.number + 1
             if free := self._not_held_by_others(chunk.studies):
-                yield replace(chunk, studies=free)
+                # Several nodes have their chunks in turn.
+                yield replace(chunk, number=self._next_chunk, studies=free)
+                self._next_chunk += 1
 
     def _not_held_by_others(self, studies: Sequence[StudyReference]) -> tuple[StudyReference, ...]:
         held = self.ledger.unfinished(studies, self.cohort.selection)
@@ -267,6 +310,29 @@ class Pull(Plan):
         """How many studies have been retrieved and wait to be archived."""
         return len(self._works)
 
+    def chunks_by_node(self) -> dict[str, Iterator[Chunk]]:
+        """The chunks by the node that is asked for them; the order is the cohort's."""
+        if len(self.cohort.nodes) == 1:
+            return {self.cohort.node: self.chunks()}
+        return {node: self.chunks(node) for node in self.cohort.nodes}
+
+    def _studies_to_ask_of(self, node: str) -> Iterator[tuple[StudyReference, str, int | None]]:
+        """The unfinished studies of which this node of several is to be asked now."""
+        nodes = self.cohort.nodes
+        after = 0
+        while page := self.ledger.studies_to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
+            known = self.ledger.copies(record.reference for record in page)
+            halted = [each for each in nodes if self.clock(each).halted]
+            for record in page:
+                copies = known.get(record.reference, {})
+                if all(each in copies and copies[each].reason is not None for each in nodes):
+                    # Another cohort has tried them all for it; this one has not.
+                    copies = {}
+                if node_to_ask(nodes, copies, halted) == node:
+                    copy = copies.get(node)
+                    yield record.reference, node, copy and copy.number_of_instances
+            after = page[-1].reference
+
     def retrieve(self, chunk: Chunk) -> int:
         """Bring the studies of a chunk into the spool; returns how many it could claim.
 
@@ -280,7 +346,8 @@ class Pull(Plan):
             There is no room for the chunk, though what had arrived of it is in the archive.
         """
         self.wait_for(chunk.node, turn=False)
-        claims = self.ledger.claim(self.run, chunk.studies, self.cohort.selection)
+        node = chunk.node if len(self.cohort.nodes) > 1 else None
+        claims = self.ledger.claim(self.run, chunk.studies, self.cohort.selection, node)
         with self._lock:
             # Some may have been taken by others since the chunk was made.
             self._left_to_others.update({*chunk.studies} - {claim.reference for claim in claims})
@@ -289,6 +356,7 @@ class Pull(Plan):
             reached("claimed")
             with self._asking(chunk.node) as requestor:
                 retrieval = self._retrieval(chunk.node, requestor)
+                claims = [*filter(None, (self._find_copy(requestor, claim) for claim in claims))]
                 claimed = [StudyWork(claim) for claim in claims]
                 listed = self._list_together(retrieval, claimed)
                 manifests = self._held_manifests(claimed)
@@ -305,6 +373,28 @@ class Pull(Plan):
         with self._lock:
             self._works.update((work.reference, work) for work in works)
         return len(claims)
+
+    def _find_copy(self, requestor: Requestor, claim: Claim) -> Claim | None:
+        """The claim, where its node has the study: it may be asked because another has failed."""
+        if claim.is_found:
+            return claim
+        row = CohortRow(0, study_instance_uid=claim.study_instance_uid)
+        try:
+            found = insisting(lambda: discover(requestor, row, self.habits(claim.node)))
+        except PacsError as error:
+            if error.code not in OF_ONE_REQUEST:
+                raise
+            self._count_failed_query(claim.node, error.code)
+            self._fail(StudyWork(claim), error.code)
+            return None
+        if not found.studies:
+            self._fail(StudyWork(claim), found.reason or "no-match")
+            return None
+        patients = {unpadded(claim.patient_id), unpadded(found.studies[0].patient_id)} - {""}
+        if len(patients) > 1:
+            self._fail(StudyWork(claim), "several-patients")
+            return None
+        return self.ledger.record_found(claim, found.studies[0])
 
     def _fetch(self, retrieval: Retrieval, works: list[StudyWork]) -> None:
         """Fetch; where the spool is full, make room by uploading what has arrived, and go on."""
@@ -466,7 +556,7 @@ class Pull(Plan):
             Done, for each study that was whole, and whose list was the same.
         """
         with contextlib.suppress(PrefectDicomError):
-            self._upload(works)
+            self._upload([work for work in works if not self._may_turn(work)])
         whole = [w for w in works if w.is_listed and not (w.received or w.incomplete or w.failure)]
         lists: dict[StudyReference, ListedStudy] = {}
         if len(whole) > 1:
@@ -498,6 +588,9 @@ class Pull(Plan):
             return self._end_failed(work, error.code)
 
     def _complete(self, work: StudyWork) -> bool:
+        if self._may_turn(work):
+            # Not archived: the next node may have other bytes under the same UIDs.
+            return self._end_failed(work, work.failure)
         # First of all, and whatever has become of the node.
         self._upload([work])
         with self._asking(work.claim.node) as requestor:
@@ -523,6 +616,14 @@ class Pull(Plan):
             else:
                 return self._end_failed(work, "study-changed")
         return self._finish(work)
+
+    def _may_turn(self, work: StudyWork) -> bool:
+        """Whether the study has failed at its node, and there is another to be asked for it."""
+        if len(self.cohort.nodes) == 1 or work.failure is None or not helps_elsewhere(work.failure):
+            return False
+        copies = dict(self.ledger.copies([work.reference]).get(work.reference, {}))
+        copies[work.claim.node] = Copy(work.claim.node, reason=work.failure)
+        return node_to_ask(self.cohort.nodes, copies) is not None
 
     def _fetch_and_upload(self, retrieval: Retrieval, work: StudyWork) -> None:
         retrieval.fetch([work])
@@ -563,8 +664,10 @@ class Pull(Plan):
         return False
 
     def _fail(self, work: StudyWork, code: str) -> None:
-        self.ledger.record_failed(work.claim, code)
         node, reference = work.claim.node, work.reference
+        if not self.ledger.record_failed(work.claim, code, nodes=self.cohort.nodes):
+            self._turned.set()
+            return
         at = self.clock_time.now()
         self.tell(Event(name="study.failed", at=at, node=node, reference=reference, reason=code))
 
@@ -796,14 +899,28 @@ def _clear_finished(spool: Spool, ledger: Ledger) -> None:
 def work_through(pull: Pull) -> None:
     """Bring a cohort as far as it goes, one step after the other in this thread.
 
-    For notebooks and tests: no Prefect, no second pass, and errors come out.
+    For notebooks and tests: no Prefect, no second pass, and errors come out. Of several nodes the
+    next one is asked at once for what one has failed at.
     """
     for first_line, last_line in pull.discovery_pages():
         pull.discover(first_line, last_line)
-    for chunk in pull.chunks():
+    while True:
+        pull.take_turned()
+        for node, chunks in pull.chunks_by_node().items():
+            _work_through(pull, node, chunks)
+        if not pull.take_turned():
+            return
+
+
+def _work_through(pull: Pull, node: str, chunks: Iterator[Chunk]) -> None:
+    for chunk in chunks:
         try:
             pull.retrieve(chunk)
             pull.archive_chunk(chunk)
+        except PacsError:
+            if not pull.others_go_on(node):
+                raise
+            return
         finally:
             pull.give_back(chunk)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from sqlalchemy import (
 
 from prefect_dicom.errors import ClaimLost, LedgerError
 from prefect_dicom.ledger import statements
+from prefect_dicom.ledger.copies import Copies, read_copies, study_at
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.reading import (
     STUDY_COLUMNS,
@@ -38,6 +40,7 @@ from prefect_dicom.ledger.reading import (
 from prefect_dicom.ledger.records import Claim, Run
 from prefect_dicom.ledger.schema import runs, studies
 from prefect_dicom.model import StudyReference, StudyState
+from prefect_dicom.policy import STUDY_GONE
 
 T = TypeVar("T")
 
@@ -90,7 +93,11 @@ class Claiming(Reading):
 
     @without_database_errors
     def claim(
-        self, run: Run, references: Sequence[StudyReference], selection: str | None = None
+        self,
+        run: Run,
+        references: Sequence[StudyReference],
+        selection: str | None = None,
+        node: str | None = None,
     ) -> list[Claim]:
         """Claim those of the studies that are unfinished and that no living run holds.
 
@@ -101,6 +108,9 @@ class Claiming(Reading):
         ----------
         selection : str, optional
             Only studies of which nothing is listed yet, or that were listed with these series.
+        node : str, optional
+            The node to ask for them, of a cohort that has several: the claims have the studies as
+            that one has them. Without it the node that they were found on last.
 
         Returns
         -------
@@ -116,7 +126,7 @@ class Claiming(Reading):
         claims: list[Claim] = []
         with self._write() as connection:
             for piece in slices(sorted(set(references))):
-                claims.extend(self._claim_some(connection, run, piece, selection))
+                claims.extend(self._claim_some(connection, run, piece, selection, node))
         return claims
 
     def _claim_some(
@@ -125,6 +135,7 @@ class Claiming(Reading):
         run: Run,
         references: list[StudyReference],
         selection: str | None,
+        node: str | None,
     ) -> list[Claim]:
         chosen = and_(studies.c.reference.in_(references), studies.c.state.in_(UNFINISHED))
         if selection is not None:
@@ -136,6 +147,8 @@ class Claiming(Reading):
             studies.c.state,
             studies.c.run,
             studies.c.attempt,
+            studies.c.listed_by,
+            studies.c.counted_instances,
             *STUDY_COLUMNS,
         )
         living = self._living(
@@ -151,10 +164,18 @@ class Claiming(Reading):
                 node=row.node,
                 state=StudyState(row.state),
                 study=study_of(row),
+                listed_by=row.listed_by,
             )
             for row in found
             if row.run not in living
         ]
+        if node is not None:
+            counted = {row.reference: row.counted_instances or 0 for row in found}
+            known = read_copies(connection, references)
+            claims = [
+                _turned(connection, claim, node, known[claim.reference], counted[claim.reference])
+                for claim in claims
+            ]
         if claims:
             connection.execute(
                 update(studies)
@@ -248,6 +269,34 @@ class Claiming(Reading):
             for row in rows
             if row.run in living
         ]
+
+
+def _turned(
+    connection: Connection, claim: Claim, node: str, its_copies: Copies, counted: int
+) -> Claim:
+    """The claim, with the study as a node has it that is asked for it now."""
+    told = study_at(connection, claim.reference, node)
+    others = [
+        copy.number_of_instances or 0
+        for copy in its_copies.values()
+        if copy.node not in (node, claim.listed_by) and copy.reason != STUDY_GONE
+    ]
+    if claim.listed_by not in (None, node):
+        others.append(counted)
+    study = claim.study
+    if told is not None and node != claim.node:
+        study = replace(study, **told)
+        values = {"node": node, **told}
+        connection.execute(
+            update(studies).where(studies.c.reference == claim.reference).values(**values)
+        )
+    return replace(
+        claim,
+        node=node,
+        study=study,
+        told_elsewhere=max(others, default=0),
+        is_found=told is not None,
+    )
 
 
 def _standing(connection: Connection, read: Select[Any], claims: Iterable[Claim]) -> list[Claim]:

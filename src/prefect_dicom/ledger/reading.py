@@ -19,10 +19,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from prefect_dicom.errors import LedgerError
 from prefect_dicom.ledger import statements
+from prefect_dicom.ledger.copies import Copies, read_copies
 from prefect_dicom.ledger.database import for_writing, open_database
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.ownership import Locks
-from prefect_dicom.ledger.records import Cohort, InstanceRecord, StudyRecord, Totals
+from prefect_dicom.ledger.records import Cohort, Copy, InstanceRecord, StudyRecord, Totals
 from prefect_dicom.ledger.schema import (
     IS_LISTED,
     cohort_notes,
@@ -389,6 +390,15 @@ class Reading:
         return {reference: run in living for reference, run in found.items()}
 
     @without_database_errors
+    def copies(self, references: Iterable[StudyReference]) -> dict[StudyReference, dict[str, Copy]]:
+        """Of studies of cohorts with several nodes: by node, whether it can be had from there."""
+        known: dict[StudyReference, dict[str, Copy]] = {}
+        with self._read() as connection:
+            for piece in slices(references):
+                known.update(read_copies(connection, piece))
+        return known
+
+    @without_database_errors
     def instances(self, reference: StudyReference) -> list[InstanceRecord]:
         """The instances of a study, by key; of an archived one the manifest has them instead.
 
@@ -410,6 +420,7 @@ class Reading:
                 version_id=row.version_id,
                 warnings=tuple(row.warnings or ()),
                 rejections=row.rejections,
+                node=row.node,
             )
             for row in rows
         ]
@@ -533,6 +544,7 @@ class Reading:
                     listable_with(selection_of(cohort)).label("selected"),
                     studies.c.evidence,
                     studies.c.counted_instances,
+                    studies.c.node,
                     *_ARCHIVED_COLUMNS,
                 )
                 .join(studies, studies.c.reference == row_studies.c.study)
@@ -543,12 +555,18 @@ class Reading:
                 .order_by(row_studies.c.line, row_studies.c.study)
             ).all()
             figures = _figures(connection, links)
+            known: dict[StudyReference, dict[str, Copy]] = {}
+            for piece in slices(dict.fromkeys(link.reference for link in links)):
+                known.update(read_copies(connection, piece))
+        nodes: dict[int, dict[str, None]] = {}
         outcomes: dict[int, list[StudyOutcome]] = {}
         not_taken: dict[int, str] = {}
         for link in links:
             if link.not_taken is not None:
                 not_taken[link.line] = link.not_taken
                 continue
+            its_nodes = nodes.setdefault(link.line, {})
+            its_nodes.update(dict.fromkeys(_asked_of(link, known.get(link.reference, {}))))
             if not link.selected:
                 other = StudyOutcome(link.reference, StudyState.FAILED, SELECTED_OTHERWISE)
                 outcomes.setdefault(link.line, []).append(other)
@@ -575,6 +593,7 @@ class Reading:
                     row.gaps,
                     outcomes.get(row.line, []),
                     not_taken.get(row.line),
+                    tuple(nodes.get(row.line, ())),
                 ),
             )
             for row in page
@@ -674,6 +693,7 @@ def _verdict(
     gaps: list[str] | None,
     outcomes: list[StudyOutcome],
     not_taken: str | None,
+    nodes: tuple[str, ...],
 ) -> RowVerdict:
     verdict, code = row_verdict(reason, outcomes, unproved=bool(gaps), not_taken=not_taken)
     return RowVerdict(
@@ -687,7 +707,15 @@ def _verdict(
         size_bytes=sum(outcome.size_bytes for outcome in outcomes),
         gaps=tuple(gaps or ()),
         evidence=weakest_evidence(outcomes),
+        nodes=nodes,
     )
+
+
+def _asked_of(study: Row[Any], copies: Copies) -> list[str]:
+    """The nodes that a study was asked of, with the reasons of those that could not deliver it."""
+    failed = [f"{copy.node}: {copy.reason}" for copy in copies.values() if copy.reason is not None]
+    last = copies.get(study.node)
+    return failed if last is not None and last.reason is not None else [*failed, study.node]
 
 
 def _add(figures: _Figures, state: str, count: int, size_bytes: int) -> None:
@@ -713,6 +741,7 @@ def count_cohort(connection: Connection, cohort: int) -> Totals:
         select(
             its_state.label("its_state"),
             studies.c.evidence,
+            studies.c.node,
             func.count(),
             *(
                 func.coalesce(func.sum(case((selected, column), else_=0)), 0)
@@ -720,7 +749,7 @@ def count_cohort(connection: Connection, cohort: int) -> Totals:
             ),
         )
         .where(studies.c.reference.in_(its_studies))
-        .group_by(text("its_state"), studies.c.evidence)
+        .group_by(text("its_state"), studies.c.evidence, studies.c.node)
     ).all()
     others = select(studies.c.reference).where(studies.c.reference.in_(its_studies), ~selected)
     by_instance = connection.execute(
@@ -755,13 +784,15 @@ def count_cohort(connection: Connection, cohort: int) -> Totals:
     ).scalar_one()
     counts: Counter[StudyState] = Counter()
     evidence: Counter[Evidence] = Counter()
+    nodes: Counter[str] = Counter()
     figures = _Figures()
     for row in counted:
         figures.expected += max(0, row.counted_instances - here[row.reference].expected)
-    for state, proof, count, archived, withheld, size_bytes in by_state:
+    for state, proof, node, count, archived, withheld, size_bytes in by_state:
         counts[StudyState(state)] += count
         if state == StudyState.ARCHIVED:
             evidence[Evidence(proof)] += count
+            nodes[node] += count
         figures.expected += int(archived) + int(withheld)
         figures.stored += int(archived)
         figures.withheld += int(withheld)
@@ -771,6 +802,7 @@ def count_cohort(connection: Connection, cohort: int) -> Totals:
     return Totals(
         rows=Counter(),
         evidence=evidence,
+        nodes=nodes,
         studies=counts,
         expected=figures.expected,
         received=figures.received,

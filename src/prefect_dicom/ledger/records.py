@@ -89,8 +89,16 @@ class Claim:
     run: int
     attempt: int
     node: str
+    """The node that it is asked of."""
     state: StudyState
     study: Study = field(repr=False)
+    """As that node has it."""
+    listed_by: str | None = None
+    """The node whose list of its instances the ledger has; None where there is none to be met."""
+    told_elsewhere: int = 0
+    """The most instances of it that another node counts, as far as that was asked."""
+    is_found: bool = True
+    """Whether the node is known to have it; it may have, where another node has failed."""
 
     @property
     def study_instance_uid(self) -> str:
@@ -117,6 +125,22 @@ class RowFindings(NamedTuple):
     reason: str | None = None
     near_misses: Sequence[Study] = ()
     gaps: Sequence[str] = ()
+    nodes: Sequence[str] = ()
+    """Of each study the node that has it, where the cohort has several: a study that is on two of
+    them is among ``studies`` twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A study at one of the nodes of a cohort that has several.
+
+    ``reason`` is why it could not be had from there; None where it may be asked for.
+    """
+
+    node: str
+    is_found: bool = True
+    number_of_instances: int | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +196,8 @@ class InstanceRecord:
     version_id: str | None = None
     warnings: tuple[str, ...] = ()
     rejections: int = 0
+    node: str | None = None
+    """The node that has sent it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +295,8 @@ class Totals:
     once: listed (``expected``), in the spool now (``received``), in the archive (``stored``,
     ``size_bytes`` of these), left out (``rejected``). ``unproved`` counts the rows by each window
     in which the PACS may have more of their studies, ``evidence`` the archived studies by what
-    their completeness was judged by. ``unasked`` rows have had no answer yet.
+    their completeness was judged by, ``nodes`` by where they came from. ``unasked`` rows have had
+    no answer yet.
     """
 
     rows: Counter[Verdict]
@@ -282,3 +309,4 @@ class Totals:
     unproved: Counter[str] = field(default_factory=Counter)
     evidence: Counter[Evidence] = field(default_factory=Counter)
     unasked: int = 0
+    nodes: Counter[str] = field(default_factory=Counter)

@@ -268,6 +268,8 @@ studies = Table(
     # When the last run began to work on it, and when it failed last.
     Column("claimed_at", UtcTime),
     Column("failed_at", UtcTime),
+    # The node whose list the instances are. NULL where there is none that has to be met.
+    Column("listed_by", Text),
     UniqueConstraint("study_instance_uid"),
     CheckConstraint(_one_of("state", StudyState), "state"),
     CheckConstraint(_one_of("evidence", Evidence), "evidence"),
@@ -304,6 +306,21 @@ row_studies = Table(
     sqlite_with_rowid=False,
 )
 
+# Of cohorts with several nodes: where a study is, or was looked for.
+copies = Table(
+    "copies",
+    metadata,
+    Column("study", _Number, ForeignKey(studies.c.reference), primary_key=True),
+    Column("node", Text, primary_key=True),
+    # As the node has it; NULL where the study was not found there.
+    Column("patient_id", PeerText),
+    Column("number_of_series", BigInteger),
+    Column("number_of_instances", BigInteger),
+    # Why it could not be had from there; NULL where it may be asked for.
+    Column("reason", Text),
+    sqlite_with_rowid=False,
+)
+
 instances = Table(
     "instances",
     metadata,
@@ -321,6 +338,8 @@ instances = Table(
     Column("version_id", Text),
     Column("warnings", Json),
     Column("rejections", BigInteger, nullable=False, server_default="0"),
+    # The node that has sent it. NULL where that was written before there could be several.
+    Column("node", Text),
     CheckConstraint(_one_of("state", InstanceState), "state"),
     CheckConstraint("(state = 'rejected') = (reason IS NOT NULL)", "rejected_with_a_reason"),
     CheckConstraint(
@@ -437,6 +456,14 @@ def _waits_of_runs(connection: Connection) -> None:
     _add_columns(connection, runs, "waits")
 
 
+def _copies_of_studies(connection: Connection) -> None:
+    copies.create(connection, checkfirst=True)
+    _add_columns(connection, studies, "listed_by")
+    _add_columns(connection, instances, "node")
+    is_listed = studies.c.listed_at.is_not(None)
+    connection.execute(update(studies).where(is_listed).values(listed_by=studies.c.node))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
@@ -447,6 +474,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _wishes_of_people,
     _samples_of_cohorts,
     _waits_of_runs,
+    _copies_of_studies,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

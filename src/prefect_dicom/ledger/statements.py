@@ -46,6 +46,7 @@ STUDY_LISTED = (
         evidence=bindparam("b_evidence", type_=studies.c.evidence.type),
         listed_at=bindparam("b_listed_at", type_=studies.c.listed_at.type),
         counted_instances=bindparam("b_counted"),
+        listed_by=bindparam("b_node"),
         selection=func.coalesce(
             bindparam("b_selection", type_=studies.c.selection.type), studies.c.selection
         ),
@@ -121,7 +122,14 @@ RECEIVED = _of_key(
         sha256=bindparam("b_sha256"),
         size_bytes=bindparam("b_size_bytes"),
         spool_name=bindparam("b_spool_name"),
+        node=bindparam("b_node"),
     )
+)
+
+CONFIRMED = _of_key(
+    update(instances)
+    .where(_in_state(InstanceState.RECEIVED, InstanceState.STORED))
+    .values(node=bindparam("b_node"))
 )
 
 LOST = _of_key(

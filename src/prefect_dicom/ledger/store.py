@@ -12,16 +12,28 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from prefect_dicom.errors import LedgerError
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.adoption import adopt_studies
 from prefect_dicom.ledger.claims import utc_now
+from prefect_dicom.ledger.copies import keep_failed, keep_found, read_copies
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.history import History
 from prefect_dicom.ledger.reading import (
@@ -37,6 +49,7 @@ from prefect_dicom.ledger.records import (
     Adopted,
     Claim,
     Cohort,
+    Copy,
     FoundStudy,
     ListChange,
     Reopened,
@@ -48,6 +61,7 @@ from prefect_dicom.ledger.schema import (
     cohort_notes,
     cohort_rows,
     cohorts,
+    copies,
     manifests,
     row_studies,
     selections,
@@ -65,13 +79,20 @@ from prefect_dicom.model import (
     Instance,
     InstanceKey,
     InstanceState,
+    NodeOrder,
     PerPatient,
     Selection,
     Study,
     StudyReference,
     StudyState,
 )
-from prefect_dicom.policy import BEYOND_THE_MAXIMUM
+from prefect_dicom.policy import (
+    BEYOND_THE_MAXIMUM,
+    STUDY_GONE,
+    helps_elsewhere,
+    node_to_ask,
+    reason_of_all,
+)
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.selection import beyond_the_maximum, encode_selection, series_text
 
@@ -201,14 +222,20 @@ class Ledger(Wishing, History):
         by_line = {entry.line: entry for entry in entries}
         if not by_line:
             return
-        answers = {
-            study.study_instance_uid: study for entry in by_line.values() for study in entry.studies
-        }
         with self._write() as connection:
-            node = connection.execute(
+            text = connection.execute(
                 select(cohorts.c.node).where(cohorts.c.number == cohort)
             ).scalar_one()
-            references = self._upsert_studies(connection, node, answers)
+            order = NodeOrder.of(text).names
+            found = _found_at(by_line.values(), order)
+            references = self._upsert_studies(connection, order, found)
+            if len(order) > 1:
+                by_node = [
+                    (references[uid], node, study)
+                    for uid, at in found.items()
+                    for node, study in at.items()
+                ]
+                keep_found(connection, self._insert, by_node)
             connection.execute(
                 update(cohort_rows)
                 .where(
@@ -286,8 +313,12 @@ class Ledger(Wishing, History):
         return len(beyond)
 
     def _upsert_studies(
-        self, connection: Connection, node: str, answers: Mapping[str, Study]
+        self,
+        connection: Connection,
+        nodes: Sequence[str],
+        answers: Mapping[str, Mapping[str, Study]],
     ) -> dict[str, StudyReference]:
+        """Add or refresh studies, each as the node has it that is to be asked for it."""
         if not answers:
             return {}
         # In the order of references first (see claims.py), then the new ones by UID.
@@ -304,8 +335,8 @@ class Ledger(Wishing, History):
             [
                 {
                     "study_instance_uid": uid,
-                    "node": node,
-                    "patient_id": study.patient_id,
+                    "node": (node := _best_of(nodes, at)),
+                    "patient_id": (study := at[node]).patient_id,
                     "accession_number": study.accession_number,
                     "study_date": study.study_date,
                     "modalities": list(study.modalities),
@@ -313,7 +344,7 @@ class Ledger(Wishing, History):
                     "number_of_series": study.number_of_series,
                     "number_of_instances": study.number_of_instances,
                 }
-                for uid, study in sorted(answers.items())
+                for uid, at in sorted(answers.items())
             ],
         )
         references: dict[str, StudyReference] = {}
@@ -395,8 +426,9 @@ class Ledger(Wishing, History):
                         if evidence is Evidence.INSTANCE_LIST and not listed
                         else selection,
                         "b_counted": counted,
+                        "b_node": claim.node,
                     }
-                    for reference, (_, listed, evidence) in zip(references, lists, strict=True)
+                    for reference, (claim, listed, evidence) in zip(references, lists, strict=True)
                 ],
             )
             reached("list-half-written")
@@ -494,6 +526,7 @@ class Ledger(Wishing, History):
                         "b_sha256": arrival.sha256,
                         "b_size_bytes": arrival.size_bytes,
                         "b_spool_name": arrival.name,
+                        "b_node": concerned[study].node,
                     }
                     for (study, series, instance), arrival in first.items()
                 ],
@@ -528,6 +561,14 @@ class Ledger(Wishing, History):
         with self._write() as connection:
             self._hold(connection, [claim])
             _change(connection, statements.LOST, claim.reference, list(keys))
+
+    @without_database_errors
+    def record_confirmed(self, claim: Claim, keys: Sequence[InstanceKey]) -> None:
+        """What another node had sent has come from the claim's node too, byte for byte."""
+        with self._write() as connection:
+            self._hold(connection, [claim])
+            node = [{"b_node": claim.node}] * len(keys)
+            _change(connection, statements.CONFIRMED, claim.reference, keys, node)
 
     @without_database_errors
     def record_rejected(self, claim: Claim, rejections: Sequence[tuple[InstanceKey, str]]) -> None:
@@ -650,8 +691,13 @@ class Ledger(Wishing, History):
             connection.execute(statements.FORGET_ARCHIVED, {"b_study": reference})
 
     @without_database_errors
-    def record_failed(self, claim: Claim, code: str, detail: str = "") -> None:
+    def record_failed(
+        self, claim: Claim, code: str, detail: str = "", nodes: Sequence[str] = ()
+    ) -> bool:
         """The study has failed, and the claim is given up; its instances stay as they are.
+
+        Where its cohort has several nodes and one of them is left that may have it, it has failed
+        at the claim's node only, and is pending again.
 
         Parameters
         ----------
@@ -659,21 +705,59 @@ class Ledger(Wishing, History):
             A code of :mod:`prefect_dicom.reasons`; it carries the disposition.
         detail : str
             What the peer said, perhaps; it stays in the ledger.
+        nodes : sequence of str
+            Those of the cohort, in its order.
+
+        Returns
+        -------
+        bool
+            Whether it has failed; False where it is pending.
         """
         reason_for(code)
+        reference = claim.reference
         with self._write() as connection:
             self._hold(connection, [claim])
+            values: dict[str, Any] = {
+                "state": StudyState.FAILED,
+                "reason": code,
+                "detail": detail,
+                "failed_at": utc_now(),
+            }
+            if len(nodes) > 1 and helps_elsewhere(code):
+                keep_failed(connection, self._insert, reference, claim.node, code)
+                its_copies = read_copies(connection, [reference])[reference]
+                if node_to_ask(nodes, its_copies) is not None:
+                    values = {"state": StudyState.PENDING}
+                else:
+                    values["reason"] = reason_of_all(nodes, its_copies)
+                if code == STUDY_GONE:
+                    # What it listed once nobody has to have any more.
+                    connection.execute(
+                        update(studies)
+                        .where(studies.c.reference == reference, studies.c.listed_by == claim.node)
+                        .values(listed_by=None, counted_instances=None)
+                    )
+            connection.execute(
+                update(studies).where(studies.c.reference == reference).values(run=None, **values)
+            )
+        return values["state"] is StudyState.FAILED
+
+    @without_database_errors
+    def record_found(self, claim: Claim, study: Study) -> Claim:
+        """The claim's node has the study too, of which that was not known; the claim with it."""
+        with self._write() as connection:
+            self._hold(connection, [claim])
+            keep_found(connection, self._insert, [(claim.reference, claim.node, study)])
+            told = {
+                name: getattr(study, name)
+                for name in ("patient_id", "number_of_series", "number_of_instances")
+            }
             connection.execute(
                 update(studies)
                 .where(studies.c.reference == claim.reference)
-                .values(
-                    state=StudyState.FAILED,
-                    reason=code,
-                    detail=detail,
-                    run=None,
-                    failed_at=utc_now(),
-                )
+                .values(node=claim.node, **told)
             )
+        return replace(claim, study=replace(claim.study, **told), is_found=True)
 
     @without_database_errors
     def adopt(self, found: Sequence[FoundStudy]) -> list[Adopted]:
@@ -734,9 +818,10 @@ class Ledger(Wishing, History):
         of_lines = [piece for piece in slices(sorted(lines))] or [None]
         count_studies = count_rows = 0
         with self._write() as connection:
-            its_node = connection.execute(
+            text = connection.execute(
                 select(cohorts.c.node).where(cohorts.c.number == cohort)
-            ).scalar()
+            ).scalar_one()
+            order = NodeOrder.of(text).names
             for piece in of_lines:
                 linked = select(row_studies.c.study).where(
                     row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
@@ -749,15 +834,24 @@ class Ledger(Wishing, History):
                     studies.c.reason.in_(codes),
                     listable_with(selection_of(cohort)),
                 )
+                failed_at = and_(copies.c.study.in_(linked), copies.c.reason.in_(codes))
                 if nodes:
-                    chosen = and_(chosen, studies.c.node.in_(sorted(nodes)))
+                    failed_at = and_(failed_at, copies.c.node.in_(sorted(nodes)))
+                    at_these = select(copies.c.study).where(failed_at)
+                    chosen = and_(
+                        chosen,
+                        or_(studies.c.node.in_(sorted(nodes)), studies.c.reference.in_(at_these)),
+                    )
                 self._lock_studies(connection, chosen)
                 count_studies += connection.execute(
                     update(studies)
                     .where(chosen)
                     .values(state=StudyState.PENDING, reason=None, detail="")
                 ).rowcount
-                if nodes and its_node not in nodes:
+                if len(order) > 1:
+                    # Also of studies that are pending, because another node is still to be asked.
+                    connection.execute(update(copies).where(failed_at).values(reason=None))
+                if nodes and not set(order) & set(nodes):
                     continue
                 again = and_(cohort_rows.c.cohort == cohort, cohort_rows.c.reason.in_(codes))
                 if piece is not None:
@@ -766,6 +860,22 @@ class Ledger(Wishing, History):
                     update(cohort_rows).where(again).values(discovered=False, reason=None)
                 ).rowcount
         return Reopened(count_studies, count_rows)
+
+
+def _found_at(entries: Iterable[RowFindings], nodes: Sequence[str]) -> dict[str, dict[str, Study]]:
+    """What the entries have found: by StudyInstanceUID and node."""
+    found: dict[str, dict[str, Study]] = {}
+    for entry in entries:
+        for number, study in enumerate(entry.studies):
+            node = entry.nodes[number] if entry.nodes else nodes[0]
+            found.setdefault(study.study_instance_uid, {})[node] = study
+    return found
+
+
+def _best_of(nodes: Sequence[str], at: Mapping[str, Study]) -> str:
+    """The node whose answer a study is known by."""
+    known = {n: Copy(n, number_of_instances=s.number_of_instances) for n, s in at.items()}
+    return node_to_ask([node for node in nodes if node in at], known) or nodes[0]
 
 
 def _ends_a_row(reason: str | None) -> bool:

@@ -52,6 +52,7 @@ _RESULT_COLUMNS = (
     "what_to_do",
     "gaps",
     "evidence",
+    "nodes",
 )
 _CANDIDATE_COLUMNS = (
     "Take",
@@ -136,7 +137,8 @@ def in_words(totals: Totals) -> str:
         f"{sum(totals.rows.values())} rows: {verdicts or 'none'}; "
         f"{totals.studies[StudyState.ARCHIVED]} of {sum(totals.studies.values())} studies, "
         f"{totals.stored} of {totals.expected} instances, "
-        f"{bytes_in_words(totals.size_bytes)} archived{evidence_in_words(totals)}{gaps}"
+        f"{bytes_in_words(totals.size_bytes)} archived"
+        f"{nodes_in_words(totals)}{evidence_in_words(totals)}{gaps}"
     )
 
 
@@ -154,6 +156,21 @@ def evidence_in_words(totals: Totals) -> str:
         for evidence in Evidence
         if evidence is not Evidence.INSTANCE_LIST and (count := totals.evidence[evidence])
     )
+
+
+def nodes_in_words(totals: Totals) -> str:
+    """How many studies came from where, if they are from more than one node.
+
+    Examples
+    --------
+    >>> of = Counter(main=30, vna=12)
+    >>> nodes_in_words(Totals(Counter(), Counter(), 0, 0, 0, 0, 0, nodes=of))
+    ' (30 from main, 12 from vna)'
+    """
+    if len(totals.nodes) < 2:
+        return ""
+    named = ", ".join(f"{count} from {node}" for node, count in totals.nodes.most_common())
+    return f" ({named})"
 
 
 def gaps_in_words(totals: Totals, most: int = 3) -> str:
@@ -271,6 +288,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
                     reason.what_to_do,
                     "; ".join(verdict.gaps),
                     verdict.evidence or "",
+                    "; ".join(verdict.nodes),
                 )
             )
     _write_candidates(ledger, cohort, folder / CANDIDATES)

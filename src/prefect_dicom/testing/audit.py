@@ -22,7 +22,7 @@ import os
 import sqlite3
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -38,7 +38,7 @@ from prefect_dicom.testing.pacs import ScriptedPacs
 
 INVARIANTS = {
     "I1": "an archived study has its manifest, and the archive holds all it names, hash and size",
-    "I2": "a manifest names what the PACS holds of the study, or of the series it says were "
+    "I2": "a manifest names what its PACS holds of the study, or of the series it says were "
     "wanted, byte for byte",
     "I3": "every object in the archive is one the ledger or a manifest knows",
     "I4": "an instance has one object, which stays as it was",
@@ -114,17 +114,23 @@ class Auditor:
     site : Site
         Says where ledger, archive, spool and reports are. Credentials of a bucket are found as
         boto3 finds them.
-    pacs : ScriptedPacs, optional
-        What the site's node holds, and what it sent. Without it I2 and I6 cannot be told.
+    pacs : ScriptedPacs or mapping of node to ScriptedPacs, optional
+        What the site's node holds, and what it sent; by name where there are several. Without it
+        I2 and I6 cannot be told.
     watch : Path, optional
         A directory in which nothing may appear but ledger, archive, spool and reports.
     """
 
     def __init__(
-        self, site: Site, pacs: ScriptedPacs | None = None, watch: Path | None = None
+        self,
+        site: Site,
+        pacs: ScriptedPacs | Mapping[str, ScriptedPacs] | None = None,
+        watch: Path | None = None,
     ) -> None:
         self._site = site
-        self._pacs = pacs
+        if isinstance(pacs, ScriptedPacs):
+            pacs = dict.fromkeys(site.nodes, pacs)
+        self._pacs = dict(pacs or {})
         self._watch = watch
         self._files_before = set(_files(watch)) if watch else set()
         self._before: _Seen | None = None
@@ -207,15 +213,15 @@ class Auditor:
                     yield Violation("I1", "an object is another instance than its manifest says")
 
     def _inventory(self, now: _Seen) -> Iterator[Violation]:
-        if self._pacs is None:
+        if not self._pacs:
             return
-        truth: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
-        for stored in self._pacs.holdings:
-            data = stored.encoded()
-            truth[stored.study_instance_uid][
-                stored.series_instance_uid, stored.sop_instance_uid
-            ] = hashlib.sha256(data).hexdigest()
+        held_by = {id(pacs): _inventory_of(pacs) for pacs in self._pacs.values()}
         for uid, (_, manifest) in _manifests(now).items():
+            if manifest["node"] not in self._pacs:
+                yield Violation("I2", "a manifest is of a node that there is not", uid)
+                continue
+            # Of one node, all of it: what others hold of the study is no part of it.
+            truth = held_by[id(self._pacs[manifest["node"]])]
             named = [_key(each) for each in manifest["instances"]]
             left_out = [_key(each) for each in manifest["withheld"]]
             unwanted = set(manifest.get("unwanted_series", ()))
@@ -411,7 +417,8 @@ class Auditor:
     def _look(self) -> _Seen:
         answered = frozenset(
             sent.sop_instance_uid
-            for request in list(self._pacs.log if self._pacs else ())
+            for pacs in self._peers()
+            for request in list(pacs.log)
             for sent in request.sent
             if sent.status in _STORED_ANSWERS
         )
@@ -488,9 +495,22 @@ class Auditor:
         return {(each["Key"], each.get("LastModified")) for each in self._entries(self._client())}
 
     def _retrieves(self) -> int:
-        if self._pacs is None:
-            return 0
-        return sum(len(self._pacs.requests(service)) for service in ("C-MOVE", "C-GET"))
+        return sum(
+            len(pacs.requests(service)) for pacs in self._peers() for service in ("C-MOVE", "C-GET")
+        )
+
+    def _peers(self) -> list[ScriptedPacs]:
+        """Each PACS once."""
+        return list({id(pacs): pacs for pacs in self._pacs.values()}.values())
+
+
+def _inventory_of(pacs: ScriptedPacs) -> dict[str, dict[tuple[str, str], str]]:
+    """What a PACS holds: by study, SHA-256 of each data set by series and instance."""
+    held: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+    for stored in pacs.holdings:
+        key = stored.series_instance_uid, stored.sop_instance_uid
+        held[stored.study_instance_uid][key] = hashlib.sha256(stored.encoded()).hexdigest()
+    return held
 
 
 def _files(directory: Path) -> Iterator[Path]:
