@@ -183,7 +183,7 @@ def _passes_until_told(
 def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
     if trouble is not None and not isinstance(trouble, Interrupted):
         if isinstance(trouble, PacsError):
-            if plan.others_go_on(plan.halted_node()) and not totals.rows[Verdict.PENDING]:
+            if any(map(plan.others_go_on, plan.cohort.nodes)) and not totals.rows[Verdict.PENDING]:
                 # Noted with the cohort; it has come to its end without that node.
                 return
             trouble = _with_what_is_left(plan, trouble, totals)
@@ -196,8 +196,9 @@ def _worth_another_pass(plan: Plan, trouble: PrefectDicomError | None, passes: i
     clocks = [clock for clock in map(plan.clock, plan.cohort.nodes) if not clock.halted]
     if not clocks or plan.is_stopping():
         return False
-    if plan.take_turned():
-        return True
+    if isinstance(trouble, PacsError) and len(clocks) < len(plan.cohort.nodes):
+        # What that node was to be asked for, the others are.
+        trouble = None
     if isinstance(trouble, PacsError) and any(clock.seconds_left() for clock in clocks):
         return True
     if trouble is not None and not passes_by_itself(trouble):
@@ -220,8 +221,9 @@ def _wait(plan: Plan, progress: ProgressArtifact) -> None:
 def _with_what_is_left(plan: Plan, trouble: PacsError, totals: Totals) -> PacsError:
     """The same, with what its halt means for the cohort."""
     left = totals.rows[Verdict.PENDING]
-    node = plan.halted_node()
-    words = f"node {node} is left alone now; {left} rows stay pending, none is lost"
+    nodes = [node for node in plan.cohort.nodes if plan.clock(node).halted] or plan.cohort.nodes
+    named = " and ".join(f"node {node}" for node in nodes)
+    words = f"{named} is left alone now; {left} rows stay pending, none is lost"
     return PacsError(trouble.code, "; ".join(filter(None, (trouble.detail, words))))
 
 
@@ -230,9 +232,20 @@ def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | Non
 
     What other runs were working on belongs to it: they may die over it, on other hosts too.
     """
-    trouble = _find_studies(pull, progress) or _pull_studies(pull, progress)
+    trouble = _find_studies(pull, progress)
+    if trouble is None:
+        trouble = _pull_and_turn(pull, progress)
     while trouble is None and _others_leave_something(pull, progress):
-        trouble = _pull_studies(pull, progress)
+        trouble = _pull_and_turn(pull, progress)
+    return trouble
+
+
+def _pull_and_turn(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
+    """All open studies; what one node has failed at, the next one is asked for at once."""
+    pull.take_turned()
+    trouble = _pull_studies(pull, progress)
+    while pull.take_turned() and not pull.is_stopping():
+        trouble = _pull_studies(pull, progress) or trouble
     return trouble
 
 
@@ -240,7 +253,8 @@ def _others_leave_something(pull: Pull, progress: ProgressArtifact) -> bool:
     """Wait for what other runs work on; whether some of it has fallen free, unfinished."""
     count = partial(pull.ledger.totals, pull.cohort.number)
     told = False
-    while not pull.is_stopping():
+    halted = any(pull.clock(node).halted for node in pull.cohort.nodes)
+    while not (pull.is_stopping() or halted):
         held, fallen_free = pull.left_to_others()
         if fallen_free or not held:
             return fallen_free
@@ -265,36 +279,45 @@ def _find_studies(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError |
 
 
 def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | None:
-    chunks = pull.chunks()
+    chunks = pull.chunks_by_node()
+    alone = len(chunks) == 1
     count = partial(pull.ledger.totals, pull.cohort.number)
-    clock = pull.clock(pull.cohort.node)
     finished: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
     retrieving: dict[PrefectFuture, Chunk] = {}
     archiving: dict[PrefectFuture, Chunk] = {}
     trouble: PrefectDicomError | None = None
     failed_in_a_row = 0
-    exhausted = False
 
     def submit(task, chunk: Chunk, stage: dict[PrefectFuture, Chunk]) -> None:
         future = task.submit(chunk.number, chunk.node, chunk.studies)
         stage[future] = chunk
         future.add_done_callback(finished.put)
 
+    def has_room(node: str) -> bool:
+        """Whether a chunk more may be asked of a node."""
+        here, waiting = (
+            sum(alone or chunk.node == node for chunk in stage.values())
+            for stage in (retrieving, archiving)
+        )
+        most = pull.clock(node).associations
+        return (
+            here < most
+            and waiting < most + CHUNKS_WAITING_FOR_UPLOAD
+            # With a full spool one chunk at a time: what lies there may be part of it.
+            and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
+        )
+
     try:
         while True:
             if pull.is_stopping():
-                trouble, exhausted = Interrupted(), True
-            while (
-                not exhausted
-                and len(retrieving) < clock.associations
-                and len(archiving) < clock.associations + CHUNKS_WAITING_FOR_UPLOAD
-                and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
-            ):
-                # With a full spool one chunk at a time: what lies there may be part of it.
-                if (chunk := next(chunks, None)) is None:
-                    exhausted = True
-                else:
-                    submit(retrieve_chunk, chunk, retrieving)
+                trouble = Interrupted()
+                chunks.clear()
+            for node in list(chunks):
+                while node in chunks and has_room(node):
+                    if (chunk := next(chunks[node], None)) is None:
+                        del chunks[node]
+                    else:
+                        submit(retrieve_chunk, chunk, retrieving)
             if not retrieving and not archiving:
                 return trouble
             with contextlib.suppress(queue.Empty):
@@ -307,12 +330,15 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                     pull.give_back(chunk)
                     trouble = _error_of(future.state)
                     failed_in_a_row += 1
-                    exhausted = (
-                        exhausted
-                        or isinstance(trouble, PacsError | Interrupted)
+                    if isinstance(trouble, PacsError) and pull.others_go_on(chunk.node):
+                        chunks.pop(chunk.node, None)
+                        failed_in_a_row = 0
+                    elif (
+                        isinstance(trouble, PacsError | Interrupted)
                         or trouble.disposition is Disposition.OPERATOR
                         or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
-                    )
+                    ):
+                        chunks.clear()
                 else:
                     failed_in_a_row = 0
                     if stage is retrieving:
@@ -336,19 +362,28 @@ def _error_of(state: State) -> PrefectDicomError:
 
 @contextlib.contextmanager
 def _share_of_the_node(plan: Plan) -> Iterator[None]:
-    """Hold this run's associations of the limit ``pacs-<node>``, where the site has made one.
+    """Hold this run's associations of the limits ``pacs-<node>``, where the site has made some.
 
     Held for the whole run: Prefect's limits poll, and waste most of what they grant for short
     holds. Within the run the window bounds what is under way.
     """
-    limit = f"pacs-{plan.cohort.node}"
+    with contextlib.ExitStack() as stack:
+        # In one order for all runs, so that no two wait for each other.
+        for node in sorted(plan.cohort.nodes):
+            stack.enter_context(_share_of(plan, node))
+        yield
+
+
+@contextlib.contextmanager
+def _share_of(plan: Plan, node: str) -> Iterator[None]:
+    limit = f"pacs-{node}"
     with get_client(sync_client=True) as client:
         try:
             known = client.read_global_concurrency_limit_by_name(limit)
         except ObjectNotFound:
             yield
             return
-    occupied = plan.site.asked(plan.cohort.node).limits.associations
+    occupied = plan.site.asked(node).limits.associations
     if known.active and known.limit < occupied:
         # Prefect would wait for ever.
         fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"

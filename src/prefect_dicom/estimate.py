@@ -232,11 +232,12 @@ def _spool_bytes(ledger: Ledger, cohort: Cohort, site: Site, shares: Sequence[Sh
             yield study.reference, study.node, study.study.number_of_instances
 
     limits = site.asked(cohort.node).limits
+    associations = sum(site.asked(node).limits.associations for node in cohort.nodes)
     chunks = plan_chunks(
         to_pull(), chunk_studies=limits.chunk_studies, chunk_instances=limits.chunk_instances
     )
     largest = heapq.nlargest(
-        most_chunks_under_way(limits.associations),
+        most_chunks_under_way(associations),
         (sum(sizes.pop(reference) for reference in chunk.studies) for chunk in chunks),
     )
     return sum(largest)

@@ -186,6 +186,11 @@ class Plan:
             self._turned.set()
         return goes_on
 
+    def seconds_left(self) -> float:
+        """How long all nodes of the cohort that are not left alone for good are left alone."""
+        clocks = [clock for clock in map(self.clock, self.cohort.nodes) if not clock.halted]
+        return min((clock.seconds_left() for clock in clocks), default=0.0)
+
     def take_turned(self) -> bool:
         """Whether something is to be asked of another node now, since this was asked last."""
         turned = self._turned.is_set()
