@@ -9,24 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import traceback
 from collections.abc import Iterator
 from typing import Any
 
 from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 
 from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError
 from prefect_dicom.model import Disposition
+from prefect_dicom.planning import current_plan
 
 log = logging.getLogger(__name__)
+
+_WAITS = (10.0, 20.0)
+"""Seconds before a task is tried again, and once more."""
 
 
 def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     """Retry what passes by itself, unless it is the PACS: how often that is asked, and when, is
-    the business of its node's clock."""
+    the business of its node's clock.
+
+    The wait is here, and not Prefect's: in that one nothing is heard of a run that is to end.
+    """
     error = state.result(raise_on_failure=False)
-    return passes_by_itself(error) and not isinstance(error, PacsError)
+    if not passes_by_itself(error) or isinstance(error, PacsError):
+        return False
+    seconds = _WAITS[min(task_run.run_count, len(_WAITS)) - 1]
+    return current_plan().rest(seconds * random.uniform(0.8, 1.2))
 
 
 def passes_by_itself(error: object) -> bool:
@@ -41,9 +51,7 @@ def passes_by_itself(error: object) -> bool:
 ONE_CHUNK: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
-    "retries": 2,
-    "retry_delay_seconds": exponential_backoff(10),
-    "retry_jitter_factor": 0.2,
+    "retries": len(_WAITS),
     "retry_condition_fn": worth_retrying,
 }
 """Options of the tasks that work on one chunk. The ledger is their cache."""

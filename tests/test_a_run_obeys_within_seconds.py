@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 import pytest
 from campaign import subset
-from sites import Place, until
+from sites import Place, credentials, until
 
 from prefect_dicom.errors import Interrupted
 from prefect_dicom.model import Wish
 from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing.s3 import S3Server
 
 PROMISED_SECONDS = 5.0
 STUDIES, INSTANCES = 4, 6
@@ -174,3 +175,25 @@ def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case):
             ledger.resume(1)
         place.goes_on()
         nothing_was_taken_twice(place)
+
+
+@pytest.mark.campaign("operations")
+@pytest.mark.parametrize("wish", subset([Wish.PAUSE, Wish.CANCEL], 0), ids=str)
+def test_an_archive_that_is_overloaded_keeps_nobody_waiting(around, monkeypatch, wish):
+    objects = list(tiny_objects(STUDIES, instances=INSTANCES))
+    with S3Server() as bucket:
+        credentials(bucket, monkeypatch)
+        bucket.fail("PutObject", times=10_000, status=503, code="SlowDown")
+        with around(objects, retrieve="c-get", bucket=bucket) as place:
+            with working(place) as ended_with, place.ledger() as ledger:
+                until(lambda: bucket.requests["PutObject"] > 10, "objects are refused")
+                began = time.monotonic()
+                ledger.pause(1) if wish is Wish.PAUSE else ledger.cancel(1)
+            assert [type(error) for error in ended_with] == [Interrupted]
+            assert time.monotonic() - began < PROMISED_SECONDS
+            place.audit()
+            bucket.behave()
+            with place.ledger() as ledger:
+                ledger.resume(1)
+            place.goes_on()
+            nothing_was_taken_twice(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import threading
 import traceback
@@ -15,8 +16,9 @@ from radosgw import rados_gateway  # noqa: F401
 
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.manifest import encode_manifest, put_manifest
+from prefect_dicom.archive.protocol import BLOCK_BYTES
 from prefect_dicom.configuration import DirectoryArchive, S3Archive
-from prefect_dicom.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.errors import ArchiveConflict, ArchiveError, Interrupted
 from prefect_dicom.identifiers import manifest_key, object_key
 from prefect_dicom.model import Evidence, ManifestInstance, StudyManifest
 from prefect_dicom.testing.s3 import S3Server
@@ -83,6 +85,23 @@ def test_a_file_comes_back_byte_for_byte_with_the_hash_of_its_arrival(archive, t
     assert everything(archive, KEY) == data
     assert archive.head(KEY).size_bytes == size
     assert archive.head(KEY).sha256 in (sha256, None)
+
+
+@pytest.mark.parametrize(
+    "size, blocks",
+    [(1, 0), (2 * BLOCK_BYTES, 1), (2 * PART_BYTES + 1, PART_BYTES // BLOCK_BYTES + 9)],
+)
+def test_a_put_that_is_told_to_stop_ends_half_way_and_leaves_nothing(
+    archive, tmp_path, size, blocks
+):
+    file = arrival(tmp_path, os.urandom(size))
+    looks = itertools.count()
+    archive.stopping = lambda: next(looks) >= blocks
+    with pytest.raises(Interrupted):
+        archive.put_file(KEY, *file)
+    assert archive.head(KEY) is None
+    del archive.stopping
+    assert not archive.put_file(KEY, *file).already_there
 
 
 def test_bytes_are_put_by_the_same_rules(archive):

@@ -23,11 +23,8 @@ from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import Level
 from prefect_dicom.reasons import pointer
 from prefect_dicom.steps import Pull
-from prefect_dicom.tasks import report
-from prefect_dicom.tasks.archive import archive_chunk
-from prefect_dicom.tasks.discover import discover_rows
+from prefect_dicom.tasks import edge, report
 from prefect_dicom.tasks.edge import without_phi
-from prefect_dicom.tasks.retrieve import retrieve_chunk
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("prefect_harness", "at_once")]
@@ -38,9 +35,7 @@ PATIENT = "Zyxquordt^Immanuela"
 @pytest.fixture
 def at_once(monkeypatch) -> None:
     """Tasks wait hardly at all before they try again."""
-    for task in (discover_rows, retrieve_chunk, archive_chunk):
-        monkeypatch.setattr(task, "retry_delay_seconds", [0.01, 0.01])
-        monkeypatch.setattr(task, "retry_jitter_factor", None)
+    monkeypatch.setattr(edge, "_WAITS", (0.01, 0.01))
 
 
 @pytest.fixture

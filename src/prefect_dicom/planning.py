@@ -336,6 +336,7 @@ class Plan:
         """
         clock = self.clock(node)
         while True:
+            self._check_stop()
             if clock.halted:
                 raise PacsError(clock.halted)
             if left := clock.seconds_left():
@@ -346,7 +347,6 @@ class Plan:
                 return clock.now()
             else:
                 self.clock_time.wait(self.stop, _TURN_SECONDS)
-            self._check_stop()
 
     def _probe(self, node: str, clock: NodeClock) -> None:
         """Ask a node that had failed for a C-ECHO; its clock hears what comes of it."""
@@ -535,6 +535,15 @@ class Plan:
     def is_stopping(self) -> bool:
         """Whether nothing new is to be begun: the run is to end, or to wait."""
         return self.told() is not Wish.GO_ON
+
+    def rest(self, seconds: float) -> bool:
+        """Wait so long; False, and earlier, where something else is wanted of the run."""
+        until = self.clock_time.monotonic() + seconds
+        while not self.is_stopping():
+            if (left := until - self.clock_time.monotonic()) <= 0:
+                return True
+            self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
+        return False
 
     def wait_in_place(self, look: Callable[[], None]) -> bool:
         """Wait while the run is to pause, asking for nothing; whether it is to go on then.

@@ -45,6 +45,7 @@ from prefect_dicom.errors import (
     ArchiveError,
     ClaimLost,
     CohortError,
+    Interrupted,
     PacsError,
     PrefectDicomError,
     SpoolFull,
@@ -686,7 +687,7 @@ class Pull(Plan):
             One could not be stored. What could is recorded, of all studies.
         """
         arrivals = [(work, arrival) for work in works for arrival in work.received.values()]
-        trouble: ArchiveError | None = None
+        trouble: PrefectDicomError | None = None
         for first in range(0, len(arrivals), _STORED_PER_WRITE):
             self._check_stop()
             futures = [
@@ -699,7 +700,7 @@ class Pull(Plan):
                     continue
                 try:
                     stored = future.result()
-                except ArchiveError as error:
+                except (ArchiveError, Interrupted) as error:
                     if error.code == "spool-damaged":
                         self._forget_damaged(work, arrival)
                     else:
@@ -873,6 +874,7 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
             uploads=uploads,
             aside=aside,
         )
+        archive.stopping = pull.is_stopping
         stack.enter_context(at_work(pull))
         pull.prepare()
         yield pull

@@ -54,7 +54,7 @@ class FolderArchive(Archive):
 
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedObject:
         target = self._path(key)
-        with FileSource(path, sha256, size_bytes) as source:
+        with FileSource(path, sha256, size_bytes, self.stopping) as source:
             return self._put(key, target, source)
 
     def put_bytes(self, key: str, data: bytes) -> ArchivedObject:

@@ -55,6 +55,10 @@ class Check:
 class Archive(ABC):
     """Where studies are kept. Keys are relative; all methods may be called from any thread."""
 
+    stopping: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether the run is to stop: asked while a file is put, and between tries of a service that
+    is away. What is under way then ends with :class:`~prefect_dicom.errors.Interrupted`."""
+
     @abstractmethod
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedObject:
         """Put a file under a key that nothing has yet.

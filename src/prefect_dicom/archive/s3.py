@@ -42,7 +42,7 @@ from prefect_dicom.archive.protocol import (
 from prefect_dicom.archive.signed_put import SignedPut
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
 from prefect_dicom.configuration import S3Archive
-from prefect_dicom.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.errors import ArchiveConflict, ArchiveError, Interrupted
 from prefect_dicom.identifiers import is_sha256
 from prefect_dicom.model import ArchivedObject
 
@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _FAULTS = (BotoCoreError, HTTPClientError, ClientError, HTTPError, ResponseParserError)
+_LOOK_SECONDS = 0.5
 
 # Their DEBUG lines hold URLs and canonical requests, and those hold UIDs.
 for _name in ("boto3", "botocore", "urllib3"):
@@ -106,7 +107,7 @@ class BucketArchive(Archive):
 
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedObject:
         checked_key(key)
-        with FileSource(path, sha256, size_bytes) as source:
+        with FileSource(path, sha256, size_bytes, self.stopping) as source:
             return self._put(key, source)
 
     def put_bytes(self, key: str, data: bytes) -> ArchivedObject:
@@ -397,7 +398,14 @@ class BucketArchive(Archive):
                 raise Refused(fault)
             if fault.expired and line is not None:
                 self._forget(line)
-            time.sleep(self._patience.pause(attempt))
+            self._wait(self._patience.pause(attempt))
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self.stopping():
+                raise Interrupted()
+            time.sleep(min(left, _LOOK_SECONDS))
 
     def _connected(self) -> _Line:
         with self._lock:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
 from prefect_dicom.archive.protocol import BLOCK_BYTES
-from prefect_dicom.errors import ArchiveError
+from prefect_dicom.errors import ArchiveError, Interrupted
 from prefect_dicom.faultpoints import reached
 
 
@@ -33,11 +33,20 @@ class FileSource:
     ------
     ArchiveError
         ``spool-damaged``: the file is gone, cannot be read or has another size.
+    Interrupted
+        While it is read, where ``stopping`` says so.
     """
 
-    def __init__(self, path: Path, sha256: str, size_bytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        sha256: str,
+        size_bytes: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.sha256 = sha256
         self.size_bytes = size_bytes
+        self._stopping = stopping
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -57,6 +66,8 @@ class FileSource:
         # pread has no position that a failed attempt could leave in the middle.
         end = offset + length
         while offset < end:
+            if self._stopping():
+                raise Interrupted()
             try:
                 block = os.pread(self._file.fileno(), min(BLOCK_BYTES, end - offset), offset)
             except OSError as error:
