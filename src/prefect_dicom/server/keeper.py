@@ -186,10 +186,11 @@ class Keeper:
                 raise _NotUp("told to stop before it was up", self.local.logs / "keeper.log")
 
     def _end_all(self) -> None:
-        # First the worker: it begins no run any more. Told twice to stop it would kill itself,
-        # and leave its runs behind.
+        # A worker that is told to stop kills its runs two seconds later, and they stay running
+        # in Prefect for ever. It is halted, so that it begins no other either, and the runs are
+        # told; the server is there until the last of them has said how it ended.
         if self.worker.lives:
-            self.worker.process.terminate()
+            self.worker.process.send_signal(signal.SIGSTOP)
         deadline = time.monotonic() + _RUNS_END_SECONDS
         told: set[int] = set()
         while (runs := self.local.runs()) and time.monotonic() < deadline:
@@ -203,9 +204,6 @@ class Keeper:
             log.warning("a run did not end in time; killed")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if self.worker.lives:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.worker.process.wait(_ENDS_SECONDS)
         if self.worker.lives:
             self.worker.process.kill()
             self.worker.process.wait()
