@@ -7,6 +7,7 @@ the built wheel, until a schedule fires.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
@@ -118,6 +119,22 @@ def output_of(*words: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def commands_of_the_guide() -> list[list[str]]:
+    """What is to be typed for a server of one's own, without ``prefect``."""
+    guide = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = guide.split("\n## Deployments\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("prefect ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_the_guide_and_the_file_itself_say_how_to_deploy():
+    commands = commands_of_the_guide()
+    assert [words[0] for words in commands] == ["work-pool", "work-queue", "--no-prompt"]
+    comment = FILE.read_text(encoding="utf-8").split("\nname:")[0]
+    for words in commands:
+        assert f"#   prefect {shlex.join(words)}\n" in comment
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """The repository as it is committed, and nothing else."""
@@ -155,10 +172,8 @@ def test_a_schedule_fires_on_a_worker_of_the_wheel_as_deployed_from_a_clean_clon
     yesterday = f"{date.today() - timedelta(1):%Y%m%d}"
     objects = [each for seed in range(3) for each in study(seed, StudyDate=yesterday)]
     with site_around(tmp_path / "site", objects) as place, PrefectServer(tmp_path / "prefect") as s:
-        s.run("work-pool", "create", "dicom", "--type", "process")
-        s.run("work-queue", "create", "pacs", "--pool", "dicom", "--limit", "1")
-        file = str(FILE.relative_to(ROOT))
-        s.run("--no-prompt", "deploy", "--prefect-file", file, "--all", cwd=clone)
+        for words in commands_of_the_guide():
+            s.run(*words, cwd=clone)
         assert output_of("git", "status", "--porcelain", cwd=clone) == ""
         for deployment in DEPLOYMENTS:
             known = s.deployment(named(deployment))

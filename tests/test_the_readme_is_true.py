@@ -45,8 +45,8 @@ DOCUMENTS = {"README.md": README} | {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").rglob("*.md"))
 }
-TESTED_ELSEWHERE = {"docs/scripted-pacs.md"}
-"""Its blocks run in ``test_the_scripted_pacs_is_documented.py``."""
+TESTED_ELSEWHERE = {"docs/scripted-pacs.md", "docs/operations.md"}
+"""In ``test_the_scripted_pacs_is_documented.py`` and ``test_the_operations_guide_is_true.py``."""
 
 
 class Block(NamedTuple):
