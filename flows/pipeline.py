@@ -87,8 +87,7 @@ def run_pipeline(pull: Pull) -> Totals:
             return totals
         _tell_of_the_end(pull, trouble, totals)
         folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
-        pull.sample(now=True)
-        pull.page.write_last(pull.ledger)
+        _write_page(pull, trouble)
         publish_results(pull.ledger, pull.cohort, totals, folder)
         _raise(pull, trouble, totals)
         return totals
@@ -116,8 +115,7 @@ def run_plan(plan: Plan) -> Estimate:
     estimate = estimate_pull(plan.ledger, plan.cohort, plan.site)
     folder = write_reports(plan.ledger, plan.cohort, plan.site.reports)
     write_estimate(estimate, folder)
-    plan.sample(now=True)
-    plan.page.write_last(plan.ledger)
+    _write_page(plan, trouble)
     publish_estimate(plan.cohort, estimate)
     _raise(plan, trouble, totals)
     return estimate
@@ -139,6 +137,14 @@ def _tell_of_the_end(plan: Plan, trouble: PrefectDicomError | None, totals: Tota
             },
         )
     )
+
+
+def _write_page(plan: Plan, trouble: PrefectDicomError | None) -> None:
+    """The report of the cohort at the end of the run, with what kept it from its end."""
+    if trouble is not None:
+        plan.ledger.record_trouble(plan.run, trouble.code)
+    plan.sample(now=True)
+    plan.page.write_last(plan.ledger)
 
 
 def _passes(

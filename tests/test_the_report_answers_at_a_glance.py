@@ -192,6 +192,22 @@ def test_it_tells_when_the_end_will_be_by_the_pace_and_the_windows(ledger):
     assert account.ends_at == noon + timedelta(seconds=account.seconds_left)
 
 
+def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_better(ledger):
+    cohort = written(ledger, 50, begin=datetime.now(UTC), work=timedelta(hours=1), done=0.5)
+    with ledger.run("pull", cohort.number) as run:
+        ledger.record_trouble(run, "called-ae-title-unknown")
+        assert "PACS does not know itself" not in page(account_of(ledger, cohort))
+        # As the run itself tells, at its end.
+        html = page(account_of(ledger, cohort, without_run=run.number))
+    steps = html[html.index("What next") :]
+    advice = "The PACS does not know itself by the called AE title. Correct <code>called_ae_title"
+    assert steps.index("The last run was kept from its end: " + advice) < steps.index("<li>", 40)
+    assert advice in page(account_of(ledger, cohort))
+    with ledger.run("rerun", cohort.number):
+        pass
+    assert "kept from its end" not in page(account_of(ledger, cohort))
+
+
 def test_time_in_which_no_run_was_there_is_no_time_of_work(ledger):
     begin = datetime(2026, 3, 2, 18, 0, tzinfo=UTC)
     cohort = written(

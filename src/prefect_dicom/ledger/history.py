@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, case, delete, func, select
+from sqlalchemy import ColumnElement, Select, case, delete, func, select, update
 
 from prefect_dicom.ledger.claims import utc_now
 from prefect_dicom.ledger.edge import without_database_errors
@@ -24,6 +24,7 @@ from prefect_dicom.ledger.records import Run, Sample, StudyGroup, StudyRecord
 from prefect_dicom.ledger.schema import row_studies, runs, samples, studies
 from prefect_dicom.model import StudyState
 from prefect_dicom.policy import SELECTED_OTHERWISE
+from prefect_dicom.reasons import reason_for
 
 MOST_SAMPLES = 2000
 """Of one cohort. With one more than that, it is thinned out to half as many."""
@@ -110,6 +111,30 @@ class History(Reading):
             )
             for row in rows
         ]
+
+    @without_database_errors
+    def record_trouble(self, run: Run, code: str) -> None:
+        """A run has been kept from its end.
+
+        Parameters
+        ----------
+        code : str
+            A code of :mod:`prefect_dicom.reasons`.
+        """
+        reason_for(code)
+        with self._write() as connection:
+            connection.execute(update(runs).where(runs.c.number == run.number).values(reason=code))
+
+    @without_database_errors
+    def trouble(self, cohort: int) -> str | None:
+        """What kept the last run of a cohort from its end; None where nothing did."""
+        with self._read() as connection:
+            return connection.execute(
+                select(runs.c.reason)
+                .where(runs.c.cohort == cohort)
+                .order_by(runs.c.number.desc())
+                .limit(1)
+            ).scalar()
 
     @without_database_errors
     def study_groups(self, cohort: int) -> list[StudyGroup]:

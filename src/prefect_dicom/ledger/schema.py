@@ -177,6 +177,8 @@ runs = Table(
     Column("paused_at", UtcTime),
     # What it waits for, or goes slowly for, in words for people.
     Column("waits", Text),
+    # What kept it from its end.
+    Column("reason", Text),
     UniqueConstraint("lock"),
     sqlite_autoincrement=True,
 )
@@ -464,6 +466,10 @@ def _copies_of_studies(connection: Connection) -> None:
     connection.execute(update(studies).where(is_listed).values(listed_by=studies.c.node))
 
 
+def _ends_of_runs(connection: Connection) -> None:
+    _add_columns(connection, runs, "reason")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
@@ -475,6 +481,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _samples_of_cohorts,
     _waits_of_runs,
     _copies_of_studies,
+    _ends_of_runs,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

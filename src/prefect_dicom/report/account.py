@@ -134,6 +134,9 @@ class Account:
     samples: list[Sample]
     notes: list[tuple[str, str]]
     runs: list[LivingRun]
+    """Those that are at work."""
+    trouble: Reason | None
+    """What kept the last run from its end, where none is at work."""
     courtesy: Courtesy | None
     associations: int
 
@@ -288,6 +291,8 @@ def account_of(
             ending.examples.append((row, verdict))
         totals.rows[verdict.verdict] += 1
         totals.unproved.update(verdict.gaps)
+    living = [run for run in ledger.runs_under_way(cohort.number) if run.number != without_run]
+    trouble = None if living else ledger.trouble(cohort.number)
     zone = ZoneInfo(courtesy.time_zone) if courtesy else datetime.now().astimezone().tzinfo
     return Account(
         cohort=cohort,
@@ -300,7 +305,8 @@ def account_of(
         slowest=ledger.slowest_studies(cohort.number, SLOWEST_NAMED),
         samples=ledger.samples(cohort.number),
         notes=ledger.notes(cohort.number),
-        runs=[run for run in ledger.runs_under_way(cohort.number) if run.number != without_run],
+        runs=living,
+        trouble=reason_for(trouble) if trouble else None,
         courtesy=courtesy,
         associations=associations,
     )

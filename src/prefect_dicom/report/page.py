@@ -145,6 +145,8 @@ def _state(account: Account) -> tuple[str, str]:
             return "waits", "paused"
         if account.window_now.startswith("closed"):
             return "waits", "waiting for a window"
+        if all("waiting" in run.waits for run in account.runs):
+            return "waits", "waiting"
         return "works", "at work" if len(account.runs) == 1 else f"{len(account.runs)} at work"
     if not account.is_over:
         return "stuck", "not at work"
@@ -157,6 +159,15 @@ def _what_next(account: Account, unwell: list[Ending]) -> list[str]:
     name = account.cohort.name
     steps = []
     pending = account.totals.rows[Verdict.PENDING]
+    if account.trouble is not None and not account.is_over:
+        reason = account.trouble
+        steps.append(f"The last run was kept from its end: {reason.meaning} {reason.advice}")
+    for run in account.runs:
+        if run.paused_at:
+            steps.append(f"Paused: `prefect-dicom resume {name}` lets it go on.")
+            break
+        if run.waits:
+            steps.append(f"Now: {run.waits}.")
     if not account.runs and pending:
         steps.append(
             f"No run is at work, and {_counted(pending, 'row')} not begun or not finished: "
