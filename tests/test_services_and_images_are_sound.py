@@ -6,6 +6,7 @@ docker-compose: none of these needs a running init or engine.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect_server import PrefectServer
 from sites import until
 
 from prefect_dicom.cli import app
@@ -93,7 +95,8 @@ def test_a_service_starts_a_command_that_exists_as_nobody_special(service):
     settings = settings_of(service)
     assert settings["User"] == ["prefect-dicom"]
     assert settings["KillMode"] == ["mixed"]
-    assert float(settings["TimeoutStopSec"][0]) > 45
+    # Longer than prefect-worker takes at most.
+    assert float(settings["TimeoutStopSec"][0]) > 40 + 10
     (line,) = settings["ExecStart"]
     program, *words = shlex.split(line.replace("%i", "chest.csv"))
     assert program.startswith(INSTALLED)
@@ -153,18 +156,80 @@ def test_a_run_ends_in_order_before_its_worker_does(tmp_path):
     stub.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     process = subprocess.Popen(
-        [str(DEPLOYMENTS / "prefect-worker"), "--pool", "dicom"], cwd=tmp_path, env=environment
+        [str(DEPLOYMENTS / "prefect-worker"), "--pool", "dicom"],
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
     )
     try:
         until(lambda: (tmp_path / "running").exists(), "the run works")
         assert (tmp_path / "words").read_text() == "worker start --pool dicom"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 7
+        assert process.wait(30) == 0
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert (tmp_path / "told").exists() and (tmp_path / "worker-told").exists()
     told, worker = (os.stat(tmp_path / name).st_mtime_ns for name in ("told", "worker-told"))
     assert told < worker
+
+
+FLOW = """
+import time
+from pathlib import Path
+from prefect import flow
+
+@flow
+def waits(folder: str):
+    Path(folder, "working").touch()
+    try:
+        time.sleep(120)
+    finally:
+        Path(folder, "ended").touch()
+"""
+DEPLOYED = """
+pull: []
+build: null
+push: null
+deployments:
+  - {name: one, entrypoint: waiting.waits, work_pool: {name: dicom}, parameters: {folder: FOLDER}}
+"""
+
+
+@pytest.mark.campaign("operations")
+@pytest.mark.whole_campaign
+@pytest.mark.timeout(600)
+def test_prefect_is_told_how_a_run_ended_when_its_worker_is_stopped(tmp_path):
+    (tmp_path / "waiting.py").write_text(FLOW)
+    (tmp_path / "prefect.yaml").write_text(DEPLOYED.replace("FOLDER", str(tmp_path)))
+    command = tmp_path / "prefect"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m prefect "$@"\n')
+    command.chmod(0o755)
+    with PrefectServer(tmp_path) as server:
+        server.environment["PATH"] = f"{tmp_path}:{server.environment['PATH']}"
+        server.environment["PYTHONPATH"] = str(tmp_path)
+        server.run("work-pool", "create", "dicom", "--type", "process")
+        server.run("--no-prompt", "deploy", "--all", cwd=tmp_path)
+        words = [str(DEPLOYMENTS / "prefect-worker"), "--pool", "dicom", "--limit", "1"]
+        with (tmp_path / "worker.log").open("wb") as log:
+            worker = subprocess.Popen(
+                words,
+                env=server.environment,
+                cwd=tmp_path,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            run = server.begin("waits/one")
+            until((tmp_path / "working").exists, "the run works", 180)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(60) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+        assert (tmp_path / "ended").exists()
+        assert server.ask("GET", f"/flow_runs/{run}")["state"]["type"] == "CRASHED"
 
 
 # ----------------------------------------------------------------------------- the image
