@@ -161,8 +161,12 @@ def _passes(
     with hearing_of_prefect(plan):
         while True:
             trouble = _passes_until_told(plan, progress, one_pass)
-            if not isinstance(trouble, Interrupted) or isinstance(trouble, WindowClosed):
+            if not isinstance(trouble, Interrupted):
                 return trouble
+            if isinstance(trouble, WindowClosed) and not plan.is_stopping():
+                if not _wait_for_window(plan, progress):
+                    return trouble
+                continue
             if not plan.wait_in_place(partial(_look, plan, progress, count)):
                 return trouble
 
@@ -184,6 +188,19 @@ def _passes_until_told(
             _wait(plan, progress)
             trouble = one_pass()
     return trouble
+
+
+def _wait_for_window(plan: Plan, progress: ProgressArtifact) -> bool:
+    """Wait until the node may be asked again, where the site wants it so; whether to go on."""
+    count = partial(plan.ledger.totals, plan.cohort.number)
+    plan.close_requestors()
+    progress.show(count, plan.waits(), now=True)
+    while left := plan.turns.seconds_to_wait(plan.cohort.nodes):
+        plan.clock_time.wait(plan.stop, min(left, plan.clock_time.look_seconds))
+        if plan.is_stopping():
+            return True
+        _look(plan, progress, count)
+    return left is not None
 
 
 def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
@@ -219,7 +236,7 @@ def _wait(plan: Plan, progress: ProgressArtifact) -> None:
     count = partial(plan.ledger.totals, plan.cohort.number)
     progress.show(count, plan.waits(), now=True)
     while left := plan.seconds_left():
-        if plan.stop.wait(min(left, _TICK_SECONDS)) or plan.is_stopping():
+        if plan.clock_time.wait(plan.stop, min(left, _TICK_SECONDS)) or plan.is_stopping():
             return
         _look(plan, progress, count)
 
@@ -238,6 +255,9 @@ def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | Non
 
     What other runs were working on belongs to it: they may die over it, on other hosts too.
     """
+    if all(map(pull.is_closed, pull.cohort.nodes)):
+        # No task is begun only to say that its time has not come.
+        return WindowClosed()
     trouble = _find_studies(pull, progress)
     if trouble is None:
         trouble = _pull_and_turn(pull, progress)
@@ -305,7 +325,7 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
             sum(alone or chunk.node == node for chunk in stage.values())
             for stage in (retrieving, archiving)
         )
-        most = pull.clock(node).associations
+        most = pull.associations(node)
         return (
             here < most
             and waiting < most + CHUNKS_WAITING_FOR_UPLOAD
@@ -318,6 +338,9 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
             if pull.is_stopping():
                 trouble = Interrupted()
                 chunks.clear()
+            for node in [node for node in chunks if pull.is_closed(node)]:
+                trouble = trouble or WindowClosed()
+                del chunks[node]
             for node in list(chunks):
                 while node in chunks and has_room(node):
                     if (chunk := next(chunks[node], None)) is None:
@@ -336,7 +359,10 @@ def _pull_studies(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError |
                     pull.give_back(chunk)
                     trouble = _error_of(future.state)
                     failed_in_a_row += 1
-                    if isinstance(trouble, PacsError) and pull.others_go_on(chunk.node):
+                    of_the_node = isinstance(trouble, WindowClosed) or (
+                        isinstance(trouble, PacsError) and pull.others_go_on(chunk.node)
+                    )
+                    if of_the_node:
                         chunks.pop(chunk.node, None)
                         failed_in_a_row = 0
                     elif (

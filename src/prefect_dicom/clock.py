@@ -13,6 +13,9 @@ class Clock:
     Waiting for bytes on a socket is not among it: a network has its own time.
     """
 
+    look_seconds = 1.0
+    """How long a wait goes without a look at whether it is still called for."""
+
     def now(self) -> datetime:
         """The moment, aware of its zone."""
         return datetime.now(UTC)

@@ -43,6 +43,7 @@ from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
 from prefect_dicom.report import next_count
 from prefect_dicom.report.running import RunningPage
+from prefect_dicom.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ class Plan:
     _queries: dict[str, QueryHabits] = field(default_factory=lambda: defaultdict(QueryHabits))
     """What each of the cohort's nodes makes of queries that its filters need."""
     _turned: threading.Event = field(default_factory=threading.Event)
-    _idle: dict[str, list[Requestor]] = field(default_factory=lambda: defaultdict(list))
+    turns: Turns = field(init=False)
+    """When which node may be asked, over how many associations, by all runs together."""
     _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _characters: dict[str, str] = field(default_factory=dict)
     """By node, the character set in which it last found a text beyond ASCII."""
@@ -110,6 +112,18 @@ class Plan:
     _hearing: threading.Lock = field(default_factory=threading.Lock)
     _heard: Wish = Wish.GO_ON
     _listen_at: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.turns = Turns(
+            self.site,
+            self.ledger,
+            self.run,
+            self.clock_time,
+            self.stop,
+            ready=self._check_going_on,
+            new_requestor=self._new_requestor,
+            tell=self.tell,
+        )
 
     # --- discovery
 
@@ -214,13 +228,11 @@ class Plan:
         left = iter(questions)
         lock, over = threading.Lock(), threading.Event()
 
-        clock = self.clock(node)
-
         def ask_what_is_left(number: int = 0) -> None:
             try:
                 with self._asking(node) as requestor:
                     # While the node is asked for less than at the beginning, by fewer.
-                    while not over.is_set() and (number == 0 or number < clock.associations):
+                    while not over.is_set() and (number == 0 or number < self.associations(node)):
                         with lock:
                             question = next(left, None)
                         if question is None:
@@ -232,7 +244,7 @@ class Plan:
                 raise
 
         worth = 1 + len(questions) // _QUESTIONS_WORTH_AN_ASSOCIATION
-        if (at_once := min(clock.associations, worth)) == 1:
+        if (at_once := min(self.associations(node), worth)) == 1:
             ask_what_is_left()
             return
         with ThreadPoolExecutor(at_once, thread_name_prefix="discovery") as pool:
@@ -255,7 +267,8 @@ class Plan:
         """Discover the rows of a question, until it is over; together what can be had together."""
         if len(question) > 1:
             first = [rows[0] for rows in question]
-            insisting(lambda: ask_together(requestor, first, self.habits(node)))
+            with self.turns.request(requestor):
+                insisting(lambda: ask_together(requestor, first, self.habits(node)))
         for rows in question:
             for row in rows:
                 self._check_stop()
@@ -267,7 +280,8 @@ class Plan:
     def _discover_row(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery | str:
         requestor.about = ("row", row.line)
         try:
-            result = insisting(lambda: self._wanted_of(node, requestor, row))
+            with self.turns.request(requestor):
+                result = insisting(lambda: self._wanted_of(node, requestor, row))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -333,12 +347,15 @@ class Plan:
         ------
         PacsError
             It may not be asked any more: with the reason why.
+        WindowClosed
+            It may not be asked at this time of the week.
         """
         clock = self.clock(node)
         while True:
             self._check_stop()
             if clock.halted:
                 raise PacsError(clock.halted)
+            self.turns.check(node)
             if left := clock.seconds_left():
                 self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
             elif clock.begin_probe():
@@ -389,7 +406,9 @@ class Plan:
         """What the run waits for, or asks less for, in words for people; empty where nothing."""
         paused = self.told() is Wish.PAUSE
         words = [f"paused, until `prefect-dicom resume {self.cohort.number}`"] if paused else []
-        return "; ".join(filter(None, [*words, *map(self._wait_of, self.clocks())]))
+        for node in self.clocks() or [self.cohort.node]:
+            words += [self._wait_of(node), self.turns.in_words(node)]
+        return "; ".join(filter(None, words))
 
     def _wait_of(self, node: str) -> str:
         clock = self.clock(node)
@@ -412,6 +431,8 @@ class Plan:
         clock = self.clock(node)
         try:
             with self.requestor(node) as requestor:
+                # It may have been waited for.
+                asked_at = clock.now()
                 yield requestor
         except PacsError as error:
             clock.failed(error.code, asked_at)
@@ -431,28 +452,29 @@ class Plan:
     @contextlib.contextmanager
     def requestor(self, node: str) -> Iterator[Requestor]:
         """Borrow an association to a node; it stays open for the next borrower."""
-        with self._lock:
-            requestor = self._idle[node].pop() if self._idle[node] else None
-        if requestor is None:
-            requestor = Requestor(self.site.nodes[node], self._answered[node])
-            requestor.stopping = self.is_stopping
-            requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
-        learnt = self.site.profiles[node].query_character_sets or ("",)
-        requestor.characters = self._characters.get(node) or learnt[0]
-        requestor.now = self.clock(node).now
-        requestor.first_answer = partial(self._take_time, node, requestor)
-        try:
-            yield requestor
-        except Interrupted:
-            # Nobody waits for a peer that may have nothing more to say.
-            requestor.abort()
-            raise
-        except BaseException:
-            requestor.close()
-            raise
-        with self._lock:
-            self._characters[node] = requestor.characters
-            self._idle[node].append(requestor)
+        with self.turns.requestor(node) as requestor:
+            learnt = self.site.profiles[node].query_character_sets or ("",)
+            requestor.characters = self._characters.get(node) or learnt[0]
+            requestor.now = self.clock(node).now
+            requestor.first_answer = partial(self._take_time, node, requestor)
+            try:
+                yield requestor
+            except Interrupted:
+                # Nobody waits for a peer that may have nothing more to say.
+                requestor.abort()
+                raise
+            with self._lock:
+                self._characters[node] = requestor.characters
+
+    def _new_requestor(self, node: str) -> Requestor:
+        requestor = Requestor(self.site.nodes[node], self._answered[node])
+        requestor.stopping = partial(self.is_ending, node)
+        requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
+        return requestor
+
+    def associations(self, node: str) -> int:
+        """How many requests this run may have under way: one at least, to hear why it may not."""
+        return max(1, min(self.clock(node).associations, self.turns.associations(node)))
 
     def _take_time(self, node: str, requestor: Requestor, service: str, seconds: float) -> None:
         answered(node, service, seconds)
@@ -461,11 +483,7 @@ class Plan:
 
     def close_requestors(self) -> None:
         """Release all associations that are not lent out."""
-        with self._lock:
-            idle = [r for requestors in self._idle.values() for r in requestors]
-            self._idle.clear()
-        for requestor in idle:
-            requestor.close()
+        self.turns.close()
 
     def note(self, node: str, words: str) -> None:
         """Say what this run has found out about a node, once, and keep it with the cohort."""
@@ -545,6 +563,14 @@ class Plan:
             self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
         return False
 
+    def is_closed(self, node: str) -> bool:
+        """Whether a node may not be asked at this time of the week."""
+        return self.turns.state(node).closed
+
+    def is_ending(self, node: str) -> bool:
+        """Whether what is under way at a node is to be cancelled."""
+        return self.is_stopping() or self.turns.is_over(node)
+
     def wait_in_place(self, look: Callable[[], None]) -> bool:
         """Wait while the run is to pause, asking for nothing; whether it is to go on then.
 
@@ -565,6 +591,12 @@ class Plan:
     def _check_stop(self) -> None:
         if self.is_stopping():
             raise Interrupted()
+
+    def _check_going_on(self, node: str) -> None:
+        """Pass, where the run and the node are to be gone on with."""
+        self._check_stop()
+        if code := self.clock(node).halted:
+            raise PacsError(code)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +42,6 @@ from prefect_dicom.dimse.outcome import RetrieveOutcome
 from prefect_dicom.dimse.proposal import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.dimse.status import reason_for_status
 from prefect_dicom.errors import (
-    Interrupted,
     PacsError,
     PrefectDicomError,
     ReceiverError,
@@ -79,6 +77,7 @@ from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
 from prefect_dicom.selection import series_text
 from prefect_dicom.spool import Spool
+from prefect_dicom.turns import Spent, Turns
 from prefect_dicom.validate import Consequence, Expected, Validation, listed_key, validate
 
 _POLL_SECONDS = 0.1
@@ -295,6 +294,8 @@ class Retrieval:
         The node's, to be told what comes of requests.
     leave : callable
         Waits until the node may be asked, and returns the time of its clock.
+    turns : Turns
+        Has the turn of each request; the requestor is borrowed from it.
     note : callable
         Told what a person should know of the node, in words without identifiers.
     habits : RetrieveHabits, optional
@@ -317,12 +318,14 @@ class Retrieval:
         stopping: Callable[[], bool],
         clock: NodeClock,
         leave: Callable[[], float],
+        turns: Turns,
         note: Callable[[str], None],
         habits: RetrieveHabits | None = None,
         selection: Selection = WHOLE,
     ) -> None:
         self._clock = clock
         self._leave = leave
+        self._turns = turns
         self._note = note
         self._habits = habits or RetrieveHabits()
         self._asked_at = clock.now()
@@ -351,9 +354,10 @@ class Retrieval:
     def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
         """The PACS's instance lists of many studies by few queries; of some, or of none."""
         self._requestor.about = None
-        together = list_together(
-            self._requestor, [work.claim.study for work in works], self._habits.queries
-        )
+        with self._turns.request(self._requestor):
+            together = list_together(
+                self._requestor, [work.claim.study for work in works], self._habits.queries
+            )
         lists = {}
         for work in works:
             if (answer := together.get(work.claim.study_instance_uid)) is None:
@@ -381,9 +385,10 @@ class Retrieval:
         if not self._selection.series or not listed:
             return answer
         habits = self._habits.queries
-        chosen = choose_series_of(
-            self._requestor, work.claim.study, self._selection, habits, answer.instances
-        )
+        with self._turns.request(self._requestor):
+            chosen = choose_series_of(
+                self._requestor, work.claim.study, self._selection, habits, answer.instances
+            )
         if chosen.undecided:
             raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
         if not listed <= {*chosen.wanted, *chosen.unwanted} or listed.isdisjoint(chosen.wanted):
@@ -422,7 +427,8 @@ class Retrieval:
             Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
         """
         self._requestor.about = work.reference
-        answer = list_study(self._requestor, work.claim.study, self._habits.queries)
+        with self._turns.request(self._requestor):
+            answer = list_study(self._requestor, work.claim.study, self._habits.queries)
         if fresh and answer.offline:
             raise PacsError("study-offline", f"{answer.offline} series")
         if not answer.evidence.satisfies(self._weakest):
@@ -633,7 +639,7 @@ class Retrieval:
             refused = None
             for request, contexts in self._plan(works, manner):
                 if self._stopping():
-                    raise Interrupted()
+                    raise self._turns.interruption(self._requestor)
                 self._spool.check_reserve()
                 members = [by_reference[r] for r in request.studies]
                 parts = _parts(request, members)
@@ -723,7 +729,7 @@ class Retrieval:
             set_aside, brought, lost = work.set_aside, 0, False
             for request, contexts in self._requests_unlisted(work, fruitless):
                 if self._stopping():
-                    raise Interrupted()
+                    raise self._turns.interruption(self._requestor)
                 self._spool.check_reserve()
                 work.came.clear()
                 outcome = self._ask(request, [work], contexts)
@@ -760,7 +766,8 @@ class Retrieval:
         if work.incomplete and work.failure not in _STAYS | _TELLS_MORE:
             try:
                 if work.untouched:
-                    echo(self._requestor)
+                    with self._turns.request(self._requestor):
+                        echo(self._requestor)
                 if self.list(work, fresh=False) and work.is_listed:
                     return self._fetch_listed([work], arrived)
             except PacsError as error:
@@ -856,12 +863,14 @@ class Retrieval:
         """
         doubtful = [w for w in works if w.untouched and w.failure in _MAY_MEAN_ANYTHING]
         if doubtful:
-            echo(self._requestor)
+            with self._turns.request(self._requestor):
+                echo(self._requestor)
         for work in doubtful:
             try:
-                listed = list_series(
-                    self._requestor, work.claim.study_instance_uid, work.claim.patient_id
-                )
+                with self._turns.request(self._requestor):
+                    listed = list_series(
+                        self._requestor, work.claim.study_instance_uid, work.claim.patient_id
+                    )
             except PacsError as error:
                 if error.code not in OF_ONE_REQUEST:
                     raise
@@ -1067,14 +1076,19 @@ class Retrieval:
             list(request.instances),
             self._requestor.characters,
         )
-        first = _First(self._clock.now)
-        try:
-            if self._method is RetrieveMethod.C_GET:
-                return self._get(identifier, contexts, Expectation(studies), works, first)
-            return self._move(identifier, studies, works, request.expected, first)
-        finally:
-            if first.seconds is not None:
-                self._clock.took(Asked.RETRIEVE, first.seconds, request.studies[0])
+        is_get = self._method is RetrieveMethod.C_GET
+        turn = self._turns.request(self._requestor, retrieve=True, objects=request.expected or 0)
+        with turn as spent:
+            # The turn may have been waited for.
+            self._asked_at = self._clock.now()
+            first = _First(self._clock.now)
+            try:
+                if is_get:
+                    return self._get(identifier, contexts, studies, works, first, spent)
+                return self._move(identifier, studies, works, request.expected, first, spent)
+            finally:
+                if first.seconds is not None:
+                    self._clock.took(Asked.RETRIEVE, first.seconds, request.studies[0])
 
     def _move(
         self,
@@ -1083,6 +1097,7 @@ class Retrieval:
         works: Sequence[StudyWork],
         wanted: int | None,
         first: _First,
+        spent: Spent,
     ) -> RetrieveOutcome | None:
         quiet = self._node.timeouts.settle_seconds
         with self._receiver().expecting(studies, self._node.calling_ae_title) as expected:
@@ -1109,6 +1124,7 @@ class Retrieval:
                 wait_until_arrived(expected, wanted, quiet, self._stopping)
             so_far = expected.arrived()
             first.look(so_far.objects)
+            spent.objects, spent.size_bytes = so_far.objects, so_far.size_bytes
             self._check_room(so_far.refused, works)
             return None if expected.renewed else outcome
 
@@ -1116,10 +1132,12 @@ class Retrieval:
         self,
         identifier: Dataset,
         contexts: Sequence[tuple[str, str]],
-        own: Expectation,
+        studies: Mapping[str, StudyReference],
         works: Sequence[StudyWork],
         first: _First,
+        spent: Spent,
     ) -> RetrieveOutcome:
+        own = Expectation(studies)
         intake = Intake(self._spool, own)
 
         def stopping() -> bool:
@@ -1127,28 +1145,23 @@ class Retrieval:
             first.look(own.objects)
             return self._stopping()
 
-        ask = partial(
-            c_get,
-            self._node,
-            identifier,
-            contexts=contexts,
-            intake=intake,
-            should_stop=stopping,
-        )
+        # It goes over an association of its own, and the turn is for one.
+        self._requestor.close()
         try:
-            try:
-                outcome = ask()
-            except PacsError as error:
-                if error.code != "pacs-busy":
-                    raise
-                # What keeps it busy may be our own association, left open for queries.
-                self._requestor.close()
-                outcome = ask()
+            outcome = c_get(
+                self._node,
+                identifier,
+                contexts=contexts,
+                intake=intake,
+                should_stop=stopping,
+            )
         except PacsError as error:
             if error.code != "sop-classes-refused":
                 raise
             # These classes cannot come from this node; others may.
             return RetrieveOutcome(None, lost=error.code)
+        finally:
+            spent.objects, spent.size_bytes = own.objects, own.size_bytes
         self._habits.takes_c_get = True
         self._check_room(intake.refused_since(own), works)
         return outcome
@@ -1193,7 +1206,7 @@ class Retrieval:
         else:
             code = "association-lost"
         if code == "interrupted" or self._stopping():
-            raise Interrupted()
+            raise self._turns.interruption(self._requestor)
         if code == "not-permitted" and self._clock.has_delivered:
             code = "association-lost"
         if code == "pacs-busy":

@@ -29,8 +29,9 @@ from prefect_dicom.archive.manifest import (
     put_manifest,
 )
 from prefect_dicom.archive.proof import faults_of
+from prefect_dicom.clock import Clock
 from prefect_dicom.comparison import unpadded
-from prefect_dicom.configuration import Site, ledger_url
+from prefect_dicom.configuration import PacsNode, Site, ledger_url
 from prefect_dicom.definition import (
     cohort_file_digest,
     definition_by_date,
@@ -355,6 +356,8 @@ class Pull(Plan):
         works: list[StudyWork] = []
         try:
             reached("claimed")
+            if not claims:
+                return 0
             with self._asking(chunk.node) as requestor:
                 retrieval = self._retrieval(chunk.node, requestor)
                 claims = [*filter(None, (self._find_copy(requestor, claim) for claim in claims))]
@@ -749,7 +752,7 @@ class Pull(Plan):
 
     def _retrieval(self, node: str, requestor: Requestor) -> Retrieval:
         return Retrieval(
-            self.site.asked(node),
+            self._asked(node),
             requestor,
             self.ledger,
             self.spool,
@@ -757,13 +760,21 @@ class Pull(Plan):
             leave_out_faulty=self.site.validation.faulty == "leave-out",
             weakest=self.site.validation.evidence,
             receiver=self.receiver,
-            stopping=self.is_stopping,
+            stopping=partial(self.is_ending, node),
             clock=self.clock(node),
             leave=lambda: self.wait_for(node),
+            turns=self.turns,
             note=partial(self.note, node),
             habits=self.manners(node),
             selection=self.selection,
         )
+
+    def _asked(self, node: str) -> PacsNode:
+        """The node, with requests as small as its windows ask for."""
+        asked = self.site.asked(node)
+        most = self.turns.request_instances(node)
+        limits = asked.limits.model_copy(update={"chunk_instances": most})
+        return asked.model_copy(update={"limits": limits})
 
     def receiver(self) -> ReceiverLease | None:
         """The lease on the site's receiver, which is started for it; None where it has none.
@@ -835,7 +846,9 @@ class Pull(Plan):
 
 
 @contextlib.contextmanager
-def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pull]:
+def open_pull(
+    site: Site, cohort: str | int, kind: str = "pull", clock: Clock | None = None
+) -> Iterator[Pull]:
     """Open all that a run on a registered cohort needs, and close it again.
 
     Parameters
@@ -844,6 +857,8 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
         Name or number of a cohort in the ledger.
     kind : str
         What the ledger calls the run.
+    clock : Clock, optional
+        The time that the run goes by.
     """
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(ledger_url(site)))
@@ -868,6 +883,7 @@ def open_pull(site: Site, cohort: str | int, kind: str = "pull") -> Iterator[Pul
             ledger=ledger,
             run=run,
             selection=ledger.selection(known.number),
+            clock_time=clock or Clock(),
             spool=spool,
             archive=archive,
             open=later,

@@ -7,6 +7,7 @@ database as you treat the images.
 from prefect_dicom.ledger.records import (
     Adopted,
     Adoption,
+    Amounts,
     Claim,
     Cohort,
     Copy,
@@ -27,6 +28,7 @@ from prefect_dicom.ledger.store import Ledger
 __all__ = [
     "Adopted",
     "Adoption",
+    "Amounts",
     "Claim",
     "Cohort",
     "Copy",

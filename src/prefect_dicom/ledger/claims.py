@@ -20,6 +20,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    delete,
     insert,
     select,
     update,
@@ -38,7 +39,7 @@ from prefect_dicom.ledger.reading import (
     study_of,
 )
 from prefect_dicom.ledger.records import Claim, Run
-from prefect_dicom.ledger.schema import runs, studies
+from prefect_dicom.ledger.schema import places, runs, studies
 from prefect_dicom.model import StudyReference, StudyState
 from prefect_dicom.policy import STUDY_GONE
 
@@ -87,6 +88,7 @@ class Claiming(Reading):
         with self._write() as connection:
             self._lock_studies(connection, studies.c.run == run.number)
             connection.execute(update(studies).where(studies.c.run == run.number).values(run=None))
+            connection.execute(delete(places).where(places.c.run == run.number))
             connection.execute(
                 update(runs).where(runs.c.number == run.number).values(ended_at=utc_now())
             )

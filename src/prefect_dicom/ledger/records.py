@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from prefect_dicom.model import (
     Disposition,
@@ -310,3 +310,32 @@ class Totals:
     evidence: Counter[Evidence] = field(default_factory=Counter)
     unasked: int = 0
     nodes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What requests bring, or what is allowed of it in a second; None: not bounded."""
+
+    retrieves: float | None = 0.0
+    objects: float | None = 0.0
+    size_bytes: float | None = 0.0
+    busy_seconds: float | None = 0.0
+    """Seconds of requests, of all associations together."""
+
+    METERS: ClassVar[tuple[str, ...]] = ("retrieves", "objects", "size_bytes", "busy_seconds")
+
+    def __add__(self, other: Amounts) -> Amounts:
+        return Amounts(*(getattr(self, m) + getattr(other, m) for m in self.METERS))
+
+    def __sub__(self, other: Amounts) -> Amounts:
+        return Amounts(*(getattr(self, m) - getattr(other, m) for m in self.METERS))
+
+    def after(self, seconds: float, rates: Amounts, busy: int) -> Amounts:
+        """What is left of it when it has fallen for so long, with so many requests under way."""
+        left = []
+        for meter in self.METERS:
+            grows = busy if meter == "busy_seconds" else 0
+            rate = getattr(rates, meter)
+            level = getattr(self, meter) + (grows - rate) * seconds if rate is not None else 0.0
+            left.append(max(0.0, level))
+        return Amounts(*left)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Column,
     Connection,
     DateTime,
+    Double,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -395,6 +396,33 @@ samples = Table(
     sqlite_with_rowid=False,
 )
 
+places = Table(
+    "places",
+    metadata,
+    Column("number", _Number, primary_key=True),
+    Column("node", Text, nullable=False),
+    Column("run", _Number, ForeignKey(runs.c.number), nullable=False),
+    # Leave to have an association open; without it, one in the queue.
+    Column("taken", Boolean, nullable=False),
+    # A metered request is under way over it.
+    Column("busy", Boolean, nullable=False),
+    Index("ix_places_node", "node"),
+    sqlite_autoincrement=True,
+)
+
+meters = Table(
+    "meters",
+    metadata,
+    Column("node", Text, primary_key=True),
+    # Seconds since 1970 by the clock that all runs share; how high the levels were then.
+    Column("at", Double, nullable=False),
+    *(
+        Column(meter, Double, nullable=False, server_default="0")
+        for meter in ("retrieves", "objects", "size_bytes", "busy_seconds")
+    ),
+    sqlite_with_rowid=False,
+)
+
 _versions_metadata = MetaData()
 schema_versions = Table(
     "schema_versions",
@@ -470,6 +498,11 @@ def _ends_of_runs(connection: Connection) -> None:
     _add_columns(connection, runs, "reason")
 
 
+def _places_and_meters_of_nodes(connection: Connection) -> None:
+    places.create(connection, checkfirst=True)
+    meters.create(connection, checkfirst=True)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
@@ -482,6 +515,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _waits_of_runs,
     _copies_of_studies,
     _ends_of_runs,
+    _places_and_meters_of_nodes,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

@@ -68,6 +68,7 @@ from prefect_dicom.ledger.schema import (
     studies,
 )
 from prefect_dicom.ledger.schema import instances as instance_rows
+from prefect_dicom.ledger.shares import Sharing
 from prefect_dicom.ledger.wishes import Wishing
 from prefect_dicom.model import (
     WHOLE,
@@ -100,7 +101,7 @@ from prefect_dicom.selection import beyond_the_maximum, encode_selection, series
 _BATCH = 5000
 
 
-class Ledger(Wishing, History):
+class Ledger(Wishing, History, Sharing):
     """The state of every cohort row, study and instance, in SQLite or PostgreSQL.
 
     One object may be used by all threads of a process; it must not cross a fork. Every method
