@@ -261,7 +261,7 @@ def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | Non
     trouble = _find_studies(pull, progress)
     if trouble is None:
         trouble = _pull_and_turn(pull, progress)
-    while trouble is None and _others_leave_something(pull, progress):
+    while trouble is None and _others_leave_some(pull, progress, pull.left_to_others, "studies"):
         trouble = _pull_and_turn(pull, progress)
     return trouble
 
@@ -275,26 +275,46 @@ def _pull_and_turn(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError 
     return trouble
 
 
-def _others_leave_something(pull: Pull, progress: ProgressArtifact) -> bool:
-    """Wait for what other runs work on; whether some of it has fallen free, unfinished."""
-    count = partial(pull.ledger.totals, pull.cohort.number)
+def _others_leave_some(
+    plan: Plan, progress: ProgressArtifact, look: Callable[[], tuple[int, bool]], what: str
+) -> bool:
+    """Wait for what other runs work on; whether some of it has fallen free, unfinished.
+
+    Parameters
+    ----------
+    look : callable
+        Says how much of it they hold, and whether some has fallen free.
+    """
+    count = partial(plan.ledger.totals, plan.cohort.number)
     told = False
-    halted = any(pull.clock(node).halted for node in pull.cohort.nodes)
-    while not (pull.is_stopping() or halted):
-        held, fallen_free = pull.left_to_others()
-        if fallen_free or not held:
-            return fallen_free
-        words = f"waiting for {held} studies that another run works on"
+    # What falls free may be a halted node's, which this run does not ask any more.
+    halted = any(plan.clock(node).halted for node in plan.cohort.nodes)
+    while not plan.is_stopping():
+        held, fallen_free = look()
+        if fallen_free or not held or halted:
+            return fallen_free and not halted
+        words = f"waiting for {held} {what} that another run works on"
         if not told:
             told = True
             get_run_logger().info("%s", words)
         progress.show(count, words)
-        pull.clock_time.wait(pull.stop, _TICK_SECONDS)
-    # Told to wait or to end: what there is to pull is not, and that is what keeps it from its end.
+        plan.clock_time.wait(plan.stop, _TICK_SECONDS)
+    # Told to wait or to end: what is left is not done, and that is what keeps it from its end.
     return True
 
 
 def _find_studies(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError | None:
+    """All open rows, once, those that another run has taken among them: which studies there are
+    of a patient is known when all have been asked for."""
+    trouble = _ask_for_rows(plan, progress)
+    while trouble is None and _others_leave_some(plan, progress, plan.rows_of_others, "rows"):
+        trouble = _ask_for_rows(plan, progress)
+    return trouble
+
+
+def _ask_for_rows(plan: Plan, progress: ProgressArtifact) -> PrefectDicomError | None:
+    if plan.is_stopping():
+        return Interrupted()
     count = partial(plan.ledger.totals, plan.cohort.number)
     for first_line, last_line in plan.discovery_pages():
         state = discover_rows(first_line, last_line, return_state=True)

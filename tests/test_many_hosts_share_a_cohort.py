@@ -13,17 +13,19 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sites
 from campaign import subset
 from peers import free_port
-from postgres import cluster
+from postgres import cluster, ledger_url
 from sites import LOOPBACK, Place, site_around
 
 from prefect_dicom.flows import pull_cohort
-from prefect_dicom.model import Verdict
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.model import CohortRow, Study, Verdict
 from prefect_dicom.receiver import running_receiver
 from prefect_dicom.steps import Pull
 from prefect_dicom.testing import Behaviour, tiny_objects
@@ -144,3 +146,49 @@ def test_the_studies_of_a_host_that_died_are_taken_over_by_one_that_waits(
         assert first.spooled() == second.spooled() == []
         first.audit()
         assert first.quarantined() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_a_run_asks_for_are_asked_for_by_no_other_until_it_dies(tmp_path, kind):
+    url = ledger_url(kind, tmp_path)
+    with Ledger.open(url) as one, Ledger.open(url) as two:
+        cohort = one.add_cohort("d" * 64, "main", [CohortRow(line) for line in range(2, 12)]).number
+        with two.run("pull", cohort) as second:
+            with one.run("pull", cohort) as first:
+                taken = one.take_rows(first, cohort, 0, 4)
+                assert [row.line for row in taken] == [2, 3, 4, 5]
+                assert [row.line for row in two.take_rows(second, cohort, 0, 4)] == [6, 7, 8, 9]
+                assert [row.line for row in one.take_rows(first, cohort, 5, 4)] == [10, 11]
+                assert two.take_rows(second, cohort, 9) == []
+                assert two.rows_of_others(second, cohort) == (6, 0)
+                assert [r.line for r in two.rows_to_discover(cohort, run=second)] == [6, 7, 8, 9]
+                # What was answered is nobody's any more, whatever the answer.
+                one.record_discoveries(cohort, [(2, [Study("1.2")]), (3, (), "pacs-failure")])
+                assert two.rows_of_others(second, cohort) == (4, 0)
+                assert [row.line for row in two.take_rows(second, cohort, 0, 1)] == [3]
+            # The first run has ended before it had asked for all of its rows.
+            assert two.rows_of_others(second, cohort) == (0, 4)
+            assert [row.line for row in two.take_rows(second, cohort, 3)] == [4, 5, *range(6, 12)]
+            assert two.rows_of_others(second, cohort) == (0, 0)
+
+
+def test_two_runs_at_once_take_every_row_once(tmp_path):
+    url = ledger_url("postgresql", tmp_path)
+    lines = list(range(2, 402))
+    taken: list[list[int]] = [[], []]
+    begin = threading.Barrier(2)
+
+    def take(number: int) -> None:
+        with Ledger.open(url) as ledger, ledger.run("pull", 1) as run:
+            begin.wait(PATIENCE)
+            after = 0
+            while rows := ledger.take_rows(run, 1, after, 10):
+                taken[number] += [row.line for row in rows]
+                after = rows[-1].line
+            begin.wait(PATIENCE)
+
+    with Ledger.open(url) as ledger:
+        ledger.add_cohort("d" * 64, "main", [CohortRow(line) for line in lines])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(take, range(2)))
+    assert sorted(taken[0] + taken[1]) == lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import stat
 import subprocess
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import pytest
 from postgres import cluster, ledger_url
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from prefect_dicom.errors import LedgerError
-from prefect_dicom.ledger import Claim, Ledger, schema
+from prefect_dicom.ledger import Claim, Ledger, reading, schema
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.model import (
     WHOLE,
@@ -1158,3 +1159,67 @@ def test_the_ledger_is_found_by_every_name_of_its_file(tmp_path):
             claim = claimed(one, run)
             assert two.live_claims() == [claim]
     assert not Path(f"{link}.runs").exists()
+
+
+# ------------------------------------------------------------------------------- large ledgers
+
+
+def test_totals_count_the_verdicts_that_the_rows_have(ledger, run):
+    """They are counted by the database, most of them without a look at the row."""
+    lot = random.Random(7)
+    lines = range(2, 202)
+    kinds = ["pending", "listed", "archived", "withheld", "failed", "half", "archived"]
+    # Of each patient some studies, of which the cohort takes two.
+    found = [replace(study(n), patient_id=f"P{n % 9}") for n in range(40)]
+    cohort = ledger.add_cohort(DIGEST, "main", [CohortRow(line) for line in lines]).number
+    other = ledger.add_cohort("e" * 64, "main", [CohortRow(2)], selection=CT_ONLY)
+    for line in lines:
+        of_row = lot.sample(found, lot.choice([0, 1, 1, 1, 2, 3]))
+        reason = lot.choice([None, None, None, "filter-undecided", "list-unproved"])
+        gaps = ("2024",) if reason == "list-unproved" else ()
+        if not of_row:
+            reason = lot.choice([None, "no-match", "several-patients", "pacs-failure"])
+        if reason is not None or of_row:
+            ledger.record_discoveries(cohort, [(line, of_row, reason, (), gaps)])
+    ledger.record_discoveries(other.number, [(2, found[:6], None, ())])
+    ledger.limit_per_patient(cohort, PerPatient(2))
+    key, faulty = keys(2)
+    for record in list(ledger.studies(cohort)):
+        kind = lot.choice(kinds)
+        if kind == "pending":
+            continue
+        (claim,) = ledger.claim(run, [record.reference])
+        with_series = other.selection if record.study in found[:6] else ""
+        ledger.record_list(claim, listed(2), Evidence.INSTANCE_LIST, selection=with_series)
+        if kind in ("archived", "withheld", "half"):
+            ledger.record_received({record.reference: claim}, [arrival(record.reference, key)])
+            ledger.record_stored(claim, [stored(key)])
+            ledger.record_rejected(claim, [(faulty, "pixel-data-length")])
+        if kind in ("failed", "half"):
+            ledger.record_failed(claim, "instances-missing")
+        elif kind != "listed":
+            withheld = int(kind == "withheld")
+            if not withheld:
+                ledger.record_list(claim, listed(1), Evidence.INSTANCE_LIST, selection=with_series)
+            ledger.record_archived(claim, b"{}", instances=1, withheld=withheld, size_bytes=1000)
+    for number in (cohort, other.number):
+        verdicts = list(ledger.verdicts(number))
+        totals = ledger.totals(number)
+        assert totals.rows == Counter(verdict.verdict for verdict in verdicts)
+        assert totals.unproved == Counter(gap for verdict in verdicts for gap in verdict.gaps)
+    assert len({verdict.verdict for verdict in ledger.verdicts(cohort)}) == len(Verdict)
+
+
+def test_a_page_of_what_is_to_be_pulled_is_found_behind_any_number_of_archived_studies(
+    ledger, run, monkeypatch
+):
+    claims = claims_of(ledger, run, 60)
+    for claim in claims[:50]:
+        ledger.record_list(claim, [], Evidence.INSTANCE_LIST)
+        ledger.record_archived(claim, b"{}", instances=0, withheld=0, size_bytes=0)
+    monkeypatch.setattr(reading, "LIST", 5)
+    statements = []
+    event.listen(ledger._engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    page = ledger.studies_to_pull(1, 0, 4)
+    assert [record.reference for record in page] == [c.reference for c in claims[50:54]]
+    assert sum("row_studies" in statement for statement in statements) == 1

@@ -128,14 +128,19 @@ class Plan:
     # --- discovery
 
     def discovery_pages(self) -> Iterator[tuple[int, int]]:
-        """Ranges of lines (first, last) that are still to be discovered."""
+        """Ranges of lines (first, last) that are still to be discovered, and by no other run."""
         # What was answered in an earlier pass may be hours old.
         for node in self.cohort.nodes:
             self.habits(node).recent.clear()
         after = 0
-        while rows := self.ledger.rows_to_discover(self.cohort.number, after, ROWS_PER_PAGE):
+        while rows := self.ledger.take_rows(self.run, self.cohort.number, after, ROWS_PER_PAGE):
             yield rows[0].line, rows[-1].line
             after = rows[-1].line
+
+    def rows_of_others(self) -> tuple[int, bool]:
+        """How many rows other runs are about to ask for, and whether dead ones have left some."""
+        held, left = self.ledger.rows_of_others(self.run, self.cohort.number)
+        return held, left > 0
 
     def discover(self, first_line: int, last_line: int) -> int:
         """Ask the PACS for the studies of these rows; returns how many rows were asked for.
@@ -148,7 +153,9 @@ class Plan:
         PacsError
             The node cannot be used, and no other; rows that were asked before are recorded.
         """
-        rows = self.ledger.rows_to_discover(self.cohort.number, first_line - 1, ROWS_PER_PAGE)
+        rows = self.ledger.rows_to_discover(
+            self.cohort.number, first_line - 1, ROWS_PER_PAGE, self.run
+        )
         rows = [row for row in rows if row.line <= last_line]
         found = _Found(self.ledger, self.cohort.number)
         nodes = self.cohort.nodes

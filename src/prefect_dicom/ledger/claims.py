@@ -21,7 +21,9 @@ from sqlalchemy import (
     and_,
     bindparam,
     delete,
+    func,
     insert,
+    or_,
     select,
     update,
 )
@@ -34,13 +36,15 @@ from prefect_dicom.ledger.reading import (
     STUDY_COLUMNS,
     UNFINISHED,
     Reading,
+    first_rows,
     listable_with,
     slices,
     study_of,
+    to_discover,
 )
 from prefect_dicom.ledger.records import Claim, Run
-from prefect_dicom.ledger.schema import places, runs, studies
-from prefect_dicom.model import StudyReference, StudyState
+from prefect_dicom.ledger.schema import cohort_rows, cohorts, places, runs, studies
+from prefect_dicom.model import CohortRow, StudyReference, StudyState
 from prefect_dicom.policy import STUDY_GONE
 
 T = TypeVar("T")
@@ -92,6 +96,55 @@ class Claiming(Reading):
             connection.execute(
                 update(runs).where(runs.c.number == run.number).values(ended_at=utc_now())
             )
+
+    @without_database_errors
+    def take_rows(
+        self, run: Run, cohort: int, after_line: int = 0, limit: int = 500
+    ) -> list[CohortRow]:
+        """Take the next rows whose discovery has not ended, so that no other run asks for them.
+
+        They are the run's until what became of them is recorded, or the run ends. Rows that
+        another living run of the cohort has taken are passed over.
+        """
+        with self._write() as connection:
+            # One at a time: whoever takes sees what the others have taken.
+            connection.execute(
+                select(cohorts.c.number)
+                .where(cohorts.c.number == cohort)
+                .with_for_update(key_share=True)
+            )
+            others = self._others(connection, run, cohort)
+            free = or_(cohort_rows.c.run.is_(None), cohort_rows.c.run.not_in(others))
+            rows = first_rows(connection, and_(to_discover(cohort, after_line), free), limit)
+            for piece in slices(row.line for row in rows):
+                connection.execute(
+                    update(cohort_rows)
+                    .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line.in_(piece))
+                    .values(run=run.number)
+                )
+        return rows
+
+    @without_database_errors
+    def rows_of_others(self, run: Run, cohort: int) -> tuple[int, int]:
+        """How many rows other runs have taken and not asked for: living ones, and ended ones."""
+        with self._read() as connection:
+            others = self._others(connection, run, cohort)
+            its_run = cohort_rows.c.run
+            taken = connection.execute(
+                select(its_run, func.count())
+                .where(to_discover(cohort), its_run.is_not(None), its_run != run.number)
+                .group_by(its_run)
+            ).all()
+        held = sum(count for number, count in taken if number in others)
+        return held, sum(count for _, count in taken) - held
+
+    def _others(self, connection: Connection, run: Run, cohort: int) -> set[int]:
+        """The living runs of a cohort but this one."""
+        unended = and_(runs.c.cohort == cohort, runs.c.ended_at.is_(None))
+        numbers = connection.execute(
+            select(runs.c.number).where(unended, runs.c.number != run.number)
+        ).scalars()
+        return self._living(connection, list(numbers))
 
     @without_database_errors
     def claim(

@@ -23,9 +23,10 @@ from prefect_dicom.ledger.copies import Copies, read_copies
 from prefect_dicom.ledger.database import for_writing, open_database
 from prefect_dicom.ledger.edge import without_database_errors
 from prefect_dicom.ledger.ownership import Locks
-from prefect_dicom.ledger.records import Cohort, Copy, InstanceRecord, StudyRecord, Totals
+from prefect_dicom.ledger.records import Cohort, Copy, InstanceRecord, Run, StudyRecord, Totals
 from prefect_dicom.ledger.schema import (
     IS_LISTED,
+    IS_UNFINISHED,
     cohort_notes,
     cohort_rows,
     cohorts,
@@ -48,6 +49,7 @@ from prefect_dicom.model import (
     Study,
     StudyReference,
     StudyState,
+    Verdict,
 )
 from prefect_dicom.policy import SELECTED_OTHERWISE, StudyOutcome, row_verdict, weakest_evidence
 from prefect_dicom.reasons import reason_for
@@ -293,25 +295,24 @@ class Reading:
 
     @without_database_errors
     def rows_to_discover(
-        self, cohort: int, after_line: int = 0, limit: int = 500
+        self, cohort: int, after_line: int = 0, limit: int = 500, run: Run | None = None
     ) -> list[CohortRow]:
         """The next rows whose discovery has not ended, by line.
 
         Among them are rows whose last discovery failed for a reason that need not last; going
         on behind the last line of each answer meets every row once.
+
+        Parameters
+        ----------
+        run : Run, optional
+            Only those that this run has taken, or none.
         """
+        chosen = to_discover(cohort, after_line)
+        if run is not None:
+            whose = cohort_rows.c.run
+            chosen = and_(chosen, or_(whose.is_(None), whose == run.number))
         with self._read() as connection:
-            rows = connection.execute(
-                select(*_ROW_COLUMNS)
-                .where(
-                    cohort_rows.c.cohort == cohort,
-                    cohort_rows.c.line > after_line,
-                    ~cohort_rows.c.discovered,
-                )
-                .order_by(cohort_rows.c.line)
-                .limit(limit)
-            ).all()
-        return [CohortRow(**row._mapping) for row in rows]
+            return first_rows(connection, chosen, limit)
 
     @without_database_errors
     def near_misses(self, cohort: int, line: int) -> tuple[Study, ...]:
@@ -364,8 +365,7 @@ class Reading:
         Those that are listed with other series than the cohort wants are not, and neither are
         those beyond its maximum.
         """
-        unfinished = and_(studies.c.state.in_(UNFINISHED), listable_with(selection_of(cohort)))
-        return self._study_page(cohort, after, limit, unfinished)
+        return self._study_page(cohort, after, limit, unfinished=True)
 
     @without_database_errors
     def unfinished(
@@ -438,11 +438,22 @@ class Reading:
         cohort: int,
         after: StudyReference,
         limit: int,
-        condition: ColumnElement[bool] | None = None,
+        *,
+        unfinished: bool = False,
     ) -> list[StudyRecord]:
         chosen: list[Row[Any]] = []
         with self._read() as connection:
             while len(chosen) < limit:
+                if unfinished:
+                    # Past those that are done, of whichever cohort, at one step.
+                    following = connection.execute(
+                        select(func.min(studies.c.reference)).where(
+                            IS_UNFINISHED, studies.c.reference > after
+                        )
+                    ).scalar()
+                    if following is None:
+                        break
+                    after = following - 1
                 # By the index of the links alone, whatever else the ledger holds.
                 references = (
                     connection.execute(
@@ -463,8 +474,8 @@ class Reading:
                     break
                 after = references[-1]
                 query = select(studies).where(studies.c.reference.in_(references))
-                if condition is not None:
-                    query = query.where(condition)
+                if unfinished:
+                    query = query.where(IS_UNFINISHED, listable_with(selection_of(cohort)))
                 chosen.extend(connection.execute(query.order_by(studies.c.reference)))
             return self._study_records(connection, chosen[:limit])
 
@@ -534,78 +545,29 @@ class Reading:
             ).all()
             if not page:
                 return []
-            links = connection.execute(
-                select(
-                    row_studies.c.line,
-                    studies.c.reference,
-                    studies.c.state,
-                    studies.c.reason,
-                    row_studies.c.reason.label("not_taken"),
-                    listable_with(selection_of(cohort)).label("selected"),
-                    studies.c.evidence,
-                    studies.c.counted_instances,
-                    studies.c.node,
-                    *_ARCHIVED_COLUMNS,
-                )
-                .join(studies, studies.c.reference == row_studies.c.study)
-                .where(
-                    row_studies.c.cohort == cohort,
-                    row_studies.c.line.between(page[0].line, page[-1].line),
-                )
-                .order_by(row_studies.c.line, row_studies.c.study)
-            ).all()
-            figures = _figures(connection, links)
-            known: dict[StudyReference, dict[str, Copy]] = {}
-            for piece in slices(dict.fromkeys(link.reference for link in links)):
-                known.update(read_copies(connection, piece))
-        nodes: dict[int, dict[str, None]] = {}
-        outcomes: dict[int, list[StudyOutcome]] = {}
-        not_taken: dict[int, str] = {}
-        for link in links:
-            if link.not_taken is not None:
-                not_taken[link.line] = link.not_taken
-                continue
-            its_nodes = nodes.setdefault(link.line, {})
-            its_nodes.update(dict.fromkeys(_asked_of(link, known.get(link.reference, {}))))
-            if not link.selected:
-                other = StudyOutcome(link.reference, StudyState.FAILED, SELECTED_OTHERWISE)
-                outcomes.setdefault(link.line, []).append(other)
-                continue
-            counted = figures[link.reference]
-            outcomes.setdefault(link.line, []).append(
-                StudyOutcome(
-                    reference=link.reference,
-                    state=StudyState(link.state),
-                    reason=link.reason,
-                    expected_instances=counted.expected,
-                    stored_instances=counted.stored,
-                    withheld_instances=counted.withheld,
-                    size_bytes=counted.size_bytes,
-                    evidence=Evidence(link.evidence) if link.evidence else None,
-                )
-            )
+            lines = row_studies.c.line.between(page[0].line, page[-1].line)
+            verdicts = _judge(connection, cohort, page, lines)
         return [
-            (
-                CohortRow(*row[: len(_ROW_COLUMNS)]),
-                _verdict(
-                    row.line,
-                    row.reason,
-                    row.gaps,
-                    outcomes.get(row.line, []),
-                    not_taken.get(row.line),
-                    tuple(nodes.get(row.line, ())),
-                ),
-            )
-            for row in page
+            (CohortRow(*row[: len(_ROW_COLUMNS)]), verdict)
+            for row, verdict in zip(page, verdicts, strict=True)
         ]
 
     @without_database_errors
     def totals(self, cohort: int) -> Totals:
         """The cohort in figures."""
-        totals = self.figures(cohort)
-        for verdict in self.verdicts(cohort):
-            totals.rows[verdict.verdict] += 1
-            totals.unproved.update(verdict.gaps)
+        with self._read() as connection:
+            totals = count_cohort(connection, cohort)
+            plain, others = _count_plain_rows(connection, cohort)
+            totals.rows.update(plain)
+            for lines in slices(others, _PAGE):
+                page = connection.execute(
+                    select(cohort_rows.c.line, cohort_rows.c.reason, cohort_rows.c.gaps)
+                    .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line.in_(lines))
+                    .order_by(cohort_rows.c.line)
+                ).all()
+                for verdict in _judge(connection, cohort, page, row_studies.c.line.in_(lines)):
+                    totals.rows[verdict.verdict] += 1
+                    totals.unproved.update(verdict.gaps)
         return totals
 
     @without_database_errors
@@ -685,6 +647,151 @@ class Reading:
         with self._read() as connection:
             rows = connection.execute(query.order_by(manifests.c.study).limit(_MANIFEST_PAGE)).all()
         return [(row.study, zlib.decompress(row.body)) for row in rows]
+
+
+def _judge(
+    connection: Connection, cohort: int, page: Sequence[Row[Any]], lines: ColumnElement[bool]
+) -> list[RowVerdict]:
+    """The verdicts of some rows of a cohort (with line, reason and gaps), in their order.
+
+    Parameters
+    ----------
+    lines : ColumnElement
+        Of a row of ``row_studies``: it is of one of them.
+    """
+    links = connection.execute(
+        select(
+            row_studies.c.line,
+            studies.c.reference,
+            studies.c.state,
+            studies.c.reason,
+            row_studies.c.reason.label("not_taken"),
+            listable_with(selection_of(cohort)).label("selected"),
+            studies.c.evidence,
+            studies.c.counted_instances,
+            studies.c.node,
+            *_ARCHIVED_COLUMNS,
+        )
+        .join(studies, studies.c.reference == row_studies.c.study)
+        .where(row_studies.c.cohort == cohort, lines)
+        .order_by(row_studies.c.line, row_studies.c.study)
+    ).all()
+    figures = _figures(connection, links)
+    known: dict[StudyReference, dict[str, Copy]] = {}
+    for piece in slices(dict.fromkeys(link.reference for link in links)):
+        known.update(read_copies(connection, piece))
+    nodes: dict[int, dict[str, None]] = {}
+    outcomes: dict[int, list[StudyOutcome]] = {}
+    not_taken: dict[int, str] = {}
+    for link in links:
+        if link.not_taken is not None:
+            not_taken[link.line] = link.not_taken
+            continue
+        its_nodes = nodes.setdefault(link.line, {})
+        its_nodes.update(dict.fromkeys(_asked_of(link, known.get(link.reference, {}))))
+        if not link.selected:
+            other = StudyOutcome(link.reference, StudyState.FAILED, SELECTED_OTHERWISE)
+            outcomes.setdefault(link.line, []).append(other)
+            continue
+        counted = figures[link.reference]
+        outcomes.setdefault(link.line, []).append(
+            StudyOutcome(
+                reference=link.reference,
+                state=StudyState(link.state),
+                reason=link.reason,
+                expected_instances=counted.expected,
+                stored_instances=counted.stored,
+                withheld_instances=counted.withheld,
+                size_bytes=counted.size_bytes,
+                evidence=Evidence(link.evidence) if link.evidence else None,
+            )
+        )
+    return [
+        _verdict(
+            row.line,
+            row.reason,
+            row.gaps,
+            outcomes.get(row.line, []),
+            not_taken.get(row.line),
+            tuple(nodes.get(row.line, ())),
+        )
+        for row in page
+    ]
+
+
+def _count_plain_rows(
+    connection: Connection, cohort: int
+) -> tuple[Counter[Verdict], Sequence[int]]:
+    """Verdicts that follow from what studies are found and archived, counted by the database.
+
+    Returns
+    -------
+    tuple of Counter and sequence of int
+        And the lines of all other rows: with gaps, with studies that failed or are not taken.
+    """
+    taken = and_(row_studies.c.reason.is_(None), listable_with(selection_of(cohort)))
+    is_archived = and_(taken, studies.c.state == StudyState.ARCHIVED)
+
+    def any_of(condition: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.max(case((condition, 1), else_=0))
+
+    found = (
+        select(
+            row_studies.c.line,
+            any_of(and_(taken, IS_UNFINISHED)).label("unfinished"),
+            any_of(and_(is_archived, studies.c.withheld_instances > 0)).label("withheld"),
+            any_of(or_(~taken, studies.c.state == StudyState.FAILED)).label("other"),
+        )
+        .join(studies, studies.c.reference == row_studies.c.study)
+        .where(row_studies.c.cohort == cohort)
+        .group_by(row_studies.c.line)
+        .subquery()
+    )
+    joined = cohort_rows.outerjoin(found, found.c.line == cohort_rows.c.line)
+    of_cohort = cohort_rows.c.cohort == cohort
+    no_gaps = cohort_rows.c.gaps.is_(None)
+    plain = and_(
+        no_gaps,
+        or_(found.c.line.is_(None), found.c.unfinished == 1, found.c.other == 0),
+    )
+    signature = (
+        cohort_rows.c.reason,
+        found.c.unfinished,
+        found.c.withheld,
+    )
+    rows: Counter[Verdict] = Counter()
+    for reason, unfinished, withheld, count in connection.execute(
+        select(*signature, func.count())
+        .select_from(joined)
+        .where(of_cohort, plain)
+        .group_by(*signature)
+    ):
+        outcomes = []
+        if unfinished is not None:
+            state = StudyState.PENDING if unfinished else StudyState.ARCHIVED
+            outcomes.append(StudyOutcome(0, state, withheld_instances=withheld))
+        rows[row_verdict(reason, outcomes)[0]] += count
+    others = connection.execute(
+        select(cohort_rows.c.line).select_from(joined).where(of_cohort, ~plain)
+    ).scalars()
+    return rows, others.all()
+
+
+def to_discover(cohort: int, after_line: int = -1) -> ColumnElement[bool]:
+    """Of a row of ``cohort_rows``: its discovery has not ended."""
+    return and_(
+        cohort_rows.c.cohort == cohort,
+        cohort_rows.c.line > after_line,
+        ~cohort_rows.c.discovered,
+    )
+
+
+def first_rows(connection: Connection, chosen: ColumnElement[bool], limit: int) -> list[CohortRow]:
+    """The first of the chosen rows of ``cohort_rows``, by line."""
+    rows = connection.execute(
+        select(*_ROW_COLUMNS).where(chosen).order_by(cohort_rows.c.line).limit(limit)
+    )
+    return [CohortRow(**row._mapping) for row in rows]
 
 
 def _verdict(

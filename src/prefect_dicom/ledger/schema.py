@@ -224,6 +224,8 @@ cohort_rows = Table(
     Column("study_description", PeerText),
     Column("patient_name", PeerText),
     Column("patient_birth_date", DicomDate),
+    # Who asks for it, while its discovery has not ended.
+    Column("run", _Number),
     # Discovery has ended for this row: it found studies, or never will.
     Column("discovered", Boolean, nullable=False, server_default=text("FALSE")),
     Column("reason", Text),
@@ -294,6 +296,15 @@ Index(
     studies.c.run,
     sqlite_where=studies.c.run.is_not(None),
     postgresql_where=studies.c.run.is_not(None),
+)
+
+IS_UNFINISHED = text(f"studies.state IN ('{StudyState.PENDING}', '{StudyState.LISTED}')")
+"""Of a row of ``studies``. In words: a database uses an index of some rows for no parameters."""
+_unfinished = Index(
+    "ix_studies_unfinished",
+    studies.c.reference,
+    sqlite_where=text(IS_UNFINISHED.text.removeprefix("studies.")),
+    postgresql_where=text(IS_UNFINISHED.text.removeprefix("studies.")),
 )
 
 row_studies = Table(
@@ -503,6 +514,14 @@ def _places_and_meters_of_nodes(connection: Connection) -> None:
     meters.create(connection, checkfirst=True)
 
 
+def _rows_that_a_run_asks_for(connection: Connection) -> None:
+    _add_columns(connection, cohort_rows, "run")
+
+
+def _index_of_unfinished_studies(connection: Connection) -> None:
+    _unfinished.create(connection, checkfirst=True)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _first_tables,
     _rows_with_checks_of_the_patient,
@@ -516,6 +535,8 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _copies_of_studies,
     _ends_of_runs,
     _places_and_meters_of_nodes,
+    _rows_that_a_run_asks_for,
+    _index_of_unfinished_studies,
 )
 """What makes version 1, 2, … out of the version before. Entries are added, never changed."""
 

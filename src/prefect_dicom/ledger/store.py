@@ -248,6 +248,7 @@ class Ledger(Wishing, History, Sharing):
                     reason=bindparam("reason"),
                     near_misses=bindparam("near_misses"),
                     gaps=bindparam("gaps"),
+                    run=None,
                 ),
                 [
                     {
