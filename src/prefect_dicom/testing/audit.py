@@ -128,7 +128,7 @@ class Auditor:
         watch: Path | None = None,
     ) -> None:
         self._site = site
-        if isinstance(pacs, ScriptedPacs):
+        if pacs is not None and not isinstance(pacs, Mapping):
             pacs = dict.fromkeys(site.nodes, pacs)
         self._pacs = dict(pacs or {})
         self._watch = watch
