@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import crashes
 import pytest
 from campaign import subset
-from sites import Place, credentials, until
+from sites import Place, credentials, site_around, until
 
 from prefect_dicom.errors import Interrupted
 from prefect_dicom.model import Wish
 from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.s3 import S3Server
 
 PROMISED_SECONDS = 5.0
@@ -150,8 +153,7 @@ def working(place: Place) -> Iterator[list[BaseException]]:
 
 MATRIX = list(itertools.product(MOMENTS, ("c-move", "c-get"), (Wish.PAUSE, Wish.CANCEL)))
 ALWAYS = [
-    (BY_NAME["objects come slowly"], "c-move", Wish.CANCEL),
-    (BY_NAME["objects come slowly, and a C-CANCEL stops nothing"], "c-get", Wish.PAUSE),
+    (BY_NAME["objects come slowly, and a C-CANCEL stops nothing"], "c-move", Wish.CANCEL),
 ]
 
 
@@ -197,3 +199,27 @@ def test_an_archive_that_is_overloaded_keeps_nobody_waiting(around, monkeypatch,
                 ledger.resume(1)
             place.goes_on()
             nothing_was_taken_twice(place)
+
+
+@pytest.mark.campaign("operations")
+@pytest.mark.parametrize("number", subset(range(20), 0))
+def test_killed_while_it_ends_a_run_leaves_what_a_rerun_goes_on_from(tmp_path, seed, number):
+    lot = random.Random(f"{seed}/{number}")
+    (folder := tmp_path / "site").mkdir()
+    moment, retrieve = lot.choice(MOMENTS[3:]), lot.choice(("c-move", "c-get"))
+    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    with site_around(folder, objects, script=moment.script(), retrieve=retrieve) as place:
+        cohort, auditor = place.cohort(), Auditor(place.site, place.pacs, watch=folder)
+        run = crashes.start(place.file, cohort, tmp_path / "log")
+        until(lambda: moment.is_there(place), moment.name)
+        with place.ledger() as ledger:
+            assert len(ledger.cancel(1)) == 1
+        run.join(lot.uniform(0, 4))
+        crashes.kill([run])
+        # It may have ended before, with the error that says it was interrupted.
+        assert crashes.ended([run])[0] in (crashes.KILLED, 1)
+        assert auditor.audit() == []
+        place.pacs.script.clear()
+        crashes.bring_to_its_end(place.file, cohort)
+        assert auditor.audit(finished=True) == []
+        assert auditor.audit_rerun(lambda: crashes.bring_to_its_end(place.file, cohort)) == []
