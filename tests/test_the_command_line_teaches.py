@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -349,6 +350,7 @@ def test_a_pull_can_be_paused_and_cancelled_from_anywhere(command, server):
         output, complaints = process.communicate(timeout=60)
         assert process.returncode == Exit.INTERRUPTED, complaints
         assert "Traceback" not in complaints
+        assert re.search(r"studies archived; .*, paused$", complaints, re.MULTILINE)
         assert json.loads(output)["error"] == "interrupted"
         resumed = command("resume", "1")
         assert resumed.output.startswith(

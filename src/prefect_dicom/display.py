@@ -204,22 +204,27 @@ def _show_live(console: Console, site: Site, cohort: Cohort, done: threading.Eve
     task = bar.add_task("", total=1)
     figures = Text("  starting Prefect")
     with Live(Group(bar, figures), console=console, transient=True):
-        for totals, pace in _looks(site, cohort, done):
-            words = pace.left_in_words()
+        for totals, pace, paused in _looks(site, cohort, done):
+            words = "paused" if paused else pace.left_in_words()
             bar.update(task, completed=finished_fraction(totals), description=words)
             figures.plain = f"  {figures_in_words(totals, pace)}"
 
 
 def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Event) -> None:
     said = time.monotonic()
-    for totals, pace in _looks(site, cohort, done):
-        if time.monotonic() - said >= _LINE_SECONDS:
-            said = time.monotonic()
-            words = ", ".join(filter(None, (figures_in_words(totals, pace), pace.left_in_words())))
+    was_paused = False
+    for totals, pace, paused in _looks(site, cohort, done):
+        if time.monotonic() - said >= _LINE_SECONDS or paused != was_paused:
+            said, was_paused = time.monotonic(), paused
+            left = "paused" if paused else pace.left_in_words()
+            words = ", ".join(filter(None, (figures_in_words(totals, pace), left)))
             console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
-def _looks(site: Site, cohort: Cohort, done: threading.Event) -> Iterator[tuple[Totals, Pace]]:
+def _looks(
+    site: Site, cohort: Cohort, done: threading.Event
+) -> Iterator[tuple[Totals, Pace, bool]]:
+    """From time to time: where the cohort stands, how fast it goes, and whether it is paused."""
     pace = Pace()
     seconds = _TICK_SECONDS
     with Ledger.open(ledger_url(site)) as ledger:
@@ -229,4 +234,4 @@ def _looks(site: Site, cohort: Cohort, done: threading.Event) -> Iterator[tuple[
             now = time.monotonic()
             pace.note(now, totals)
             seconds = next_count(began, now, _TICK_SECONDS) - now
-            yield totals, pace
+            yield totals, pace, ledger.cohort(cohort.name).paused
