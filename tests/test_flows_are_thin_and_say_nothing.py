@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
@@ -15,19 +16,27 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import State
-from sites import Place, site_around, until
+from sites import Place, site_around, study, until
 
 from prefect_dicom.errors import ArchiveError, PacsError, PrefectDicomError
-from prefect_dicom.flows import pipeline, pull_cohort, rerun_failed, verify_archive
+from prefect_dicom.flows import (
+    archive_new,
+    pipeline,
+    pull_cohort,
+    rerun_failed,
+    verify_archive,
+)
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.model import Level
+from prefect_dicom.model import Level, Verdict
 from prefect_dicom.reasons import pointer
-from prefect_dicom.steps import Pull
+from prefect_dicom.steps import Pull, register_cohort
 from prefect_dicom.tasks import edge, report
 from prefect_dicom.tasks.edge import without_phi
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("prefect_harness", "at_once")]
+
+rerun = sys.modules["prefect_dicom.flows.rerun_failed"]
 
 PATIENT = "Zyxquordt^Immanuela"
 
@@ -158,6 +167,65 @@ def test_verification_fails_when_an_object_has_gone(place):
     state = verify_archive("1", str(place.file), Level.EXISTS, return_state=True)
     assert state.is_failed()
     assert state.message == "3 studies checked at level exists, 1 with faults"
+
+
+# ------------------------------------------------------------------- what a schedule runs by itself
+
+
+def other_cohort(place: Place, *uids: str) -> str:
+    """The path of another list, of these studies."""
+    path = place.folder / f"other-{len(uids)}.csv"
+    path.write_text("StudyInstanceUID\n" + "".join(f"{uid}\n" for uid in uids))
+    return str(path)
+
+
+def test_everything_new_is_archived_and_the_same_day_again_does_nothing(place, logged):
+    for stored in study(7, StudyDate=f"{date.today() - timedelta(1):%Y%m%d}"):
+        place.pacs.holdings.add(stored)
+    state = archive_new(str(place.file), return_state=True)
+    assert (state.type, state.name) == ("COMPLETED", "Completed")
+    assert "1 of 1 studies" in state.message
+    tasks = len(logged.ended_tasks())
+    assert archive_new(str(place.file), return_state=True).name == "Completed"
+    assert len(logged.ended_tasks()) == tasks
+
+
+def test_a_rerun_without_a_cohort_goes_on_with_all_that_have_something_left(place, logged):
+    first, second, _ = place.pacs.holdings.study_instance_uids()
+    place.pacs.script.append(Behaviour("move.drop_instances", instances=1, study=first))
+    assert run_pull(place).name == "Partial"
+    pull_cohort(other_cohort(place, second), str(place.file))
+    place.pacs.script.clear()
+    state = rerun_failed(site=str(place.file), return_state=True)
+    assert state.name == "Completed"
+    assert state.message == "1 cohorts archived as a whole, 0 with rows left"
+    tasks = len(logged.ended_tasks())
+    assert rerun_failed(site=str(place.file), return_state=True).name == "Completed"
+    assert len(logged.ended_tasks()) == tasks
+
+
+def test_what_keeps_one_cohort_from_its_end_keeps_no_other(place, monkeypatch):
+    first, second, third = place.pacs.holdings.study_instance_uids()
+    for path in (other_cohort(place, first), other_cohort(place, second, third)):
+        register_cohort(place.site, Path(path), None)
+    original = rerun.run_pipeline
+
+    def breaks_once(pull):
+        if pull.cohort.number == 1:
+            raise PacsError("pacs-refused")
+        return original(pull)
+
+    monkeypatch.setattr(rerun, "run_pipeline", breaks_once)
+    assert error_of(rerun_failed(site=str(place.file), return_state=True)).code == "pacs-refused"
+    with place.ledger() as ledger:
+        assert [ledger.totals(n).rows[Verdict.ARCHIVED] for n in (1, 2)] == [0, 2]
+
+
+def test_verification_without_a_cohort_is_of_all_that_is_archived(place):
+    run_pull(place)
+    state = verify_archive(site=str(place.file), return_state=True)
+    assert state.is_completed()
+    assert state.message.startswith("3 studies checked at level checksum")
 
 
 def test_an_archive_that_is_not_there_is_told_before_the_pacs_is_asked(place):
