@@ -26,8 +26,10 @@ from commands import CommandLine
 from peers import free_port
 from sites import LOOPBACK, Place, site_around, until
 
+from prefect_dicom import cli
 from prefect_dicom.cli import Exit
 from prefect_dicom.configuration import load_site
+from prefect_dicom.errors import ConfigurationError
 from prefect_dicom.receiver import running_receiver
 from prefect_dicom.server import LocalServer
 from prefect_dicom.server.local import DOWN, FAILED, UP, Told
@@ -89,13 +91,23 @@ def test_a_port_that_is_taken_is_told_before_anything_is_started(command):
     assert LocalServer(command.folder / "prefect-server")._leftovers() == []
 
 
-def test_the_port_it_had_before_is_not_given_up_silently(command, local):
+def test_the_port_it_had_before_is_not_given_up_silently(local):
     with socket.create_server((LOOPBACK, 0)) as taken:
-        port = taken.getsockname()[1]
-        local.tell(Told(DOWN, port, str(command.folder / "site.yaml"), 1))
-        ended = command("up")
-    assert ended.code == Exit.CONFIGURATION
-    assert "this server had it before" in ended.complaints
+        local.tell(Told(DOWN, taken.getsockname()[1], "site.yaml", 1))
+        with pytest.raises(ConfigurationError, match="this server had it before"):
+            local.up(Path("site.yaml"))
+    assert not local.is_kept()
+
+
+def test_one_that_runs_for_another_site_or_on_another_port_is_told(local):
+    with local.kept():
+        local.tell(Told(UP, 4711, "/srv/site.yaml", 1))
+        with pytest.raises(ConfigurationError) as caught:
+            local.up(Path("/srv/other.yaml"), 4712)
+    assert [fault.split("; ")[0] for fault in caught.value.faults] == [
+        "it runs for /srv/site.yaml",
+        "--port: it runs on 4711",
+    ]
 
 
 def test_down_without_up_is_no_fault(command):
@@ -103,11 +115,10 @@ def test_down_without_up_is_no_fault(command):
     assert (ended.code, ended.output) == (Exit.ALL_WELL, "It did not run.\n")
 
 
-@pytest.mark.parametrize("name", ["up", "down"])
-def test_a_site_in_a_block_has_a_server_already(command, name):
-    ended = command(name, "--site", "block:lab")
-    assert ended.code == Exit.CONFIGURATION
-    assert "name a site file" in ended.complaints
+@pytest.mark.parametrize("command", [cli.up, cli.down])
+def test_a_site_in_a_block_has_a_server_already(command):
+    with pytest.raises(ConfigurationError, match="name a site file"):
+        command(site="block:lab")
 
 
 def test_who_keeps_it_is_alone_and_known_by_a_lock(local):
@@ -151,15 +162,6 @@ def test_the_environment_may_tune_it_but_not_say_which_server_it_is(tmp_path):
     assert settings["PREFECT_HOME"] == str(tmp_path / "home")
     assert settings["AWS_PROFILE"] == "research"
     assert "PREFECT_API_KEY" not in settings
-
-
-def test_every_setting_is_one_that_prefect_knows(tmp_path):
-    from prefect.settings.legacy import _get_settings_fields
-    from prefect.settings.models.root import Settings
-
-    known = _get_settings_fields(Settings)
-    settings = settings_of(tmp_path, 4711, {})
-    assert {name for name in settings if name not in known} == {"DO_NOT_TRACK", MARK}
 
 
 def test_a_process_is_ended_by_its_mark_and_a_receiver_is_spared(local):

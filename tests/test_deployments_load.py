@@ -17,6 +17,8 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings.legacy import _get_settings_fields
+from prefect.settings.models.root import Settings
 from prefect.utilities.importtools import import_object
 from prefect_server import ROOT, PrefectServer
 from sites import LOOPBACK, site_around, study, until
@@ -26,6 +28,7 @@ from prefect_dicom.configuration import Site
 from prefect_dicom.model import StudyState
 from prefect_dicom.server.furnish import QUEUE, deployments_of, local_time_zone
 from prefect_dicom.server.keeper import POOL
+from prefect_dicom.server.profile import MARK, settings_of
 
 FILE = ROOT / "deployments" / "prefect.yaml"
 DEPLOYMENTS = yaml.safe_load(FILE.read_text())["deployments"]
@@ -101,6 +104,12 @@ def test_several_nodes_have_a_nightly_run_each(site, tmp_path):
         ("new-main", "main"),
         ("new-old", "old"),
     ]
+
+
+def test_every_setting_of_that_server_is_one_that_prefect_knows(tmp_path):
+    known = _get_settings_fields(Settings)
+    settings = settings_of(tmp_path, 4711, {})
+    assert {name for name in settings if name not in known} == {"DO_NOT_TRACK", MARK}
 
 
 @pytest.mark.parametrize("name", ["Europe/Berlin", ":America/New_York"])

@@ -138,7 +138,7 @@ class Keeper:
 
     def run(self) -> None:
         """Keep them until told to stop."""
-        ended = (DOWN,)
+        ended = (FAILED, "its keeper has broken", str(self.local.logs / "keeper.log"))
         try:
             self._bring_up()
             self._tell(UP)
@@ -147,6 +147,7 @@ class Keeper:
                 self.server.look_after()
                 self.worker.look_after()
             log.warning("down")
+            ended = (DOWN,)
         except _NotUp as failure:
             log.error("%s; see %s", failure.why, failure.path)
             ended = (FAILED, failure.why, str(failure.path))
