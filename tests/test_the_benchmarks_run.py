@@ -32,7 +32,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 8
+    assert len(lines) == 2 + 10
     assert {line.count("|") for line in lines} == {6}
 
 

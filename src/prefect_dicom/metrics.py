@@ -135,10 +135,8 @@ class Instruments:
             registry=registry,
         )
         # There from the beginning: a rate needs a zero before the first one.
-        for outcome in ("kept", "quarantined"):
-            self.received.labels(outcome)
-        for outcome in ("stored", "failed"):
-            self.uploaded.labels(outcome)
+        self.received_as = {name: self.received.labels(name) for name in ("kept", "quarantined")}
+        self.uploaded_as = {name: self.uploaded.labels(name) for name in ("stored", "failed")}
 
 
 class Seldom(Generic[T]):
@@ -175,7 +173,7 @@ _live: Instruments | None = None
 def object_received(outcome: str, size_bytes: int, seconds: float) -> None:
     """An object has arrived, and is ``kept`` or ``quarantined``."""
     if _live is not None:
-        _live.received.labels(outcome).inc()
+        _live.received_as[outcome].inc()
         _live.received_bytes.inc(size_bytes)
         _live.store_seconds.observe(seconds)
 
@@ -210,7 +208,7 @@ def upload_ended(future: Future[Any]) -> None:
     if _live is not None:
         _live.uploads_waiting.dec()
         if not future.cancelled():
-            _live.uploaded.labels("stored" if future.exception() is None else "failed").inc()
+            _live.uploaded_as["stored" if future.exception() is None else "failed"].inc()
 
 
 def happened(event: str, node: str, reason: str) -> None:
