@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import crashes
@@ -22,7 +24,9 @@ from campaign import subset
 from sites import Place, credentials, site_around, until
 
 from prefect_dicom.errors import Interrupted
+from prefect_dicom.ledger import Cohort
 from prefect_dicom.model import Wish
+from prefect_dicom.steps import open_pull, register_cohort, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.s3 import S3Server
@@ -223,3 +227,45 @@ def test_killed_while_it_ends_a_run_leaves_what_a_rerun_goes_on_from(tmp_path, s
         crashes.bring_to_its_end(place.file, cohort)
         assert auditor.audit(finished=True) == []
         assert auditor.audit_rerun(lambda: crashes.bring_to_its_end(place.file, cohort)) == []
+
+
+@pytest.mark.campaign("operations")
+@pytest.mark.parametrize("retrieve", subset(["c-move", "c-get"], 0))
+def test_where_a_node_takes_one_at_a_time_the_more_urgent_cohort_comes_first(around, retrieve):
+    objects = tiny_objects(3 * STUDIES, instances=2)
+    limits = {"associations": 1, "chunk_studies": 2}
+    with around(objects, retrieve=retrieve, node={"limits": limits}) as place:
+        uids = place.pacs.holdings.study_instance_uids()
+        registered = []
+        for number in range(3):
+            rows = [{"StudyInstanceUID": uid} for uid in uids[number::3]]
+            # Each in a file of its own name: what a cohort is, is in its file.
+            file = place.cohort(rows).rename(place.folder / f"cohort-{number}.csv")
+            registered.append(register_cohort(place.site, file, None))
+        first, later, urgent = registered
+        with place.ledger() as ledger:
+            ledger.prioritise(urgent.number, 5)
+        place.pacs.script += of_retrieves("net.slow", seconds=0.5)
+
+        def work(cohort: Cohort) -> None:
+            with open_pull(place.site, cohort.number) as pull:
+                work_through(pull)
+
+        with ThreadPoolExecutor(3) as pool:
+            runs = [pool.submit(work, first)]
+            until(lambda: retrieves(place), "the first has the node")
+            for waiting, cohort in enumerate((later, urgent), 1):
+                runs.append(pool.submit(work, cohort))
+                until(lambda n=waiting: in_the_queue(place) == n, "it waits for its turn")
+            place.pacs.script.clear()
+            for run in runs:
+                run.result()
+        assert Auditor(place.site, place.pacs).audit(finished=True) == []
+        sent = list(dict.fromkeys(s.study_instance_uid for r in retrieves(place) for s in r.sent))
+        when = [[sent.index(uid) for uid in uids[number::3]] for number in range(3)]
+        assert max(when[2]) < min(when[1])
+
+
+def in_the_queue(place: Place) -> int:
+    with sqlite3.connect(place.site.ledger.path) as connection:
+        return connection.execute("SELECT count(*) FROM places WHERE NOT taken").fetchone()[0]
