@@ -7,9 +7,9 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,8 @@ _WITHOUT = (
 class Browser:
     """One page in Chromium. Use :func:`chromium`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], to: int, back: int) -> None:
-        self._to, self._back = to, os.fdopen(back, "rb")
-        self._process = process
+    def __init__(self, to: int, back: int) -> None:
+        self._to, self._back = to, back
         self._number = 0
         self._session = ""
         self._rest = b""
@@ -109,7 +108,9 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            piece = os.read(self._back.fileno(), 1 << 20)
+            ready, _, _ = select.select([self._back], [], [], _PATIENCE_SECONDS)
+            assert ready, "Chromium does not answer"
+            piece = os.read(self._back, 1 << 20)
             assert piece, "Chromium has ended"
             self._rest += piece
         one, _, self._rest = self._rest.partition(b"\0")
@@ -145,12 +146,9 @@ def chromium(folder: Path) -> Iterator[Browser]:
     )
     for end in (orders, answers, reads, writes):
         os.close(end)
-    watchdog = threading.Timer(_PATIENCE_SECONDS, process.kill)
-    watchdog.start()
     try:
-        yield Browser(process, to, back)
+        yield Browser(to, back)
     finally:
-        watchdog.cancel()
         os.close(to)
         # The end of its orders ends it; it takes its helpers with it.
         try:
@@ -158,3 +156,4 @@ def chromium(folder: Path) -> Iterator[Browser]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        os.close(back)

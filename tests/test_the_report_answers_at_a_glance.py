@@ -292,15 +292,17 @@ def shown(tmp_path_factory) -> Iterator[Browser]:
         yield opened
 
 
+def figures_in(shown: Browser) -> dict[str, str]:
+    """What :class:`Figures` finds in the file, as the browser shows it."""
+    names = "[...document.querySelectorAll('[data-figure]')].map(e => e.dataset.figure)"
+    return dict(zip(shown.value(names), shown.texts("[data-figure]"), strict=True))
+
+
 def test_a_browser_shows_the_ledgers_figures_and_fetches_nothing(pulled, shown, tmp_path):
     report_of(pulled)
     [folder] = pulled.site.reports.iterdir()
     shown.open(folder / REPORT, **SHAPES["desktop"])
-    names = shown.value(
-        "[...document.querySelectorAll('[data-figure]')].map(e => e.dataset.figure)"
-    )
-    said = dict(zip(names, shown.texts("[data-figure]"), strict=True))
-    agrees_with_the_ledger(said, pulled)
+    agrees_with_the_ledger(figures_in(shown), pulled)
     assert shown.requests == [(folder / REPORT).as_uri()]
     assert shown.complaints == []
 
@@ -359,9 +361,7 @@ def test_a_cohort_that_was_really_pulled_is_told_as_it_went(around, scale, shown
         report_of(place)
         [folder] = place.site.reports.iterdir()
         shown.open(folder / REPORT, **SHAPES["phone"])
-        names = "[...document.querySelectorAll('[data-figure]')].map(e => e.dataset.figure)"
-        said = dict(zip(shown.value(names), shown.texts("[data-figure]"), strict=True))
-        agrees_with_the_ledger(said, place)
+        agrees_with_the_ledger(figures_in(shown), place)
         told = shown.value(
             "[...document.querySelectorAll('#endings tr[data-rows]')]"
             ".map(e => [e.dataset.verdict, e.dataset.reason, +e.dataset.rows])"
