@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from sqlalchemy import insert, update
@@ -113,6 +114,7 @@ def _pull(
     states = Counter({StudyState.PENDING: len(studies)})
     stored = size = ended = 0
     at, worked = begin, timedelta()
+    paces = list(accumulate(lot.uniform(0.5, 1.5) for _ in range(work // _STEP)))
     while ended < to_do:
         at += _STEP
         if courtesy is not None and in_force(courtesy, at).closed:
@@ -126,9 +128,7 @@ def _pull(
                 {"number": number, "lock": lock, "kind": "pull", "started_at": at, "ended_at": None}
             )
         worked += _STEP
-        speed = lot.uniform(0.7, 1.0)
-        share = min(1.0, worked / work)
-        goal = to_do if share == 1 else min(to_do, round(share * to_do * speed))
+        goal = to_do if worked >= work else round(to_do * paces[worked // _STEP - 1] / paces[-1])
         for study in studies[ended:goal]:
             _end(lot, study, at)
             states[StudyState.PENDING] -= 1

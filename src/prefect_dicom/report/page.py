@@ -233,8 +233,9 @@ def _environment() -> Environment:
     environment.filters.update(
         number=lambda count: f"{count:,}",
         counted=_counted,
-        bytes=bytes_in_words,
-        duration=duration_in_words,
+        # A number and its unit stay on one line.
+        bytes=lambda size: _kept_together(bytes_in_words(size)),
+        duration=lambda seconds: _kept_together(duration_in_words(seconds)),
         advice=_advice,
         lines=_lines,
         identity=_identity,
@@ -260,6 +261,10 @@ def _moment(at: datetime, zone: tzinfo, now: datetime) -> str:
 
 def _counted(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _kept_together(words: str) -> str:
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _advice(text: str) -> Markup:
