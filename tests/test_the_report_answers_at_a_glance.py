@@ -344,6 +344,7 @@ def test_the_first_screen_answers_on_every_screen_and_on_paper(ledger, shown, tm
     assert shown.printed().startswith(b"%PDF")
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.campaign("operations")
 def test_a_cohort_that_was_really_pulled_is_told_as_it_went(around, scale, shown):
     """As many studies as the scale says, some of which fail in three ways."""
@@ -355,7 +356,7 @@ def test_a_cohort_that_was_really_pulled_is_told_as_it_went(around, scale, shown
         *(Behaviour("find.availability", value="OFFLINE", study=uid) for uid in uids[1::20]),
         *(Behaviour("store.other_patient", study=uid) for uid in uids[2::20]),
     ]
-    with around(objects, script=script) as place:
+    with around(objects, script=script, retrieve="c-get") as place:
         rows = [{"StudyInstanceUID": uid} for uid in (*uids, "1.2.3.4")]
         place.pull(place.cohort(rows))
         report_of(place)
