@@ -67,8 +67,8 @@ WEEK = Case(
     windows=(
         {"name": "night", "days": "mon-thu", "hours": "22:00-06:00", "utilisation": "60%"},
         {"name": "late", "days": "fri", "hours": "22:00-06:00", "retrieves_per_minute": 0.2},
-        {"name": "sat", "days": "sat", "hours": "08:00-20:00", "objects_per_second": 0.015},
-        {"name": "sun", "days": "sat", "hours": "22:00-06:00", "bytes_per_second": 1000},
+        {"name": "sat", "days": "sat", "hours": "08:00-20:00", "objects_per_second": 0.004},
+        {"name": "sun", "days": "sat", "hours": "22:00-06:00", "bytes_per_second": 300},
         {
             "name": "day",
             "days": "mon-fri",
@@ -95,7 +95,7 @@ def test_windows_are_kept_by_all_runs_together(tmp_path, standing, case, capsys)
     with WatchedPacs(
         clock, case.request_seconds, objects=objects, destinations=destinations
     ) as pacs:
-        site = _site(tmp_path, standing, pacs.port, pacs.ae_title, case)
+        site = _site(tmp_path, standing, pacs, case)
         end = case.days * 86_400
         cohorts = _cohorts(tmp_path, site, [o.study_instance_uid for o in objects])
         workers = [_Worker(site, cohort, clock, end) for cohort in cohorts]
@@ -121,13 +121,18 @@ def test_windows_are_kept_by_all_runs_together(tmp_path, standing, case, capsys)
             assert not ledger.totals(cohort).studies[StudyState.FAILED]
 
 
-def _site(folder: Path, standing: sites.Standing, port: int, title: str, case: Case) -> Site:
+def _site(folder: Path, standing: sites.Standing, pacs: WatchedPacs, case: Case) -> Site:
     (folder / "archive").mkdir()
     node = {
         "host": sites.LOOPBACK,
-        "port": port,
-        "called_ae_title": title,
-        "limits": {"associations": 2 * THREADS, "chunk_studies": 2, "uids_per_request": 100},
+        "port": pacs.port,
+        "called_ae_title": pacs.ae_title,
+        "limits": {
+            "associations": 2 * THREADS,
+            "chunk_studies": 2,
+            "uids_per_request": 100,
+            "instance_bytes": pacs.object_bytes,
+        },
         "timeouts": {"settle_seconds": 0.4, "stall_seconds": 60},
         "courtesy": {
             "time_zone": BERLIN,

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
@@ -18,6 +18,8 @@ from prefect.client.orchestration import get_client
 from prefect.states import State
 from sites import Place, site_around, study, until
 
+from prefect_dicom import steps
+from prefect_dicom.clock import Clock
 from prefect_dicom.errors import ArchiveError, PacsError, PrefectDicomError
 from prefect_dicom.flows import (
     archive_new,
@@ -464,3 +466,63 @@ def test_what_an_error_was_made_from_stays_inside(place, logged, monkeypatch):
 def test_a_stop_order_passes_the_edge_as_it_is():
     with pytest.raises(KeyboardInterrupt), without_phi():
         raise KeyboardInterrupt
+
+
+# ------------------------------------------------------------------------------------- windows
+
+
+def only_in(seconds: float, at_the_edge: str = "end") -> dict:
+    """A courtesy with one window, which opens so many seconds from now, at the minute."""
+    opens = datetime.now(UTC) + timedelta(seconds=seconds)
+    closes = opens + timedelta(hours=2)
+    window = {"name": "night", "hours": f"{opens:%H:%M}-{closes:%H:%M}"}
+    return {"time_zone": "UTC", "at_the_edge": at_the_edge, "windows": [window]}
+
+
+def test_a_run_outside_of_the_windows_ends_as_partial_and_says_when_the_next_one_opens(
+    place, logged
+):
+    courtesy = only_in(3 * 3600)
+    place.change(node={"courtesy": courtesy})
+
+    state = run_pull(place)
+
+    assert state.name == "Partial" and state.is_completed()
+    opens = courtesy["windows"][0]["hours"][:5]
+    assert f"node pacs: closed until {opens}" in state.message
+    assert not place.pacs.log and not logged.ended_tasks()
+    assert {verdict.reason for verdict in place.verdicts()} == {"interrupted"}
+
+
+def test_a_run_that_is_to_wait_for_its_window_goes_on_when_it_opens(place, monkeypatch):
+    place.change(node={"courtesy": only_in(3 * 3600, "wait")})
+    shown: list[str] = []
+    show = report.ProgressArtifact.show
+    monkeypatch.setattr(
+        report.ProgressArtifact,
+        "show",
+        lambda self, count, waits="", **more: (
+            shown.append(waits),
+            show(self, count, waits, **more),
+        ),
+    )
+    waits = []
+
+    class Leaping(Clock):
+        """Three hours pass with the first wait."""
+
+        def now(self) -> datetime:
+            return super().now() + timedelta(hours=4 if waits else 0)
+
+        def wait(self, event, seconds: float) -> bool:
+            waits.append(seconds)
+            return super().wait(event, 0)
+
+    monkeypatch.setattr(steps, "Clock", Leaping)
+
+    state = run_pull(place)
+
+    assert state.name == "Completed", state.message
+    assert waits and any("closed until" in words for words in shown)
+    assert "night window until" in shown[-1]
+    place.is_whole()

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from enum import IntEnum
@@ -36,6 +36,7 @@ from rich.text import Text
 
 from prefect_dicom import __version__
 from prefect_dicom.configuration import Site, ledger_url, load_site
+from prefect_dicom.courtesy import state_in_words
 from prefect_dicom.errors import (
     ConfigurationError,
     FaultyFileError,
@@ -434,6 +435,21 @@ def _steer(
     return Exit.ALL_WELL if heard else Exit.NOT_ALL
 
 
+def _print_windows(site: Site, nodes: Iterable[str]) -> None:
+    """What the windows of nodes say now, where they have some."""
+    for words in _windows(site, nodes).values():
+        output.print(words, markup=False, soft_wrap=True)
+
+
+def _windows(site: Site, nodes: Iterable[str]) -> dict[str, str]:
+    now = datetime.now(UTC)
+    return {
+        name: f"node {name}: " + state_in_words(courtesy, now, site.asked(name).limits.associations)
+        for name in nodes
+        if name in site.nodes and (courtesy := site.nodes[name].courtesy) is not None
+    }
+
+
 def _hands(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
     """What people want of a cohort's runs, and what these do, as a result."""
     return {
@@ -515,6 +531,7 @@ def status(
         output.print(words, soft_wrap=not output.is_terminal)
     if not lines:
         console.print("No cohort yet: prefect-dicom pull cohort.csv")
+    _print_windows(settings, settings.nodes)
     _print_server(settings)
     return Exit.ALL_WELL
 
@@ -1166,6 +1183,7 @@ def _show(
         result = _figures(cohort, totals) | _hands(cohort, runs)
         result |= {"reasons": reasons, "reports": str(folder)}
         result["notes"] = [{"node": node, "words": words} for node, words in notes]
+        result["windows"] = list(_windows(site, cohort.nodes).values())
         if error is not None:
             result["error"] = getattr(error, "code", "unexpected")
         print(json.dumps(result, indent=1))
@@ -1181,6 +1199,7 @@ def _show(
     output.print(in_words(totals), markup=False, soft_wrap=not output.is_terminal)
     if runs or cohort.paused or cohort.priority:
         output.print(f"{_hands_in_words(cohort, runs)}.".capitalize(), soft_wrap=True)
+    _print_windows(site, cohort.nodes)
     for node, words in notes:
         output.print(f"Noted of {node}: {words}.", markup=False, soft_wrap=True)
     if (folder / REPORT).exists():

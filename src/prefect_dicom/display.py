@@ -158,6 +158,11 @@ def estimate_in_words(estimate: Estimate) -> str:
         f"({'as earlier runs' if estimate.rate_learned else 'assumed'}), at most "
         f"{bytes_in_words(estimate.spool_bytes)} in the spool at a time"
     )
+    if estimate.ends is not None:
+        words += (
+            f"; within the node's windows {duration_in_words(estimate.ends.seconds)} of them, "
+            f"done by {estimate.ends.words}"
+        )
     return f"at most {words}" if estimate.narrowed else words
 
 

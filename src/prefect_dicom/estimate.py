@@ -11,11 +11,13 @@ import csv
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect_dicom.configuration import Site
+from prefect_dicom.configuration import PacsNode, Site
+from prefect_dicom.courtesy import Allowance, at_in_words, stretches
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.model import RowVerdict, StudyReference, StudyState, Verdict
 from prefect_dicom.policy import modality_of, most_chunks_under_way, plan_chunks
@@ -24,6 +26,7 @@ from prefect_dicom.report import replacing
 ESTIMATE = "estimate"
 ASSUMED_BYTES_PER_SECOND = 12_500_000
 """Where no run has been measured yet: 100 Mbit/s."""
+_LOOK_AHEAD = timedelta(days=400)
 FOUND, NOT_ASKED = "found", "not-asked"
 """Ends of a row that is pending: its studies are known, or it has not been asked for."""
 
@@ -65,6 +68,17 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """When a pull that begins now would end, by the windows of its node."""
+
+    at: datetime
+    seconds: int
+    """Of open windows, at what is allowed in them."""
+    words: str
+    """The moment on the clock of the site."""
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What pulling the rest of a cohort would take."""
 
@@ -82,6 +96,8 @@ class Estimate:
     """Whether that is the rate of earlier runs of this ledger at this node; else it is assumed."""
     narrowed: bool = False
     """The cohort wants some series only: what is pulled is less than this."""
+    ends: End | None = None
+    """When it would end within the node's windows; None where it has none, or none is enough."""
     total: Share = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,6 +139,8 @@ class Estimate:
             "size_bytes": self.total.size_bytes,
             "seconds": self.seconds,
             "bytes_per_second": round(self.bytes_per_second),
+            "window_seconds": self.ends and self.ends.seconds,
+            "ends_at": self.ends and self.ends.at.isoformat(timespec="minutes"),
             "rate_learned": self.rate_learned,
             "spool_bytes": self.spool_bytes,
             "archived_studies": self.archived_studies,
@@ -148,8 +166,16 @@ class _Group:
         return self.instances / self.counted if self.counted else 0.0
 
 
-def estimate_pull(ledger: Ledger, cohort: Cohort, site: Site) -> Estimate:
-    """Estimate what is still to be pulled of a cohort. Memory does not grow with it."""
+def estimate_pull(
+    ledger: Ledger, cohort: Cohort, site: Site, now: datetime | None = None
+) -> Estimate:
+    """Estimate what is still to be pulled of a cohort. Memory does not grow with it.
+
+    Parameters
+    ----------
+    now : datetime, optional
+        When the pull is to begin, for its end within the windows of its node.
+    """
     assumed = site.asked(cohort.node).limits.instance_bytes
     learned: dict[str, _Group] = {}
     for modalities, studies, instances, size in ledger.archived_by_modalities():
@@ -190,7 +216,7 @@ def estimate_pull(ledger: Ledger, cohort: Cohort, site: Site) -> Estimate:
             )
         )
     rate = ledger.bytes_per_second(cohort.node)
-    return Estimate(
+    estimate = Estimate(
         rows=Counter(map(_end_so_far, ledger.verdicts(cohort.number))),
         shares=tuple(shares),
         archived_studies=ended[StudyState.ARCHIVED],
@@ -200,6 +226,48 @@ def estimate_pull(ledger: Ledger, cohort: Cohort, site: Site) -> Estimate:
         rate_learned=rate is not None,
         narrowed=bool(ledger.selection(cohort.number).series),
     )
+    return replace(estimate, ends=_end(estimate, site.asked(cohort.node), now or datetime.now(UTC)))
+
+
+def _end(estimate: Estimate, node: PacsNode, now: datetime) -> End | None:
+    """When all of it is pulled, if the node is asked for as much as its windows allow."""
+    if node.courtesy is None:
+        return None
+    left, seconds = float(estimate.total.size_bytes), 0.0
+    for begin, state in stretches(node.courtesy, now):
+        if begin - now > _LOOK_AHEAD:
+            break
+        if state.allowance is None:
+            continue
+        rate = _rate_within(state.allowance, node, estimate)
+        until = state.until or now + 2 * _LOOK_AHEAD
+        lasts = (until - begin).total_seconds()
+        if rate * lasts >= left:
+            at = begin + timedelta(seconds=left / rate)
+            words = at_in_words(at, node.courtesy, now)
+            return End(at, round(seconds + left / rate), words)
+        left -= rate * lasts
+        seconds += lasts
+    return None
+
+
+def _rate_within(allowance: Allowance, node: PacsNode, estimate: Estimate) -> float:
+    """Bytes per second within what is allowed: a part of the rate of a run that may do all."""
+    total, limits = estimate.total, node.limits
+    associations = min(allowance.associations or limits.associations, limits.associations)
+    share = associations / limits.associations * allowance.utilisation
+    rates = [estimate.bytes_per_second * share]
+    if allowance.bytes_per_second is not None:
+        rates.append(allowance.bytes_per_second)
+    each = total.instance_bytes or limits.instance_bytes
+    if allowance.objects_per_second is not None:
+        rates.append(allowance.objects_per_second * each)
+    if allowance.retrieves_per_minute is not None:
+        most = limits.request_instances
+        most = min(most, allowance.request_instances(each) or most)
+        requests = max(1, total.instances / most, total.studies / limits.chunk_studies)
+        rates.append(allowance.retrieves_per_minute / 60 * total.size_bytes / requests)
+    return max(min(rates), 1e-9)
 
 
 def _left(study: StudyRecord) -> int | None:
