@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -17,6 +18,7 @@ from prefect_dicom.courtesy import (
     state_in_words,
     stretches,
 )
+from prefect_dicom.estimate import Estimate, Share, _end
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHTS = {"name": "night", "days": "mon-fri", "hours": "22:00-06:00"}
@@ -216,3 +218,35 @@ def test_a_window_cannot_allow_more_associations_than_the_node_has():
         courtesy={"time_zone": "UTC", "windows": [{"associations": 4}]},
     )
     assert more.courtesy.windows[0].associations == 4
+
+
+def test_a_dry_run_tells_the_hours_of_windows_that_a_cohort_takes_and_when_it_ends():
+    """Eighteen hours at the full rate, by nights of four of eight associations at 50 %."""
+    node = PacsNode(
+        **NODE,
+        limits={"associations": 8},
+        courtesy={
+            "time_zone": "Europe/Berlin",
+            "windows": [NIGHTS | {"associations": 4, "utilisation": "50%"}],
+        },
+    )
+    whole = estimated(18 * 3600)
+    ends = _end(whole, node, at("2026-11-23T12:00"))
+    # Of each night a quarter: 72 hours of nights are nine of them, with a weekend between.
+    assert (ends.seconds, ends.at) == (72 * 3600, at("2026-12-04T06:00"))
+    assert ends.words == "2026-12-04 06:00"
+    slower = estimated(18 * 3600, instances=1000)
+    by_objects = PacsNode(
+        **NODE,
+        courtesy={"time_zone": "Europe/Berlin", "windows": [{"objects_per_second": 0.1}]},
+    )
+    # A thousand objects at ten in a hundred seconds, or as long as their bytes take.
+    assert _end(slower, by_objects, at("2026-11-23T12:00")).seconds == 18 * 3600
+    many = estimated(3600, instances=1000)
+    assert _end(many, by_objects, at("2026-11-23T12:00")).seconds == 10_000
+    assert _end(whole, PacsNode(**NODE), at("2026-11-23T12:00")) is None
+
+
+def estimated(seconds: int, instances: int = 10) -> Estimate:
+    share = Share("CT", 10, 10, instances, 1000 * seconds, 1000 * seconds // instances, True)
+    return Estimate(Counter(), (share,), 0, 0, 0, 1000.0, True)
