@@ -433,10 +433,12 @@ def _share_of(plan: Plan, node: str) -> Iterator[None]:
         try:
             known = client.read_global_concurrency_limit_by_name(limit)
         except ObjectNotFound:
-            yield
-            return
+            known = None
+    if known is None or not known.active:
+        yield
+        return
     occupied = plan.site.asked(node).limits.associations
-    if known.active and known.limit < occupied:
+    if known.limit < occupied:
         # Prefect would wait for ever.
         fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"
         raise ConfigurationError(f"Prefect's concurrency limit {limit}", [fault])

@@ -387,9 +387,11 @@ def limit(prefect_harness) -> Iterator[str]:
         client.delete_global_concurrency_limit_by_name(name)
 
 
-def set_limit(name: str, slots: int) -> None:
+def set_limit(name: str, slots: int, active: bool = True) -> None:
     with get_client(sync_client=True) as client:
-        client.request("POST", "/v2/concurrency_limits/", json={"name": name, "limit": slots})
+        client.request(
+            "POST", "/v2/concurrency_limits/", json={"name": name, "limit": slots, "active": active}
+        )
 
 
 def active_slots(name: str) -> int:
@@ -411,6 +413,13 @@ def test_a_run_that_fails_gives_the_nodes_limit_back(place, limit):
     place.change(node={"called_ae_title": "NOBODY"})
     error_of(run_pull(place))
     assert active_slots(limit) == 0
+
+
+@pytest.mark.whole_campaign
+@pytest.mark.campaign("operations")
+def test_a_limit_that_is_not_in_force_keeps_nobody(place, limit):
+    set_limit(limit, 1, active=False)
+    assert run_pull(place).name == "Completed"
 
 
 def test_a_limit_that_could_never_be_met_is_a_fault_and_not_waited_for(place, limit):

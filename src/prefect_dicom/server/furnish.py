@@ -20,6 +20,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
     DeploymentUpdate,
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
     WorkPoolCreate,
 )
 from prefect.client.schemas.schedules import CronSchedule
@@ -31,7 +33,7 @@ from prefect_dicom import __version__, blocks
 from prefect_dicom.configuration import Site, load_site
 from prefect_dicom.events import AUTOMATIONS
 from prefect_dicom.flows import archive_new, pull_cohort, rerun_failed, verify_archive
-from prefect_dicom.server.keeper import POOL
+from prefect_dicom.server.keeper import POOL, RUNS_OF_A_NODE
 from prefect_dicom.server.profile import DEAD_AFTER_SECONDS
 
 QUEUE = "pacs"
@@ -43,9 +45,7 @@ def furnish(site: Site, file: Path) -> None:
     with get_client(sync_client=True) as client:
         _pool(client, len(site.nodes))
         for node in site.nodes:
-            client.upsert_global_concurrency_limit_by_name(
-                f"pacs-{node}", site.asked(node).limits.associations
-            )
+            _limit(client, f"pacs-{node}", site.asked(node).limits.associations)
         for block in (
             blocks.DicomPacs,
             blocks.DicomReceiver,
@@ -61,6 +61,25 @@ def furnish(site: Site, file: Path) -> None:
             _deploy(client, deployment)
 
 
+def _limit(client: SyncPrefectClient, name: str, associations: int) -> None:
+    """A limit that is not in force: runs of one ledger share a node's associations by that ledger.
+
+    It is for sites where runs of several ledgers ask the same node. A run holds its part of it
+    from its beginning to its end, so the next one waits for all of that.
+    """
+    try:
+        known = client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(
+            GlobalConcurrencyLimitCreate(name=name, limit=associations, active=False)
+        )
+    else:
+        if known.limit != associations:
+            client.update_global_concurrency_limit(
+                name, GlobalConcurrencyLimitUpdate(limit=associations)
+            )
+
+
 def _pool(client: SyncPrefectClient, nodes: int) -> None:
     template = ProcessWorker.get_default_base_job_template()
     pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
@@ -72,7 +91,7 @@ def _pool(client: SyncPrefectClient, nodes: int) -> None:
         "POST",
         "/work_pools/{work_pool_name}/queues",
         path_params={"work_pool_name": POOL},
-        json={"name": QUEUE, "concurrency_limit": nodes},
+        json={"name": QUEUE, "concurrency_limit": RUNS_OF_A_NODE * nodes},
     )
 
 

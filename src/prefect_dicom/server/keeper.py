@@ -36,6 +36,8 @@ from prefect_dicom.server.profile import LOOPBACK
 log = logging.getLogger(__name__)
 
 POOL = "dicom"
+RUNS_OF_A_NODE = 2
+"""So many at a time on this machine: one may be long, and the next of higher priority."""
 _SERVER_ANSWERS_SECONDS = 240
 _RUNS_END_SECONDS = 60
 _ENDS_SECONDS = 20
@@ -131,8 +133,8 @@ class Keeper:
     def __post_init__(self) -> None:
         address = ("--host", LOOPBACK, "--port", str(self.port))
         self.server = Child("server", ("server", "start", *address), self.local.logs)
-        # A run for each node at a time, and one more that asks no node.
-        most = len(load_site(self.site).nodes) + 1
+        # And one that asks no node.
+        most = RUNS_OF_A_NODE * len(load_site(self.site).nodes) + 1
         words = ("worker", "start", "--pool", POOL, "--type", "process", "--limit", str(most))
         self.worker = Child("worker", words, self.local.logs)
 
