@@ -72,7 +72,10 @@ class _Messenger:
             self._waiting.put_nowait(None)
         self._thread.join(_END_SECONDS)
         self._over.set()
-        if lost := self._lost + self._waiting.qsize() * self._thread.is_alive():
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._lost += self._waiting.get_nowait() is not None
+        if lost := self._lost:
             log.warning("Prefect was not told of %d events", lost)
 
     def _pass_on(self) -> None:

@@ -353,7 +353,7 @@ class Plan:
         Raises
         ------
         PacsError
-            It may not be asked any more: with the reason why.
+            It may not be asked any more, or did not answer the probe: with the reason why.
         WindowClosed
             It may not be asked at this time of the week.
         """
@@ -384,6 +384,7 @@ class Plan:
             works = error.code in _SPEAKS_DICOM
             if not works:
                 clock.failed(error.code, asked_at)
+                raise
         finally:
             clock.end_probe(answered=works)
 
