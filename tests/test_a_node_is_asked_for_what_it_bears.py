@@ -326,8 +326,8 @@ def walk() -> Walk:
     return Walk()
 
 
-def site(folder, objects, script=()) -> AbstractContextManager[Place]:
-    limits = {"associations": 4, "chunk_studies": 1}
+def site(folder, objects, script=(), associations=4) -> AbstractContextManager[Place]:
+    limits = {"associations": associations, "chunk_studies": 1}
     return site_around(folder, objects, script=script, retrieve="c-get", node={"limits": limits})
 
 
@@ -494,3 +494,20 @@ def test_a_node_whose_wait_is_over_is_asked_by_one_thread_until_that_has_succeed
         assert len(listed) == 1
         assert len(place.pacs.requests("C-ECHO")) == 1
         place.audit()
+
+
+@pytest.mark.parametrize("associations", [1, 2])
+def test_who_waits_for_a_node_holds_no_association_that_others_need(tmp_path, associations):
+    busy = Behaviour("move.refuse", service="C-GET", status=0xA701, times=associations)
+    with site(tmp_path, tiny_objects(4), [busy], associations) as place:
+        place.file.write_text(place.file.read_text() + "retry_after_seconds: [0.1, 0.1, 0.1]\n")
+        with place.opened() as pull:
+            for pages in pull.discovery_pages():
+                pull.discover(*pages)
+            # More at a time than there are associations: somebody who has none may be the first
+            # to see whether the node works again.
+            with ThreadPoolExecutor(4) as pool:
+                for one in [pool.submit(bring, pull, chunk) for chunk in pull.chunks()]:
+                    one.result()
+        assert len(place.pacs.requests("C-ECHO")) >= 1
+        place.is_whole()

@@ -339,7 +339,7 @@ class Plan:
         with self._lock:
             return dict(self._clocks)
 
-    def wait_for(self, node: str, *, turn: bool = True) -> float:
+    def wait_for(self, node: str, *, turn: bool = True, holding: Requestor | None = None) -> float:
         """Wait until a node may be asked; returns the time of its clock.
 
         One that has failed is probed with a C-ECHO before anything is asked of it again, and
@@ -349,6 +349,8 @@ class Plan:
         ----------
         turn : bool
             Whether the thread is going to ask at once, inside :meth:`_asking`.
+        holding : Requestor, optional
+            What it has borrowed; put down where it has to wait.
 
         Raises
         ------
@@ -363,12 +365,16 @@ class Plan:
             if clock.halted:
                 raise PacsError(clock.halted)
             self.turns.check(node)
-            if left := clock.seconds_left():
+            left = clock.seconds_left()
+            if not left and (clock.take_turn() if turn else clock.breaker is not Breaker.OPEN):
+                return clock.now()
+            if holding is not None:
+                # The probe, and whoever has the turn, need an association as well.
+                self.turns.put_down(holding)
+            if left:
                 self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
             elif clock.begin_probe():
                 self._probe(node, clock)
-            elif clock.take_turn() if turn else clock.breaker is not Breaker.OPEN:
-                return clock.now()
             else:
                 self.clock_time.wait(self.stop, _TURN_SECONDS)
 

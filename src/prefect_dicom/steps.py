@@ -762,7 +762,7 @@ class Pull(Plan):
             receiver=self.receiver,
             stopping=partial(self.is_ending, node),
             clock=self.clock(node),
-            leave=lambda: self.wait_for(node),
+            leave=lambda: self.wait_for(node, holding=requestor),
             turns=self.turns,
             note=partial(self.note, node),
             habits=self.manners(node),

@@ -286,6 +286,18 @@ class Turns:
         lent.since = lent.looked_at = self._time.monotonic()
         return lent
 
+    def put_down(self, requestor: Requestor) -> None:
+        """Close a borrowed association that is going to wait, and give up its place.
+
+        Others may need it, be it to see whether the node works again. The next request has a
+        place again.
+        """
+        with self._lock:
+            lent = self._lent.get(id(requestor))
+        if lent is not None and lent.place is not None:
+            requestor.close()
+            self._leave(lent)
+
     def _keeps_place(self, lent: _Lent) -> bool:
         """Whether an association may stay open; looked up once a second, and when less is allowed.
 
