@@ -562,7 +562,7 @@ def archive_new(
     return _run(settings, site, known, flow, json_, _show)
 
 
-@app.command(sort_key=5)
+@app.command(sort_key=4.5)
 def report(
     cohort: CohortName,
     /,
