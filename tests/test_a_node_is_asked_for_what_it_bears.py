@@ -417,7 +417,7 @@ def test_discovery_goes_on_over_fewer_associations_where_the_node_is_slow(tmp_pa
     gate.slow_seconds = 30.0
     with site(tmp_path, tiny_objects(60)) as place, place.opened() as pull:
         pull.clock_time = walk
-        pull._habits.answers_lists = False
+        pull.habits("pacs").answers_lists = False
         clock = pull.clock("pacs")
         usual(clock, kind=Asked.QUERY)
         counting = Counting(lambda: clock.associations == 2)
