@@ -8,29 +8,35 @@ the time of each verb that runs, reports and people use, with the bytes of each 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import random
 import sys
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from postgres import new_cluster
+from postgres import Cluster, new_cluster
 from sqlalchemy import create_engine, text
 
 from prefect_dicom.archive.manifest import encode_manifest
 from prefect_dicom.identifiers import object_key
-from prefect_dicom.ledger import Ledger
+from prefect_dicom.ledger import Ledger, Run
 from prefect_dicom.model import (
+    ArchivedObject,
+    Arrival,
     CohortRow,
     Evidence,
     Instance,
     InstanceKey,
     ManifestInstance,
+    Study,
     StudyManifest,
 )
 
@@ -76,7 +82,7 @@ def main() -> int:
     with Ledger.open(url) as ledger:
         ledger.add_cohort("d" * 64, "main", [CohortRow(1)], "large")
         fill(url, options.studies)
-        measure(ledger, options.studies, options.rounds)
+        measure(ledger, options.studies, options.rounds, partial(server_seconds, cluster))
     for instances in (10, 100, 1000):
         body = manifest_of(instances)
         print(
@@ -145,18 +151,55 @@ def sizes(url: str) -> list[tuple[str, int]]:
     return [(name, size) for name, size in found]
 
 
-def measure(ledger: Ledger, studies: int, rounds: int) -> None:
-    """Time the verbs: the quickest of some rounds, each somewhere else in the cohort."""
+def _live(ledger: Ledger, run: Run, number: int, instances: int) -> None:
+    """All that the ledger is told of a study that is pulled by itself."""
+    first = 1 + 100_000_000 + 1000 * instances + number
+    study = Study(f"2.25.{first}", number_of_instances=instances)
+    ledger.record_discoveries(1, [(1, [study])])
+    reference = ledger.study_by_uid(study.study_instance_uid).reference
+    (claim,) = ledger.claim(run, [reference])
+    keys = [InstanceKey("1.2.3", f"1.2.3.{n}") for n in range(instances)]
+    ct, explicit, digest = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "ab" * 32
+    ledger.record_list(claim, [Instance(key, ct) for key in keys], Evidence.INSTANCE_LIST)
+    arrivals = [Arrival(reference, key, ct, explicit, digest, 1, digest) for key in keys]
+    ledger.record_received({reference: claim}, arrivals)
+    for part in range(0, instances, 200):
+        stored = [(key, ArchivedObject("k", digest, 1), ()) for key in keys[part : part + 200]]
+        ledger.record_stored(claim, stored)
+    ledger.instances(reference)
+    body = manifest_of(instances)
+    ledger.record_archived(claim, body, instances=instances, withheld=0, size_bytes=instances)
+
+
+def server_seconds(cluster: Cluster) -> float:
+    """The processor time that the server's processes have used."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == cluster.process.pid:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def measure(ledger: Ledger, studies: int, rounds: int, of_server: Callable[[], float]) -> None:
+    """Time the verbs: means of some rounds, each somewhere else in the cohort."""
     middle = studies // 2
-    print("| verb | ms |\n|---|---|")
+    print("| verb | ms | ms of processor here | in the server |\n|---|---|---|---|")
 
     def timed(name: str, verb: Callable[[int], Any], times: int = rounds) -> None:
-        taken = []
+        began, here, there = time.perf_counter(), time.process_time(), of_server()
         for number in range(times):
-            began = time.perf_counter()
             verb(number)
-            taken.append(time.perf_counter() - began)
-        print(f"| {name} | {1000 * min(taken):,.1f} |", flush=True)
+        used = (
+            time.perf_counter() - began,
+            time.process_time() - here,
+            of_server() - there,
+        )
+        print(
+            f"| {name} | " + " | ".join(f"{1000 * one / times:,.1f}" for one in used) + " |",
+            flush=True,
+        )
 
     with ledger.run("pull", 1) as run, ledger.run("other", 1) as other:
         held = ledger.claim(other, range(middle + 1, middle + 1 + _CLAIMED))
@@ -178,6 +221,9 @@ def measure(ledger: Ledger, studies: int, rounds: int) -> None:
                 [(claim, lists, Evidence.INSTANCE_LIST) for claim in claims[n]], selection=""
             ),
         )
+        for size in (1, 100, 400):
+            name = f"a study of {size}, from its row to archived"
+            timed(name, lambda n, size=size: _live(ledger, run, n, size), 4 * rounds)
         timed("live_claims", lambda _: ledger.live_claims())
         timed("runs_under_way", lambda _: ledger.runs_under_way(1))
         timed("told", lambda _: ledger.told(run))
