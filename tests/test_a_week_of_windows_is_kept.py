@@ -51,11 +51,11 @@ class Case:
 
 EDGE = Case(
     "2026-11-23T21:50",
-    2 / 24,
+    1.5 / 24,
     request_seconds=300,
-    studies=80,
+    studies=50,
     side=4,
-    windows=({"name": "night", "hours": "22:00-23:30", "associations": 3, "utilisation": "50%"},),
+    windows=({"name": "night", "hours": "22:00-23:00", "associations": 3, "utilisation": "50%"},),
 )
 WEEK = Case(
     # The week in which summer time ends: the last night has an hour more.

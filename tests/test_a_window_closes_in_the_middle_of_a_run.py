@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from campaign import subset
 from sites import Place, until
 
 from prefect_dicom.clock import Clock
@@ -16,6 +17,8 @@ from prefect_dicom.events import Event
 from prefect_dicom.model import StudyState
 from prefect_dicom.steps import Pull, open_pull, register_cohort, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
+
+pytestmark = pytest.mark.campaign("operations")
 
 NIGHT = datetime(2026, 11, 23, 23, tzinfo=UTC)
 GRACE_SECONDS = 600
@@ -34,7 +37,7 @@ class LeapingClock(Clock):
         self._ahead += timedelta(**by)
 
 
-@pytest.fixture(params=["c-move", "c-get"])
+@pytest.fixture(params=subset(["c-move", "c-get"], ["c-move"]))
 def nights(request, around):
     """A site whose PACS may be asked by night, and its clock, at 23:00."""
 
@@ -91,9 +94,13 @@ DEAF = [
 ]
 
 
-@pytest.mark.parametrize("script", [SLOWLY, SLOWLY + DEAF], ids=["cancels", "deaf to C-CANCEL"])
+@pytest.mark.parametrize(
+    "script",
+    subset([SLOWLY, SLOWLY + DEAF], [SLOWLY]),
+    ids=["cancels", "deaf to C-CANCEL"],
+)
 def test_a_retrieve_that_lasts_longer_than_the_grace_is_cancelled(nights, script):
-    with nights(script, studies=2, instances=40) as place, ThreadPoolExecutor(1) as pool:
+    with nights(script, studies=2, instances=20) as place, ThreadPoolExecutor(1) as pool:
         clock = LeapingClock()
         run = pool.submit(worked, place, clock)
         until(lambda: len(place.pacs.sent_instances()) >= 2, "objects have come")
@@ -105,7 +112,7 @@ def test_a_retrieve_that_lasts_longer_than_the_grace_is_cancelled(nights, script
         assert "the next window opens at 22:00 (UTC)" in closed.value.detail
         assert place.pacs.requests("C-CANCEL")
         if script is SLOWLY:
-            assert len(place.pacs.sent_instances()) < 80
+            assert len(place.pacs.sent_instances()) < 40
         for behaviour in script:
             behaviour.times = behaviour.used
         nothing_is_lost(place, clock)
@@ -137,7 +144,7 @@ def test_a_retrieve_within_the_grace_ends_by_itself_and_no_other_is_begun(nights
 
 
 def test_rows_are_not_asked_for_after_the_edge(nights):
-    with nights([Behaviour("net.slow", service="C-FIND", seconds=0.3)]) as place:
+    with nights(slowly := [Behaviour("net.slow", service="C-FIND", seconds=0.3)]) as place:
         place.change(node={"limits": {"uids_per_request": 1}})
         clock = LeapingClock()
         with ThreadPoolExecutor(1) as pool:
@@ -148,6 +155,7 @@ def test_rows_are_not_asked_for_after_the_edge(nights):
                 run.result(30)
         assert len(place.pacs.requests("C-FIND")) == 2
         assert not retrieves(place)
+        slowly[0].times = slowly[0].used
         nothing_is_lost(place, clock)
 
 
@@ -222,17 +230,17 @@ def _counts(place: Place) -> list[tuple[float, int]]:
 
 def test_an_association_is_given_up_while_the_next_request_has_to_wait(around):
     """Where requests are metered, a run holds nothing open between them, and says what is on."""
-    courtesy = {"time_zone": "UTC", "windows": [{"retrieves_per_minute": 10}]}
+    courtesy = {"time_zone": "UTC", "windows": [{"retrieves_per_minute": 20}]}
     with around(
         list(tiny_objects(2, seed=5)), node={"courtesy": courtesy, "limits": {"chunk_studies": 1}}
     ) as place:
         began = time.monotonic()
         with place.opened() as pull:
             work_through(pull)
-            assert pull.waits() == "node pacs: window: 2 associations, 10 retrieves/min"
-        assert 6 <= time.monotonic() - began < 20
+            assert pull.waits() == "node pacs: window: 2 associations, 20 retrieves/min"
+        assert 3 <= time.monotonic() - began < 20
         moves = [request.at for request in place.pacs.requests("C-MOVE")]
-        assert moves[1] - moves[0] >= 5.9
+        assert moves[1] - moves[0] >= 2.9
         gaps = [at for at, count in _counts(place) if count == 0]
         assert any(moves[0] < at < moves[1] for at in gaps)
         place.is_whole()
