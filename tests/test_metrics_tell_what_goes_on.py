@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import CommandLine
 from peers import free_port
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as openmetrics_families,
@@ -236,6 +237,25 @@ def test_a_run_that_dies_over_its_requests_is_counted(tmp_path):
         other.close()
         until(lambda: Scrape(port)("dead_runs_total") == 1, "the dead run is counted")
         assert Scrape(port)("runs") == 1
+
+
+@pytest.mark.campaign("operations")
+@pytest.mark.whole_campaign
+def test_a_flow_is_scraped_while_it_goes_on(tmp_path):
+    seen: list[Scrape] = []
+    look = Looking(lambda: seen.append(Scrape(port)))
+    behaviour = Behaviour("net.stall_after", answers=2, hold=look, service="C-MOVE", on_request=1)
+    objects = list(tiny_objects(2, instances=3))
+    with measured_site(tmp_path, objects=objects, script=[behaviour]) as (place, port):
+        command = CommandLine(tmp_path, tmp_path / "home")
+        ended = command("pull", place.cohort(), "--site", place.file)
+    assert ended.code == 0, ended.complaints
+    (scrape,) = seen
+    assert scrape.processes() == {"run-1", "receiver-1"}
+    assert scrape("studies", state=StudyState.ARCHIVED, cohort="1") == 0
+    assert scrape("studies", cohort="1") == 2
+    assert scrape("received_objects_total", outcome="kept") >= 1
+    assert scrape("answer_seconds_count", service="C-FIND") >= 1
 
 
 def test_every_flow_that_opens_a_run_measures_it():

@@ -426,5 +426,10 @@ def test_the_deployments_find_the_site_where_the_workers_have_it():
     deployed = yaml.safe_load((DEPLOYMENTS / "prefect.yaml").read_text())["deployments"]
     mounted = [volume.split(":")[1] for volume in CONTAINERS["worker-1"]["volumes"]]
     assert {d["parameters"]["site"] for d in deployed} <= set(mounted)
+    # Each worker has a run of its own, and no more than that.
+    queues = {d["work_pool"].get("work_queue_name") for d in deployed} - {None}
+    assert queues == {"pacs"}
+    limit = f"set-concurrency-limit pacs {len(WORKERS)} --pool dicom"
+    assert limit in CONTAINERS["deploy"]["command"][-1]
     words = dict(instructions())["CMD"]
     assert {d["work_pool"]["name"] for d in deployed} == {"dicom"} and '"dicom"' in words
