@@ -384,7 +384,8 @@ class Pull(Plan):
             return claim
         row = CohortRow(0, study_instance_uid=claim.study_instance_uid)
         try:
-            found = insisting(lambda: discover(requestor, row, self.habits(claim.node)))
+            with self.turns.request(requestor):
+                found = insisting(lambda: discover(requestor, row, self.habits(claim.node)))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
