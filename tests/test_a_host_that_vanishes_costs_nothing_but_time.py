@@ -27,7 +27,7 @@ from prefect_server import ROOT, PrefectServer
 from sites import Place, until
 
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.model import StudyState, Verdict
+from prefect_dicom.model import CohortRow, Study, StudyState, Verdict
 from prefect_dicom.testing import ScriptedPacs, tiny_objects
 
 pytestmark = [
@@ -224,3 +224,38 @@ def comes_back(site: Site) -> None:
     assert run.wait(120) == 0, site.log_file("one").read_text()[-3000:]
     assert place.asked_for() == asked
     assert site.spooled("one") == site.spooled("two") == []
+
+
+_IN_THE_MIDDLE_OF_A_WRITE = """
+import sys, time
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.ledger.schema import studies
+with Ledger.open(sys.argv[1]) as ledger, ledger.run("pull", 1) as run:
+    assert ledger.claim(run, [1, 2])
+    with ledger._write() as connection:
+        ledger._lock_studies(connection, studies.c.reference == 1)
+        print("locked", flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.whole_campaign
+def test_what_a_vanished_host_had_locked_in_the_middle_of_a_write_is_free_again(tmp_path):
+    with Network("one") as network, contextlib.ExitStack() as stack:
+        cluster = new_cluster(network.here, network.range)
+        stack.callback(cluster.stop)
+        url = f"postgresql+psycopg://postgres@{network.here}/{cluster.new_name()}"
+        log = tmp_path / "one.log"
+        with Ledger.open(url) as ledger:
+            ledger.add_cohort("d" * 64, "main", [CohortRow(2)])
+            ledger.record_discoveries(1, [(2, [Study("1.2.1"), Study("1.2.2")])])
+            words = (sys.executable, "-c", _IN_THE_MIDDLE_OF_A_WRITE, url)
+            network.start("one", *words, environment=os.environ, log=log)
+            until(lambda: "locked" in log.read_text(), "the study is locked", 120)
+            network.cut("one")
+            network.kill("one")
+            began = time.monotonic()
+            with ledger.run("pull", 1) as run:
+                # It waits for the lock, and then finds the run dead.
+                until(lambda: len(ledger.claim(run, [1, 2])) == 2, "it is free", NOTICED_SECONDS)
+            print(f"free after {time.monotonic() - began:.1f} s")
