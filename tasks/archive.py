@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from prefect import task
-from prefect.states import Completed, State
+from prefect.states import State
 
 from prefect_dicom.model import Chunk
 from prefect_dicom.steps import current_pull
-from prefect_dicom.tasks.edge import ONE_CHUNK, without_phi
+from prefect_dicom.tasks.edge import ONE_CHUNK, ended
 
 
 @task(task_run_name="archive-{number:06d}", tags=["dicom"], **ONE_CHUNK)
 def archive_chunk(number: int, node: str, studies: tuple[int, ...]) -> State:
     """Upload, list again and commit the studies (references)."""
-    with without_phi():
+
+    def step() -> str:
         archived = current_pull().archive_chunk(Chunk(number, node, studies))
-    return Completed(message=f"{archived} of {len(studies)} studies archived")
+        return f"{archived} of {len(studies)} studies archived"
+
+    return ended(step)

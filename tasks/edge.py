@@ -11,10 +11,11 @@ import contextlib
 import logging
 import random
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Cancelled, Completed, State
 
 from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError
 from prefect_dicom.model import Disposition
@@ -55,6 +56,16 @@ ONE_CHUNK: dict[str, Any] = {
     "retry_condition_fn": worth_retrying,
 }
 """Options of the tasks that work on one chunk. The ledger is their cache."""
+
+
+def ended(step: Callable[[], str]) -> State:
+    """How a task ends: ``Completed`` with what the step says, ``Cancelled`` where it was told to
+    stop, by people or by the clock: nothing has failed then."""
+    try:
+        with without_phi():
+            return Completed(message=step())
+    except Interrupted as error:
+        return Cancelled(message=str(error), data=error)
 
 
 @contextlib.contextmanager
