@@ -204,11 +204,14 @@ def _wait_for_window(plan: Plan, progress: ProgressArtifact) -> bool:
 
 
 def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
+    missing = next((n for n in plan.cohort.nodes if plan.others_go_on(n)), None)
+    if missing is not None and (trouble is None or isinstance(trouble, PacsError)):
+        if not totals.rows[Verdict.PENDING]:
+            # Noted with the cohort, which has come to its end without that node.
+            return
+        trouble = trouble or PacsError(plan.clock(missing).halted)
     if trouble is not None and not isinstance(trouble, Interrupted):
         if isinstance(trouble, PacsError):
-            if any(map(plan.others_go_on, plan.cohort.nodes)) and not totals.rows[Verdict.PENDING]:
-                # Noted with the cohort; it has come to its end without that node.
-                return
             trouble = _with_what_is_left(plan, trouble, totals)
         get_run_logger().error("%s %s", trouble.reason.meaning, trouble.reason.what_to_do)
         raise trouble

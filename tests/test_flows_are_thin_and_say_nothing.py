@@ -17,6 +17,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import State
 from sites import Place, site_around, study, until
+from two_nodes import two_nodes
 
 from prefect_dicom import steps
 from prefect_dicom.clock import Clock
@@ -272,6 +273,33 @@ def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypat
     assert f"More: {pointer('pacs-refused')}" in logged.text
     place.pacs.start()
     assert rerun_failed("1", str(place.file), return_state=True).name == "Completed"
+
+
+def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path, logged):
+    a, b, c = ([stored] for stored in tiny_objects(3, instances=1))
+    rejects = [Behaviour("assoc.reject", result=1, source=1, reason=7)]
+    corrupt = [Behaviour("archive.corrupt", study=a[0].study_instance_uid)]
+    rows = [{"StudyInstanceUID": each[0].study_instance_uid} for each in (a, b, c)]
+    with two_nodes(tmp_path, [*a, *b], [*a, *c], faulty_main=corrupt) as two:
+        # One study fails on the first node, one is on the second alone.
+        nodes = ["main", "vna"]
+        state = pull_cohort(str(two.cohort(*rows)), str(two.place.file), nodes, return_state=True)
+        assert state.name == "Completed"
+        assert [words[2][-1] for words in two.words()] == ["vna", "main", "vna"]
+        chunks = [name for name in logged.ended_tasks() if name.startswith("retrieve")]
+        assert len(chunks) == len({*chunks}) >= 3
+
+        # The first is left alone by another cohort, of which the second has all but one row.
+        two.main.script[:] = rejects
+        two.number = 2
+        path = two.place.cohort([*rows[::-1], {"AccessionNumber": "NOWHERE"}])
+        error = error_of(pull_cohort(str(path), str(two.place.file), nodes, return_state=True))
+        assert error.code == "called-ae-title-unknown"
+        assert error.detail.endswith(
+            "node main is left alone now; 1 rows stay pending, none is lost"
+        )
+        path = two.place.cohort(rows[::-2])
+        assert pull_cohort(str(path), str(two.place.file), nodes, return_state=True).is_completed()
 
 
 def test_an_archive_that_is_away_is_no_reason_to_leave_the_pacs_alone(place, monkeypatch):
