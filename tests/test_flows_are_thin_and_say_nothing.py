@@ -289,15 +289,14 @@ def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path, logged):
         chunks = [name for name in logged.ended_tasks() if name.startswith("retrieve")]
         assert len(chunks) == len({*chunks}) >= 3
 
-        # The first is left alone by another cohort, of which the second has all but one row.
+        # The first is left alone by another cohort, of which the second has two rows.
         two.main.script[:] = rejects
         two.number = 2
         path = two.place.cohort([*rows[::-1], {"AccessionNumber": "NOWHERE"}])
         error = error_of(pull_cohort(str(path), str(two.place.file), nodes, return_state=True))
         assert error.code == "called-ae-title-unknown"
-        assert error.detail.endswith(
-            "node main is left alone now; 1 rows stay pending, none is lost"
-        )
+        left = "node main is left alone now; 2 rows stay pending, none is lost"
+        assert error.detail.endswith(left)
         path = two.place.cohort(rows[::-2])
         assert pull_cohort(str(path), str(two.place.file), nodes, return_state=True).is_completed()
 
