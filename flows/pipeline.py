@@ -262,8 +262,10 @@ def _one_pass(pull: Pull, progress: ProgressArtifact) -> PrefectDicomError | Non
         # No task is begun only to say that its time has not come.
         return WindowClosed()
     trouble = _find_studies(pull, progress)
-    if trouble is None:
-        trouble = _pull_and_turn(pull, progress)
+    needs_all = pull.selection.per_patient is not None
+    if trouble is None or (isinstance(trouble, WindowClosed) and not needs_all):
+        # Of several nodes another one may be asked, for what was found there.
+        trouble = _pull_and_turn(pull, progress) or trouble
     while trouble is None and _others_leave_some(pull, progress, pull.left_to_others, "studies"):
         trouble = _pull_and_turn(pull, progress)
     return trouble

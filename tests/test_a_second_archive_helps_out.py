@@ -14,11 +14,12 @@ from datetime import date
 
 import crashes
 import pytest
+import yaml
 from campaign import subset
 from sites import study
 from two_nodes import two_nodes
 
-from prefect_dicom.errors import CohortError, PacsError
+from prefect_dicom.errors import CohortError, PacsError, WindowClosed
 from prefect_dicom.fallback import settles, together
 from prefect_dicom.faultpoints import POINTS
 from prefect_dicom.ledger import Ledger
@@ -276,6 +277,26 @@ def test_a_rerun_asks_the_preferred_node_first_again(tmp_path):
         two.main.script.clear()
         two.rerun()
         assert two.words() == [(*ARCHIVED, ("vna: no-match", "main"))]
+
+
+@whole_campaign
+def test_who_may_be_asked_now_is_asked_while_anothers_window_is_closed(tmp_path):
+    with two_nodes(tmp_path, [*A, *B], A) as two:
+        document = yaml.safe_load(two.place.file.read_text())
+        never = {"time_zone": "UTC", "windows": [{"days": ["holidays"]}]}
+        document["nodes"]["main"]["courtesy"] = never
+        two.place.file.write_text(yaml.safe_dump(document))
+        rows = [{"AccessionNumber": f"ACC-{number}"} for number in (2, 1)]
+        with pytest.raises(WindowClosed):
+            two.pull(*rows)
+        assert [(words[0], words[2]) for words in two.words()] == [
+            ("pending", ()),
+            ("pending", ("vna",)),
+        ]
+        del document["nodes"]["main"]["courtesy"]
+        two.place.file.write_text(yaml.safe_dump(document))
+        two.pull(*rows)
+        assert two.words() == [(*ARCHIVED, ("main",)), (*ARCHIVED, ("vna",))]
 
 
 # ---------------------------------------------------------------------- what is kept

@@ -30,7 +30,7 @@ from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.echo import echo
 from prefect_dicom.dimse.find import QueryHabits
 from prefect_dicom.discovery import Habits, ask_together, discover
-from prefect_dicom.errors import Interrupted, LedgerError, PacsError
+from prefect_dicom.errors import Interrupted, LedgerError, PacsError, WindowClosed
 from prefect_dicom.events import Event, Subscriber
 from prefect_dicom.fallback import Answer, settles, together
 from prefect_dicom.faultpoints import reached
@@ -172,6 +172,7 @@ class Plan:
         """Ask one node after the other for what those before have not settled."""
         every = self.cohort.order.every
         answers: dict[int, list[tuple[str, Answer]]] = defaultdict(list)
+        closed: WindowClosed | None = None
         for node in self.cohort.nodes:
             heard: dict[int, Answer] = {}
             try:
@@ -182,6 +183,9 @@ class Plan:
             except PacsError:
                 if not self.others_go_on(node):
                     raise
+            except WindowClosed as error:
+                # Whoever may be asked is asked: the windows of two nodes may never be the same.
+                closed = error
             left = []
             for row in rows:
                 answers[row.line].append((node, heard.get(row.line)))
@@ -195,6 +199,8 @@ class Plan:
         for row in rows:
             if (findings := together(row, answers[row.line], every=every)) is not None:
                 found.add(findings)
+        if closed is not None and rows:
+            raise closed
 
     def others_go_on(self, node: str) -> bool:
         """Whether a node is left alone for the rest of the run, and another of the cohort not."""
