@@ -35,6 +35,7 @@ from prefect_dicom.report.tables import (
     duration_in_words,
     gaps_in_words,
     replacing,
+    unarchived_rows,
 )
 
 REPORT_WITH_IDENTIFIERS = "report-with-identifiers.html"
@@ -44,7 +45,6 @@ _COLOURS = {
     Verdict.ARCHIVED: "archived",
     Verdict.PENDING: "pending",
     Verdict.EXCLUDED: "pending",
-    Verdict.PARTIAL: "under-way",
 }
 
 
@@ -150,8 +150,9 @@ def _state(account: Account) -> tuple[str, str]:
         return "works", "at work" if len(account.runs) == 1 else f"{len(account.runs)} at work"
     if not account.is_over:
         return "stuck", "not at work"
-    unarchived = account.totals.rows.total() - account.totals.rows[Verdict.ARCHIVED]
-    return "done", "done" if not unarchived else "at its end"
+    if unarchived := unarchived_rows(account.totals):
+        return "stuck", f"ended, {_counted(unarchived, 'row')} not archived"
+    return "done", "done"
 
 
 def _what_next(account: Account, unwell: list[Ending]) -> list[str]:

@@ -1,7 +1,7 @@
 """The pictures of a report, as SVG that takes its colours and its font from the page around it.
 
-Drawn by matplotlib without any of its state, so in any thread. Each picture is drawn twice, for
-wide and for narrow screens: one that is merely scaled has letters nobody can read on a phone.
+Drawn by matplotlib without pyplot. Each picture is drawn twice, for wide and for narrow screens:
+one that is merely scaled has letters nobody can read on a phone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _POINTS = 200
 _SLOTS = {"wide": 120, "narrow": 48}
 _MOST_WINDOWS = 400
 _TIMES = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"]
-_TIMES_AT_ZERO = ["%Y", "%b %Y", "%d %b", "%d %b", "%H:%M", "%H:%M:%S"]
+_TIMES_AT_ZERO = ["%Y", "%b %Y", "%d %b", "%d %b", "%H:%M", "%H:%M"]
 """Of ticks a year, a month, a day, an hour, a minute and a second apart."""
 
 # Stand-ins, which become the page's own colours: see _styled.
@@ -172,7 +172,7 @@ def _rates(
 
 def _over_time(axes: Axes, begin: datetime, end: datetime, zone: tzinfo, shape: str) -> None:
     axes.set_xlim(begin, max(end, begin + timedelta(seconds=1)))
-    locator = AutoDateLocator(tz=zone, maxticks=8 if shape == "wide" else 4, minticks=2)
+    locator = AutoDateLocator(tz=zone, maxticks=8 if shape == "wide" else 4, minticks=3)
     axes.xaxis.set_major_locator(locator)
     formatter = ConciseDateFormatter(
         locator, tz=zone, formats=_TIMES, zero_formats=_TIMES_AT_ZERO, show_offset=False
