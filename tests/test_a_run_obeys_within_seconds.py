@@ -163,7 +163,7 @@ ALWAYS = [
 
 @pytest.mark.campaign("operations")
 @pytest.mark.parametrize("case", subset(MATRIX, ALWAYS), ids=lambda case: ", ".join(map(str, case)))
-def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case):
+def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case, record_property):
     moment, retrieve, wish = case
     objects = tiny_objects(STUDIES, instances=INSTANCES)
     with around(objects, script=moment.script(), retrieve=retrieve) as place:
@@ -173,6 +173,8 @@ def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case):
             ledger.pause(1) if wish is Wish.PAUSE else ledger.cancel(1)
         ended = time.monotonic()
         assert [type(error) for error in ended_with] == [Interrupted]
+        record_property("ended_after", round(ended - began, 1))
+        record_property("last_asked_after", round(last_asked(place) - began, 1))
         assert ended - began < PROMISED_SECONDS
         assert last_asked(place) - began < PROMISED_SECONDS
         place.audit()
