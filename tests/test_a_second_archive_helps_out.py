@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 
 import crashes
+import peers
+import pydicom
 import pytest
 import yaml
 from campaign import subset
-from sites import study
+from sites import LOOPBACK, study
 from two_nodes import two_nodes
 
+from prefect_dicom.configuration import load_site
 from prefect_dicom.errors import CohortError, PacsError, WindowClosed
 from prefect_dicom.fallback import settles, together
 from prefect_dicom.faultpoints import POINTS
+from prefect_dicom.identifiers import is_uid
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.matching import Discovery
 from prefect_dicom.model import CohortRow, DateRange, Study, Verdict
 from prefect_dicom.policy import node_to_ask
 from prefect_dicom.report import RESULTS, in_words, write_reports
-from prefect_dicom.steps import register_cohort
+from prefect_dicom.steps import open_pull, register_cohort, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject
 from prefect_dicom.testing.objects import changed
 
@@ -345,6 +351,62 @@ def test_results_and_the_summary_name_the_nodes(tmp_path):
         with (folder / RESULTS).open(newline="") as file:
             assert [row["nodes"] for row in csv.DictReader(file)] == ["main", "vna"]
         assert "1 from main, 1 from vna" in words
+
+
+@whole_campaign
+def test_two_orthancs_hold_a_corpus_between_them(tmp_path, new_archive, corpus_small):
+    by_study: dict[str, list[Path]] = {}
+    for path in corpus_small:
+        read = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        by_study.setdefault(str(read.get("StudyInstanceUID", "")), []).append(path)
+    # Of the first third all, of the second all but one, of the last nothing.
+    main = [
+        path
+        for number, paths in enumerate(by_study.values())
+        if number % 3 < 2
+        for path in paths[number % 3 :]
+    ]
+    nodes = {}
+    for name, held in (("main", main), ("vna", corpus_small)):
+        archive = new_archive(peers.Orthanc, {})
+        archive.load(held)
+        nodes[name] = archive
+    counts = {n: Counter(held.study for held in nodes[n].instances()) for n in nodes}
+    uids = sorted(filter(is_uid, counts["vna"]))
+    site = tmp_path / "site.yaml"
+    (tmp_path / "archive").mkdir()
+    document = {
+        "nodes": {
+            name: {
+                "host": LOOPBACK,
+                "port": archive.port,
+                "called_ae_title": archive.ae_title,
+                "calling_ae_title": peers.US,
+                "retrieve": "c-get",
+            }
+            for name, archive in nodes.items()
+        },
+        "archive": {"directory": "archive"},
+        "spool": {"path": "spool", "reserve_bytes": 0},
+        "retry_after_seconds": [],
+    }
+    site.write_text(yaml.safe_dump(document))
+    path = tmp_path / "cohort.csv"
+    path.write_text("".join(f"{each}\n" for each in ("StudyInstanceUID", *uids)))
+    settings = load_site(site)
+    known = register_cohort(settings, path, ["main", "vna"], every_node=True)
+    with open_pull(settings, known.number) as pull:
+        work_through(pull)
+        verdicts = list(pull.ledger.verdicts(known.number))
+    for each, verdict in zip(uids, verdicts, strict=True):
+        main, vna = (counts[name][each] for name in ("main", "vna"))
+        if verdict.verdict is Verdict.ARCHIVED:
+            assert verdict.archived_instances == verdict.expected_instances == vna
+            assert verdict.nodes[-1] == ("main" if main == vna else "vna")
+    ends = Counter((v.verdict, v.reason, v.nodes) for v in verdicts)
+    # What Orthanc cannot send is for its own tests.
+    assert ends[Verdict.ARCHIVED, "all-archived", ("main",)] > 5, ends
+    assert ends[Verdict.ARCHIVED, "all-archived", ("vna",)] > 5, ends
 
 
 # ---------------------------------------------------------------------- however it dies

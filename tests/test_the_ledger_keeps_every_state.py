@@ -940,6 +940,8 @@ ADDED = [
     ("studies", "selection"),
     ("studies", "claimed_at"),
     ("studies", "failed_at"),
+    ("studies", "listed_by"),
+    ("instances", "node"),
     ("row_studies", "reason"),
 ]
 
@@ -961,6 +963,7 @@ def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
         _execute(url, f"ALTER TABLE {table} DROP COLUMN {name}")
     _execute(url, "DROP TABLE selections")
     _execute(url, "DROP TABLE samples")
+    _execute(url, "DROP TABLE copies")
     _execute(url, "DELETE FROM schema_versions WHERE version > 1")
     with Ledger.open(url) as ledger:
         assert ledger.selection(cohort) == WHOLE
@@ -973,6 +976,13 @@ def test_a_ledger_of_the_first_version_goes_on_with_what_it_holds(url):
         ledger.record_discoveries(cohort, [(2, (), "list-unproved", (), ["20240305"])])
         assert [verdict.gaps for verdict in ledger.verdicts(cohort)] == [("20240305",), ()]
         assert ledger.samples(cohort) == [] and ledger.sample(cohort)
+        # What was listed before there could be several nodes was listed by its only one.
+        assert (ledger.cohort(str(cohort)).nodes, ledger.copies([found])) == (("main",), {})
+        with ledger.run("pull") as run:
+            (claim,) = ledger.claim(run, [found])
+            assert claim.listed_by == "main"
+            assert not ledger.record_failed(claim, "pacs-failure", nodes=("main", "vna"))
+        assert ledger.copies([found])[found]["main"].reason == "pacs-failure"
 
 
 @pytest.mark.campaign("ledger")
