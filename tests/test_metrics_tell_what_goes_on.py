@@ -31,9 +31,10 @@ from prefect_dicom.configuration import Metrics
 from prefect_dicom.events import Event
 from prefect_dicom.model import StudyState, Verdict
 from prefect_dicom.monitoring import measured
+from prefect_dicom.planning import open_plan
 from prefect_dicom.policy import Breaker
 from prefect_dicom.receiver import ReceiverLease, Request, running_receiver
-from prefect_dicom.steps import work_through
+from prefect_dicom.steps import register_cohort, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 DEPLOYMENTS = Path(__file__).resolve().parents[1] / "deployments"
@@ -183,6 +184,17 @@ def test_a_cohort_is_told_by_states_and_verdicts(tmp_path):
     assert scrape("studies", cohort="1", state=StudyState.ARCHIVED) == 2
     assert scrape("studies") == 2
     assert scrape("rows", cohort="1", verdict=Verdict.ARCHIVED) == 2
+
+
+def test_a_dry_run_is_measured_and_leaves_a_spool_that_a_pull_takes(tmp_path):
+    with measured_site(tmp_path, objects=tiny_objects(1), retrieve="c-get") as (place, port):
+        cohort = register_cohort(place.site, place.cohort(), None)
+        assert not place.site.spool.path.exists()
+        with open_plan(place.site, cohort.number) as plan, measured(plan):
+            assert Scrape(port).processes() == {"run-1"}
+        assert place.site.spool.path.stat().st_mode & 0o077 == 0
+        with place.opened():
+            pass
 
 
 def test_a_port_that_another_program_has_stops_no_run(tmp_path, caplog):

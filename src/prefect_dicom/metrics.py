@@ -285,7 +285,10 @@ class _Endpoint:
         self._registry.register(_Collected(self._read))
         self._bind, self._port = bind, port
         self._folder = spool / "metrics"
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The spool first, which a dry run may be the first to make: nobody else may look into it,
+        # and parents are made without that.
+        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         own, _ = start_http_server(0, "127.0.0.1", self._registry)
         self._servers = [own]
         self.name, self._slot = self._take_slot(process, own.server_port)
