@@ -424,8 +424,12 @@ class Plan:
 
     def waits(self) -> str:
         """What the run waits for, or asks less for, in words for people; empty where nothing."""
-        paused = self.told() is Wish.PAUSE
-        words = [f"paused, until `prefect-dicom resume {self.cohort.number}`"] if paused else []
+        words = []
+        if self.told() is Wish.PAUSE:
+            how = "it is resumed in Prefect"
+            if self._heard is Wish.PAUSE:
+                how = f"`prefect-dicom resume {self.cohort.number}`"
+            words.append(f"paused, until {how}")
         for node in self.clocks() or [self.cohort.node]:
             words += [self._wait_of(node), self.turns.in_words(node)]
         return "; ".join(filter(None, words))
