@@ -191,16 +191,19 @@ def _passes_until_told(
 
 
 def _wait_for_window(plan: Plan, progress: ProgressArtifact) -> bool:
-    """Wait until the node may be asked again, where the site wants it so; whether to go on."""
+    """Wait until a node may be asked again, where the site wants it so; whether to go on."""
+    closed = [node for node in plan.cohort.nodes if plan.turns.is_waited_for(node)]
+    if not closed:
+        return False
     count = partial(plan.ledger.totals, plan.cohort.number)
     plan.close_requestors()
     progress.show(count, plan.waits(), now=True)
-    while left := plan.turns.seconds_to_wait(plan.cohort.nodes):
+    while left := min(map(plan.turns.seconds_closed, closed)):
         plan.clock_time.wait(plan.stop, min(left, plan.clock_time.look_seconds))
         if plan.is_stopping():
-            return True
+            break
         _look(plan, progress, count)
-    return left is not None
+    return True
 
 
 def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.states import State
 from sites import Place, site_around, study, until
@@ -563,3 +564,36 @@ def test_a_run_that_is_to_wait_for_its_window_goes_on_when_it_opens(place, monke
     assert waits and any("closed until" in words for words in shown)
     assert "night window until" in shown[-1]
     place.is_whole()
+
+
+@pytest.mark.parametrize("at_the_edge", ["end", "wait"])
+def test_a_run_that_a_second_node_keeps_waiting_is_not_begun_again_and_again(
+    place, monkeypatch, at_the_edge
+):
+    """The first node may be asked and lacks a study; the second one's window opens tomorrow."""
+    document = yaml.safe_load(place.file.read_text())
+    first = document["nodes"]["pacs"]
+    courtesy = only_in(3 * 3600, at_the_edge)
+    document["nodes"]["other"] = {**first, "courtesy": courtesy}
+    place.file.write_text(yaml.safe_dump(document))
+    passes = []
+    one_pass = pipeline._one_pass
+
+    def counted(pull, progress):
+        passes.append(len(passes))
+        if len(passes) > 1:
+            pull.stop.set()
+        return one_pass(pull, progress)
+
+    def waited(self, event, seconds):
+        event.set()
+        return True
+
+    monkeypatch.setattr(pipeline, "_one_pass", counted)
+    monkeypatch.setattr(Clock, "wait", waited)
+    rows = [{"StudyInstanceUID": uid} for uid in place.pacs.holdings.study_instance_uids()]
+    cohort = place.cohort([*rows, {"StudyInstanceUID": "2.25.4711"}])
+
+    state = pull_cohort(str(cohort), str(place.file), ["pacs", "other"], return_state=True)
+
+    assert state.is_final() and len(passes) <= 1 + (at_the_edge == "wait")

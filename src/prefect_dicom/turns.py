@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -188,14 +188,17 @@ class Turns:
         # Closed all the while, if it was closed when the grace began.
         return in_force(courtesy, self._time.now() - timedelta(seconds=grace)).closed
 
-    def seconds_to_wait(self, nodes: Iterable[str]) -> float | None:
-        """How long to wait until one of the nodes may be asked; None where none is waited for."""
-        waits = [0.0 for node in nodes if not self.state(node).closed]
-        for node in nodes:
-            courtesy, state = self._site.nodes[node].courtesy, self.state(node)
-            if state.closed and state.until is not None and courtesy.at_the_edge == "wait":
-                waits.append(max(0.0, (state.until - self._time.now()).total_seconds()))
-        return min(waits, default=None)
+    def is_waited_for(self, node: str) -> bool:
+        """Whether the node is closed, will open again, and the site has runs wait for that."""
+        courtesy, state = self._site.nodes[node].courtesy, self.state(node)
+        return state.closed and state.until is not None and courtesy.at_the_edge == "wait"
+
+    def seconds_closed(self, node: str) -> float:
+        """How long until what holds now is over, where the node is closed; 0 where it is not."""
+        state = self.state(node)
+        if not state.closed or state.until is None:
+            return 0.0
+        return max(0.0, (state.until - self._time.now()).total_seconds())
 
     def in_words(self, node: str) -> str:
         """What the node's windows say, for people; empty where it has none."""
