@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.campaign("operations"), pytest.mark.timeout(300)]
 
 KINDS = ("sqlite", "postgresql")
 STUDIES, INSTANCES = 6, 2
-PATIENCE = 60
+PATIENCE = 240
 
 
 class Held(threading.Event):

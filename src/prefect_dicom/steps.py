@@ -277,13 +277,13 @@ class Pull(Plan):
         -------
         tuple of int and bool
             How many studies they still hold, and whether one has fallen free: its run gave it
-            up, or is dead.
+            up, or is dead. Of that it is told once.
         """
         with self._lock:
             left = tuple(self._left_to_others)
         held = self.ledger.unfinished(left, self.cohort.selection)
         with self._lock:
-            self._left_to_others.intersection_update(held)
+            self._left_to_others.intersection_update(study for study in held if held[study])
         return sum(held.values()), not all(held.values())
 
     def _studies_to_pull(self) -> Iterator[tuple[StudyReference, str, int | None]]:
