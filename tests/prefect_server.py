@@ -69,7 +69,12 @@ class PrefectServer:
             except httpx.TransportError:
                 return False
 
-        until(answers, "the Prefect server answers", STARTS_SECONDS)
+        try:
+            until(answers, "the Prefect server answers", STARTS_SECONDS)
+        except BaseException:
+            # Nobody calls __exit__ of what was not entered, and it would outlive the tests.
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
