@@ -230,7 +230,7 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         ("series.SeriesDescription", "at least one text"),
         ("most_per_patient.studies", "from 1 to"),
         ("most_per_patient.take", "latest, earliest"),
-        ("color", "known keys here: list, window"),
+        ("color", "known keys here: nodes, every_node, list, window"),
         ('list: line 2, column "PatientID"', "wildcard"),
         ("list: line 3", "no key"),
     ):
@@ -264,7 +264,7 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
             "studies: Modality and ModalitiesInStudy mean the same",
         ),
         ("list: [", "line 1, column 8: is not YAML"),
-        ("- CT", "expected keys at the outermost level: list, window"),
+        ("- CT", "expected keys at the outermost level: nodes, every_node, list, window"),
         ("list: patients.csv\nlist: other.csv", "list: found twice"),
     ],
 )

@@ -133,7 +133,7 @@ def test_requests_are_as_far_apart_as_the_rate_says_whichever_run_sends_them(led
 def test_what_a_request_brought_beyond_what_was_expected_is_paid_for_before_the_next(ledger, begin):
     run, _ = begin()
     place, _ = ledger.take_place(run, NODE, 1, None)
-    rates, expected = Amounts(None, 2.0, 1000.0, None), Amounts(0, 20, 0)
+    rates, expected = Amounts(None, 2.0, 1000.0, None), Amounts(1, 20, 0)
     assert ledger.begin_request(NODE, place, rates, expected, 0.0) == 0
     ledger.end_request(NODE, place, rates, expected, Amounts(1, 100, 20_000), 5.0)
     # 100 objects less the 10 of five seconds, and 20 kB: the objects take longer.
@@ -163,7 +163,7 @@ def test_associations_are_busy_for_the_share_of_the_time_that_is_allowed(
             ready[place] = now + wait
         else:
             under_way.add(place)
-            busy += 10
+            busy += min(10.0, 600 - now)
             ready[place] = busy_until[place] = now + 10
     assert busy / (600 * associations) == pytest.approx(share, rel=0.02)
 

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -1237,6 +1238,14 @@ def wait_for_log(pacs: ScriptedPacs, service: str) -> list:
             return found
         threading.Event().wait(0.01)
     raise AssertionError(f"no {service} arrived")
+
+
+def net_slow(scene):
+    with scene.with_knob("net.slow", seconds=0.1) as pacs:
+        began = time.monotonic()
+        answers, status = find(pacs, "STUDY", StudyInstanceUID="")
+        assert (len(answers) > 0, status) == (True, 0)
+        assert time.monotonic() - began >= 0.1 * len(answers)
 
 
 def net_stall_after(scene):

@@ -226,7 +226,9 @@ class Ledger(Wishing, History, Sharing):
         with self._write() as connection:
             text = connection.execute(
                 select(cohorts.c.node).where(cohorts.c.number == cohort)
-            ).scalar_one()
+            ).scalar()
+            if text is None:
+                return Reopened(0, 0)
             order = NodeOrder.of(text).names
             found = _found_at(by_line.values(), order)
             references = self._upsert_studies(connection, order, found)
@@ -822,7 +824,9 @@ class Ledger(Wishing, History, Sharing):
         with self._write() as connection:
             text = connection.execute(
                 select(cohorts.c.node).where(cohorts.c.number == cohort)
-            ).scalar_one()
+            ).scalar()
+            if text is None:
+                return Reopened(0, 0)
             order = NodeOrder.of(text).names
             for piece in of_lines:
                 linked = select(row_studies.c.study).where(

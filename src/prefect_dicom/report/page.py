@@ -162,7 +162,7 @@ def _what_next(account: Account, unwell: list[Ending]) -> list[str]:
     pending = account.totals.rows[Verdict.PENDING]
     if account.trouble is not None and not account.is_over:
         reason = account.trouble
-        steps.append(f"The last run was kept from its end: {reason.meaning} {reason.advice}")
+        steps.append(f"The last run was kept from its end: {reason.meaning} {reason.what_to_do}")
     for run in account.runs:
         if run.paused_at:
             steps.append(f"Paused: `prefect-dicom resume {name}` lets it go on.")
@@ -179,7 +179,7 @@ def _what_next(account: Account, unwell: list[Ending]) -> list[str]:
         if ending.reason.disposition is Disposition.TRANSIENT and account.runs:
             steps.append(f"{rows} `{ending.reason.code}`: tried again before the run ends.")
         else:
-            steps.append(f"{rows} `{ending.reason.code}`: {ending.reason.advice}")
+            steps.append(f"{rows} `{ending.reason.code}`: {ending.reason.what_to_do}")
     if account.runs:
         steps.append("The run goes on by itself." if unwell else "Nothing: the run goes on.")
     elif any(ending.retried_by_rerun for ending in unwell) and not pending:
