@@ -37,7 +37,8 @@ demo: $(INSTALLED)
 test: export PREFECT_HOME := $(CURDIR)/build/prefect
 test: peers lint
 	@mkdir -p build/prefect
-	@env -u PREFECT_API_URL $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	@env -u PREFECT_API_URL $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	    --no-loadscope-reorder $(PYTEST)
 
 # PYTEST takes options: make campaign PYTEST='-q --seed 7 -k kill'
 campaign: export PREFECT_HOME := $(CURDIR)/build/prefect

@@ -14,6 +14,17 @@ import sites
 pytest_plugins = ["campaign"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that start Prefect: the longest ones should not be left to the end."""
+    long = {item.path for item in items if _starts_prefect(item)}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def _starts_prefect(item: pytest.Item) -> bool:
+    rigs = {"CommandLine", "PrefectServer"} & vars(item.module).keys()
+    return bool(rigs) or "prefect_harness" in item.fixturenames
+
+
 @pytest.fixture(scope="session")
 def prefect_harness() -> Iterator[None]:
     """Prefect's own server for tests, with a database of its own; it takes 20 s to start."""
