@@ -336,7 +336,8 @@ def test_the_run_shows_its_progress_and_its_results(stage):
     table = by_type["table"]["data"]
     for verdict, rows in (("archived", 4), ("not-found", 2), ("partial", 1)):
         assert f'"rows": {rows}, "verdict": "{verdict}"' in table
-    summary = by_type["markdown"]["data"]
+    # A link is of type markdown too: the key tells them apart.
+    (summary,) = (item["data"] for item in artifacts if item["key"].endswith("-summary"))
     assert "- **2 not-found** (`no-match`): The PACS has no study with" in summary
     assert "results.csv" in summary
 
