@@ -18,6 +18,8 @@ import pytest
 T = TypeVar("T")
 
 SEED = 20261121
+_SECONDS = 900
+"""How long a test of the whole campaign may take: it does more than a hundred times as much."""
 _OUTCOMES = ("passed", "failed", "skipped")
 
 
@@ -36,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--campaign"):
+        for item in items:
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(_SECONDS))
         return
     left_out = [item for item in items if item.get_closest_marker("whole_campaign")]
     if left_out:
