@@ -25,8 +25,9 @@ from prefect_dicom.flows import pull_cohort
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import Chunk
 from prefect_dicom.planning import open_plan
+from prefect_dicom.registration import register_cohort
 from prefect_dicom.report import write_reports
-from prefect_dicom.steps import Pull, open_pull, register_cohort
+from prefect_dicom.steps import Pull, open_pull
 
 
 def peak_bytes(pid: int | str = "self") -> int:

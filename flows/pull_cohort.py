@@ -21,8 +21,9 @@ from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline, run_plan
 from prefect_dicom.monitoring import measured
 from prefect_dicom.planning import open_plan
+from prefect_dicom.registration import register_cohort
 from prefect_dicom.report import in_words
-from prefect_dicom.steps import open_pull, register_cohort
+from prefect_dicom.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
 

@@ -12,7 +12,8 @@ from prefect_dicom.errors import Interrupted, PrefectDicomError
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
 from prefect_dicom.monitoring import measured
-from prefect_dicom.steps import cohorts_to_rerun, open_pull
+from prefect_dicom.registration import cohorts_to_rerun
+from prefect_dicom.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
 

@@ -17,8 +17,7 @@ from typing import Any
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, State
 
-from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError
-from prefect_dicom.model import Disposition
+from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError, passes_by_itself
 from prefect_dicom.planning import current_plan
 
 log = logging.getLogger(__name__)
@@ -38,15 +37,6 @@ def worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
         return False
     seconds = _WAITS[min(task_run.run_count, len(_WAITS)) - 1]
     return current_plan().rest(seconds * random.uniform(0.8, 1.2))
-
-
-def passes_by_itself(error: object) -> bool:
-    """Whether this is an error that may be gone the next time, without anybody doing anything."""
-    return (
-        isinstance(error, PrefectDicomError)
-        and error.disposition is Disposition.TRANSIENT
-        and not isinstance(error, Interrupted)
-    )
 
 
 ONE_CHUNK: dict[str, Any] = {

@@ -44,7 +44,8 @@ from prefect_dicom.configuration import (
 from prefect_dicom.identifiers import is_safe_key, is_uid, normal_uid
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import RetrieveMethod, StudyState
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import open_pull, work_through
 
 TITLE = "CORPUSPULL"
 """AE title of our receiver, a move destination of the archives."""

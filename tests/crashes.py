@@ -15,8 +15,9 @@ from pathlib import Path
 
 from prefect_dicom.configuration import load_site
 from prefect_dicom.faultpoints import VARIABLE, arm
+from prefect_dicom.registration import register_cohort
 from prefect_dicom.report import write_reports
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.steps import open_pull, work_through
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(

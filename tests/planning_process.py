@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect_dicom.configuration import load_site
 from prefect_dicom.estimate import estimate_pull, write_estimate
 from prefect_dicom.planning import open_plan
-from prefect_dicom.steps import register_cohort
+from prefect_dicom.registration import register_cohort
 
 
 def main(site_file: str, cohort: str) -> None:

@@ -29,7 +29,8 @@ from prefect_dicom.identifiers import manifest_key, object_key
 from prefect_dicom.ledger import Ledger, StudyRecord, Totals
 from prefect_dicom.model import RowVerdict, StudyManifest, StudyState, Verdict
 from prefect_dicom.receiver import ReceiverLease, running_receiver
-from prefect_dicom.steps import Pull, open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import Pull, open_pull, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_objects
 from prefect_dicom.testing.objects import StoredObject, decoded, encoded, object_of_bytes
 from prefect_dicom.testing.s3 import S3Server

@@ -27,7 +27,8 @@ from prefect_dicom.ledger import Totals
 from prefect_dicom.model import StudyState, Verdict
 from prefect_dicom.planning import open_plan
 from prefect_dicom.receiver import running_receiver
-from prefect_dicom.steps import current_pull, register_cohort
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import current_pull
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.generate import generate_cohort
 from prefect_dicom.testing.objects import object_of_file

@@ -26,7 +26,8 @@ from sites import Place, credentials, site_around, until
 from prefect_dicom.errors import Interrupted
 from prefect_dicom.ledger import Cohort
 from prefect_dicom.model import Wish
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.s3 import S3Server

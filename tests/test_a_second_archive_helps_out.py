@@ -32,8 +32,9 @@ from prefect_dicom.ledger import Ledger
 from prefect_dicom.matching import Discovery
 from prefect_dicom.model import CohortRow, DateRange, Study, Verdict
 from prefect_dicom.policy import node_to_ask
+from prefect_dicom.registration import register_cohort
 from prefect_dicom.report import RESULTS, in_words, write_reports
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject
 from prefect_dicom.testing.objects import changed
 

@@ -25,7 +25,8 @@ from prefect_dicom.courtesy import Courtesy, next_opening, stretches
 from prefect_dicom.errors import Interrupted, WindowClosed
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import StudyState
-from prefect_dicom.steps import Pull, open_pull, register_cohort
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import Pull, open_pull
 from prefect_dicom.testing import tiny_objects
 
 BERLIN = "Europe/Berlin"

@@ -15,7 +15,8 @@ from prefect_dicom.clock import Clock
 from prefect_dicom.errors import WindowClosed
 from prefect_dicom.events import Event
 from prefect_dicom.model import StudyState
-from prefect_dicom.steps import Pull, open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import Pull, open_pull, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 pytestmark = pytest.mark.campaign("operations")

@@ -25,8 +25,9 @@ from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.find import find_studies
 from prefect_dicom.faultpoints import POINTS
 from prefect_dicom.model import Evidence, Verdict
+from prefect_dicom.registration import register_cohort
 from prefect_dicom.report import RESULTS, in_words, write_reports
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
 from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.objects import changed

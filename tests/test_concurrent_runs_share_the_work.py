@@ -24,7 +24,8 @@ from sqlalchemy import create_engine, text
 from prefect_dicom.configuration import ledger_url
 from prefect_dicom.errors import ReceiverError
 from prefect_dicom.model import Disposition, Verdict
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 pytestmark = pytest.mark.campaign("concurrency")

@@ -14,7 +14,8 @@ from prefect_dicom.definition import read_cohort_file
 from prefect_dicom.errors import CohortError
 from prefect_dicom.ledger import Cohort
 from prefect_dicom.model import StudyState, Verdict
-from prefect_dicom.steps import cohorts_to_rerun, open_pull, register_new, work_through
+from prefect_dicom.registration import cohorts_to_rerun, register_new
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour
 
 TODAY = date(2026, 3, 4)

@@ -32,8 +32,10 @@ from prefect_dicom.flows import (
 )
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.model import Level, Verdict
+from prefect_dicom.passes import PullPasses
 from prefect_dicom.reasons import pointer
-from prefect_dicom.steps import Pull, register_cohort
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import Pull
 from prefect_dicom.tasks import edge, report
 from prefect_dicom.tasks.edge import without_phi
 from prefect_dicom.testing import Behaviour, tiny_objects
@@ -577,19 +579,19 @@ def test_a_run_that_a_second_node_keeps_waiting_is_not_begun_again_and_again(
     document["nodes"]["other"] = {**first, "courtesy": courtesy}
     place.file.write_text(yaml.safe_dump(document))
     passes = []
-    one_pass = pipeline._one_pass
+    one_pass = PullPasses.one_pass
 
-    def counted(pull, progress):
+    def counted(self):
         passes.append(len(passes))
         if len(passes) > 1:
-            pull.stop.set()
-        return one_pass(pull, progress)
+            self.plan.stop.set()
+        return one_pass(self)
 
     def waited(self, event, seconds):
         event.set()
         return True
 
-    monkeypatch.setattr(pipeline, "_one_pass", counted)
+    monkeypatch.setattr(PullPasses, "one_pass", counted)
     monkeypatch.setattr(Clock, "wait", waited)
     rows = [{"StudyInstanceUID": uid} for uid in place.pacs.holdings.study_instance_uids()]
     cohort = place.cohort([*rows, {"StudyInstanceUID": "2.25.4711"}])

@@ -34,7 +34,8 @@ from prefect_dicom.monitoring import measured
 from prefect_dicom.planning import open_plan
 from prefect_dicom.policy import Breaker
 from prefect_dicom.receiver import ReceiverLease, Request, running_receiver
-from prefect_dicom.steps import register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 DEPLOYMENTS = Path(__file__).resolve().parents[1] / "deployments"

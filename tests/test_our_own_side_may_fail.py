@@ -39,8 +39,9 @@ from prefect_dicom.errors import (
 )
 from prefect_dicom.model import Disposition, Verdict
 from prefect_dicom.receiver import ReceiverLease, running_receiver
+from prefect_dicom.registration import register_cohort
 from prefect_dicom.spool import Spool
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.objects import changed
 from prefect_dicom.testing.s3 import S3Server

@@ -23,7 +23,7 @@ from prefect_dicom.errors import CohortError, PacsError
 from prefect_dicom.identifiers import is_uid, normal_uid
 from prefect_dicom.model import CohortRow
 from prefect_dicom.planning import open_plan
-from prefect_dicom.steps import register_cohort
+from prefect_dicom.registration import register_cohort
 
 LIMIT = 4
 TOOK = {"Orthanc": "store_orthanc_1_10_1", "dcmqrscp": "store_dcmqrscp_3_6_7"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sites import Place, credentials, site_around
 
-from prefect_dicom import steps
+from prefect_dicom import registration
 from prefect_dicom.definition import CohortFile, read_cohort_file
 from prefect_dicom.errors import CohortError
 from prefect_dicom.model import StudyState, Verdict
@@ -183,20 +183,20 @@ def test_a_file_damaged_in_the_spool_is_asked_for_again_and_nothing_else(tmp_pat
 def test_a_cohort_file_that_is_known_is_not_read_again(tmp_path, monkeypatch):
     with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
         cohort = place.cohort()
-        known = steps.register_cohort(place.site, cohort, None, "trial")
+        known = registration.register_cohort(place.site, cohort, None, "trial")
         reads: list[Path] = []
 
         def read(path: Path) -> CohortFile:
             reads.append(path)
             return read_cohort_file(path)
 
-        monkeypatch.setattr(steps, "read_cohort_file", read)
-        assert steps.register_cohort(place.site, cohort, None) == known
+        monkeypatch.setattr(registration, "read_cohort_file", read)
+        assert registration.register_cohort(place.site, cohort, None) == known
         assert reads == []
         # It is known by its content: the same file with one line more is another one.
         cohort.write_text(cohort.read_text() + "***\n")
         with pytest.raises(CohortError):
-            steps.register_cohort(place.site, cohort, None)
+            registration.register_cohort(place.site, cohort, None)
         assert reads == [cohort]
 
 
@@ -207,6 +207,6 @@ def test_a_cohort_file_that_cannot_be_read_is_a_complaint(tmp_path, there):
         if there == "a directory":
             path.mkdir()
         with pytest.raises(CohortError) as caught:
-            steps.register_cohort(place.site, path, None)
+            registration.register_cohort(place.site, path, None)
         assert "path" in str(caught.value)
         assert not (tmp_path / "ledger.sqlite").exists()

@@ -40,7 +40,8 @@ from prefect_dicom.profile import (
     write_profile,
 )
 from prefect_dicom.receiver import running_receiver
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
 from prefect_dicom.testing.generate import generate_cohort
 from prefect_dicom.testing.objects import changed

@@ -17,7 +17,8 @@ from sites import site_around, until
 from prefect_dicom.errors import ReceiverError, SpoolFull
 from prefect_dicom.model import Disposition, Verdict
 from prefect_dicom.receiver import ReceiverLease, running_receiver
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 
 MORE_THAN_ANY_DISK = 1 << 60

@@ -14,7 +14,7 @@ from campaign import subset
 from prefect_dicom.model import Study, Verdict
 from prefect_dicom.planning import open_plan
 from prefect_dicom.recent import RecentAnswers
-from prefect_dicom.steps import register_cohort
+from prefect_dicom.registration import register_cohort
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.objects import changed
 

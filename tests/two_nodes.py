@@ -11,7 +11,8 @@ import yaml
 from sites import LOOPBACK, Place, site_around
 
 from prefect_dicom.model import RowVerdict
-from prefect_dicom.steps import open_pull, register_cohort, work_through
+from prefect_dicom.registration import register_cohort
+from prefect_dicom.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject
 from prefect_dicom.testing.audit import Auditor
 

@@ -273,7 +273,7 @@ def pull(
     AccessionNumber or a StudyInstanceUID. A definition (docs/cohorts.md) has filters for studies
     and series as well, and may do without a list. Running it again moves only what is missing.
     """
-    from prefect_dicom.steps import register_cohort
+    from prefect_dicom.registration import register_cohort
 
     settings = _site(site)
     known = register_cohort(settings, cohort, node, name, every_node=every_node)
@@ -549,7 +549,7 @@ def archive_new(
     Looking back further than to yesterday finds what has reached the PACS late. Each day it is
     another cohort, with a report of its own.
     """
-    from prefect_dicom.steps import register_new
+    from prefect_dicom.registration import register_new
 
     settings = _site(site)
     known = register_new(settings, node, date.today(), days)

@@ -138,3 +138,12 @@ class WindowClosed(Interrupted):
 
     def __init__(self, code: str = "window-closed", detail: str = "") -> None:
         super().__init__(code, detail)
+
+
+def passes_by_itself(error: object) -> bool:
+    """Whether this is an error that may be gone the next time, without anybody doing anything."""
+    return (
+        isinstance(error, PrefectDicomError)
+        and error.disposition is Disposition.TRANSIENT
+        and not isinstance(error, Interrupted)
+    )

@@ -30,14 +30,28 @@ from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.echo import echo
 from prefect_dicom.dimse.find import QueryHabits
 from prefect_dicom.discovery import Habits, ask_together, discover
-from prefect_dicom.errors import Interrupted, LedgerError, PacsError, WindowClosed
+from prefect_dicom.errors import (
+    Interrupted,
+    LedgerError,
+    PacsError,
+    PrefectDicomError,
+    WindowClosed,
+)
 from prefect_dicom.events import Event, Subscriber
 from prefect_dicom.fallback import Answer, settles, together
 from prefect_dicom.faultpoints import reached
-from prefect_dicom.ledger import Cohort, Ledger, RowFindings, Run
+from prefect_dicom.ledger import Cohort, Ledger, RowFindings, Run, Totals
 from prefect_dicom.matching import Discovery
 from prefect_dicom.metrics import answered
-from prefect_dicom.model import WHOLE, CohortRow, Disposition, Selection, Wish
+from prefect_dicom.model import (
+    WHOLE,
+    CohortRow,
+    Disposition,
+    Selection,
+    StudyState,
+    Verdict,
+    Wish,
+)
 from prefect_dicom.policy import OF_ONE_REQUEST, Asked, Breaker, NodeClock
 from prefect_dicom.profile import NodeProfile
 from prefect_dicom.reasons import REASONS, reason_for
@@ -540,6 +554,27 @@ class Plan:
                 at=at,
             )
         self._sample_at = next_count(began, self.clock_time.monotonic(), _SAMPLE_SECONDS)
+
+    def tell_of_the_end(self, trouble: PrefectDicomError | None, totals: Totals) -> None:
+        """Tell where the run leaves its cohort, and what kept it from its end, if something did."""
+        rows = {f"rows_{verdict}".replace("-", "_"): totals.rows[verdict] for verdict in Verdict}
+        studies = {f"studies_{state}": totals.studies[state] for state in StudyState}
+        instances = {"instances": totals.stored, "size_bytes": totals.size_bytes}
+        self.tell(
+            Event(
+                name="cohort.finished",
+                at=self.clock_time.now(),
+                reason=None if trouble is None else trouble.code,
+                figures={"rows": totals.rows.total()} | rows | studies | instances,
+            )
+        )
+
+    def write_page(self, trouble: PrefectDicomError | None) -> None:
+        """Write the report of the cohort as the run leaves it."""
+        if trouble is not None:
+            self.ledger.record_trouble(self.run, trouble.code)
+        self.sample(now=True)
+        self.page.write_last(self.ledger)
 
     @cached_property
     def page(self) -> RunningPage:

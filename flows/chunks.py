@@ -1,0 +1,120 @@
+"""Studies through two tasks a chunk: as many at a time as nodes, uploads and disk can take.
+
+A chunk is retrieved by one task and archived by another, so that one arrives while another is
+uploaded. New retrieves are held back, never an object under way, while uploads lag or the
+spool's reserve is near.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from collections.abc import Callable
+
+from prefect.futures import PrefectFuture
+from prefect.states import State
+
+from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError, WindowClosed
+from prefect_dicom.model import Chunk, Disposition
+from prefect_dicom.passes import TICK_SECONDS
+from prefect_dicom.policy import CHUNKS_WAITING_FOR_UPLOAD
+from prefect_dicom.steps import Pull
+from prefect_dicom.tasks.archive import archive_chunk
+from prefect_dicom.tasks.retrieve import retrieve_chunk
+
+_FAILED_CHUNKS_BEFORE_STOPPING = 2
+
+
+def pull_in_chunks(pull: Pull, look: Callable[[], None]) -> PrefectDicomError | None:
+    """Bring all open studies, once; returns what kept it from its end.
+
+    Parameters
+    ----------
+    look : callable
+        Called every two seconds, and whenever a task has ended.
+    """
+    chunks = pull.chunks_by_node()
+    alone = len(chunks) == 1
+    finished: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
+    retrieving: dict[PrefectFuture, Chunk] = {}
+    archiving: dict[PrefectFuture, Chunk] = {}
+    trouble: PrefectDicomError | None = None
+    failed_in_a_row = 0
+
+    def submit(task, chunk: Chunk, stage: dict[PrefectFuture, Chunk]) -> None:
+        future = task.submit(chunk.number, chunk.node, chunk.studies)
+        stage[future] = chunk
+        future.add_done_callback(finished.put)
+
+    def has_room(node: str) -> bool:
+        """Whether a chunk more may be asked of a node."""
+        here, waiting = (
+            sum(alone or chunk.node == node for chunk in stage.values())
+            for stage in (retrieving, archiving)
+        )
+        most = pull.associations(node)
+        return (
+            here < most
+            and waiting < most + CHUNKS_WAITING_FOR_UPLOAD
+            # With a full spool one chunk at a time: what lies there may be part of it.
+            and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
+        )
+
+    try:
+        while True:
+            if pull.is_stopping():
+                trouble = Interrupted()
+                chunks.clear()
+            for node in [node for node in chunks if pull.is_closed(node)]:
+                trouble = trouble or WindowClosed()
+                del chunks[node]
+            for node in list(chunks):
+                while node in chunks and has_room(node):
+                    if (chunk := next(chunks[node], None)) is None:
+                        del chunks[node]
+                    else:
+                        submit(retrieve_chunk, chunk, retrieving)
+            if not retrieving and not archiving:
+                return trouble
+            with contextlib.suppress(queue.Empty):
+                future = finished.get(timeout=TICK_SECONDS)
+                future.wait()  # takes the state from the thread; without it the API is asked
+                failed = not future.state.is_completed()
+                stage = retrieving if future in retrieving else archiving
+                chunk = stage.pop(future)
+                if failed:
+                    pull.give_back(chunk)
+                    trouble = error_of(future.state)
+                    failed_in_a_row += 1
+                    of_the_node = isinstance(trouble, WindowClosed) or (
+                        isinstance(trouble, PacsError) and pull.others_go_on(chunk.node)
+                    )
+                    if of_the_node:
+                        chunks.pop(chunk.node, None)
+                        failed_in_a_row = 0
+                    elif (
+                        isinstance(trouble, PacsError | Interrupted)
+                        or trouble.disposition is Disposition.OPERATOR
+                        or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
+                    ):
+                        chunks.clear()
+                else:
+                    failed_in_a_row = 0
+                    if stage is retrieving:
+                        submit(archive_chunk, chunk, archiving)
+            look()
+    except BaseException:
+        # Told to stop. What is under way ends first: it needs what the caller closes next.
+        pull.stop.set()
+        for future in (*retrieving, *archiving):
+            future.wait()
+        raise
+
+
+def error_of(state: State) -> PrefectDicomError:
+    """What kept a task from its end, of a state that is not completed."""
+    if not state.is_final():
+        # Prefect begins no task any more of a run that was suspended.
+        return Interrupted()
+    error = state.result(raise_on_failure=False)
+    return error if isinstance(error, PrefectDicomError) else PrefectDicomError("unexpected")

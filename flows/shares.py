@@ -1,0 +1,53 @@
+"""Prefect's global concurrency limits, where a site has made some for its PACS nodes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from prefect.client.orchestration import get_client
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
+
+from prefect_dicom.errors import ConfigurationError
+from prefect_dicom.planning import Plan
+
+
+@contextlib.contextmanager
+def share_of_the_nodes(plan: Plan) -> Iterator[None]:
+    """Hold this run's associations of the limits ``pacs-<node>``, where the site has made some.
+
+    Held for the whole run: Prefect's limits poll, and waste most of what they grant for short
+    holds. Within the run the window bounds what is under way.
+    """
+    with contextlib.ExitStack() as stack:
+        # In one order for all runs, so that no two wait for each other.
+        for node in sorted(plan.cohort.nodes):
+            stack.enter_context(_share_of(plan, node))
+        yield
+
+
+@contextlib.contextmanager
+def _share_of(plan: Plan, node: str) -> Iterator[None]:
+    limit = f"pacs-{node}"
+    with get_client(sync_client=True) as client:
+        try:
+            known = client.read_global_concurrency_limit_by_name(limit)
+        except ObjectNotFound:
+            known = None
+    if known is None or not known.active:
+        yield
+        return
+    occupied = plan.site.asked(node).limits.associations
+    if known.limit < occupied:
+        # Prefect would wait for ever.
+        fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"
+        raise ConfigurationError(f"Prefect's concurrency limit {limit}", [fault])
+    with concurrency(
+        limit,
+        occupy=occupied,
+        strict=True,
+        lease_duration=60,
+        raise_on_lease_renewal_failure=False,
+    ):
+        yield
