@@ -12,28 +12,21 @@ sent, if the site takes that for evidence (:class:`~prefect_dicom.model.Evidence
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from itertools import islice, zip_longest
-from pathlib import Path
-from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
-from prefect_dicom.choosing import choose_series_of
+from prefect_dicom.arrivals import Arrivals
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.echo import echo
 from prefect_dicom.dimse.find import (
-    ListedStudy,
     QueryHabits,
     list_series,
-    list_study,
-    list_together,
 )
 from prefect_dicom.dimse.get import c_get
 from prefect_dicom.dimse.identifier import retrieve_identifier
@@ -48,24 +41,17 @@ from prefect_dicom.errors import (
     SpoolFull,
 )
 from prefect_dicom.faultpoints import reached
-from prefect_dicom.identifiers import is_safe_key, is_uid, normal_uid
-from prefect_dicom.ledger import Claim, Ledger, ListChange
+from prefect_dicom.identifiers import is_uid, normal_uid
+from prefect_dicom.listing import Listing
 from prefect_dicom.model import (
-    WHOLE,
-    Arrival,
     Disposition,
     Evidence,
     InformationModel,
-    Instance,
     InstanceKey,
-    InstanceState,
     RetrieveMethod,
-    Selection,
     StudyReference,
 )
-from prefect_dicom.part10 import survey
 from prefect_dicom.policy import (
-    COPY_INCOMPLETE,
     OF_ONE_REQUEST,
     Asked,
     NodeClock,
@@ -75,10 +61,9 @@ from prefect_dicom.policy import (
 from prefect_dicom.profile import NodeProfile, Service
 from prefect_dicom.reasons import reason_for
 from prefect_dicom.receiver import Expectation, Intake, ReceiverLease, Request
-from prefect_dicom.selection import series_text
 from prefect_dicom.spool import Spool
 from prefect_dicom.turns import Spent, Turns
-from prefect_dicom.validate import Consequence, Expected, Validation, listed_key, validate
+from prefect_dicom.work import StudyWork
 
 _POLL_SECONDS = 0.1
 _SHRINK = 7
@@ -91,122 +76,18 @@ _ROUNDS = {RetrieveMethod.C_MOVE: 2, RetrieveMethod.C_GET: 3}
 """How often a study without a list is asked for with nothing new to show for it."""
 _SPARE_ROUNDS = 3
 """Rounds that brought nothing for reasons of our own, or only faulty objects, and are repeated."""
-
-
-@dataclass(slots=True)
-class StudyWork:
-    """What this run knows of one claimed study. One thread works on it at a time."""
-
-    claim: Claim
-    listed: dict[InstanceKey, Instance] = field(default_factory=dict)
-    states: dict[InstanceKey, InstanceState] = field(default_factory=dict)
-    received: dict[InstanceKey, Arrival] = field(default_factory=dict)
-    warnings: dict[InstanceKey, tuple[str, ...]] = field(default_factory=dict)
-    stored_hashes: dict[InstanceKey, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
-    unlisted: dict[str, InstanceKey] = field(default_factory=dict)
-    set_aside: int = 0
-    """Faulty arrivals that are to be asked for once more before they are judged."""
-    evidence: Evidence = Evidence.INSTANCE_LIST
-    series: Mapping[str, int | None] | None = None
-    """The series and their counts, where no instances are listed; None: neither are series."""
-    number_of_instances: int | None = None
-    """What the PACS counts in the whole study, where it lists no series."""
-    came: set[InstanceKey] = field(default_factory=set)
-    """What the last request for the whole study brought, be it for the second time."""
-    places: dict[str, tuple[InstanceKey, int, int]] = field(default_factory=dict)
-    """Of what lies in the spool, by hash: what it is, and which file; one that comes again is
-    another file of the same name."""
-    confirmed: bool = False
-    """Such a request brought exactly what the PACS said it had sent, and that is all there is."""
-    remarks: set[str] = field(default_factory=set)
-    """What the manifest says about the study as a whole; reason codes."""
-    listed_at: str = ""
-    failure: str | None = None
-    """Why the study cannot be archived, as far as is known; a reason code."""
-    unwanted: tuple[str, ...] = ()
-    """The UIDs of the series that the PACS lists and that the cohort does not want."""
-    gone: bool = False
-    """Whether the PACS does not have it any more; nothing of it is asked for then."""
-    elsewhere: set[InstanceKey] = field(default_factory=set)
-    """What is here of it from another node: it counts when this one has sent the same bytes."""
-
-    @property
-    def reference(self) -> StudyReference:
-        """The study's reference."""
-        return self.claim.reference
-
-    def missing(self) -> list[InstanceKey]:
-        """The listed instances that have neither arrived nor been given up."""
-        if self.gone:
-            return []
-        return [
-            key
-            for key in self.listed
-            if self.states.get(key) is InstanceState.EXPECTED or key in self.elsewhere
-        ]
-
-    @property
-    def is_listed(self) -> bool:
-        """Whether the PACS lists its instances."""
-        return self.evidence is Evidence.INSTANCE_LIST
-
-    def admits(self, key: InstanceKey) -> bool:
-        """Whether an object that is not on the list becomes part of it by arriving."""
-        if self.is_listed or not all(map(is_safe_key, key)):
-            return False
-        return self.series is None or key.series_instance_uid in self.series
-
-    def key_of(self, key: InstanceKey) -> InstanceKey:
-        """The key, in the study's only series where the object does not tell which it is in."""
-        if key.series_instance_uid or self.series is None or len(self.series) != 1:
-            return key
-        return InstanceKey(*self.series, key.sop_instance_uid)
-
-    def arrived(self) -> Counter[str]:
-        """How many instances are here, by series."""
-        return Counter(
-            key.series_instance_uid
-            for key in self.listed
-            if self.states[key] is not InstanceState.EXPECTED and key not in self.elsewhere
-        )
-
-    def short(self) -> list[str]:
-        """The series of which less is here than the PACS counts."""
-        arrived = self.arrived()
-        return [uid for uid, count in (self.series or {}).items() if arrived[uid] < (count or 0)]
-
-    @property
-    def contradicts_counts(self) -> bool:
-        """Whether more is here of a series than the PACS counts in it."""
-        if self.evidence is not Evidence.SERIES_COUNTS:
-            return False
-        return any(count > self.series[uid] for uid, count in self.arrived().items())
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether something is to be asked for, by what its completeness is judged by."""
-        if self.gone:
-            return False
-        if self.missing():
-            return True
-        if self.evidence is Evidence.SERIES_COUNTS:
-            return bool(self.short()) or self.contradicts_counts
-        return not self.is_listed and not self.confirmed
-
-    @property
-    def untouched(self) -> bool:
-        """Whether none of its instances has been seen yet, in this run or before."""
-        return not self.set_aside and len(self.missing()) == len(self.listed)
-
-    def sop_class_of(self, key: InstanceKey) -> str:
-        """The SOP class of an instance as listed; empty where the PACS does not tell it."""
-        return self.listed[key].sop_class_uid if key in self.listed else ""
-
-    def class_to_propose(self, key: InstanceKey) -> str:
-        """The SOP class to propose for an instance; empty where the PACS tells none that is one."""
-        sop_class = self.sop_class_of(key)
-        return sop_class if is_uid(sop_class) else ""
+_STAYS = {"conflicting-content", "evidence-too-weak", "study-gone", "unsafe-uid"}
+"""Failures that stand though nothing is missing; the others only say why something is."""
+_TELLS_MORE = {"wrong-patient", "uid-mismatch"}
+"""Why something is missing, better known than from the end of the request."""
+_MAY_MEAN_ANYTHING = {"move-destination-failed", "nothing-arrived", "pacs-failure", "study-gone"}
+"""Ends of a retrieve that brought nothing and have many causes; :meth:`Retrieval._find_out`."""
+_NO_C_GET = {"not-permitted", "service-not-offered", "sop-classes-refused"}
+"""Ends of a C-GET that another C-GET would end by as well."""
+_MAY_PASS = {"association-lost", "association-stalled"}
+"""Ends of a retrieve for which it is asked once more."""
+_MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
+"""Of these, ends of a retrieve that may have stopped at its first instance."""
 
 
 @dataclass(slots=True)
@@ -257,23 +138,8 @@ class _Manner:
     """In place of lists, which were refused."""
 
 
-class _Judged(NamedTuple):
-    """What is new in the spool for a study; ``rejected`` are the hashes of the rejections.
-
-    ``added`` are those of them that nobody had listed. ``confirmed`` had come from another node,
-    in the same bytes; ``superseded`` in others.
-    """
-
-    added: list[Instance]
-    arrivals: list[Arrival]
-    rejections: list[tuple[InstanceKey, str]]
-    rejected: list[str]
-    confirmed: list[InstanceKey]
-    superseded: list[InstanceKey]
-
-
 class Retrieval:
-    """Lists and fetches studies of one node with one requestor. Not thread-safe.
+    """Fetches studies of one node with one requestor. Not thread-safe.
 
     Parameters
     ----------
@@ -281,8 +147,10 @@ class Retrieval:
         The PACS.
     requestor : Requestor
         An association of its own.
-    leave_out_faulty : bool
-        The site's policy for instances that are faulty at their source.
+    listing : Listing
+        Reads the node's lists over the same requestor.
+    arrivals : Arrivals
+        Takes in what lies in the spool.
     weakest : Evidence
         The weakest proof of completeness that the site accepts.
     receiver : callable
@@ -298,21 +166,19 @@ class Retrieval:
         Has the turn of each request; the requestor is borrowed from it.
     note : callable
         Told what a person should know of the node, in words without identifiers.
-    habits : RetrieveHabits, optional
+    habits : RetrieveHabits
         What is known of the node, and is learnt of it.
-    selection : Selection
-        Says which series are wanted.
     """
 
     def __init__(
         self,
         node: PacsNode,
         requestor: Requestor,
-        ledger: Ledger,
         spool: Spool,
         *,
+        listing: Listing,
+        arrivals: Arrivals,
         destination: str,
-        leave_out_faulty: bool,
         weakest: Evidence,
         receiver: Callable[[], ReceiverLease | None],
         stopping: Callable[[], bool],
@@ -320,26 +186,23 @@ class Retrieval:
         leave: Callable[[], float],
         turns: Turns,
         note: Callable[[str], None],
-        habits: RetrieveHabits | None = None,
-        selection: Selection = WHOLE,
+        habits: RetrieveHabits,
     ) -> None:
         self._clock = clock
         self._leave = leave
         self._turns = turns
         self._note = note
-        self._habits = habits or RetrieveHabits()
+        self._habits = habits
         self._asked_at = clock.now()
         self._node = node
         self._requestor = requestor
-        self._ledger = ledger
         self._spool = spool
         self._destination = destination
-        self._leave_out_faulty = leave_out_faulty
         self._weakest = weakest
         self._receiver = receiver
         self._stopping = stopping
-        self._selection = selection
-        self._series_wanted = series_text(selection)
+        self.listing = listing
+        self.arrivals = arrivals
 
     @property
     def _method(self) -> RetrieveMethod:
@@ -348,243 +211,6 @@ class Retrieval:
     @property
     def _service(self) -> str:
         return "C-MOVE" if self._method is RetrieveMethod.C_MOVE else "C-GET"
-
-    # --- the expected set
-
-    def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
-        """The PACS's instance lists of many studies by few queries; of some, or of none."""
-        self._requestor.about = None
-        with self._turns.request(self._requestor):
-            together = list_together(
-                self._requestor, [work.claim.study for work in works], self._habits.queries
-            )
-        lists = {}
-        for work in works:
-            if (answer := together.get(work.claim.study_instance_uid)) is None:
-                continue
-            # What goes wrong with one goes wrong again when it is listed by itself.
-            with contextlib.suppress(PacsError):
-                lists[work.reference] = self._of_selection(work, answer)
-        return lists
-
-    def _of_selection(self, work: StudyWork, answer: ListedStudy) -> ListedStudy:
-        """The list without the series that are not wanted; which these are is kept in ``work``.
-
-        Raises
-        ------
-        PacsError
-            ``filter-undecided`` where the peer does not tell it, ``study-changed`` where nothing
-            that is there is wanted any more, ``evidence-too-weak`` where it counts instances in
-            the study as a whole at most.
-        """
-        listed = {instance.key.series_instance_uid for instance in answer.instances}
-        if answer.evidence is not Evidence.INSTANCE_LIST and self._selection.series:
-            if answer.series is None:
-                raise PacsError("filter-undecided", "no series are listed")
-            listed = {*answer.series}
-        if not self._selection.series or not listed:
-            return answer
-        habits = self._habits.queries
-        with self._turns.request(self._requestor):
-            chosen = choose_series_of(
-                self._requestor, work.claim.study, self._selection, habits, answer.instances
-            )
-        if chosen.undecided:
-            raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
-        if not listed <= {*chosen.wanted, *chosen.unwanted} or listed.isdisjoint(chosen.wanted):
-            raise PacsError("study-changed", "other series than a moment before")
-        work.unwanted = chosen.unwanted
-        wanted = set(chosen.wanted)
-        if answer.series is not None:
-            if chosen.unwanted and answer.evidence is Evidence.SUBOPERATION_COUNTS:
-                raise PacsError("evidence-too-weak")
-            counts = {uid: count for uid, count in answer.series.items() if uid in wanted}
-            return replace(answer, series=counts)
-        return replace(
-            answer,
-            instances=tuple(i for i in answer.instances if i.key.series_instance_uid in wanted),
-        )
-
-    def list(self, work: StudyWork, *, fresh: bool) -> bool:
-        """Read the PACS's instance list into the ledger as the expected set.
-
-        Where there is none, what is here already is the list, and grows by what arrives; what is
-        read then is what the PACS tells in its place.
-
-        Parameters
-        ----------
-        fresh : bool
-            The first list of this run: what an earlier run left out is expected again.
-
-        Returns
-        -------
-        bool
-            Whether the list, or what stands in its place, differs from the one known before.
-
-        Raises
-        ------
-        PacsError
-            Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
-        """
-        self._requestor.about = work.reference
-        with self._turns.request(self._requestor):
-            answer = list_study(self._requestor, work.claim.study, self._habits.queries)
-        if fresh and answer.offline:
-            raise PacsError("study-offline", f"{answer.offline} series")
-        if not answer.evidence.satisfies(self._weakest):
-            raise PacsError("evidence-too-weak")
-        if fresh and _told(answer) < work.claim.told_elsewhere:
-            raise PacsError(COPY_INCOMPLETE)
-        answer = self._of_selection(work, answer)
-        if fresh and work.claim.listed_by not in (None, work.claim.node):
-            self._compare_lists(work, answer)
-        is_listed = answer.evidence is Evidence.INSTANCE_LIST
-        if not fresh and work.is_listed and not is_listed:
-            raise PacsError("request-refused", "the instances are not listed any more")
-        if not fresh and is_listed and not answer.instances:
-            # What came of it is no study that anybody has now; the list stays as it was.
-            work.gone = True
-            work.failure = "study-gone"
-            return True
-        if is_listed:
-            changed = {instance.key for instance in answer.instances} != work.listed.keys()
-            if not (fresh or changed) and work.is_listed:
-                return False
-        else:
-            told = (answer.series, answer.number_of_instances)
-            changed = told != (work.series, work.number_of_instances)
-            if not (fresh or changed):
-                return False
-            answer = replace(answer, instances=self._here(work, answer, fresh=fresh))
-        change = self._ledger.record_list(
-            work.claim,
-            answer.instances,
-            answer.evidence,
-            fresh=fresh,
-            selection=self._series_wanted,
-            counted=_counted(answer),
-        )
-        reached("list-recorded")
-        self._expect(work, answer, change)
-        return changed
-
-    def _compare_lists(self, work: StudyWork, answer: ListedStudy) -> None:
-        """Make sure that all that another node has listed is listed here too.
-
-        Raises
-        ------
-        PacsError
-            ``copy-incomplete``
-        """
-        listed = {
-            record.key
-            for record in self._ledger.instances(work.reference)
-            if record.reason != "no-longer-listed"
-        }
-        if answer.evidence is Evidence.INSTANCE_LIST:
-            lacks = bool(listed - {instance.key for instance in answer.instances})
-        else:
-            series = Counter(key.series_instance_uid for key in listed)
-            counts = answer.series or {}
-            lacks = any(count > (counts.get(uid) or 0) for uid, count in series.items())
-        if lacks:
-            raise PacsError(COPY_INCOMPLETE)
-
-    def _here(self, work: StudyWork, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
-        """What stands for the list of a study of which none is told: what is here of its series.
-
-        To an earlier run's word on what it had asked for nothing can be added: where no series
-        are counted, all is asked for once more.
-        """
-        known = list(work.listed.values())
-        if fresh:
-            known = [
-                Instance(record.key, record.sop_class_uid)
-                for record in self._ledger.instances(work.reference)
-                if record.state in (InstanceState.RECEIVED, InstanceState.STORED)
-                and answer.evidence is Evidence.SERIES_COUNTS
-            ]
-        return tuple(
-            instance
-            for instance in known
-            if answer.series is None or instance.key.series_instance_uid in answer.series
-        )
-
-    def list_afresh(self, works: Sequence[StudyWork]) -> set[StudyReference]:
-        """The first lists of this run, of as many studies as :meth:`lists` can read together."""
-        lists = {r: answer for r, answer in self.lists(works).items() if not answer.offline}
-        listed = [
-            work
-            for work in works
-            if work.reference in lists
-            # What is compared with another node's list is listed by itself.
-            and work.claim.listed_by in (None, work.claim.node)
-            and work.claim.told_elsewhere <= len(lists[work.reference].instances)
-        ]
-        changes = self._ledger.record_lists(
-            [
-                (work.claim, lists[work.reference].instances, Evidence.INSTANCE_LIST)
-                for work in listed
-            ],
-            fresh=True,
-            selection=self._series_wanted,
-        )
-        reached("list-recorded")
-        for work, change in zip(listed, changes, strict=True):
-            self._expect(work, lists[work.reference], change)
-        return {work.reference for work in listed}
-
-    def _expect(self, work: StudyWork, answer: ListedStudy, change: ListChange) -> None:
-        work.listed = {instance.key: instance for instance in answer.instances}
-        work.listed_at = _now()
-        work.evidence = answer.evidence
-        work.series, work.number_of_instances = answer.series, answer.number_of_instances
-        work.confirmed = False
-        work.remarks.clear()
-        if answer.unlistable:
-            work.failure = "unsafe-uid"
-        if change.added == change.total:
-            # Nothing to be read where nothing was known.
-            work.states.update(dict.fromkeys(work.listed, InstanceState.EXPECTED))
-        else:
-            self._read_states(work)
-        # What arrived unlisted may be on the list now.
-        work.seen.difference_update(work.unlisted)
-        work.unlisted.clear()
-
-    def _read_states(self, work: StudyWork) -> None:
-        """Bring the ledger's instances and the spool's files together."""
-        here = {path.stem for path in self._spool.files(work.reference)}
-        lost = []
-        work.elsewhere.clear()
-        for record in self._ledger.instances(work.reference):
-            key, state = record.key, record.state
-            if state is InstanceState.RECEIVED and record.sha256 not in here:
-                lost.append(key)
-                state = InstanceState.EXPECTED
-            work.states[key] = state
-            is_here = state in (InstanceState.RECEIVED, InstanceState.STORED)
-            if is_here and record.node not in (None, work.claim.node):
-                work.elsewhere.add(key)
-            if state is InstanceState.RECEIVED:
-                work.received[key] = Arrival(
-                    work.reference,
-                    key,
-                    record.sop_class_uid,
-                    record.transfer_syntax_uid,
-                    record.sha256,
-                    record.size_bytes,
-                    f"{record.sha256}.dcm",
-                )
-                if key not in work.warnings:
-                    # Received by a run that died; what it found it took with it.
-                    path = self._spool.file(work.reference, record.sha256)
-                    work.warnings[key] = validate(survey(path), _expected(work, key)).findings
-                _see(work, self._spool.file(work.reference, record.sha256), key)
-            elif state is InstanceState.STORED:
-                work.stored_hashes[key] = record.sha256
-        if lost:
-            self._ledger.record_lost(work.claim, lost)
 
     # --- fetching
 
@@ -617,7 +243,7 @@ class Retrieval:
                     raise
 
     def _fetch(self, works: Sequence[StudyWork]) -> int:
-        arrived = self.take_in(works)
+        arrived = self.arrivals.take_in(works)
         if listed := [work for work in works if work.is_listed]:
             arrived = self._fetch_listed(listed, arrived)
         for work in works:
@@ -645,7 +271,7 @@ class Retrieval:
                 parts = _parts(request, members)
                 outcome = self._ask(request, members, contexts)
                 reached("request-ended")
-                brought = self.take_in(members)
+                brought = self.arrivals.take_in(members)
                 self._heed(request, outcome, brought)
                 progress += brought
                 waited = waited or outcome is None
@@ -734,7 +360,7 @@ class Retrieval:
                 work.came.clear()
                 outcome = self._ask(request, [work], contexts)
                 reached("request-ended")
-                came = self.take_in([work])
+                came = self.arrivals.take_in([work])
                 self._heed(request, outcome, came)
                 brought += came
                 lost = lost or outcome is None or outcome.lost in _MAY_PASS
@@ -768,7 +394,7 @@ class Retrieval:
                 if work.untouched:
                     with self._turns.request(self._requestor):
                         echo(self._requestor)
-                if self.list(work, fresh=False) and work.is_listed:
+                if self.listing.list(work, fresh=False) and work.is_listed:
                     return self._fetch_listed([work], arrived)
             except PacsError as error:
                 if error.code not in OF_ONE_REQUEST:
@@ -825,7 +451,7 @@ class Retrieval:
         A count that is wrong proves nothing: the study is judged without it.
         """
         try:
-            self.list(work, fresh=False)
+            self.listing.list(work, fresh=False)
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -836,13 +462,7 @@ class Retrieval:
         if work.unwanted or not work.evidence.satisfies(self._weakest):
             work.failure = "evidence-too-weak"
             return
-        self._ledger.record_list(
-            work.claim,
-            list(work.listed.values()),
-            work.evidence,
-            selection=self._series_wanted,
-        )
-        reached("list-recorded")
+        self.listing.record_here(work)
 
     def _find_out(self, works: Sequence[StudyWork], *, delivers: bool) -> int:
         """Tell apart what it may mean that nothing arrived; returns how much does arrive now.
@@ -923,7 +543,7 @@ class Retrieval:
             requests += islice(self._plan([work], _Manner(1, Breadth.ALL)), 1)
         for request, contexts in requests:
             outcome = self._ask(request, [work], contexts)
-            if brought := self.take_in([work]):
+            if brought := self.arrivals.take_in([work]):
                 return brought
             self._spool.check_reserve()
             if outcome is None:
@@ -935,7 +555,7 @@ class Retrieval:
         for work in works:
             if work.missing() and not work.untouched and work.failure not in _TELLS_MORE:
                 try:
-                    self.list(work, fresh=False)
+                    self.listing.list(work, fresh=False)
                 except PacsError as error:
                     if error.code not in OF_ONE_REQUEST:
                         raise
@@ -1192,7 +812,7 @@ class Retrieval:
         if not refused:
             return
         # What there was room for is recorded: it makes room when it is archived.
-        self.take_in(works)
+        self.arrivals.take_in(works)
         raise SpoolFull() if refused == "spool-full" else PrefectDicomError(refused)
 
     def _consider(
@@ -1230,135 +850,6 @@ class Retrieval:
                 partly = code in _MAY_MEAN_ANYTHING and not work.untouched
                 work.failure = "instances-missing" if partly else code
 
-    # --- what has arrived
-
-    def take_in(self, works: Sequence[StudyWork]) -> int:
-        """Look at the files that are new in the spool; returns how many instances they are."""
-        judged = [self._judge(work) for work in works]
-        arrivals = [arrival for one in judged for arrival in one.arrivals]
-        grown = [(w.claim, one.added) for w, one in zip(works, judged, strict=True) if one.added]
-        if grown:
-            self._ledger.extend_lists(grown)
-            reached("list-extended")
-        for work, one in zip(works, judged, strict=True):
-            if one.superseded:
-                self._ledger.record_lost(work.claim, one.superseded)
-            if one.confirmed:
-                self._ledger.record_confirmed(work.claim, one.confirmed)
-        if arrivals:
-            self._ledger.record_received({work.reference: work.claim for work in works}, arrivals)
-            reached("received-recorded")
-        for work, one in zip(works, judged, strict=True):
-            if one.rejections:
-                self._ledger.record_rejected(work.claim, one.rejections)
-                reached("rejection-recorded")
-                # Only now: nothing that arrived goes without a record of why.
-                for sha256 in one.rejected:
-                    self._spool.remove(work.reference, sha256)
-        return len(arrivals) + sum(len(one.rejections) + len(one.confirmed) for one in judged)
-
-    def _judge(self, work: StudyWork) -> _Judged:
-        added: list[Instance] = []
-        arrivals: list[Arrival] = []
-        rejections: list[tuple[InstanceKey, str]] = []
-        rejected: list[str] = []
-        warnings: dict[InstanceKey, tuple[str, ...]] = {}
-        confirmed: list[InstanceKey] = []
-        superseded: list[InstanceKey] = []
-        suspects: set[str] | None = None
-        for path in self._spool.files(work.reference):
-            sha256 = path.stem
-            if sha256 in work.seen:
-                key = _see_again(work, path)
-                if key in work.elsewhere:
-                    work.elsewhere.discard(key)
-                    confirmed.append(key)
-                continue
-            scan = survey(path)
-            identity = scan.identity
-            key = work.key_of(listed_key(identity, work.listed))
-            held = work.received.get(key)
-            known = held.sha256 if held else work.stored_hashes.get(key)
-            if known == sha256:
-                work.came.add(key)
-                if key in work.elsewhere:
-                    work.elsewhere.discard(key)
-                    confirmed.append(key)
-                self._spool.remove(work.reference, sha256)
-                continue
-            verdict = None
-            wanted = key in work.listed or work.admits(key)
-            # Another node's version that is not archived yet gives way to this node's.
-            supersedes = held is not None and key in work.elsewhere
-            if wanted and (known is None or supersedes):
-                verdict = validate(scan, _expected(work, key))
-            if _is_strange(verdict) and self._spool.is_damaged(work.reference, sha256):
-                # Nobody is to be blamed for what our own disk has made of it.
-                self._spool.remove(work.reference, sha256)
-                continue
-            if not wanted:
-                work.seen.add(sha256)
-                work.unlisted[sha256] = key
-                continue
-            if verdict is None:
-                self._spool.quarantine_file(work.reference, sha256, "conflicting-content")
-                work.failure = "conflicting-content"
-                continue
-            if verdict.consequence is Consequence.QUARANTINE:
-                self._spool.quarantine_file(work.reference, sha256, verdict.findings[0])
-                work.failure = verdict.findings[0]
-                continue
-            if verdict.consequence is Consequence.ASK_AGAIN:
-                if suspects is None:
-                    suspects = self._spool.suspects(work.reference)
-                if sha256 not in suspects:
-                    # It may have been damaged on its way: ask once more before judging it.
-                    self._spool.set_aside(work.reference, sha256)
-                    reached("set-aside")
-                    work.set_aside += 1
-                    continue
-                if self._leave_out_faulty:
-                    if supersedes:
-                        self._supersede(work, key)
-                    added += _put_on_list(work, key, identity.sop_class_uid)
-                    rejected.append(sha256)
-                    rejections.append((key, verdict.findings[0]))
-                    work.states[key] = InstanceState.REJECTED
-                    work.came.add(key)
-                    continue
-            if supersedes:
-                self._supersede(work, key)
-                superseded.append(key)
-            added += _put_on_list(work, key, identity.sop_class_uid)
-            _see(work, path, key)
-            work.came.add(key)
-            state = work.states[key]
-            arrival = Arrival(
-                work.reference,
-                key,
-                identity.sop_class_uid or work.listed[key].sop_class_uid,
-                identity.transfer_syntax_uid,
-                sha256,
-                path.stat().st_size,
-                path.name,
-            )
-            arrivals.append(arrival)
-            reached("validated")
-            work.received[key] = arrival
-            warnings[key] = verdict.findings
-            if state is InstanceState.EXPECTED:
-                work.states[key] = InstanceState.RECEIVED
-        work.warnings.update(warnings)
-        return _Judged(added, arrivals, rejections, rejected, confirmed, superseded)
-
-    def _supersede(self, work: StudyWork, key: InstanceKey) -> None:
-        """Keep apart what another node had sent, of which this one has other bytes."""
-        held = work.received.pop(key)
-        self._spool.quarantine_file(work.reference, held.sha256, "conflicting-content")
-        work.places.pop(held.sha256, None)
-        work.elsewhere.discard(key)
-        work.states[key] = InstanceState.EXPECTED
-
 
 class _First:
     """After how long the first object of a request was here, as far as it was looked for."""
@@ -1375,49 +866,6 @@ class _First:
         return arrived
 
 
-def _put_on_list(work: StudyWork, key: InstanceKey, sop_class: str | None) -> list[Instance]:
-    """List what has come, unless it is listed; what that adds to the list."""
-    if key in work.listed:
-        return []
-    work.listed[key] = Instance(key, sop_class or "")
-    work.states[key] = InstanceState.EXPECTED
-    return [work.listed[key]]
-
-
-def _see(work: StudyWork, path: Path, key: InstanceKey) -> None:
-    """Remember an object in the spool that has been looked at."""
-    work.seen.add(path.stem)
-    if not work.is_listed or key in work.elsewhere:
-        facts = path.stat()
-        work.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
-
-
-def _see_again(work: StudyWork, path: Path) -> InstanceKey | None:
-    """Notice that an object which lies in the spool has come once more; which one, if it has."""
-    if path.stem in work.places:
-        key, *file = work.places[path.stem]
-        facts = path.stat()
-        if [facts.st_ino, facts.st_mtime_ns] != file:
-            work.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
-            work.came.add(key)
-            return key
-    return None
-
-
-def _told(answer: ListedStudy) -> int:
-    """How many instances the peer lists or counts in a study; 0 where it does neither."""
-    if answer.evidence is Evidence.INSTANCE_LIST:
-        return len(answer.instances)
-    return _counted(answer) or 0
-
-
-def _counted(answer: ListedStudy) -> int | None:
-    """How many instances the peer counts in a study of which it lists none."""
-    if answer.evidence is Evidence.SERIES_COUNTS:
-        return sum(answer.series.values())
-    return answer.number_of_instances
-
-
 def _is_confirmed(work: StudyWork, outcome: RetrieveOutcome) -> bool:
     """Whether a request for a whole study brought what the peer says it sent, and all there is."""
     sent_all = outcome.status == 0 and outcome.lost is None
@@ -1430,26 +878,6 @@ def _is_confirmed(work: StudyWork, outcome: RetrieveOutcome) -> bool:
         and work.came == work.listed.keys()
         and counted <= len(work.came)
     )
-
-
-_STAYS = {"conflicting-content", "evidence-too-weak", "study-gone", "unsafe-uid"}
-"""Failures that stand though nothing is missing; the others only say why something is."""
-
-_TELLS_MORE = {"wrong-patient", "uid-mismatch"}
-"""Why something is missing, better known than from the end of the request."""
-
-
-_MAY_MEAN_ANYTHING = {"move-destination-failed", "nothing-arrived", "pacs-failure", "study-gone"}
-"""Ends of a retrieve that brought nothing and have many causes; :meth:`Retrieval._find_out`."""
-
-_NO_C_GET = {"not-permitted", "service-not-offered", "sop-classes-refused"}
-"""Ends of a C-GET that another C-GET would end by as well."""
-
-_MAY_PASS = {"association-lost", "association-stalled"}
-"""Ends of a retrieve for which it is asked once more."""
-
-_MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
-"""Of these, ends of a retrieve that may have stopped at its first instance."""
 
 
 def wait_until_arrived(
@@ -1480,20 +908,6 @@ def _signs_of_life(expected: Request) -> int:
     """A number that changes while anything arrives, be it one very large object."""
     so_far = expected.arrived()
     return so_far.size_bytes + so_far.open_bytes
-
-
-def _expected(work: StudyWork, key: InstanceKey) -> Expected:
-    return Expected(
-        work.claim.study_instance_uid,
-        key,
-        work.sop_class_of(key),
-        work.claim.patient_id or None,
-    )
-
-
-def _is_strange(verdict: Validation | None) -> bool:
-    """Whether an object would be kept apart or asked for again; None: unlisted, or a second one."""
-    return verdict is None or verdict.consequence not in (None, Consequence.WARN)
 
 
 _Missing = dict[StudyReference, list[InstanceKey]]
@@ -1541,7 +955,3 @@ def _missing_of(works: Sequence[StudyWork], sop_classes: Collection[str]) -> _Mi
 
 def _is_success(status: int) -> bool:
     return status == 0 or status >> 12 == 0xB
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -28,6 +28,7 @@ from prefect_dicom.archive.manifest import (
     put_manifest,
 )
 from prefect_dicom.archive.proof import faults_of
+from prefect_dicom.arrivals import Arrivals
 from prefect_dicom.clock import Clock
 from prefect_dicom.comparison import unpadded
 from prefect_dicom.configuration import PacsNode, Site, ledger_url
@@ -47,6 +48,7 @@ from prefect_dicom.events import Event
 from prefect_dicom.faultpoints import reached
 from prefect_dicom.identifiers import manifest_key, object_key, study_prefix
 from prefect_dicom.ledger import Claim, Copy, Ledger
+from prefect_dicom.listing import Listing
 from prefect_dicom.metrics import upload_ended, upload_waits, uploaded
 from prefect_dicom.model import (
     ArchivedObject,
@@ -73,8 +75,9 @@ from prefect_dicom.policy import (
     plan_chunks,
 )
 from prefect_dicom.receiver import ReceiverLease
-from prefect_dicom.retrieval import Retrieval, RetrieveHabits, StudyWork
+from prefect_dicom.retrieval import Retrieval, RetrieveHabits
 from prefect_dicom.spool import Spool
+from prefect_dicom.work import StudyWork
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +292,7 @@ class Pull(Plan):
     def _list_together(self, retrieval: Retrieval, works: list[StudyWork]) -> set[StudyReference]:
         """List as many studies as can be by few queries; which they are."""
         try:
-            return insisting(lambda: retrieval.list_afresh(works))
+            return insisting(lambda: retrieval.listing.list_afresh(works))
         except ClaimLost:
             # One of them: found out one by one.
             return set()
@@ -314,7 +317,7 @@ class Pull(Plan):
         """List a study, if it is not listed yet; False where that ended it."""
         try:
             if not listed:
-                insisting(lambda: retrieval.list(work, fresh=True))
+                insisting(lambda: retrieval.listing.list(work, fresh=True))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -441,7 +444,7 @@ class Pull(Plan):
             reached("study-stored")
             node = whole[0].claim.node
             with contextlib.suppress(PrefectDicomError), self._asking(node) as requestor:
-                lists = self._retrieval(node, requestor).lists(whole)
+                lists = self._listing(node, requestor).lists(whole)
         settled = [
             work
             for work in whole
@@ -482,7 +485,7 @@ class Pull(Plan):
                     return self._end_failed(work, work.failure)
                 reached("study-stored")
                 try:
-                    changed = insisting(lambda: retrieval.list(work, fresh=False))
+                    changed = insisting(lambda: retrieval.listing.list(work, fresh=False))
                 except PacsError as error:
                     if error.code not in OF_ONE_REQUEST:
                         raise
@@ -628,10 +631,14 @@ class Pull(Plan):
         return Retrieval(
             self._asked(node),
             requestor,
-            self.ledger,
             self.spool,
+            listing=self._listing(node, requestor),
+            arrivals=Arrivals(
+                self.ledger,
+                self.spool,
+                leave_out_faulty=self.site.validation.faulty == "leave-out",
+            ),
             destination=self.site.receiver.ae_title,
-            leave_out_faulty=self.site.validation.faulty == "leave-out",
             weakest=self.site.validation.evidence,
             receiver=self.receiver,
             stopping=partial(self.is_ending, node),
@@ -640,6 +647,16 @@ class Pull(Plan):
             turns=self.turns,
             note=partial(self.note, node),
             habits=self.manners(node),
+        )
+
+    def _listing(self, node: str, requestor: Requestor) -> Listing:
+        return Listing(
+            requestor,
+            self.ledger,
+            self.spool,
+            weakest=self.site.validation.evidence,
+            turns=self.turns,
+            habits=self.manners(node).queries,
             selection=self.selection,
         )
 
