@@ -26,8 +26,7 @@ from commands import CommandLine
 from peers import free_port
 from sites import LOOPBACK, Place, site_around, until
 
-from prefect_dicom import cli
-from prefect_dicom.cli import Exit
+from prefect_dicom.cli import Exit, server
 from prefect_dicom.configuration import load_site
 from prefect_dicom.errors import ConfigurationError
 from prefect_dicom.receiver import running_receiver
@@ -115,7 +114,7 @@ def test_down_without_up_is_no_fault(command):
     assert (ended.code, ended.output) == (Exit.ALL_WELL, "It did not run.\n")
 
 
-@pytest.mark.parametrize("command", [cli.up, cli.down])
+@pytest.mark.parametrize("command", [server.up, server.down])
 def test_a_site_in_a_block_has_a_server_already(command):
     with pytest.raises(ConfigurationError, match="name a site file"):
         command(site="block:lab")

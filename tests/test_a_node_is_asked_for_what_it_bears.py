@@ -18,7 +18,7 @@ from campaign import subset
 from sites import Place, site_around
 from walking import Walk
 
-from prefect_dicom.cli import status
+from prefect_dicom.cli.status import status
 from prefect_dicom.errors import PacsError
 from prefect_dicom.events import Event
 from prefect_dicom.model import Chunk

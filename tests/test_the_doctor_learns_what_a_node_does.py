@@ -25,7 +25,8 @@ from campaign import subset
 from sites import Place, site_around
 
 from prefect_dicom import learn as learning
-from prefect_dicom.cli import doctor, status
+from prefect_dicom.cli.doctor import doctor
+from prefect_dicom.cli.status import status
 from prefect_dicom.configuration import load_site
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.trial import ask

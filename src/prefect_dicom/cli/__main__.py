@@ -1,0 +1,3 @@
+from prefect_dicom.cli import main
+
+main()

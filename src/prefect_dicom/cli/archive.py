@@ -1,0 +1,144 @@
+"""The commands that look through the archive: ``verify`` and ``rebuild-ledger``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from prefect_dicom.cli.app import (
+    DEFAULT_SITE,
+    Exit,
+    JsonOption,
+    SiteOption,
+    app,
+    console,
+    counted,
+    output,
+)
+from prefect_dicom.cli.running import site_of
+from prefect_dicom.model import Level
+from prefect_dicom.reasons import REASONS
+
+
+@app.command(sort_key=6)
+def verify(
+    cohort: Annotated[
+        str | None, Parameter(help="Name or number of a cohort; without one, all studies.")
+    ] = None,
+    /,
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    level: Annotated[Level, Parameter(help="How hard to look.")] = Level.CHECKSUM,
+    json_: JsonOption = False,
+) -> int:
+    """Check that every archived study still is what its manifest says.
+
+    `exists` and `size` list the archive, `checksum` compares the SHA-256 that the store keeps,
+    `read` downloads and hashes every object. The PACS is not asked.
+    """
+    from prefect_dicom.display import counting_shown
+    from prefect_dicom.verification import verify_cohort
+
+    faults = _Faults(json_)
+    studies = instances = 0
+    with counting_shown(console) as say:
+        for study in verify_cohort(site_of(site), cohort, level):
+            studies, instances = studies + 1, instances + study.instances
+            faults.note(study.reference, study.faults)
+            say(f"{counted(studies, 'study', 'studies')}, {counted(instances, 'instance')}")
+    if json_:
+        figures = {"level": level, "studies": studies, "instances": instances}
+        print(json.dumps(figures | {"faulty": faults.studies}, indent=1))
+        return faults.exit
+    faults.explain()
+    output.print(
+        f"{counted(studies, 'study', 'studies')} with {counted(instances, 'instance')} checked "
+        f"at level {level}: {faults.in_words}"
+    )
+    return faults.exit
+
+
+@app.command(sort_key=7)
+def rebuild_ledger(
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    level: Annotated[
+        Level, Parameter(help="How hard to look at the objects, as in `verify`; sizes at least.")
+    ] = Level.SIZE,
+    json_: JsonOption = False,
+) -> int:
+    """Build a lost ledger anew from the manifests in the archive.
+
+    Every manifest is checked, and what it names. What the ledger has is kept: an empty one is
+    filled, an older one completed. A study with faults is added as failed, not as archived. The
+    PACS is not asked. After it, `pull` of the same cohort file moves only what is missing.
+    """
+    from prefect_dicom import repair
+    from prefect_dicom.display import counting_shown
+
+    faults = _Faults(json_)
+    outcomes: Counter[str] = Counter()
+    instances = 0
+    with counting_shown(console) as say:
+        for study in repair.rebuild_ledger(site_of(site), level):
+            faults.note(study.reference, study.faults)
+            instances += study.instances
+            if not study.faults:
+                outcomes[study.adoption or "without-manifest"] += 1
+            say(f"{counted(outcomes.total() + len(faults.studies), 'study', 'studies')}")
+    if json_:
+        figures = {"level": level, "instances": instances, "studies": dict(outcomes)}
+        print(json.dumps(figures | {"faulty": faults.studies}, indent=1))
+        return faults.exit
+    faults.explain()
+    for outcome, meaning in _ADOPTIONS.items():
+        if outcomes[outcome]:
+            output.print(f"{outcomes[outcome]:>8} {meaning}", markup=False, soft_wrap=True)
+    output.print(f"Manifests naming {counted(instances, 'instance')} checked: {faults.in_words}")
+    return faults.exit
+
+
+_ADOPTIONS = {
+    "added": "added to the ledger as archived",
+    "completed": "archived now, and unfinished in the ledger before",
+    "known": "archived in the ledger already",
+    "claimed": "left to the run that works on them",
+    "listed-otherwise": "left as they are: the PACS has listed other instances since",
+    "without-manifest": "without a manifest: not archived yet, pulled like any other",
+}
+
+
+class _Faults:
+    """Studies with faults: each is printed as it is found, what the codes mean at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self.studies: list[dict[str, Any]] = []
+
+    def note(self, reference: int | None, faults: Mapping[str, int]) -> None:
+        if not faults:
+            return
+        counts = dict(sorted(faults.items()))
+        self.studies.append({"study": reference, "faults": counts})
+        if not self._as_json:
+            name = "a study without a number" if reference is None else f"study {reference}"
+            words = ", ".join(f"{count} {code}" for code, count in counts.items())
+            output.print(f"[red]{name}[/]: {words}")
+
+    def explain(self) -> None:
+        for code in sorted({code for study in self.studies for code in study["faults"]}):
+            output.print(
+                f"{code}: {REASONS[code].meaning} {REASONS[code].what_to_do}", markup=False
+            )
+
+    @property
+    def in_words(self) -> str:
+        return f"[red]{len(self.studies)} with faults[/]" if self.studies else "[green]no faults[/]"
+
+    @property
+    def exit(self) -> Exit:
+        return Exit.NOT_ALL if self.studies else Exit.ALL_WELL

@@ -1,0 +1,199 @@
+"""The command ``doctor``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from prefect_dicom.cli.app import (
+    DEFAULT_SITE,
+    Exit,
+    JsonOption,
+    SiteOption,
+    app,
+    check_known,
+    counted,
+    output,
+    print_error,
+)
+from prefect_dicom.cli.running import site_of
+from prefect_dicom.configuration import Site
+from prefect_dicom.errors import (
+    ConfigurationError,
+    PrefectDicomError,
+)
+from prefect_dicom.identifiers import is_safe_key
+from prefect_dicom.model import CohortRow
+
+if TYPE_CHECKING:
+    from prefect_dicom.doctor import Finding
+    from prefect_dicom.learn import Learnt
+
+
+@app.command(sort_key=2)
+def doctor(
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    node: Annotated[tuple[str, ...], Parameter(help="Only this node.", show_default=False)] = (),
+    study: Annotated[str | None, Parameter(help="StudyInstanceUID to try with.")] = None,
+    accession: Annotated[str | None, Parameter(help="AccessionNumber to try with.")] = None,
+    patient: Annotated[str | None, Parameter(help="PatientID to try with.")] = None,
+    learn: Annotated[
+        bool,
+        Parameter(help="Learn what each node does, instead, and write it.", show_default=False),
+    ] = False,
+    json_: JsonOption = False,
+) -> int:
+    """Prove a set-up before a long run.
+
+    Opens the ledger and the spool, puts and checks a small object in the archive, starts the
+    receiver, and for each PACS node does a C-ECHO, a C-FIND, reads one instance list and
+    retrieves one instance over the configured way. Names what is broken and what to do, and
+    prints the line to add to the PACS's table of known nodes.
+
+    With `--learn` it finds out what each node does, by some 60 requests and at most 120, and
+    writes that beside the site file, where runs find it: profiles/NODE.yaml. Nothing is stored on
+    the node or deleted; a handful of instances is retrieved and thrown away.
+    """
+    if learn and site.startswith("block:"):
+        fault = "--learn: a profile lies beside a site file, and blocks have none; name a file"
+        raise ConfigurationError("command line", [fault])
+    settings = site_of(site)
+    check_known("--node", node, settings.nodes)
+    given = {"--study": study, "--accession": accession, "--patient": patient}
+    faults = [
+        f"{option}: is empty or holds a wildcard or a backslash; it would select others"
+        for option, value in given.items()
+        if value is not None and not is_safe_key(value)
+    ]
+    if faults:
+        raise ConfigurationError("command line", faults)
+    row = CohortRow(0, patient, accession, study) if any(given.values()) else None
+    if learn:
+        return _learn(settings, site, node or tuple(settings.nodes), row, json_)
+
+    from prefect_dicom.doctor import entries_for_the_pacs, examine
+
+    findings: list[Finding] = []
+    for finding in examine(settings, node, row):
+        if not json_:
+            _print_finding(finding, findings[-1].part if findings else "")
+        findings.append(finding)
+    well = all(finding.ok for finding in findings)
+    entries = {
+        name: entries_for_the_pacs(settings, settings.nodes[name])
+        for name in node or settings.nodes
+    }
+    if json_:
+        result = {
+            "well": well,
+            "findings": [asdict(finding) for finding in findings],
+            "entries": {name: [asdict(e) for e in some] for name, some in entries.items()},
+        }
+        print(json.dumps(result, indent=1))
+        return Exit.ALL_WELL if well else Exit.NOT_ALL
+    for name, some in entries.items():
+        peer = settings.nodes[name]
+        output.print(
+            f"\nWhat [bold]{name}[/] ({escape(peer.called_ae_title)} at {peer.host}:{peer.port}) "
+            "has to know of this site:",
+            soft_wrap=True,
+        )
+        for place in dict.fromkeys(entry.place for entry in some):
+            output.print(f"  {place}:", style="dim", markup=False)
+            for entry in some:
+                if entry.place == place:
+                    output.print(f"    {entry.line}", markup=False, soft_wrap=True)
+    faulty = sum(not finding.ok for finding in findings)
+    warnings = sum(finding.ok and bool(finding.advice) for finding in findings)
+    output.print(
+        f"\n{len(findings)} checks: "
+        + (f"[red]{counted(faulty, 'fault')}[/]" if faulty else "[green]no fault[/]")
+        + (f", [yellow]{counted(warnings, 'note')}[/]" if warnings else "")
+    )
+    return Exit.ALL_WELL if well else Exit.NOT_ALL
+
+
+def _learn(
+    site: Site, reference: str, nodes: Collection[str], row: CohortRow | None, as_json: bool
+) -> int:
+    from prefect_dicom.learn import learn
+    from prefect_dicom.profile import profile_path, values_of, write_profile
+
+    folder = Path(reference).expanduser().absolute().parent
+    results: dict[str, Any] = {}
+    code = Exit.ALL_WELL
+    for name in nodes:
+        try:
+            learnt = learn(site, name, row)
+        except PrefectDicomError as error:
+            if not as_json:
+                output.print(f"[bold]{name}[/]: nothing was learnt", soft_wrap=True)
+                print_error(error)
+            results[name] = {"error": error.code}
+            code = Exit.NOT_ALL
+            continue
+        path = profile_path(folder, name)
+        try:
+            write_profile(path, learnt.profile, datetime.now(UTC))
+        except OSError as error:
+            fault = f"cannot be written ({error.strerror}); let this user write there"
+            raise ConfigurationError(str(path), [fault]) from None
+        results[name] = {
+            "profile": values_of(learnt.profile),
+            "file": str(path),
+            "requests": learnt.requests,
+            "instances": learnt.instances,
+            "notes": learnt.notes,
+        }
+        if not as_json:
+            _print_learnt(name, learnt, path)
+    if as_json:
+        print(json.dumps(results, indent=1))
+    return code
+
+
+def _print_learnt(name: str, learnt: Learnt, path: Path) -> None:
+    from prefect_dicom.profile import in_words
+
+    table = Table(title=f"What {name} does", title_justify="left")
+    table.add_column("key", no_wrap=True)
+    table.add_column("value")
+    table.add_column("means")
+    for key, value, meaning in in_words(learnt.profile):
+        table.add_row(Text(key), Text(value), Text(meaning))
+    output.print(table)
+    for note in learnt.notes:
+        output.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
+    asked = counted(learnt.requests, "request")
+    output.print(
+        f"Learnt by {asked} and {counted(learnt.instances, 'instance')}, thrown away; runs use "
+        f"it from now on: {path}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_finding(finding: Finding, part_before: str) -> None:
+    mark, style = ("FAIL", "bold red") if not finding.ok else ("ok", "green")
+    if finding.ok and finding.advice:
+        mark, style = "note", "yellow"
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=12, overflow="fold")
+    line.add_column(width=4)
+    line.add_column()
+    part = finding.part if finding.part != part_before else ""
+    words = f"{finding.check}: {finding.words}" if finding.words else finding.check
+    line.add_row(Text(part, style="bold"), Text(mark, style=style), Text(words))
+    for advice in finding.advice.splitlines():
+        line.add_row("", "", Text(advice, style="" if finding.ok else "bold"))
+    output.print(line)

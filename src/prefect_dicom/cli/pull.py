@@ -1,0 +1,166 @@
+"""The commands that pull: ``pull``, ``rerun``, ``archive-new`` and ``demo``."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from prefect_dicom.cli.app import (
+    DEFAULT_SITE,
+    CohortName,
+    Exit,
+    JsonOption,
+    SiteOption,
+    app,
+    check_known,
+    output,
+)
+from prefect_dicom.cli.running import run_flow, site_of
+from prefect_dicom.cli.standing import show, show_estimate
+from prefect_dicom.configuration import ledger_url
+from prefect_dicom.reasons import REASONS
+
+
+@app.command(sort_key=3)
+def pull(
+    cohort: Annotated[Path, Parameter(help="CSV, XLSX or Parquet list, or a definition in YAML.")],
+    /,
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    node: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="PACS node to ask, if there are several; repeated, a node to ask instead where "
+            "those before have no answer or cannot deliver.",
+            show_default=False,
+        ),
+    ] = (),
+    every_node: Annotated[
+        bool, Parameter(help="Ask each of several nodes for every row.", show_default=False)
+    ] = False,
+    name: Annotated[str | None, Parameter(help="A name for the cohort.")] = None,
+    dry_run: Annotated[
+        bool, Parameter(help="Only find the studies, and say what pulling them would take.")
+    ] = False,
+    json_: JsonOption = False,
+) -> int:
+    """Pull every study of a cohort file into the archive.
+
+    Columns by DICOM keyword or plain name: PatientID, AccessionNumber, StudyInstanceUID,
+    StudyDate (or a range), Modality, StudyDescription. Each row needs a PatientID, an
+    AccessionNumber or a StudyInstanceUID. A definition (docs/cohorts.md) has filters for studies
+    and series as well, and may do without a list. Running it again moves only what is missing.
+    """
+    from prefect_dicom.registration import register_cohort
+
+    settings = site_of(site)
+    known = register_cohort(settings, cohort, node, name, every_node=every_node)
+
+    def flow() -> Any:
+        from prefect_dicom.flows import pull_cohort
+
+        return pull_cohort(
+            str(cohort), site, list(node) or None, name, dry_run, every_node, return_state=True
+        )
+
+    return run_flow(settings, site, known, flow, json_, show_estimate if dry_run else show)
+
+
+@app.command(sort_key=5)
+def rerun(
+    cohort: CohortName,
+    /,
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    reason: Annotated[
+        tuple[str, ...], Parameter(help="Only failures with this code.", show_default=False)
+    ] = (),
+    node: Annotated[
+        tuple[str, ...], Parameter(help="Only studies of this node.", show_default=False)
+    ] = (),
+    line: Annotated[
+        tuple[int, ...], Parameter(help="Only this line of the cohort file.", show_default=False)
+    ] = (),
+    json_: JsonOption = False,
+) -> int:
+    """Go on with a cohort: what was interrupted, and what failed and can be retried.
+
+    Without filters everything that is not permanent. With `--reason` exactly these failures,
+    permanent ones too. An option may be repeated. Only missing instances are asked for.
+    """
+    from prefect_dicom.ledger import Ledger
+
+    settings = site_of(site)
+    check_known("--reason", reason, REASONS)
+    check_known("--node", node, settings.nodes)
+    with Ledger.open(ledger_url(settings)) as ledger:
+        known = ledger.cohort(cohort)
+
+    def flow() -> Any:
+        from prefect_dicom.flows import rerun_failed
+
+        return rerun_failed(known.name, site, reason, node, line, return_state=True)
+
+    return run_flow(settings, site, known, flow, json_, show)
+
+
+@app.command(sort_key=3.5)
+def archive_new(
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    node: Annotated[str | None, Parameter(help="PACS node to ask, if there are several.")] = None,
+    days: Annotated[int, Parameter(help="How many days to look back, up to yesterday.")] = 7,
+    json_: JsonOption = False,
+) -> int:
+    """Archive every study of the last days; what is archived already is not asked for.
+
+    Looking back further than to yesterday finds what has reached the PACS late. Each day it is
+    another cohort, with a report of its own.
+    """
+    from prefect_dicom.registration import register_new
+
+    settings = site_of(site)
+    known = register_new(settings, node, date.today(), days)
+
+    def flow() -> Any:
+        from prefect_dicom.flows import archive_new
+
+        return archive_new(site, node, days, return_state=True)
+
+    return run_flow(settings, site, known, flow, json_, show)
+
+
+@app.command(sort_key=1)
+def demo(
+    folder: Annotated[Path, Parameter(help="Where the demo lives.")] = Path("demo"),
+    /,
+    *,
+    studies: Annotated[int, Parameter(help="Studies to generate.")] = 12,
+) -> int:
+    """See it work in a minute: a small PACS on this machine, a cohort, a local archive.
+
+    Generates studies of several modalities, starts a PACS that holds them on loopback, pulls
+    them with the real flow, and pulls them again to show that nothing moves. Needs nothing but
+    Python.
+    """
+    from prefect_dicom.testing.demo import prepared_demo
+
+    with prepared_demo(folder, studies) as ready:
+        output.print(f"A PACS with {ready.instances} instances listens on port {ready.port}.")
+        output.print(f"[bold]prefect-dicom pull {ready.cohort} --site {ready.site}[/]\n")
+        first = pull(ready.cohort, site=str(ready.site))
+        if first != Exit.ALL_WELL:
+            return first
+        sent = ready.requests()
+        output.print("\n[bold]The same again[/]: nothing is asked for, nothing moves.\n")
+        second = pull(ready.cohort, site=str(ready.site))
+        moved = ready.requests() - sent
+        output.print(
+            f"\nRequests the PACS saw in the first pull: {sent}; in the second: {moved}."
+            f"\nEverything lies in {folder}: site.yaml, cohort.csv, archive/, reports/, ledger."
+            "\nNext: copy site.yaml, enter your PACS, and run `prefect-dicom doctor`."
+        )
+    return second if not moved else Exit.UNEXPECTED

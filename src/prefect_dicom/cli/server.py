@@ -1,0 +1,70 @@
+"""The commands ``up`` and ``down``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from prefect_dicom.cli.app import DEFAULT_SITE, Exit, SiteOption, app, console, output
+from prefect_dicom.configuration import Site, load_site
+from prefect_dicom.errors import (
+    ConfigurationError,
+)
+
+
+@app.command(sort_key=11)
+def up(
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    port: Annotated[
+        int | None,
+        Parameter(help="Port on loopback; 4200 or another free one, and then always that."),
+    ] = None,
+) -> int:
+    """Start a Prefect server of this site's own in the background, for a machine without one.
+
+    With a worker, and with all flows deployed. Twice is as good as once; run it again when the
+    site file has changed. It keeps its database and logs in `prefect-server` beside the ledger.
+    `pull` and `rerun` use it where PREFECT_API_URL is not set. Stop it with `down`.
+    """
+    from prefect_dicom.server import LocalServer
+
+    _refuse_block(site, "up")
+    local = LocalServer.of(load_site(site))
+    with console.status("Starting Prefect's server: half a minute, the first time longer"):
+        local.up(Path(site).expanduser(), port)
+    print_server(load_site(site))
+    output.print(f"Logs: {local.logs}", markup=False, soft_wrap=True)
+    return Exit.ALL_WELL
+
+
+@app.command(sort_key=12)
+def down(*, site: SiteOption = DEFAULT_SITE) -> int:
+    """Stop the Prefect server that `up` started, its worker and the runs of that worker.
+
+    Runs end as by Ctrl-C: nothing is lost, `rerun` goes on.
+    """
+    from prefect_dicom.server import LocalServer
+
+    _refuse_block(site, "down")
+    with console.status("Ending what is under way"):
+        stopped = LocalServer.of(load_site(site)).down()
+    output.print("Stopped." if stopped else "It did not run.")
+    return Exit.ALL_WELL
+
+
+def _refuse_block(site: str, command: str) -> None:
+    if site.startswith("block:"):
+        fault = f"{command}: a block lies in a Prefect server already; name a site file"
+        raise ConfigurationError("command line", [fault])
+
+
+def print_server(site: Site) -> None:
+    """How the server is that `up` has started; nothing where it never did."""
+    from prefect_dicom.server import LocalServer
+
+    words = LocalServer.of(site).in_words()
+    if words:
+        output.print(words, markup=False, soft_wrap=True)

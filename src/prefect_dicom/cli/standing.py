@@ -1,0 +1,217 @@
+"""Where a cohort stands, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from prefect_dicom.cli.app import DEFAULT_SITE, Exit, counted, output
+from prefect_dicom.configuration import Site
+from prefect_dicom.courtesy import state_in_words
+from prefect_dicom.reasons import REASONS
+
+if TYPE_CHECKING:
+    from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Totals
+
+
+def print_windows(site: Site, nodes: Iterable[str]) -> None:
+    """What the windows of nodes say now, where they have some."""
+    for words in windows(site, nodes).values():
+        output.print(words, markup=False, soft_wrap=True)
+
+
+def windows(site: Site, nodes: Iterable[str]) -> dict[str, str]:
+    """The same by name of the node."""
+    now = datetime.now(UTC)
+    return {
+        name: f"node {name}: " + state_in_words(courtesy, now, site.asked(name).limits.associations)
+        for name in nodes
+        if name in site.nodes and (courtesy := site.nodes[name].courtesy) is not None
+    }
+
+
+def hands(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
+    """What people want of a cohort's runs, and what these do, as a result."""
+    return {
+        "paused": cohort.paused,
+        "priority": cohort.priority,
+        "runs": [
+            {
+                "number": run.number,
+                "kind": run.kind,
+                "started_at": run.started_at.isoformat(timespec="seconds"),
+                "waits": run.paused_at is not None,
+                "cancelled": run.cancelled,
+                "waits_for": run.waits,
+            }
+            for run in runs
+        ],
+    }
+
+
+def hands_in_words(cohort: Cohort, runs: Collection[LivingRun]) -> str:
+    """The same for people."""
+    words = ["paused"] if cohort.paused else []
+    if cohort.priority:
+        words.append(f"priority {cohort.priority}")
+    ending = sum(run.cancelled for run in runs)
+    waiting = sum(run.paused_at is not None and not run.cancelled for run in runs)
+    states = (
+        (len(runs) - ending - waiting, "under way"),
+        (waiting, "waiting to be resumed"),
+        (ending, "ending"),
+    )
+    words += [f"{counted(number, 'run')} {state}" for number, state in states if number]
+    words += dict.fromkeys(run.waits for run in runs if run.waits)
+    return ", ".join(words if runs else [*words, "no run under way"])
+
+
+def print_how_to_go_on(cohort: Cohort, reference: str) -> None:
+    option = "" if reference == DEFAULT_SITE else f" --site {reference}"
+    verb = "resume" if cohort.paused else "rerun"
+    output.print(
+        f"Go on with: prefect-dicom {verb} {cohort.name}{option}", markup=False, soft_wrap=True
+    )
+
+
+def show(
+    site: Site,
+    reference: str,
+    ledger: Ledger,
+    cohort: Cohort,
+    as_json: bool,
+    error: BaseException | None = None,
+) -> int:
+    """Where a cohort stands, and what to do next; the exit code says whether all is archived.
+
+    Parameters
+    ----------
+    reference : str
+        How the user named the site.
+    error : BaseException, optional
+        What the run has ended by, which is shown behind it.
+    """
+    from prefect_dicom.report import (
+        CANDIDATES,
+        REPORT,
+        RESULTS,
+        in_words,
+        reason_table,
+        unarchived_rows,
+    )
+
+    totals = ledger.totals(cohort.number)
+    reasons = reason_table(ledger.verdicts(cohort.number))
+    folder = site.reports / cohort.name
+    missing = unarchived_rows(totals)
+    notes = ledger.notes(cohort.number)
+    # As it stands now: somebody may have paused it since the run began.
+    cohort, runs = ledger.cohort(cohort.name), ledger.runs_under_way(cohort.number)
+    code = Exit.NOT_ALL if missing else Exit.ALL_WELL
+    if as_json:
+        result = figures(cohort, totals) | hands(cohort, runs)
+        result |= {"reasons": reasons, "reports": str(folder)}
+        result["notes"] = [{"node": node, "words": words} for node, words in notes]
+        result["windows"] = list(windows(site, cohort.nodes).values())
+        if error is not None:
+            result["error"] = getattr(error, "code", "unexpected")
+        print(json.dumps(result, indent=1))
+        return code
+    table = Table(title=f"Cohort {cohort.number}: {cohort.name}", title_justify="left")
+    table.add_column("rows", justify="right")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("reason", no_wrap=True)
+    table.add_column("what to do")
+    for row in reasons:
+        table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
+    output.print(table)
+    output.print(in_words(totals), markup=False, soft_wrap=not output.is_terminal)
+    if runs or cohort.paused or cohort.priority:
+        output.print(f"{hands_in_words(cohort, runs)}.".capitalize(), soft_wrap=True)
+    print_windows(site, cohort.nodes)
+    for node, words in notes:
+        output.print(f"Noted of {node}: {words}.", markup=False, soft_wrap=True)
+    if (folder / REPORT).exists():
+        output.print(f"The whole of it: {folder / REPORT}", markup=False, soft_wrap=True)
+    if (folder / RESULTS).exists():
+        output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
+    if (folder / CANDIDATES).exists():
+        output.print(f"To choose from: {folder / CANDIDATES}", markup=False, soft_wrap=True)
+    if missing and (cohort.paused or not runs):
+        print_how_to_go_on(cohort, reference)
+    return code
+
+
+def show_estimate(
+    site: Site,
+    reference: str,
+    ledger: Ledger,
+    cohort: Cohort,
+    as_json: bool,
+    error: BaseException | None = None,
+) -> int:
+    """What pulling a cohort would take; the exit code says whether all of its rows were found."""
+    from prefect_dicom.display import estimate_in_words
+    from prefect_dicom.estimate import ESTIMATE, estimate_pull
+    from prefect_dicom.report import RESULTS, bytes_in_words
+
+    estimate = estimate_pull(ledger, cohort, site)
+    folder = site.reports / cohort.name
+    code = Exit.NOT_ALL if estimate.unfound_rows else Exit.ALL_WELL
+    if as_json:
+        result = {
+            "cohort": cohort.name,
+            "number": cohort.number,
+            "node": cohort.node,
+            "nodes": [*cohort.nodes],
+        }
+        result |= estimate.as_result() | {"reports": str(folder)}
+        if error is not None:
+            result["error"] = getattr(error, "code", "unexpected")
+        print(json.dumps(result, indent=1))
+        return code
+    table = Table(title=f"Cohort {cohort.number}: {cohort.name}, a dry run", title_justify="left")
+    table.add_column("modality", no_wrap=True)
+    for name in ("studies", "series", "instances", "size", "an instance"):
+        table.add_column(name, justify="right")
+    table.add_column("its size", no_wrap=True)
+    for share in (*estimate.shares, estimate.total):
+        if share is estimate.total:
+            table.add_section()
+        table.add_row(
+            share.modality,
+            *(f"{number:,}" for number in (share.studies, share.series, share.instances)),
+            bytes_in_words(share.size_bytes),
+            bytes_in_words(share.instance_bytes),
+            "" if share is estimate.total else "as archived before" if share.learned else "assumed",
+        )
+    output.print(table)
+    for (word, reason), count in estimate.rows.most_common():
+        what = f": {REASONS[reason].meaning} {REASONS[reason].what_to_do}" if reason else ""
+        output.print(f"{counted(count, 'row')} {word}{what}", markup=False, soft_wrap=True)
+    output.print(estimate_in_words(estimate), markup=False, soft_wrap=not output.is_terminal)
+    if (folder / RESULTS).exists():
+        output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
+        output.print(f"This table: {folder / ESTIMATE}.csv", markup=False, soft_wrap=True)
+    return code
+
+
+def figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
+    """Where a cohort stands, as a result."""
+    return {
+        "cohort": cohort.name,
+        "number": cohort.number,
+        "node": cohort.node,
+        "nodes": [*cohort.nodes],
+        "rows": {str(v): n for v, n in totals.rows.items() if n},
+        "studies": {str(s): n for s, n in totals.studies.items() if n},
+        "expected_instances": totals.expected,
+        "archived_instances": totals.stored,
+        "size_bytes": totals.size_bytes,
+        "unproved": dict(totals.unproved.most_common()),
+        "evidence": {str(e): n for e, n in totals.evidence.items() if n},
+    }

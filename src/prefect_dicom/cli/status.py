@@ -1,0 +1,123 @@
+"""The commands that tell: ``status``, ``report``, ``explain``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.markdown import Markdown
+
+from prefect_dicom.cli.app import (
+    DEFAULT_SITE,
+    CohortName,
+    Exit,
+    JsonOption,
+    SiteOption,
+    app,
+    check_known,
+    console,
+    output,
+)
+from prefect_dicom.cli.running import site_of
+from prefect_dicom.cli.server import print_server
+from prefect_dicom.cli.standing import figures, hands, hands_in_words, print_windows, show
+from prefect_dicom.configuration import ledger_url
+from prefect_dicom.reasons import REASONS
+
+
+@app.command(sort_key=4)
+def status(
+    cohort: Annotated[str | None, Parameter(help="Name or number of a cohort.")] = None,
+    /,
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    json_: JsonOption = False,
+) -> int:
+    """Show where cohorts stand: all in a line each, or one with its verdicts by reason.
+
+    Of one cohort the exit code says whether all its rows are archived. Without one, and where
+    `up` has started a server, it says how that is, too.
+    """
+    from prefect_dicom.ledger import Ledger
+    from prefect_dicom.report import in_words
+
+    settings = site_of(site)
+    with Ledger.open(ledger_url(settings)) as ledger:
+        if cohort is not None:
+            return show(settings, site, ledger, ledger.cohort(cohort), json_)
+        lines = [
+            (known, ledger.totals(known.number), ledger.runs_under_way(known.number))
+            for known in ledger.cohorts()
+        ]
+    if json_:
+        results = [figures(known, totals) | hands(known, runs) for known, totals, runs in lines]
+        print(json.dumps(results, indent=1))
+        return Exit.ALL_WELL
+    for known, totals, runs in lines:
+        words = (
+            f"{known.number}  [bold]{known.name}[/] ({', '.join(known.nodes)}): {in_words(totals)}"
+        )
+        if runs or known.paused or known.priority:
+            words += f"; {hands_in_words(known, runs)}"
+        output.print(words, soft_wrap=not output.is_terminal)
+    if not lines:
+        console.print("No cohort yet: prefect-dicom pull cohort.csv")
+    print_windows(settings, settings.nodes)
+    print_server(settings)
+    return Exit.ALL_WELL
+
+
+@app.command(sort_key=4.5)
+def report(
+    cohort: CohortName,
+    /,
+    *,
+    with_identifiers: Annotated[
+        bool,
+        Parameter(
+            help="Name patients and studies; a file of its own, for your eyes.", show_default=False
+        ),
+    ] = False,
+    site: SiteOption = DEFAULT_SITE,
+    json_: JsonOption = False,
+) -> int:
+    """Write the report of a cohort: one HTML page that says how far it is and what failed.
+
+    It needs no network, and holds no patient data but with `--with-identifiers`. While a run is
+    under way, and at its end, it is written by itself; the command prints where it is.
+    """
+    from prefect_dicom.ledger import Ledger
+    from prefect_dicom.report.page import write_page
+
+    settings = site_of(site)
+    with Ledger.open(ledger_url(settings)) as ledger:
+        known = ledger.cohort(cohort)
+        # A ledger may be older than the site's name for a node.
+        node = settings.asked(known.node) if known.node in settings.nodes else None
+        path = write_page(
+            ledger,
+            known,
+            settings.reports,
+            courtesy=node and node.courtesy,
+            associations=node.limits.associations if node else 1,
+            with_identifiers=with_identifiers,
+        )
+    print(json.dumps({"report": str(path)}) if json_ else path)
+    return Exit.ALL_WELL
+
+
+@app.command(sort_key=10)
+def explain(code: Annotated[str, Parameter(help="A reason code, like no-match.")], /) -> int:
+    """Tell all there is to say about a reason code: causes by PACS, what to do, and reruns.
+
+    The same as the code's section in docs/reasons.md.
+    """
+    from prefect_dicom.explanations import section
+
+    check_known("CODE", (code,), REASONS)
+    if output.is_terminal:
+        output.print(Markdown(section(code)))
+    else:
+        print(section(code), end="")
+    return Exit.ALL_WELL

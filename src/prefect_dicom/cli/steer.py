@@ -1,0 +1,135 @@
+"""The commands that steer runs: ``pause``, ``resume``, ``cancel``, ``prioritise``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from prefect_dicom.cli.app import (
+    DEFAULT_SITE,
+    CohortName,
+    Exit,
+    JsonOption,
+    SiteOption,
+    app,
+    output,
+)
+from prefect_dicom.cli.running import site_of
+from prefect_dicom.cli.standing import hands, hands_in_words, print_how_to_go_on
+from prefect_dicom.configuration import ledger_url
+
+if TYPE_CHECKING:
+    from prefect_dicom.ledger import Cohort, Ledger, LivingRun
+
+
+@app.command(sort_key=5)
+def pause(
+    cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
+) -> int:
+    """Let the runs of a cohort ask for nothing until it is resumed, on whatever host they are.
+
+    Waits until they have heard, which takes seconds: requests under way are cancelled, what has
+    arrived is kept. A run that begins while the cohort is paused ends at once.
+    """
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        ledger.pause(known.number)
+
+    def is_heard(runs: Collection[LivingRun]) -> bool:
+        return all(run.paused_at is not None for run in runs)
+
+    return _steer(site, cohort, json_, wish, is_heard)
+
+
+@app.command(sort_key=5)
+def resume(
+    cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
+) -> int:
+    """Let the runs of a paused cohort go on from where they are."""
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        ledger.resume(known.number)
+
+    def is_heard(runs: Collection[LivingRun]) -> bool:
+        return all(run.paused_at is None for run in runs)
+
+    return _steer(site, cohort, json_, wish, is_heard)
+
+
+@app.command(sort_key=5)
+def cancel(
+    cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
+) -> int:
+    """End the runs of a cohort that are under way, on whatever host they are.
+
+    Waits until they have ended, which takes seconds. What has arrived is kept, and `rerun` goes
+    on from there.
+    """
+    told: set[int] = set()
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        told.update(ledger.cancel(known.number))
+
+    def is_heard(runs: Collection[LivingRun]) -> bool:
+        return not told & {run.number for run in runs}
+
+    return _steer(site, cohort, json_, wish, is_heard)
+
+
+@app.command(sort_key=5)
+def prioritise(
+    cohort: CohortName,
+    priority: Annotated[int, Parameter(help="Any number; without one a cohort has 0.")],
+    /,
+    *,
+    site: SiteOption = DEFAULT_SITE,
+    json_: JsonOption = False,
+) -> int:
+    """Let the runs of a cohort come before or behind those of others that ask the same node.
+
+    Where the node's associations do not suffice for all, those of higher numbers have them first.
+    """
+
+    def wish(ledger: Ledger, known: Cohort) -> None:
+        ledger.prioritise(known.number, priority)
+
+    return _steer(site, cohort, json_, wish, lambda runs: True)
+
+
+_HEARD_SECONDS = 30.0
+
+
+def _steer(
+    reference: str,
+    cohort: str,
+    as_json: bool,
+    wish: Callable[[Ledger, Cohort], None],
+    is_heard: Callable[[Collection[LivingRun]], bool],
+) -> int:
+    """Write a wish into the ledger, wait until the runs have heard it, and say where it stands."""
+    from prefect_dicom.ledger import Ledger
+    from prefect_dicom.report import unarchived_rows
+
+    with Ledger.open(ledger_url(site_of(reference))) as ledger:
+        known = ledger.cohort(cohort)
+        wish(ledger, known)
+        deadline = time.monotonic() + _HEARD_SECONDS
+        while not (heard := is_heard(runs := ledger.runs_under_way(known.number))):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.2)
+        known = ledger.cohort(known.name)
+        left = unarchived_rows(ledger.totals(known.number))
+    if as_json:
+        print(json.dumps({"cohort": known.name, **hands(known, runs), "heard": heard}, indent=1))
+    else:
+        output.print(f"Cohort {known.number}: {hands_in_words(known, runs)}.", soft_wrap=True)
+        if not heard:
+            output.print("Not all of them have heard of it yet: look at `status` again.")
+        if left and (not runs or known.paused):
+            print_how_to_go_on(known, reference)
+    return Exit.ALL_WELL if heard else Exit.NOT_ALL
