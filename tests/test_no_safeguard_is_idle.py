@@ -62,7 +62,7 @@ SAFEGUARDS = {
         ("test_every_archive_keeps_the_same_protocol.py",),
     ),
     "counts of series": Safeguard(
-        "retrieval.py",
+        "work.py",
         {"return bool(self.short()) or self.contradicts_counts": "return False"},
         ("test_completeness_is_judged_by_the_best_evidence.py",),
     ),
@@ -72,7 +72,7 @@ SAFEGUARDS = {
         ("test_completeness_is_judged_by_the_best_evidence.py",),
     ),
     "objects of series that are not listed": Safeguard(
-        "retrieval.py",
+        "work.py",
         {"return self.series is None or key.series_instance_uid in self.series": "return True"},
         ("test_completeness_is_judged_by_the_best_evidence.py",),
     ),
