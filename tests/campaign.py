@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import pytest
@@ -63,6 +63,15 @@ def subset(cases: Iterable[T], of: Sequence[T] | int) -> list:
         case if case in of else pytest.param(case, marks=pytest.mark.whole_campaign)
         for case in cases
     ]
+
+
+def only_in(section: str) -> Callable[[T], T]:
+    """Mark a test of a section of the campaign that runs with --campaign only."""
+
+    def mark(test: T) -> T:
+        return pytest.mark.whole_campaign(pytest.mark.campaign(section)(test))
+
+    return mark
 
 
 @pytest.fixture

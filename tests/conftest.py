@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import peers
 import pytest
 import sites
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 pytest_plugins = ["campaign"]
 
@@ -25,6 +28,25 @@ def _starts_prefect(item: pytest.Item) -> bool:
     return bool(rigs) or "prefect_harness" in item.fixturenames
 
 
+class ByFile(LoadFileScheduling):
+    """A file of tests is run by one process; those that share Prefect's server, by the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "prefect" if _shares_prefect(file) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile | None:
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@cache
+def _shares_prefect(file: str) -> bool:
+    text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    return re.search(r"\bprefect_(harness|url)\b", text) is not None
+
+
 @pytest.fixture(scope="session")
 def prefect_harness() -> Iterator[None]:
     """Prefect's own server for tests, with a database of its own; it takes 20 s to start."""
@@ -32,6 +54,14 @@ def prefect_harness() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def prefect_url(prefect_harness: None) -> str:
+    """The address of that server, for commands: they begin sooner than with one of their own."""
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from commands import CommandLine
-from prefect_server import PrefectServer
 from sites import Place, site_around
 
 from prefect_dicom.cli import Exit
@@ -18,10 +17,9 @@ from prefect_dicom.testing.generate import tiny_objects
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[dict[str, str]]:
-    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
-        yield {"PREFECT_API_URL": server.url}
+@pytest.fixture
+def server(prefect_url) -> dict[str, str]:
+    return {"PREFECT_API_URL": prefect_url}
 
 
 @pytest.fixture

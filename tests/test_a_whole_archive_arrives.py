@@ -19,6 +19,7 @@ import peers
 import postgres
 import pytest
 import yaml
+from campaign import only_in, subset
 from radosgw import rados_gateway  # noqa: F401 - a fixture
 
 from prefect_dicom.configuration import DirectoryArchive, S3Archive, load_site
@@ -64,7 +65,8 @@ def test_orthanc_by_c_get_into_a_directory_with_the_ledger_in_postgresql(
     _arrives(tmp_path, orthanc, RetrieveMethod.C_GET, port, held_by_orthanc, corpus_small, url=url)
 
 
-@pytest.mark.parametrize("retrieve", list(RetrieveMethod))
+@pytest.mark.campaign("real archives")
+@pytest.mark.parametrize("retrieve", subset(RetrieveMethod, [RetrieveMethod.C_MOVE]))
 def test_dcmqrscp_that_takes_compressed_objects(
     tmp_path, new_archive, corpus_small, port, retrieve
 ):
@@ -97,6 +99,7 @@ def _arrives(folder, peer, retrieve, port, held, files, archive=None, url=None):
     return result
 
 
+@only_in("real archives")
 def test_a_pull_killed_in_the_middle_is_completed_by_rerun_with_only_what_is_missing(
     tmp_path, new_archive, corpus_small, port
 ):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from campaign import only_in
 from prefect import Flow
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings.legacy import _get_settings_fields
@@ -171,8 +172,7 @@ def installed(clone, tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.whole_campaign
-@pytest.mark.campaign("operations")
+@only_in("operations")
 def test_a_schedule_fires_on_a_worker_of_the_wheel_as_deployed_from_a_clean_clone(
     clone, installed, tmp_path
 ):

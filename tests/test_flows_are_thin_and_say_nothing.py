@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from campaign import only_in
 from prefect.client.orchestration import get_client
 from prefect.states import State
 from sites import Place, site_around, study, until
@@ -153,6 +154,7 @@ def test_rows_that_fail_make_a_run_partial_and_a_rerun_completes_it(place):
     place.audit()
 
 
+@only_in("operations")
 def test_a_rerun_takes_only_the_failures_it_is_told_to(place):
     rows = [{"PatientID": "00000000"}, {"PatientID": "99999999"}]
     assert run_pull(place, rows).name == "Partial"
@@ -193,6 +195,7 @@ def test_everything_new_is_a_cohort_like_any_other(place):
     assert "1 of 1 studies" in state.message
 
 
+@only_in("operations")
 def test_a_rerun_without_a_cohort_goes_on_with_all_that_have_something_left(place):
     first, second, _ = place.pacs.holdings.study_instance_uids()
     place.pacs.script.append(Behaviour("move.drop_instances", instances=1, study=first))
@@ -204,8 +207,7 @@ def test_a_rerun_without_a_cohort_goes_on_with_all_that_have_something_left(plac
     assert state.message == "1 cohorts archived as a whole, 0 with rows left"
 
 
-@pytest.mark.whole_campaign
-@pytest.mark.campaign("operations")
+@only_in("operations")
 def test_what_keeps_one_cohort_from_its_end_keeps_no_other(place, monkeypatch):
     first, second, third = place.pacs.holdings.study_instance_uids()
     for path in (other_cohort(place, first), other_cohort(place, second, third)):
@@ -223,6 +225,7 @@ def test_what_keeps_one_cohort_from_its_end_keeps_no_other(place, monkeypatch):
         assert [ledger.totals(n).rows[Verdict.ARCHIVED] for n in (1, 2)] == [0, 2]
 
 
+@only_in("operations")
 def test_verification_without_a_cohort_is_of_all_that_is_archived(place):
     run_pull(place)
     state = verify_archive(site=str(place.file), return_state=True)
@@ -255,6 +258,7 @@ def test_a_pacs_that_refuses_connections_is_asked_again_when_its_clock_says_so(p
     assert attempts == [1, 2, 3]
 
 
+@only_in("operations")
 def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypatch, logged):
     with_waits(place, 0.2, 0.2)
     descriptions = []
@@ -278,6 +282,7 @@ def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypat
     assert rerun_failed("1", str(place.file), return_state=True).name == "Completed"
 
 
+@only_in("operations")
 def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path, logged):
     a, b, c = ([stored] for stored in tiny_objects(3, instances=1))
     rejects = [Behaviour("assoc.reject", result=1, source=1, reason=7)]
@@ -322,6 +327,7 @@ def test_what_a_person_must_change_is_not_tried_again(place, monkeypatch):
     assert attempts == [1]
 
 
+@only_in("operations")
 def test_chunks_of_all_passes_have_different_numbers(place, logged):
     with_waits(place, 0.01)
     uids = place.pacs.holdings.study_instance_uids()
@@ -366,6 +372,7 @@ def slowly(place: Place) -> None:
     place.pacs.script.append(Behaviour("net.slow", service="C-GET", seconds=0.5))
 
 
+@only_in("operations")
 def test_a_run_that_is_told_to_end_is_cancelled_and_a_rerun_goes_on(place, logged):
     slowly(place)
     with somebody(place, lambda ledger: ledger.cancel(1)):
@@ -446,8 +453,7 @@ def test_a_run_that_fails_gives_the_nodes_limit_back(place, limit):
     assert active_slots(limit) == 0
 
 
-@pytest.mark.whole_campaign
-@pytest.mark.campaign("operations")
+@only_in("operations")
 def test_a_limit_that_is_not_in_force_keeps_nobody(place, limit):
     set_limit(limit, 1, active=False)
     assert run_pull(place).name == "Completed"

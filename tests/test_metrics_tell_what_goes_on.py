@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from campaign import only_in
 from commands import CommandLine
 from peers import free_port
 from prometheus_client.openmetrics.parser import (
@@ -252,8 +253,7 @@ def test_a_run_that_dies_over_its_requests_is_counted(tmp_path):
         assert Scrape(port)("runs") == 1
 
 
-@pytest.mark.campaign("operations")
-@pytest.mark.whole_campaign
+@only_in("operations")
 @pytest.mark.timeout(600)
 def test_a_flow_is_scraped_while_it_goes_on(tmp_path):
     seen: list[Scrape] = []

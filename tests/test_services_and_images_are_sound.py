@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from campaign import only_in
 from prefect_server import PrefectServer
 from sites import until
 
@@ -196,8 +197,7 @@ deployments:
 """
 
 
-@pytest.mark.campaign("operations")
-@pytest.mark.whole_campaign
+@only_in("operations")
 @pytest.mark.timeout(600)
 def test_prefect_is_told_how_a_run_ended_when_its_worker_is_stopped(tmp_path):
     (tmp_path / "waiting.py").write_text(FLOW)
@@ -282,8 +282,7 @@ def test_what_the_image_is_made_of_is_in_its_context_and_nothing_else_is():
         assert not any(fnmatch(private, pattern) for pattern in let_in)
 
 
-@pytest.mark.campaign("operations")
-@pytest.mark.whole_campaign
+@only_in("operations")
 @pytest.mark.timeout(1800)
 def test_the_images_steps_make_a_prefect_dicom_that_runs(tmp_path):
     source = tmp_path / "source"

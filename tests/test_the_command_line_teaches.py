@@ -10,12 +10,11 @@ import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from campaign import only_in
 from commands import CommandLine
-from prefect_server import PrefectServer
 from sites import site_around, until
 
 from prefect_dicom.cli import Exit
@@ -56,11 +55,10 @@ def home(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[dict[str, str]]:
+@pytest.fixture
+def server(prefect_url) -> dict[str, str]:
     """The address of a Prefect server: commands need none, and begin sooner with one."""
-    with PrefectServer(tmp_path_factory.mktemp("prefect")) as server:
-        yield {"PREFECT_API_URL": server.url}
+    return {"PREFECT_API_URL": prefect_url}
 
 
 @pytest.fixture
@@ -302,6 +300,7 @@ def pull_in_its_middle(command, **variables):
         hold.set()
 
 
+@only_in("operations")
 def test_a_pull_that_ctrl_c_has_ended_is_completed_by_a_rerun(command, server):
     # Without a server of its own it has embedded one, which gets the signal as well.
     with pull_in_its_middle(command) as (place, process):
@@ -334,6 +333,7 @@ def test_a_terminated_pull_ends_in_order_too(command, server):
             assert ledger.live_claims() == []
 
 
+@only_in("operations")
 def test_a_pull_can_be_paused_and_cancelled_from_anywhere(command, server):
     with pull_in_its_middle(command, **server) as (place, process):
         paused = command("pause", "1")

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -70,18 +72,33 @@ def stays(place: Place, entry: Quarantined) -> tuple[str, str]:
     return answer.trouble.code, answer.trouble.detail
 
 
-@pytest.fixture
-def place(tmp_path):
+def two_studies(folder: Path) -> AbstractContextManager[Place]:
     """Two studies of three instances; the PACS keeps the last one of the first to itself."""
     keep = Behaviour("move.drop_instances", instances=[LATE.sop_instance_uid])
-    with site_around(tmp_path, OBJECTS, script=[keep], retrieve="c-get") as place:
+    return site_around(folder, OBJECTS, script=[keep], retrieve="c-get")
+
+
+@pytest.fixture
+def place(tmp_path):
+    with two_studies(tmp_path) as place:
         yield place
 
 
+@pytest.fixture(scope="module")
+def what_a_pull_leaves(tmp_path_factory):
+    """The folder of such a site when its run has ended, to be copied: waiting takes seconds."""
+    folder = tmp_path_factory.mktemp("pulled")
+    with two_studies(folder) as place:
+        place.pull()
+    # Each of those that take it has one of its own.
+    place.file.unlink()
+    return folder
+
+
 @pytest.fixture
-def pulled(place):
+def pulled(place, what_a_pull_leaves):
     """As far as it goes: one study is archived, the other failed for what is missing."""
-    place.pull()
+    shutil.copytree(what_a_pull_leaves, place.folder, dirs_exist_ok=True)
     assert sorted(place.reasons()) == [("archived", None), ("failed", "instances-missing")]
     return place
 
