@@ -41,13 +41,15 @@ def goes_on_to_the_end(place: Place, studies: int = 1) -> None:
 
 @pytest.mark.campaign("crash: kill")
 @pytest.mark.parametrize(
-    ("retrieve", "answers"),
+    "case",
     subset(
         [("c-move", 0), ("c-move", 3), ("c-move", INSTANCES), ("c-get", 0), ("c-get", 3)],
         [("c-move", 3), ("c-get", 0)],
     ),
+    ids=str,
 )
-def test_killed_while_a_study_arrives(tmp_path, retrieve, answers):
+def test_killed_while_a_study_arrives(tmp_path, case):
+    retrieve, answers = case
     service, hold = SERVICES[retrieve], threading.Event()
     stall = Behaviour("net.stall_after", answers=answers, hold=hold, service=service, on_request=1)
     objects = list(tiny_objects(1, instances=INSTANCES))
@@ -109,10 +111,9 @@ def test_killed_between_two_studies_of_a_chunk(tmp_path, retrieve):
 
 
 @pytest.mark.campaign("crash: kill")
-@pytest.mark.parametrize(
-    ("retrieve", "committed"), subset([("c-move", True), ("c-get", False)], [("c-move", True)])
-)
-def test_killed_while_an_object_is_uploaded(tmp_path, bucket, retrieve, committed):
+@pytest.mark.parametrize("case", subset([("c-move", True), ("c-get", False)], [("c-move", True)]))
+def test_killed_while_an_object_is_uploaded(tmp_path, bucket, case):
+    retrieve, committed = case
     bucket.stall("PutObject", skip=3, committed=committed)
     parts = {"archive": {"connections": 1}}
     with site_around(
