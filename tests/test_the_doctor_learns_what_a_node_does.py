@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -593,7 +594,11 @@ def test_a_node_that_cannot_be_asked_is_named_with_its_reason_and_nothing_is_wri
 ):
     place = learnt_place
     place.pacs.close()
-    assert doctor(site=str(place.file), learn=True) == 2
+    with socket.socket() as nobody:
+        # Bound, so that no PACS of another test can have the port, and not listening.
+        nobody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        nobody.bind((place.pacs.host, place.pacs.port))
+        assert doctor(site=str(place.file), learn=True) == 2
     printed = capsys.readouterr()
     assert "nothing was learnt" in printed.out and "(pacs-refused)" in printed.err
     assert not profile_path(place.folder, "pacs").exists()
