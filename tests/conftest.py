@@ -44,7 +44,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile 
 @cache
 def _shares_prefect(file: str) -> bool:
     text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
-    return re.search(r"\bprefect_(harness|url)\b", text) is not None
+    return re.search(r"\bprefect_(harness|api)\b", text) is not None
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +57,11 @@ def prefect_harness() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prefect_url(prefect_harness: None) -> str:
-    """The address of that server, for commands: they begin sooner than with one of their own."""
+def prefect_api(prefect_harness: None) -> dict[str, str]:
+    """The environment of commands that use that server: they begin sooner than with their own."""
     from prefect.settings import PREFECT_API_URL
 
-    return PREFECT_API_URL.value()
+    return {"PREFECT_API_URL": PREFECT_API_URL.value()}
 
 
 @pytest.fixture(scope="session")

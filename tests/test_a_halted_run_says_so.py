@@ -18,11 +18,6 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
-def server(prefect_url) -> dict[str, str]:
-    return {"PREFECT_API_URL": prefect_url}
-
-
-@pytest.fixture
 def command(tmp_path, tmp_path_factory) -> CommandLine:
     return CommandLine(tmp_path, tmp_path_factory.mktemp("home"))
 
@@ -37,9 +32,9 @@ def with_waits(file: Path, *seconds: float) -> None:
     file.write_text(f"{file.read_text()}\nretry_after_seconds: {list(seconds)}\n")
 
 
-def test_a_lacking_permission_is_told_with_its_remedy_and_what_is_left(command, place, server):
+def test_a_lacking_permission_is_told_with_its_remedy_and_what_is_left(command, place, prefect_api):
     place.pacs.script.append(Behaviour("get.disabled", status=0x0124))
-    ended = command("pull", place.cohort(), "--name", "trial", "--json", **server)
+    ended = command("pull", place.cohort(), "--name", "trial", "--json", **prefect_api)
     assert ended.code == Exit.CONFIGURATION
     assert ended.result["error"] == "not-permitted"
     assert ended.result["rows"] == {"pending": 12}
@@ -54,15 +49,15 @@ def test_a_lacking_permission_is_told_with_its_remedy_and_what_is_left(command, 
     assert "pending" in shown.output and "interrupted" in shown.output
 
     place.pacs.script.clear()
-    assert command("rerun", "trial", **server).code == Exit.ALL_WELL
+    assert command("rerun", "trial", **prefect_api).code == Exit.ALL_WELL
     place.audit()
 
 
-def test_a_wait_is_shown_and_then_the_pacs_that_stays_away_is_named(command, place, server):
+def test_a_wait_is_shown_and_then_the_pacs_that_stays_away_is_named(command, place, prefect_api):
     with_waits(place.file, 0.3)
     cohort = place.cohort()
     place.pacs.close()
-    ended = command("pull", cohort, **server)
+    ended = command("pull", cohort, **prefect_api)
     assert ended.code == Exit.NOT_ALL
     assert "node pacs: waiting until" in ended.complaints and "(pacs-refused)" in ended.complaints
     assert "docs/reasons.md#pacs-refused" in ended.complaints

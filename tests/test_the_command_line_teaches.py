@@ -56,12 +56,6 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def server(prefect_url) -> dict[str, str]:
-    """The address of a Prefect server: commands need none, and begin sooner with one."""
-    return {"PREFECT_API_URL": prefect_url}
-
-
-@pytest.fixture
 def command(tmp_path, home) -> CommandLine:
     return CommandLine(tmp_path, home)
 
@@ -211,16 +205,16 @@ def test_status_knows_no_cohort_yet_and_loads_no_engine(command, place):
     assert not ended.modules & SLOW_TO_IMPORT
 
 
-def test_a_dry_run_says_what_a_pull_would_take_and_takes_nothing(command, place, server):
+def test_a_dry_run_says_what_a_pull_would_take_and_takes_nothing(command, place, prefect_api):
     cohort = place.cohort([{"PatientID": "00000001"}, {"PatientID": "no such patient"}])
-    ended = command("pull", cohort, "--dry-run", **server)
+    ended = command("pull", cohort, "--dry-run", **prefect_api)
     assert ended.code == 2
     assert "1 row found" in ended.output
     assert "1 row not-found" in ended.output
     assert "1 studies, 2 instances, 1.0 MB: about 0 s of running" in ended.output
     assert place.asked_for("C-GET") == 0
     asked = place.asked_for()
-    again = command("pull", cohort, "--dry-run", "--json", **server)
+    again = command("pull", cohort, "--dry-run", "--json", **prefect_api)
     assert (again.code, place.asked_for()) == (2, asked)
     assert again.result["rows"] == {"found": 1, "not-found": 1}
     assert again.result["instances"] == 2
@@ -230,13 +224,13 @@ def test_a_dry_run_says_what_a_pull_would_take_and_takes_nothing(command, place,
     assert list((place.folder / "archive").iterdir()) == []
 
 
-def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, server):
+def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, prefect_api):
     uid = place.pacs.holdings.study_instance_uids()[0]
     (late,) = tiny_objects(1, seed=9)
     rows = [{"StudyInstanceUID": uid}, {"StudyInstanceUID": late.study_instance_uid}]
     cohort = place.cohort(rows)
 
-    pulled = command("pull", cohort, "--name", "trial", "--json", **server)
+    pulled = command("pull", cohort, "--name", "trial", "--json", **prefect_api)
     assert pulled.code == Exit.NOT_ALL
     result = pulled.result
     assert {key: result[key] for key in ("cohort", "number", "node")} == {
@@ -263,7 +257,7 @@ def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, server
 
     # The missing study turns up, and exactly these failures are tried again.
     place.pacs.holdings.add(late)
-    again = command("rerun", "1", "--reason", "no-match", "--json", **server)
+    again = command("rerun", "1", "--reason", "no-match", "--json", **prefect_api)
     assert (again.code, again.result["rows"]) == (Exit.ALL_WELL, {"archived": 2})
     shown = command("status", "1")
     assert shown.code == Exit.ALL_WELL
@@ -301,7 +295,7 @@ def pull_in_its_middle(command, **variables):
 
 
 @only_in("operations")
-def test_a_pull_that_ctrl_c_has_ended_is_completed_by_a_rerun(command, server):
+def test_a_pull_that_ctrl_c_has_ended_is_completed_by_a_rerun(command, prefect_api):
     # Without a server of its own it has embedded one, which gets the signal as well.
     with pull_in_its_middle(command) as (place, process):
         os.killpg(process.pid, signal.SIGINT)
@@ -317,13 +311,13 @@ def test_a_pull_that_ctrl_c_has_ended_is_completed_by_a_rerun(command, server):
         assert command("status", "1").code == Exit.NOT_ALL
 
         place.pacs.script.clear()
-        again = command("rerun", "1", "--json", **server)
+        again = command("rerun", "1", "--json", **prefect_api)
         assert (again.code, again.result["rows"]) == (Exit.ALL_WELL, {"archived": 3})
         place.audit()
 
 
-def test_a_terminated_pull_ends_in_order_too(command, server):
-    with pull_in_its_middle(command, **server) as (place, process):
+def test_a_terminated_pull_ends_in_order_too(command, prefect_api):
+    with pull_in_its_middle(command, **prefect_api) as (place, process):
         process.terminate()
         output, complaints = process.communicate(timeout=60)
         assert process.returncode == Exit.INTERRUPTED, complaints
@@ -334,8 +328,8 @@ def test_a_terminated_pull_ends_in_order_too(command, server):
 
 
 @only_in("operations")
-def test_a_pull_can_be_paused_and_cancelled_from_anywhere(command, server):
-    with pull_in_its_middle(command, **server) as (place, process):
+def test_a_pull_can_be_paused_and_cancelled_from_anywhere(command, prefect_api):
+    with pull_in_its_middle(command, **prefect_api) as (place, process):
         paused = command("pause", "1")
         assert (paused.code, paused.complaints) == (Exit.ALL_WELL, "")
         assert "Cohort 1: paused, 1 run waiting to be resumed." in paused.output

@@ -236,7 +236,7 @@ def studies(tmp_path) -> list:
     return objects
 
 
-def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch, prefect_url):
+def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch, prefect_api):
     told = [
         words[1:]
         for words in COMMANDS
@@ -262,7 +262,7 @@ def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch, 
             try:
                 command = CommandLine(tmp_path, tmp_path / "home")
                 for words in told[:3]:
-                    ended = command(*words, PREFECT_API_URL=prefect_url)
+                    ended = command(*words, **prefect_api)
                     assert ended.code == 0, ended.output + ended.complaints
                 assert "2 rows: 2 archived; 2 of 2 studies" in ended.output
                 ended = command(*told[3])

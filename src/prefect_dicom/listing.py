@@ -300,8 +300,16 @@ class Listing:
         if lost:
             self._ledger.record_lost(work.claim, lost)
 
-    def record_here(self, work: StudyWork) -> None:
-        """Make what is here of a study its list, on the evidence that ``work`` now has."""
+    def do_without_counts(self, work: StudyWork) -> None:
+        """Make what is here of a study its list, and judge it without the counts of its series.
+
+        Where the site does not accept what is left to judge by, that is the study's failure.
+        """
+        work.remarks.add("series-count-wrong")
+        work.evidence = Evidence.SUBOPERATION_COUNTS
+        if work.unwanted or not work.evidence.satisfies(self._weakest):
+            work.failure = "evidence-too-weak"
+            return
         self._ledger.record_list(
             work.claim,
             [*work.listed.values()],

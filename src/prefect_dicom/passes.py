@@ -13,7 +13,7 @@ was killed, and the ledger knows all of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +51,7 @@ class Passes:
     show: Show
     say: Callable[[str], None]
     """Says what the run waits for, once, in words for people."""
-    share: Callable[[], AbstractContextManager] = nullcontext
+    share: Callable[[], AbstractContextManager]
     """Held while the nodes may be asked: a share in what others grant of them."""
 
     def run(self) -> PrefectDicomError | None:

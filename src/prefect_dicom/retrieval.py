@@ -24,10 +24,7 @@ from prefect_dicom.arrivals import Arrivals
 from prefect_dicom.configuration import PacsNode
 from prefect_dicom.dimse.association import Requestor
 from prefect_dicom.dimse.echo import echo
-from prefect_dicom.dimse.find import (
-    QueryHabits,
-    list_series,
-)
+from prefect_dicom.dimse.find import QueryHabits, list_series
 from prefect_dicom.dimse.get import c_get
 from prefect_dicom.dimse.identifier import retrieve_identifier
 from prefect_dicom.dimse.move import move
@@ -151,8 +148,6 @@ class Retrieval:
         Reads the node's lists over the same requestor.
     arrivals : Arrivals
         Takes in what lies in the spool.
-    weakest : Evidence
-        The weakest proof of completeness that the site accepts.
     receiver : callable
         The lease on the managed receiver, which may have to be started for it; None where the
         site has none, and a node can be asked by C-GET only.
@@ -179,7 +174,6 @@ class Retrieval:
         listing: Listing,
         arrivals: Arrivals,
         destination: str,
-        weakest: Evidence,
         receiver: Callable[[], ReceiverLease | None],
         stopping: Callable[[], bool],
         clock: NodeClock,
@@ -198,7 +192,6 @@ class Retrieval:
         self._requestor = requestor
         self._spool = spool
         self._destination = destination
-        self._weakest = weakest
         self._receiver = receiver
         self._stopping = stopping
         self.listing = listing
@@ -457,12 +450,7 @@ class Retrieval:
                 raise
         if not work.contradicts_counts:
             return
-        work.remarks.add("series-count-wrong")
-        work.evidence = Evidence.SUBOPERATION_COUNTS
-        if work.unwanted or not work.evidence.satisfies(self._weakest):
-            work.failure = "evidence-too-weak"
-            return
-        self.listing.record_here(work)
+        self.listing.do_without_counts(work)
 
     def _find_out(self, works: Sequence[StudyWork], *, delivers: bool) -> int:
         """Tell apart what it may mean that nothing arrived; returns how much does arrive now.

@@ -639,7 +639,6 @@ class Pull(Plan):
                 leave_out_faulty=self.site.validation.faulty == "leave-out",
             ),
             destination=self.site.receiver.ae_title,
-            weakest=self.site.validation.evidence,
             receiver=self.receiver,
             stopping=partial(self.is_ending, node),
             clock=self.clock(node),

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_dicom.cli.app import Exit, console, exit_for, print_error
 from prefect_dicom.configuration import Site, ledger_url, load_site
-from prefect_dicom.errors import (
-    Interrupted,
-    PrefectDicomError,
-)
+from prefect_dicom.errors import Interrupted, PrefectDicomError
 
 if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort

@@ -9,9 +9,7 @@ from cyclopts import Parameter
 
 from prefect_dicom.cli.app import DEFAULT_SITE, Exit, SiteOption, app, console, output
 from prefect_dicom.configuration import Site, load_site
-from prefect_dicom.errors import (
-    ConfigurationError,
-)
+from prefect_dicom.errors import ConfigurationError
 
 
 @app.command(sort_key=11)

@@ -163,13 +163,7 @@ def show_estimate(
     folder = site.reports / cohort.name
     code = Exit.NOT_ALL if estimate.unfound_rows else Exit.ALL_WELL
     if as_json:
-        result = {
-            "cohort": cohort.name,
-            "number": cohort.number,
-            "node": cohort.node,
-            "nodes": [*cohort.nodes],
-        }
-        result |= estimate.as_result() | {"reports": str(folder)}
+        result = _named(cohort) | estimate.as_result() | {"reports": str(folder)}
         if error is not None:
             result["error"] = getattr(error, "code", "unexpected")
         print(json.dumps(result, indent=1))
@@ -202,11 +196,7 @@ def show_estimate(
 
 def figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
     """Where a cohort stands, as a result."""
-    return {
-        "cohort": cohort.name,
-        "number": cohort.number,
-        "node": cohort.node,
-        "nodes": [*cohort.nodes],
+    return _named(cohort) | {
         "rows": {str(v): n for v, n in totals.rows.items() if n},
         "studies": {str(s): n for s, n in totals.studies.items() if n},
         "expected_instances": totals.expected,
@@ -214,4 +204,13 @@ def figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
         "size_bytes": totals.size_bytes,
         "unproved": dict(totals.unproved.most_common()),
         "evidence": {str(e): n for e, n in totals.evidence.items() if n},
+    }
+
+
+def _named(cohort: Cohort) -> dict[str, Any]:
+    return {
+        "cohort": cohort.name,
+        "number": cohort.number,
+        "node": cohort.node,
+        "nodes": [*cohort.nodes],
     }
