@@ -358,6 +358,17 @@ def test_of_an_empty_pacs_as_much_is_learnt_as_can_be(around, held):
         assert learnt.profile.uid_lists_in_queries is None
 
 
+def test_an_answer_that_is_cut_tells_nothing_of_lists_of_uids(around):
+    # Two studies of two series each: both of the two series that are answered are of the first.
+    held = [
+        changed(stored, SeriesInstanceUID=f"{stored.study_instance_uid}.{number}")
+        for number, stored in enumerate(holdings(2, 2))
+    ]
+    with around(held, script=[Behaviour("find.cap", answers=2, status=0xFE00)]) as place:
+        profile = learn(place.site, "pacs").profile
+        assert (profile.uid_lists_in_queries, profile.uid_lists_above) == (True, None)
+
+
 ADVICE = {
     "no C-GET": (
         {"result": 3, "services": ["C-GET"]},
@@ -463,7 +474,7 @@ REAL = {
         {**DCMQRSCP, "c_get": "not-offered", "get_models": [], "get_roles": None},
     ),
 }
-CHANGES = ("answer_character_sets", "query_character_sets", "keys")
+CHANGES = ("answer_character_sets", "query_character_sets", "keys", "uid_lists_above")
 """Depend on what an archive holds, or are compared apart."""
 
 
@@ -522,6 +533,9 @@ def test_the_right_profile_of_a_real_archive_is_learnt(clinic, tmp_path, name):
     assert {k: known.get(k) for k in expected if k not in CHANGES} == {
         k: v for k, v in expected.items() if k not in CHANGES
     }
+    # Of two series that are answered, both may be of one study.
+    unsure = {None} if name == "Orthanc with a limit" else set()
+    assert known.get("uid_lists_above") in {True} | unsure
     assert set(known["answer_character_sets"]) <= set(expected["answer_character_sets"])
     matches = {key: habit["match"] for key, habit in known["keys"].items()}
     ignored = {"ModalitiesInStudy"} if kind is peers.Dcmqrscp else set()

@@ -257,6 +257,14 @@ class _Learner:
         self._in_a_row = 0
         return answers
 
+    def _is_cut(self, answers: Answers) -> bool:
+        """Whether there may be more than was answered, by the node's limit or by ours."""
+        return bool(answers.rows) and (
+            answers.status is None
+            or answers.status in _CAPPED
+            or len(answers.rows) == self.facts.get("answer_cap")
+        )
+
     def _of(self, study: Mapping[str, bytes]) -> dict[str, str]:
         """The unique keys of a study."""
         keys = {"StudyInstanceUID": _plain(study, "StudyInstanceUID")}
@@ -441,7 +449,10 @@ class _Learner:
         ):
             answers = self._ask(level, match, wanted, most=10 * _FEW)
             found = {_plain(row, "StudyInstanceUID") for row in answers.rows}
-            self.facts[key] = found.issuperset(uids)
+            if found.issuperset(uids):
+                self.facts[key] = True
+            elif not self._is_cut(answers):
+                self.facts[key] = False
 
     # --- keys
 
