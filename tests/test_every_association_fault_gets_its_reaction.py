@@ -208,6 +208,13 @@ def doctor_names(place: Place, code: str) -> None:
     assert fault.advice
 
 
+def goes_down(place: Place) -> None:
+    """Connect, which brings it down: who connects at that moment may still see a connection."""
+    connection = socket.create_connection(("127.0.0.1", place.pacs.port), 5)
+    with connection, pytest.raises(ConnectionResetError):
+        connection.recv(1)
+
+
 def is_pulled_when_it_is_over(place: Place, never: threading.Event) -> None:
     place.pacs.script.clear()
     never.set()
@@ -279,6 +286,8 @@ def test_the_doctor_names_a_fault_of_the_association(case, around):
         try:
             if case.code == "pacs-silent":
                 place.change(node=QUICK)
+            if case.code == "pacs-refused":
+                goes_down(place)
             doctor_names(place, case.code)
         finally:
             never.set()
