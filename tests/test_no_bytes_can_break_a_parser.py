@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -202,7 +203,7 @@ def test_no_stream_of_pdus_breaks_the_receiver(fuzz, scale, tmp_path):
                 # Both buffers hold all that is said: no thread is needed.
                 ours.sendall(stream)
                 ours.shutdown(socket.SHUT_WR)
-                connection = _Connection(theirs, "192.0.2.1")
+                connection = _Connection(theirs, "192.0.2.1", time.monotonic() + 30)
                 scp._connections[connection] = None
                 scp._serve(connection)
             assert scp.associations == 0

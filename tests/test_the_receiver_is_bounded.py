@@ -348,6 +348,41 @@ def test_silent_connections_take_no_association_from_the_pacs():
             connection.close()
 
 
+@pytest.fixture
+def served(monkeypatch):
+    """The connections that were given a thread."""
+    given, serve = [], StorageScp._serve
+
+    def noted(scp, connection):
+        given.append(connection)
+        serve(scp, connection)
+
+    monkeypatch.setattr(StorageScp, "_serve", noted)
+    return given
+
+
+def test_a_peer_has_no_thread_before_its_request_is_whole(served):
+    with receiving() as receiver, connect(receiver), connect(receiver) as hesitant:
+        for number, piece in enumerate((REQUEST[:1], REQUEST[1:6], REQUEST[6:40]), 1):
+            hesitant.sendall(piece)
+            # Whoever says all of it is served meanwhile.
+            assert echoes(receiver)
+            assert len(served) == number
+        hesitant.sendall(REQUEST[40:])
+        assert hesitant.recv(1) == b"\x02"
+        assert len(served) == 4
+
+
+@pytest.mark.parametrize("said", [b"", REQUEST[:1], REQUEST[:40]])
+def test_a_peer_that_says_no_more_before_its_request_is_whole_is_forgotten(served, said):
+    with receiving() as receiver, connect(receiver) as connection:
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        receiver.listener.wait_for(Happening.UNINTELLIGIBLE)
+        assert until_closed(connection) == b""
+        assert not receiver._connections and not served
+
+
 def test_connections_beyond_all_limits_are_closed():
     with receiving(max_associations=1) as receiver:
         silent = [connect(receiver) for _ in range(80)]

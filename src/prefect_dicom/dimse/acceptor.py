@@ -2,9 +2,10 @@
 
 pynetdicom's PDU classes read and write the negotiation (PS3.8 9.3, PS3.7 Annex D); then the
 :mod:`transfer loop <prefect_dicom.dimse.transfer>` has the socket. Every peer is a stranger
-until it is through: the allow-list is asked before its first byte is read, the TLS handshake
-and the A-ASSOCIATE-RQ have a size and a deadline, and only an accepted association takes one of
-the places, so silent connections do not lock a PACS out.
+until it is through: the allow-list is asked before its first byte is read, it has no thread
+before it has said what it wants, the TLS handshake and the A-ASSOCIATE-RQ have a size and a
+deadline, and only an accepted association takes one of the places, so silent connections do not
+lock a PACS out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from enum import StrEnum
 
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
-from prefect_dicom.dimse.negotiation import APPLICATION_CONTEXT, Answer, read_request, reject_pdu
+from prefect_dicom.dimse.lobby import Lobby, Said
+from prefect_dicom.dimse.negotiation import (
+    APPLICATION_CONTEXT,
+    REQUEST_BYTES,
+    Answer,
+    first_bytes,
+    read_request,
+    reject_pdu,
+)
 from prefect_dicom.dimse.quiet import quiet_pynetdicom
 from prefect_dicom.dimse.sockets import listening_process, prepare
 from prefect_dicom.dimse.transfer import (
@@ -99,9 +108,10 @@ class AssociationEvent:
 class _Connection:
     """One accepted TCP connection and, in time, its association."""
 
-    def __init__(self, sock: socket.socket, address: str) -> None:
+    def __init__(self, sock: socket.socket, address: str, deadline: float) -> None:
         self.socket = sock
         self.address = address
+        self.deadline = deadline
         self.thread: threading.Thread | None = None
         self.transfer: Transfer | None = None
         self.buffer_bytes = BUFFER_BYTES
@@ -272,20 +282,35 @@ class StorageScp:
         with selectors.DefaultSelector() as selector, wake:
             selector.register(listener, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
+            if self._tls is None:
+                lobby = Lobby[_Connection](selector, first_bytes, REQUEST_BYTES)
+            else:
+                # How long its hello is, only TLS knows.
+                lobby = Lobby[_Connection](selector, lambda said: 1, 1)
             while not self._stopping.is_set():
-                selector.select()
-                try:
-                    connection, peer = listener.accept()
-                except (BlockingIOError, ConnectionError):
-                    continue
-                except OSError as error:
-                    # Out of file descriptors: the connection stays in the backlog meanwhile.
-                    logger.error("cannot accept connections: %s", os.strerror(error.errno or 0))
-                    self._stopping.wait(_NO_FILES_PAUSE_SECONDS)
-                    continue
-                self._receive(connection, _plain_address(peer[0]))
+                for key, _ in selector.select(lobby.seconds_left()):
+                    if key.fileobj is listener:
+                        self._accept_one(listener, lobby)
+                    elif key.data in lobby:
+                        # Else it was turned away for one that came before it in this turn.
+                        self._look(key.data, lobby)
+                while (overdue := lobby.overdue()) is not None:
+                    self._turn_away(overdue, lobby, Happening.UNINTELLIGIBLE)
+            for connection in lobby.guests():
+                lobby.leave(connection)
+                self._forget(connection)
 
-    def _receive(self, sock: socket.socket, address: str) -> None:
+    def _accept_one(self, listener: socket.socket, lobby: Lobby[_Connection]) -> None:
+        try:
+            sock, peer = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            # Out of file descriptors: the connection stays in the backlog meanwhile.
+            logger.error("cannot accept connections: %s", os.strerror(error.errno or 0))
+            self._stopping.wait(_NO_FILES_PAUSE_SECONDS)
+            return
+        address = _plain_address(peer[0])
         try:
             is_allowed = self._allowed(address)
         except Exception as error:
@@ -295,12 +320,7 @@ class StorageScp:
             sock.close()
             self._tell(AssociationEvent(Happening.NOT_ALLOWED, address))
             return
-        if _has_gone(sock):
-            # Storms of these are over sooner without a thread for each.
-            sock.close()
-            self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, address))
-            return
-        connection = _Connection(sock, address)
+        connection = _Connection(sock, address, time.monotonic() + self._negotiation_seconds)
         with self._lock:
             ending = sum(c.is_sent_away for c in self._connections)
             staying = len(self._connections) - ending
@@ -310,27 +330,42 @@ class StorageScp:
                 sent_away = self._longest_waiting()
             else:
                 sent_away = None
-            if sent_away is not connection:
-                connection.buffer_bytes = (
-                    BUFFER_BYTES if staying < _LARGE_BUFFERS else _SMALL_BUFFER_BYTES
-                )
-                self._connections[connection] = None
-        if sent_away is not None:
+            if staying >= _LARGE_BUFFERS:
+                connection.buffer_bytes = _SMALL_BUFFER_BYTES
+            self._connections[connection] = None
+        if sent_away is not None and sent_away.thread is not None:
+            # Its thread has the socket, and says no more of it.
             self._tell(AssociationEvent(Happening.CROWDED, sent_away.address))
-        if sent_away is connection:
-            sock.close()
-            return
-        if sent_away is not None:
             sent_away.shut(socket.SHUT_RDWR)
-        connection.thread = threading.Thread(
-            target=self._serve, args=(connection,), name="association", daemon=True
-        )
-        try:
-            connection.thread.start()
-        except RuntimeError:
-            logger.error("cannot start a thread for a connection")
-            connection.thread = None
-            self._forget(connection)
+        elif sent_away is not None:
+            self._turn_away(sent_away, lobby, Happening.CROWDED)
+        if sent_away is not connection:
+            self._look(connection, lobby)
+
+    def _look(self, connection: _Connection, lobby: Lobby[_Connection]) -> None:
+        """Give a connection the thread it needs, as soon as its peer has said what it wants."""
+        said = lobby.look(connection)
+        if said is Said.NOTHING_EVER:
+            self._turn_away(connection, lobby, Happening.UNINTELLIGIBLE)
+        elif said is Said.ALL:
+            lobby.leave(connection)
+            connection.thread = threading.Thread(
+                target=self._serve, args=(connection,), name="association", daemon=True
+            )
+            try:
+                connection.thread.start()
+            except RuntimeError:
+                logger.error("cannot start a thread for a connection")
+                connection.thread = None
+                self._forget(connection)
+
+    def _turn_away(
+        self, connection: _Connection, lobby: Lobby[_Connection], why: Happening
+    ) -> None:
+        """Close a connection that has no thread."""
+        lobby.leave(connection)
+        self._forget(connection)
+        self._tell(AssociationEvent(why, connection.address))
 
     def _longest_waiting(self) -> _Connection | None:
         """Send away who has waited longest without an association, of those from one address.
@@ -371,7 +406,7 @@ class StorageScp:
             self._forget(connection)
 
     def _associate(self, connection: _Connection) -> None:
-        deadline = time.monotonic() + self._negotiation_seconds
+        deadline = connection.deadline
         try:
             prepare(connection.socket)
             if self._tls is not None:
@@ -448,16 +483,6 @@ def _event(happening: Happening, peers: Peers, **more: object) -> AssociationEve
     return AssociationEvent(
         happening, peers.address, peers.calling_ae_title, peers.called_ae_title, **more
     )
-
-
-def _has_gone(sock: socket.socket) -> bool:
-    """Whether the peer has closed without having said anything."""
-    try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
 
 
 def _plain_address(address: str) -> str:

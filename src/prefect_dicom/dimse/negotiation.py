@@ -41,7 +41,9 @@ from prefect_dicom.dimse.transfer import (
 from prefect_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-_REQUEST_BYTES = 64 * 1024
+REQUEST_BYTES = 64 * 1024
+"""The longest A-ASSOCIATE-RQ that is read, without its header."""
+_HEADER_BYTES = 6
 # As many as the longest request has, of UIDs of an ordinary length.
 _MOST_ITEMS = 3000
 _SHORT_REQUEST_BYTES = 16 * 1024
@@ -79,6 +81,22 @@ _SERVICES = (
 )
 
 
+def first_bytes(said: bytes) -> int:
+    """How many bytes of a connection have to be there for :func:`read_request` to decide.
+
+    Parameters
+    ----------
+    said : bytes
+        What is there, from the first byte on.
+    """
+    if said[:1] != bytes((Pdu.ASSOCIATE_RQ,)):
+        return 1
+    if len(said) < _HEADER_BYTES:
+        return _HEADER_BYTES
+    length = int.from_bytes(said[2:_HEADER_BYTES], "big")
+    return _HEADER_BYTES + (0 if length > REQUEST_BYTES else length)
+
+
 def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
     """The A-ASSOCIATE-RQ a connection begins with.
 
@@ -96,9 +114,9 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
         raise ConnectionAbortedError
     if kind != Pdu.ASSOCIATE_RQ:
         raise Violation(Violation.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
-    header = stream.take(6, deadline)
+    header = stream.take(_HEADER_BYTES, deadline)
     length = int.from_bytes(header[2:], "big")
-    if length > _REQUEST_BYTES:
+    if length > REQUEST_BYTES:
         raise Violation(Violation.INVALID_PARAMETER, f"an A-ASSOCIATE-RQ of {length} bytes")
     body = stream.take(length, deadline)
     _refuse_stuffed(body)
@@ -168,7 +186,8 @@ class Answer:
 
     def __init__(self, request: A_ASSOCIATE_RQ, pdu_bytes: int) -> None:
         try:
-            self._build(request, pdu_bytes)
+            with _in_turn(request.pdu_length):
+                self._build(request, pdu_bytes)
         except Exception:
             # Values that could be read and still are none, such as an empty UID.
             raise Violation(Violation.INVALID_PARAMETER, "an unusable A-ASSOCIATE-RQ") from None
