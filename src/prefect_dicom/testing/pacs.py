@@ -28,6 +28,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -380,9 +381,7 @@ class ScriptedPacs:
             # The acceptor's order decides: a C-GET that offers a choice of syntaxes in one
             # context gets the one most objects of the class are stored in.
             syntaxes = [syntax for syntax, _ in held.get(uid, Counter()).most_common()]
-            context = build_context(uid, list(dict.fromkeys(syntaxes + _STORAGE_SYNTAXES)))
-            context.scu_role = context.scp_role = True  # C-GET: we send, the requestor takes
-            contexts.append(context)
+            contexts.append(_storage_context(uid, *dict.fromkeys(syntaxes + _STORAGE_SYNTAXES)))
         return contexts
 
     # --- what a test asks
@@ -1195,6 +1194,14 @@ class _MoveSender(_Sender):
         self.release()
         while self.empty:
             self.empty.pop().release()
+
+
+@cache
+def _storage_context(uid: str, *syntaxes: str) -> PresentationContext:
+    """What is offered for a class; made once: a PACS has hundreds, of many syntaxes each."""
+    context = build_context(uid, list(syntaxes))
+    context.scu_role = context.scp_role = True  # C-GET: we send, the requestor takes
+    return context
 
 
 def _set(answer: Dataset, keyword: str, text: str) -> None:
