@@ -101,7 +101,7 @@ def done_once(place: Place, studies: int = STUDIES) -> None:
 RUNS = [(kind, number) for kind in KINDS for number in (2, 4, 8)]
 
 
-@pytest.mark.parametrize("case", subset(RUNS, [("sqlite", 2)]), ids=str)
+@pytest.mark.parametrize("case", subset(RUNS, []), ids=str)
 def test_runs_on_one_cohort_share_its_studies(tmp_path, case):
     kind, number = case
     limits = {"limits": {"chunk_studies": 1}}

@@ -218,7 +218,7 @@ def dies_and_goes_on(case: Case, stage: Stage) -> None:
 
 
 @pytest.mark.campaign("crash: kill")
-@pytest.mark.parametrize("case", few_or_all("kill", 5), ids=str)
+@pytest.mark.parametrize("case", few_or_all("kill", 3), ids=str)
 def test_killed_at_any_point(case, stage):
     dies_and_goes_on(case, stage)
 

@@ -155,7 +155,7 @@ def test_every_safeguard_is_where_this_says(name, copy):
 
 @pytest.mark.campaign("safeguards switched off")
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", campaign.subset(SAFEGUARDS, ["checksum on put, directory"]))
+@pytest.mark.parametrize("name", campaign.subset(SAFEGUARDS, ["checksum on put, S3"]))
 def test_tests_notice_that_it_is_switched_off(name, copy):
     safeguard = SAFEGUARDS[name]
     without(safeguard, copy)

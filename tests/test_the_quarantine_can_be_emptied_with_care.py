@@ -495,7 +495,7 @@ def test_a_note_without_its_object_and_other_files_are_not_listed(pulled):
 @pytest.mark.campaign("repair")
 def test_thousands_are_listed_at_once_however_large_they_are(pulled, tmp_path, scale):
     folder = pulled.site.spool.path / "quarantine"
-    number = scale(5000, 50_000)
+    number = scale(2000, 50_000)
     for count in range(number):
         _sparse(folder, f"{count:064x}")
     command = CommandLine(pulled.folder, tmp_path / "home")
