@@ -28,7 +28,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from prefect_dicom.dimse.lobby import Lobby, Said
 from prefect_dicom.dimse.negotiation import (
     APPLICATION_CONTEXT,
-    REQUEST_BYTES,
+    MOST_FIRST_BYTES,
     Answer,
     first_bytes,
     read_request,
@@ -283,7 +283,7 @@ class StorageScp:
             selector.register(listener, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
             if self._tls is None:
-                lobby = Lobby[_Connection](selector, first_bytes, REQUEST_BYTES)
+                lobby = Lobby[_Connection](selector, first_bytes, MOST_FIRST_BYTES)
             else:
                 # How long its hello is, only TLS knows.
                 lobby = Lobby[_Connection](selector, lambda said: 1, 1)
@@ -334,7 +334,7 @@ class StorageScp:
                 connection.buffer_bytes = _SMALL_BUFFER_BYTES
             self._connections[connection] = None
         if sent_away is not None and sent_away.thread is not None:
-            # Its thread has the socket, and says no more of it.
+            # Its thread has the socket, and closes it.
             self._tell(AssociationEvent(Happening.CROWDED, sent_away.address))
             sent_away.shut(socket.SHUT_RDWR)
         elif sent_away is not None:

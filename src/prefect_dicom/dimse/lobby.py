@@ -7,6 +7,7 @@ waiting for as many threads; here each costs a file descriptor and some microsec
 
 from __future__ import annotations
 
+import contextlib
 import select
 import selectors
 import socket
@@ -16,6 +17,9 @@ from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
 
 from prefect_dicom.dimse.sockets import acknowledge
+
+# Linux only; elsewhere whoever reads what there is finds its end.
+_SAYS_NO_MORE = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
 class Guest(Protocol):
@@ -83,11 +87,15 @@ class Lobby(Generic[G]):
         if self._awaited.get(guest) == wanted:
             # The kernel can hold no more of it for us.
             return Said.ALL
-        # It is not told of every byte that drips in.
-        guest.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+        try:
+            # We are not to be told of every byte that drips in.
+            guest.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            if guest not in self._awaited:
+                self._selector.register(guest.socket, selectors.EVENT_READ, guest)
+        except OSError:
+            # Nor can the kernel watch any number of them.
+            return Said.ALL
         acknowledge(guest.socket)
-        if guest not in self._awaited:
-            self._selector.register(guest.socket, selectors.EVENT_READ, guest)
         self._awaited[guest] = wanted
         return Said.LITTLE
 
@@ -95,6 +103,7 @@ class Lobby(Generic[G]):
         """Wait for a guest no more; nothing happens to its connection."""
         if self._awaited.pop(guest, None) is not None:
             self._selector.unregister(guest.socket)
+        with contextlib.suppress(OSError):
             guest.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def seconds_left(self) -> float | None:
@@ -114,5 +123,5 @@ class Lobby(Generic[G]):
 def _has_ended(connection: socket.socket) -> bool:
     """Whether the peer will say no more."""
     poll = select.poll()
-    poll.register(connection, select.POLLRDHUP)
+    poll.register(connection, _SAYS_NO_MORE)
     return bool(poll.poll(0))

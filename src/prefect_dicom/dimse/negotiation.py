@@ -41,9 +41,10 @@ from prefect_dicom.dimse.transfer import (
 from prefect_dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-REQUEST_BYTES = 64 * 1024
-"""The longest A-ASSOCIATE-RQ that is read, without its header."""
 _HEADER_BYTES = 6
+_REQUEST_BYTES = 64 * 1024
+MOST_FIRST_BYTES = _HEADER_BYTES + _REQUEST_BYTES
+"""The longest A-ASSOCIATE-RQ that is read."""
 # As many as the longest request has, of UIDs of an ordinary length.
 _MOST_ITEMS = 3000
 _SHORT_REQUEST_BYTES = 16 * 1024
@@ -94,7 +95,7 @@ def first_bytes(said: bytes) -> int:
     if len(said) < _HEADER_BYTES:
         return _HEADER_BYTES
     length = int.from_bytes(said[2:_HEADER_BYTES], "big")
-    return _HEADER_BYTES + (0 if length > REQUEST_BYTES else length)
+    return _HEADER_BYTES + (0 if length > _REQUEST_BYTES else length)
 
 
 def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
@@ -116,7 +117,7 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
         raise Violation(Violation.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
     header = stream.take(_HEADER_BYTES, deadline)
     length = int.from_bytes(header[2:], "big")
-    if length > REQUEST_BYTES:
+    if length > _REQUEST_BYTES:
         raise Violation(Violation.INVALID_PARAMETER, f"an A-ASSOCIATE-RQ of {length} bytes")
     body = stream.take(length, deadline)
     _refuse_stuffed(body)
