@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import resource
+import selectors
 import socket
 import ssl
 import struct
@@ -36,6 +38,7 @@ from wire import (
 )
 
 from prefect_dicom.dimse.acceptor import Happening, StorageScp
+from prefect_dicom.dimse.lobby import Lobby, Said
 from prefect_dicom.dimse.transfer import Bounds, Element, Ending, write_command
 from prefect_dicom.errors import ReceiverError
 
@@ -381,6 +384,45 @@ def test_a_peer_that_says_no_more_before_its_request_is_whole_is_forgotten(serve
         receiver.listener.wait_for(Happening.UNINTELLIGIBLE)
         assert until_closed(connection) == b""
         assert not receiver._connections and not served
+
+
+class Guest:
+    """A connection that waits, and its peer's end."""
+
+    def __init__(self):
+        self.socket, self.peer = socket.socketpair()
+        self.deadline = time.monotonic() + 30
+
+
+@pytest.fixture
+def guest():
+    guest = Guest()
+    with guest.socket, guest.peer:
+        yield guest
+
+
+def test_what_the_kernel_does_not_hold_back_is_left_to_a_thread(guest):
+    # It counts no bytes for such sockets, and has room for so many with others.
+    with selectors.DefaultSelector() as selector:
+        lobby = Lobby(selector, lambda said: 100, 100)
+        guest.peer.send(b"x")
+        assert lobby.look(guest) is Said.LITTLE
+        assert selector.select(20)
+        assert lobby.look(guest) is Said.ALL
+        lobby.leave(guest)
+        assert guest not in lobby and not selector.get_map()
+
+
+class NoRoom(selectors.DefaultSelector):
+    def register(self, *arguments):
+        raise OSError(errno.ENOSPC, "as many as fs.epoll.max_user_watches")
+
+
+def test_what_the_kernel_does_not_watch_is_left_to_a_thread(guest):
+    with NoRoom() as selector:
+        lobby = Lobby(selector, lambda said: 100, 100)
+        assert lobby.look(guest) is Said.ALL
+        assert guest not in lobby
 
 
 def test_connections_beyond_all_limits_are_closed():
