@@ -8,6 +8,7 @@ from pathlib import Path
 
 import postgres
 import pytest
+from sites import until
 
 from prefect_dicom.ledger import Amounts, Ledger
 from prefect_dicom.ledger.records import Run
@@ -29,13 +30,20 @@ def begin(ledger: Ledger) -> Iterator[Callable[..., tuple[Run, Callable[[], None
 
         def begin(cohort: int | None = None) -> tuple[Run, Callable[[], None]]:
             lock = ledger._locks.hold()
-            run = Run(ledger._begin_run("pull", lock.__enter__(), cohort), "pull")
+            number = lock.__enter__()
+            run = Run(ledger._begin_run("pull", number, cohort), "pull")
             alive = [True]
 
             def die() -> None:
                 if alive.pop():
                     alive.append(False)
                     lock.__exit__(None, None, None)
+                    # PostgreSQL hears a little later that the connection has gone.
+                    until(lambda: not is_held(number), "its lock has gone with it")
+
+            def is_held(number: int) -> bool:
+                with ledger._engine.begin() as connection:
+                    return ledger._locks.is_held(connection, number)
 
             rest.callback(lambda: alive[0] and lock.__exit__(None, None, None))
             return run, die

@@ -1436,10 +1436,12 @@ def net_nagle(scene):
 
 def net_blackhole(scene):
     with scene.with_knob("net.blackhole", answers=1) as pacs, association(pacs) as peer:
-        peer.dimse_timeout = 0.3
         request = identifier("STUDY", StudyInstanceUID=scene.study)
-        statuses = [status for status, _ in peer.send_c_move(request, "RECEIVER", MOVE)]
-        assert "Status" not in statuses[-1]
+        statuses = []
+        for status, _ in peer.send_c_move(request, "RECEIVER", MOVE):
+            statuses.append(status)
+            peer.dimse_timeout = 0.3
+        assert ["Status" in status for status in statuses] == [True, False]
         (logged,) = pacs.requests("C-MOVE")
         assert (len(logged.sent), logged.status) == (1, None)
 
