@@ -66,7 +66,7 @@ def test_orthanc_by_c_get_into_a_directory_with_the_ledger_in_postgresql(
 
 
 @pytest.mark.campaign("real archives")
-@pytest.mark.parametrize("retrieve", subset(RetrieveMethod, [RetrieveMethod.C_MOVE]))
+@pytest.mark.parametrize("retrieve", subset(RetrieveMethod, []))
 def test_dcmqrscp_that_takes_compressed_objects(
     tmp_path, new_archive, corpus_small, port, retrieve
 ):
