@@ -210,8 +210,11 @@ def doctor_names(place: Place, code: str) -> None:
 
 def goes_down(place: Place) -> None:
     """Connect, which brings it down: who connects at that moment may still see a connection."""
-    connection = socket.create_connection(("127.0.0.1", place.pacs.port), 5)
-    with connection, pytest.raises(ConnectionResetError):
+    address = ("127.0.0.1", place.pacs.port)
+    with (
+        pytest.raises(ConnectionResetError),
+        socket.create_connection(address, 5) as connection,
+    ):
         connection.recv(1)
 
 

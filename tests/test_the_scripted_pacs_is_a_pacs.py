@@ -881,9 +881,10 @@ def net_refuse(scene):
 
 def net_reset(scene):
     with scene.with_knob("net.reset", times=1) as pacs:
+        # It may be reset before it is known to stand.
         with (
-            socket.create_connection(("127.0.0.1", pacs.port), 5) as connection,
             pytest.raises(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", pacs.port), 5) as connection,
         ):
             connection.recv(1)
         assert associate(pacs)[0] == "established"
