@@ -14,7 +14,6 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
-from radosgw import missing_programs, radosgw
 
 from benchmarks.cohorts import (
     cohort_of_tiny_studies,
@@ -30,6 +29,7 @@ from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
 from benchmarks.receiving import getting_rates, receiving_rates
 from benchmarks.sender import Orthanc
 from benchmarks.table import HEAD, Line, ratio
+from tests.support.radosgw import missing_programs, radosgw
 
 PARTS = ("receive", "nagle", "get", "jobs", "cohort", "plan", "memory")
 _CONTEXTS = {

@@ -10,7 +10,7 @@ from benchmarks.job import peak_bytes
 from benchmarks.jobs import Bench
 from benchmarks.receivers import OurReceiver
 from benchmarks.sender import timed
-from prefect_dicom.configuration import load_site
+from prefect_dicom.config.site import load_site
 from prefect_dicom.testing import ScriptedPacs, tiny_objects
 
 _DIRECTORY = {"directory": "archive"}

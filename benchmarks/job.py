@@ -20,14 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
 
-from prefect_dicom.configuration import Site, load_site
+from prefect_dicom.config.site import Site, load_site
+from prefect_dicom.core.model import Chunk
 from prefect_dicom.flows import pull_cohort
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.model import Chunk
-from prefect_dicom.planning import open_plan
-from prefect_dicom.registration import register_cohort
 from prefect_dicom.report import write_reports
-from prefect_dicom.steps import Pull, open_pull
+from prefect_dicom.run.planning import open_plan
+from prefect_dicom.run.registration import register_cohort
+from prefect_dicom.run.steps import Pull, open_pull
 
 
 def peak_bytes(pid: int | str = "self") -> int:

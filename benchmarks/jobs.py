@@ -17,14 +17,14 @@ from pathlib import Path
 import boto3
 import pydicom
 import yaml
-from peers import free_port
 
 from benchmarks.corpus import Study
 from benchmarks.job import peak_bytes
 from benchmarks.receivers import ended, started
 from benchmarks.sender import Orthanc
-from prefect_dicom.configuration import load_site
-from prefect_dicom.receiver import running_receiver
+from prefect_dicom.config.site import load_site
+from prefect_dicom.network.storage_scp import running_receiver
+from tests.support.peers import free_port
 
 ROOT = Path(__file__).parents[1]
 _JOB_SECONDS = 1800

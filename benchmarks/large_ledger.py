@@ -22,13 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from postgres import Cluster, new_cluster
 from sqlalchemy import create_engine, text
 
 from prefect_dicom.archive.manifest import encode_manifest
-from prefect_dicom.identifiers import object_key
-from prefect_dicom.ledger import Ledger, Run
-from prefect_dicom.model import (
+from prefect_dicom.core.model import (
     ArchivedObject,
     Arrival,
     CohortRow,
@@ -39,6 +36,9 @@ from prefect_dicom.model import (
     Study,
     StudyManifest,
 )
+from prefect_dicom.core.uids import object_key
+from prefect_dicom.ledger import Ledger, Run
+from tests.support.postgres import Cluster, new_cluster
 
 _FAILED_OF = 100
 _CLAIMED = 40

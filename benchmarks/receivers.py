@@ -16,13 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from peers import free_port
-
 from benchmarks.corpus import Study
-from prefect_dicom.configuration import DirectoryArchive, Metrics, PacsNode, Receiver, Site
-from prefect_dicom.configuration import Spool as SpoolSettings
-from prefect_dicom.receiver import ReceiverLease
-from prefect_dicom.spool import Spool
+from prefect_dicom.archive.spool import Spool
+from prefect_dicom.config.site import DirectoryArchive, Metrics, PacsNode, Receiver, Site
+from prefect_dicom.config.site import Spool as SpoolSettings
+from prefect_dicom.network.storage_scp import ReceiverLease
+from tests.support.peers import free_port
 
 CALLER = "PREFECTDICOM"
 _START_SECONDS = 20

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from benchmarks.corpus import Study
 from benchmarks.sender import Orthanc
-from prefect_dicom.dimse.get import c_get
-from prefect_dicom.dimse.identifier import retrieve_identifier
-from prefect_dicom.model import InformationModel, RetrieveMethod
-from prefect_dicom.receiver import Expectation, Intake
-from prefect_dicom.spool import Spool
+from prefect_dicom.archive.spool import Spool
+from prefect_dicom.core.model import InformationModel, RetrieveMethod
+from prefect_dicom.network.get import c_get
+from prefect_dicom.network.query_keys import retrieve_identifier
+from prefect_dicom.network.storage_scp import Expectation, Intake
 
 
 def receiving_rates(

@@ -10,10 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-import peers
-
 from benchmarks.corpus import Study
 from benchmarks.receivers import CALLER
+from tests.support import peers
 
 _MOVE_SECONDS = 300
 

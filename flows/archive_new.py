@@ -15,10 +15,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
-from prefect_dicom.monitoring import measured
-from prefect_dicom.registration import register_new
 from prefect_dicom.report import in_words
-from prefect_dicom.steps import open_pull
+from prefect_dicom.run.monitoring import measured
+from prefect_dicom.run.registration import register_new
+from prefect_dicom.run.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from prefect.futures import PrefectFuture
 from prefect.states import State
 
-from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError, WindowClosed
-from prefect_dicom.model import Chunk, Disposition
-from prefect_dicom.passes import TICK_SECONDS
-from prefect_dicom.policy import CHUNKS_WAITING_FOR_UPLOAD
-from prefect_dicom.steps import Pull
+from prefect_dicom.core.errors import Interrupted, PacsError, PrefectDicomError, WindowClosed
+from prefect_dicom.core.model import Chunk, Disposition
+from prefect_dicom.retrieval.requests import CHUNKS_WAITING_FOR_UPLOAD
+from prefect_dicom.run.loop import TICK_SECONDS
+from prefect_dicom.run.steps import Pull
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.retrieve import retrieve_chunk
 

@@ -20,10 +20,10 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import Pause
 from prefect.states import Cancelled, Completed, State
 
+from prefect_dicom.core.model import Wish
 from prefect_dicom.ledger import Totals
-from prefect_dicom.model import Wish
-from prefect_dicom.planning import Plan
 from prefect_dicom.report import in_words, unarchived_rows
+from prefect_dicom.run.planning import Plan
 
 _LOOK_SECONDS = 2.0
 _LEAVE_SECONDS = 1.0

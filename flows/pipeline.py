@@ -10,17 +10,17 @@ from functools import partial
 
 from prefect import get_run_logger
 
-from prefect_dicom.errors import PrefectDicomError
-from prefect_dicom.estimate import Estimate, estimate_pull, write_estimate
+from prefect_dicom.core.errors import PrefectDicomError
+from prefect_dicom.core.model import Wish
 from prefect_dicom.flows.chunks import error_of, pull_in_chunks
 from prefect_dicom.flows.hearing import hearing_of_prefect
 from prefect_dicom.flows.shares import share_of_the_nodes
 from prefect_dicom.ledger import Totals
-from prefect_dicom.model import Wish
-from prefect_dicom.passes import Passes, PullPasses, what_is_left
-from prefect_dicom.planning import Plan
 from prefect_dicom.report import write_reports
-from prefect_dicom.steps import Pull
+from prefect_dicom.report.estimate import Estimate, estimate_pull, write_estimate
+from prefect_dicom.run.loop import Passes, PullPasses, what_is_left
+from prefect_dicom.run.planning import Plan
+from prefect_dicom.run.steps import Pull
 from prefect_dicom.tasks.discover import discover_rows
 from prefect_dicom.tasks.events import told_to_prefect
 from prefect_dicom.tasks.report import (

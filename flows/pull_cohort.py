@@ -14,16 +14,16 @@ from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.definition import cohort_file_digest
-from prefect_dicom.display import estimate_in_words
-from prefect_dicom.errors import CohortError
+from prefect_dicom.cohort.definition import cohort_file_digest
+from prefect_dicom.core.errors import CohortError
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline, run_plan
-from prefect_dicom.monitoring import measured
-from prefect_dicom.planning import open_plan
-from prefect_dicom.registration import register_cohort
 from prefect_dicom.report import in_words
-from prefect_dicom.steps import open_pull
+from prefect_dicom.run.monitoring import measured
+from prefect_dicom.run.planning import open_plan
+from prefect_dicom.run.progress import estimate_in_words
+from prefect_dicom.run.registration import register_cohort
+from prefect_dicom.run.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
 

@@ -7,13 +7,13 @@ from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.configuration import Site
-from prefect_dicom.errors import Interrupted, PrefectDicomError
+from prefect_dicom.config.site import Site
+from prefect_dicom.core.errors import Interrupted, PrefectDicomError
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
-from prefect_dicom.monitoring import measured
-from prefect_dicom.registration import cohorts_to_rerun
-from prefect_dicom.steps import open_pull
+from prefect_dicom.run.monitoring import measured
+from prefect_dicom.run.registration import cohorts_to_rerun
+from prefect_dicom.run.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
 
 

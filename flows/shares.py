@@ -9,8 +9,8 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
-from prefect_dicom.errors import ConfigurationError
-from prefect_dicom.planning import Plan
+from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.run.planning import Plan
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, Failed, State
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.model import Level
+from prefect_dicom.core.model import Level
+from prefect_dicom.operations.verification import verify_cohort
 from prefect_dicom.tasks.edge import without_phi
 from prefect_dicom.tasks.report import artifact_key
-from prefect_dicom.verification import verify_cohort
 
 
 def _flow_run_name() -> str:

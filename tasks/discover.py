@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.states import State
 
-from prefect_dicom.planning import current_plan
+from prefect_dicom.run.planning import current_plan
 from prefect_dicom.tasks.edge import ONE_CHUNK, ended
 
 

@@ -17,8 +17,8 @@ from typing import Any
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled, Completed, State
 
-from prefect_dicom.errors import Interrupted, PacsError, PrefectDicomError, passes_by_itself
-from prefect_dicom.planning import current_plan
+from prefect_dicom.core.errors import Interrupted, PacsError, PrefectDicomError, passes_by_itself
+from prefect_dicom.run.planning import current_plan
 
 log = logging.getLogger(__name__)
 

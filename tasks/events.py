@@ -18,10 +18,10 @@ from typing import Any
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
-from prefect_dicom.events import Event
+from prefect_dicom.core.events import Event
+from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.ledger import Cohort
-from prefect_dicom.planning import Plan
-from prefect_dicom.reasons import REASONS
+from prefect_dicom.run.planning import Plan
 
 log = logging.getLogger(__name__)
 

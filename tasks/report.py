@@ -18,8 +18,6 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from prefect_dicom.display import Pace, estimate_in_words
-from prefect_dicom.estimate import Estimate
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report import (
     REPORT,
@@ -29,6 +27,8 @@ from prefect_dicom.report import (
     reason_table,
     summary_markdown,
 )
+from prefect_dicom.report.estimate import Estimate
+from prefect_dicom.run.progress import Pace, estimate_in_words
 
 _EVERY_SECONDS = 10.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prefect import task
 from prefect.states import State
 
-from prefect_dicom.model import Chunk
-from prefect_dicom.steps import current_pull
+from prefect_dicom.core.model import Chunk
+from prefect_dicom.run.steps import current_pull
 from prefect_dicom.tasks.edge import ONE_CHUNK, ended
 
 

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
 
-import peers
 import pytest
-import sites
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-pytest_plugins = ["campaign"]
+from tests.support import peers, sites
+
+pytest_plugins = ["tests.support.campaign"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

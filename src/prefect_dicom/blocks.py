@@ -1,6 +1,6 @@
 """Prefect blocks: the parts of a site, kept and edited in Prefect's server instead of a file.
 
-Each block *is* the settings of :mod:`prefect_dicom.configuration` that it is named after, with
+Each block *is* the settings of :mod:`prefect_dicom.config.site` that it is named after, with
 the same checks; what is added are the secrets, which a file must not hold. A block knows no
 folder, so its paths are absolute.
 
@@ -18,7 +18,7 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
-from prefect_dicom.configuration import (
+from prefect_dicom.config.site import (
     DirectoryArchive,
     Ledger,
     NodeName,
@@ -35,7 +35,7 @@ from prefect_dicom.configuration import (
     load_site,
     on_this_host,
 )
-from prefect_dicom.errors import ConfigurationError
+from prefect_dicom.core.errors import ConfigurationError
 
 BLOCK_REFERENCE = "block:"
 """What a reference to a :class:`DicomSite` block begins with."""
@@ -273,7 +273,7 @@ class DicomSite(Block, _BlockSettings, Site):
         return spool
 
     def site(self) -> Site:
-        """The plain settings, as :func:`prefect_dicom.configuration.load_site` returns them."""
+        """The plain settings, as :func:`prefect_dicom.config.site.load_site` returns them."""
         return _plain(
             Site,
             self,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefect_dicom.archive.protocol import Archive, Check, ObjectFacts
-from prefect_dicom.configuration import DirectoryArchive, S3Archive
+from prefect_dicom.archive.base import Archive, Check, ObjectFacts
+from prefect_dicom.config.site import DirectoryArchive, S3Archive
 
 __all__ = ["Archive", "Check", "ObjectFacts", "open_archive"]
 

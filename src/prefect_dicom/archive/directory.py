@@ -22,18 +22,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prefect_dicom.archive.protocol import (
-    BLOCK_BYTES,
-    Archive,
-    Check,
-    ObjectFacts,
-    checked_key,
-)
+from prefect_dicom.archive.base import BLOCK_BYTES, Archive, Check, ObjectFacts, checked_key
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
-from prefect_dicom.configuration import DirectoryArchive
-from prefect_dicom.errors import ArchiveConflict, ArchiveError
-from prefect_dicom.faultpoints import reached
-from prefect_dicom.model import ArchivedObject
+from prefect_dicom.config.site import DirectoryArchive
+from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.model import ArchivedObject
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EOPNOTSUPP, errno.EMLINK}

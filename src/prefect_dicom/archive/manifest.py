@@ -11,15 +11,10 @@ from dataclasses import asdict, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from prefect_dicom.archive.protocol import Archive
-from prefect_dicom.errors import ArchiveConflict, ArchiveError
-from prefect_dicom.identifiers import is_name, is_sha256, manifest_key, object_key, study_prefix
-from prefect_dicom.model import (
-    Evidence,
-    ManifestInstance,
-    StudyManifest,
-    WithheldInstance,
-)
+from prefect_dicom.archive.base import Archive
+from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.core.model import Evidence, ManifestInstance, StudyManifest, WithheldInstance
+from prefect_dicom.core.uids import is_name, is_sha256, manifest_key, object_key, study_prefix
 
 FORMAT = "prefect-dicom/study-manifest"
 VERSION = 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from prefect_dicom.archive.protocol import Archive
-from prefect_dicom.errors import ArchiveError
-from prefect_dicom.identifiers import study_prefix
-from prefect_dicom.model import Level, ManifestInstance, StudyManifest
+from prefect_dicom.archive.base import Archive
+from prefect_dicom.core.errors import ArchiveError
+from prefect_dicom.core.model import Level, ManifestInstance, StudyManifest
+from prefect_dicom.core.uids import study_prefix
 
 
 def faults_of(

@@ -1,6 +1,6 @@
 """The archive in a bucket of any service that speaks S3.
 
-Objects of one part are put by :class:`~prefect_dicom.archive.signed_put.SignedPut`, larger ones
+Objects of one part are put by :class:`~prefect_dicom.archive.s3_put.SignedPut`, larger ones
 as multipart uploads whose parts go the same way; everything else is boto3. The SHA-256 from
 arrival is signed with the bytes, sent as their checksum, and recorded as metadata
 (``x-amz-meta-sha256``), which services return that drop checksums.
@@ -31,20 +31,14 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from prefect_dicom.archive.faults import Fault, Refused, fault_of
-from prefect_dicom.archive.protocol import (
-    BLOCK_BYTES,
-    Archive,
-    Check,
-    ObjectFacts,
-    checked_key,
-)
-from prefect_dicom.archive.signed_put import SignedPut
+from prefect_dicom.archive.base import BLOCK_BYTES, Archive, Check, ObjectFacts, checked_key
+from prefect_dicom.archive.s3_errors import Fault, Refused, fault_of
+from prefect_dicom.archive.s3_put import SignedPut
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
-from prefect_dicom.configuration import S3Archive
-from prefect_dicom.errors import ArchiveConflict, ArchiveError, Interrupted
-from prefect_dicom.identifiers import is_sha256
-from prefect_dicom.model import ArchivedObject
+from prefect_dicom.config.site import S3Archive
+from prefect_dicom.core.errors import ArchiveConflict, ArchiveError, Interrupted
+from prefect_dicom.core.model import ArchivedObject
+from prefect_dicom.core.uids import is_sha256
 
 logger = logging.getLogger(__name__)
 

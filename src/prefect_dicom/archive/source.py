@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
-from prefect_dicom.archive.protocol import BLOCK_BYTES
-from prefect_dicom.errors import ArchiveError, Interrupted
-from prefect_dicom.faultpoints import reached
+from prefect_dicom.archive.base import BLOCK_BYTES
+from prefect_dicom.core.errors import ArchiveError, Interrupted
+from prefect_dicom.core.failpoints import reached
 
 
 class Source(Protocol):

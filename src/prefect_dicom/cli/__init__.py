@@ -8,16 +8,7 @@ What a command needs is imported in it: `--help`, a complaint about a file and `
 without Prefect, pynetdicom, pandas or boto3.
 """
 
-from prefect_dicom.cli import (
-    archive,
-    doctor,
-    pull,
-    quarantine,
-    receiver,
-    server,
-    status,
-    steer,
-)
+from prefect_dicom.cli import archive, doctor, pull, quarantine, receiver, server, status, steer
 from prefect_dicom.cli.app import Exit, app, main
 
 __all__ = ["Exit", "app", "main"]

@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.text import Text
 
 from prefect_dicom import __version__
-from prefect_dicom.errors import (
+from prefect_dicom.core.errors import (
     ConfigurationError,
     FaultyFileError,
     Interrupted,
     PrefectDicomError,
 )
-from prefect_dicom.model import Disposition
+from prefect_dicom.core.model import Disposition
 
 
 class Exit(IntEnum):

@@ -20,8 +20,8 @@ from prefect_dicom.cli.app import (
     output,
 )
 from prefect_dicom.cli.running import site_of
-from prefect_dicom.model import Level
-from prefect_dicom.reasons import REASONS
+from prefect_dicom.core.model import Level
+from prefect_dicom.core.reasons import REASONS
 
 
 @app.command(sort_key=6)
@@ -40,8 +40,8 @@ def verify(
     `exists` and `size` list the archive, `checksum` compares the SHA-256 that the store keeps,
     `read` downloads and hashes every object. The PACS is not asked.
     """
-    from prefect_dicom.display import counting_shown
-    from prefect_dicom.verification import verify_cohort
+    from prefect_dicom.operations.verification import verify_cohort
+    from prefect_dicom.run.progress import counting_shown
 
     faults = _Faults(json_)
     studies = instances = 0
@@ -77,14 +77,14 @@ def rebuild_ledger(
     filled, an older one completed. A study with faults is added as failed, not as archived. The
     PACS is not asked. After it, `pull` of the same cohort file moves only what is missing.
     """
-    from prefect_dicom import repair
-    from prefect_dicom.display import counting_shown
+    from prefect_dicom.operations import rebuild
+    from prefect_dicom.run.progress import counting_shown
 
     faults = _Faults(json_)
     outcomes: Counter[str] = Counter()
     instances = 0
     with counting_shown(console) as say:
-        for study in repair.rebuild_ledger(site_of(site), level):
+        for study in rebuild.rebuild_ledger(site_of(site), level):
             faults.note(study.reference, study.faults)
             instances += study.instances
             if not study.faults:

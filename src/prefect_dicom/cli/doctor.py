@@ -26,17 +26,14 @@ from prefect_dicom.cli.app import (
     print_error,
 )
 from prefect_dicom.cli.running import site_of
-from prefect_dicom.configuration import Site
-from prefect_dicom.errors import (
-    ConfigurationError,
-    PrefectDicomError,
-)
-from prefect_dicom.identifiers import is_safe_key
-from prefect_dicom.model import CohortRow
+from prefect_dicom.config.site import Site
+from prefect_dicom.core.errors import ConfigurationError, PrefectDicomError
+from prefect_dicom.core.model import CohortRow
+from prefect_dicom.core.uids import is_safe_key
 
 if TYPE_CHECKING:
-    from prefect_dicom.doctor import Finding
-    from prefect_dicom.learn import Learnt
+    from prefect_dicom.operations.doctor import Finding
+    from prefect_dicom.operations.probe_node import Learnt
 
 
 @app.command(sort_key=2)
@@ -81,7 +78,7 @@ def doctor(
     if learn:
         return _learn(settings, site, node or tuple(settings.nodes), row, json_)
 
-    from prefect_dicom.doctor import entries_for_the_pacs, examine
+    from prefect_dicom.operations.doctor import entries_for_the_pacs, examine
 
     findings: list[Finding] = []
     for finding in examine(settings, node, row):
@@ -126,8 +123,8 @@ def doctor(
 def _learn(
     site: Site, reference: str, nodes: Collection[str], row: CohortRow | None, as_json: bool
 ) -> int:
-    from prefect_dicom.learn import learn
-    from prefect_dicom.profile import profile_path, values_of, write_profile
+    from prefect_dicom.config.capabilities import profile_path, values_of, write_profile
+    from prefect_dicom.operations.probe_node import learn
 
     folder = Path(reference).expanduser().absolute().parent
     results: dict[str, Any] = {}
@@ -163,7 +160,7 @@ def _learn(
 
 
 def _print_learnt(name: str, learnt: Learnt, path: Path) -> None:
-    from prefect_dicom.profile import in_words
+    from prefect_dicom.config.capabilities import in_words
 
     table = Table(title=f"What {name} does", title_justify="left")
     table.add_column("key", no_wrap=True)

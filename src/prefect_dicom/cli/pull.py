@@ -20,8 +20,8 @@ from prefect_dicom.cli.app import (
 )
 from prefect_dicom.cli.running import run_flow, site_of
 from prefect_dicom.cli.standing import show, show_estimate
-from prefect_dicom.configuration import ledger_url
-from prefect_dicom.reasons import REASONS
+from prefect_dicom.config.site import ledger_url
+from prefect_dicom.core.reasons import REASONS
 
 
 @app.command(sort_key=3)
@@ -54,7 +54,7 @@ def pull(
     AccessionNumber or a StudyInstanceUID. A definition (docs/cohorts.md) has filters for studies
     and series as well, and may do without a list. Running it again moves only what is missing.
     """
-    from prefect_dicom.registration import register_cohort
+    from prefect_dicom.run.registration import register_cohort
 
     settings = site_of(site)
     known = register_cohort(settings, cohort, node, name, every_node=every_node)
@@ -120,7 +120,7 @@ def archive_new(
     Looking back further than to yesterday finds what has reached the PACS late. Each day it is
     another cohort, with a report of its own.
     """
-    from prefect_dicom.registration import register_new
+    from prefect_dicom.run.registration import register_new
 
     settings = site_of(site)
     known = register_new(settings, node, date.today(), days)

@@ -24,14 +24,12 @@ from prefect_dicom.cli.app import (
     output,
 )
 from prefect_dicom.cli.running import site_of
-from prefect_dicom.configuration import Site
-from prefect_dicom.errors import (
-    ConfigurationError,
-)
-from prefect_dicom.reasons import REASONS
+from prefect_dicom.config.site import Site
+from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.core.reasons import REASONS
 
 if TYPE_CHECKING:
-    from prefect_dicom.spool import Quarantined
+    from prefect_dicom.archive.spool import Quarantined
 
 
 quarantine = App(
@@ -62,7 +60,7 @@ def quarantine_list(
     json_: JsonOption = False,
 ) -> int:
     """List what lies in quarantine, the oldest first; no object is read for it."""
-    from prefect_dicom.quarantine import in_quarantine, name_of
+    from prefect_dicom.operations.quarantine import in_quarantine, name_of
 
     check_known("--reason", reason, REASONS)
     entries = in_quarantine(site_of(site), reason)
@@ -107,7 +105,7 @@ def quarantine_show(
     json_: JsonOption = False,
 ) -> int:
     """Show what the headers of one object say, and why it is here."""
-    from prefect_dicom.quarantine import described, in_quarantine, named
+    from prefect_dicom.operations.quarantine import described, in_quarantine, named
 
     settings = site_of(site)
     (entry,) = named(in_quarantine(settings), [name])
@@ -135,7 +133,7 @@ def quarantine_release(
     Only where the study's instance list names the object and nothing has come in its place. The
     rerun judges it as if it had just arrived.
     """
-    from prefect_dicom.quarantine import name_of, release
+    from prefect_dicom.operations.quarantine import name_of, release
 
     settings = site_of(site)
     entries = _chosen_entries(settings, names, all_, reason)
@@ -179,7 +177,7 @@ def quarantine_drop(
     site: SiteOption = DEFAULT_SITE,
 ) -> int:
     """Delete objects in quarantine, for good."""
-    from prefect_dicom.quarantine import drop
+    from prefect_dicom.operations.quarantine import drop
 
     settings = site_of(site)
     entries = _chosen_entries(settings, names, all_, reason)
@@ -198,7 +196,7 @@ def quarantine_drop(
 def _chosen_entries(
     site: Site, names: Collection[str], everything: bool, reasons: Collection[str]
 ) -> list[Quarantined]:
-    from prefect_dicom.quarantine import in_quarantine, named
+    from prefect_dicom.operations.quarantine import in_quarantine, named
 
     ways = sum(map(bool, (names, everything, reasons)))
     if ways != 1:

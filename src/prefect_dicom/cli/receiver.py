@@ -33,8 +33,8 @@ def receiver_run(*, site: SiteOption = DEFAULT_SITE) -> int:
 
     Runs start it by themselves when they need it; this is for sites that want it always on.
     """
-    from prefect_dicom.receiver.client import assignment_of
-    from prefect_dicom.receiver.server import serve_forever
+    from prefect_dicom.network.storage_scp.client import assignment_of
+    from prefect_dicom.network.storage_scp.process import serve_forever
 
     settings = site_of(site)
     console.print(
@@ -47,7 +47,7 @@ def receiver_run(*, site: SiteOption = DEFAULT_SITE) -> int:
 @receiver.command(name="status")
 def receiver_status(*, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False) -> int:
     """Show whether the receiver runs, and for whom."""
-    from prefect_dicom.receiver import running_receiver
+    from prefect_dicom.network.storage_scp import running_receiver
 
     lease = running_receiver(site_of(site))
     if lease is None:
@@ -66,7 +66,7 @@ def receiver_status(*, site: SiteOption = DEFAULT_SITE, json_: JsonOption = Fals
 @receiver.command(name="stop")
 def receiver_stop(*, site: SiteOption = DEFAULT_SITE) -> int:
     """Stop the receiver; objects under way are finished first."""
-    from prefect_dicom.receiver import running_receiver
+    from prefect_dicom.network.storage_scp import running_receiver
 
     lease = running_receiver(site_of(site))
     if lease is not None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prefect_dicom.cli.app import Exit, console, exit_for, print_error
-from prefect_dicom.configuration import Site, ledger_url, load_site
-from prefect_dicom.errors import Interrupted, PrefectDicomError
+from prefect_dicom.config.site import Site, ledger_url, load_site
+from prefect_dicom.core.errors import Interrupted, PrefectDicomError
 
 if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort
@@ -29,8 +29,8 @@ def run_flow(
     show: Callable[..., int],
 ) -> int:
     """Run a flow with a live display, then show where the cohort stands."""
-    from prefect_dicom.display import progress_shown
     from prefect_dicom.ledger import Ledger
+    from prefect_dicom.run.progress import progress_shown
 
     settle_prefect(site)
     error: BaseException | None = None

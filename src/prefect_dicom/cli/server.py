@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from prefect_dicom.cli.app import DEFAULT_SITE, Exit, SiteOption, app, console, output
-from prefect_dicom.configuration import Site, load_site
-from prefect_dicom.errors import ConfigurationError
+from prefect_dicom.config.site import Site, load_site
+from prefect_dicom.core.errors import ConfigurationError
 
 
 @app.command(sort_key=11)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from prefect_dicom.cli.app import DEFAULT_SITE, Exit, counted, output
-from prefect_dicom.configuration import Site
-from prefect_dicom.courtesy import state_in_words
-from prefect_dicom.reasons import REASONS
+from prefect_dicom.config.access_schedule import state_in_words
+from prefect_dicom.config.site import Site
+from prefect_dicom.core.reasons import REASONS
 
 if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Totals
@@ -155,9 +155,9 @@ def show_estimate(
     error: BaseException | None = None,
 ) -> int:
     """What pulling a cohort would take; the exit code says whether all of its rows were found."""
-    from prefect_dicom.display import estimate_in_words
-    from prefect_dicom.estimate import ESTIMATE, estimate_pull
     from prefect_dicom.report import RESULTS, bytes_in_words
+    from prefect_dicom.report.estimate import ESTIMATE, estimate_pull
+    from prefect_dicom.run.progress import estimate_in_words
 
     estimate = estimate_pull(ledger, cohort, site)
     folder = site.reports / cohort.name

@@ -22,8 +22,8 @@ from prefect_dicom.cli.app import (
 from prefect_dicom.cli.running import site_of
 from prefect_dicom.cli.server import print_server
 from prefect_dicom.cli.standing import figures, hands, hands_in_words, print_windows, show
-from prefect_dicom.configuration import ledger_url
-from prefect_dicom.reasons import REASONS
+from prefect_dicom.config.site import ledger_url
+from prefect_dicom.core.reasons import REASONS
 
 
 @app.command(sort_key=4)
@@ -113,7 +113,7 @@ def explain(code: Annotated[str, Parameter(help="A reason code, like no-match.")
 
     The same as the code's section in docs/reasons.md.
     """
-    from prefect_dicom.explanations import section
+    from prefect_dicom.core.explanations import section
 
     check_known("CODE", (code,), REASONS)
     if output.is_terminal:

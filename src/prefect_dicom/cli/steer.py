@@ -20,7 +20,7 @@ from prefect_dicom.cli.app import (
 )
 from prefect_dicom.cli.running import site_of
 from prefect_dicom.cli.standing import hands, hands_in_words, print_how_to_go_on
-from prefect_dicom.configuration import ledger_url
+from prefect_dicom.config.site import ledger_url
 
 if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort, Ledger, LivingRun

@@ -28,10 +28,11 @@ from sqlalchemy import (
     update,
 )
 
-from prefect_dicom.errors import ClaimLost, LedgerError
+from prefect_dicom.core.errors import ClaimLost, LedgerError
+from prefect_dicom.core.model import CohortRow, StudyReference, StudyState
+from prefect_dicom.core.reasons import STUDY_GONE
 from prefect_dicom.ledger import statements
-from prefect_dicom.ledger.copies import Copies, read_copies, study_at
-from prefect_dicom.ledger.edge import without_database_errors
+from prefect_dicom.ledger.errors import without_database_errors
 from prefect_dicom.ledger.reading import (
     STUDY_COLUMNS,
     UNFINISHED,
@@ -44,8 +45,7 @@ from prefect_dicom.ledger.reading import (
 )
 from prefect_dicom.ledger.records import Claim, Run
 from prefect_dicom.ledger.schema import cohort_rows, cohorts, places, runs, studies
-from prefect_dicom.model import CohortRow, StudyReference, StudyState
-from prefect_dicom.policy import STUDY_GONE
+from prefect_dicom.ledger.study_locations import Copies, read_copies, study_at
 
 T = TypeVar("T")
 

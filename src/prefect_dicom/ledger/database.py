@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
-from prefect_dicom.errors import LedgerError
-from prefect_dicom.ledger.edge import without_database_errors, without_file_errors
-from prefect_dicom.ledger.ownership import FileLocks, Locks, SessionLocks
+from prefect_dicom.core.errors import LedgerError
+from prefect_dicom.ledger.errors import without_database_errors, without_file_errors
+from prefect_dicom.ledger.run_locks import FileLocks, Locks, SessionLocks
 from prefect_dicom.ledger.schema import migrate
 
 _BUSY_SECONDS = 90

@@ -17,27 +17,9 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, case, func, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from prefect_dicom.errors import LedgerError
-from prefect_dicom.ledger import statements
-from prefect_dicom.ledger.copies import Copies, read_copies
-from prefect_dicom.ledger.database import for_writing, open_database
-from prefect_dicom.ledger.edge import without_database_errors
-from prefect_dicom.ledger.ownership import Locks
-from prefect_dicom.ledger.records import Cohort, Copy, InstanceRecord, Run, StudyRecord, Totals
-from prefect_dicom.ledger.schema import (
-    IS_LISTED,
-    IS_UNFINISHED,
-    cohort_notes,
-    cohort_rows,
-    cohorts,
-    manifests,
-    row_studies,
-    runs,
-    selections,
-    studies,
-)
-from prefect_dicom.ledger.schema import instances as instance_rows
-from prefect_dicom.model import (
+from prefect_dicom.cohort.filters import decode_selection
+from prefect_dicom.core.errors import LedgerError
+from prefect_dicom.core.model import (
     WHOLE,
     CohortRow,
     Evidence,
@@ -51,9 +33,27 @@ from prefect_dicom.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.policy import SELECTED_OTHERWISE, StudyOutcome, row_verdict, weakest_evidence
-from prefect_dicom.reasons import reason_for
-from prefect_dicom.selection import decode_selection
+from prefect_dicom.core.reasons import SELECTED_OTHERWISE, reason_for
+from prefect_dicom.core.verdicts import StudyOutcome, row_verdict, weakest_evidence
+from prefect_dicom.ledger import statements
+from prefect_dicom.ledger.database import for_writing, open_database
+from prefect_dicom.ledger.errors import without_database_errors
+from prefect_dicom.ledger.records import Cohort, Copy, InstanceRecord, Run, StudyRecord, Totals
+from prefect_dicom.ledger.run_locks import Locks
+from prefect_dicom.ledger.schema import (
+    IS_LISTED,
+    IS_UNFINISHED,
+    cohort_notes,
+    cohort_rows,
+    cohorts,
+    manifests,
+    row_studies,
+    runs,
+    selections,
+    studies,
+)
+from prefect_dicom.ledger.schema import instances as instance_rows
+from prefect_dicom.ledger.study_locations import Copies, read_copies
 
 T = TypeVar("T")
 

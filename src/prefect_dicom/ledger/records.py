@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
-from prefect_dicom.model import (
+from prefect_dicom.core.model import (
     Disposition,
     Evidence,
     InstanceKey,
@@ -45,7 +45,7 @@ class Cohort:
     rows: int
     created_at: datetime
     selection: str = field(default="", repr=False)
-    """The series it wants, as :func:`~prefect_dicom.selection.series_text` puts it."""
+    """The series it wants, as :func:`~prefect_dicom.cohort.filters.series_text` puts it."""
     paused: bool = False
     """Whether its runs ask for nothing until it is resumed."""
     priority: int = 0

@@ -40,8 +40,8 @@ from sqlalchemy import (
     update,
 )
 
-from prefect_dicom.errors import LedgerError
-from prefect_dicom.model import DateRange, Evidence, InstanceState, StudyState
+from prefect_dicom.core.errors import LedgerError
+from prefect_dicom.core.model import DateRange, Evidence, InstanceState, StudyState
 
 _UNSTORABLE = re.compile("[\x00\x1a\ud800-\udfff]")
 _ESCAPED = re.compile("\x1a([0-9a-f]{4})")

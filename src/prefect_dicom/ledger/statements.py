@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
+from prefect_dicom.core.model import InstanceState, StudyState
 from prefect_dicom.ledger.schema import IS_LISTED, NO_LONGER_LISTED, instances, studies
-from prefect_dicom.model import InstanceState, StudyState
 
 
 def _of_key(statement: Any) -> Any:

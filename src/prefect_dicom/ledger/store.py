@@ -1,10 +1,10 @@
 """The verbs of the ledger that change something. Each is one short transaction.
 
-States change only as :data:`prefect_dicom.policy.STUDY_TRANSITIONS` and
-:data:`~prefect_dicom.policy.INSTANCE_TRANSITIONS` say, and only here; what a lost ledger takes
-over from the archive (``adoption.py``) goes through them at one stroke. A verb that writes about
-a study takes the study's claim and first makes sure that it still stands; where it does not,
-nothing is written and :class:`~prefect_dicom.errors.ClaimLost` is raised.
+States change only as :data:`prefect_dicom.core.transitions.STUDY_TRANSITIONS` and
+:data:`~prefect_dicom.core.transitions.INSTANCE_TRANSITIONS` say, and only here; what a lost
+ledger takes over from the archive (``rebuild.py``) goes through them at one stroke. A verb that
+writes about a study takes the study's claim and first makes sure that it still stands; where it
+does not, nothing is written and :class:`~prefect_dicom.core.errors.ClaimLost` is raised.
 """
 
 from __future__ import annotations
@@ -28,49 +28,10 @@ from sqlalchemy import (
     update,
 )
 
-from prefect_dicom.errors import LedgerError
-from prefect_dicom.faultpoints import reached
-from prefect_dicom.ledger import statements
-from prefect_dicom.ledger.adoption import adopt_studies
-from prefect_dicom.ledger.claims import utc_now
-from prefect_dicom.ledger.copies import keep_failed, keep_found, read_copies
-from prefect_dicom.ledger.edge import without_database_errors
-from prefect_dicom.ledger.history import History
-from prefect_dicom.ledger.reading import (
-    STUDY_COLUMNS,
-    cohort_of,
-    count_instances,
-    listable_with,
-    selection_of,
-    slices,
-    study_of,
-)
-from prefect_dicom.ledger.records import (
-    Adopted,
-    Claim,
-    Cohort,
-    Copy,
-    FoundStudy,
-    ListChange,
-    Reopened,
-    RowFindings,
-)
-from prefect_dicom.ledger.schema import (
-    IS_LISTED,
-    NO_LONGER_LISTED,
-    cohort_notes,
-    cohort_rows,
-    cohorts,
-    copies,
-    manifests,
-    row_studies,
-    selections,
-    studies,
-)
-from prefect_dicom.ledger.schema import instances as instance_rows
-from prefect_dicom.ledger.shares import Sharing
-from prefect_dicom.ledger.wishes import Wishing
-from prefect_dicom.model import (
+from prefect_dicom.cohort.filters import beyond_the_maximum, encode_selection, series_text
+from prefect_dicom.core.errors import LedgerError
+from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.model import (
     WHOLE,
     ArchivedObject,
     Arrival,
@@ -87,15 +48,48 @@ from prefect_dicom.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.policy import (
-    BEYOND_THE_MAXIMUM,
-    STUDY_GONE,
-    helps_elsewhere,
-    node_to_ask,
-    reason_of_all,
+from prefect_dicom.core.node_choice import helps_elsewhere, node_to_ask, reason_of_all
+from prefect_dicom.core.reasons import BEYOND_THE_MAXIMUM, REASONS, STUDY_GONE, reason_for
+from prefect_dicom.ledger import statements
+from prefect_dicom.ledger.claims import utc_now
+from prefect_dicom.ledger.errors import without_database_errors
+from prefect_dicom.ledger.progress import History
+from prefect_dicom.ledger.rate_limits import Sharing
+from prefect_dicom.ledger.reading import (
+    STUDY_COLUMNS,
+    cohort_of,
+    count_instances,
+    listable_with,
+    selection_of,
+    slices,
+    study_of,
 )
-from prefect_dicom.reasons import REASONS, reason_for
-from prefect_dicom.selection import beyond_the_maximum, encode_selection, series_text
+from prefect_dicom.ledger.rebuild import adopt_studies
+from prefect_dicom.ledger.records import (
+    Adopted,
+    Claim,
+    Cohort,
+    Copy,
+    FoundStudy,
+    ListChange,
+    Reopened,
+    RowFindings,
+)
+from prefect_dicom.ledger.run_control import Wishing
+from prefect_dicom.ledger.schema import (
+    IS_LISTED,
+    NO_LONGER_LISTED,
+    cohort_notes,
+    cohort_rows,
+    cohorts,
+    copies,
+    manifests,
+    row_studies,
+    selections,
+    studies,
+)
+from prefect_dicom.ledger.schema import instances as instance_rows
+from prefect_dicom.ledger.study_locations import keep_failed, keep_found, read_copies
 
 # Rows sent at a time by what writes.
 _BATCH = 5000
@@ -105,8 +99,8 @@ class Ledger(Wishing, History, Sharing):
     """The state of every cohort row, study and instance, in SQLite or PostgreSQL.
 
     One object may be used by all threads of a process; it must not cross a fork. Every method
-    raises :class:`~prefect_dicom.errors.LedgerError` (``ledger-unavailable``) where the database
-    fails, without any text of its statements.
+    raises :class:`~prefect_dicom.core.errors.LedgerError` (``ledger-unavailable``) where the
+    database fails, without any text of its statements.
 
     Examples
     --------
@@ -134,7 +128,7 @@ class Ledger(Wishing, History, Sharing):
             Of the cohort file's content. With the nodes it is the cohort's identity.
         node : str
             Name of the PACS node that will be asked, or the text of a
-            :class:`~prefect_dicom.model.NodeOrder`.
+            :class:`~prefect_dicom.core.model.NodeOrder`.
         rows : iterable of CohortRow
             Not touched where the cohort is there already.
         name : str, optional
@@ -706,7 +700,7 @@ class Ledger(Wishing, History, Sharing):
         Parameters
         ----------
         code : str
-            A code of :mod:`prefect_dicom.reasons`; it carries the disposition.
+            A code of :mod:`prefect_dicom.core.reasons`; it carries the disposition.
         detail : str
             What the peer said, perhaps; it stays in the ledger.
         nodes : sequence of str

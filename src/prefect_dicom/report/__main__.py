@@ -1,3 +1,3 @@
-from prefect_dicom.report.running import main
+from prefect_dicom.report.background import main
 
 raise SystemExit(main())

@@ -17,11 +17,11 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
 from prefect_dicom import __version__
-from prefect_dicom.courtesy import Courtesy
+from prefect_dicom.config.access_schedule import Courtesy
+from prefect_dicom.core.model import CohortRow, DateRange, Disposition, StudyState, Verdict
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
-from prefect_dicom.model import CohortRow, DateRange, Disposition, StudyState, Verdict
 from prefect_dicom.report import plots
-from prefect_dicom.report.account import (
+from prefect_dicom.report.summary import (
     MODALITIES_NAMED,
     ROWS_NAMED,
     Account,
@@ -68,7 +68,7 @@ def write_page(
         Name patients and studies as the cohort file and the PACS do; the page is
         ``report-with-identifiers.html`` then, for this user alone.
 
-    The others are those of :func:`~prefect_dicom.report.account.account_of`.
+    The others are those of :func:`~prefect_dicom.report.summary.account_of`.
 
     Returns
     -------

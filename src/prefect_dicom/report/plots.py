@@ -20,8 +20,8 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from prefect_dicom.model import StudyState
-from prefect_dicom.report.account import Account, Kind, Stretch, windows
+from prefect_dicom.core.model import StudyState
+from prefect_dicom.report.summary import Account, Kind, Stretch, windows
 from prefect_dicom.report.tables import bytes_in_words
 
 _SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}

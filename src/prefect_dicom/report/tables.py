@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect_dicom.archive.manifest import decode_manifest
-from prefect_dicom.faultpoints import reached
-from prefect_dicom.identifiers import is_uid, normal_uid
-from prefect_dicom.ledger import Cohort, Ledger, Totals
-from prefect_dicom.matching import why_not_taken
-from prefect_dicom.model import (
+from prefect_dicom.cohort.filters import why_undecided
+from prefect_dicom.cohort.row_matching import why_not_taken
+from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.model import (
     CohortRow,
     Evidence,
     RowVerdict,
@@ -29,9 +28,9 @@ from prefect_dicom.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.policy import FILTER_UNDECIDED
-from prefect_dicom.reasons import reason_for
-from prefect_dicom.selection import why_undecided
+from prefect_dicom.core.reasons import FILTER_UNDECIDED, reason_for
+from prefect_dicom.core.uids import is_uid, normal_uid
+from prefect_dicom.ledger import Cohort, Ledger, Totals
 
 RESULTS = "results.csv"
 INSTANCES = "instances"
@@ -264,7 +263,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
     """Write ``results.csv``, ``instances.parquet`` and ``instances.csv``; returns their folder.
 
     And ``candidates.csv``, where there are any: the answers that were nearly what a row asks for,
-    in a form that :func:`~prefect_dicom.cohort.read_cohort` reads. Each file is replaced as a
+    in a form that :func:`~prefect_dicom.cohort.rows.read_cohort` reads. Each file is replaced as a
     whole. Memory does not grow with the cohort.
     """
     folder = reports / cohort.name

@@ -2,6 +2,6 @@
 
 import sys
 
-from prefect_dicom.server.keeper import main
+from prefect_dicom.server.supervisor import main
 
 sys.exit(main(*sys.argv[1:]))

@@ -28,9 +28,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prefect_dicom.configuration import Site
-from prefect_dicom.errors import ConfigurationError
-from prefect_dicom.server.profile import LOOPBACK, MARK, settings_of
+from prefect_dicom.config.site import Site
+from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.server.settings import LOOPBACK, MARK, settings_of
 
 _FOLDER = "prefect-server"
 _USUAL_PORT = 4200
@@ -38,7 +38,7 @@ _STARTS_SECONDS = 600
 _ENDS_SECONDS = 120
 _LOOK_SECONDS = 0.1
 _ANSWERS_SECONDS = 2.0
-_RECEIVER = b"prefect_dicom.receiver"
+_RECEIVER = b"prefect_dicom.network.storage_scp"
 
 STARTING, UP, DOWN, FAILED = "starting", "up", "down", "failed"
 
@@ -371,7 +371,7 @@ def furnish(site: str, environment: dict[str, str], log: Path) -> subprocess.Pop
     """Begin to give the server what it needs for a site, in a process of its own."""
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "prefect_dicom.server.furnish", site],
+            [sys.executable, "-m", "prefect_dicom.server.provision", site],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

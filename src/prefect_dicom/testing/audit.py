@@ -33,7 +33,7 @@ import pydicom
 from botocore.config import Config
 from pydicom.filereader import read_partial
 
-from prefect_dicom.configuration import DirectoryArchive, Site
+from prefect_dicom.config.site import DirectoryArchive, Site
 from prefect_dicom.testing.pacs import ScriptedPacs
 
 INVARIANTS = {

@@ -62,12 +62,7 @@ from pynetdicom.sop_class import (
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from prefect_dicom.testing.associating import AssociationPlan, End
-from prefect_dicom.testing.matching import (
-    LEVELS,
-    UNIQUE_KEYS,
-    levels_down_to,
-    select,
-)
+from prefect_dicom.testing.matching import LEVELS, UNIQUE_KEYS, levels_down_to, select
 from prefect_dicom.testing.objects import (
     Holdings,
     StoredObject,

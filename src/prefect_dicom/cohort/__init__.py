@@ -1,0 +1,1 @@
+"""Cohort files and definitions, and how answers are matched with their rows."""

@@ -1,0 +1,476 @@
+"""Whether a study or a series is wanted: the filters of a cohort's definition, on our side.
+
+An archive cannot be trusted with most of them: it may ignore a key it does not support, match
+by other rules, or not know the attribute at its level. So every filter is applied to what the
+archive answered, and where it did not answer what a filter needs, nothing is guessed: the
+judgement is None, and a person decides.
+
+An attribute that an archive does not support is absent from its answers (PS3.4 C.2.2.1.3). One
+that is there and empty has no value: a free text is then an empty text, which no pattern but
+``*`` is like; of anything else (a sex, a date, a number) it means that it is not known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import lru_cache
+from re import _constants as opcodes
+from re import _parser as parser
+from typing import Any
+
+from prefect_dicom.core.model import (
+    DateRange,
+    Excluded,
+    Filter,
+    Pattern,
+    PerPatient,
+    Selection,
+    Study,
+    StudyReference,
+)
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.dicom.value_matching import blurred, like, study_day, unpadded
+
+LONGEST_TEXT = 64
+"""Characters of a text that a regular expression is tried on: what LO holds, PS3.5 6.2."""
+LONGEST_REGEX = 200
+MOST_STEPS = 20_000_000
+"""Of a regular expression on the longest text: about a fifth of a second."""
+
+_FREE_TEXTS = frozenset(
+    {
+        "StudyDescription",
+        "SeriesDescription",
+        "ProtocolName",
+        "InstitutionName",
+        "BodyPartExamined",
+    }
+)
+_DAYS = {"D": 1, "W": 7, "M": 30.436875, "Y": 365.2425}
+_AGE = re.compile(r"([0-9]{3})([DWMY])")
+_NUMBER = re.compile(r"[0-9]{1,12}")
+
+# What a STUDY level query returns anyway has a place of its own in Study.
+_OWN_PLACE = {
+    "StudyDate": "study_date",
+    "ModalitiesInStudy": "modalities",
+    "StudyDescription": "study_description",
+    "NumberOfStudyRelatedSeries": "number_of_series",
+    "NumberOfStudyRelatedInstances": "number_of_instances",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenSeries:
+    """The series of a study, by UID, sorted by whether a selection wants them."""
+
+    wanted: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+
+def not_told(selection: Selection, study: Study) -> tuple[str, ...]:
+    """What the filters need to know of a study at STUDY level, and its answer does not tell."""
+    told = {keyword for keyword, _ in study.told}
+    keywords: dict[str, None] = {}
+    for each in selection.studies:
+        if _values_of(each.keyword, study) is not None:
+            continue
+        asked = (
+            ("PatientBirthDate", "PatientAge") if each.keyword == "PatientAge" else (each.keyword,)
+        )
+        keywords.update((keyword, None) for keyword in asked if keyword not in told)
+    return tuple(keywords)
+
+
+def series_keywords(selection: Selection) -> tuple[str, ...]:
+    """What the filters need to be told at SERIES level; empty where no such query is needed."""
+    filters = (*selection.with_series, *selection.series)
+    return tuple(dict.fromkeys(each.keyword for each in filters))
+
+
+def judge_study(selection: Selection, study: Study) -> bool | None:
+    """Whether a study is wanted by its answer at STUDY level; None where that cannot be told.
+
+    One that is excluded is never wanted; one whose identifiers differ from an excluded one in
+    case, padding or leading zeros alone is undecided, because it may be the same.
+    """
+    judgements = [_not_excluded(selection.excluded, study)]
+    judgements += [_judge(each, _values_of(each.keyword, study)) for each in selection.studies]
+    return _all(judgements)
+
+
+def why_undecided(selection: Selection, study: Study) -> tuple[str, ...]:
+    """What cannot be told of a study that is undecided, in words that hold no patient data."""
+    words = [
+        f"{each.keyword} is not told, or cannot be compared"
+        for each in selection.studies
+        if _judge(each, _values_of(each.keyword, study)) is None
+    ]
+    if _not_excluded(selection.excluded, study) is None:
+        words.append("it is nearly what is excluded")
+    return tuple(words) or ("its series are not told as far as the filters need",)
+
+
+def choose_series(
+    filters: Sequence[Filter], answers: Mapping[str, Mapping[str, str]]
+) -> ChosenSeries:
+    """Sort series by whether they pass all filters.
+
+    Parameters
+    ----------
+    answers : mapping of SeriesInstanceUID to mapping
+        Keyword to value, of the attributes that were answered.
+    """
+    sorted_out: dict[bool | None, list[str]] = defaultdict(list)
+    for uid, told in answers.items():
+        judgement = _all(_judge(each, _values(each.keyword, told)) for each in filters)
+        sorted_out[judgement].append(uid)
+    return ChosenSeries(*(tuple(sorted(sorted_out[each])) for each in (True, False, None)))
+
+
+def judge_series(selection: Selection, answers: Mapping[str, Mapping[str, str]]) -> bool | None:
+    """Whether a study is wanted by its answers at SERIES level; None where it cannot be told.
+
+    One series has to be what ``with_series`` says, and at least one is to be retrieved. Where
+    of any series it cannot be told whether it is to be retrieved, what would be retrieved of
+    the study cannot be told either.
+    """
+    one = choose_series(selection.with_series, answers)
+    kept = choose_series(selection.series, answers)
+    some = None if one.undecided and not one.wanted else bool(one.wanted)
+    rest = None if kept.undecided else bool(kept.wanted)
+    return _all((some, rest))
+
+
+def beyond_the_maximum(
+    per_patient: PerPatient, studies: Iterable[tuple[StudyReference, Study]]
+) -> set[StudyReference]:
+    """Those of a cohort's studies that are more than it takes of their patients.
+
+    By StudyDate, then by UID; studies without a readable date are the last to be taken. A study
+    whose PatientID the archive does not tell counts for itself.
+    """
+    of_patient: dict[str, list[tuple[StudyReference, Study]]] = defaultdict(list)
+    for reference, study in studies:
+        if patient := unpadded(study.patient_id):
+            of_patient[patient].append((reference, study))
+    return {
+        reference
+        for its_studies in of_patient.values()
+        for reference, _ in sorted(its_studies, key=lambda each: _order(per_patient, each[1]))[
+            per_patient.studies :
+        ]
+    }
+
+
+def _order(per_patient: PerPatient, study: Study) -> tuple[int, str]:
+    day = study_day(study.study_date)
+    if day is None:
+        place = date.max.toordinal() + 1
+    else:
+        place = -day.toordinal() if per_patient.latest else day.toordinal()
+    return place, normal_uid(study.study_instance_uid)
+
+
+# --- one filter and one value
+
+
+def _all(judgements: Iterable[bool | None]) -> bool | None:
+    found = set(judgements)
+    return False if False in found else None if None in found else True
+
+
+def _not_excluded(excluded: frozenset[Excluded], study: Study) -> bool | None:
+    if not excluded:
+        return True
+    patient, accession = unpadded(study.patient_id), unpadded(study.accession_number)
+    uid = normal_uid(study.study_instance_uid)
+    exact, nearly = _lookups(excluded)
+    forms = [
+        Excluded(*given)
+        for given in (
+            (patient, None, None),
+            (None, accession, None),
+            (patient, accession, None),
+            (None, None, uid),
+            (patient, None, uid),
+            (None, accession, uid),
+            (patient, accession, uid),
+        )
+    ]
+    if not exact.isdisjoint(forms):
+        return False
+    return True if nearly.isdisjoint(map(_blurred, forms)) else None
+
+
+@lru_cache(maxsize=4)
+def _lookups(excluded: frozenset[Excluded]) -> tuple[frozenset[Excluded], frozenset[Excluded]]:
+    exact = frozenset(
+        Excluded(
+            each.patient_id and unpadded(each.patient_id),
+            each.accession_number and unpadded(each.accession_number),
+            each.study_instance_uid and normal_uid(each.study_instance_uid),
+        )
+        for each in excluded
+    )
+    return exact, frozenset(map(_blurred, exact))
+
+
+def _blurred(each: Excluded) -> Excluded:
+    return Excluded(
+        each.patient_id and blurred(each.patient_id),
+        each.accession_number and blurred(each.accession_number),
+        each.study_instance_uid,
+    )
+
+
+def _values_of(keyword: str, study: Study) -> tuple[str, ...] | None:
+    told = dict(study.told)
+    if keyword == "PatientAge":
+        born = study.patient_birth_date or told.get("PatientBirthDate", "")
+        years = age_in_years(born, study.study_date, told.get("PatientAge", ""))
+        return None if years is None else (str(years),)
+    if keyword == "ModalitiesInStudy" and study.modalities:
+        return study.modalities
+    # Empty there may be not answered: that shows when it is asked for by itself.
+    if keyword in _OWN_PLACE and (value := getattr(study, _OWN_PLACE[keyword])):
+        return (unpadded(str(value)),)
+    return _values(keyword, told)
+
+
+def _values(keyword: str, told: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The values of an attribute; None where it is not known."""
+    value = told.get(keyword)
+    if value is None:
+        return None
+    values = tuple(unpadded(part) for part in value.split("\\"))
+    if keyword not in _FREE_TEXTS:
+        values = tuple(part for part in values if part)
+    return values or None
+
+
+def _judge(wanted: Filter, values: tuple[str, ...] | None) -> bool | None:
+    """Whether the values pass; of several one has to be wanted, and none unwanted."""
+    if values is None:
+        return None
+    judgements: list[bool | None] = []
+    if wanted.any_of:
+        judgements.append(_any(_matches(each, value) for each in wanted.any_of for value in values))
+    if wanted.none_of:
+        found = _any(_matches(each, value) for each in wanted.none_of for value in values)
+        judgements.append(None if found is None else not found)
+    if wanted.dates is not None:
+        day = study_day(values[0])
+        judgements.append(None if day is None else day in wanted.dates)
+    if wanted.at_least is not None or wanted.at_most is not None:
+        judgements.append(_within(wanted, values[0]))
+    return _all(judgements)
+
+
+def _any(judgements: Iterable[bool | None]) -> bool | None:
+    found = set(judgements)
+    return True if True in found else None if None in found else False
+
+
+def _within(wanted: Filter, value: str) -> bool | None:
+    if not _NUMBER.fullmatch(value):
+        return None
+    number = int(value)
+    low, high = wanted.at_least, wanted.at_most
+    return (low is None or low <= number) and (high is None or number <= high)
+
+
+def _matches(pattern: Pattern, value: str) -> bool | None:
+    if not pattern.regex:
+        return like(pattern.text, value)
+    if len(value) > LONGEST_TEXT:
+        # Longer than the standard has it, and than the expression was found to be harmless for.
+        return None
+    return bounded_regex(pattern.text).search(value) is not None
+
+
+def age_in_years(birth_date: str, study_date: str, age: str) -> int | None:
+    """A patient's age at a study: from both dates, else as the archive gives it (AS, PS3.5 6.2)."""
+    born, day = study_day(birth_date), study_day(study_date)
+    if born is not None and day is not None and born <= day:
+        return day.year - born.year - ((day.month, day.day) < (born.month, born.day))
+    match = _AGE.fullmatch(unpadded(age))
+    return None if match is None else int(int(match[1]) * _DAYS[match[2]] / _DAYS["Y"] + 1e-6)
+
+
+# --- regular expressions that end
+
+
+@lru_cache(maxsize=256)
+def bounded_regex(expression: str) -> re.Pattern[str]:
+    """A regular expression of a user's, if no text can keep it busy for long.
+
+    Python's ``re`` tries one way after the other, and some expressions have more ways than could
+    ever be tried; it cannot be stopped either. So the ways are counted before the expression is
+    used, on the longest text it is given: each repetition multiplies them by the lengths it can
+    have, each alternative adds its own. What multiplies without end (a repetition within a
+    repetition, ``(a|b)*``) exceeds every bound and is refused, and so is what looks around or
+    refers back, which ``*`` and lists of patterns do as well.
+
+    Raises
+    ------
+    ValueError
+        Says what is wrong and what to write instead, without repeating the expression.
+    """
+    if len(expression) > LONGEST_REGEX:
+        raise ValueError(f"is longer than {LONGEST_REGEX} characters; write several")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compiled = re.compile(expression)
+            tree = parser.parse(expression)
+    except (re.error, OverflowError, RecursionError):
+        raise ValueError("is no regular expression of Python's `re`") from None
+    # It may begin to match at every place of the text.
+    if _ways(tree) * (LONGEST_TEXT + 1) > MOST_STEPS:
+        raise ValueError(
+            "could take too long on some texts; leave out repetitions within repetitions, like "
+            "(a+)* or (a|b)*, use fewer of .* and give several expressions instead of one"
+        )
+    return compiled
+
+
+_ONE_WAY = frozenset(
+    {
+        opcodes.ANY,
+        opcodes.AT,
+        opcodes.CATEGORY,
+        opcodes.IN,
+        opcodes.LITERAL,
+        opcodes.NOT_LITERAL,
+        opcodes.RANGE,
+    }
+)
+_REPEATS = frozenset({opcodes.MAX_REPEAT, opcodes.MIN_REPEAT, opcodes.POSSESSIVE_REPEAT})
+
+
+def _ways(tree: Any) -> float:
+    """An upper bound of the ways in which a part of an expression can be tried at one place."""
+    ways = 1.0
+    for operation, argument in tree:
+        if operation in _ONE_WAY:
+            continue
+        if operation is opcodes.BRANCH:
+            ways *= sum(_ways(each) for each in argument[1])
+        elif operation is opcodes.SUBPATTERN:
+            ways *= _ways(argument[-1])
+        elif operation is opcodes.ATOMIC_GROUP:
+            ways *= _ways(argument)
+        elif operation in _REPEATS:
+            least, most, repeated = argument
+            ways *= _ways_to_repeat(repeated, least, most)
+        else:
+            raise ValueError("looks around or refers back; use patterns with *, or several")
+        if ways > MOST_STEPS:
+            return math.inf
+    return ways
+
+
+def _ways_to_repeat(repeated: Any, least: int, most: int) -> float:
+    each = _ways(repeated)
+    # Nothing repeated more often than the text has characters finds a place in it.
+    times = min(most, LONGEST_TEXT)
+    if each <= 1:
+        return max(1, times - min(least, times) + 1)
+    ways = 0.0
+    for time in range(times + 1):
+        ways += each**time
+        if ways > MOST_STEPS:
+            return math.inf
+    return ways
+
+
+# --- as text and as JSON
+
+
+def series_text(selection: Selection) -> str:
+    """The filters of the series to be retrieved, in words; empty for whole studies.
+
+    The same filters are the same text, and others are another: a study is archived under one.
+    """
+    return "; ".join(sorted(_words(each) for each in selection.series))
+
+
+def _words(wanted: Filter) -> str:
+    parts = []
+    if wanted.any_of:
+        parts.append("is " + " or ".join(sorted(map(_quoted, wanted.any_of))))
+    if wanted.none_of:
+        parts.append("is not " + " nor ".join(sorted(map(_quoted, wanted.none_of))))
+    if wanted.dates is not None:
+        parts.append(f"within {'-'.join(_day(d) for d in (wanted.dates.first, wanted.dates.last))}")
+    if wanted.at_least is not None:
+        parts.append(f"at least {wanted.at_least}")
+    if wanted.at_most is not None:
+        parts.append(f"at most {wanted.at_most}")
+    return f"{wanted.keyword} {' and '.join(parts)}"
+
+
+def _quoted(pattern: Pattern) -> str:
+    text = json.dumps(pattern.text, ensure_ascii=False)
+    return f"regex {text}" if pattern.regex else text
+
+
+def _day(day: date | None) -> str:
+    return "" if day is None else f"{day:%Y%m%d}"
+
+
+def encode_selection(selection: Selection) -> dict[str, Any]:
+    """A selection as what JSON holds; :func:`decode_selection` reads it."""
+
+    def filters(some: Sequence[Filter]) -> list[dict[str, Any]]:
+        return [
+            asdict(each) | {"dates": each.dates and [_day(each.dates.first), _day(each.dates.last)]}
+            for each in some
+        ]
+
+    return {
+        "studies": filters(selection.studies),
+        "with_series": filters(selection.with_series),
+        "series": filters(selection.series),
+        "excluded": [
+            [each.patient_id, each.accession_number, each.study_instance_uid]
+            for each in selection.excluded
+        ],
+        "per_patient": selection.per_patient and asdict(selection.per_patient),
+    }
+
+
+def decode_selection(body: Mapping[str, Any]) -> Selection:
+    """The selection that :func:`encode_selection` made this of."""
+
+    def patterns(some: Sequence[Mapping[str, Any]]) -> tuple[Pattern, ...]:
+        return tuple(Pattern(**each) for each in some)
+
+    def filters(some: Sequence[Mapping[str, Any]]) -> tuple[Filter, ...]:
+        return tuple(
+            Filter(
+                each["keyword"],
+                patterns(each["any_of"]),
+                patterns(each["none_of"]),
+                each["dates"] and DateRange(*(study_day(day) for day in each["dates"])),
+                each["at_least"],
+                each["at_most"],
+            )
+            for each in some
+        )
+
+    return Selection(
+        filters(body["studies"]),
+        filters(body["with_series"]),
+        filters(body["series"]),
+        frozenset(Excluded(*each) for each in body["excluded"]),
+        body["per_patient"] and PerPatient(**body["per_patient"]),
+    )

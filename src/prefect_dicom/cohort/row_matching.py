@@ -1,0 +1,343 @@
+"""Our own check of what a C-FIND answered, and the keys to ask with.
+
+An archive may ignore a matching key, fold case, match substrings or trim zeros, and answer with
+success. So a row asks by identifiers alone, and every answer is compared again here: exactly,
+but for the padding DICOM itself calls insignificant (PS3.5 6.2).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from typing import NamedTuple
+
+from prefect_dicom.core.model import CohortRow, DateRange, Study
+from prefect_dicom.core.uids import is_safe_key, normal_uid
+from prefect_dicom.dicom.value_matching import (
+    blurred,
+    like,
+    names_agree,
+    overlooked,
+    study_day,
+    unpadded,
+    written_otherwise,
+)
+
+MOST_NEAR_MISSES = 20
+FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2999, 12, 31)
+"""Of a range that is open at an end; open ranges bring undated studies on some archives only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What the answers of a PACS mean for one cohort row.
+
+    ``reason`` is None where ``studies`` is what the row asked for, else a code of
+    :mod:`prefect_dicom.core.reasons` and ``studies`` is empty; with ``list-unproved`` they are what
+    was found, and ``gaps`` names where there may be more: days, modalities, no identifiers.
+    ``near_misses`` are at most ``MOST_NEAR_MISSES`` answers for a person to read: never
+    retrieved. Study Instance UIDs of ``studies`` are without padding.
+    """
+
+    studies: tuple[Study, ...] = ()
+    reason: str | None = None
+    near_misses: tuple[Study, ...] = ()
+    gaps: tuple[str, ...] = ()
+
+
+def study_query(row: CohortRow) -> dict[str, str]:
+    """The matching keys of the STUDY level C-FIND for a row, PS3.4 C.6.2.1.2.
+
+    Identifiers, where the row has one. A date, modality or description is then not sent: archives
+    miss undated studies in a range, shift days between time zones, or answer nothing or
+    everything to a key they do not support. They are applied to the answers instead. A row
+    without identifiers is a window of days, asked for with one day more at each end.
+
+    Returns
+    -------
+    dict of str to str
+        Keyword to value: StudyInstanceUID alone where the row has it, else PatientID and
+        AccessionNumber as far as given, else StudyDate.
+
+    Raises
+    ------
+    ValueError
+        If there is no such key or one that would select more than one value.
+    """
+    if row.study_instance_uid is not None:
+        keys = {"StudyInstanceUID": row.study_instance_uid}
+    else:
+        keys = {"PatientID": row.patient_id, "AccessionNumber": row.accession_number}
+    given = {keyword: value for keyword, value in keys.items() if value is not None}
+    if is_window(row) and row.study_date is not None:
+        first, last = wider(row.study_date)
+        return {"StudyDate": f"{first:%Y%m%d}-{last:%Y%m%d}"}
+    if not given or not all(is_safe_key(value) for value in given.values()):
+        raise ValueError(f"line {row.line} has no key that is safe to query by")
+    return given
+
+
+def is_window(row: CohortRow) -> bool:
+    """Whether the row has no identifiers and stands for every study of its days."""
+    given = (row.study_instance_uid, row.patient_id, row.accession_number)
+    return row.study_date is not None and given == (None, None, None)
+
+
+def wider(days: DateRange) -> tuple[date, date]:
+    """The first and last day to ask for: one more at each end, for archives that shift dates.
+
+    Examples
+    --------
+    >>> wider(DateRange(date(2024, 1, 1), None))
+    (datetime.date(2023, 12, 31), datetime.date(2999, 12, 31))
+    """
+    first = FIRST_DAY if days.first is None else max(FIRST_DAY, days.first - timedelta(days=1))
+    last = LAST_DAY if days.last is None else min(LAST_DAY, days.last + timedelta(days=1))
+    return first, last
+
+
+def identifies(row: CohortRow, study: Study) -> bool:
+    """Whether every identifier the row gives is the study's, to the character.
+
+    Trailing blanks and NULs, and leading blanks, are padding (PS3.5 6.2). Case and leading
+    zeros are significant. A row without identifiers identifies nothing, unless it stands for
+    every study of its days.
+    """
+    pairs = _identifiers(row, study)
+    return (bool(pairs) or is_window(row)) and all(given == found for given, found in pairs)
+
+
+def has_the_uid(row: CohortRow, study: Study) -> bool:
+    """Whether the row gives a StudyInstanceUID, and it is the study's."""
+    given = row.study_instance_uid
+    return given is not None and normal_uid(given) == normal_uid(study.study_instance_uid)
+
+
+def tells(study: Study, keywords: Iterable[str]) -> bool:
+    """Whether the answer has a value for each of these keys of :func:`study_query`."""
+    told = {
+        "PatientID": study.patient_id,
+        "AccessionNumber": study.accession_number,
+        "StudyInstanceUID": study.study_instance_uid,
+    }
+    return all(unpadded(told[keyword]) for keyword in keywords)
+
+
+def might_mean(row: CohortRow, study: Study) -> bool:
+    """Whether an archive that matches substrings in any case may take the study for the row's."""
+    return all(blurred(given) in blurred(found) for given, found in _identifiers(row, study))
+
+
+def passes_filters(row: CohortRow, study: Study) -> bool:
+    """Whether the study is within the row's date range, modality and description.
+
+    A study without a readable date is in no range. A study whose modalities the PACS did not
+    name may have any. In a description ``*`` stands for any text and ``?`` for one character;
+    case is of no account.
+    """
+    if row.study_date is not None:
+        day = study_day(study.study_date)
+        if day is None or day not in row.study_date:
+            return False
+    if row.modality is not None:
+        modalities = {unpadded(name).casefold() for name in study.modalities} - {""}
+        if modalities and unpadded(row.modality).casefold() not in modalities:
+            return False
+    return row.study_description is None or like(row.study_description, study.study_description)
+
+
+def is_of_the_patient(row: CohortRow, study: Study) -> bool | None:
+    """Whether name and birth date of the answer are those the row gives, if it gives any.
+
+    They identify nobody. They show that an identifier was mistyped, and is a stranger's.
+
+    Returns
+    -------
+    bool or None
+        None where the answer does not tell what the row gives.
+    """
+    judged: list[bool | None] = []
+    if row.patient_name is not None:
+        judged.append(names_agree(row.patient_name, study.patient_name))
+    if row.patient_birth_date is not None:
+        day = study_day(study.patient_birth_date)
+        judged.append(None if day is None else day == row.patient_birth_date)
+    return False if False in judged else None if None in judged else True
+
+
+def why_not_taken(row: CohortRow, study: Study) -> tuple[str, ...]:
+    """In what a near miss differs from what its row asks for.
+
+    Returns
+    -------
+    tuple of str
+        In words that hold no patient data; empty where the study is what was asked for, and was
+        not taken for the sake of others.
+    """
+    words = []
+    for keyword, given, found in _named_identifiers(row, study):
+        if given == found:
+            continue
+        if differing := overlooked(given, found):
+            words.append(f"{keyword} differs in {' and '.join(differing)}")
+        else:
+            words.append(f"{keyword} {'is another' if found else 'is not told'}")
+    if row.patient_name is not None:
+        agrees = names_agree(row.patient_name, study.patient_name)
+        if agrees is None:
+            words.append("PatientName is not told")
+        elif not agrees:
+            otherwise = written_otherwise(row.patient_name, study.patient_name)
+            words.append(f"PatientName {'is written otherwise' if otherwise else 'is another'}")
+    if row.patient_birth_date is not None:
+        day = study_day(study.patient_birth_date)
+        if day != row.patient_birth_date:
+            words.append(f"PatientBirthDate {'is not told' if day is None else 'is another'}")
+    if _is_a_day_off(row, study):
+        words.append("StudyDate is one day off")
+    if not is_safe_key(normal_uid(study.study_instance_uid)):
+        words.append("StudyInstanceUID cannot be asked for")
+    return tuple(words)
+
+
+def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
+    """Decide what a row found from the answers to its query.
+
+    Parameters
+    ----------
+    answers : iterable of Study
+        As they come; those that are not the row's are dropped at once.
+
+    Returns
+    -------
+    Discovery
+        With reason None and studies, or one of ``no-match``, ``excluded-by-filter``,
+        ``several-patients``, ``name-disagrees`` and ``unsafe-uid``. The candidates of
+        ``several-patients`` and ``name-disagrees``, studies whose UID cannot be asked for,
+        answers that have the row's UID and differ in another identifier, or whose identifiers
+        differ only in case, padding or leading zeros, and studies one day out of the row's range
+        are the near misses, in this order.
+    """
+    identified: dict[_Identity, Study] = {}
+    nearly: dict[_Identity, Study] = {}
+    for answer in answers:
+        key = _identity(answer)
+        if identifies(row, answer):
+            known = identified.get(key)
+            identified[key] = answer if known is None else _merged(known, answer)
+        elif len(nearly) < MOST_NEAR_MISSES and _nearly_identifies(row, answer):
+            nearly.setdefault(key, answer)
+    nearly |= {key: study for key, study in identified.items() if _is_a_day_off(row, study)}
+
+    def discovery(
+        reason: str | None, studies: Iterable[Study] = (), aside: Iterable[Study] = ()
+    ) -> Discovery:
+        return Discovery(
+            studies=tuple(studies),
+            reason=reason,
+            near_misses=(*aside, *nearly.values())[:MOST_NEAR_MISSES],
+        )
+
+    if not identified:
+        return discovery("no-match")
+    remaining = [study for study in identified.values() if passes_filters(row, study)]
+    if not remaining:
+        return discovery("excluded-by-filter")
+    # A request names a study by its UID alone and so brings the objects of all patients it is
+    # filed under, also of those the filters have left out.
+    uids = {normal_uid(study.study_instance_uid) for study in remaining}
+    if is_window(row):
+        # Many patients are meant, each study of one of them.
+        times = Counter(key.study_instance_uid for key in identified)
+        uids = {uid for uid in uids if times[uid] > 1}
+        remaining = [s for s in remaining if normal_uid(s.study_instance_uid) not in uids]
+    its = {key: study for key, study in identified.items() if key.study_instance_uid in uids}
+    shared = list(its.values()) if len({key.patient for key in its}) > 1 else []
+    if shared and not (is_window(row) and remaining):
+        return discovery("several-patients", aside=shared)
+    if not all(is_of_the_patient(row, study) for study in remaining):
+        return discovery("name-disagrees", aside=remaining)
+    safe, unsafe = [], []
+    for study in remaining:
+        uid = normal_uid(study.study_instance_uid)
+        if is_safe_key(uid):
+            safe.append(replace(study, study_instance_uid=uid))
+        else:
+            unsafe.append(study)
+    return discovery(None if safe else "unsafe-uid", studies=safe, aside=(*shared, *unsafe))
+
+
+class _Identity(NamedTuple):
+    """What makes two answers one study's."""
+
+    study_instance_uid: str
+    patient_id: str
+    patient_id_bytes: str
+    """Where its characters are a guess, so that bytes that differ stay different."""
+
+    @property
+    def patient(self) -> tuple[str, str]:
+        return self.patient_id, self.patient_id_bytes
+
+
+def _identity(study: Study) -> _Identity:
+    guessed = dict(study.original).get("PatientID", "") if "PatientID" in study.guessed else ""
+    return _Identity(normal_uid(study.study_instance_uid), unpadded(study.patient_id), guessed)
+
+
+def _named_identifiers(row: CohortRow, study: Study) -> list[tuple[str, str, str]]:
+    """Of each identifier of the row: keyword, the row's value, the study's, without padding."""
+    named = [
+        ("PatientID", row.patient_id, study.patient_id),
+        ("AccessionNumber", row.accession_number, study.accession_number),
+        ("StudyInstanceUID", row.study_instance_uid, normal_uid(study.study_instance_uid)),
+    ]
+    return [
+        (keyword, unpadded(given), unpadded(found))
+        for keyword, given, found in named
+        if given is not None
+    ]
+
+
+def _identifiers(row: CohortRow, study: Study) -> list[tuple[str, str]]:
+    return [(given, found) for _, given, found in _named_identifiers(row, study)]
+
+
+def _nearly_identifies(row: CohortRow, study: Study) -> bool:
+    """Whether a person may have meant the study: by its UID, or by identifiers nearly the same."""
+    pairs = _identifiers(row, study)
+    return has_the_uid(row, study) or (
+        bool(pairs) and all(given == found or overlooked(given, found) for given, found in pairs)
+    )
+
+
+def _is_a_day_off(row: CohortRow, study: Study) -> bool:
+    """Whether the study is the row's but for one day, as by another time zone."""
+    day = study_day(study.study_date)
+    if row.study_date is None or day is None or day in row.study_date or is_window(row):
+        # Of a window's neighbours another window has the studies.
+        return False
+    ends = [end for end in (row.study_date.first, row.study_date.last) if end is not None]
+    near = any(abs(day - end) == timedelta(days=1) for end in ends)
+    return near and passes_filters(replace(row, study_date=None), study)
+
+
+def _merged(first: Study, second: Study) -> Study:
+    """One study of two answers for it: some archives answer once for each modality."""
+    return replace(
+        first,
+        accession_number=first.accession_number or second.accession_number,
+        study_date=first.study_date or second.study_date,
+        modalities=tuple(dict.fromkeys((*first.modalities, *second.modalities))),
+        study_description=first.study_description or second.study_description,
+        number_of_series=_larger(first.number_of_series, second.number_of_series),
+        number_of_instances=_larger(first.number_of_instances, second.number_of_instances),
+        patient_name=first.patient_name or second.patient_name,
+        patient_birth_date=first.patient_birth_date or second.patient_birth_date,
+    )
+
+
+def _larger(first: int | None, second: int | None) -> int | None:
+    return max((count for count in (first, second) if count is not None), default=None)

@@ -1,0 +1,1 @@
+"""The site file: read, checked, and refused with all its faults at once."""

@@ -1,0 +1,276 @@
+"""What one PACS node does, as it was learnt: a YAML file beside the site file.
+
+``prefect-dicom doctor --learn`` writes it, a person may edit it, and a run starts from it instead
+of finding out for itself. Nothing in it is proof: what a run sees otherwise counts more. It holds
+no patient data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from prefect_dicom.config.yaml import Document, Settings, faults_of, text_of
+from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.core.model import InformationModel
+
+FOLDER = "profiles"
+"""Beside the site file; a node's profile in it has the node's name and ``.yaml``."""
+_LONGEST_LINE = 100
+_MANY = 6
+"""Values of a list up to which a person wants to read them all."""
+
+Keyword = Annotated[str, StringConstraints(pattern="^[A-Z][A-Za-z0-9]{0,63}$")]
+Uid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
+
+
+class QueryLevel(StrEnum):
+    """Levels of a C-FIND, PS3.4 C.6.1.1."""
+
+    PATIENT = "PATIENT"
+    STUDY = "STUDY"
+    SERIES = "SERIES"
+    IMAGE = "IMAGE"
+
+
+class Service(StrEnum):
+    """What came of one small request for a service."""
+
+    WORKS = "works"
+    REFUSED = "refused"
+    """Offered in the negotiation, and refused or aborted when it is asked for."""
+    NOT_OFFERED = "not-offered"
+    NOTHING_ARRIVED = "nothing-arrived"
+    """Carried out, says the peer, or failed for another cause; the object did not come."""
+
+
+class Match(StrEnum):
+    """What becomes of a query with a matching key, PS3.4 C.2.2.2."""
+
+    MATCHED = "matched"
+    IGNORED = "ignored"
+    """Answered as if the key were not there."""
+    EMPTIES = "empties"
+    """Nothing is found, or the query is refused, though the value is the study's own."""
+
+
+class KeyHabit(Settings):
+    """What a node makes of one matching key."""
+
+    match: Match | None = Field(None, description="What becomes of a query with this key.")
+    wildcards: bool | None = Field(None, description="Whether * stands for any text in it.")
+    case_sensitive: bool | None = Field(None, description="Whether case counts in it.")
+
+
+class NodeProfile(Settings):
+    """What a node was seen to do. A key that is left out is not known."""
+
+    # --- queries
+    find_models: tuple[InformationModel, ...] | None = Field(
+        None, description="Information models it accepts for C-FIND."
+    )
+    levels: tuple[QueryLevel, ...] | None = Field(
+        None, description="Levels at which it answers a C-FIND in the node's information model."
+    )
+    relational_queries: bool | None = Field(
+        None, description="Whether it answers below STUDY level without the UIDs above."
+    )
+    uid_lists_in_queries: bool | None = Field(
+        None, description="Whether a C-FIND by a list of UIDs finds what each of them names."
+    )
+    uid_lists_above: bool | None = Field(
+        None, description="Whether it answers with the series of several studies by such a list."
+    )
+    answer_cap: int | None = Field(
+        None, ge=1, description="Number of answers at which it was seen to stop."
+    )
+    answer_cap_status: Annotated[str, StringConstraints(pattern="^[0-9A-F]{4}$")] | None = Field(
+        None,
+        min_length=4,
+        max_length=4,
+        description="Status with which it stops there, in hexadecimal; 0000: it says success.",
+    )
+    longest_list: int | None = Field(
+        None, ge=0, description="Longest list of answers that was seen not to be cut."
+    )
+    study_counts: bool | None = Field(
+        None, description="Whether it tells the series and instances of a study."
+    )
+    series_counts: bool | None = Field(
+        None, description="Whether it tells the instances of a series."
+    )
+    optional_return_keys: bool | None = Field(
+        None,
+        description="Whether it finds a study when ModalitiesInStudy, StudyDescription and the "
+        "counts are to be returned.",
+    )
+    keys: dict[Keyword, KeyHabit] | None = Field(
+        None, description="What it makes of matching keys at STUDY level."
+    )
+    answer_character_sets: tuple[str, ...] | None = Field(
+        None,
+        description="Specific Character Sets its answers declare; ISO_IR 6 where they declare "
+        "none.",
+    )
+    query_character_sets: tuple[str, ...] | None = Field(
+        None, description="Specific Character Sets in which a query for a name finds it."
+    )
+    # --- retrieval
+    move_models: tuple[InformationModel, ...] | None = Field(
+        None, description="Information models it accepts for C-MOVE."
+    )
+    get_models: tuple[InformationModel, ...] | None = Field(
+        None, description="Information models it accepts for C-GET."
+    )
+    c_move: Service | None = Field(None, description="What a C-MOVE of one instance came to.")
+    c_get: Service | None = Field(None, description="What a C-GET of one instance came to.")
+    get_roles: bool | None = Field(
+        None, description="Whether it accepts us as storage SCP in a C-GET (role selection)."
+    )
+    get_transfer_syntaxes: tuple[Uid, ...] | None = Field(
+        None, description="Transfer syntaxes it accepts for the objects of a C-GET."
+    )
+    image_level_retrieve: bool | None = Field(
+        None, description="Whether it sends single instances."
+    )
+    uid_lists_in_retrieves: bool | None = Field(
+        None, description="Whether it sends all that a list of UIDs names."
+    )
+    originator: bool | None = Field(
+        None, description="Whether what a C-MOVE sends names the request (Move Originator)."
+    )
+    settle_seconds: float | None = Field(
+        None, ge=0, description="From the end of a C-MOVE to its last object, at most."
+    )
+    # --- associations
+    associations: int | None = Field(
+        None, ge=1, le=64, description="Associations it served at the same time, as far as tried."
+    )
+    asynchronous_operations: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="C-MOVE operations it lets be outstanding at a time; 0: any number.",
+    )
+
+
+def profile_path(folder: Path, node: str) -> Path:
+    """Where the profile of a node lies, seen from the folder of its site file."""
+    return folder / FOLDER / f"{node}.yaml"
+
+
+def load_profiles(folder: Path, nodes: Iterable[str]) -> dict[str, NodeProfile]:
+    """The profiles of those nodes that have one.
+
+    Raises
+    ------
+    ConfigurationError
+        With every fault of the first faulty file.
+    """
+    profiles = {}
+    for node in nodes:
+        path = profile_path(folder, node)
+        if path.exists():
+            profiles[node] = load_profile(path)
+    return profiles
+
+
+def load_profile(path: Path) -> NodeProfile:
+    """Read one profile.
+
+    Raises
+    ------
+    ConfigurationError
+        With every fault of the file.
+    """
+    source = str(path)
+    document = Document(text_of(source, path), source, ", ".join(NodeProfile.model_fields))
+    faults = document.faults
+    try:
+        profile = NodeProfile.model_validate(document.values)
+    except ValidationError as error:
+        faults += faults_of(error, NodeProfile, document.lines)
+    if faults:
+        raise ConfigurationError(source, faults)
+    return profile
+
+
+def write_profile(path: Path, profile: NodeProfile, learnt: datetime) -> None:
+    """Put a profile in its place, in one step: a run that starts meanwhile reads all or nothing.
+
+    Parameters
+    ----------
+    learnt : datetime
+        When, for its reader.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(profile_text(profile, learnt))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def profile_text(profile: NodeProfile, learnt: datetime) -> str:
+    """A profile as a YAML file with a line of explanation for each key."""
+    lines = [
+        f"# Learnt by `prefect-dicom doctor --learn` at {learnt.astimezone(UTC):%Y-%m-%d %H:%M} "
+        "UTC.",
+        "# It may be edited: a key that is left out is not known, and found out by each run. What",
+        "# a run sees otherwise counts more. Learning again writes it anew. Keys: docs/profile.md.",
+    ]
+    for name, value in values_of(profile).items():
+        lines.append(f"\n# {NodeProfile.model_fields[name].description}")
+        # JSON is YAML too, with every text in quotes: 0000 stays a text.
+        line = f"{name}: {json.dumps(value)}"
+        if isinstance(value, dict):
+            line = "\n".join([f"{name}:", *(f"  {k}: {json.dumps(v)}" for k, v in value.items())])
+        elif len(line) > _LONGEST_LINE:
+            line = "\n".join([f"{name}:", *(f"  - {json.dumps(one)}" for one in value)])
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def values_of(profile: NodeProfile) -> dict[str, Any]:
+    """What is known, as plain values."""
+    return profile.model_dump(mode="json", exclude_none=True)
+
+
+def in_words(profile: NodeProfile) -> list[tuple[str, str, str]]:
+    """Every key with its value and meaning, for people; what is not known has no value."""
+    known = values_of(profile)
+    lines = []
+    for name, field in NodeProfile.model_fields.items():
+        value = known.get(name)
+        if isinstance(value, dict):
+            words = "\n".join(f"{key}: {_habit(habit)}" for key, habit in value.items())
+        elif isinstance(value, list):
+            words = f"{len(value)}" if len(value) > _MANY else ", ".join(map(str, value)) or "none"
+        elif isinstance(value, bool):
+            words = "yes" if value else "no"
+        else:
+            words = "not known" if value is None else str(value)
+        lines.append((name, words, field.description or ""))
+    return lines
+
+
+def _habit(habit: dict[str, Any]) -> str:
+    words = [habit.get("match", "not known")]
+    if "wildcards" in habit:
+        words.append("wildcards" if habit["wildcards"] else "no wildcards")
+    if "case_sensitive" in habit:
+        words.append("case counts" if habit["case_sensitive"] else "in any case")
+    return ", ".join(words)

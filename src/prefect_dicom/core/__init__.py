@@ -1,0 +1,1 @@
+"""The words of the domain that every other package uses; imports nothing of this one."""

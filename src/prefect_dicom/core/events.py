@@ -1,0 +1,88 @@
+"""What a run tells those who want to hear of it: events, in numbers and reason codes.
+
+The subscribers of a run (:meth:`~prefect_dicom.run.planning.Plan.tell`) get each event as it
+happens; ``flows/`` subscribes one that passes them on to Prefect, whose automations make mails
+and messages of them. An event names a study by its reference and a node by its name in the site
+file; it has no room for text of a peer or of a cohort file, so nothing of a patient can be in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+
+from prefect_dicom.core.model import StudyReference
+from prefect_dicom.core.reasons import REASONS
+
+EVENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "study.archived": "A study is archived.",
+        "study.failed": "A study has ended without being archived.",
+        "cohort.finished": "A run has brought a cohort as far as it goes now.",
+        "node.halted": "A node is left alone until a person has acted.",
+        "node.narrowed": "A node is asked for less at a time: it is slow, busy or sends nothing.",
+        "node.widened": "A node that was asked for less at a time is asked for more again.",
+        "breaker.opened": "A node has failed; nothing is sent to it until its wait is over.",
+        "breaker.closed": "A node that had failed works again.",
+        "window.opened": "A node may be asked again, or for more, by its windows.",
+        "window.closed": "A node may not be asked any more, or for less, by its windows.",
+        "disk.low": "The space for arriving or archived objects comes to its end.",
+    }
+)
+"""Every kind of event, by name, and what it means."""
+
+
+AUTOMATIONS = Path(__file__).with_name("automations")
+"""Where automations lie that listen to these events, as files for ``prefect automation create``."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that has happened to a cohort, a study, a node or a disk.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`EVENTS`.
+    at : datetime
+        When it happened, with its time zone.
+    node : str or None
+        The node's name in the site file.
+    reference : int or None
+        The study's number in the ledger.
+    reason : str or None
+        A code of :mod:`prefect_dicom.core.reasons`.
+    figures : mapping of str to number
+        What can be counted of it: numbers only.
+
+    Raises
+    ------
+    ValueError
+        It would hold something else.
+    """
+
+    name: str
+    at: datetime = field(default_factory=_now)
+    node: str | None = None
+    reference: StudyReference | None = None
+    reason: str | None = None
+    figures: Mapping[str, int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in EVENTS or self.at.tzinfo is None:
+            raise ValueError(f"no such event: {self.name}")
+        if self.reason is not None and self.reason not in REASONS:
+            raise ValueError("an event's reason is a code of the table")
+        if not all(isinstance(figure, (int, float)) for figure in self.figures.values()):
+            raise ValueError(f"{self.name}: figures are numbers")
+
+
+Subscriber = Callable[[Event], None]
+"""Told of each event, in the thread in which it happens: it returns at once."""

@@ -1,0 +1,109 @@
+"""Verdicts of cohort rows, from what became of their studies. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prefect_dicom.core.model import (
+    Evidence,
+    StudyReference,
+    StudyState,
+    Verdict,
+)
+from prefect_dicom.core.reasons import BEYOND_THE_MAXIMUM, FILTER_UNDECIDED, LIST_UNPROVED
+
+# PS3.3 C.7.3.1.1.1: what goes with images and says nothing of their size.
+_BESIDE_IMAGES = {"SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "PLAN", "AU"}
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOutcome:
+    """What a verdict needs to know of one study of a row."""
+
+    reference: StudyReference
+    state: StudyState
+    reason: str | None = None
+    expected_instances: int = 0
+    stored_instances: int = 0
+    withheld_instances: int = 0
+    size_bytes: int = 0
+    evidence: Evidence | None = None
+
+
+_ROW_VERDICTS = {
+    FILTER_UNDECIDED: Verdict.AMBIGUOUS,
+    BEYOND_THE_MAXIMUM: Verdict.EXCLUDED,
+    "window-empty": Verdict.EXCLUDED,
+    "no-match": Verdict.NOT_FOUND,
+    "several-patients": Verdict.AMBIGUOUS,
+    "name-disagrees": Verdict.AMBIGUOUS,
+    "excluded-by-filter": Verdict.EXCLUDED,
+}
+
+
+def row_verdict(
+    reason: str | None,
+    studies: Sequence[StudyOutcome],
+    *,
+    unproved: bool = False,
+    not_taken: str | None = None,
+) -> tuple[Verdict, str]:
+    """The verdict of a cohort row and its reason code.
+
+    Parameters
+    ----------
+    reason : str or None
+        What discovery recorded about the row itself; None where it found studies or has not
+        been made yet.
+    studies : sequence of StudyOutcome
+        The studies the row found.
+    unproved : bool
+        There are gaps in the list of them.
+    not_taken : str or None
+        Why the cohort takes none or not all of what the row found; ``studies`` are the others.
+
+    Returns
+    -------
+    tuple of Verdict and str
+        ``(Verdict.PENDING, "interrupted")`` while any of it is unfinished.
+    """
+    if reason is not None and not (reason in (LIST_UNPROVED, FILTER_UNDECIDED) and studies):
+        return _ROW_VERDICTS.get(reason, Verdict.FAILED), reason
+    if not_taken is not None and not studies and not unproved:
+        return _ROW_VERDICTS.get(not_taken, Verdict.FAILED), not_taken
+    if not studies or any(s.state in (StudyState.PENDING, StudyState.LISTED) for s in studies):
+        return Verdict.PENDING, "interrupted"
+    if unproved or reason == FILTER_UNDECIDED:
+        some = any(s.state is StudyState.ARCHIVED or s.stored_instances for s in studies)
+        code = LIST_UNPROVED if unproved else FILTER_UNDECIDED
+        return Verdict.PARTIAL if some else _ROW_VERDICTS.get(code, Verdict.FAILED), code
+    failed = [s for s in studies if s.state is StudyState.FAILED]
+    withheld = any(s.withheld_instances for s in studies)
+    if not failed and not withheld:
+        return Verdict.ARCHIVED, "all-archived"
+    if not failed:
+        return Verdict.PARTIAL, "instances-rejected"
+    code = failed[0].reason or "unexpected"
+    if len(failed) < len(studies) or any(s.stored_instances for s in failed):
+        return Verdict.PARTIAL, code if len(studies) == 1 else "some-archived"
+    return Verdict.FAILED, code
+
+
+def weakest_evidence(studies: Iterable[StudyOutcome]) -> Evidence | None:
+    """The weakest proof among the archived studies; None where there are none."""
+    proofs = {s.evidence for s in studies if s.state is StudyState.ARCHIVED}
+    return next((proof for proof in reversed(Evidence) if proof in proofs), None)
+
+
+def modality_of(modalities: Iterable[str]) -> str:
+    """What a study counts as, by its Modalities in Study (0008,0061).
+
+    Examples
+    --------
+    >>> modality_of(["SR", "CT"]), modality_of(["PT", "CT"]), modality_of(["SR"]), modality_of([])
+    ('CT', 'CT+PT', 'SR', 'unknown')
+    """
+    named = {name.strip().upper() for name in modalities} - {""}
+    return "+".join(sorted(named - _BESIDE_IMAGES or named)) or _UNKNOWN

@@ -1,0 +1,1 @@
+"""DICOM files, texts and values; no network."""

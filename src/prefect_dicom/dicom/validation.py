@@ -1,0 +1,299 @@
+"""Is an object what was asked for, and whole? Findings, not exceptions; nothing is changed.
+
+Everything is judged by element headers (:mod:`prefect_dicom.dicom.part10`): declared lengths
+against the bytes that are there, the length of the pixel data against the image's own figures
+(PS3.3 C.7.6.3), UIDs and PatientID against what the PACS listed. Pixels are not decoded; a
+changed bit in them is guarded by the SHA-256 taken on arrival, not by this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydicom.charset import convert_encodings, decode_bytes, python_encoding
+from pydicom.uid import UID, UID_dictionary
+
+from prefect_dicom.core.model import Identity, InstanceKey
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.dicom.part10 import PixelData, Scan, Structure
+
+
+class Consequence(StrEnum):
+    """What a finding asks for, gravest first."""
+
+    QUARANTINE = "quarantine"
+    """It is not what was asked for: never archived under this study."""
+    ASK_AGAIN = "ask-again"
+    """Faulty in transfer or at its source: asked for once more, then the site's policy."""
+    WARN = "warn"
+    """Archived as it came, and said so."""
+
+
+CONSEQUENCES: dict[str, Consequence] = {
+    "wrong-patient": Consequence.QUARANTINE,
+    "uid-mismatch": Consequence.QUARANTINE,
+    "instance-unreadable": Consequence.ASK_AGAIN,
+    "instance-truncated": Consequence.ASK_AGAIN,
+    "pixel-data-length": Consequence.ASK_AGAIN,
+    "wrong-transfer-syntax": Consequence.ASK_AGAIN,
+    "transfer-syntax-unknown": Consequence.WARN,
+    "not-inspected": Consequence.WARN,
+    "partly-inspected": Consequence.WARN,
+    "patient-id-missing": Consequence.WARN,
+    "patient-id-reencoded": Consequence.WARN,
+    "pixel-data-longer": Consequence.WARN,
+    "trailing-bytes": Consequence.WARN,
+}
+"""Every code a validation may find, and what follows from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the PACS listed. Empty ``sop_class_uid`` or ``patient_id``: not known, not compared."""
+
+    study_instance_uid: str
+    key: InstanceKey
+    sop_class_uid: str = ""
+    patient_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The findings on one object, codes of :mod:`prefect_dicom.core.reasons`, gravest first."""
+
+    findings: tuple[str, ...] = ()
+
+    @property
+    def consequence(self) -> Consequence | None:
+        """What the gravest finding asks for; None where there is nothing to say."""
+        return CONSEQUENCES[self.findings[0]] if self.findings else None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The findings that are only said."""
+        return tuple(code for code in self.findings if CONSEQUENCES[code] is Consequence.WARN)
+
+
+def validate(scan: Scan, expected: Expected) -> Validation:
+    """Compare what a Part 10 file holds with what was expected under its name; never raises.
+
+    A faulty object is compared as far as it can be read: half an image of another patient is
+    another patient's.
+    """
+    identity, structure = scan.identity, scan.structure
+    found = set(_foreign(identity, structure, expected, whole=scan.fault is None))
+    if scan.fault is not None:
+        found.add(scan.fault.code)
+    found.update(_remarks(identity, structure))
+    if structure.other_syntax:
+        found.add("wrong-transfer-syntax")
+    elif scan.fault is None and identity.inspected and structure.complete:
+        found.update(_pixel_data(identity, structure))
+    return Validation(tuple(code for code in CONSEQUENCES if code in found))
+
+
+# --- is it what was asked for
+
+
+def listed_key(identity: Identity, listed: Collection[InstanceKey]) -> InstanceKey:
+    """Which of the listed instances the object is; where it is none of them, its own words."""
+    sop = normal_uid(identity.sop_instance_uid or identity.requested_sop_instance_uid or "")
+    if identity.series_instance_uid is not None:
+        return InstanceKey(normal_uid(identity.series_instance_uid), sop)
+    # Not read: the request named the instance; the list says in which series it is.
+    matches = [key for key in listed if key.sop_instance_uid == sop]
+    return matches[0] if len(matches) == 1 else InstanceKey("", sop)
+
+
+def _foreign(
+    identity: Identity, structure: Structure, expected: Expected, *, whole: bool
+) -> Iterator[str]:
+    """Where the object's own words differ from what was listed and requested."""
+    said_and_listed = (
+        (identity.study_instance_uid, expected.study_instance_uid),
+        (identity.series_instance_uid, expected.key.series_instance_uid),
+        (identity.sop_instance_uid, expected.key.sop_instance_uid),
+        (identity.sop_class_uid, expected.sop_class_uid or identity.sop_class_uid or ""),
+    )
+    for said, listed in said_and_listed:
+        if said is None:
+            # Of a cut object, or one not looked into, absence says nothing.
+            if whole and identity.inspected:
+                yield "uid-mismatch"
+        elif normal_uid(said) != normal_uid(listed):
+            yield "uid-mismatch"
+    requested = identity.requested_sop_instance_uid
+    if requested and normal_uid(requested) != normal_uid(expected.key.sop_instance_uid):
+        yield "uid-mismatch"
+    requested = structure.requested_sop_class_uid
+    if requested and identity.sop_class_uid not in (None, requested):
+        yield "uid-mismatch"
+    if structure.twice & {
+        "study_instance_uid",
+        "series_instance_uid",
+        "sop_instance_uid",
+        "sop_class_uid",
+    }:
+        yield "uid-mismatch"
+    listed_patient = _significant(expected.patient_id or "")
+    if not listed_patient:
+        return
+    if "patient_id" in structure.twice:
+        yield "wrong-patient"
+    elif identity.patient_id:
+        finding = _patient(identity.patient_id, identity.specific_character_set, listed_patient)
+        if finding is not None:
+            yield finding
+    elif whole and identity.inspected:
+        yield "patient-id-missing"
+
+
+def _patient(raw: bytes, character_set: str | None, listed: str) -> str | None:
+    """Compare PatientIDs; exactly, but for what character sets do to letters on the way.
+
+    Archives answer queries in a character set of their own and drop letters it does not have,
+    put question marks for them, or take UTF-8 for Latin-1. That is told from another patient
+    by what is left in ASCII, as long as something is left.
+    """
+    said = _decoded(raw, character_set)
+    if said == listed:
+        return None
+    if said.isascii() and listed.isascii():
+        return "wrong-patient"
+    rest = _ascii_rest(said)
+    if any(c.isalnum() for c in rest) and rest == _ascii_rest(listed):
+        return "patient-id-reencoded"
+    if listed in {_decoded(raw, other) for other in ("ISO_IR 192", "ISO_IR 100")}:
+        return "patient-id-reencoded"
+    return "wrong-patient"
+
+
+def _decoded(raw: bytes, character_set: str | None) -> str:
+    """The text of an LO value, PS3.5 6.1.2; Latin-1 where what is declared does not fit."""
+    if raw.isascii() and b"\x1b" not in raw:
+        return _significant(raw.decode("ascii"))
+    terms = [term.strip() for term in (character_set or "").split("\\")]
+    # pydicom warns of terms it does not know, in the whole process; they are not shown to it.
+    if not all(term in python_encoding for term in terms):
+        return _significant(raw.decode("latin-1"))
+    try:
+        if b"\x1b" in raw:
+            return _significant(decode_bytes(raw, convert_encodings(terms), set()))
+        return _significant(raw.decode(python_encoding[terms[0]]))
+    except Exception:
+        # It raises in many ways about bytes; all mean the same here.
+        return _significant(raw.decode("latin-1"))
+
+
+def _significant(text: str) -> str:
+    """PS3.5 6.2: leading and trailing blanks of LO do not count; NUL is padding of some."""
+    return text.strip(" \0")
+
+
+def _ascii_rest(text: str) -> str:
+    return "".join(c for c in text if c.isascii() and c != "?")
+
+
+# --- is it whole
+
+
+def _remarks(identity: Identity, structure: Structure) -> Iterator[str]:
+    if identity.transfer_syntax_uid:
+        if _encapsulates(identity.transfer_syntax_uid) is None:
+            yield "transfer-syntax-unknown"
+        if not identity.inspected:
+            yield "not-inspected"
+    if not structure.complete:
+        yield "partly-inspected"
+    if structure.trailing_bytes:
+        yield "trailing-bytes"
+
+
+def _pixel_data(identity: Identity, structure: Structure) -> Iterator[str]:
+    """The pixel data against the Image Pixel module's figures, PS3.3 C.7.6.3 and PS3.5 8."""
+    pixels = structure.pixel_data
+    if pixels is None:
+        if _should_be_an_image(identity, structure):
+            yield "pixel-data-length"
+        return
+    expected = _native_length(structure)
+    encapsulating = _encapsulates(identity.transfer_syntax_uid)
+    if pixels.length_bytes is None:
+        if encapsulating is False:
+            yield "wrong-transfer-syntax"
+        elif not _has_a_fragment_for_each_frame(identity, structure, pixels):
+            yield "pixel-data-length"
+    elif expected is None:
+        if not pixels.length_bytes and structure.rows and structure.columns:
+            yield "pixel-data-length"
+    elif pixels.length_bytes < expected:
+        yield "pixel-data-length"
+    elif encapsulating and pixels.tag == _PIXEL_DATA:
+        # Whole and not encapsulated, under a syntax that encapsulates.
+        yield "wrong-transfer-syntax"
+    elif pixels.length_bytes > expected + expected % 2:
+        yield "pixel-data-longer"
+
+
+_PIXEL_DATA = 0x7FE00010
+_NEWER_THAN_PYDICOM = {
+    "1.2.840.10008.1.2.4.110",
+    "1.2.840.10008.1.2.4.111",
+    "1.2.840.10008.1.2.4.112",
+    "1.2.840.10008.1.2.8.1",
+}
+"""JPEG XL and Deflated Image Frame Compression: encapsulated, PS3.5 A.4.12 and A.4.13."""
+_MULTI_COMPONENT_OR_VIDEO = (
+    "1.2.840.10008.1.2.4.92",
+    "1.2.840.10008.1.2.4.93",
+    "1.2.840.10008.1.2.4.10",
+)
+"""Beginnings of the syntaxes that may have many frames in one fragment, PS3.5 A.4.4 to A.4.11."""
+
+
+def _native_length(structure: Structure) -> int | None:
+    """Bytes of pixel data as the header has them; None where a figure is missing."""
+    figures = (
+        structure.rows,
+        structure.columns,
+        structure.samples_per_pixel,
+        structure.bits_allocated,
+        structure.number_of_frames,
+    )
+    if None in figures:
+        return None
+    rows, columns, samples, bits, frames = figures
+    # Two pixels share their chrominance: PS3.3 C.7.6.3.1.2.
+    shared = {"YBR_FULL_422": 2, "YBR_PARTIAL_422": 2, "YBR_PARTIAL_420": 1.5}
+    samples = shared.get(structure.photometric_interpretation or "", samples)
+    return -(-int(rows * columns * samples * bits * frames) // 8)
+
+
+def _has_a_fragment_for_each_frame(
+    identity: Identity, structure: Structure, pixels: PixelData
+) -> bool:
+    if not pixels.fragment_bytes:
+        return False
+    if identity.transfer_syntax_uid.startswith(_MULTI_COMPONENT_OR_VIDEO):
+        return True
+    return pixels.fragments >= (structure.number_of_frames or 1)
+
+
+def _encapsulates(transfer_syntax_uid: str) -> bool | None:
+    """Whether pixel data in this syntax is encapsulated, PS3.5 A.4; None if nobody knows."""
+    if transfer_syntax_uid in _NEWER_THAN_PYDICOM:
+        return True
+    if UID_dictionary.get(transfer_syntax_uid, ("", ""))[1] != "Transfer Syntax":
+        return None
+    return UID(transfer_syntax_uid).is_encapsulated
+
+
+def _should_be_an_image(identity: Identity, structure: Structure) -> bool:
+    """Whether pixel data is missed: an image without any is one that was cut between elements."""
+    if structure.has_pixel_data_provider or structure.has_spectroscopy_data:
+        return False
+    if "Image Storage" in UID_dictionary.get(identity.sop_class_uid or "", ("",))[0]:
+        return True
+    return None not in (structure.rows, structure.columns, structure.bits_allocated)

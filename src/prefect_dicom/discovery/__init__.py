@@ -1,0 +1,1 @@
+"""Rows of a cohort to studies, by C-FIND."""

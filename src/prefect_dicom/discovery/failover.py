@@ -1,0 +1,148 @@
+"""A row that is asked of several nodes: when the next one is asked, and what the answers mean.
+
+Pure, as ``matching.py`` is of one node's answers. A node that gave no answer has neither found the
+row nor shown that there is nothing: what it may have is said as a gap, or the row stays open.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
+from prefect_dicom.core.model import CohortRow, Study
+from prefect_dicom.core.reasons import FILTER_UNDECIDED, LIST_UNPROVED
+from prefect_dicom.dicom.value_matching import unpadded
+from prefect_dicom.ledger.records import RowFindings
+
+Answer = Discovery | str | None
+"""What a node made of a row, or the reason code for which it made nothing of it; None where it
+was not asked, because it is left alone."""
+
+_FOR_A_PERSON = ("several-patients", "name-disagrees")
+"""What no other node's answer can make good."""
+_NO_ANSWER = ("key-ignored", "identifier-missing")
+"""Reasons for which a node's answer tells nothing of the row."""
+_FROM_THE_FULLEST = (
+    FILTER_UNDECIDED,
+    LIST_UNPROVED,
+    *_NO_ANSWER,
+    "unsafe-uid",
+    "excluded-by-filter",
+    "window-empty",
+    "no-match",
+)
+"""Which reason says most of a row that found nothing anywhere."""
+_SHARED = "studies without a UID of their own"
+
+
+def settles(row: CohortRow, answer: Answer, *, every: bool = False) -> bool:
+    """Whether the next node need not be asked for the row.
+
+    A window stands for all studies of its days, so that each node is asked for it.
+    """
+    if not isinstance(answer, Discovery):
+        return False
+    if answer.reason in _FOR_A_PERSON:
+        return True
+    return answer.reason is None and not every and not is_window(row)
+
+
+def together(
+    row: CohortRow, answers: Sequence[tuple[str, Answer]], *, every: bool = False
+) -> RowFindings | None:
+    """What a row has found, by the answers of its cohort's nodes.
+
+    Parameters
+    ----------
+    answers : sequence of (node, answer)
+        In the cohort's order, as far as it was asked.
+    every : bool
+        Whether the row is meant to have what any of the nodes has.
+
+    Returns
+    -------
+    RowFindings or None
+        None where the row stays as it is: a node that is left alone may have it.
+    """
+    heard = [(node, each) for node, each in answers if isinstance(each, Discovery)]
+    silent = [
+        node
+        for node, each in answers
+        if not isinstance(each, Discovery) or each.reason in _NO_ANSWER
+    ]
+    near = [study for _, each in heard for study in each.near_misses]
+    for reason in _FOR_A_PERSON:
+        if any(each.reason == reason for _, each in heard):
+            return _findings(row, reason, near)
+    found = [(node, study) for node, each in heard for study in each.studies]
+    gaps = list(dict.fromkeys(gap for _, each in heard for gap in each.gaps))
+    shared = _of_several_patients(row, found)
+    if shared:
+        near = [*(study for _, study in found if study.study_instance_uid in shared), *near]
+        found = [(n, study) for n, study in found if study.study_instance_uid not in shared]
+        if not is_window(row) or not found:
+            return _findings(row, "several-patients", near)
+        gaps.append(_SHARED)
+    if not found:
+        return _nothing(row, [each for _, each in answers], near, gaps)
+    if silent and _may_have_more(row, every):
+        gaps += [f"node {node}" for node in silent]
+    undecided = any(each.reason == FILTER_UNDECIDED for _, each in heard)
+    reason = LIST_UNPROVED if gaps else FILTER_UNDECIDED if undecided else None
+    return _findings(row, reason, near, gaps, found)
+
+
+def _findings(
+    row: CohortRow,
+    reason: str | None,
+    near: Sequence[Study],
+    gaps: Sequence[str] = (),
+    found: Sequence[tuple[str, Study]] = (),
+) -> RowFindings:
+    return RowFindings(
+        line=row.line,
+        studies=[study for _, study in found],
+        reason=reason,
+        near_misses=near[:MOST_NEAR_MISSES],
+        gaps=gaps,
+        nodes=[node for node, _ in found],
+    )
+
+
+def _may_have_more(row: CohortRow, every: bool) -> bool:
+    """Whether a node that gave no answer may have studies of the row besides those found.
+
+    A StudyInstanceUID names one study, wherever it is found; an accession number is taken for as
+    much where the row is not meant to have what any node has.
+    """
+    if row.study_instance_uid is not None:
+        return False
+    return every or is_window(row) or row.accession_number is None
+
+
+def _nothing(
+    row: CohortRow, answers: Sequence[Answer], near: Sequence[Study], gaps: Sequence[str]
+) -> RowFindings | None:
+    if None in answers:
+        return None
+    codes = [answer for answer in answers if isinstance(answer, str)]
+    if codes:
+        return _findings(row, codes[0], near)
+    reasons = {answer.reason for answer in answers}
+    reason = next((each for each in _FROM_THE_FULLEST if each in reasons), "no-match")
+    return _findings(row, LIST_UNPROVED if gaps else reason, near, gaps)
+
+
+def _of_several_patients(row: CohortRow, found: Sequence[tuple[str, Study]]) -> set[str]:
+    """The UIDs of studies that the nodes file under more than one patient.
+
+    Of a row with identifiers all its studies are one patient's, or none of them is taken.
+    """
+    patients: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for _, study in found:
+        uid = study.study_instance_uid if is_window(row) else ""
+        guessed = dict(study.original).get("PatientID", "") if "PatientID" in study.guessed else ""
+        patients[uid].add((unpadded(study.patient_id), guessed))
+    shared = {uid for uid, its in patients.items() if len(its) > 1}
+    return {study.study_instance_uid for _, study in found} if "" in shared else shared

@@ -1,0 +1,263 @@
+"""What one cohort row finds: asked by its identifiers, compared, and doubted where need be.
+
+An archive may answer nothing to a key it does not support, everything to one it ignores, and
+stop at a number of answers without a word. Each shows, or can be made to show: by the same
+question with fewer keys, by answers that fit no question, by the parts of a list
+(:mod:`prefect_dicom.discovery.partition`). What cannot be told is neither found nor absent, and
+the row says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from prefect_dicom.cohort.row_matching import (
+    MOST_NEAR_MISSES,
+    Discovery,
+    assess,
+    has_the_uid,
+    identifies,
+    is_window,
+    might_mean,
+    study_query,
+    tells,
+)
+from prefect_dicom.config.capabilities import NodeProfile
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.model import CohortRow, InformationModel, Study
+from prefect_dicom.core.reasons import LIST_UNPROVED
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.discovery.partition import Limits, whole_list
+from prefect_dicom.discovery.query_cache import RecentAnswers
+from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.find import (
+    OPTIONAL_STUDY_KEYS,
+    ListedStudies,
+    find_some_studies,
+    find_studies_by_uids,
+    list_series,
+    list_studies,
+)
+
+log = logging.getLogger(__name__)
+
+_WORTH_A_LIST = 10
+"""UIDs from which on a list saves more than it costs where the node does not answer it."""
+_NO_TO_LISTS = {
+    "answer-unusable",
+    "answers-capped",
+    "association-lost",
+    "pacs-failure",
+    "request-refused",
+}
+
+
+@dataclass
+class Habits:
+    """What a run has learned of how its node answers STUDY level queries."""
+
+    simple: bool = False
+    """Ask by few keys, for few keys: with more the node answered nothing, or refused."""
+    understood: set[frozenset[str]] = field(default_factory=set)
+    """The matching keys of queries that brought answers."""
+    limits: Limits = field(default_factory=Limits)
+    answers_lists: bool = True
+    """Whether lists of StudyInstanceUIDs are worth a try: until one was not answered whole."""
+    recent: RecentAnswers = field(default_factory=RecentAnswers)
+    """What rows were answered by their identifiers, for rows with the same ones."""
+    _told: set[str] = field(default_factory=set)
+
+    def start_from(self, profile: NodeProfile) -> None:
+        """Begin with what was learnt of the node before the run."""
+        self.simple = profile.optional_return_keys is False
+        self.answers_lists = profile.uid_lists_in_queries is not False
+        self.limits.start_from(profile)
+
+    def warn(self, words: str) -> None:
+        """Say something of the node once for the run, not for each row."""
+        if words not in self._told:
+            self._told.add(words)
+            log.warning("the PACS %s", words)
+
+
+def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
+    """Ask a PACS for the studies of a row.
+
+    A list that may have been cut short is asked for again in parts; where there may still be
+    more, the row says so (``list-unproved`` and its gaps) and has what was found.
+
+    Raises
+    ------
+    PacsError
+        See :func:`~prefect_dicom.network.find.find`; ``answers-capped`` where a study that is named
+        by its UID is there and is not among the answers.
+    """
+    keys, listed = _answers(requestor, row, study_query(row), habits)
+    answers, gaps = list(listed.studies), ()
+    if "StudyInstanceUID" not in keys:
+        answers, gaps = whole_list(
+            listed,
+            keys,
+            row.study_date,
+            habits.limits,
+            lambda keys, wildcards: _ask(
+                requestor, keys, _returned(row, habits.simple), habits, wildcards
+            ),
+            lambda first, last, most: find_some_studies(requestor, first, last, most),
+        )
+        if gaps:
+            habits.warn("ends lists of studies before their end, and not all could be had in parts")
+    found = _judged(requestor, row, keys, answers, habits, capped=listed.capped)
+    if is_window(row) and found.near_misses:
+        # A request names a study by its UID: one that several share, or that is none, is left.
+        gaps = (*gaps, "studies without a UID of their own")
+    if not gaps:
+        return found
+    reason = found.reason if found.reason == "several-patients" else LIST_UNPROVED
+    return replace(found, reason=reason, gaps=gaps)
+
+
+def _judged(
+    requestor: Requestor,
+    row: CohortRow,
+    keys: Mapping[str, str],
+    answers: Sequence[Study],
+    habits: Habits,
+    *,
+    capped: bool,
+) -> Discovery:
+    """What the answers mean for the row, and what follows from those that are not its own."""
+    found = assess(row, answers)
+    if requestor.ignores_keys:
+        habits.warn("answers without regard to optional keys (FF01)")
+    foreign = [study for study in answers if not identifies(row, study)]
+    if foreign:
+        habits.warn("answers with others than those asked for; they are left out")
+    if foreign and not any(tells(study, keys) for study in foreign):
+        # Found by the key and answered without it, not by an archive that ignores keys.
+        return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
+    if found.reason != "no-match" or not (foreign or capped):
+        return found
+    if foreign and all(might_mean(row, study) for study in foreign):
+        # Substrings, another case: the archive matches by the key, if not to the letter.
+        return found
+    if row.study_instance_uid is None:
+        return Discovery((), "key-ignored", found.near_misses) if foreign else found
+    if any(has_the_uid(row, study) for study in foreign):
+        # The study itself, under other identifiers than the row's.
+        return found
+    if list_series(requestor, row.study_instance_uid).series:
+        raise PacsError("answers-capped", "the study is there, and not among the answers")
+    return found
+
+
+def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits) -> None:
+    """Ask by one list of UIDs for rows that name their studies; :func:`discover` then knows.
+
+    An answer is remembered where all of the list shows that it is whole: each UID is answered
+    once, but for those that a query of their own does not find either. A node that fails over a
+    list, answers others than those asked for, or leaves out one that it has is asked one by one
+    from then on.
+
+    Raises
+    ------
+    PacsError
+        What concerns the node, not the question.
+    """
+    by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
+    if by_patient or habits.simple or not habits.answers_lists:
+        return
+    keys = {row.study_instance_uid: study_query(row) for row in rows}
+    uids = [uid for uid, key in keys.items() if habits.recent.get(key, OPTIONAL_STUDY_KEYS) is None]
+    if len(uids) < _WORTH_A_LIST:
+        return
+    if len(uids) % 10 == 0:
+        # As many answers as a limit might be would not show whether they are all.
+        uids = uids[:-1]
+    try:
+        answers = find_studies_by_uids(requestor, uids)
+        if answers is None:
+            habits.answers_lists = False
+            return
+        found = {study.study_instance_uid: study for study in answers}
+        if len(found) < len(answers):
+            # One study under several patients, or an answer for each modality: each by itself.
+            return
+        for uid in uids:
+            if normal_uid(uid) in found:
+                continue
+            if _ask(requestor, keys[uid], OPTIONAL_STUDY_KEYS, habits).studies:
+                habits.answers_lists = False
+                return
+    except PacsError as error:
+        if error.code not in _NO_TO_LISTS:
+            raise
+        habits.answers_lists = False
+        return
+    for uid in uids:
+        if normal_uid(uid) in found:
+            habits.recent.put(keys[uid], OPTIONAL_STUDY_KEYS, [found[normal_uid(uid)]])
+
+
+def _answers(
+    requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
+) -> tuple[Mapping[str, str], ListedStudies]:
+    """The matching keys and the answers, asked again more simply where a key seems to spoil it."""
+    if not habits.simple:
+        asked = frozenset(keys)
+        try:
+            listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
+            if listed.capped and not listed.studies:
+                # A700 may be of the moment.
+                listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
+        except PacsError as error:
+            if error.code != "request-refused":
+                raise
+        else:
+            if listed.studies:
+                habits.understood.add(asked)
+            # One key alone cannot be left out, and what is to be returned was no trouble before.
+            if (
+                listed.studies
+                or listed.capped
+                or asked in habits.understood
+                or (len(asked) == 1 and habits.understood)
+            ):
+                return keys, listed
+    if "PatientID" in keys:
+        keys = {"PatientID": keys["PatientID"]}
+    listed = _ask(requestor, keys, _returned(row, simply=True), habits)
+    if not habits.simple and any(identifies(row, study) for study in listed.studies):
+        habits.simple = True
+        habits.warn("finds studies only when it is asked by few keys")
+    return keys, listed
+
+
+def _returned(row: CohortRow, simply: bool) -> list[str]:
+    """The optional keys to be returned; ``simply``: those that the row needs."""
+    needed = {
+        "ModalitiesInStudy": row.modality is not None,
+        "StudyDescription": row.study_description is not None,
+        "PatientBirthDate": row.patient_birth_date is not None,
+    }
+    return [keyword for keyword in OPTIONAL_STUDY_KEYS if not simply or needed.get(keyword)]
+
+
+def _ask(
+    requestor: Requestor,
+    keys: Mapping[str, str],
+    optional: Sequence[str],
+    habits: Habits,
+    wildcards: Mapping[str, str] | None = None,
+) -> ListedStudies:
+    """Ask, unless the same was asked of late."""
+    asked = {**keys, **(wildcards or {})}
+    answers = habits.recent.get(asked, optional)
+    if answers is not None:
+        return ListedStudies(tuple(answers))
+    listed = list_studies(requestor, keys, optional, wildcards)
+    if not listed.capped:
+        habits.recent.put(asked, optional, listed.studies)
+    return listed

@@ -1,0 +1,168 @@
+"""What the archive holds of studies, taken over by a ledger that does not know it.
+
+The one way a study becomes archived without having been listed and stored under a claim: its
+manifest is the list, and was written when all of it was stored.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+
+from prefect_dicom.core.model import StudyManifest, StudyReference, StudyState
+from prefect_dicom.core.reasons import SELECTED_OTHERWISE, reason_for
+from prefect_dicom.ledger.records import Adopted, Adoption, FoundStudy
+from prefect_dicom.ledger.schema import IS_LISTED, instances, manifests, studies
+
+_KNOWN = (
+    studies.c.reference,
+    studies.c.study_instance_uid,
+    studies.c.state,
+    studies.c.reason,
+    studies.c.run,
+    studies.c.selection,
+)
+
+
+def adopt_studies(
+    connection: Connection,
+    upsert: Callable[..., Any],
+    found: Sequence[FoundStudy],
+    living: Callable[[Collection[int]], set[int]],
+) -> list[Adopted]:
+    """The body of :meth:`prefect_dicom.ledger.Ledger.adopt`.
+
+    Parameters
+    ----------
+    upsert : callable
+        The dialect's own ``insert``.
+    living : callable
+        Those of the runs whose locks are held.
+    """
+    known = {row.study_instance_uid: row for row in _locked(connection, found)}
+    alive = living({row.run for row in known.values() if row.run is not None})
+    done: dict[str, Adopted] = {}
+    # New ones by UID: two that adopt the same archive wait for each other and do not embrace.
+    for study in sorted(found, key=lambda study: study.study_instance_uid):
+        row = known.get(study.study_instance_uid)
+        if row is None:
+            reference = _added(connection, upsert, study)
+            if reference is not None:
+                done[study.study_instance_uid] = Adopted(reference, Adoption.ADDED)
+                continue
+            # Somebody else was quicker.
+            (row,) = _locked(connection, [study])
+        done[study.study_instance_uid] = _met(connection, study, row, claimed=row.run in alive)
+    return [done[study.study_instance_uid] for study in found]
+
+
+def _locked(connection: Connection, found: Sequence[FoundStudy]) -> Sequence[Row[Any]]:
+    return connection.execute(
+        select(*_KNOWN)
+        .where(studies.c.study_instance_uid.in_([study.study_instance_uid for study in found]))
+        .order_by(studies.c.reference)
+        .with_for_update(key_share=True)
+    ).all()
+
+
+def _added(
+    connection: Connection, upsert: Callable[..., Any], study: FoundStudy
+) -> StudyReference | None:
+    values: dict[str, Any] = {"state": StudyState.FAILED, "reason": study.reason}
+    if study.reason is None:
+        values = _archived(study.manifest)
+    else:
+        reason_for(study.reason)
+    reference = connection.execute(
+        upsert(studies)
+        .values(
+            study_instance_uid=study.study_instance_uid,
+            # A study comes to a cohort by discovery only, which says what is not known here.
+            node=study.manifest.node if study.manifest is not None else "",
+            patient_id="",
+            accession_number="",
+            study_date="",
+            modalities=[],
+            study_description="",
+            selection=None if study.manifest is None else study.manifest.selection,
+            **values,
+        )
+        .on_conflict_do_nothing()
+        .returning(studies.c.reference)
+    ).scalar()
+    if reference is not None and study.reason is None:
+        _keep_manifest(connection, reference, study)
+    return reference
+
+
+def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: bool) -> Adopted:
+    reference = row.reference
+    if row.state == StudyState.ARCHIVED:
+        body = connection.execute(
+            select(manifests.c.body).where(manifests.c.study == reference)
+        ).scalar_one()
+        return Adopted(reference, Adoption.KNOWN, zlib.decompress(body))
+    if study.reason is not None:
+        return Adopted(reference, Adoption.KNOWN)
+    if claimed:
+        return Adopted(reference, Adoption.CLAIMED)
+    listed = {
+        tuple(key)
+        for key in connection.execute(
+            select(instances.c.series_instance_uid, instances.c.sop_instance_uid).where(
+                instances.c.study == reference, IS_LISTED
+            )
+        )
+    }
+    otherwise = row.selection not in (None, study.manifest.selection)
+    # One that failed because the archive has it otherwise is as the archive has it.
+    ours = listed and row.reason != SELECTED_OTHERWISE
+    if ours and (otherwise or listed != _named(study.manifest)):
+        return Adopted(reference, Adoption.LISTED_OTHERWISE)
+    connection.execute(
+        update(studies)
+        .where(studies.c.reference == reference)
+        # Whoever claimed it before has lost it.
+        .values(
+            run=None,
+            attempt=studies.c.attempt + 1,
+            reason=None,
+            detail="",
+            selection=study.manifest.selection,
+            **_archived(study.manifest),
+        )
+    )
+    _keep_manifest(connection, reference, study)
+    connection.execute(
+        delete(instances).where(
+            instances.c.study == reference, or_(IS_LISTED, instances.c.object_key.is_(None))
+        )
+    )
+    return Adopted(reference, Adoption.COMPLETED)
+
+
+def _keep_manifest(connection: Connection, reference: StudyReference, study: FoundStudy) -> None:
+    connection.execute(insert(manifests).values(study=reference, body=zlib.compress(study.body)))
+
+
+def _archived(manifest: StudyManifest) -> dict[str, Any]:
+    return {
+        "state": StudyState.ARCHIVED,
+        "evidence": manifest.evidence,
+        "listed_at": datetime.fromisoformat(manifest.listed_at),
+        "archived_at": datetime.now(UTC),
+        "archived_instances": len(manifest.instances),
+        "withheld_instances": len(manifest.withheld),
+        "archived_bytes": sum(instance.size_bytes for instance in manifest.instances),
+    }
+
+
+def _named(manifest: StudyManifest) -> set[tuple[str, str]]:
+    return {
+        (part.series_instance_uid, part.sop_instance_uid)
+        for part in (*manifest.instances, *manifest.withheld)
+    }

@@ -1,0 +1,157 @@
+"""Locks that live and die with a run. No clocks: nothing expires, nothing is renewed.
+
+A run is alive while its lock is held, and the operating system or the database server lets go
+of it when the process ends, however it ends. Asking whether a run lives means trying to share
+its lock, so that any number may ask at once and none of them looks like the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from prefect_dicom.ledger.errors import without_database_errors, without_file_errors
+
+# The first of the two integers of PostgreSQL's advisory locks: it keeps ours apart from those of
+# other programs in the same database. The second names the run, or is this for the migrations.
+_NAMESPACE = 0x44434D4C
+_MIGRATIONS = 0
+
+
+class Locks(Protocol):
+    """What the ledger needs of either kind of lock."""
+
+    def hold(self) -> AbstractContextManager[int]:
+        """Hold a new lock; its number, random and never 0, is the value."""
+
+    def is_held(self, connection: Connection, number: int) -> bool:
+        """Whether somebody, here or in any other process, holds the lock."""
+
+
+class FileLocks:
+    """``flock`` on one file per run, for a ledger that is itself a file of this host.
+
+    Parameters
+    ----------
+    directory : Path
+        Where the lock files lie; made with mode 0700.
+    """
+
+    @without_file_errors
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{number:08x}.lock"
+
+    @contextmanager
+    def hold(self) -> Iterator[int]:
+        number, descriptor = self._take()
+        try:
+            yield number
+        finally:
+            # First the name, then the lock: no file of an ended run stays, and whoever has it
+            # open still gets the lock and the right answer.
+            with suppress(OSError):
+                self._path(number).unlink(missing_ok=True)
+            os.close(descriptor)
+
+    @without_file_errors
+    def _take(self) -> tuple[int, int]:
+        number = secrets.randbelow(2**31 - 1) + 1
+        # Not inherited by programs this one starts. A bare fork() does share the lock.
+        descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return number, descriptor
+
+    @without_file_errors
+    def is_held(self, connection: Connection, number: int) -> bool:
+        try:
+            descriptor = os.open(self._path(number), os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            return True
+        else:
+            # Killed: its number is never drawn again for a row that exists, so its file may go.
+            with suppress(OSError):
+                self._path(number).unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def migrating(self) -> Iterator[None]:
+        """Wait until nobody else creates or migrates the ledger, and keep others out."""
+        descriptor = os.open(self._directory / "schema.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+class SessionLocks:
+    """PostgreSQL's advisory locks, each on a connection of its own.
+
+    They belong to the session: the connection must reach the server directly or through a
+    pooler in session mode.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def hold(self) -> Iterator[int]:
+        number, connection = self._take()
+        try:
+            yield number
+        finally:
+            # Where the session has broken, the lock went with it.
+            with suppress(SQLAlchemyError):
+                connection.close()
+
+    @without_database_errors
+    def _take(self) -> tuple[int, Connection]:
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            # Out of the pool: closing it ends the session, and the lock with it.
+            connection.detach()
+            while True:
+                number = secrets.randbelow(2**31 - 1) + 1
+                if connection.scalar(
+                    text("SELECT pg_try_advisory_lock(:namespace, :number)"),
+                    {"namespace": _NAMESPACE, "number": number},
+                ):
+                    return number, connection
+        except BaseException:
+            connection.close()
+            raise
+
+    def is_held(self, connection: Connection, number: int) -> bool:
+        shared = connection.scalar(
+            text("SELECT pg_try_advisory_xact_lock_shared(:namespace, :number)"),
+            {"namespace": _NAMESPACE, "number": number},
+        )
+        return not shared
+
+    def lock_migrations(self, connection: Connection) -> None:
+        """Wait until nobody else creates or migrates the ledger, until the transaction ends."""
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:namespace, :number)"),
+            {"namespace": _NAMESPACE, "number": _MIGRATIONS},
+        )

@@ -1,0 +1,39 @@
+"""C-ECHO, PS3.4 Annex A: is there a DICOM peer that speaks with us?"""
+
+from __future__ import annotations
+
+import time
+
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.status import reason_for_status
+
+
+def echo(requestor: Requestor) -> float:
+    """Send a C-ECHO and wait for its answer, as long as for that to an association request.
+
+    An answer proves the address, both AE titles and the negotiation. It does not prove the
+    permission to query or to move: archives answer a C-ECHO to anybody.
+
+    Returns
+    -------
+    float
+        Seconds from the request to the answer, without the opening of the association.
+
+    Raises
+    ------
+    PacsError
+        With the cause, or with what the status stands for.
+    """
+    patience = requestor.node.timeouts.acse_seconds
+    requestor.open()
+    started = time.monotonic()
+    exchange = requestor.send("C-ECHO")
+    response = exchange.next(patience)
+    if response is None:
+        exchange.abort()
+        raise PacsError("pacs-silent", f"no answer to a C-ECHO within {patience:g} s")
+    code = reason_for_status("C-ECHO", response.Status)
+    if code is not None:
+        raise PacsError(code, f"C-ECHO status {response.Status:04X}")
+    return time.monotonic() - started

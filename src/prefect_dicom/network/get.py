@@ -1,0 +1,377 @@
+"""C-GET: ask, and receive the objects over the same association. PS3.4 C.4.3, PS3.7 9.1.3.
+
+The association is ours from the first byte: pynetdicom's classes write and read the
+negotiation, the :mod:`transfer loop <prefect_dicom.network.storage_scp.transfer>` does the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom.dsutils import encode
+from pynetdicom.sop_class import (
+    PatientRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelGet,
+)
+
+from prefect_dicom.config.site import PacsNode
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.model import InformationModel
+from prefect_dicom.network.association_errors import aborted, rejected, unconnected
+from prefect_dicom.network.logging import quiet_pynetdicom
+from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.storage_scp.transfer import (
+    RELEASE_RQ,
+    Bounds,
+    CommandField,
+    Context,
+    Element,
+    Elements,
+    End,
+    Ending,
+    Intake,
+    Pdu,
+    Peers,
+    Stream,
+    Transfer,
+    Violation,
+    abort_pdu,
+    message_pdus,
+    unsigned_short,
+    write_command,
+)
+from prefect_dicom.network.upper_layer.negotiation import (
+    ANSWER_BYTES,
+    MODEL_CONTEXT_ID,
+    STORAGE_CONTEXTS,
+    Pair,
+    get_request_pdu,
+    read_get_answer,
+)
+from prefect_dicom.network.upper_layer.sockets import prepare
+
+logger = logging.getLogger(__name__)
+
+_MODELS = {
+    InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelGet,
+    InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelGet,
+}
+_PDU_SECONDS = 30.0
+# What is under way then comes again; people wait for a run that they have told to stop.
+_CANCEL_SECONDS = 2.0
+_RELEASE_SECONDS = 5.0
+
+_MEDIUM_PRIORITY = 0x0000
+_HAS_DATA_SET = 0x0001
+_NO_DATA_SET = 0x0101
+_PENDING = (0xFF00, 0xFF01)
+
+_ELEMENT_HEADER = struct.Struct("<HHI")
+_FAILED_SOP_INSTANCE_UID_LIST = (0x0008, 0x0058)
+
+
+def pack_contexts(pairs: Iterable[Pair]) -> list[list[Pair]]:
+    """Pairs of SOP class and transfer syntax in groups that fit one association each.
+
+    One presentation context for each pair: with one context for several syntaxes the peer has
+    to choose, and some choose one the objects are not stored in and stop.
+
+    Examples
+    --------
+    >>> [len(group) for group in pack_contexts((f"1.2.{n}", "1.2") for n in range(130))]
+    [127, 3]
+    """
+    unique = list(dict.fromkeys(pairs))
+    return [
+        unique[start : start + STORAGE_CONTEXTS]
+        for start in range(0, len(unique), STORAGE_CONTEXTS)
+    ]
+
+
+def c_get(
+    node: PacsNode,
+    identifier: Dataset,
+    *,
+    contexts: Sequence[Pair],
+    intake: Intake,
+    message_id: int = 1,
+    on_progress: Callable[[RetrieveOutcome], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> RetrieveOutcome:
+    """Send one C-GET on an association of its own and take what it brings.
+
+    Parameters
+    ----------
+    node : PacsNode
+        Whom to ask, as whom, and how long to wait: ``first_byte_seconds`` from the request to
+        the first message, ``stall_seconds`` from then on.
+    identifier : Dataset
+        The identifier, PS3.4 C.4.3.1.3. Its unique keys have been checked by the caller.
+    contexts : sequence of (SOP class UID, transfer syntax UID)
+        At most 127, see :func:`pack_contexts`. What is not among them cannot come.
+    intake : Intake
+        Where objects go.
+    message_id : int
+        Of the request.
+    on_progress : callable, optional
+        Called with each pending response, as an outcome with status 0xFF00.
+    should_stop : callable, optional
+        Asked before each message and once a second; when it turns true the request is
+        cancelled (PS3.7 9.3.3.3), and aborted 2 s later if the peer goes on.
+
+    Returns
+    -------
+    RetrieveOutcome
+        With ``lost`` set where the association ended without a final response:
+        ``association-lost``, ``association-stalled``, ``pacs-silent``, ``not-permitted``,
+        ``answer-unusable`` or ``interrupted``.
+
+    Raises
+    ------
+    PacsError
+        No association came to stand, or C-GET is not offered on it; ``sop-classes-refused``
+        where it is, but for none of the SOP classes.
+    ValueError
+        More contexts than an association has, or an identifier that cannot be encoded.
+    """
+    if not 0 < len(contexts) <= STORAGE_CONTEXTS:
+        raise ValueError(f"an association has 1 to {STORAGE_CONTEXTS} storage contexts")
+    quiet_pynetdicom()
+    data_set = encode(identifier, is_implicit_vr=True, is_little_endian=True)
+    if not data_set:
+        raise ValueError("the identifier cannot be encoded")
+    connection = connected(node)
+    try:
+        prepare(connection)
+        accepted, peer_pdu_bytes = _associate(connection, node, contexts)
+        reached("associated")
+        request = _Request(
+            connection, node, accepted, peer_pdu_bytes, intake, message_id, on_progress, should_stop
+        )
+        return request.run(data_set)
+    finally:
+        connection.close()
+
+
+def connected(node: PacsNode) -> socket.socket:
+    """A TCP connection to a node.
+
+    Raises
+    ------
+    PacsError
+        With the cause.
+    """
+    seconds = node.timeouts.connect_seconds
+    try:
+        return socket.create_connection((node.host, node.port), seconds)
+    except (OSError, UnicodeError) as error:
+        raise unconnected(error, seconds) from None
+
+
+def accepted_by(connection: socket.socket, node: PacsNode, request: bytes) -> bytes:
+    """Send an A-ASSOCIATE-RQ; the A-ASSOCIATE-AC that answers it.
+
+    Raises
+    ------
+    PacsError
+        Silence, rejection, abort, or another answer.
+    """
+    seconds = node.timeouts.acse_seconds
+    stream = Stream(connection, buffer_bytes=ANSWER_BYTES)
+    try:
+        connection.sendall(request)
+        header = stream.take(6, deadline := time.monotonic() + seconds)
+        kind, length = header[0], int.from_bytes(header[2:], "big")
+        if kind not in (Pdu.ASSOCIATE_AC, Pdu.ASSOCIATE_RJ, Pdu.ABORT) or length > ANSWER_BYTES:
+            raise PacsError("answer-unusable", "the answer is no A-ASSOCIATE-AC")
+        body = stream.take(length, deadline)
+    except TimeoutError:
+        raise PacsError(
+            "pacs-silent", f"no answer to the association request in {seconds:g} s"
+        ) from None
+    except OSError:
+        raise PacsError(
+            "pacs-reset", "the connection ended before the association was accepted"
+        ) from None
+    if kind != Pdu.ASSOCIATE_AC and length != 4:
+        raise PacsError("answer-unusable", "the answer is no A-ASSOCIATE-AC")
+    if kind == Pdu.ASSOCIATE_RJ:
+        raise rejected(*body[1:])
+    if kind == Pdu.ABORT:
+        raise aborted(*body[2:], first_request=True)
+    return header + body
+
+
+def _associate(
+    connection: socket.socket, node: PacsNode, contexts: Sequence[Pair]
+) -> tuple[dict[int, Context], int]:
+    """Negotiate; the accepted storage contexts and the peer's maximum PDU length."""
+    model = _MODELS[node.information_model]
+    request = get_request_pdu(node.calling_ae_title, node.called_ae_title, model, contexts)
+    answer = accepted_by(connection, node, request)
+    try:
+        model_result, accepted, peer_pdu_bytes = read_get_answer(answer, contexts)
+    except Violation as fault:
+        _abort(connection)
+        raise PacsError("answer-unusable", fault.detail) from None
+    if model_result != 0:
+        _abort(connection)
+        raise PacsError("service-not-offered", f"C-GET: context result {model_result}")
+    if not accepted:
+        _abort(connection)
+        raise PacsError("sop-classes-refused", "C-GET: no storage class with our SCP role")
+    return accepted, peer_pdu_bytes
+
+
+def _abort(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(abort_pdu(0, 0))
+
+
+class _Request:
+    """One C-GET under way: its responses, and its cancellation."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        node: PacsNode,
+        contexts: dict[int, Context],
+        peer_pdu_bytes: int,
+        intake: Intake,
+        message_id: int,
+        on_progress: Callable[[RetrieveOutcome], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._model = _MODELS[node.information_model]
+        self._message_id = message_id
+        self._peer_pdu_bytes = peer_pdu_bytes
+        self._on_progress = on_progress
+        self._should_stop = should_stop
+        self._cancelled_until: float | None = None
+        self._outcome = RetrieveOutcome(None)
+        stall = node.timeouts.stall_seconds
+        model_context = Context(self._model, ImplicitVRLittleEndian)
+        self._stream = Stream(connection, attend=None if should_stop is None else self._attend)
+        self._transfer = Transfer(
+            self._stream,
+            {MODEL_CONTEXT_ID: model_context, **contexts},
+            intake,
+            peers=Peers(node.calling_ae_title, node.called_ae_title, connection.getpeername()[0]),
+            bounds=Bounds(pdu_seconds=min(_PDU_SECONDS, stall), idle_seconds=stall),
+            peer_pdu_bytes=peer_pdu_bytes,
+            first_idle_seconds=node.timeouts.first_byte_seconds,
+            on_response=self._respond,
+        )
+
+    def run(self, data_set: bytes) -> RetrieveOutcome:
+        command = write_command(
+            {
+                Element.AFFECTED_SOP_CLASS_UID: self._model.encode(),
+                Element.COMMAND_FIELD: CommandField.C_GET_RQ,
+                Element.MESSAGE_ID: self._message_id,
+                Element.PRIORITY: _MEDIUM_PRIORITY,
+                Element.COMMAND_DATA_SET_TYPE: _HAS_DATA_SET,
+            }
+        )
+        try:
+            self._transfer.send(
+                message_pdus(MODEL_CONTEXT_ID, command, data_set, self._peer_pdu_bytes)
+            )
+        except OSError:
+            return dataclasses.replace(self._outcome, lost="association-lost")
+        end = self._transfer.run()
+        if end.ending is Ending.FINISHED:
+            self._release()
+            return self._outcome
+        return dataclasses.replace(self._outcome, status=None, lost=self._lost(end))
+
+    def _respond(self, elements: Elements, identifier: bytes) -> bool:
+        status = unsigned_short(elements, Element.STATUS)
+        if unsigned_short(elements, Element.COMMAND_FIELD) != CommandField.C_GET_RSP:
+            raise Violation(Violation.UNSPECIFIED, "a response to another request", source=0)
+        if status is None:
+            raise Violation(Violation.UNSPECIFIED, "a response without status", source=0)
+        before = self._outcome
+
+        def counter(element: Element, last: int | None) -> int | None:
+            value = unsigned_short(elements, element)
+            return last if value is None else value
+
+        pending = status in _PENDING
+        self._outcome = RetrieveOutcome(
+            status,
+            # Absent in a final response because nothing remains, PS3.7 9.1.3.1.6.
+            remaining=counter(
+                Element.REMAINING_SUBOPERATIONS, before.remaining if pending else None
+            ),
+            completed=counter(Element.COMPLETED_SUBOPERATIONS, before.completed),
+            failed=counter(Element.FAILED_SUBOPERATIONS, before.failed),
+            warning=counter(Element.WARNING_SUBOPERATIONS, before.warning),
+            failed_sop_instance_uids=_failed_uids(identifier),
+            error_comment_present=bool(elements.get(Element.ERROR_COMMENT, b"").strip(b" \0")),
+        )
+        if pending and self._on_progress is not None:
+            self._on_progress(self._outcome)
+        return not pending
+
+    def _attend(self) -> None:
+        now = time.monotonic()
+        if self._cancelled_until is not None:
+            if now >= self._cancelled_until:
+                self._transfer.hang_up()
+        elif self._should_stop is not None and self._should_stop():
+            self._cancelled_until = now + _CANCEL_SECONDS
+            command = write_command(
+                {
+                    Element.COMMAND_FIELD: CommandField.C_CANCEL_RQ,
+                    Element.MESSAGE_ID_BEING_RESPONDED_TO: self._message_id,
+                    Element.COMMAND_DATA_SET_TYPE: _NO_DATA_SET,
+                }
+            )
+            self._transfer.send(message_pdus(MODEL_CONTEXT_ID, command, None, self._peer_pdu_bytes))
+
+    def _lost(self, end: End) -> str:
+        if self._cancelled_until is not None:
+            # Some archives answer a C-CANCEL with an A-ABORT.
+            return "interrupted"
+        if end.ending is Ending.ABORTED:
+            first = self._transfer.messages == 0
+            return aborted(end.source, end.reason, first_request=first).code
+        if end.ending is Ending.IDLE:
+            return "pacs-silent" if self._transfer.messages == 0 else "association-stalled"
+        if end.ending is Ending.REFUSED:
+            slow = end.source == 2 and end.reason == Violation.UNSPECIFIED
+            return "association-stalled" if slow else "answer-unusable"
+        return "association-lost"
+
+    def _release(self) -> None:
+        """Release, PS3.8 7.2. The answer is waited for, and does not matter."""
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        self._stream.attend = None
+        with contextlib.suppress(OSError):
+            self._transfer.send(RELEASE_RQ)
+            kind, _ = self._stream.pdu_header(deadline)
+            if kind != Pdu.RELEASE_RP:
+                self._transfer.abort()
+
+
+def _failed_uids(identifier: bytes) -> tuple[str, ...]:
+    """The Failed SOP Instance UID List of a response's identifier (implicit VR)."""
+    offset = 0
+    while offset + 8 <= len(identifier):
+        group, element, length = _ELEMENT_HEADER.unpack_from(identifier, offset)
+        offset += 8
+        if (group, element) == _FAILED_SOP_INSTANCE_UID_LIST:
+            text = identifier[offset : offset + length].decode("ascii", "surrogateescape")
+            return tuple(uid for part in text.split("\\") if (uid := part.strip(" \0")))
+        offset += length
+    return ()

@@ -1,0 +1,156 @@
+"""C-MOVE, PS3.4 C.4.2: have a node send to our receiver, and watch it from beside.
+
+The responses are no sign of life: archives send them sparsely, late or not at all, and think
+for minutes before the first. What arrives at the receiver is; the caller tells how much did.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pydicom.dataset import Dataset
+from pynetdicom.dimse_primitives import C_MOVE
+from pynetdicom.dsutils import decode
+
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.network.association import Exchange, Requestor
+from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.status import PENDING, SUCCESS
+
+_LOOK_SECONDS = 1.0
+# Both peers we know stop within two images of a C-CANCEL; others ignore it.
+_CANCEL_SECONDS = 10.0
+# Of a run that was told to stop: people wait for it.
+_STOP_SECONDS = 2.0
+
+
+def move(
+    requestor: Requestor,
+    identifier: Dataset,
+    destination: str,
+    message_id: int,
+    *,
+    progress: Callable[[], int] | None = None,
+    should_stop: Callable[[], str | None] | None = None,
+    on_pending: Callable[[RetrieveOutcome], None] | None = None,
+) -> RetrieveOutcome:
+    """Send a C-MOVE and wait for its end.
+
+    Ends with the peer's final response, with the loss of the association, or by our own will:
+    when neither an instance nor a response has come for ``timeouts.first_byte_seconds`` (before
+    the first) or ``timeouts.stall_seconds`` (after it), or when ``should_stop`` says so. Then a
+    C-CANCEL is sent, answered or not, and the association aborted if it was not within 10 s, or
+    2 s where we were told to stop. The peer may
+    go on sending after any of these but the first (PS3.4 C.4.2.3.1).
+
+    Parameters
+    ----------
+    requestor : Requestor
+        The association to use.
+    identifier : Dataset
+        Made by :func:`~prefect_dicom.network.query_keys.retrieve_identifier`.
+    destination : str
+        AE title of our receiver.
+    message_id : int
+        1 to 65535, of this request alone: the peer repeats it with every instance it sends.
+    progress : callable, optional
+        How many instances have arrived so far. Asked about once a second; a change restarts
+        the clock as a response does.
+    should_stop : callable, optional
+        Asked about once a second; a code of :mod:`prefect_dicom.core.reasons` ends the request.
+    on_pending : callable, optional
+        Called with the counters of every pending response. For display; they may be wrong.
+
+    Returns
+    -------
+    RetrieveOutcome
+        ``lost`` is ``association-stalled`` or the code of ``should_stop`` where we ended it;
+        ``status`` is then what the peer answered to the C-CANCEL, or None.
+
+    Raises
+    ------
+    PacsError
+        Where the request could not be sent at all.
+    """
+    timeouts = requestor.node.timeouts
+    exchange = requestor.send("C-MOVE", identifier, destination=destination, message_id=message_id)
+    last = RetrieveOutcome(None)
+    arrived = progress() if progress else 0
+    moved = False
+    since = time.monotonic()
+    patience = timeouts.first_byte_seconds
+    stopped: str | None = None
+    try:
+        while True:
+            response = exchange.next(_LOOK_SECONDS)
+            now = time.monotonic()
+            if response is not None:
+                last = _outcome(response, exchange, last, stopped)
+                if response.Status not in PENDING:
+                    return last
+                moved, since = True, now if stopped is None else since
+                if on_pending:
+                    on_pending(last)
+            if stopped is not None:
+                if now - since >= patience:
+                    return _lost(last, stopped)
+                continue
+            if progress and (count := progress()) != arrived:
+                arrived, moved, since = count, True, now
+            patience = timeouts.stall_seconds if moved else timeouts.first_byte_seconds
+            if now - since >= patience:
+                stopped, patience = "association-stalled", _CANCEL_SECONDS
+            elif should_stop and (stopped := should_stop()) is not None:
+                patience = _STOP_SECONDS
+            if stopped is not None:
+                since = now
+                exchange.cancel()
+    except PacsError as error:
+        return _lost(last, stopped or error.code)
+    finally:
+        if not exchange.ended:
+            exchange.abort()
+
+
+def _outcome(
+    response: C_MOVE, exchange: Exchange, last: RetrieveOutcome, stopped: str | None
+) -> RetrieveOutcome:
+    def counter(keyword: str, before: int | None) -> int | None:
+        value = getattr(response, keyword)
+        return before if value is None else int(value)
+
+    final = response.Status not in PENDING
+    return RetrieveOutcome(
+        status=response.Status if final else None,
+        # Of all counters this one must not outlive its response.
+        remaining=counter("NumberOfRemainingSuboperations", None),
+        completed=counter("NumberOfCompletedSuboperations", last.completed),
+        failed=counter("NumberOfFailedSuboperations", last.failed),
+        warning=counter("NumberOfWarningSuboperations", last.warning),
+        failed_sop_instance_uids=_failed(response, exchange) if final else (),
+        error_comment_present=bool(response.ErrorComment),
+        # A request that was finished before it could be cancelled was not ended by us.
+        lost=stopped if final and response.Status != SUCCESS else None,
+    )
+
+
+def _failed(response: C_MOVE, exchange: Exchange) -> tuple[str, ...]:
+    if response.Identifier is None:
+        return ()
+    syntax = exchange.transfer_syntax
+    try:
+        identifier = decode(response.Identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+        value = identifier.get_item("FailedSOPInstanceUIDList").value or b""
+        text = value.decode("latin-1") if isinstance(value, bytes) else "\\".join(value)
+    except Exception:
+        # Absent, or no data set: it would only have been a hint.
+        return ()
+    return tuple(uid for uid in map(normal_uid, text.split("\\")) if uid)
+
+
+def _lost(last: RetrieveOutcome, code: str) -> RetrieveOutcome:
+    return RetrieveOutcome(
+        None, last.remaining, last.completed, last.failed, last.warning, lost=code
+    )

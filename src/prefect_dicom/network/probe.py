@@ -1,0 +1,285 @@
+"""Trying out what a node does: one negotiation or one query, and its end as the peer told it.
+
+Elsewhere a status is a reason for what happens next. Here it is the answer to a question, and a
+key may be one that a pull would never send. What keeps that harmless: every query has a key that
+names one entity or a range of days, no more answers are taken than were asked for, and the rest
+is cancelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydicom import charset, config
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom.dsutils import decode
+from pynetdicom.sop_class import (
+    PatientRootQueryRetrieveInformationModelFind,
+    PatientRootQueryRetrieveInformationModelGet,
+    PatientRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from prefect_dicom.config.site import PacsNode
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.model import InformationModel
+from prefect_dicom.core.uids import is_safe_key
+from prefect_dicom.network.association import Exchange, Requestor
+from prefect_dicom.network.get import accepted_by, connected
+from prefect_dicom.network.status import PENDING, SUCCESS
+from prefect_dicom.network.storage_scp.transfer import RELEASE_RQ, Violation
+from prefect_dicom.network.upper_layer.negotiation import MODEL_CONTEXT_ID, read_answer, request_pdu
+from prefect_dicom.network.upper_layer.sockets import prepare
+
+MODELS: dict[str, dict[InformationModel, str]] = {
+    "C-FIND": {
+        InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelFind,
+        InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelFind,
+    },
+    "C-MOVE": {
+        InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelMove,
+        InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelMove,
+    },
+    "C-GET": {
+        InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelGet,
+        InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelGet,
+    },
+}
+"""Abstract syntaxes of the Query/Retrieve services."""
+
+_NAME_ONE = (
+    "PatientID",
+    "AccessionNumber",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "StudyDate",
+)
+_CANCEL_SECONDS = 10.0
+_RELEASE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a node grants to one proposal.
+
+    Parameters
+    ----------
+    accepted : frozenset of (str, str)
+        Abstract syntaxes, each with the transfer syntax it was proposed with.
+    scp_roles : frozenset of str
+        SOP classes for which we may be SCP.
+    window : int
+        Operations we may have outstanding, 0 for any number.
+    """
+
+    accepted: frozenset[tuple[str, str]]
+    scp_roles: frozenset[str]
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How a query ended, and what it brought.
+
+    Parameters
+    ----------
+    status : int or None
+        Of the final response; None where there was none, or only after we had cancelled.
+    rows : tuple of dict
+        By keyword, the values of each answer as they came.
+    """
+
+    status: int | None
+    rows: tuple[dict[str, bytes], ...]
+
+    @property
+    def found(self) -> bool:
+        """Whether it was carried out and brought something."""
+        return bool(self.rows) and self.status in (SUCCESS, None)
+
+
+def negotiate(
+    node: PacsNode,
+    proposed: Sequence[tuple[str, str]],
+    roles: Iterable[str] = (),
+    window: bool = False,
+) -> Offer:
+    """Open an association, look at what is granted, and release it.
+
+    Parameters
+    ----------
+    proposed : sequence of (abstract syntax, transfer syntax)
+        At most 128.
+    roles, window
+        See :func:`~prefect_dicom.network.upper_layer.negotiation.request_pdu`.
+
+    Raises
+    ------
+    PacsError
+        No association came to stand.
+    """
+    request = request_pdu(
+        node.calling_ae_title,
+        node.called_ae_title,
+        [(abstract, [syntax]) for abstract, syntax in proposed],
+        roles,
+        window,
+    )
+    with contextlib.closing(connected(node)) as connection:
+        prepare(connection)
+        try:
+            granted = read_answer(accepted_by(connection, node, request))
+        except Violation as fault:
+            raise PacsError("answer-unusable", fault.detail) from None
+        with contextlib.suppress(OSError):
+            connection.sendall(RELEASE_RQ)
+            connection.settimeout(_RELEASE_SECONDS)
+            connection.recv(16)
+    return Offer(
+        frozenset(
+            pair
+            for number, pair in enumerate(proposed)
+            if granted.results.get(2 * number + MODEL_CONTEXT_ID) == 0
+        ),
+        granted.scp_roles,
+        # Not answered means one at a time, PS3.7 D.3.3.3.
+        1 if granted.window is None else granted.window,
+    )
+
+
+def models_offered(node: PacsNode) -> dict[str, tuple[InformationModel, ...]]:
+    """The information models a node accepts, by service.
+
+    Raises
+    ------
+    PacsError
+        See :func:`negotiate`.
+    """
+    syntax = str(ImplicitVRLittleEndian)
+    proposed = [(str(uid), syntax) for models in MODELS.values() for uid in models.values()]
+    accepted = {abstract for abstract, _ in negotiate(node, proposed).accepted}
+    return {
+        service: tuple(model for model, uid in models.items() if uid in accepted)
+        for service, models in MODELS.items()
+    }
+
+
+def ask(
+    requestor: Requestor,
+    level: str,
+    match: Mapping[str, str | Sequence[str]],
+    wanted: Iterable[str] = (),
+    *,
+    most: int,
+    character_set: str | None = None,
+) -> Answers:
+    """Send one C-FIND and take at most ``most`` answers; the rest is cancelled.
+
+    Parameters
+    ----------
+    level : str
+        ``PATIENT``, ``STUDY``, ``SERIES`` or ``IMAGE``.
+    match : mapping
+        Keyword to value, or to a list of UIDs. One at least names one entity, or days; others
+        may hold wildcards.
+    wanted : iterable of str
+        Keywords to be returned.
+    character_set : str, optional
+        What the query declares and is encoded in.
+
+    Raises
+    ------
+    ValueError
+        Where no key limits what is asked for, or the values cannot be encoded.
+    PacsError
+        The association could not be opened, or ended without a final response.
+    """
+    identifier = _identifier(level, match, wanted, character_set)
+    seconds = requestor.node.timeouts.find_seconds
+    exchange = requestor.send("C-FIND", identifier)
+    rows: list[dict[str, bytes]] = []
+    try:
+        while True:
+            try:
+                response = exchange.next(seconds)
+            except PacsError:
+                if exchange.answered or exchange.fresh:
+                    raise
+                # It had been left idle for too long.
+                exchange = requestor.send("C-FIND", identifier)
+                continue
+            if response is None:
+                raise PacsError("pacs-silent", f"no answer to a C-FIND within {seconds:g} s")
+            if response.Status not in PENDING:
+                return Answers(response.Status, tuple(rows))
+            if len(rows) == most:
+                _cancel(exchange)
+                return Answers(None, tuple(rows))
+            rows.append(_row(response, exchange))
+    finally:
+        if not exchange.ended:
+            exchange.abort()
+
+
+def text(row: Mapping[str, bytes], keyword: str) -> str | None:
+    """A value decoded as its answer declares; None where that cannot be."""
+    declared = row.get("SpecificCharacterSet", b"").decode("latin-1").split("\\")
+    try:
+        encodings = charset.convert_encodings([one.strip() for one in declared])
+        decoded = charset.decode_bytes(row.get(keyword, b""), encodings, {ord("^"), ord("=")})
+    except (LookupError, ValueError):
+        return None
+    return None if "\ufffd" in decoded else decoded
+
+
+def _identifier(
+    level: str,
+    match: Mapping[str, str | Sequence[str]],
+    wanted: Iterable[str],
+    character_set: str | None,
+) -> Dataset:
+    limiting = [match[keyword] for keyword in _NAME_ONE if keyword in match]
+    values = [one for value in limiting for one in ([value] if isinstance(value, str) else value)]
+    if not any(map(is_safe_key, values)):
+        raise ValueError("a query without a key that names one entity, or days")
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = level
+    if character_set is not None:
+        identifier.SpecificCharacterSet = character_set.split("\\")
+    for keyword, value in {**dict.fromkeys(wanted, ""), **match}.items():
+        tag = tag_for_keyword(keyword)
+        value = value if isinstance(value, str) else list(value)
+        identifier.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE))
+    return identifier
+
+
+def _row(response, exchange: Exchange) -> dict[str, bytes]:
+    syntax = exchange.transfer_syntax
+    row: dict[str, bytes] = {}
+    try:
+        answer = decode(response.Identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+        for tag in answer.keys():  # noqa: SIM118 - items() would decode the values
+            value = answer.get_item(tag).value
+            if isinstance(value, bytes):
+                row[keyword_for_tag(tag)] = value.strip(b" \0")
+    except Exception:
+        # Whatever a data set does that is none: the answer counts, and says nothing.
+        return {}
+    return row
+
+
+def _cancel(exchange: Exchange) -> None:
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    with contextlib.suppress(PacsError):
+        exchange.cancel()
+        while not exchange.ended and time.monotonic() < deadline:
+            exchange.next(1.0)

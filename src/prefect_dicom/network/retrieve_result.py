@@ -1,0 +1,37 @@
+"""What became of one C-MOVE or C-GET request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieveOutcome:
+    """The end of a retrieve request, PS3.7 9.1.3.1 and 9.1.4.1, as the peer told it.
+
+    Evidence and not proof: peers report success with nothing sent, and zeros after they sent
+    half. What lies in the spool decides.
+
+    Parameters
+    ----------
+    status : int or None
+        Status of the final response; None where the association ended without one.
+    remaining, completed, failed, warning : int or None
+        The sub-operation counters of the final response, or of the last one there was. None
+        where the peer did not send them.
+    failed_sop_instance_uids : tuple of str
+        The Failed SOP Instance UID List (0008,0058), where the peer sent one.
+    error_comment_present : bool
+        Whether there was an Error Comment (0000,0902); its text is the peer's, and stays out.
+    lost : str or None
+        A code of :mod:`prefect_dicom.core.reasons` where the association ended early.
+    """
+
+    status: int | None
+    remaining: int | None = None
+    completed: int | None = None
+    failed: int | None = None
+    warning: int | None = None
+    failed_sop_instance_uids: tuple[str, ...] = ()
+    error_comment_present: bool = False
+    lost: str | None = None

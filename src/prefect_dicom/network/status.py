@@ -1,0 +1,108 @@
+"""DIMSE statuses as reason codes: PS3.7 Annex C, PS3.4 C.4.1.1.4, C.4.2.1.5 and C.4.3.1.4.
+
+One table for the services this package requests. It is total: a number nobody has heard of is
+a failure that may pass.
+"""
+
+from __future__ import annotations
+
+SUCCESS = 0x0000
+CANCEL = 0xFE00
+PENDING = frozenset({0xFF00, 0xFF01})
+
+_ANY = {
+    0x0110: "pacs-failure",  # processing failure
+    0x0118: "service-not-offered",  # no such SOP class
+    0x0122: "service-not-offered",  # refused: SOP class not supported
+    0x0124: "not-permitted",  # refused: not authorised
+    0x0210: "unexpected",  # duplicate invocation: a message ID of ours was still open
+    0x0211: "service-not-offered",  # unrecognised operation
+    0x0213: "pacs-busy",  # resource limitation
+}
+
+# Attributes, arguments, events and classes the peer does not know or take.
+_REQUEST_AT_FAULT = (
+    *(0x0105, 0x0106, 0x0111, 0x0112, 0x0113, 0x0114, 0x0115, 0x0117, 0x0119),
+    *(0x0120, 0x0121, 0x0123, 0x0212),
+)
+
+# Warnings: the request was carried out. What a retrieve left out shows in the spool.
+_WARNINGS = (0x0001, 0x0107, 0x0116)
+
+_FIND = {
+    # A cancel nobody asked for, the standard's own word, and a refusal for size: all say that
+    # there are more answers than the peer wants to give.
+    CANCEL: "answers-capped",
+    0xB001: "answers-capped",
+    0xA700: "answers-capped",
+    0xA710: "request-refused",  # invalid prior record key
+}
+
+_RETRIEVE = {
+    0x0112: "study-gone",  # no such SOP instance
+    CANCEL: "pacs-failure",
+    0xA701: "pacs-busy",  # unable to calculate the number of matches
+    0xA702: "pacs-failure",  # unable to perform sub-operations
+}
+
+_MOVE = {
+    **_RETRIEVE,
+    # With nothing arrived this is the destination, not the archive: refused, rejected, no context.
+    0xA702: "move-destination-failed",
+    0xA801: "move-destination-unknown",
+}
+
+_SERVICES: dict[str, dict[int, str]] = {
+    "C-ECHO": {},
+    "C-FIND": _FIND,
+    "C-MOVE": _MOVE,
+    "C-GET": _RETRIEVE,
+}
+
+
+def reason_for_status(service: str, status: int) -> str | None:
+    """The reason code a response's status stands for, or None where the request succeeded.
+
+    Parameters
+    ----------
+    service : str
+        ``C-ECHO``, ``C-FIND``, ``C-MOVE`` or ``C-GET``.
+    status : int
+        Status (0000,0900) of the response.
+
+    Returns
+    -------
+    str or None
+        A code of :mod:`prefect_dicom.core.reasons`. None for success, for pending and for warnings:
+        the peer carried the request out, and for retrieves only the spool tells how far. So
+        0xFE00 is a failure here; whoever cancelled knows better.
+
+    Examples
+    --------
+    >>> reason_for_status("C-MOVE", 0xA801)
+    'move-destination-unknown'
+    >>> reason_for_status("C-FIND", 0xFE00), reason_for_status("C-MOVE", 0xB000)
+    ('answers-capped', None)
+    """
+    special = _SERVICES[service]
+    if status in special:
+        return special[status]
+    if status == SUCCESS or status in PENDING or status in _WARNINGS:
+        return None
+    if status in _ANY:
+        return _ANY[status]
+    if status in _REQUEST_AT_FAULT:
+        return "request-refused"
+    match status >> 12:
+        case 0xB:
+            return None
+        case 0xC:
+            # Unable to process. A query is refused for what it says; a retrieve fails with this
+            # for every cause there is, from an unknown destination to a slow receiver.
+            return "request-refused" if service == "C-FIND" else "pacs-failure"
+    match status >> 8:
+        case 0xA7:
+            return "pacs-busy"
+        case 0xA9 | 0xAA:
+            return "request-refused"
+    return "pacs-failure"

@@ -1,0 +1,378 @@
+"""The managed receiver's process: a storage SCP, and a control socket for the runs it serves.
+
+It runs for as long as any run holds a lease and a little longer. What a dead run expected stays
+expected while the receiver lives: archives go on sending after the requestor has gone, and the
+next run finds these objects in the spool instead of asking for them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect_dicom.archive.spool import Spool
+from prefect_dicom.config.site import Metrics, Receiver
+from prefect_dicom.core.errors import PrefectDicomError, ReceiverError
+from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.metrics import RECEIVER, Seldom, Value, serving
+from prefect_dicom.network.storage_scp.control_protocol import (
+    LOCK_NAME,
+    SOCKET_NAME,
+    SPOOL_TAKEN,
+    Line,
+    socket_path,
+)
+from prefect_dicom.network.storage_scp.server import AssociationEvent, StorageScp
+from prefect_dicom.network.storage_scp.store_handler import Expectation, Intake
+
+log = logging.getLogger(__name__)
+
+_HIGHEST_MESSAGE_ID = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Everything the process needs, as JSON over its standard input."""
+
+    spool: Path
+    reserve_bytes: int
+    settings: Receiver
+    allowed_senders: tuple[str, ...]
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def to_json(self) -> str:
+        """The text the process is started with."""
+        return json.dumps(
+            {
+                "spool": str(self.spool),
+                "reserve_bytes": self.reserve_bytes,
+                "settings": self.settings.model_dump(mode="json"),
+                "allowed_senders": self.allowed_senders,
+                "metrics": self.metrics.model_dump(mode="json"),
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Assignment:
+        """The inverse of :meth:`to_json`."""
+        fields = json.loads(text)
+        return cls(
+            Path(fields["spool"]),
+            fields["reserve_bytes"],
+            Receiver.model_validate(fields["settings"]),
+            tuple(fields["allowed_senders"]),
+            Metrics.model_validate(fields["metrics"]),
+        )
+
+
+class ReceiverServer:
+    """One receiver. :meth:`run` returns when nobody has needed it for a while.
+
+    Further arguments are those of :class:`StorageScp`: deadlines and TLS, which no site sets.
+    """
+
+    def __init__(
+        self, assignment: Assignment, idle_seconds: float | None = None, **of_the_scp: Any
+    ) -> None:
+        self._assignment = assignment
+        self._settings = assignment.settings
+        self._idle_seconds = self._settings.idle_seconds if idle_seconds is None else idle_seconds
+        self._spool = Spool(assignment.spool, assignment.reserve_bytes)
+        self._intake = Intake(self._spool)
+        self._networks = [ipaddress.ip_network(s) for s in assignment.allowed_senders]
+        self._lock = threading.Lock()
+        self._leases = 0
+        self._idle_since = time.monotonic()
+        self._requests: dict[int, Expectation] = {}
+        self._orphans: dict[int, Expectation] = {}
+        self._last_message_id = 0
+        self._dead_runs = 0
+        self._spool_bytes = Seldom(self._spool.waiting_bytes)
+        self._connections: Counter[str] = Counter()
+        self._stop = threading.Event()
+        self._held: list[object] = []
+        self._of_the_scp = of_the_scp
+        self._scp: StorageScp | None = None
+        self._control: socket.socket | None = None
+
+    def start(self) -> None:
+        """Take the locks and listen.
+
+        Raises
+        ------
+        ReceiverError
+            ``receiver-taken`` if spool, AE title or port have another owner.
+        """
+        self._own_the_spool()
+        self._own_the_ae_title()
+        self._spool.sweep()
+        self._scp = StorageScp(
+            self._settings.bind,
+            self._settings.port,
+            self._settings.ae_title,
+            self._intake,
+            allowed=self._may_send,
+            max_associations=self._settings.associations,
+            max_associations_per_peer=self._places_of_one_peer(),
+            on_event=self._count_connection,
+            **self._of_the_scp,
+        )
+        self._scp.start()
+        self._control = _listen(self._assignment.spool)
+
+    def run(self) -> None:
+        """Serve until told to stop, or idle for the configured time."""
+        metrics, spool = self._assignment.metrics, self._assignment.spool
+        with serving(metrics.bind, metrics.port, spool, self._values, process=RECEIVER):
+            self._serve_until_idle()
+
+    def _serve_until_idle(self) -> None:
+        threading.Thread(target=self._accept, daemon=True).start()
+        while not self._stop.wait(0.5):
+            with self._lock:
+                idle = not self._leases and not self._intake.open_bytes
+                if not idle:
+                    self._idle_since = time.monotonic()
+                elif time.monotonic() - self._idle_since > self._idle_seconds:
+                    break
+            if not self._has_its_spool():
+                log.error("the spool directory is gone, or another one")
+                break
+        self._scp.stop()
+        if self._has_its_spool():
+            with contextlib.suppress(OSError):
+                (self._assignment.spool / SOCKET_NAME).unlink()
+        self._control.close()
+
+    def stop(self) -> None:
+        """Make :meth:`run` return."""
+        self._stop.set()
+
+    # --- ownership
+
+    def _own_the_spool(self) -> None:
+        descriptor = os.open(self._assignment.spool / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ReceiverError("receiver-taken", SPOOL_TAKEN) from None
+        self._held.append(descriptor)
+
+    def _has_its_spool(self) -> bool:
+        """Whether the spool is still the directory whose lock is held, and not a new one."""
+        try:
+            lock = os.stat(self._assignment.spool / LOCK_NAME)
+        except OSError:
+            return False
+        return os.path.samestat(lock, os.fstat(self._held[0]))
+
+    def _own_the_ae_title(self) -> None:
+        # An abstract socket: known to the whole host (network namespace), gone with its owner.
+        if sys.platform != "linux":
+            return
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            lock.bind(f"\0prefect-dicom-receiver/{self._settings.ae_title}")
+        except OSError:
+            lock.close()
+            raise ReceiverError(
+                "receiver-taken",
+                f"another receiver on this host has the AE title {self._settings.ae_title}",
+            ) from None
+        self._held.append(lock)
+
+    def _places_of_one_peer(self) -> int | None:
+        """No one of several senders may take the last quarter of the places."""
+        senders = sum(network.num_addresses for network in self._networks)
+        places = self._settings.associations
+        return None if senders == 1 else places - places // 4
+
+    def _may_send(self, address: str) -> bool:
+        peer = ipaddress.ip_address(address)
+        mapped = getattr(peer, "ipv4_mapped", None)
+        return any((mapped or peer) in network for network in self._networks)
+
+    # --- control
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._control.accept()
+            except OSError:
+                return
+            with self._lock:
+                self._leases += 1
+            threading.Thread(target=self._serve, args=(Line(connection),), daemon=True).start()
+
+    def _serve(self, line: Line) -> None:
+        mine: dict[int, Expectation] = {}
+        try:
+            line.send({"assignment": self._assignment.to_json(), "pid": os.getpid()})
+            while (message := line.receive()) is not None:
+                line.send(self._answer(message, mine))
+        except OSError:
+            pass
+        except Exception as error:
+            log.error("a control connection failed: %s", type(error).__name__)
+        finally:
+            with self._lock:
+                self._leases -= 1
+                self._idle_since = time.monotonic()
+                # A run that left in order has forgotten its requests; this one has died.
+                self._orphans.update(mine)
+                self._dead_runs += bool(mine)
+            line.close()
+
+    def _answer(self, message: dict, mine: dict[int, Expectation]) -> dict:
+        match message:
+            case {"verb": "expect", "studies": dict(studies), "originator": str(originator)}:
+                answer = self._expect(studies, originator, mine)
+                reached("expectation-noted")
+                return answer
+            case {"verb": "arrived", "message_id": int(number)} if number in mine:
+                expectation = mine[number]
+                return {
+                    "objects": expectation.objects,
+                    "by_originator": expectation.by_originator,
+                    "size_bytes": expectation.size_bytes,
+                    "quiet_seconds": time.monotonic() - expectation.last_arrival,
+                    "open_bytes": self._intake.open_bytes,
+                    "refused": self._intake.refused_since(expectation),
+                }
+            case {"verb": "forget", "message_id": int(number)} if number in mine:
+                self._forget(number, mine.pop(number))
+                return {}
+            case {"verb": "status"}:
+                return self._status()
+            case {"verb": "stop"}:
+                self.stop()
+                return {}
+        return {"error": "not understood"}
+
+    def _expect(self, studies: dict, originator: str, mine: dict[int, Expectation]) -> dict:
+        now = time.monotonic()
+        with self._lock:
+            quiet = None
+            for number, orphan in list(self._orphans.items()):
+                if studies.keys() & orphan.studies.keys():
+                    silence = now - orphan.last_arrival
+                    quiet = silence if quiet is None else min(quiet, silence)
+                    self._intake.forget(self._orphans.pop(number))
+                    self._requests.pop(number, None)
+            number = self._free_message_id()
+            expectation = Expectation(
+                {uid: int(reference) for uid, reference in studies.items()}, originator, number
+            )
+            self._requests[number] = expectation
+            mine[number] = expectation
+        self._intake.expect(expectation)
+        return {"message_id": number, "quiet_seconds": quiet}
+
+    def _forget(self, number: int, expectation: Expectation) -> None:
+        self._intake.forget(expectation)
+        with self._lock:
+            self._requests.pop(number, None)
+
+    def _free_message_id(self) -> int:
+        while True:
+            self._last_message_id = self._last_message_id % _HIGHEST_MESSAGE_ID + 1
+            if self._last_message_id not in self._requests:
+                return self._last_message_id
+
+    def _status(self) -> dict:
+        with self._lock:
+            return {
+                "pid": os.getpid(),
+                "ae_title": self._settings.ae_title,
+                "bind": self._settings.bind,
+                "port": self._settings.port,
+                "runs": self._leases - 1,
+                "requests": len(self._requests),
+                "quarantined": self._intake.quarantined,
+                "open_bytes": self._intake.open_bytes,
+                "free_bytes": self._spool.free_bytes(),
+            }
+
+    # --- metrics
+
+    def _count_connection(self, event: AssociationEvent) -> None:
+        with self._lock:
+            self._connections[event.happening.value] += 1
+
+    def _values(self) -> Iterator[Value]:
+        """What the receiver is doing now, for :func:`~prefect_dicom.core.metrics.serving`."""
+        with self._lock:
+            runs, requests, dead = self._leases, len(self._requests), self._dead_runs
+            connections = dict(self._connections)
+        yield Value("prefect_dicom_runs", runs)
+        yield Value("prefect_dicom_requests", requests)
+        yield Value("prefect_dicom_dead_runs_total", dead)
+        yield Value("prefect_dicom_associations", self._scp.associations)
+        for happening, number in connections.items():
+            yield Value("prefect_dicom_connections_total", number, {"happening": happening})
+        yield Value("prefect_dicom_refused_objects_total", self._spool.refusals)
+        yield Value("prefect_dicom_spool_free_bytes", self._spool.free_bytes())
+        yield Value("prefect_dicom_spool_bytes", self._spool_bytes())
+
+
+def _listen(spool: Path) -> socket.socket:
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(spool, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # The spool's lock is held: a socket that lies here is a dead receiver's.
+        with contextlib.suppress(FileNotFoundError):
+            (spool / SOCKET_NAME).unlink()
+        control.bind(socket_path(spool, folder))
+    finally:
+        os.close(folder)
+    control.listen(64)
+    return control
+
+
+def serve_forever(assignment: Assignment, **of_the_scp: Any) -> None:
+    """Run a receiver in this process until it is told to stop, idle or not."""
+    server = ReceiverServer(assignment, idle_seconds=math.inf, **of_the_scp)
+    server.start()
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    signal.signal(signal.SIGINT, lambda *_: server.stop())
+    server.run()
+
+
+def main() -> int:
+    """Entry point of the process: assignment on stdin, one line on stdout when it listens."""
+    os.umask(0o077)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    try:
+        server = ReceiverServer(Assignment.from_json(sys.stdin.read()))
+        server.start()
+    except PrefectDicomError as error:
+        print(json.dumps({"error": error.code, "detail": error.detail}), flush=True)
+        return 1
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    signal.signal(signal.SIGINT, lambda *_: server.stop())
+    # Whoever started us may have died since; the next run needs us as well.
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"listening": True}), flush=True)
+    # Whoever started us must not wait for this pipe any longer.
+    os.dup2(2, 1)
+    server.run()
+    return 0

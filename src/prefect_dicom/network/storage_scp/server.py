@@ -1,0 +1,491 @@
+"""The storage SCP: who may connect, how associations are negotiated, how it stops.
+
+pynetdicom's PDU classes read and write the negotiation (PS3.8 9.3, PS3.7 Annex D); then the
+:mod:`transfer loop <prefect_dicom.network.storage_scp.transfer>` has the socket. Every peer is a
+stranger until it is through: the allow-list is asked before its first byte is read, it has no
+thread before it has said what it wants, the TLS handshake and the A-ASSOCIATE-RQ have a size and
+a deadline, and only an accepted association takes one of the places, so silent connections do not
+lock a PACS out.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pynetdicom.pdu import A_ASSOCIATE_RQ
+
+from prefect_dicom.core.errors import ReceiverError
+from prefect_dicom.network.logging import quiet_pynetdicom
+from prefect_dicom.network.storage_scp.pending import Lobby, Said
+from prefect_dicom.network.storage_scp.transfer import (
+    BUFFER_BYTES,
+    Bounds,
+    End,
+    Ending,
+    Intake,
+    Peers,
+    Stream,
+    Transfer,
+    Violation,
+    abort_pdu,
+)
+from prefect_dicom.network.upper_layer.negotiation import (
+    APPLICATION_CONTEXT,
+    MOST_FIRST_BYTES,
+    Answer,
+    first_bytes,
+    read_request,
+    reject_pdu,
+)
+from prefect_dicom.network.upper_layer.sockets import listening_process, prepare
+
+logger = logging.getLogger(__name__)
+
+_NEGOTIATION_SECONDS = 30.0
+# Connections that are not associations yet, above the number of associations.
+_CONNECTIONS_BEYOND = 64
+# Those that were sent away and whose threads have not ended yet, above that.
+_ENDING_BEYOND = 64
+# A buffer that takes a whole image is for as many connections as an archive opens; of more, each
+# gets a smaller one: what all of them can fill stays within the memory we may take.
+_LARGE_BUFFERS = 16
+_SMALL_BUFFER_BYTES = 128 * 1024
+# Who finds the queue full is not told, and tries again after a second; who is the last in a longer
+# one would wait as long.
+_BACKLOG = 2048
+_NO_FILES_PAUSE_SECONDS = 0.1
+_ABORT_SECONDS = 5.0
+
+# PS3.8 9.3.4: result, source, reason
+_REJECTAPPLICATION_CONTEXT = (1, 1, 2)
+_REJECT_CALLED_AE_TITLE = (1, 1, 7)
+_REJECT_PROTOCOL_VERSION = (1, 2, 2)
+_REJECT_LOCAL_LIMIT = (2, 3, 2)
+
+
+class Happening(StrEnum):
+    """What an :class:`AssociationEvent` tells."""
+
+    NOT_ALLOWED = "not-allowed"
+    """The peer's address is not on the allow-list; closed without reading a byte."""
+    CROWDED = "crowded"
+    """Too many connections; this one, closed for the sake of another, had no association."""
+    UNINTELLIGIBLE = "unintelligible"
+    """TLS handshake or A-ASSOCIATE-RQ failed, was too slow, or was not DICOM."""
+    REJECTED = "rejected"
+    ACCEPTED = "accepted"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class AssociationEvent:
+    """Something that happened to a connection, for the audit trail and counters.
+
+    ``objects`` and ``end`` are set for ENDED only, ``rejection`` (result, source, reason) for
+    REJECTED. AE titles are what the peer wrote.
+    """
+
+    happening: Happening
+    peer_address: str
+    calling_ae_title: str = ""
+    called_ae_title: str = ""
+    rejection: tuple[int, int, int] | None = None
+    objects: int = 0
+    end: End | None = None
+
+
+class _Connection:
+    """One accepted TCP connection and, in time, its association."""
+
+    def __init__(self, sock: socket.socket, address: str, deadline: float) -> None:
+        self.socket = sock
+        self.address = address
+        self.deadline = deadline
+        self.thread: threading.Thread | None = None
+        self.transfer: Transfer | None = None
+        self.buffer_bytes = BUFFER_BYTES
+        self.has_place = False
+        self.is_sent_away = False
+
+    def shut(self, how: int) -> None:
+        """Wake the thread that reads. Not ``SSLSocket.shutdown``, which drops the TLS layer."""
+        try:
+            socket.socket.shutdown(self.socket, how)
+        except OSError:
+            logger.debug("the connection was gone before it was shut")
+
+
+class StorageScp:
+    """A storage SCP that accepts every storage class in the encoding it is stored in.
+
+    Parameters
+    ----------
+    address : str
+        Address to listen on, IPv4 or IPv6.
+    port : int
+        0 takes a free one, see :attr:`port`.
+    ae_titles : str or sequence of str
+        Our AE titles; another called title is rejected.
+    intake : Intake
+        Where objects go; used by all associations at once.
+    allowed : callable
+        Whether a peer's address may connect at all. AE titles are labels that a peer chooses,
+        this is the gate.
+    max_associations : int
+        Further ones are rejected as over the local limit, which peers take as "try later".
+    max_associations_per_peer : int, optional
+        The same for one address.
+    tls : ssl.SSLContext, optional
+        A server context; without it plain TCP.
+    bounds : Bounds, optional
+        What an association may take.
+    negotiation_seconds : float
+        From the connection to its accepted association, TLS handshake included.
+    on_event : callable, optional
+        Called with each :class:`AssociationEvent`, in the thread it happens in.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        ae_titles: str | Sequence[str],
+        intake: Intake,
+        *,
+        allowed: Callable[[str], bool],
+        max_associations: int = 64,
+        max_associations_per_peer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+        bounds: Bounds | None = None,
+        negotiation_seconds: float = _NEGOTIATION_SECONDS,
+        on_event: Callable[[AssociationEvent], None] | None = None,
+    ) -> None:
+        quiet_pynetdicom()
+        self._address = address
+        self._port = port
+        titles = (ae_titles,) if isinstance(ae_titles, str) else ae_titles
+        self._ae_titles = frozenset(title.strip() for title in titles)
+        self._intake = intake
+        self._allowed = allowed
+        self._max_associations = max_associations
+        self._max_per_peer = max_associations_per_peer
+        self._tls = tls
+        self._bounds = bounds or Bounds()
+        self._negotiation_seconds = negotiation_seconds
+        self._on_event = on_event
+        self._listener: socket.socket | None = None
+        self._accepting: threading.Thread | None = None
+        self._waker: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._connections: dict[_Connection, None] = {}
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> StorageScp:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        """The port listened on; the one asked for while not started."""
+        return self._port
+
+    @property
+    def associations(self) -> int:
+        """Accepted associations that have not ended."""
+        with self._lock:
+            return sum(connection.has_place for connection in self._connections)
+
+    def start(self) -> None:
+        """Listen, and accept associations in threads of their own.
+
+        Raises
+        ------
+        ReceiverError
+            ``receiver-taken`` where something listens there already, else
+            ``receiver-unreachable``.
+        """
+        family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
+        try:
+            self._listener = socket.create_server(
+                (self._address, self._port), family=family, backlog=_BACKLOG
+            )
+        except OSError as error:
+            code = "receiver-taken" if error.errno == errno.EADDRINUSE else "receiver-unreachable"
+            name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            if code == "receiver-taken":
+                name = listening_process(self._port) or name
+            raise ReceiverError(code, f"cannot listen on port {self._port}: {name}") from None
+        self._listener.setblocking(False)
+        self._port = self._listener.getsockname()[1]
+        self._stopping.clear()
+        wake, self._waker = socket.socketpair()
+        self._accepting = threading.Thread(
+            target=self._accept, args=(self._listener, wake), name="receiver", daemon=True
+        )
+        self._accepting.start()
+
+    def stop(self, grace_seconds: float = 10.0) -> None:
+        """Listen no more, let objects under way finish, and abort the associations.
+
+        An association between two messages is aborted at once; one within an object after its
+        answer, or when the grace is over. Returns when all threads have ended.
+        """
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        self._stopping.set()
+        if self._waker is not None:
+            self._waker.close()
+        if self._accepting is not None:
+            self._accepting.join()
+        listener.close()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            transfer = connection.transfer
+            if transfer is not None:
+                transfer.leave()
+            if transfer is None or not transfer.busy:
+                connection.shut(socket.SHUT_RD)
+        self._join(connections, grace_seconds)
+        for connection in connections:
+            connection.shut(socket.SHUT_RD)
+        self._join(connections, _ABORT_SECONDS)
+        for connection in connections:
+            connection.shut(socket.SHUT_RDWR)
+        self._join(connections, _ABORT_SECONDS)
+
+    @staticmethod
+    def _join(connections: Iterable[_Connection], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for connection in connections:
+            if connection.thread is not None:
+                connection.thread.join(max(0.0, deadline - time.monotonic()))
+
+    # --- accepting connections
+
+    def _accept(self, listener: socket.socket, wake: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector, wake:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(wake, selectors.EVENT_READ)
+            if self._tls is None:
+                lobby = Lobby[_Connection](selector, first_bytes, MOST_FIRST_BYTES)
+            else:
+                # How long its hello is, only TLS knows.
+                lobby = Lobby[_Connection](selector, lambda said: 1, 1)
+            while not self._stopping.is_set():
+                for key, _ in selector.select(lobby.seconds_left()):
+                    if key.fileobj is listener:
+                        self._accept_one(listener, lobby)
+                    elif key.data in lobby:
+                        # Else it was turned away for one that came before it in this turn.
+                        self._look(key.data, lobby)
+                while (overdue := lobby.overdue()) is not None:
+                    self._turn_away(overdue, lobby, Happening.UNINTELLIGIBLE)
+            for connection in lobby.guests():
+                lobby.leave(connection)
+                self._forget(connection)
+
+    def _accept_one(self, listener: socket.socket, lobby: Lobby[_Connection]) -> None:
+        try:
+            sock, peer = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            # Out of file descriptors: the connection stays in the backlog meanwhile.
+            logger.error("cannot accept connections: %s", os.strerror(error.errno or 0))
+            self._stopping.wait(_NO_FILES_PAUSE_SECONDS)
+            return
+        address = _plain_address(peer[0])
+        try:
+            is_allowed = self._allowed(address)
+        except Exception as error:
+            logger.error("the allow-list failed: %s", type(error).__name__)
+            is_allowed = False
+        if not is_allowed:
+            sock.close()
+            self._tell(AssociationEvent(Happening.NOT_ALLOWED, address))
+            return
+        connection = _Connection(sock, address, time.monotonic() + self._negotiation_seconds)
+        with self._lock:
+            ending = sum(c.is_sent_away for c in self._connections)
+            staying = len(self._connections) - ending
+            if ending >= _ENDING_BEYOND:
+                sent_away = connection
+            elif staying >= self._max_associations + _CONNECTIONS_BEYOND:
+                sent_away = self._longest_waiting()
+            else:
+                sent_away = None
+            if staying >= _LARGE_BUFFERS:
+                connection.buffer_bytes = _SMALL_BUFFER_BYTES
+            self._connections[connection] = None
+        if sent_away is not None and sent_away.thread is not None:
+            # Its thread has the socket, and closes it.
+            self._tell(AssociationEvent(Happening.CROWDED, sent_away.address))
+            sent_away.shut(socket.SHUT_RDWR)
+        elif sent_away is not None:
+            self._turn_away(sent_away, lobby, Happening.CROWDED)
+        if sent_away is not connection:
+            self._look(connection, lobby)
+
+    def _look(self, connection: _Connection, lobby: Lobby[_Connection]) -> None:
+        """Give a connection the thread it needs, as soon as its peer has said what it wants."""
+        said = lobby.look(connection)
+        if said is Said.NOTHING_EVER:
+            self._turn_away(connection, lobby, Happening.UNINTELLIGIBLE)
+        elif said is Said.ALL:
+            lobby.leave(connection)
+            connection.thread = threading.Thread(
+                target=self._serve, args=(connection,), name="association", daemon=True
+            )
+            try:
+                connection.thread.start()
+            except RuntimeError:
+                logger.error("cannot start a thread for a connection")
+                connection.thread = None
+                self._forget(connection)
+
+    def _turn_away(
+        self, connection: _Connection, lobby: Lobby[_Connection], why: Happening
+    ) -> None:
+        """Close a connection that has no thread."""
+        lobby.leave(connection)
+        self._forget(connection)
+        self._tell(AssociationEvent(why, connection.address))
+
+    def _longest_waiting(self) -> _Connection | None:
+        """Send away who has waited longest without an association, of those from one address.
+
+        Of the address with most of them: who wants to be served has his association in
+        milliseconds, and is not to pay for others who only hold their connections.
+        """
+        waiting = [c for c in self._connections if not (c.has_place or c.is_sent_away)]
+        addresses = Counter(c.address for c in waiting).most_common(1)
+        for connection in waiting:
+            if connection.address == addresses[0][0]:
+                connection.is_sent_away = True
+                return connection
+        return None
+
+    def _forget(self, connection: _Connection) -> None:
+        connection.socket.close()
+        with self._lock:
+            self._connections.pop(connection, None)
+
+    def _tell(self, event: AssociationEvent) -> None:
+        if self._on_event is None:
+            return
+        try:
+            self._on_event(event)
+        except Exception as error:
+            logger.error("an event handler failed: %s", type(error).__name__)
+
+    # --- one connection
+
+    def _serve(self, connection: _Connection) -> None:
+        try:
+            self._associate(connection)
+        except Exception as error:
+            # The last line: one peer's bytes must not end more than its own thread.
+            logger.error("an association failed: %s", type(error).__name__)
+        finally:
+            self._forget(connection)
+
+    def _associate(self, connection: _Connection) -> None:
+        deadline = connection.deadline
+        try:
+            prepare(connection.socket)
+            if self._tls is not None:
+                connection.socket = self._tls.wrap_socket(
+                    connection.socket, server_side=True, do_handshake_on_connect=False
+                )
+                connection.socket.settimeout(self._negotiation_seconds)
+                connection.socket.do_handshake()
+            stream = Stream(connection.socket, buffer_bytes=connection.buffer_bytes)
+            request = read_request(stream, deadline)
+            rejection = self._rejection(request, connection)
+            answer = None if rejection else Answer(request, self._bounds.pdu_bytes)
+        except Violation as fault:
+            self._send(connection, abort_pdu(fault.source, fault.reason), deadline)
+            self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, connection.address))
+            return
+        except OSError:
+            self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, connection.address))
+            return
+        peers = Peers(request.calling_ae_title, request.called_ae_title, connection.address)
+        if rejection is not None:
+            self._send(connection, reject_pdu(*rejection), deadline)
+            self._tell(_event(Happening.REJECTED, peers, rejection=rejection))
+            return
+        connection.transfer = Transfer(
+            stream,
+            answer.contexts,
+            self._intake,
+            peers=peers,
+            bounds=self._bounds,
+            peer_pdu_bytes=answer.peer_pdu_bytes,
+        )
+        if self._stopping.is_set():
+            connection.transfer.leave()
+        self._tell(_event(Happening.ACCEPTED, peers))
+        if self._send(connection, answer.pdu, deadline):
+            end = connection.transfer.run()
+        else:
+            end = End(Ending.CLOSED)
+        self._tell(_event(Happening.ENDED, peers, objects=connection.transfer.objects, end=end))
+
+    def _rejection(
+        self, request: A_ASSOCIATE_RQ, connection: _Connection
+    ) -> tuple[int, int, int] | None:
+        """Why the association is rejected; None takes a place for it."""
+        if not request.protocol_version & 1:
+            return _REJECT_PROTOCOL_VERSION
+        if request.application_context_name != APPLICATION_CONTEXT:
+            return _REJECTAPPLICATION_CONTEXT
+        if request.called_ae_title.strip() not in self._ae_titles:
+            return _REJECT_CALLED_AE_TITLE
+        with self._lock:
+            places = [c.address for c in self._connections if c.has_place]
+            full = len(places) >= self._max_associations or (
+                self._max_per_peer is not None
+                and places.count(connection.address) >= self._max_per_peer
+            )
+            if full or connection.is_sent_away or self._stopping.is_set():
+                return _REJECT_LOCAL_LIMIT
+            connection.has_place = True
+        return None
+
+    @staticmethod
+    def _send(connection: _Connection, data: bytes, deadline: float) -> bool:
+        connection.socket.settimeout(max(1.0, deadline - time.monotonic()))
+        try:
+            connection.socket.sendall(data)
+        except OSError:
+            return False
+        return True
+
+
+def _event(happening: Happening, peers: Peers, **more: object) -> AssociationEvent:
+    return AssociationEvent(
+        happening, peers.address, peers.calling_ae_title, peers.called_ae_title, **more
+    )
+
+
+def _plain_address(address: str) -> str:
+    """The address as people write it: no scope, no IPv6 form of an IPv4 address."""
+    address = address.partition("%")[0]
+    return address.removeprefix("::ffff:") if "." in address else address

@@ -1,0 +1,177 @@
+"""Attribution: which study an arriving object belongs to, or that nobody asked for it.
+
+The same for what C-MOVE sends to the managed receiver and for what C-GET brings over its own
+association. By Move Originator first, then by StudyInstanceUID: the standard makes the
+originator fields optional (PS3.7 9.1.1.1), and the study UID alone cannot tell which of two
+requests an object answers.
+
+An allowed sender gets success for everything that could be written, wanted or not: one other
+answer makes some archives stop the whole transfer. What was not requested goes to quarantine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from prefect_dicom.archive.spool import Part, Spool
+from prefect_dicom.core.errors import SpoolFull
+from prefect_dicom.core.metrics import first_object, object_received
+from prefect_dicom.core.model import StoreRequest, StudyReference
+from prefect_dicom.core.uids import normal_uid
+
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+
+
+@dataclass(slots=True)
+class Expectation:
+    """What one retrieve request may bring: its studies by StudyInstanceUID."""
+
+    studies: Mapping[str, StudyReference]
+    originator_ae_title: str = ""
+    message_id: int = 0
+    objects: int = 0
+    by_originator: int = 0
+    """Of the objects, those that named the request they answer."""
+    size_bytes: int = 0
+    refusals_before: int = 0
+    began: float = field(default_factory=time.monotonic)
+    last_arrival: float = field(default_factory=time.monotonic)
+
+
+class Intake:
+    """Takes objects from the transfer loop into the spool. Thread-safe.
+
+    Parameters
+    ----------
+    spool : Spool
+        Where they go.
+    own : Expectation, optional
+        What the association itself answers (C-GET): its objects have no Move Originator.
+    """
+
+    def __init__(self, spool: Spool, own: Expectation | None = None) -> None:
+        self.spool = spool
+        self.quarantined = 0
+        self._lock = threading.Lock()
+        self._own = own
+        self._expectations: list[Expectation] = []
+        self._open: dict[int, Part] = {}
+        if own is not None:
+            self.expect(own)
+
+    # --- who expects what
+
+    def expect(self, expectation: Expectation) -> None:
+        """From now on, what the expectation names is wanted."""
+        expectation.refusals_before = self.spool.refusals
+        with self._lock:
+            self._expectations.append(expectation)
+
+    def forget(self, expectation: Expectation) -> None:
+        """What the expectation names is no longer wanted on its account."""
+        with self._lock:
+            if expectation in self._expectations:
+                self._expectations.remove(expectation)
+
+    def refused_since(self, expectation: Expectation) -> str:
+        """Why an object could not be written since the expectation began; empty if all could.
+
+        Peers report it as a failure of their own, or not at all.
+        """
+        return self.spool.refusal if self.spool.refusals > expectation.refusals_before else ""
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of the objects that are being written now: a sign of life of a large one."""
+        with self._lock:
+            return sum(part.size_bytes for part in self._open.values())
+
+    # --- what the transfer loop calls
+
+    def begin(self, request: StoreRequest) -> Part:
+        """Begin to receive an object; SpoolFull is answered with 0xA700."""
+        part = self.spool.begin(request)
+        with self._lock:
+            self._open[id(part)] = part
+        return part
+
+    def complete(self, part: Part) -> int:
+        """The object is whole: give it its place, and say what to answer the sender."""
+        try:
+            study_instance_uid = part.study_instance_uid()
+            with self._lock:
+                own = self._by_originator(part.request)
+                expectation, study = self._attribute(own, study_instance_uid)
+            if study is None:
+                reason = "not-requested" if own is None else "uid-mismatch"
+                self.spool.quarantine(part, reason)
+                self.quarantined += 1
+                outcome = "quarantined"
+            else:
+                self.spool.keep(part, study)
+                outcome = "kept"
+                with self._lock:
+                    expectation.objects += 1
+                    expectation.by_originator += expectation is own and own is not self._own
+                    expectation.size_bytes += part.size_bytes
+                    expectation.last_arrival = time.monotonic()
+                    is_first = expectation.objects == 1
+                if is_first:
+                    first_object(expectation.last_arrival - expectation.began)
+        except SpoolFull:
+            part.discard()
+            return OUT_OF_RESOURCES
+        except OSError as error:
+            self.spool.refuse(error)
+            part.discard()
+            return OUT_OF_RESOURCES
+        except BaseException:
+            # Whoever gets the error answers for it, but nobody else knows of the part.
+            part.discard()
+            raise
+        finally:
+            self._closed(part)
+        object_received(outcome, part.size_bytes, time.monotonic() - part.began)
+        return SUCCESS
+
+    def abandon(self, part: Part) -> None:
+        """The association ended before the object was whole."""
+        part.discard()
+        self._closed(part)
+
+    # --- private
+
+    def _closed(self, part: Part) -> None:
+        with self._lock:
+            self._open.pop(id(part), None)
+
+    def _by_originator(self, request: StoreRequest) -> Expectation | None:
+        if request.move_originator_message_id is None or self._own is not None:
+            return self._own
+        for expectation in self._expectations:
+            if (
+                expectation.message_id == request.move_originator_message_id
+                and expectation.originator_ae_title == request.move_originator_ae_title
+            ):
+                return expectation
+        return None
+
+    def _attribute(
+        self, own: Expectation | None, study_instance_uid: str | None
+    ) -> tuple[Expectation, StudyReference] | tuple[None, None]:
+        if study_instance_uid is None:
+            # Unreadable or deflated: only a request for a single study can vouch for it.
+            if own is not None and len(own.studies) == 1:
+                return own, next(iter(own.studies.values()))
+            return None, None
+        uid = normal_uid(study_instance_uid)
+        candidates = self._expectations if own is None else [own, *self._expectations]
+        for expectation in candidates:
+            study = expectation.studies.get(uid)
+            if study is not None:
+                return expectation, study
+        return None, None

@@ -1,0 +1,1 @@
+"""What operators do beside runs: examine, verify, rebuild, empty the quarantine."""

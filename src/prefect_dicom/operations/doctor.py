@@ -1,0 +1,314 @@
+"""Prove a set-up before a long run: each half is tried with the least it takes.
+
+For a node: C-ECHO, a C-FIND, and the retrieval of one instance over the configured way. C-ECHO
+alone proves little: some archives answer it to anybody and abort the query that follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from itertools import chain
+
+from pydicom.dataset import Dataset
+
+from prefect_dicom.archive import open_archive
+from prefect_dicom.archive.spool import Spool
+from prefect_dicom.cohort.row_matching import identifies, study_query
+from prefect_dicom.config.site import PacsNode, Site, ledger_url
+from prefect_dicom.core.errors import PacsError, PrefectDicomError
+from prefect_dicom.core.model import CohortRow, Instance, RetrieveMethod, Study
+from prefect_dicom.core.uids import is_safe_key, normal_uid
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.echo import echo
+from prefect_dicom.network.find import find_some_studies, find_studies, list_instances
+from prefect_dicom.network.get import c_get
+from prefect_dicom.network.move import move
+from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, proposals
+from prefect_dicom.network.query_keys import retrieve_identifier
+from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.status import reason_for_status
+from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease
+from prefect_dicom.retrieval.fetch import wait_until_arrived
+
+_PROBE = 0
+"""Study reference of what the doctor retrieves; the ledger begins at 1."""
+_HERE = "`prefect-dicom doctor` prints the line to add."
+_WINDOWS_DAYS = (7, 90, 365, 3650)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's list. One that is ``ok`` and has an advice is a warning."""
+
+    part: str
+    check: str
+    ok: bool
+    words: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line for a PACS's table of known nodes, and where on which product it goes."""
+
+    place: str
+    line: str
+
+
+def examine(
+    site: Site, nodes: tuple[str, ...] = (), row: CohortRow | None = None
+) -> Iterator[Finding]:
+    """Examine ledger, spool, archive and PACS nodes, one finding after the other.
+
+    Parameters
+    ----------
+    nodes : tuple of str
+        Only these nodes; all by default.
+    row : CohortRow, optional
+        Names the study to try with; by default a recent one is looked for.
+    """
+    yield _try("ledger", "is whole and takes writes", lambda: _ledger(site))
+    yield _try("spool", "is private, writable, above its reserve", lambda: _spool(site))
+    yield from _archive(site)
+    lease: ReceiverLease | None = None
+    with contextlib.ExitStack() as stack:
+        chosen = {name: site.nodes[name] for name in nodes or site.nodes}
+        if any(node.retrieve is RetrieveMethod.C_MOVE for node in chosen.values()):
+            try:
+                lease = stack.enter_context(ReceiverLease(site))
+                words = f"{site.receiver.ae_title} on {site.receiver.bind}:{site.receiver.port}"
+                yield Finding("receiver", "listens", True, words)
+            except PrefectDicomError as error:
+                yield _failed("receiver", "listens", error)
+        for name, node in chosen.items():
+            yield from _way_back(site, name, node)
+            yield from _node(site, name, node, lease, row)
+
+
+def entries_for_the_pacs(site: Site, node: PacsNode) -> list[Entry]:
+    """What has to be in the PACS's table of known nodes, for the products we know."""
+    address, port = _address_for(site, node), site.receiver.port
+    titles = {node.calling_ae_title: "query and retrieve"}
+    if node.retrieve is RetrieveMethod.C_MOVE:
+        receiver = site.receiver.ae_title
+        both = "query and retrieve, and be sent to" if receiver in titles else "be sent to"
+        titles[receiver] = both
+    entries = []
+    for title, purpose in titles.items():
+        orthanc = json.dumps([title, address, port])
+        entries.append(
+            Entry('Orthanc, in "DicomModalities"', f"{json.dumps(title.lower())} : {orthanc}")
+        )
+        name = re.sub("[^a-z0-9]", "_", title.lower())
+        entries.append(Entry("dcmqrscp, in HostTable", f"{name} = ({title}, {address}, {port})"))
+        words = f"{title} at {address}, port {port}, plain DICOM; may {purpose}"
+        entries.append(Entry("others, as a remote node", words))
+    return entries
+
+
+def _address_for(site: Site, node: PacsNode) -> str:
+    """The address at which the PACS finds this host."""
+    bind = site.receiver.bind
+    if node.retrieve is RetrieveMethod.C_MOVE and not ipaddress.ip_address(bind).is_unspecified:
+        return bind
+    ours, _ = _route_to(node)
+    return ours or "<this host's address>"
+
+
+def _route_to(node: PacsNode) -> tuple[str, str]:
+    """Our address and the PACS's on the way to it; empty where it does not resolve."""
+    with contextlib.suppress(OSError):
+        for family, kind, _, _, address in socket.getaddrinfo(
+            node.host, node.port, type=socket.SOCK_DGRAM
+        ):
+            # Nothing is sent: connecting a datagram socket only chooses the route.
+            with contextlib.suppress(OSError), socket.socket(family, kind) as sock:
+                sock.connect(address)
+                return sock.getsockname()[0], sock.getpeername()[0]
+    return "", ""
+
+
+def _try(part: str, check: str, probe) -> Finding:
+    try:
+        return Finding(part, check, True, probe() or "")
+    except PrefectDicomError as error:
+        return _failed(part, check, error)
+
+
+def _failed(part: str, check: str, error: PrefectDicomError) -> Finding:
+    words = f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
+    # The table of reasons sends people here; the lines are printed at the end.
+    told = error.reason.what_to_do.replace(_HERE, "The line to add is below.")
+    return Finding(part, check, False, words, told)
+
+
+def _ledger(site: Site) -> str:
+    with Ledger.open(ledger_url(site)) as ledger, ledger.run("doctor"):
+        ledger.look_for_damage()
+        known = len(ledger.cohorts())
+        return f"{known} cohort{'' if known == 1 else 's'} known"
+
+
+def _spool(site: Site) -> str:
+    spool = Spool(site.spool.path, site.spool.reserve_bytes)
+    spool.check_reserve()
+    return f"{spool.free_bytes() / 1e9:.1f} GB free above the reserve"
+
+
+def _archive(site: Site) -> Iterator[Finding]:
+    try:
+        with contextlib.closing(open_archive(site.archive)) as archive:
+            for check in archive.check():
+                ok = check.ok or not check.required
+                advice = "" if check.ok else check.advice
+                words = "" if check.ok or check.required else "no; not a fault"
+                yield Finding("archive", check.name, ok, words, advice)
+    except PrefectDicomError as error:
+        yield _failed("archive", "can be used", error)
+
+
+def _way_back(site: Site, name: str, node: PacsNode) -> Iterator[Finding]:
+    """Warn of a receiver that listens where the PACS cannot come from."""
+    bind = site.receiver.bind
+    ours, theirs = _route_to(node)
+    if (
+        node.retrieve is RetrieveMethod.C_GET
+        or not ipaddress.ip_address(bind).is_loopback
+        or ours in ("", theirs)
+        or ipaddress.ip_address(theirs).is_loopback
+    ):
+        return
+    yield Finding(
+        name,
+        "the way back",
+        True,
+        f"the receiver listens on {bind} only, and the PACS is another host",
+        f"Set `receiver.bind: {ours}`, this host's address on the way to the PACS, unless "
+        "something forwards the PACS's connections.",
+    )
+
+
+def _node(
+    site: Site, name: str, node: PacsNode, lease: ReceiverLease | None, row: CohortRow | None
+) -> Iterator[Finding]:
+    with Requestor(node) as requestor:
+        check = "C-ECHO"
+        try:
+            yield Finding(name, check, True, f"{echo(requestor) * 1000:.0f} ms")
+            check = "C-FIND"
+            study = _some_study(requestor, row)
+            if study is None:
+                yield Finding(
+                    name,
+                    check,
+                    row is None,
+                    "answers, but there is no such study"
+                    if row
+                    else "answers, but found no study to try a retrieval with",
+                    "Name a study the PACS holds: --study, --accession or --patient.",
+                )
+                return
+            yield Finding(name, check, True, "answers")
+            check = "instance list"
+            listed = list_instances(requestor, study.study_instance_uid, study.patient_id)
+            if not listed.instances:
+                words = "the PACS lists no instance of the study tried"
+                yield Finding(name, check, False, words, "Name another: --study, --accession.")
+                return
+            yield Finding(name, check, True, f"{len(listed.instances)} in the study tried")
+            check = f"{node.retrieve.upper()} of one instance"
+            words = _retrieve_one(site, node, requestor, lease, study, listed.instances[0])
+            yield Finding(name, check, True, words)
+        except PrefectDicomError as error:
+            yield _failed(name, check, error)
+
+
+def _some_study(requestor: Requestor, row: CohortRow | None) -> Study | None:
+    if row is not None:
+        studies = [s for s in find_studies(requestor, study_query(row)) if identifies(row, s)]
+        return next((s for s in studies if is_safe_key(s.study_instance_uid)), None)
+    today = datetime.now(UTC).date()
+    for first in [today - timedelta(days=days) for days in _WINDOWS_DAYS] + [date(1900, 1, 1)]:
+        for study in find_some_studies(requestor, first, today):
+            if is_safe_key(study.study_instance_uid):
+                return study
+    return None
+
+
+def _retrieve_one(
+    site: Site,
+    node: PacsNode,
+    requestor: Requestor,
+    lease: ReceiverLease | None,
+    study: Study,
+    instance: Instance,
+) -> str:
+    """Retrieve one instance and throw it away; returns what to say of it.
+
+    Raises
+    ------
+    PrefectDicomError
+        It did not come, and why.
+    """
+    if node.retrieve is RetrieveMethod.C_MOVE and lease is None:
+        raise PacsError("receiver-unreachable", "it does not run; not tried")
+    identifier = retrieve_identifier(
+        node.information_model,
+        "IMAGE",
+        study.patient_id,
+        [study.study_instance_uid],
+        [instance.key.series_instance_uid],
+        [instance.key.sop_instance_uid],
+    )
+    studies = {normal_uid(study.study_instance_uid): _PROBE}
+    spool = Spool(site.spool.path, site.spool.reserve_bytes)
+    spool.drop(_PROBE)
+    try:
+        if node.retrieve is RetrieveMethod.C_GET:
+            classes = [instance.sop_class_uid] if instance.sop_class_uid else STORAGE_CLASSES
+            for _, contexts in chain.from_iterable(proposals(classes, b) for b in Breadth):
+                outcome = _get(node, identifier, contexts, Intake(spool, Expectation(studies)))
+                if spool.files(_PROBE):
+                    break
+        else:
+            with lease.expecting(studies, node.calling_ae_title) as expected:
+                title = site.receiver.ae_title
+                outcome = move(requestor, identifier, title, expected.message_id)
+                if outcome.status == 0:
+                    wait_until_arrived(expected, 1, node.timeouts.settle_seconds)
+        for file in spool.files(_PROBE):
+            return f"arrives, {file.stat().st_size} bytes"
+    finally:
+        spool.drop(_PROBE)
+    raise _why_nothing_arrived(node, outcome)
+
+
+def _get(
+    node: PacsNode, identifier: Dataset, contexts: Sequence[tuple[str, str]], intake: Intake
+) -> RetrieveOutcome:
+    try:
+        return c_get(node, identifier, contexts=contexts, intake=intake)
+    except PacsError as error:
+        if error.code != "sop-classes-refused":
+            raise
+        # The next proposal may be to its taste.
+        return RetrieveOutcome(None, lost=error.code)
+
+
+def _why_nothing_arrived(node: PacsNode, outcome: RetrieveOutcome) -> PacsError:
+    if outcome.status is None:
+        return PacsError(outcome.lost or "association-lost")
+    service = node.retrieve.upper()
+    code = reason_for_status(service, outcome.status) or "nothing-arrived"
+    if service == "C-MOVE" and outcome.status >> 12 == 0xC:
+        # The same peer has just answered queries: what is left is what it knows of us.
+        code = "move-destination-failed"
+    return PacsError(code, f"status {outcome.status:04X}")

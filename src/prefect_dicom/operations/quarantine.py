@@ -1,0 +1,264 @@
+"""What lies in quarantine, and the two ways out of it: back to its study, or away for good.
+
+An object is known by the beginning of its SHA-256. Giving it back puts it where arriving objects
+lie; the next run judges it there as if it had just come, and archives it by the one order of
+writes (``docs/promise.md``). Nothing here writes to the archive or the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from prefect_dicom.archive.manifest import decode_manifest
+from prefect_dicom.archive.spool import Quarantined, Spool
+from prefect_dicom.config.site import Site, ledger_url
+from prefect_dicom.core.errors import ConfigurationError, InstanceRejected, PrefectDicomError
+from prefect_dicom.core.model import (
+    Disposition,
+    Identity,
+    InstanceKey,
+    InstanceState,
+    StudyReference,
+    StudyState,
+)
+from prefect_dicom.core.reasons import reason_for
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.dicom.part10 import Scan, survey
+from prefect_dicom.ledger import InstanceRecord, Ledger, StudyRecord
+
+_NAME_DIGITS = 12
+_FEWEST_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What became of an object that was to go back to its study.
+
+    ``trouble`` says why it stays; ``reopened_by`` is the permanent reason, if any, that a rerun
+    has to be given for the study to be tried again.
+    """
+
+    entry: Quarantined
+    study: StudyReference | None = None
+    trouble: PrefectDicomError | None = None
+    reopened_by: str | None = None
+
+
+def name_of(entry: Quarantined) -> str:
+    """The name of an object in quarantine: it stays the same, and says nothing of a patient."""
+    return entry.sha256[:_NAME_DIGITS]
+
+
+def in_quarantine(site: Site, reasons: Collection[str] = ()) -> list[Quarantined]:
+    """What lies in quarantine for one of the reasons (none: for any), the oldest first.
+
+    Only the notes are read: it takes no longer for large objects.
+    """
+    found = _spool(site).quarantine_entries()
+    chosen = [entry for entry in found if not reasons or entry.reason in reasons]
+    return sorted(chosen, key=lambda entry: (entry.since, entry.sha256))
+
+
+def named(entries: Sequence[Quarantined], names: Collection[str]) -> list[Quarantined]:
+    """The entries with these names; the beginning of a SHA-256 of any length will do.
+
+    Raises
+    ------
+    ConfigurationError
+        With every name that fits none or several of them.
+    """
+    chosen: dict[str, Quarantined] = {}
+    faults = []
+    for name in names:
+        fitting = [entry for entry in entries if entry.sha256.startswith(name.lower())]
+        if len(name) < _FEWEST_DIGITS:
+            faults.append(f"{ascii(name)}: give at least {_FEWEST_DIGITS} characters of a name")
+        elif len(fitting) == 1:
+            chosen[fitting[0].sha256] = fitting[0]
+        else:
+            how_many = "nothing" if not fitting else f"{len(fitting)} objects"
+            faults.append(f"{ascii(name)[:80]}: {how_many} in quarantine has a name like this")
+    if faults:
+        raise ConfigurationError("command line", faults)
+    return list(chosen.values())
+
+
+def described(
+    site: Site, entry: Quarantined, *, with_identifiers: bool = False
+) -> dict[str, str | int | None]:
+    """What is known of one object, read from its headers; nothing is decoded or inflated.
+
+    Parameters
+    ----------
+    with_identifiers : bool
+        Add what names a patient or leads to one: PatientID and UIDs.
+    """
+    scan = survey(_spool(site).quarantine_path(entry.sha256))
+    identity, structure = scan.identity, scan.structure
+    with Ledger.open(ledger_url(site)) as ledger:
+        record = _study_of(ledger, identity, entry)
+    facts: dict[str, str | int | None] = {
+        "name": name_of(entry),
+        "sha256": entry.sha256,
+        "size_bytes": entry.size_bytes,
+        "reason": entry.reason,
+        "meaning": reason_for(entry.reason).meaning,
+        "what_to_do": reason_for(entry.reason).what_to_do,
+        "since": entry.since.isoformat(timespec="seconds"),
+        "sender": entry.sender,
+        "study": None if record is None else record.reference,
+        "study_state": None if record is None else str(record.state),
+        "SOPClass": _name_of_uid(identity.sop_class_uid),
+        "TransferSyntax": _name_of_uid(identity.transfer_syntax_uid),
+        "Modality": identity.modality,
+        "Rows": structure.rows,
+        "Columns": structure.columns,
+        "NumberOfFrames": structure.number_of_frames,
+        "fault": None if scan.fault is None else scan.fault.code,
+    }
+    if with_identifiers:
+        patient = identity.patient_id
+        facts |= {
+            "PatientID": None if patient is None else patient.decode("latin-1"),
+            "StudyInstanceUID": identity.study_instance_uid,
+            "SeriesInstanceUID": identity.series_instance_uid,
+            "SOPInstanceUID": identity.sop_instance_uid,
+            "SOPClassUID": identity.sop_class_uid,
+            "requested_SOPInstanceUID": identity.requested_sop_instance_uid,
+        }
+    return facts
+
+
+def release(site: Site, entries: Sequence[Quarantined]) -> Iterator[Given]:
+    """Give objects back to the studies they belong to, each if its study still waits for it.
+
+    That is: the ledger has the study, the PACS's list in it names the instance, nothing else is
+    received or stored in its place, no run works on the study at this moment, and validation
+    finds nothing for which it would have to come back here.
+
+    Yields
+    ------
+    Given
+        For each entry, as it is decided.
+    """
+    spool = _spool(site)
+    with Ledger.open(ledger_url(site)) as ledger:
+        for entry in entries:
+            try:
+                yield _given_back(ledger, spool, entry)
+            except PrefectDicomError as error:
+                yield Given(entry, trouble=error)
+
+
+def drop(site: Site, entries: Sequence[Quarantined]) -> None:
+    """Delete objects in quarantine, for good."""
+    spool = _spool(site)
+    for entry in entries:
+        spool.forget_quarantined(entry.sha256)
+
+
+def _spool(site: Site) -> Spool:
+    return Spool(site.spool.path, site.spool.reserve_bytes)
+
+
+def _given_back(ledger: Ledger, spool: Spool, entry: Quarantined) -> Given:
+    path = spool.quarantine_path(entry.sha256)
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise PrefectDicomError("spool-damaged", "it has gone from quarantine") from None
+    if found != entry.sha256:
+        raise PrefectDicomError("spool-damaged", "its bytes are not those that arrived")
+    scan = survey(path)
+    record = _study_of(ledger, scan.identity, entry)
+    if record is None:
+        raise InstanceRejected("not-requested", "the ledger has no study of its StudyInstanceUID")
+    reference = record.reference
+
+    def give() -> str | None:
+        # Read again: until here somebody may have worked on it.
+        study = ledger.study(reference)
+        _check_place(ledger, study, scan, entry)
+        spool.give_back(entry.sha256, reference)
+        return study.reason if study.disposition is Disposition.PERMANENT else None
+
+    return Given(entry, reference, reopened_by=ledger.while_unclaimed(reference, give))
+
+
+def _study_of(ledger: Ledger, identity: Identity, entry: Quarantined) -> StudyRecord | None:
+    """By its own words; by the note where it has none (unreadable, or deflated)."""
+    if identity.study_instance_uid is not None:
+        return ledger.study_by_uid(normal_uid(identity.study_instance_uid))
+    return None if entry.study is None else ledger.study(entry.study)
+
+
+def _check_place(ledger: Ledger, study: StudyRecord, scan: Scan, entry: Quarantined) -> None:
+    """Whether the study waits for this object.
+
+    Raises
+    ------
+    InstanceRejected
+        It does not, with the reason.
+    """
+    # Imported where it is wanted: pydicom takes its time, and a list has to come at once.
+    from prefect_dicom.dicom.validation import Consequence, Expected, listed_key, validate
+
+    if study.state is StudyState.ARCHIVED:
+        _check_archived(ledger, study, scan.identity, entry)
+    instances = ledger.instances(study.reference)
+    if not instances:
+        raise InstanceRejected("not-requested", "the PACS has not listed its study yet")
+    listed = {record.key: record for record in instances if record.reason != "no-longer-listed"}
+    key = listed_key(scan.identity, listed)
+    if key not in listed:
+        raise InstanceRejected("not-requested", "the PACS does not list it in its study")
+    _check_free(listed[key], entry)
+    expected = Expected(
+        study.study.study_instance_uid,
+        key,
+        listed[key].sop_class_uid,
+        study.study.patient_id or None,
+    )
+    verdict = validate(scan, expected)
+    if verdict.consequence is Consequence.QUARANTINE:
+        raise InstanceRejected(verdict.findings[0], "it would come back here")
+
+
+def _check_archived(
+    ledger: Ledger, study: StudyRecord, identity: Identity, entry: Quarantined
+) -> None:
+    """Always raises: the study is whole as it is."""
+    from prefect_dicom.dicom.validation import listed_key
+
+    manifest = decode_manifest(ledger.manifest(study.reference))
+    hashes = {
+        InstanceKey(each.series_instance_uid, each.sop_instance_uid): each.sha256
+        for each in manifest.instances
+    }
+    held = hashes.get(listed_key(identity, hashes))
+    if held is None:
+        raise InstanceRejected("not-requested", "its study is archived, whole without it")
+    if held == entry.sha256:
+        raise InstanceRejected("not-requested", "it is archived already and may be dropped")
+    raise InstanceRejected("conflicting-content", "another object is archived in its place")
+
+
+def _check_free(record: InstanceRecord, entry: Quarantined) -> None:
+    if record.state not in (InstanceState.RECEIVED, InstanceState.STORED):
+        return
+    if record.sha256 != entry.sha256:
+        raise InstanceRejected("conflicting-content", "another object has come in its place")
+    if record.state is InstanceState.STORED:
+        raise InstanceRejected("not-requested", "it is in the archive already and may be dropped")
+
+
+def _name_of_uid(uid: str | None) -> str | None:
+    """A UID of the standard by its name; of others it is not for everybody to read."""
+    from pydicom.uid import UID_dictionary
+
+    if uid is None:
+        return None
+    return UID_dictionary.get(uid, ("not in the standard",))[0]

@@ -1,3 +1,0 @@
-from prefect_dicom.receiver.server import main
-
-raise SystemExit(main())

@@ -1,0 +1,376 @@
+"""What the report of a cohort tells, in figures: all of it from the ledger, none of it drawn yet.
+
+What is long in the ledger is counted there, or looked at row by row and kept as counts and a few
+examples: an account of 100,000 rows is as large as one of a hundred.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import cached_property
+from zoneinfo import ZoneInfo
+
+from prefect_dicom.config.access_schedule import Courtesy, in_force, state_in_words, stretches
+from prefect_dicom.core.model import CohortRow, Disposition, RowVerdict, StudyState, Verdict
+from prefect_dicom.core.reasons import Reason, reason_for
+from prefect_dicom.core.verdicts import modality_of
+from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Sample, StudyGroup, StudyRecord, Totals
+from prefect_dicom.report.tables import finished_fraction
+
+ROWS_NAMED = 12
+"""Rows of one verdict and reason that are named; ``results.csv`` names all."""
+STUDIES_NAMED_OF_A_REASON = 8
+STUDIES_NAMED = 100
+SLOWEST_NAMED = 10
+MODALITIES_NAMED = 15
+_LATE = timedelta(minutes=10)
+"""Of work, by which the rate of late is judged; the pace, by a day of it."""
+_TREND = timedelta(days=1)
+_LEAST_SECONDS = 60.0
+"""Of work, before there is a word of how long it takes."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """The rows that ended with one verdict for one reason."""
+
+    verdict: Verdict
+    reason: Reason
+    rows: int = 0
+    examples: list[tuple[CohortRow, RowVerdict]] = field(default_factory=list)
+
+    @property
+    def retried_by_rerun(self) -> bool:
+        """Whether a rerun takes these rows up again."""
+        return (
+            self.verdict in (Verdict.FAILED, Verdict.PARTIAL)
+            and self.reason.disposition is not Disposition.PERMANENT
+        )
+
+
+@dataclass(slots=True)
+class Kind:
+    """The studies of one modality."""
+
+    modality: str
+    studies: int = 0
+    archived: int = 0
+    failed: int = 0
+    instances: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The time between two samples, and what came in it."""
+
+    begin: datetime
+    end: datetime
+    worked: bool
+    """Whether a run was at work in it."""
+    instances: int
+    size_bytes: int
+    studies: int
+    """That ended, well or not."""
+    rows: int
+    """That were asked for."""
+    done: float
+    """By how much the finished part of the cohort grew."""
+    window_open: bool
+
+    @property
+    def seconds(self) -> float:
+        return (self.end - self.begin).total_seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What came in some time of work."""
+
+    seconds: float
+    instances: int
+    size_bytes: int
+    studies: int
+    rows: int
+    done: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.size_bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def instances_per_second(self) -> float:
+        return self.instances / self.seconds if self.seconds else 0.0
+
+    @property
+    def studies_per_hour(self) -> float:
+        return 3600 * self.studies / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Account:
+    """A cohort, told. Times are UTC; :attr:`zone` is the one people there live in."""
+
+    cohort: Cohort
+    at: datetime
+    zone: tzinfo
+    totals: Totals
+    endings: list[Ending]
+    """The most frequent first."""
+    groups: list[StudyGroup]
+    failed: list[StudyRecord]
+    slowest: list[StudyRecord]
+    samples: list[Sample]
+    notes: list[tuple[str, str]]
+    runs: list[LivingRun]
+    """Those that are at work."""
+    trouble: Reason | None
+    """What kept the last run from its end, where none is at work."""
+    courtesy: Courtesy | None
+    associations: int
+
+    # --- how far
+
+    @property
+    def fraction(self) -> float:
+        return finished_fraction(self.totals)
+
+    @property
+    def finding(self) -> bool:
+        """Whether studies are still being found: a work of its own, with a pace of its own."""
+        return bool(self.totals.unasked)
+
+    @property
+    def studies(self) -> int:
+        return self.totals.studies.total()
+
+    @property
+    def left(self) -> int:
+        """Studies that have not ended."""
+        ended = self.totals.studies[StudyState.ARCHIVED] + self.totals.studies[StudyState.FAILED]
+        return self.studies - ended
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left but what failed."""
+        return not self.left and not self.totals.rows[Verdict.PENDING]
+
+    @cached_property
+    def kinds(self) -> list[Kind]:
+        """The studies by modality, those with most bytes first."""
+        kinds: dict[str, Kind] = {}
+        for group in self.groups:
+            name = label_of(group.modalities)
+            kind = kinds.setdefault(name, Kind(name))
+            kind.studies += group.studies
+            kind.archived += group.studies * (group.state is StudyState.ARCHIVED)
+            kind.failed += group.studies * (group.state is StudyState.FAILED)
+            kind.instances += group.instances
+            kind.size_bytes += group.size_bytes
+        return sorted(kinds.values(), key=lambda k: (-k.size_bytes, -k.studies, k.modality))
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Failed studies by reason."""
+        counts: Counter[str] = Counter()
+        for group in self.groups:
+            if group.state is StudyState.FAILED and group.reason:
+                counts[group.reason] += group.studies
+        return counts
+
+    # --- how fast
+
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        return list(_stretches(self.samples, self.cohort.rows, self.courtesy))
+
+    def rates(self, of_late: timedelta | None = None) -> Rates:
+        """What came in the time of work: of late, by default of all there was."""
+        worked = [s for s in reversed(self.stretches) if s.worked]
+        seconds = done = 0.0
+        instances = size = studies = rows = 0
+        for stretch in worked:
+            if of_late is not None and seconds >= of_late.total_seconds():
+                break
+            seconds += stretch.seconds
+            instances += stretch.instances
+            size += stretch.size_bytes
+            studies += stretch.studies
+            rows += stretch.rows
+            done += stretch.done
+        return Rates(seconds, instances, size, studies, rows, done)
+
+    @property
+    def rates_of_late(self) -> Rates:
+        return self.rates(_LATE)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time of work that is left at the pace of the last day of it; None while unknown."""
+        rates = self.rates(_TREND)
+        if self.is_over or rates.seconds < _LEAST_SECONDS or rates.done <= 0:
+            return None
+        return (1 - self.fraction) * rates.seconds / rates.done
+
+    @property
+    def ends_at(self) -> datetime | None:
+        """When that is over, if a run works whenever the node's windows let it."""
+        left = self.seconds_left
+        if left is None:
+            return None
+        if self.courtesy is None:
+            return self.at + timedelta(seconds=left)
+        return _end_of_work(self.courtesy, self.at, left)
+
+    @property
+    def window_use(self) -> tuple[float, float] | None:
+        """Seconds for which windows were open since the first sample, and of these with work."""
+        if self.courtesy is None or not self.samples:
+            return None
+        begin = self.samples[0].at
+        opened = sum(
+            (until - at).total_seconds()
+            for at, until, is_open in windows(self.courtesy, begin, self.at)
+            if is_open
+        )
+        used = sum(s.seconds for s in self.stretches if s.worked and s.window_open)
+        return opened, min(used, opened)
+
+    @property
+    def window_now(self) -> str:
+        """What the node may be asked now, in words; empty where it has no windows."""
+        if self.courtesy is None:
+            return ""
+        return state_in_words(self.courtesy, self.at, self.associations)
+
+
+def account_of(
+    ledger: Ledger,
+    cohort: Cohort,
+    *,
+    courtesy: Courtesy | None = None,
+    associations: int = 1,
+    without_run: int | None = None,
+    at: datetime | None = None,
+) -> Account:
+    """Look a cohort up in its ledger.
+
+    Parameters
+    ----------
+    courtesy : Courtesy, optional
+        Of the node that is asked.
+    associations : int
+        The ceiling of the node.
+    without_run : int, optional
+        A run that is about to end, and is not at work any more.
+    at : datetime, optional
+        The moment, where that is not now.
+    """
+    # The studies first: with rows that are judged later, none seems to be lost in between.
+    groups = ledger.study_groups(cohort.number)
+    totals = ledger.figures(cohort.number)
+    endings: dict[tuple[Verdict, str], Ending] = {}
+    for row, verdict in ledger.rows(cohort.number):
+        key = verdict.verdict, verdict.reason
+        ending = endings.get(key)
+        if ending is None:
+            ending = endings[key] = Ending(verdict.verdict, reason_for(verdict.reason))
+        ending.rows += 1
+        if len(ending.examples) < ROWS_NAMED:
+            ending.examples.append((row, verdict))
+        totals.rows[verdict.verdict] += 1
+        totals.unproved.update(verdict.gaps)
+    living = [run for run in ledger.runs_under_way(cohort.number) if run.number != without_run]
+    trouble = None if living else ledger.trouble(cohort.number)
+    zone = ZoneInfo(courtesy.time_zone) if courtesy else datetime.now().astimezone().tzinfo
+    return Account(
+        cohort=cohort,
+        at=at or datetime.now(UTC),
+        zone=zone,
+        totals=totals,
+        endings=sorted(endings.values(), key=lambda e: (-e.rows, e.verdict, e.reason.code)),
+        groups=groups,
+        failed=ledger.failed_studies(cohort.number, STUDIES_NAMED_OF_A_REASON)[:STUDIES_NAMED],
+        slowest=ledger.slowest_studies(cohort.number, SLOWEST_NAMED),
+        samples=ledger.samples(cohort.number),
+        notes=ledger.notes(cohort.number),
+        runs=living,
+        trouble=reason_for(trouble) if trouble else None,
+        courtesy=courtesy,
+        associations=associations,
+    )
+
+
+def label_of(modalities: Iterable[str]) -> str:
+    """The modality of a study as it is shown: of what is no CS (PS3.5 6.2), what can be."""
+    name = modality_of(modalities)[:24]
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def windows(
+    courtesy: Courtesy, begin: datetime, end: datetime
+) -> Iterator[tuple[datetime, datetime, bool]]:
+    """From a moment to another: when something holds, until when, and whether it lets work be."""
+    for at, state in stretches(courtesy, begin):
+        if at >= end:
+            return
+        yield at, min(end, state.until or end), not state.closed
+
+
+def _stretches(
+    samples: Sequence[Sample], rows: int, courtesy: Courtesy | None
+) -> Iterator[Stretch]:
+    for before, after in zip(samples, samples[1:], strict=False):
+        is_open = after.window_open
+        if is_open is None:
+            is_open = courtesy is None or not in_force(courtesy, before.at).closed
+        # While studies are found their number grows, and says nothing of how they come.
+        pulled = not before.unasked and not after.unasked
+        yield Stretch(
+            begin=before.at,
+            end=after.at,
+            worked=after.run_began is not None and after.run_began <= before.at,
+            instances=max(0, after.stored - before.stored),
+            size_bytes=max(0, after.size_bytes - before.size_bytes),
+            studies=max(0, _ended(after) - _ended(before)),
+            rows=max(0, before.unasked - after.unasked),
+            done=max(0.0, _fraction(after, rows) - _fraction(before, rows)) if pulled else 0.0,
+            window_open=is_open,
+        )
+
+
+def _ended(sample: Sample) -> int:
+    return sample.studies[StudyState.ARCHIVED] + sample.studies[StudyState.FAILED]
+
+
+def _fraction(sample: Sample, rows: int) -> float:
+    if not sample.studies.total():
+        return 0.0
+    return finished_fraction(
+        Totals(
+            rows=Counter({Verdict.PENDING: rows}),
+            studies=sample.studies,
+            expected=sample.expected,
+            received=sample.received,
+            stored=sample.stored,
+            rejected=0,
+            size_bytes=sample.size_bytes,
+            unasked=sample.unasked,
+        )
+    )
+
+
+def _end_of_work(courtesy: Courtesy, now: datetime, seconds: float) -> datetime | None:
+    """When so much time has been open; None where no window opens, or not within a year."""
+    for at, state in stretches(courtesy, now):
+        if at - now > timedelta(days=366):
+            return None
+        if state.closed:
+            continue
+        if state.until is None or (state.until - at).total_seconds() >= seconds:
+            return at + timedelta(seconds=seconds)
+        seconds -= (state.until - at).total_seconds()
+    return None

@@ -1,0 +1,1 @@
+"""Studies to instances in the spool, by C-MOVE or C-GET."""

@@ -1,0 +1,337 @@
+"""The PACS's own instance list of a study, or what it tells in its place: the expected set."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from prefect_dicom.admission.association_pool import Turns
+from prefect_dicom.archive.spool import Spool
+from prefect_dicom.cohort.filters import series_text
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.model import (
+    Arrival,
+    Evidence,
+    Instance,
+    InstanceState,
+    Selection,
+    StudyReference,
+)
+from prefect_dicom.core.reasons import COPY_INCOMPLETE
+from prefect_dicom.dicom.part10 import survey
+from prefect_dicom.dicom.validation import validate
+from prefect_dicom.discovery.filter_queries import choose_series_of
+from prefect_dicom.ledger import Ledger, ListChange
+from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.find import ListedStudy, QueryHabits, list_study, list_together
+from prefect_dicom.retrieval.study_task import StudyWork
+
+
+class Listing:
+    """Reads lists of studies from one node into the ledger. Not thread-safe.
+
+    Parameters
+    ----------
+    weakest : Evidence
+        The weakest proof of completeness that the site accepts.
+    turns : Turns
+        Has the turn of each request; the requestor is borrowed from it.
+    habits : QueryHabits
+        What the node makes of the queries for a study's content.
+    selection : Selection
+        Says which series are wanted.
+    """
+
+    def __init__(
+        self,
+        requestor: Requestor,
+        ledger: Ledger,
+        spool: Spool,
+        *,
+        weakest: Evidence,
+        turns: Turns,
+        habits: QueryHabits,
+        selection: Selection,
+    ) -> None:
+        self._requestor = requestor
+        self._ledger = ledger
+        self._spool = spool
+        self._weakest = weakest
+        self._turns = turns
+        self._habits = habits
+        self._selection = selection
+        self._series_wanted = series_text(selection)
+
+    def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
+        """The PACS's instance lists of many studies by few queries; of some, or of none."""
+        self._requestor.about = None
+        with self._turns.request(self._requestor):
+            together = list_together(
+                self._requestor, [work.claim.study for work in works], self._habits
+            )
+        lists = {}
+        for work in works:
+            if (answer := together.get(work.claim.study_instance_uid)) is None:
+                continue
+            # What goes wrong with one goes wrong again when it is listed by itself.
+            with contextlib.suppress(PacsError):
+                lists[work.reference] = self._of_selection(work, answer)
+        return lists
+
+    def _of_selection(self, work: StudyWork, answer: ListedStudy) -> ListedStudy:
+        """The list without the series that are not wanted; which these are is kept in ``work``.
+
+        Raises
+        ------
+        PacsError
+            ``filter-undecided`` where the peer does not tell it, ``study-changed`` where nothing
+            that is there is wanted any more, ``evidence-too-weak`` where it counts instances in
+            the study as a whole at most.
+        """
+        listed = {instance.key.series_instance_uid for instance in answer.instances}
+        if answer.evidence is not Evidence.INSTANCE_LIST and self._selection.series:
+            if answer.series is None:
+                raise PacsError("filter-undecided", "no series are listed")
+            listed = {*answer.series}
+        if not self._selection.series or not listed:
+            return answer
+        with self._turns.request(self._requestor):
+            chosen = choose_series_of(
+                self._requestor, work.claim.study, self._selection, self._habits, answer.instances
+            )
+        if chosen.undecided:
+            raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
+        if not listed <= {*chosen.wanted, *chosen.unwanted} or listed.isdisjoint(chosen.wanted):
+            raise PacsError("study-changed", "other series than a moment before")
+        work.unwanted = chosen.unwanted
+        wanted = set(chosen.wanted)
+        if answer.series is not None:
+            if chosen.unwanted and answer.evidence is Evidence.SUBOPERATION_COUNTS:
+                raise PacsError("evidence-too-weak")
+            counts = {uid: count for uid, count in answer.series.items() if uid in wanted}
+            return replace(answer, series=counts)
+        return replace(
+            answer,
+            instances=tuple(i for i in answer.instances if i.key.series_instance_uid in wanted),
+        )
+
+    def list(self, work: StudyWork, *, fresh: bool) -> bool:
+        """Read the PACS's instance list into the ledger as the expected set.
+
+        Where there is none, what is here already is the list, and grows by what arrives; what is
+        read then is what the PACS tells in its place.
+
+        Parameters
+        ----------
+        fresh : bool
+            The first list of this run: what an earlier run left out is expected again.
+
+        Returns
+        -------
+        bool
+            Whether the list, or what stands in its place, differs from the one known before.
+
+        Raises
+        ------
+        PacsError
+            Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
+        """
+        self._requestor.about = work.reference
+        with self._turns.request(self._requestor):
+            answer = list_study(self._requestor, work.claim.study, self._habits)
+        if fresh and answer.offline:
+            raise PacsError("study-offline", f"{answer.offline} series")
+        if not answer.evidence.satisfies(self._weakest):
+            raise PacsError("evidence-too-weak")
+        if fresh and _told(answer) < work.claim.told_elsewhere:
+            raise PacsError(COPY_INCOMPLETE)
+        answer = self._of_selection(work, answer)
+        if fresh and work.claim.listed_by not in (None, work.claim.node):
+            self._compare_lists(work, answer)
+        is_listed = answer.evidence is Evidence.INSTANCE_LIST
+        if not fresh and work.is_listed and not is_listed:
+            raise PacsError("request-refused", "the instances are not listed any more")
+        if not fresh and is_listed and not answer.instances:
+            # What came of it is no study that anybody has now; the list stays as it was.
+            work.gone = True
+            work.failure = "study-gone"
+            return True
+        if is_listed:
+            changed = {instance.key for instance in answer.instances} != work.listed.keys()
+            if not (fresh or changed) and work.is_listed:
+                return False
+        else:
+            told = (answer.series, answer.number_of_instances)
+            changed = told != (work.series, work.number_of_instances)
+            if not (fresh or changed):
+                return False
+            answer = replace(answer, instances=self._here(work, answer, fresh=fresh))
+        change = self._ledger.record_list(
+            work.claim,
+            answer.instances,
+            answer.evidence,
+            fresh=fresh,
+            selection=self._series_wanted,
+            counted=_counted(answer),
+        )
+        reached("list-recorded")
+        self._expect(work, answer, change)
+        return changed
+
+    def _compare_lists(self, work: StudyWork, answer: ListedStudy) -> None:
+        """Make sure that all that another node has listed is listed here too.
+
+        Raises
+        ------
+        PacsError
+            ``copy-incomplete``
+        """
+        listed = {
+            record.key
+            for record in self._ledger.instances(work.reference)
+            if record.reason != "no-longer-listed"
+        }
+        if answer.evidence is Evidence.INSTANCE_LIST:
+            lacks = bool(listed - {instance.key for instance in answer.instances})
+        else:
+            series = Counter(key.series_instance_uid for key in listed)
+            counts = answer.series or {}
+            lacks = any(count > (counts.get(uid) or 0) for uid, count in series.items())
+        if lacks:
+            raise PacsError(COPY_INCOMPLETE)
+
+    def _here(self, work: StudyWork, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
+        """What stands for the list of a study of which none is told: what is here of its series.
+
+        To an earlier run's word on what it had asked for nothing can be added: where no series
+        are counted, all is asked for once more.
+        """
+        known = list(work.listed.values())
+        if fresh:
+            known = [
+                Instance(record.key, record.sop_class_uid)
+                for record in self._ledger.instances(work.reference)
+                if record.state in (InstanceState.RECEIVED, InstanceState.STORED)
+                and answer.evidence is Evidence.SERIES_COUNTS
+            ]
+        return tuple(
+            instance
+            for instance in known
+            if answer.series is None or instance.key.series_instance_uid in answer.series
+        )
+
+    def list_afresh(self, works: Sequence[StudyWork]) -> set[StudyReference]:
+        """The first lists of this run, of as many studies as :meth:`lists` can read together."""
+        lists = {r: answer for r, answer in self.lists(works).items() if not answer.offline}
+        listed = [
+            work
+            for work in works
+            if work.reference in lists
+            # What is compared with another node's list is listed by itself.
+            and work.claim.listed_by in (None, work.claim.node)
+            and work.claim.told_elsewhere <= len(lists[work.reference].instances)
+        ]
+        changes = self._ledger.record_lists(
+            [
+                (work.claim, lists[work.reference].instances, Evidence.INSTANCE_LIST)
+                for work in listed
+            ],
+            fresh=True,
+            selection=self._series_wanted,
+        )
+        reached("list-recorded")
+        for work, change in zip(listed, changes, strict=True):
+            self._expect(work, lists[work.reference], change)
+        return {work.reference for work in listed}
+
+    def _expect(self, work: StudyWork, answer: ListedStudy, change: ListChange) -> None:
+        work.listed = {instance.key: instance for instance in answer.instances}
+        work.listed_at = _now()
+        work.evidence = answer.evidence
+        work.series, work.number_of_instances = answer.series, answer.number_of_instances
+        work.confirmed = False
+        work.remarks.clear()
+        if answer.unlistable:
+            work.failure = "unsafe-uid"
+        if change.added == change.total:
+            # Nothing to be read where nothing was known.
+            work.states.update(dict.fromkeys(work.listed, InstanceState.EXPECTED))
+        else:
+            self._read_states(work)
+        # What arrived unlisted may be on the list now.
+        work.seen.difference_update(work.unlisted)
+        work.unlisted.clear()
+
+    def _read_states(self, work: StudyWork) -> None:
+        """Bring the ledger's instances and the spool's files together."""
+        here = {path.stem for path in self._spool.files(work.reference)}
+        lost = []
+        work.elsewhere.clear()
+        for record in self._ledger.instances(work.reference):
+            key, state = record.key, record.state
+            if state is InstanceState.RECEIVED and record.sha256 not in here:
+                lost.append(key)
+                state = InstanceState.EXPECTED
+            work.states[key] = state
+            is_here = state in (InstanceState.RECEIVED, InstanceState.STORED)
+            if is_here and record.node not in (None, work.claim.node):
+                work.elsewhere.add(key)
+            if state is InstanceState.RECEIVED:
+                work.received[key] = Arrival(
+                    work.reference,
+                    key,
+                    record.sop_class_uid,
+                    record.transfer_syntax_uid,
+                    record.sha256,
+                    record.size_bytes,
+                    f"{record.sha256}.dcm",
+                )
+                if key not in work.warnings:
+                    # Received by a run that died; what it found it took with it.
+                    path = self._spool.file(work.reference, record.sha256)
+                    work.warnings[key] = validate(survey(path), work.expects(key)).findings
+                work.see(self._spool.file(work.reference, record.sha256), key)
+            elif state is InstanceState.STORED:
+                work.stored_hashes[key] = record.sha256
+        if lost:
+            self._ledger.record_lost(work.claim, lost)
+
+    def do_without_counts(self, work: StudyWork) -> None:
+        """Make what is here of a study its list, and judge it without the counts of its series.
+
+        Where the site does not accept what is left to judge by, that is the study's failure.
+        """
+        work.remarks.add("series-count-wrong")
+        work.evidence = Evidence.SUBOPERATION_COUNTS
+        if work.unwanted or not work.evidence.satisfies(self._weakest):
+            work.failure = "evidence-too-weak"
+            return
+        self._ledger.record_list(
+            work.claim,
+            [*work.listed.values()],
+            work.evidence,
+            selection=self._series_wanted,
+        )
+        reached("list-recorded")
+
+
+def _told(answer: ListedStudy) -> int:
+    """How many instances the peer lists or counts in a study; 0 where it does neither."""
+    if answer.evidence is Evidence.INSTANCE_LIST:
+        return len(answer.instances)
+    return _counted(answer) or 0
+
+
+def _counted(answer: ListedStudy) -> int | None:
+    """How many instances the peer counts in a study of which it lists none."""
+    if answer.evidence is Evidence.SERIES_COUNTS:
+        return sum(answer.series.values())
+    return answer.number_of_instances
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""What a run holds, and the loop of its passes."""

@@ -1,0 +1,79 @@
+"""What a run shows Prometheus: its cohort, its nodes and what waits, beside what it counts.
+
+:mod:`prefect_dicom.core.metrics` has the instruments and the port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from prefect_dicom.admission.circuit_breaker import Breaker
+from prefect_dicom.config.access_schedule import in_force
+from prefect_dicom.core.events import Event
+from prefect_dicom.core.metrics import Seldom, Value, happened, serving
+from prefect_dicom.core.model import StudyState, Verdict
+from prefect_dicom.run.planning import Plan
+from prefect_dicom.run.steps import Pull
+
+
+@contextlib.contextmanager
+def measured(plan: Plan) -> Iterator[None]:
+    """While the block runs, the run is counted and shown, if the site has a port for metrics."""
+    settings = plan.site.metrics
+    if settings.port is None:
+        yield
+        return
+    values = _Values(plan)
+    plan.subscribers.append(_count)
+    try:
+        with serving(settings.bind, settings.port, plan.site.spool.path, values):
+            yield
+    finally:
+        plan.subscribers.remove(_count)
+
+
+def _count(event: Event) -> None:
+    happened(event.name, event.node or "", event.reason or "")
+
+
+class _Values:
+    """The values of a run, read whenever somebody looks."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        # Of a large cohort not so often that counting is felt.
+        self._totals = Seldom(lambda: plan.ledger.totals(plan.cohort.number))
+        if isinstance(plan, Pull):
+            self._spool_bytes = Seldom(plan.spool.waiting_bytes)
+
+    def __call__(self) -> Iterator[Value]:
+        cohort = str(self.plan.cohort.number)
+        totals = self._totals()
+        for state in StudyState:
+            labels = {"cohort": cohort, "state": state.value}
+            yield Value("prefect_dicom_studies", totals.studies[state], labels)
+        for verdict in Verdict:
+            labels = {"cohort": cohort, "verdict": verdict.value}
+            yield Value("prefect_dicom_rows", totals.rows[verdict], labels)
+        yield from self._of_nodes()
+        if isinstance(self.plan, Pull):
+            yield Value("prefect_dicom_studies_to_archive", self.plan.retrieved)
+            yield Value("prefect_dicom_spool_free_bytes", self.plan.spool.free_bytes())
+            yield Value("prefect_dicom_spool_bytes", self._spool_bytes())
+            yield Value("prefect_dicom_refused_objects_total", self.plan.spool.refusals)
+
+    def _of_nodes(self) -> Iterator[Value]:
+        now = self.plan.clock_time.now()
+        for node, settings in self.plan.site.nodes.items():
+            open_now = settings.courtesy is None or not in_force(settings.courtesy, now).closed
+            yield Value("prefect_dicom_node_window_open", open_now, {"node": node})
+        for node, clock in self.plan.clocks().items():
+            labels = {"node": node}
+            halted = {**labels, "reason": clock.halted or ""}
+            yield Value("prefect_dicom_node_halted", bool(clock.halted), halted)
+            yield Value("prefect_dicom_node_waiting_seconds", clock.seconds_left(), labels)
+            yield Value("prefect_dicom_node_associations", clock.associations, labels)
+            for state in Breaker:
+                value = {**labels, "breaker": state.value}
+                yield Value("prefect_dicom_node_breaker", clock.breaker is state, value)

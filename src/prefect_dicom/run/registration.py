@@ -1,0 +1,137 @@
+"""Cohort files into the ledger: which cohorts there are to work on, and which nodes they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+
+from prefect_dicom.cohort.definition import (
+    cohort_file_digest,
+    definition_by_date,
+    nodes_of_definition,
+    read_cohort_file,
+)
+from prefect_dicom.config.site import Site, ledger_url
+from prefect_dicom.core.errors import CohortError
+from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.model import NodeOrder, Verdict
+from prefect_dicom.ledger import Cohort, Ledger
+from prefect_dicom.report import replacing
+
+_MOST_DAYS = 366
+
+
+def register_cohort(
+    site: Site,
+    path: Path,
+    node: str | Sequence[str] | None,
+    name: str | None = None,
+    *,
+    every_node: bool = False,
+) -> Cohort:
+    """Read a cohort file and write its rows into the ledger. The same file again is the same.
+
+    One the ledger knows is not read again: a large workbook takes half a minute.
+
+    Parameters
+    ----------
+    node : str or sequence of str, optional
+        The nodes to ask, the preferred one first; else those that a definition names, or the
+        site's only one.
+    every_node : bool
+        Ask each of several for every row.
+
+    Raises
+    ------
+    CohortError
+        With all complaints about the file; none of its rows was written.
+    """
+    order = order_for(site, path, node, every_node=every_node).text
+    try:
+        digest = cohort_file_digest(path)
+    except OSError:
+        # Who reads it says what is wrong with it.
+        read_cohort_file(path)
+        raise
+    with Ledger.open(ledger_url(site)) as ledger:
+        cohort = ledger.cohort_of(digest, order)
+        if cohort is None:
+            file = read_cohort_file(path)
+            cohort = ledger.add_cohort(digest, order, file.rows, name, file.selection)
+    reached("cohort-recorded")
+    return cohort
+
+
+def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort:
+    """Write a cohort of everything that was made in the days before today into the ledger.
+
+    Its definition lies beside its reports. On the same day it is the same cohort; the next day
+    it is another one, whose days were mostly asked for before: what has come in since is found,
+    and what is archived already is not asked for.
+
+    Parameters
+    ----------
+    days : int
+        How many, from 1 to 366; the last of them is yesterday.
+    """
+    if not 1 <= days <= _MOST_DAYS:
+        raise CohortError("the new studies", [f"days: expected 1 to {_MOST_DAYS}"])
+    order = order_for(site, None, node)
+    first, last = today - timedelta(days), today - timedelta(1)
+    name = f"new-{first:%Y%m%d}-{last:%Y%m%d}"
+    if len(site.nodes) > 1:
+        name += f"-{'-'.join(order.names)}"
+    folder = site.reports / name
+    path = folder / "cohort.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            draft.write_text(definition_by_date(first, last))
+    except OSError as error:
+        fault = f"reports: no definition can be written there ({error.strerror})"
+        raise CohortError(name, [fault]) from None
+    return register_cohort(site, path, order.names, name)
+
+
+def cohorts_to_rerun(site: Site, chosen: Mapping[str, Collection]) -> list[str]:
+    """The cohorts in which there is something left to do; paused ones are left alone.
+
+    What failed in them and is chosen (:meth:`Ledger.reopen`) is made ready to be tried again.
+    """
+    names = []
+    with Ledger.open(ledger_url(site)) as ledger:
+        for cohort in sorted(ledger.cohorts(), key=lambda cohort: -cohort.priority):
+            if not {*cohort.nodes} <= {*site.nodes} or cohort.paused:
+                continue
+            reopened = ledger.reopen(cohort.number, **chosen)
+            if (
+                reopened.studies
+                or reopened.rows
+                or ledger.totals(cohort.number).rows[Verdict.PENDING]
+            ):
+                names.append(cohort.name)
+    return names
+
+
+def order_for(
+    site: Site, path: Path | None, node: str | Sequence[str] | None, *, every_node: bool = False
+) -> NodeOrder:
+    """The PACS nodes to ask: those given, those of the definition, or the site's only one.
+
+    Raises
+    ------
+    CohortError
+        None is given, one twice, or one that the site does not have.
+    """
+    given = [node] if isinstance(node, str) else [*(node or ())]
+    order = NodeOrder(tuple(given), every=every_node and len(given) > 1)
+    if not given and path is not None:
+        order = nodes_of_definition(path, every_node=every_node) or order
+    if not order.names and len(site.nodes) == 1:
+        return NodeOrder((*site.nodes,))
+    if not order.names or len({*order.names}) < len(order.names) or {*order.names} - {*site.nodes}:
+        names = ", ".join(sorted(site.nodes))
+        fault = f"node: name one of the site's nodes with --node, or several in order: {names}"
+        raise CohortError("the cohort's PACS", [fault])
+    return order

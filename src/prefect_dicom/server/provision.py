@@ -1,0 +1,172 @@
+"""What a Prefect server is given for a site; giving it twice changes nothing.
+
+The work pool with a queue for what asks a PACS, a limit ``pacs-<node>`` for every node, the types
+of our blocks, the automation that marks dead runs, and a deployment of every flow. What a person
+has changed since (schedules, parameters, limits of queues, a paused automation) stays.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import Flow
+from prefect.automations import Automation
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import (
+    DeploymentScheduleCreate,
+    DeploymentUpdate,
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from prefect_dicom import __version__, blocks
+from prefect_dicom.config.site import Site, load_site
+from prefect_dicom.core.events import AUTOMATIONS
+from prefect_dicom.flows import archive_new, pull_cohort, rerun_failed, verify_archive
+from prefect_dicom.server.settings import DEAD_AFTER_SECONDS
+from prefect_dicom.server.supervisor import POOL, RUNS_OF_A_NODE
+
+QUEUE = "pacs"
+"""Of the runs that ask a PACS."""
+
+
+def furnish(site: Site, file: Path) -> None:
+    """Give the server of the environment what it needs for the site in ``file``."""
+    with get_client(sync_client=True) as client:
+        _pool(client, len(site.nodes))
+        for node in site.nodes:
+            _limit(client, f"pacs-{node}", site.asked(node).limits.associations)
+        for block in (
+            blocks.DicomPacs,
+            blocks.DicomReceiver,
+            blocks.DicomArchive,
+            blocks.DicomLedger,
+            blocks.DicomSite,
+        ):
+            block.register_type_and_schema(client=client)
+        automation = dead_runs()
+        if not client.read_automations_by_name(automation.name):
+            automation.create()
+        for deployment in deployments_of(site, file):
+            _deploy(client, deployment)
+
+
+def _limit(client: SyncPrefectClient, name: str, associations: int) -> None:
+    """A limit that is not in force: runs of one ledger share a node's associations by that ledger.
+
+    It is for sites where runs of several ledgers ask the same node. A run holds its part of it
+    from its beginning to its end, so the next one waits for all of that.
+    """
+    try:
+        known = client.read_global_concurrency_limit_by_name(name)
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(
+            GlobalConcurrencyLimitCreate(name=name, limit=associations, active=False)
+        )
+    else:
+        if known.limit != associations:
+            client.update_global_concurrency_limit(
+                name, GlobalConcurrencyLimitUpdate(limit=associations)
+            )
+
+
+def _pool(client: SyncPrefectClient, nodes: int) -> None:
+    template = ProcessWorker.get_default_base_job_template()
+    pool = WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+    try:
+        client.create_work_pool(pool)
+    except ObjectAlreadyExists:
+        return
+    client.request(
+        "POST",
+        "/work_pools/{work_pool_name}/queues",
+        path_params={"work_pool_name": POOL},
+        json={"name": QUEUE, "concurrency_limit": RUNS_OF_A_NODE * nodes},
+    )
+
+
+def dead_runs() -> Automation:
+    """The automation: a run that is under way and has not said so for minutes is crashed.
+
+    Prefect has none of itself; a run that was killed would be shown as running for ever.
+    """
+    known = yaml.safe_load((AUTOMATIONS / "dead-runs.yaml").read_text())
+    # Of flows that send their heartbeats as the profile has it, which is oftener.
+    known["trigger"]["within"] = DEAD_AFTER_SECONDS
+    return Automation(**known)
+
+
+def deployments_of(site: Site, file: Path) -> Iterator[RunnerDeployment]:
+    """Every flow, deployed for a site; the schedules wait for a person to switch them on."""
+    own = {"site": str(file.absolute())}
+    asking = {"work_queue_name": QUEUE}
+    yield _deployment(pull_cohort, "cohort", own, **asking)
+    yield _deployment(rerun_failed, "failures", own, "30 22 * * *", "nightly", **asking)
+    for node in site.nodes:
+        several = len(site.nodes) > 1
+        name = f"new-{node}" if several else "new"
+        parameters = own | {"days": 7} | ({"node": node} if several else {})
+        yield _deployment(archive_new, name, parameters, "0 1 * * *", "nightly", **asking)
+    yield _deployment(verify_archive, "weekly", own, "0 6 * * 0", "sundays")
+
+
+def _deployment(
+    flow: Flow, name: str, parameters: dict[str, Any], cron: str = "", slug: str = "", **more: Any
+) -> RunnerDeployment:
+    schedules = []
+    if cron:
+        when = CronSchedule(cron=cron, timezone=local_time_zone())
+        schedules.append(DeploymentScheduleCreate(schedule=when, active=False, slug=slug))
+    return flow.to_deployment(
+        name,
+        parameters=parameters,
+        schedules=schedules,
+        tags=["dicom"],
+        version=__version__,
+        work_pool_name=POOL,
+        # By its dotted name: a worker needs the package, and no file at a certain place.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        **more,
+    )
+
+
+def _deploy(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
+    try:
+        known = client.read_deployment_by_name(deployment.full_name)
+    except ObjectNotFound:
+        deployment.apply()
+        return
+    client.update_deployment(
+        known.id,
+        DeploymentUpdate(
+            entrypoint=deployment.entrypoint,
+            version=deployment.version,
+            description=deployment.description,
+            parameter_openapi_schema=deployment._parameter_openapi_schema.model_dump(),
+        ),
+    )
+
+
+def local_time_zone() -> str:
+    """The name of this host's time zone; UTC where it has none."""
+    if name := os.environ.get("TZ", "").lstrip(":"):
+        return name
+    try:
+        return Path("/etc/localtime").resolve().as_posix().split("/zoneinfo/")[1]
+    except IndexError:
+        return "UTC"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    furnish(load_site(path), path)

@@ -1,0 +1,197 @@
+"""Events tell what happens in numbers and reason codes, and disturb nobody."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from prefect.blocks.notifications import SlackWebhook
+from prefect.events.schemas.automations import AutomationCore
+
+from prefect_dicom.archive.spool import Spool
+from prefect_dicom.core.events import AUTOMATIONS, EVENTS, Event
+from prefect_dicom.run.planning import Plan
+from prefect_dicom.run.steps import work_through
+from prefect_dicom.tasks import events
+from prefect_dicom.testing import tiny_objects
+from tests.support.sites import Place, site_around, until
+from tests.support.walking import Walk
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"name": "study.lost"},
+        {"name": "study.failed", "reason": "Zyxquordt^Immanuela"},
+        {"name": "study.failed", "figures": {"patient": "Zyxquordt^Immanuela"}},
+        {"name": "study.failed", "at": datetime(2026, 1, 1)},
+    ],
+)
+def test_an_event_has_no_room_for_anything_but_numbers_and_codes(fault):
+    with pytest.raises(ValueError) as caught:
+        Event(**fault)
+    assert "Zyxquordt" not in str(caught.value)
+
+
+# --- who is told
+
+
+@pytest.fixture
+def place(tmp_path) -> Iterator[Place]:
+    with site_around(tmp_path, tiny_objects(2), retrieve="c-get") as place:
+        yield place
+
+
+def test_a_subscriber_that_fails_disturbs_neither_the_run_nor_the_others(place, caplog):
+    told: list[str] = []
+
+    def fail(event: Event) -> None:
+        raise RuntimeError("Zyxquordt^Immanuela")
+
+    with place.opened() as pull:
+        pull.subscribers += [fail, lambda event: told.append(event.name)]
+        work_through(pull)
+    assert told == ["study.archived"] * 2
+    assert "nobody was told of study.archived: RuntimeError" in caplog.text
+    assert "Zyxquordt" not in caplog.text
+    place.is_whole()
+
+
+def test_a_disk_that_fills_up_is_told_once_before_it_is_full(place, monkeypatch):
+    told: list[Event] = []
+    free = {"spool": 5 * GIB, "archive": 5 * GIB}
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(Spool, "free_bytes", lambda self: free["spool"] - self.reserve_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free["archive"]))
+    place.change(spool={"reserve_bytes": GIB})
+    with place.opened() as pull:
+        pull.clock_time = walk = Walk()
+        pull.subscribers.append(told.append)
+        for spool, archive in ((5, 5), (1.5, 5), (1.4, 0.5), (5, 5), (1.5, 5)):
+            free |= {"spool": int(spool * GIB), "archive": int(archive * GIB)}
+            pull.look_at_disks()
+            pull.look_at_disks()
+            walk.seconds += 30
+    assert [(e.name, e.reason, e.figures["free_bytes"] / GIB) for e in told] == [
+        ("disk.low", "spool-full", 0.5),
+        ("disk.low", "archive-full", 0.5),
+        ("disk.low", "spool-full", 0.5),
+    ]
+
+
+class Prefect:
+    """What a run hands over to Prefect, which may take its time over it."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.back = threading.Event()
+        self.emitted: list[dict] = []
+        monkeypatch.setattr(events, "emit_event", self.emit)
+        monkeypatch.setattr(events.EventsWorker, "instance", lambda: self)
+
+    def emit(self, **event) -> None:
+        self.emitted.append(event)
+
+    def wait_until_empty(self) -> None:
+        self.back.wait()
+
+
+def test_a_prefect_server_that_is_away_holds_nobody_up(monkeypatch, caplog):
+    prefect = Prefect(monkeypatch)
+    monkeypatch.setattr(events, "_MOST_WAITING", 10)
+    monkeypatch.setattr(events, "_END_SECONDS", 0.05)
+    plan = Told()
+    with events.told_to_prefect(plan):
+        for reference in range(5):
+            plan.tell(Event(name="study.archived", reference=reference))
+        until(lambda: len(prefect.emitted) == 5, "Prefect has what it is given at a time")
+        for reference in range(5, 50):
+            plan.tell(Event(name="study.archived", reference=reference))
+    assert [event["payload"]["study"] for event in prefect.emitted] == [0, 1, 2, 3, 4]
+    assert "Prefect was not told of 45 events" in caplog.text
+    assert plan.subscribers == []
+    prefect.back.set()
+
+
+def test_prefect_is_told_of_everything_while_it_keeps_up(monkeypatch, caplog):
+    prefect = Prefect(monkeypatch)
+    prefect.back.set()
+    plan = Told()
+    with events.told_to_prefect(plan):
+        for reference in range(300):
+            plan.tell(Event(name="study.failed", reference=reference, reason="study-gone"))
+    assert [event["payload"]["study"] for event in prefect.emitted] == list(range(300))
+    assert not caplog.text
+    one = prefect.emitted[7]
+    assert one["event"] == "prefect-dicom.study.failed"
+    assert one["resource"]["prefect.resource.id"] == "prefect-dicom.study.7"
+    assert one["payload"]["reason"] == "study-gone" and "#study-gone" in one["payload"]["advice"]
+
+
+class Told:
+    """As much of a run as tells."""
+
+    tell = Plan.tell
+
+    def __init__(self) -> None:
+        self.subscribers = []
+        self.cohort = SimpleNamespace(number=3, name="knees")
+
+
+# --- the automations that listen
+
+
+def automations() -> dict[str, AutomationCore]:
+    """All that are in the files, by name."""
+    known = {}
+    for path in AUTOMATIONS.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        for automation in content if isinstance(content, list) else [content]:
+            known[automation["name"]] = AutomationCore.model_validate(automation)
+    return known
+
+
+def test_automations_listen_to_events_that_there_are():
+    listening = {name: a.trigger.expect for name, a in automations().items()}
+    assert len(listening) >= 7
+    own = {event for events in listening.values() for event in events} - {"prefect-dicom.*"}
+    own = {event for event in own if event.startswith("prefect-dicom.")}
+    assert own and own <= {f"prefect-dicom.{name}" for name in EVENTS}
+
+
+def test_the_guide_names_every_event_and_every_file():
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    for name in EVENTS:
+        assert f"`prefect-dicom.{name}`" in guide or f"`….{name.split('.')[1]}`" in guide, name
+    for path in AUTOMATIONS.glob("*.yaml"):
+        assert f"| `{path.name}` |" in guide
+
+
+def test_the_address_of_a_mail_server_in_the_guide_is_one():
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    (url,) = re.findall(r"`(mailtos://[^`]*)`", guide)
+    (server,) = SlackWebhook(url=url)._apprise_client
+    assert (server.smtp_host, server.targets[0][1]) == (
+        "mail.hospital.example",
+        "dicom@hospital.example",
+    )
+
+
+def test_a_run_that_has_ended_is_not_taken_for_dead_whatever_its_end_is_called():
+    # Prefect names the event of an end by the name of the state, not by its type.
+    flows = "".join(path.read_text() for path in (ROOT / "flows").glob("*.py"))
+    names = {"Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Suspended"}
+    names |= set(re.findall(r'Completed\(name="(\w+)"', flows))
+    assert {"Partial", "Planned"} <= names
+    dead_runs = automations()["prefect-dicom: mark dead runs"]
+    assert {f"prefect.flow-run.{name}" for name in names} <= dead_runs.trigger.expect

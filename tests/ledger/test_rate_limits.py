@@ -1,0 +1,204 @@
+"""Places and meters of a node: kept by all living runs of one ledger together, of either kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from prefect_dicom.ledger import Amounts, Ledger
+from prefect_dicom.ledger.records import Run
+from tests.support import postgres
+from tests.support.sites import until
+
+NODE = "pacs"
+RATE = Amounts(None, None, None, None)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.open(postgres.ledger_url(request.param, tmp_path)) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def begin(ledger: Ledger) -> Iterator[Callable[..., tuple[Run, Callable[[], None]]]]:
+    """Begins a run; the second of what it gives lets it die without a word."""
+    with ExitStack() as rest:
+
+        def begin(cohort: int | None = None) -> tuple[Run, Callable[[], None]]:
+            lock = ledger._locks.hold()
+            number = lock.__enter__()
+            run = Run(ledger._begin_run("pull", number, cohort), "pull")
+            alive = [True]
+
+            def die() -> None:
+                if alive.pop():
+                    alive.append(False)
+                    lock.__exit__(None, None, None)
+                    # PostgreSQL hears a little later that the connection has gone.
+                    until(lambda: not is_held(number), "its lock has gone with it")
+
+            def is_held(number: int) -> bool:
+                with ledger._engine.begin() as connection:
+                    return ledger._locks.is_held(connection, number)
+
+            rest.callback(lambda: alive[0] and lock.__exit__(None, None, None))
+            return run, die
+
+        yield begin
+
+
+def test_no_more_places_are_taken_than_there_are_and_who_came_first_is_first(ledger, begin):
+    (one, _), (other, _) = begin(), begin()
+    first, taken = ledger.take_place(one, NODE, 2, None)
+    assert taken
+    assert ledger.take_place(other, NODE, 2, None)[1]
+    waiting, taken = ledger.take_place(one, NODE, 2, None)
+    assert not taken
+    later, taken = ledger.take_place(other, NODE, 2, None)
+    assert not taken
+
+    ledger.leave_place(first)
+
+    assert not ledger.take_place(other, NODE, 2, later)[1]
+    assert ledger.take_place(one, NODE, 2, waiting) == (waiting, True)
+    assert not ledger.take_place(other, NODE, 2, later)[1]
+    assert ledger.take_place(one, "another", 1, None)[1]
+
+
+def test_the_places_of_a_dead_run_are_free_and_those_of_one_that_has_ended(ledger, begin):
+    (dead, die), (living, _) = begin(), begin()
+    assert ledger.take_place(dead, NODE, 1, None)[1]
+    waiting, taken = ledger.take_place(living, NODE, 1, None)
+    assert not taken
+
+    die()
+
+    assert ledger.take_place(living, NODE, 1, waiting) == (waiting, True)
+    ledger.leave_place(waiting)
+    with ledger.run("pull") as ended:
+        assert ledger.take_place(ended, NODE, 1, None)[1]
+    assert ledger.take_place(living, NODE, 1, None)[1]
+
+
+def test_a_dead_run_in_the_queue_holds_nobody_up(ledger, begin):
+    (holder, _), (dead, die), (living, _) = begin(), begin(), begin()
+    place, _ = ledger.take_place(holder, NODE, 1, None)
+    assert not ledger.take_place(dead, NODE, 1, None)[1]
+    waiting, taken = ledger.take_place(living, NODE, 1, None)
+    assert not taken
+    die()
+    ledger.leave_place(place)
+    assert ledger.take_place(living, NODE, 1, waiting)[1]
+
+
+def test_where_there_are_fewer_places_than_before_the_last_ones_are_to_be_given_up(ledger, begin):
+    run, _ = begin()
+    numbers = [ledger.take_place(run, NODE, 3, None)[0] for _ in range(3)]
+    assert [ledger.keeps_place(n, run, NODE, 3)[0] for n in numbers] == [True, True, True]
+    assert [ledger.keeps_place(n, run, NODE, 1)[0] for n in numbers] == [True, False, False]
+
+
+def test_who_has_a_place_hears_that_others_wait_but_not_of_its_own_run(ledger, begin):
+    (one, _), (other, _) = begin(), begin()
+    place, _ = ledger.take_place(one, NODE, 1, None)
+    ledger.take_place(one, NODE, 1, None)
+    assert ledger.keeps_place(place, one, NODE, 1) == (True, False)
+    ledger.take_place(other, NODE, 1, None)
+    assert ledger.keeps_place(place, one, NODE, 1) == (True, True)
+
+
+def test_runs_of_a_cohort_with_a_higher_priority_come_first(ledger, begin):
+    cohorts = [ledger.add_cohort(digest, NODE, []) for digest in ("one", "other")]
+    ledger.prioritise(cohorts[1].number, 5)
+    (holder, _), (one, _), (other, _) = begin(), begin(cohorts[0].number), begin(cohorts[1].number)
+    place, _ = ledger.take_place(holder, NODE, 1, None)
+    first, _ = ledger.take_place(one, NODE, 1, None)
+    later, _ = ledger.take_place(other, NODE, 1, None)
+    ledger.leave_place(place)
+    assert not ledger.take_place(one, NODE, 1, first)[1]
+    assert ledger.take_place(other, NODE, 1, later)[1]
+
+
+def test_requests_are_as_far_apart_as_the_rate_says_whichever_run_sends_them(ledger, begin):
+    (one, _), (other, _) = begin(), begin()
+    places = [ledger.take_place(run, NODE, 2, None)[0] for run in (one, other)]
+    rates = Amounts(0.1, None, None, None)
+    now, sent = 1000.0, []
+    for number in range(40):
+        place = places[number % 2]
+        if not (wait := ledger.begin_request(NODE, place, rates, Amounts(1), now)):
+            sent.append(now)
+            ledger.end_request(NODE, place, rates, Amounts(1), Amounts(1), now)
+        now += wait
+    assert len(sent) == 20
+    assert [round(b - a, 6) for a, b in zip(sent, sent[1:], strict=False)] == [10.0] * 19
+
+
+def test_what_a_request_brought_beyond_what_was_expected_is_paid_for_before_the_next(ledger, begin):
+    run, _ = begin()
+    place, _ = ledger.take_place(run, NODE, 1, None)
+    rates, expected = Amounts(None, 2.0, 1000.0, None), Amounts(1, 20, 0)
+    assert ledger.begin_request(NODE, place, rates, expected, 0.0) == 0
+    ledger.end_request(NODE, place, rates, expected, Amounts(1, 100, 20_000), 5.0)
+    # 100 objects less the 10 of five seconds, and 20 kB: the objects take longer.
+    assert ledger.begin_request(NODE, place, rates, expected, 5.0) == pytest.approx(45.0)
+    assert ledger.begin_request(NODE, place, rates, expected, 49.0) == pytest.approx(1.0)
+    assert ledger.begin_request(NODE, place, rates, expected, 50.0) == 0
+
+
+@pytest.mark.parametrize(("share", "associations"), [(0.2, 1), (0.5, 3)])
+def test_associations_are_busy_for_the_share_of_the_time_that_is_allowed(
+    ledger, begin, share, associations
+):
+    """Ten minutes of requests of 10 s each, begun whenever it is allowed."""
+    run, _ = begin()
+    places = [ledger.take_place(run, NODE, associations, None)[0] for _ in range(associations)]
+    rates = Amounts(None, None, None, share * associations)
+    now, busy_until, busy = 0.0, dict.fromkeys(places, 0.0), 0.0
+    ready = dict.fromkeys(places, 0.0)
+    under_way: set[int] = set()
+    while now < 600:
+        place = min(places, key=lambda p: (ready[p], p))
+        now = max(now, ready[place])
+        if place in under_way:
+            under_way.discard(place)
+            ledger.end_request(NODE, place, rates, Amounts(), Amounts(), now)
+        if wait := ledger.begin_request(NODE, place, rates, Amounts(), now):
+            ready[place] = now + wait
+        else:
+            under_way.add(place)
+            busy += min(10.0, 600 - now)
+            ready[place] = busy_until[place] = now + 10
+    assert busy / (600 * associations) == pytest.approx(share, rel=0.02)
+
+
+def test_what_a_run_was_busy_with_when_it_died_is_not_held_against_the_next(ledger, begin):
+    (dead, die), (living, _) = begin(), begin()
+    rates = Amounts(None, None, None, 0.2)
+    place, _ = ledger.take_place(dead, NODE, 2, None)
+    assert ledger.begin_request(NODE, place, rates, Amounts(), 0.0) == 0
+    die()
+    place, _ = ledger.take_place(living, NODE, 2, None)
+    assert ledger.begin_request(NODE, place, rates, Amounts(), 30_000.0) == 0
+
+
+def test_a_clock_that_is_put_back_makes_nobody_wait_for_it(ledger, begin):
+    run, _ = begin()
+    place, _ = ledger.take_place(run, NODE, 1, None)
+    rates = Amounts(1.0, None, None, None)
+    assert ledger.begin_request(NODE, place, rates, Amounts(1), 10_000.0) == 0
+    assert ledger.begin_request(NODE, place, rates, Amounts(1), 100.0) == pytest.approx(1.0)
+    ledger.end_request(NODE, place, rates, Amounts(1), Amounts(1), 100.0)
+    assert ledger.begin_request(NODE, place, rates, Amounts(1), 101.1) == 0
+
+
+def test_the_ledger_has_a_clock_of_its_own_for_the_meters(ledger, begin):
+    run, _ = begin()
+    place, _ = ledger.take_place(run, NODE, 1, None)
+    rates = Amounts(0.001, None, None, None)
+    assert ledger.begin_request(NODE, place, rates, Amounts(1)) == 0
+    assert 990 < ledger.begin_request(NODE, place, rates, Amounts(1)) <= 1000

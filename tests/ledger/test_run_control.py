@@ -1,0 +1,110 @@
+"""What people want of runs reaches them through the ledger, on whatever host they are."""
+
+from __future__ import annotations
+
+import os
+import signal
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from prefect_dicom.core.model import CohortRow, Wish
+from prefect_dicom.ledger import Ledger
+from tests.support.postgres import ledger_url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    return ledger_url(request.param, tmp_path)
+
+
+@pytest.fixture
+def ledger(url):
+    with Ledger.open(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def cohort(ledger) -> int:
+    return ledger.add_cohort("d" * 64, "main", [CohortRow(2, "P", None, None)]).number
+
+
+@pytest.fixture
+def other_cohort(ledger, cohort) -> int:
+    return ledger.add_cohort("e" * 64, "main", [CohortRow(2, "P", None, None)]).number
+
+
+def test_a_cohort_that_nobody_has_touched_is_to_go_on(ledger, cohort):
+    known = ledger.cohort(str(cohort))
+    assert (known.paused, known.priority) == (False, 0)
+    with ledger.run("pull", cohort) as run:
+        assert ledger.told(run) is Wish.GO_ON
+
+
+def test_a_pause_holds_for_all_runs_of_the_cohort_and_those_to_come_until_it_is_resumed(
+    ledger, url, cohort, other_cohort
+):
+    with ledger.run("pull", cohort) as run, ledger.run("pull", other_cohort) as other:
+        with Ledger.open(url) as somewhere_else:
+            somewhere_else.pause(cohort)
+        assert ledger.told(run) is Wish.PAUSE
+        assert ledger.told(other) is Wish.GO_ON
+    assert ledger.cohort(str(cohort)).paused
+    with ledger.run("rerun", cohort) as later:
+        assert ledger.told(later) is Wish.PAUSE
+        ledger.resume(cohort)
+        assert ledger.told(later) is Wish.GO_ON
+
+
+def test_a_cancellation_is_for_the_runs_that_are_under_way(ledger, url, cohort, other_cohort):
+    with (
+        ledger.run("pull", cohort) as run,
+        ledger.run("plan", cohort) as second,
+        ledger.run("pull", other_cohort) as other,
+    ):
+        with Ledger.open(url) as somewhere_else:
+            assert somewhere_else.cancel(cohort) == [run.number, second.number]
+        assert {ledger.told(run), ledger.told(second)} == {Wish.CANCEL}
+        assert ledger.told(other) is Wish.GO_ON
+        with ledger.run("rerun", cohort) as later:
+            assert ledger.told(later) is Wish.GO_ON
+    assert ledger.cancel(cohort) == []
+
+
+def test_who_is_told_to_end_does_not_wait_to_be_resumed(ledger, cohort):
+    with ledger.run("pull", cohort) as run:
+        ledger.pause(cohort)
+        ledger.cancel(cohort)
+        assert ledger.told(run) is Wish.CANCEL
+
+
+def test_a_run_about_no_cohort_is_not_told_anything(ledger, cohort):
+    with ledger.run("doctor") as run:
+        ledger.pause(cohort)
+        assert ledger.cancel(cohort) == []
+        assert ledger.told(run) is Wish.GO_ON
+
+
+def test_the_runs_under_way_are_those_that_live(ledger, url, cohort):
+    child = os.fork()
+    if not child:
+        with Ledger.open(url) as own, own.run("pull", cohort):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert ledger.runs_under_way(cohort) == []
+    with ledger.run("rerun", cohort) as run:
+        ledger.waits_in_place(run, True)
+        assert ledger.cancel(cohort) == [run.number]
+        (living,) = ledger.runs_under_way(cohort)
+        assert (living.number, living.kind, living.cancelled) == (run.number, "rerun", True)
+        for moment in (living.started_at, living.paused_at):
+            assert timedelta() <= datetime.now(UTC) - moment < timedelta(minutes=1)
+        ledger.waits_in_place(run, False)
+        assert ledger.runs_under_way(cohort)[0].paused_at is None
+    assert ledger.runs_under_way(cohort) == []
+
+
+def test_a_cohort_keeps_its_priority(ledger, cohort, other_cohort):
+    ledger.prioritise(cohort, -3)
+    assert ledger.cohort(str(cohort)).priority == -3
+    assert ledger.cohort(str(other_cohort)).priority == 0

@@ -1,0 +1,635 @@
+"""Whatever a peer sends, the receiver stays up, small, and open for the others."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import os
+import resource
+import selectors
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, build_context
+
+from prefect_dicom.core.errors import ReceiverError
+from prefect_dicom.network.storage_scp.pending import Lobby, Said
+from prefect_dicom.network.storage_scp.server import Happening, StorageScp
+from prefect_dicom.network.storage_scp.transfer import Bounds, Element, Ending, write_command
+from tests.support.peers import free_port
+from tests.support.wire import (
+    CT,
+    Conversation,
+    MemoryIntake,
+    association_request,
+    converse,
+    make_instance,
+    message_pdus,
+    pdu,
+    pdv,
+    statuses,
+    store_command,
+    store_message,
+    tool,
+)
+
+COMMAND = store_command("1.2.3")
+ABORT_UNSPECIFIED = bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 0))
+REQUEST = association_request()
+
+
+class Listener:
+    """Collects events and lets a test wait for one."""
+
+    def __init__(self):
+        self.events = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event):
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def wait_for(self, happening, count=1, seconds=20):
+        def there():
+            return sum(e.happening is happening for e in self.events) >= count
+
+        with self._changed:
+            assert self._changed.wait_for(there, seconds), [e.happening for e in self.events]
+
+
+@contextlib.contextmanager
+def receiving(intake=None, **more):
+    listener = Listener()
+    more.setdefault("allowed", lambda address: True)
+    scp = StorageScp(
+        "127.0.0.1", 0, "PREFECTDICOM", intake or MemoryIntake(), on_event=listener, **more
+    )
+    scp.listener = listener
+    with scp:
+        yield scp
+
+
+def connect(receiver):
+    connection = socket.create_connection(("127.0.0.1", receiver.port), 20)
+    connection.settimeout(20)
+    return connection
+
+
+def associate(receiver):
+    application = AE("SENDER")
+    return application.associate(
+        "127.0.0.1",
+        receiver.port,
+        contexts=[
+            build_context("1.2.840.10008.1.1"),
+            build_context(CT, ExplicitVRLittleEndian),
+        ],
+        ae_title="PREFECTDICOM",
+    )
+
+
+def echoes(receiver):
+    association = associate(receiver)
+    assert association.is_established
+    status = association.send_c_echo()
+    association.release()
+    return status.Status == 0x0000
+
+
+def until_closed(connection):
+    said = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            said += chunk
+    connection.close()
+    return bytes(said)
+
+
+# --- the loop
+
+
+def test_a_pdu_longer_than_announced_is_aborted():
+    header = struct.pack(">BxI", 4, 256 * 1024 + 8192)
+    _, end, said = converse(header)
+    assert end.ending is Ending.REFUSED
+    assert said == bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 6))
+
+
+def test_an_unlimited_pdu_length_has_an_end_too():
+    _, end, _ = converse(struct.pack(">BxI", 4, 0xFFFFFFFF), bounds=Bounds(pdu_bytes=0))
+    assert end.ending is Ending.REFUSED
+
+
+def test_a_pdu_of_many_megabytes_takes_no_memory():
+    talk = Conversation(CountingIntake(), bounds=Bounds(pdu_bytes=0))
+    size = 48 * 1024 * 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    talk.ours.sendall(pdu(pdv(3, 3, COMMAND)))
+    talk.ours.sendall(struct.pack(">BxIIBB", 4, size + 6, size + 2, 3, 2))
+    chunk = bytes(1024 * 1024)
+    for _ in range(48):
+        talk.ours.sendall(chunk)
+    talk.ours.shutdown(socket.SHUT_WR)
+    assert statuses(talk.everything()) == [0]
+    assert talk.intake.bytes == size
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
+
+
+class CountingIntake(MemoryIntake):
+    """Keeps no bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def begin(self, request):
+        part = super().begin(request)
+        part.write = self._count
+        return part
+
+    def _count(self, fragments):
+        self.bytes += sum(map(len, fragments))
+
+
+def test_a_command_set_has_an_end():
+    chunk = pdu(pdv(3, 1, bytes(32 * 1024)))
+    _, end, _ = converse(chunk, chunk, chunk)
+    assert end.ending is Ending.REFUSED
+
+
+def test_an_identifier_has_an_end():
+    elements = {Element.COMMAND_FIELD: 0x0020, Element.COMMAND_DATA_SET_TYPE: 1}
+    find = pdu(pdv(3, 3, write_command(elements)))
+    chunk = pdu(pdv(3, 0, bytes(32 * 1024)))
+    _, end, _ = converse(find, *[chunk] * 33)
+    assert end.ending is Ending.REFUSED
+
+
+def test_a_peer_that_drips_bytes_is_cut_off_by_the_pdu_deadline():
+    talk = Conversation(bounds=Bounds(pdu_seconds=0.5))
+    stream = store_message("1.2.3", bytes(100))
+    began = time.monotonic()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        for number in range(len(stream)):
+            talk.ours.send(stream[number : number + 1])
+            threading.Event().wait(0.05)
+    assert time.monotonic() - began < 5
+    assert talk.everything() == ABORT_UNSPECIFIED
+    assert talk.end.ending is Ending.REFUSED
+
+
+def test_an_object_without_end_is_cut_off_by_the_message_deadline():
+    talk = Conversation(bounds=Bounds(message_seconds=0.5))
+    fragment = pdu(pdv(3, 0, b"ab"), pdv(3, 0, b""))
+    talk.ours.sendall(pdu(pdv(3, 3, COMMAND)))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while talk.end is None:
+            talk.ours.send(fragment)
+            threading.Event().wait(0.02)
+    assert talk.everything() == ABORT_UNSPECIFIED
+    assert len(talk.intake.abandoned) == 1
+
+
+def test_a_silent_association_is_aborted_after_the_idle_time():
+    talk = Conversation(bounds=Bounds(idle_seconds=0.2))
+    assert talk.everything()[:6] == bytes((7, 0, 0, 0, 0, 4))
+    assert talk.end.ending is Ending.IDLE
+
+
+def test_silence_within_an_object_counts_too():
+    talk = Conversation(bounds=Bounds(idle_seconds=0.2))
+    talk.ours.sendall(pdu(pdv(3, 3, COMMAND)))
+    assert talk.everything()[:6] == bytes((7, 0, 0, 0, 0, 4))
+    assert len(talk.intake.abandoned) == 1
+
+
+def test_a_peer_that_does_not_read_our_answers_is_cut_off():
+    talk = Conversation(bounds=Bounds(pdu_seconds=0.5))
+    with contextlib.suppress(OSError):
+        while talk.end is None:
+            talk.ours.sendall(store_message("1.2.3", b"ab") * 100)
+    talk.everything()
+    assert talk.end.ending is Ending.REFUSED
+
+
+FRAGMENTS = st.one_of(
+    st.binary(max_size=40),
+    st.builds(pdv, st.integers(0, 255), st.integers(0, 3), st.binary(max_size=40)),
+    st.sampled_from(
+        [pdv(3, 3, COMMAND), pdv(3, 2, b"ab"), pdv(3, 0, b"ab"), pdv(1, 3, COMMAND[:-9])]
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.builds(lambda parts: pdu(*parts), st.lists(FRAGMENTS, max_size=4)),
+            st.builds(
+                lambda kind, data: struct.pack(">BxI", kind, len(data)) + data,
+                st.integers(0, 255),
+                st.binary(max_size=20),
+            ),
+        ),
+        max_size=5,
+    )
+)
+def test_the_loop_ends_and_leaves_nothing_behind_whatever_comes(chunks):
+    talk = Conversation()
+    with contextlib.suppress(OSError):
+        for chunk in chunks:
+            talk.ours.sendall(chunk)
+        talk.ours.shutdown(socket.SHUT_WR)
+    talk.everything()
+    intake = talk.intake
+    assert talk.end is not None
+    assert len(intake.began) == len(intake.completed) + len(intake.abandoned)
+
+
+# --- the door
+
+
+def test_an_address_that_is_not_allowed_is_closed_without_a_byte():
+    with receiving(allowed=lambda address: False) as receiver:
+        connection = connect(receiver)
+        assert until_closed(connection) == b""
+        receiver.listener.wait_for(Happening.NOT_ALLOWED)
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"\0"])
+def test_what_is_not_dicom_is_closed_at_once(said):
+    with receiving() as receiver:
+        connection = connect(receiver)
+        connection.sendall(said)
+        assert until_closed(connection) == b""
+        receiver.listener.wait_for(Happening.UNINTELLIGIBLE)
+        assert echoes(receiver)
+
+
+HOSTILE_REQUESTS = {
+    "four gigabytes": b"\x01\0\xff\xff\xff\xff" + bytes(1000),
+    "no content": b"\x01\0\0\0\0\0",
+    "zeros": b"\x01\0\0\0\x01\0" + bytes(256),
+    "another PDU": pdu(pdv(3, 3, COMMAND)),
+    "thousands of empty items": b"\x01\0\0\0\xff\xf0" + bytes(68) + b"\x20\0\0\0" * 16363,
+    "no user information": REQUEST[:2] + struct.pack(">I", 68 + 25) + REQUEST[6 : 74 + 25],
+    "cut short": REQUEST[:2] + struct.pack(">I", 90) + REQUEST[6:96],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_REQUESTS)
+def test_a_hostile_association_request_is_aborted(name):
+    with receiving() as receiver:
+        connection = connect(receiver)
+        with contextlib.suppress(OSError):
+            connection.sendall(HOSTILE_REQUESTS[name])
+        assert until_closed(connection)[:1] in (b"\x07", b"\x03", b"")
+        assert echoes(receiver)
+        assert receiver.associations <= 1
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damaged_association_requests_do_no_harm(data):
+    damaged = bytearray(REQUEST)
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(1, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with one_receiver() as receiver:
+        connection = connect(receiver)
+        with contextlib.suppress(OSError):
+            connection.sendall(bytes(damaged))
+            connection.shutdown(socket.SHUT_WR)
+        until_closed(connection)
+
+
+_shared: list = []
+
+
+@contextlib.contextmanager
+def one_receiver():
+    """One receiver for all examples of a property."""
+    if not _shared:
+        _shared.append(StorageScp("127.0.0.1", 0, "X", MemoryIntake(), allowed=lambda a: True))
+        _shared[0].start()
+    yield _shared[0]
+
+
+def test_the_receiver_of_the_damaged_requests_is_still_there():
+    with one_receiver() as receiver:
+        connection = connect(receiver)
+        connection.sendall(REQUEST)
+        assert connection.recv(10)[:10] == bytes((3, 0, 0, 0, 0, 4, 0, 1, 1, 7))
+        connection.close()
+        receiver.stop()
+        _shared.clear()
+
+
+def test_a_slow_negotiation_is_cut_off():
+    with receiving(negotiation_seconds=0.3) as receiver:
+        connection = connect(receiver)
+        connection.sendall(b"\x01")
+        assert until_closed(connection) == b""
+
+
+def test_silent_connections_take_no_association_from_the_pacs():
+    with receiving(max_associations=2) as receiver:
+        silent = [connect(receiver) for _ in range(20)]
+        assert echoes(receiver)
+        for connection in silent:
+            connection.close()
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The connections that were given a thread."""
+    given, serve = [], StorageScp._serve
+
+    def noted(scp, connection):
+        given.append(connection)
+        serve(scp, connection)
+
+    monkeypatch.setattr(StorageScp, "_serve", noted)
+    return given
+
+
+def test_a_peer_has_no_thread_before_its_request_is_whole(served):
+    with receiving() as receiver, connect(receiver), connect(receiver) as hesitant:
+        for number, piece in enumerate((REQUEST[:1], REQUEST[1:6], REQUEST[6:40]), 1):
+            hesitant.sendall(piece)
+            # Whoever says all of it is served meanwhile.
+            assert echoes(receiver)
+            assert len(served) == number
+        hesitant.sendall(REQUEST[40:])
+        assert hesitant.recv(1) == b"\x02"
+        assert len(served) == 4
+
+
+@pytest.mark.parametrize("said", [b"", REQUEST[:1], REQUEST[:40]])
+def test_a_peer_that_says_no_more_before_its_request_is_whole_is_forgotten(served, said):
+    with receiving() as receiver, connect(receiver) as connection:
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_WR)
+        receiver.listener.wait_for(Happening.UNINTELLIGIBLE)
+        assert until_closed(connection) == b""
+        assert not receiver._connections and not served
+
+
+class Guest:
+    """A connection that waits, and its peer's end."""
+
+    def __init__(self):
+        self.socket, self.peer = socket.socketpair()
+        self.deadline = time.monotonic() + 30
+
+
+@pytest.fixture
+def guest():
+    guest = Guest()
+    with guest.socket, guest.peer:
+        yield guest
+
+
+def test_what_the_kernel_does_not_hold_back_is_left_to_a_thread(guest):
+    # It counts no bytes for such sockets, and has room for so many with others.
+    with selectors.DefaultSelector() as selector:
+        lobby = Lobby(selector, lambda said: 100, 100)
+        guest.peer.send(b"x")
+        assert lobby.look(guest) is Said.LITTLE
+        assert selector.select(20)
+        assert lobby.look(guest) is Said.ALL
+        lobby.leave(guest)
+        assert guest not in lobby and not selector.get_map()
+
+
+class NoRoom(selectors.DefaultSelector):
+    def register(self, *arguments):
+        raise OSError(errno.ENOSPC, "as many as fs.epoll.max_user_watches")
+
+
+def test_what_the_kernel_does_not_watch_is_left_to_a_thread(guest):
+    with NoRoom() as selector:
+        lobby = Lobby(selector, lambda said: 100, 100)
+        assert lobby.look(guest) is Said.ALL
+        assert guest not in lobby
+
+
+def test_connections_beyond_all_limits_are_closed():
+    with receiving(max_associations=1) as receiver:
+        silent = [connect(receiver) for _ in range(80)]
+        receiver.listener.wait_for(Happening.CROWDED, count=15)
+        for connection in silent:
+            connection.close()
+
+
+def test_associations_beyond_the_limit_are_rejected_as_busy():
+    with receiving(max_associations=2) as receiver:
+        first, second = associate(receiver), associate(receiver)
+        third = associate(receiver)
+        assert third.is_rejected
+        answer = third.acceptor.primitive
+        assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 2)
+        first.release()
+        receiver.listener.wait_for(Happening.ENDED)
+        fourth = associate(receiver)
+        assert fourth.is_established
+        fourth.release()
+        second.release()
+
+
+def test_one_peer_can_be_limited():
+    with receiving(max_associations=10, max_associations_per_peer=1) as receiver:
+        first = associate(receiver)
+        assert associate(receiver).is_rejected
+        first.release()
+
+
+def test_a_taken_port_is_told():
+    with receiving() as receiver:
+        other = StorageScp(
+            "127.0.0.1", receiver.port, "X", MemoryIntake(), allowed=lambda address: True
+        )
+        with pytest.raises(ReceiverError) as raised:
+            other.start()
+        assert raised.value.code == "receiver-taken"
+
+
+def test_a_foreign_address_cannot_be_listened_on():
+    other = StorageScp("192.0.2.7", free_port(), "X", MemoryIntake(), allowed=lambda a: True)
+    with pytest.raises(ReceiverError) as raised:
+        other.start()
+    assert raised.value.code == "receiver-unreachable"
+
+
+# --- stopping
+
+
+def test_idle_associations_are_aborted_at_once():
+    with receiving() as receiver:
+        connection = connect(receiver)
+        connection.sendall(REQUEST)
+        receiver.listener.wait_for(Happening.ACCEPTED)
+        began = time.monotonic()
+        receiver.stop(grace_seconds=30)
+        assert time.monotonic() - began < 5
+        assert until_closed(connection)[-10:-4] == bytes((7, 0, 0, 0, 0, 4))
+
+
+def test_an_object_under_way_is_finished_before_the_end():
+    intake = MemoryIntake()
+    with receiving(intake) as receiver:
+        connection = connect(receiver)
+        connection.sendall(REQUEST)
+        receiver.listener.wait_for(Happening.ACCEPTED)
+        connection.sendall(pdu(pdv(3, 3, COMMAND)))
+        intake.wait_until(lambda i: i.began)
+        stopping = threading.Thread(target=receiver.stop, args=(20,))
+        stopping.start()
+        while receiver._listener is not None:
+            threading.Event().wait(0.01)
+        connection.sendall(pdu(pdv(3, 2, b"ab")))
+        stopping.join(20)
+        assert not stopping.is_alive()
+        said = until_closed(connection)
+        assert said[-10:-4] == bytes((7, 0, 0, 0, 0, 4))
+        assert [part.data for part in intake.completed] == [b"ab"]
+
+
+def test_an_object_that_does_not_end_is_cut_off_after_the_grace():
+    intake = MemoryIntake()
+    with receiving(intake) as receiver:
+        connection = connect(receiver)
+        connection.sendall(REQUEST)
+        receiver.listener.wait_for(Happening.ACCEPTED)
+        connection.sendall(pdu(pdv(3, 3, COMMAND)))
+        intake.wait_until(lambda i: i.began)
+        began = time.monotonic()
+        receiver.stop(grace_seconds=0.2)
+        assert time.monotonic() - began < 5
+        assert len(intake.abandoned) == 1
+        connection.close()
+
+
+def test_threads_and_files_are_back_at_the_baseline_after_many_associations():
+    with receiving() as receiver:
+        assert echoes(receiver)
+        receiver.listener.wait_for(Happening.ENDED, count=1)
+        files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for number in range(300):
+            connection = connect(receiver)
+            connection.sendall(REQUEST)
+            if number % 3 == 0:
+                connection.recv(1)
+            connection.close()
+        receiver.listener.wait_for(Happening.ENDED, count=100)
+        receiver.stop()
+        assert len(os.listdir("/proc/self/fd")) <= files
+        assert threading.active_count() <= threads
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tls")
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    subprocess.run(
+        [
+            tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
+            "-addext", "subjectAltName=DNS:localhost",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, certificate
+
+
+@pytest.fixture
+def tls(certificate):
+    key, chain = certificate
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(chain, key)
+    server.load_verify_locations(chain)
+    server.verify_mode = ssl.CERT_REQUIRED
+    client = ssl.create_default_context(cafile=chain)
+    client.load_cert_chain(chain, key)
+    return server, client
+
+
+def test_objects_arrive_over_tls_and_an_idle_association_can_be_stopped(tls):
+    server, client = tls
+    intake = MemoryIntake()
+    with receiving(intake, tls=server) as receiver:
+        application = AE("SENDER")
+        association = application.associate(
+            "localhost",
+            receiver.port,
+            contexts=[build_context(CT, ExplicitVRLittleEndian)],
+            ae_title="PREFECTDICOM",
+            tls_args=(client, "localhost"),
+        )
+        assert association.is_established
+        instance = make_instance(1, size=512)
+        assert association.send_c_store(instance).Status == 0x0000
+        ((_, _, _, data),) = intake.objects
+        assert data.endswith(b"\x01" * 512 * 512 * 2)
+        began = time.monotonic()
+        receiver.stop()
+        assert time.monotonic() - began < 5
+        association.abort()
+
+
+def test_silent_clients_do_not_hold_up_the_handshakes_of_others(tls):
+    server, client = tls
+    with receiving(tls=server) as receiver:
+        silent = [connect(receiver) for _ in range(5)]
+        began = datetime.datetime.now(datetime.UTC)
+        with (
+            connect(receiver) as plain,
+            client.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(REQUEST)
+            assert connection.recv(1) == b"\x02"
+        assert datetime.datetime.now(datetime.UTC) - began < datetime.timedelta(seconds=5)
+        for connection in silent:
+            connection.close()
+
+
+def test_a_client_without_certificate_gets_no_association(tls, certificate):
+    server, _ = tls
+    stranger = ssl.create_default_context(cafile=certificate[1])
+    with receiving(tls=server) as receiver:
+        with contextlib.suppress(ssl.SSLError, OSError), connect(receiver) as plain:
+            connection = stranger.wrap_socket(plain, server_hostname="localhost")
+            connection.sendall(REQUEST)
+            assert connection.recv(1) == b""
+        receiver.listener.wait_for(Happening.UNINTELLIGIBLE)
+        assert receiver.associations == 0
+
+
+def test_an_association_that_floods_us_with_requests_gets_all_answers():
+    intake = MemoryIntake()
+    with receiving(intake) as receiver:
+        connection = connect(receiver)
+        connection.sendall(REQUEST)
+        receiver.listener.wait_for(Happening.ACCEPTED)
+        connection.sendall(
+            b"".join(
+                message_pdus(3, store_command(f"1.2.{n}", message_id=n), b"ab", 0)
+                for n in range(500)
+            )
+        )
+        intake.wait_until(lambda i: len(i.completed) == 500)
+        connection.close()

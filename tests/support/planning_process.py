@@ -1,0 +1,31 @@
+"""A dry run in a process that can be killed: ``python planning_process.py SITE COHORT``.
+
+The steps of the flow without Prefect, in its order.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from prefect_dicom.config.site import load_site
+from prefect_dicom.report.estimate import estimate_pull, write_estimate
+from prefect_dicom.run.planning import open_plan
+from prefect_dicom.run.registration import register_cohort
+
+
+def main(site_file: str, cohort: str) -> None:
+    site = load_site(site_file)
+    registered = register_cohort(site, Path(cohort), None)
+    with open_plan(site, registered.number) as plan:
+        for page in plan.discovery_pages():
+            plan.discover(*page)
+        plan.limit_per_patient()
+        estimate = estimate_pull(plan.ledger, plan.cohort, site)
+        write_estimate(estimate, site.reports / plan.cohort.name)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    main(*sys.argv[1:])
