@@ -49,7 +49,7 @@ campaign: $(INSTALLED) peers
 
 # SIZES takes options: make bench SIZES='--only receive --rounds 3'
 bench: $(INSTALLED) peers
-	@env -u PREFECT_API_URL PYTHONPATH=tests $(BIN)/python -m benchmarks $(SIZES)
+	@env -u PREFECT_API_URL PYTHONPATH=. $(BIN)/python -m benchmarks $(SIZES)
 
 peers:
 	@scripts/install-test-peers

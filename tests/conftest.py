@@ -95,7 +95,7 @@ def receiver_port() -> int:
 @pytest.fixture(scope="session")
 def orthanc(tmp_path_factory, receiver_port, corpus_small) -> Iterator[peers.Orthanc]:
     """An Orthanc that holds the small corpus; for tests that do not change it."""
-    with prepared(peers.Orthanc, tmp_path_factory, {peers.US: receiver_port}) as archive:
+    with peers.prepared(peers.Orthanc, tmp_path_factory, {peers.US: receiver_port}) as archive:
         archive.load(corpus_small)
         yield archive
 
@@ -103,7 +103,7 @@ def orthanc(tmp_path_factory, receiver_port, corpus_small) -> Iterator[peers.Ort
 @pytest.fixture(scope="session")
 def dcmqrscp(tmp_path_factory, receiver_port, corpus_small) -> Iterator[peers.Dcmqrscp]:
     """A dcmqrscp that holds what it takes of the small corpus; not to be changed either."""
-    with prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
+    with peers.prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
         archive.load(corpus_small)
         yield archive
 
@@ -111,7 +111,7 @@ def dcmqrscp(tmp_path_factory, receiver_port, corpus_small) -> Iterator[peers.Dc
 @pytest.fixture(scope="session")
 def orthanc_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Orthanc]:
     """An Orthanc that holds the whole corpus; for tests with the marker ``full``."""
-    with prepared(peers.Orthanc, tmp_path_factory, {peers.US: receiver_port}) as archive:
+    with peers.prepared(peers.Orthanc, tmp_path_factory, {peers.US: receiver_port}) as archive:
         archive.load(peers.full_corpus())
         yield archive
 
@@ -119,7 +119,7 @@ def orthanc_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Orth
 @pytest.fixture(scope="session")
 def dcmqrscp_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Dcmqrscp]:
     """A dcmqrscp that holds what it takes of the whole corpus; for the marker ``full``."""
-    with prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
+    with peers.prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
         archive.load(peers.full_corpus())
         yield archive
 
@@ -143,7 +143,7 @@ def new_archive(tmp_path_factory) -> Iterator[Callable[..., peers.Peer]]:
     started: list[peers.Peer] = []
 
     def begin(kind: type[peers.Peer], destinations=None, **settings) -> peers.Peer:
-        archive = prepared(kind, tmp_path_factory, destinations or {}, **settings)
+        archive = peers.prepared(kind, tmp_path_factory, destinations or {}, **settings)
         archive.start()
         started.append(archive)
         return archive
@@ -151,10 +151,3 @@ def new_archive(tmp_path_factory) -> Iterator[Callable[..., peers.Peer]]:
     yield begin
     for archive in started:
         archive.stop()
-
-
-def prepared(kind: type[peers.Peer], factory: pytest.TempPathFactory, destinations, **settings):
-    missing = kind.absent()
-    if missing:
-        pytest.skip(missing)
-    return kind(factory.mktemp(kind.program.lower()), destinations, **settings)

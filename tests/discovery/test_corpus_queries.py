@@ -10,7 +10,6 @@ import csv
 
 import pytest
 import yaml
-from conftest import prepared
 
 from prefect_dicom.cohort.rows import read_cohort
 from prefect_dicom.config.site import Site
@@ -23,6 +22,7 @@ from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
 from tests.support import corpus_oracle, peers
 from tests.support.campaign import subset
+from tests.support.peers import prepared
 
 LIMIT = 4
 TOOK = {"Orthanc": "store_orthanc_1_10_1", "dcmqrscp": "store_dcmqrscp_3_6_7"}

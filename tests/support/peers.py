@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pydicom
+import pytest
 from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.presentation import build_context
@@ -573,3 +574,10 @@ class Inbox:
             self._delay.wait(30)
         self.received.append((str(request.AffectedSOPInstanceUID), request.MoveOriginatorMessageID))
         return self._status
+
+
+def prepared(kind: type[Peer], factory: pytest.TempPathFactory, destinations, **settings):
+    missing = kind.absent()
+    if missing:
+        pytest.skip(missing)
+    return kind(factory.mktemp(kind.program.lower()), destinations, **settings)
