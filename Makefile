@@ -5,6 +5,7 @@ PYTHON ?= python3
 PYTEST ?= -q
 WORKERS ?= 3
 SIZES ?=
+TYPES ?= -p prefect_dicom
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -13,7 +14,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help demo test campaign bench lint layers peers lock clean
+.PHONY: help demo test campaign bench lint site layers types peers lock clean
 
 help:
 	@echo 'make demo    a small PACS, a generated cohort, a local archive: pulled in a minute'
@@ -59,11 +60,19 @@ lint: $(INSTALLED) layers
 	@$(BIN)/ruff format --check --quiet --extend-exclude build,demo . || \
 	    { echo 'Run: $(BIN)/ruff format'; exit 1; }
 
-layers: $(INSTALLED)
+# The package as users have it, where flows and tasks are inside it.
+site: $(INSTALLED)
 	@rm -rf build/lib build/site
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target build/site .
+
+layers: site
 	@cd build/site && PYTHONPATH='$(CURDIR)/build/site' '$(CURDIR)/$(BIN)/lint-imports' \
 	    --config '$(CURDIR)/.importlinter' --no-cache > ../layers.txt || { cat ../layers.txt; exit 1; }
+
+# TYPES takes names: make types TYPES='-p prefect_dicom.ledger'
+types: site
+	@cd build/site && MYPYPATH=. '$(CURDIR)/$(BIN)/mypy' --config-file '$(CURDIR)/pyproject.toml' \
+	    --cache-dir '$(CURDIR)/.mypy_cache' $(TYPES)
 
 lock:
 	@scripts/make-lock '$(PYTHON)'

@@ -25,7 +25,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
         [sys.executable, "-m", "benchmarks", "--folder", str(tmp_path)]
         + ["--only", "receive", "nagle", "get", "--rounds", "1", "--ct", "2", "--small", "3"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
