@@ -226,7 +226,7 @@ def measure(ledger: Ledger, studies: int, rounds: int, of_server: Callable[[], f
             timed(name, lambda n, size=size: _live(ledger, run, n, size), 4 * rounds)
         timed("live_claims", lambda _: ledger.live_claims())
         timed("runs_under_way", lambda _: ledger.runs_under_way(1))
-        timed("told", lambda _: ledger.told(run))
+        timed("requested state", lambda _: ledger.requested_state(run))
         timed("release, a chunk of 20", lambda n: ledger.release(claims[n]))
         timed("rows_to_discover, none left", lambda _: ledger.rows_to_discover(1))
         timed("sample", lambda _: ledger.sample(1, run))

@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import Pause
 from prefect.states import Cancelled, Completed, State
 
-from prefect_dicom.core.model import Wish
+from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Totals
 from prefect_dicom.report import in_words, unarchived_rows
 from prefect_dicom.run.planning import Plan
@@ -33,23 +33,23 @@ class Hearing:
     """What the state of a flow run says is wanted of it."""
 
     def __init__(self) -> None:
-        self.wish = Wish.GO_ON
+        self.wish = RequestedState.RUNNING
         self.suspended: State | None = None
         """The state in which Prefect keeps the run until it starts it again."""
 
     def hear(self, state: State | None) -> None:
         """Take note of a state. Who was told to end is not told otherwise."""
-        if state is None or self.wish is Wish.CANCEL:
+        if state is None or self.wish is RequestedState.CANCELLED:
             return
         if state.is_cancelling() or state.is_cancelled():
-            self.wish = Wish.CANCEL
+            self.wish = RequestedState.CANCELLED
         elif not state.is_paused():
-            self.wish = Wish.GO_ON
+            self.wish = RequestedState.RUNNING
         elif state.state_details.pause_reschedule:
             self.suspended = state
-            self.wish = Wish.CANCEL
+            self.wish = RequestedState.CANCELLED
         else:
-            self.wish = Wish.PAUSE
+            self.wish = RequestedState.PAUSED
 
 
 @contextlib.contextmanager
@@ -96,6 +96,6 @@ def end_of(plan: Plan, totals: Totals) -> State:
     words = in_words(totals)
     if not unarchived_rows(totals):
         return Completed(message=words)
-    if plan.told() is Wish.CANCEL:
+    if plan.told() is RequestedState.CANCELLED:
         return Cancelled(message=f"{words}; a rerun goes on from here")
     return Completed(name="Partial", message="; ".join(filter(None, (words, plan.waits()))))

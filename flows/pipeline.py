@@ -11,7 +11,7 @@ from functools import partial
 from prefect import get_run_logger
 
 from prefect_dicom.core.errors import PrefectDicomError
-from prefect_dicom.core.model import Wish
+from prefect_dicom.core.model import RequestedState
 from prefect_dicom.flows.chunks import error_of, pull_in_chunks
 from prefect_dicom.flows.hearing import hearing_of_prefect
 from prefect_dicom.flows.shares import share_of_the_nodes
@@ -62,7 +62,7 @@ def run_pipeline(pull: Pull) -> Totals:
             trouble = passes.run()
         totals = pull.ledger.totals(pull.cohort.number)
         progress.show(lambda: totals, pull.waits(), now=True)
-        if pull.told() is Wish.CANCEL:
+        if pull.told() is RequestedState.CANCELLED:
             return totals
         pull.tell_of_the_end(trouble, totals)
         folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)

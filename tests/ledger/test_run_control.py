@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from prefect_dicom.core.model import CohortRow, Wish
+from prefect_dicom.core.model import CohortRow, RequestedState
 from prefect_dicom.ledger import Ledger
 from tests.support.postgres import ledger_url
 
@@ -38,7 +38,7 @@ def test_a_cohort_that_nobody_has_touched_is_to_go_on(ledger, cohort):
     known = ledger.cohort(str(cohort))
     assert (known.paused, known.priority) == (False, 0)
     with ledger.run("pull", cohort) as run:
-        assert ledger.told(run) is Wish.GO_ON
+        assert ledger.requested_state(run) is RequestedState.RUNNING
 
 
 def test_a_pause_holds_for_all_runs_of_the_cohort_and_those_to_come_until_it_is_resumed(
@@ -47,13 +47,13 @@ def test_a_pause_holds_for_all_runs_of_the_cohort_and_those_to_come_until_it_is_
     with ledger.run("pull", cohort) as run, ledger.run("pull", other_cohort) as other:
         with Ledger.open(url) as somewhere_else:
             somewhere_else.pause(cohort)
-        assert ledger.told(run) is Wish.PAUSE
-        assert ledger.told(other) is Wish.GO_ON
+        assert ledger.requested_state(run) is RequestedState.PAUSED
+        assert ledger.requested_state(other) is RequestedState.RUNNING
     assert ledger.cohort(str(cohort)).paused
     with ledger.run("rerun", cohort) as later:
-        assert ledger.told(later) is Wish.PAUSE
+        assert ledger.requested_state(later) is RequestedState.PAUSED
         ledger.resume(cohort)
-        assert ledger.told(later) is Wish.GO_ON
+        assert ledger.requested_state(later) is RequestedState.RUNNING
 
 
 def test_a_cancellation_is_for_the_runs_that_are_under_way(ledger, url, cohort, other_cohort):
@@ -64,10 +64,10 @@ def test_a_cancellation_is_for_the_runs_that_are_under_way(ledger, url, cohort, 
     ):
         with Ledger.open(url) as somewhere_else:
             assert somewhere_else.cancel(cohort) == [run.number, second.number]
-        assert {ledger.told(run), ledger.told(second)} == {Wish.CANCEL}
-        assert ledger.told(other) is Wish.GO_ON
+        assert {ledger.requested_state(run), ledger.told(second)} == {RequestedState.CANCELLED}
+        assert ledger.requested_state(other) is RequestedState.RUNNING
         with ledger.run("rerun", cohort) as later:
-            assert ledger.told(later) is Wish.GO_ON
+            assert ledger.requested_state(later) is RequestedState.RUNNING
     assert ledger.cancel(cohort) == []
 
 
@@ -75,14 +75,14 @@ def test_who_is_told_to_end_does_not_wait_to_be_resumed(ledger, cohort):
     with ledger.run("pull", cohort) as run:
         ledger.pause(cohort)
         ledger.cancel(cohort)
-        assert ledger.told(run) is Wish.CANCEL
+        assert ledger.requested_state(run) is RequestedState.CANCELLED
 
 
 def test_a_run_about_no_cohort_is_not_told_anything(ledger, cohort):
     with ledger.run("doctor") as run:
         ledger.pause(cohort)
         assert ledger.cancel(cohort) == []
-        assert ledger.told(run) is Wish.GO_ON
+        assert ledger.requested_state(run) is RequestedState.RUNNING
 
 
 def test_the_runs_under_way_are_those_that_live(ledger, url, cohort):

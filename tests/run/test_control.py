@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import pytest
 
 from prefect_dicom.core.errors import Interrupted
-from prefect_dicom.core.model import Wish
+from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Cohort
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
@@ -156,22 +156,30 @@ def working(place: Place) -> Iterator[list[BaseException]]:
         assert not thread.is_alive()
 
 
-MATRIX = list(itertools.product(MOMENTS, ("c-move", "c-get"), (Wish.PAUSE, Wish.CANCEL)))
+MATRIX = list(
+    itertools.product(
+        MOMENTS, ("c-move", "c-get"), (RequestedState.PAUSED, RequestedState.CANCELLED)
+    )
+)
 ALWAYS = [
-    (BY_NAME["objects come slowly, and a C-CANCEL stops nothing"], "c-move", Wish.CANCEL),
+    (
+        BY_NAME["objects come slowly, and a C-CANCEL stops nothing"],
+        "c-move",
+        RequestedState.CANCELLED,
+    ),
 ]
 
 
 @pytest.mark.campaign("operations")
 @pytest.mark.parametrize("case", subset(MATRIX, ALWAYS), ids=lambda case: ", ".join(map(str, case)))
 def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case, record_property):
-    moment, retrieve, wish = case
+    moment, retrieve, requested = case
     objects = tiny_objects(STUDIES, instances=INSTANCES)
     with around(objects, script=moment.script(), retrieve=retrieve) as place:
         with working(place) as ended_with, place.ledger() as ledger:
             until(lambda: moment.is_there(place), moment.name)
             began = time.monotonic()
-            ledger.pause(1) if wish is Wish.PAUSE else ledger.cancel(1)
+            ledger.pause(1) if requested is RequestedState.PAUSED else ledger.cancel(1)
         ended = time.monotonic()
         assert [type(error) for error in ended_with] == [Interrupted]
         record_property("ended_after", round(ended - began, 1))
@@ -187,8 +195,10 @@ def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case, reco
 
 
 @pytest.mark.campaign("operations")
-@pytest.mark.parametrize("wish", subset([Wish.PAUSE, Wish.CANCEL], 0), ids=str)
-def test_an_archive_that_is_overloaded_keeps_nobody_waiting(around, monkeypatch, wish):
+@pytest.mark.parametrize(
+    "requested", subset([RequestedState.PAUSED, RequestedState.CANCELLED], 0), ids=str
+)
+def test_an_archive_that_is_overloaded_keeps_nobody_waiting(around, monkeypatch, requested):
     objects = list(tiny_objects(STUDIES, instances=INSTANCES))
     with S3Server() as bucket:
         credentials(bucket, monkeypatch)
@@ -197,7 +207,7 @@ def test_an_archive_that_is_overloaded_keeps_nobody_waiting(around, monkeypatch,
             with working(place) as ended_with, place.ledger() as ledger:
                 until(lambda: bucket.requests["PutObject"] > 10, "objects are refused")
                 began = time.monotonic()
-                ledger.pause(1) if wish is Wish.PAUSE else ledger.cancel(1)
+                ledger.pause(1) if requested is RequestedState.PAUSED else ledger.cancel(1)
             assert [type(error) for error in ended_with] == [Interrupted]
             assert time.monotonic() - began < PROMISED_SECONDS
             place.audit()

@@ -94,14 +94,14 @@ class Level(StrEnum):
     """The bytes themselves."""
 
 
-class Wish(StrEnum):
-    """What people want of the runs of a cohort; each outweighs those before it."""
+class RequestedState(StrEnum):
+    """The state that people request of the runs of a cohort; later members outrank earlier ones."""
 
-    GO_ON = "go-on"
-    PAUSE = "pause"
-    """Ask for nothing until told to go on."""
-    CANCEL = "cancel"
-    """End now, for a rerun to go on from."""
+    RUNNING = "running"
+    PAUSED = "paused"
+    """Send no request until the cohort is resumed."""
+    CANCELLED = "cancelled"
+    """End now; a rerun continues from there."""
 
 
 class InformationModel(StrEnum):

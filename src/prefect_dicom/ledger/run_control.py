@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import and_, select, update
 
-from prefect_dicom.core.model import Wish
+from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger.claims import Claiming, utc_now
 from prefect_dicom.ledger.errors import without_database_errors
 from prefect_dicom.ledger.records import LivingRun, Run
@@ -55,8 +55,8 @@ class Wishing(Claiming):
             )
 
     @without_database_errors
-    def told(self, run: Run) -> Wish:
-        """What is wanted of a run."""
+    def requested_state(self, run: Run) -> RequestedState:
+        """The state that people have requested of a run."""
         with self._read() as connection:
             row = connection.execute(
                 select(runs.c.cancelled, cohorts.c.paused)
@@ -64,8 +64,14 @@ class Wishing(Claiming):
                 .where(runs.c.number == run.number)
             ).first()
         if row is None:
-            return Wish.GO_ON
-        return Wish.CANCEL if row.cancelled else Wish.PAUSE if row.paused else Wish.GO_ON
+            return RequestedState.RUNNING
+        return (
+            RequestedState.CANCELLED
+            if row.cancelled
+            else RequestedState.PAUSED
+            if row.paused
+            else RequestedState.RUNNING
+        )
 
     @without_database_errors
     def waits_in_place(self, run: Run, waits: bool) -> None:

@@ -24,7 +24,7 @@ from prefect_dicom.core.errors import (
     WindowClosed,
     passes_by_itself,
 )
-from prefect_dicom.core.model import Verdict, Wish
+from prefect_dicom.core.model import RequestedState, Verdict
 from prefect_dicom.ledger import Totals
 from prefect_dicom.run.planning import Plan
 from prefect_dicom.run.steps import Pull
@@ -60,7 +60,7 @@ class Passes:
         A run that begins while its cohort is paused ends at once: those that a schedule begins
         do not pile up. One that was under way waits.
         """
-        if self.plan.told() is Wish.PAUSE:
+        if self.plan.told() is RequestedState.PAUSED:
             return Interrupted()
         while True:
             trouble = self._until_told()

@@ -43,10 +43,10 @@ from prefect_dicom.core.model import (
     WHOLE,
     CohortRow,
     Disposition,
+    RequestedState,
     Selection,
     StudyState,
     Verdict,
-    Wish,
 )
 from prefect_dicom.core.reasons import OF_ONE_REQUEST, REASONS, reason_for
 from prefect_dicom.discovery.failover import Answer, settles, together
@@ -103,7 +103,7 @@ class Plan:
     """What the cohort wants of what its rows find."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set where this process is to end the run."""
-    hears: Callable[[], Wish] = lambda: Wish.GO_ON
+    hears: Callable[[], RequestedState] = lambda: RequestedState.RUNNING
     """What is wanted of it by others than the ledger's people: in Prefect's UI."""
     clock_time: Clock = field(default_factory=Clock)
     """What time it is, and how the run waits."""
@@ -124,7 +124,7 @@ class Plan:
     """When the next sample of the cohort is due."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _hearing: threading.Lock = field(default_factory=threading.Lock)
-    _heard: Wish = Wish.GO_ON
+    _heard: RequestedState = RequestedState.RUNNING
     _listen_at: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -439,9 +439,9 @@ class Plan:
     def waits(self) -> str:
         """What the run waits for, or asks less for, in words for people; empty where nothing."""
         words = []
-        if self.told() is Wish.PAUSE:
+        if self.told() is RequestedState.PAUSED:
             how = "it is resumed in Prefect"
-            if self._heard is Wish.PAUSE:
+            if self._heard is RequestedState.PAUSED:
                 how = f"`prefect-dicom resume {self.cohort.number}`"
             words.append(f"paused, until {how}")
         for node in self.clocks() or [self.cohort.node]:
@@ -597,21 +597,21 @@ class Plan:
             "uid_lists_above": not requestor.answers_lists,
         }
 
-    def told(self) -> Wish:
+    def told(self) -> RequestedState:
         """What people want of this run; looked up once a second at most, whoever asks."""
         with self._hearing:
             if self.stop.is_set():
-                return Wish.CANCEL
+                return RequestedState.CANCELLED
             if time.monotonic() >= self._listen_at:
                 # A ledger that is away fails what has to be written to it; nothing is heard of it.
                 with contextlib.suppress(LedgerError):
-                    self._heard = self.ledger.told(self.run)
+                    self._heard = self.ledger.requested_state(self.run)
                 self._listen_at = time.monotonic() + _LOOK_SECONDS
-            return max(self._heard, self.hears(), key=list(Wish).index)
+            return max(self._heard, self.hears(), key=list(RequestedState).index)
 
     def is_stopping(self) -> bool:
         """Whether nothing new is to be begun: the run is to end, or to wait."""
-        return self.told() is not Wish.GO_ON
+        return self.told() is not RequestedState.RUNNING
 
     def rest(self, seconds: float) -> bool:
         """Wait so long; False, and earlier, where something else is wanted of the run."""
@@ -638,14 +638,14 @@ class Plan:
         look : callable
             Called every second.
         """
-        if self.told() is Wish.PAUSE:
+        if self.told() is RequestedState.PAUSED:
             self.close_requestors()
             self.ledger.waits_in_place(self.run, True)
-            while self.told() is Wish.PAUSE:
+            while self.told() is RequestedState.PAUSED:
                 look()
                 self.stop.wait(_LOOK_SECONDS)
             self.ledger.waits_in_place(self.run, False)
-        return self.told() is Wish.GO_ON
+        return self.told() is RequestedState.RUNNING
 
     def _check_stop(self) -> None:
         if self.is_stopping():
