@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import threading
 import time
@@ -182,6 +183,9 @@ def counting_shown(console: Console) -> Iterator[Callable[[str], None]]:
 @contextlib.contextmanager
 def progress_shown(console: Console, site: Site, cohort: Cohort) -> Iterator[None]:
     """While the block runs, show how far the cohort is."""
+    # Prefect imports it, meanwhile and in another thread. From its first to its last line
+    # SQLAlchemy fails at every comparison with a value: `inspect()` looks up what is not there yet.
+    importlib.import_module("sqlalchemy.orm")
     done = threading.Event()
     show = _show_live if console.is_terminal else _show_lines
     watcher = threading.Thread(target=show, args=(console, site, cohort, done), daemon=True)
