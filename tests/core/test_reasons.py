@@ -29,8 +29,7 @@ from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.ledger.errors import without_database_errors
 from prefect_dicom.network.association_errors import aborted, rejected, unconnected
-from prefect_dicom.network.status import reason_for_status
-from prefect_dicom.network.storage_scp.transfer import Status
+from prefect_dicom.network.status import StorageStatus, reason_for_status
 
 # ---------------------------------------------------------------------------------- DIMSE statuses
 
@@ -133,7 +132,7 @@ def test_a_status_nobody_has_named_is_a_failure_that_may_pass(service):
 
 
 def test_what_the_receiver_answers_are_statuses_of_the_storage_service():
-    assert {int(status) for status in Status} <= tables.STORAGE_SERVICE_CLASS_STATUS.keys()
+    assert {int(status) for status in StorageStatus} <= tables.STORAGE_SERVICE_CLASS_STATUS.keys()
 
 
 # ------------------------------------------------------------------------- A-ASSOCIATE-RJ, A-ABORT

@@ -23,8 +23,8 @@ from prefect_dicom.config.site import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.network import get
+from prefect_dicom.network.dimse import Element, write_command
 from prefect_dicom.network.get import c_get, pack_contexts
-from prefect_dicom.network.storage_scp.transfer import Element, write_command
 from tests.support.peers import Dcmqrscp, Orthanc, free_port
 from tests.support.wire import (
     CT,

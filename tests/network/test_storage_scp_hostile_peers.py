@@ -29,9 +29,9 @@ import pytest
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.model import StoreRequest, Verdict
 from prefect_dicom.dicom.part10 import file_meta
+from prefect_dicom.network.dimse import Element, write_command
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.network.storage_scp.client import assignment_of
-from prefect_dicom.network.storage_scp.transfer import Element, write_command
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.objects import StoredObject, decoded, encoded
 from prefect_dicom.testing.sending import StoreAssociation, context_key

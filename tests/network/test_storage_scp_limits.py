@@ -22,9 +22,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 
 from prefect_dicom.core.errors import ReceiverError
+from prefect_dicom.network.dimse import Element, write_command
 from prefect_dicom.network.storage_scp.pending import Lobby, Said
 from prefect_dicom.network.storage_scp.server import Happening, StorageScp
-from prefect_dicom.network.storage_scp.transfer import Bounds, Element, Ending, write_command
+from prefect_dicom.network.storage_scp.transfer import Bounds, Ending
 from tests.support.peers import free_port
 from tests.support.wire import (
     CT,

@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_AC
 
-from prefect_dicom.network.storage_scp.transfer import (
-    Bounds,
-    Element,
-    Ending,
-    Violation,
-    message_pdus,
-    read_command,
-    unsigned_short,
-    write_command,
-)
+from prefect_dicom.network.dimse import Element, read_command, unsigned_short, write_command
+from prefect_dicom.network.storage_scp.transfer import Bounds, Ending
+from prefect_dicom.network.upper_layer.pdu import ProtocolError, message_pdus
 from tests.support.wire import (
     CT,
     EXPLICIT,
@@ -278,8 +271,8 @@ def test_answers_are_cut_to_the_pdu_length_of_the_peer(longest):
 
 
 @given(st.binary(max_size=200))
-def test_reading_a_command_set_never_raises_but_for_a_violation(data):
-    with contextlib.suppress(Violation):
+def test_reading_a_command_set_never_raises_but_for_a_protocol_error(data):
+    with contextlib.suppress(ProtocolError):
         read_command(data)
 
 

@@ -26,7 +26,7 @@ from prefect_dicom.core.model import Verdict
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.network.storage_scp import ReceiverLease
-from prefect_dicom.network.storage_scp.transfer import Pdu
+from prefect_dicom.network.upper_layer.pdu import Pdu
 from prefect_dicom.report import write_reports
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing import KNOBS, Behaviour, StoredObject, tiny_objects

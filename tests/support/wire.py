@@ -29,21 +29,17 @@ from pynetdicom.presentation import build_context
 
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.model import StoreRequest
-from prefect_dicom.network.storage_scp.transfer import (
-    Bounds,
-    Context,
+from prefect_dicom.network.dimse import (
     Element,
     Elements,
-    End,
-    Pdu,
-    Peers,
-    Stream,
-    Transfer,
-    message_pdus,
     read_command,
     unsigned_short,
     write_command,
 )
+from prefect_dicom.network.storage_scp.transfer import Bounds, End, Peers, Transfer
+from prefect_dicom.network.upper_layer.negotiation import Context
+from prefect_dicom.network.upper_layer.pdu import Pdu, message_pdus
+from prefect_dicom.network.upper_layer.stream import Stream
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 VERIFICATION = "1.2.840.10008.1.1"

@@ -43,15 +43,10 @@ from prefect_dicom.core.errors import Interrupted, PacsError
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.network.association_errors import aborted, rejected, unconnected
+from prefect_dicom.network.dimse import Element, read_command, unsigned_short
 from prefect_dicom.network.logging import quiet_pynetdicom
 from prefect_dicom.network.status import PENDING
-from prefect_dicom.network.storage_scp.transfer import (
-    Element,
-    Violation,
-    abort_pdu,
-    read_command,
-    unsigned_short,
-)
+from prefect_dicom.network.upper_layer.pdu import ProtocolError, abort_pdu
 from prefect_dicom.network.upper_layer.sockets import acknowledge, prepare
 
 Message = C_ECHO | C_FIND | C_MOVE
@@ -143,7 +138,7 @@ class _Messages(DIMSEServiceProvider):
             for _, data in primitive.presentation_data_value_list:
                 self._check(data[0], data[1:])
             super().receive_primitive(primitive)
-        except Violation as fault:
+        except ProtocolError as fault:
             self._wire.give_up(self.assoc, fault.detail)
         except Exception as error:
             # It decodes what a stranger has sent.
@@ -153,7 +148,7 @@ class _Messages(DIMSEServiceProvider):
     def _check(self, control: int, fragment: bytes) -> None:
         self._bytes += len(fragment)
         if self._bytes > _LONGEST_MESSAGE_BYTES:
-            raise Violation(Violation.INVALID_PARAMETER, "a message without end")
+            raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message without end")
         if control & _COMMAND_FRAGMENT:
             self._command += fragment
         if control & _LAST_FRAGMENT:
@@ -162,7 +157,9 @@ class _Messages(DIMSEServiceProvider):
                 command = unsigned_short(read_command(self._command), Element.COMMAND_FIELD)
                 self._command.clear()
                 if command not in _RESPONSES:
-                    raise Violation(Violation.UNEXPECTED_PDU, "a message that is no response")
+                    raise ProtocolError(
+                        ProtocolError.UNEXPECTED_PDU, "a message that is no response"
+                    )
 
 
 class _Wire:
@@ -194,7 +191,7 @@ class _Wire:
         self.ended = True
         connection = association.dul.socket
         with contextlib.suppress(OSError):
-            connection.socket.sendall(abort_pdu(2, Violation.UNSPECIFIED))
+            connection.socket.sendall(abort_pdu(2, ProtocolError.UNSPECIFIED))
         connection.close()
 
     def _on_open(self, event: evt.Event) -> None:

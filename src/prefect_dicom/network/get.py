@@ -27,37 +27,34 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.network.association_errors import aborted, rejected, unconnected
-from prefect_dicom.network.logging import quiet_pynetdicom
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
-from prefect_dicom.network.storage_scp.transfer import (
-    RELEASE_RQ,
-    Bounds,
+from prefect_dicom.network.dimse import (
     CommandField,
-    Context,
     Element,
     Elements,
-    End,
-    Ending,
-    Intake,
-    Pdu,
-    Peers,
-    Stream,
-    Transfer,
-    Violation,
-    abort_pdu,
-    message_pdus,
     unsigned_short,
     write_command,
 )
+from prefect_dicom.network.logging import quiet_pynetdicom
+from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.storage_scp.transfer import Bounds, End, Ending, Intake, Peers, Transfer
 from prefect_dicom.network.upper_layer.negotiation import (
     ANSWER_BYTES,
     MODEL_CONTEXT_ID,
     STORAGE_CONTEXTS,
+    Context,
     Pair,
     get_request_pdu,
     read_get_answer,
 )
+from prefect_dicom.network.upper_layer.pdu import (
+    RELEASE_RQ,
+    Pdu,
+    ProtocolError,
+    abort_pdu,
+    message_pdus,
+)
 from prefect_dicom.network.upper_layer.sockets import prepare
+from prefect_dicom.network.upper_layer.stream import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +217,7 @@ def _associate(
     answer = accepted_by(connection, node, request)
     try:
         model_result, accepted, peer_pdu_bytes = read_get_answer(answer, contexts)
-    except Violation as fault:
+    except ProtocolError as fault:
         _abort(connection)
         raise PacsError("answer-unusable", fault.detail) from None
     if model_result != 0:
@@ -297,9 +294,11 @@ class _Request:
     def _respond(self, elements: Elements, identifier: bytes) -> bool:
         status = unsigned_short(elements, Element.STATUS)
         if unsigned_short(elements, Element.COMMAND_FIELD) != CommandField.C_GET_RSP:
-            raise Violation(Violation.UNSPECIFIED, "a response to another request", source=0)
+            raise ProtocolError(
+                ProtocolError.UNSPECIFIED, "a response to another request", source=0
+            )
         if status is None:
-            raise Violation(Violation.UNSPECIFIED, "a response without status", source=0)
+            raise ProtocolError(ProtocolError.UNSPECIFIED, "a response without status", source=0)
         before = self._outcome
 
         def counter(element: Element, last: int | None) -> int | None:
@@ -349,7 +348,7 @@ class _Request:
         if end.ending is Ending.IDLE:
             return "pacs-silent" if self._transfer.messages == 0 else "association-stalled"
         if end.ending is Ending.REFUSED:
-            slow = end.source == 2 and end.reason == Violation.UNSPECIFIED
+            slow = end.source == 2 and end.reason == ProtocolError.UNSPECIFIED
             return "association-stalled" if slow else "answer-unusable"
         return "association-lost"
 

@@ -35,8 +35,8 @@ from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.network.association import Exchange, Requestor
 from prefect_dicom.network.get import accepted_by, connected
 from prefect_dicom.network.status import PENDING, SUCCESS
-from prefect_dicom.network.storage_scp.transfer import RELEASE_RQ, Violation
 from prefect_dicom.network.upper_layer.negotiation import MODEL_CONTEXT_ID, read_answer, request_pdu
+from prefect_dicom.network.upper_layer.pdu import RELEASE_RQ, ProtocolError
 from prefect_dicom.network.upper_layer.sockets import prepare
 
 MODELS: dict[str, dict[InformationModel, str]] = {
@@ -138,7 +138,7 @@ def negotiate(
         prepare(connection)
         try:
             granted = read_answer(accepted_by(connection, node, request))
-        except Violation as fault:
+        except ProtocolError as fault:
             raise PacsError("answer-unusable", fault.detail) from None
         with contextlib.suppress(OSError):
             connection.sendall(RELEASE_RQ)

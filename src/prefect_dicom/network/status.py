@@ -6,9 +6,22 @@ a failure that may pass.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 SUCCESS = 0x0000
 CANCEL = 0xFE00
 PENDING = frozenset({0xFF00, 0xFF01})
+
+
+class StorageStatus(IntEnum):
+    """Statuses that this package answers as a storage SCP, PS3.7 Annex C and PS3.4 B.2.3."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    UNRECOGNISED_OPERATION = 0x0211
+    OUT_OF_RESOURCES = 0xA700
+    CANNOT_UNDERSTAND = 0xC000
+
 
 _ANY = {
     0x0110: "pacs-failure",  # processing failure

@@ -28,27 +28,17 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.network.logging import quiet_pynetdicom
 from prefect_dicom.network.storage_scp.pending import Lobby, Said
-from prefect_dicom.network.storage_scp.transfer import (
-    BUFFER_BYTES,
-    Bounds,
-    End,
-    Ending,
-    Intake,
-    Peers,
-    Stream,
-    Transfer,
-    Violation,
-    abort_pdu,
-)
+from prefect_dicom.network.storage_scp.transfer import Bounds, End, Ending, Intake, Peers, Transfer
 from prefect_dicom.network.upper_layer.negotiation import (
     APPLICATION_CONTEXT,
     MOST_FIRST_BYTES,
     Answer,
     first_bytes,
     read_request,
-    reject_pdu,
 )
+from prefect_dicom.network.upper_layer.pdu import ProtocolError, abort_pdu, reject_pdu
 from prefect_dicom.network.upper_layer.sockets import listening_process, prepare
+from prefect_dicom.network.upper_layer.stream import BUFFER_BYTES, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -419,7 +409,7 @@ class StorageScp:
             request = read_request(stream, deadline)
             rejection = self._rejection(request, connection)
             answer = None if rejection else Answer(request, self._bounds.pdu_bytes)
-        except Violation as fault:
+        except ProtocolError as fault:
             self._send(connection, abort_pdu(fault.source, fault.reason), deadline)
             self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, connection.address))
             return

@@ -21,9 +21,7 @@ from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.metrics import first_object, object_received
 from prefect_dicom.core.model import StoreRequest, StudyReference
 from prefect_dicom.core.uids import normal_uid
-
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
+from prefect_dicom.network.status import StorageStatus
 
 
 @dataclass(slots=True)
@@ -124,11 +122,11 @@ class Intake:
                     first_object(expectation.last_arrival - expectation.began)
         except SpoolFull:
             part.discard()
-            return OUT_OF_RESOURCES
+            return StorageStatus.OUT_OF_RESOURCES
         except OSError as error:
             self.spool.refuse(error)
             part.discard()
-            return OUT_OF_RESOURCES
+            return StorageStatus.OUT_OF_RESOURCES
         except BaseException:
             # Whoever gets the error answers for it, but nobody else knows of the part.
             part.discard()
@@ -136,7 +134,7 @@ class Intake:
         finally:
             self._closed(part)
         object_received(outcome, part.size_bytes, time.monotonic() - part.began)
-        return SUCCESS
+        return StorageStatus.SUCCESS
 
     def abandon(self, part: Part) -> None:
         """The association ended before the object was whole."""

@@ -13,27 +13,42 @@ from __future__ import annotations
 
 import logging
 import math
-import mmap
-import select
-import socket
-import ssl
-import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
-from typing import NamedTuple, Protocol
+from enum import StrEnum
+from typing import Protocol
 
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.model import StoreRequest
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.network.upper_layer.sockets import acknowledge
+from prefect_dicom.network.dimse import (
+    NO_DATA_SET,
+    RESPONSE,
+    CommandField,
+    Element,
+    Elements,
+    read_command,
+    unsigned_short,
+    write_command,
+)
+from prefect_dicom.network.status import StorageStatus
+from prefect_dicom.network.upper_layer.negotiation import Context
+from prefect_dicom.network.upper_layer.pdu import (
+    ANNOUNCED_PDU_BYTES,
+    COMMAND_FRAGMENT,
+    LAST_FRAGMENT,
+    PDV_HEADER,
+    RELEASE_RP,
+    Pdu,
+    ProtocolError,
+    abort_pdu,
+    message_pdus,
+)
+from prefect_dicom.network.upper_layer.stream import Stream
 
 logger = logging.getLogger(__name__)
-
-ANNOUNCED_PDU_BYTES = 256 * 1024
-"""The maximum PDU length we announce. Larger ones were no faster, smaller ones slower."""
 
 # Peers count headers differently when they fill the announced length.
 _PDU_SLACK_BYTES = 4 * 1024
@@ -41,76 +56,8 @@ _UNLIMITED_PDU_BYTES = 64 * 1024 * 1024
 _COMMAND_BYTES = 64 * 1024
 # Of a final response: a list of the UIDs that failed, of all that were asked for at once.
 _IDENTIFIER_BYTES = 1024 * 1024
-BUFFER_BYTES = 1024 * 1024
-"""What is read at once: a CT image in one piece."""
 # Fewer than the kernel takes in one call (IOV_MAX).
 _MOST_FRAGMENTS = 512
-_ATTEND_SECONDS = 1.0
-_LONGEST_WAIT_SECONDS = 3600.0
-
-_PDU_HEADER = struct.Struct(">BxI")
-_PDV_HEADER = struct.Struct(">IBB")
-_ELEMENT_HEADER = struct.Struct("<HHI")
-_UNSIGNED_SHORT = struct.Struct("<H")
-_GROUP_LENGTH = struct.Struct("<HHII")
-
-_COMMAND_FRAGMENT = 0x01
-_LAST_FRAGMENT = 0x02
-_NO_DATA_SET = 0x0101
-_RESPONSE = 0x8000
-_SHORTEST_PDU_TO_SEND = 8
-
-
-class Pdu(IntEnum):
-    """PDU types, PS3.8 9.3.1."""
-
-    ASSOCIATE_RQ = 0x01
-    ASSOCIATE_AC = 0x02
-    ASSOCIATE_RJ = 0x03
-    P_DATA_TF = 0x04
-    RELEASE_RQ = 0x05
-    RELEASE_RP = 0x06
-    ABORT = 0x07
-
-
-class CommandField(IntEnum):
-    """The commands the loop acts on, PS3.7 E.1-1."""
-
-    C_STORE_RQ = 0x0001
-    C_GET_RQ = 0x0010
-    C_GET_RSP = 0x8010
-    C_ECHO_RQ = 0x0030
-    C_CANCEL_RQ = 0x0FFF
-
-
-class Element(IntEnum):
-    """Elements of group 0000 that are read or written here, PS3.7 E.1-1."""
-
-    AFFECTED_SOP_CLASS_UID = 0x0002
-    COMMAND_FIELD = 0x0100
-    MESSAGE_ID = 0x0110
-    MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
-    PRIORITY = 0x0700
-    COMMAND_DATA_SET_TYPE = 0x0800
-    STATUS = 0x0900
-    ERROR_COMMENT = 0x0902
-    AFFECTED_SOP_INSTANCE_UID = 0x1000
-    REMAINING_SUBOPERATIONS = 0x1020
-    COMPLETED_SUBOPERATIONS = 0x1021
-    FAILED_SUBOPERATIONS = 0x1022
-    WARNING_SUBOPERATIONS = 0x1023
-    MOVE_ORIGINATOR_AE_TITLE = 0x1030
-    MOVE_ORIGINATOR_MESSAGE_ID = 0x1031
-
-
-class Status(IntEnum):
-    """The statuses we answer, PS3.7 Annex C and PS3.4 B.2.3."""
-
-    SUCCESS = 0x0000
-    PROCESSING_FAILURE = 0x0110
-    UNRECOGNISED_OPERATION = 0x0211
-    OUT_OF_RESOURCES = 0xA700
-    CANNOT_UNDERSTAND = 0xC000
 
 
 class Part(Protocol):
@@ -163,13 +110,6 @@ class Bounds:
         return self.pdu_bytes + _PDU_SLACK_BYTES
 
 
-class Context(NamedTuple):
-    """An accepted presentation context."""
-
-    abstract_syntax_uid: str
-    transfer_syntax_uid: str
-
-
 @dataclass(frozen=True, slots=True)
 class Peers:
     """Who talks to whom on an association; goes into every :class:`StoreRequest`."""
@@ -205,24 +145,6 @@ class End:
     detail: str = ""
 
 
-class Violation(Exception):
-    """The peer broke the upper layer protocol or a bound: answer with A-ABORT.
-
-    ``source`` and ``reason`` are those of PS3.8 9.3.8.
-    """
-
-    UNSPECIFIED = 0
-    UNRECOGNISED_PDU = 1
-    UNEXPECTED_PDU = 2
-    INVALID_PARAMETER = 6
-
-    def __init__(self, reason: int, detail: str, source: int = 2) -> None:
-        super().__init__(detail)
-        self.source = source
-        self.reason = reason
-        self.detail = detail
-
-
 class _Left(Exception):
     """Raised inside the loop where the conversation is over."""
 
@@ -231,227 +153,8 @@ class _Left(Exception):
         self.end = end
 
 
-Elements = dict[int, bytes]
-
 ResponseHandler = Callable[[Elements, bytes], bool]
 """Gets the elements of a response and its identifier; True when it was the last response."""
-
-
-def read_command(data: bytes | bytearray) -> Elements:
-    """The elements of a command set, PS3.7 6.3.1: implicit VR little endian, group 0000.
-
-    Parameters
-    ----------
-    data : bytes
-        A whole command set.
-
-    Returns
-    -------
-    dict of int to bytes
-        Values by element number.
-
-    Raises
-    ------
-    Violation
-        It is not a command set.
-    """
-    elements: Elements = {}
-    data = bytes(data)
-    offset, size = 0, len(data)
-    while offset < size:
-        if size - offset < 8:
-            raise Violation(Violation.INVALID_PARAMETER, "a command set ends within an element")
-        group, element, length = _ELEMENT_HEADER.unpack_from(data, offset)
-        offset += 8
-        if group or length > size - offset:
-            raise Violation(Violation.INVALID_PARAMETER, "not a command set")
-        elements[element] = data[offset : offset + length]
-        offset += length
-    return elements
-
-
-def write_command(elements: Mapping[int, bytes | int]) -> bytes:
-    """A command set with its group length; integers are written as US.
-
-    Values of odd length are padded with NUL, which is right for UIDs (PS3.5 9.1).
-    """
-    body = bytearray()
-    for element in sorted(elements):
-        value = elements[element]
-        if isinstance(value, int):
-            value = _UNSIGNED_SHORT.pack(value)
-        elif len(value) % 2:
-            value += b"\0"
-        body += _ELEMENT_HEADER.pack(0, element, len(value)) + value
-    return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
-
-
-def unsigned_short(elements: Elements, element: int) -> int | None:
-    """A US value of a command set, or None where it is absent or too short."""
-    value = elements.get(element)
-    return None if value is None or len(value) < 2 else _UNSIGNED_SHORT.unpack_from(value)[0]
-
-
-def message_pdus(
-    context_id: int, command: bytes, data_set: bytes | None, longest_pdu_bytes: int
-) -> bytes:
-    """A message as P-DATA-TF PDUs of one PDV each, no longer than the peer takes (0: any).
-
-    Fragments have an even length, PS3.8 Annex E.2.
-    """
-    if longest_pdu_bytes:
-        size = (max(longest_pdu_bytes, _SHORTEST_PDU_TO_SEND) - 6) // 2 * 2
-    else:
-        size = ANNOUNCED_PDU_BYTES
-    pdus = bytearray()
-    for data, kind in ((command, _COMMAND_FRAGMENT), (data_set, 0)):
-        if data is None:
-            continue
-        for start in range(0, max(len(data), 1), size):
-            fragment = data[start : start + size]
-            control = kind | (_LAST_FRAGMENT if start + size >= len(data) else 0)
-            pdus += _PDU_HEADER.pack(Pdu.P_DATA_TF, len(fragment) + 6)
-            pdus += _PDV_HEADER.pack(len(fragment) + 2, context_id, control) + fragment
-    return bytes(pdus)
-
-
-def abort_pdu(source: int, reason: int) -> bytes:
-    """An A-ABORT, PS3.8 9.3.8."""
-    return _PDU_HEADER.pack(Pdu.ABORT, 4) + bytes((0, 0, source, reason))
-
-
-RELEASE_RQ = _PDU_HEADER.pack(Pdu.RELEASE_RQ, 4) + bytes(4)
-RELEASE_RP = _PDU_HEADER.pack(Pdu.RELEASE_RP, 4) + bytes(4)
-
-
-class Stream:
-    """Reads PDUs from a socket into one buffer, under deadlines.
-
-    A deadline is a point of time and not a time-out of one read: a byte now and then does not
-    move it.
-
-    Parameters
-    ----------
-    connection : socket.socket
-        Connected; it becomes non-blocking.
-    attend : callable, optional
-        Called about once a second while waiting for the peer, in the middle of a message too.
-    """
-
-    def __init__(
-        self,
-        connection: socket.socket,
-        *,
-        attend: Callable[[], None] | None = None,
-        buffer_bytes: int = BUFFER_BYTES,
-    ) -> None:
-        self.connection = connection
-        self.attend = attend
-        self.before_filling: Callable[[], None] | None = None
-        """Called before bytes of the buffer are overwritten or moved."""
-        self._poll = select.poll()
-        self._attended_at = time.monotonic()
-        # Pages nobody has written to are no memory yet, and all go back to the system at the end:
-        # a peer that connects and says nothing costs nothing.
-        self.buffer = mmap.mmap(-1, buffer_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.view = memoryview(self.buffer)
-        self.start = 0
-        self.end = 0
-
-    def fill(self, deadline: float) -> None:
-        """Read at least one byte behind those that are there.
-
-        Raises
-        ------
-        TimeoutError
-            The deadline (of ``time.monotonic``) passed.
-        ConnectionError
-            The peer closed.
-        """
-        if self.before_filling is not None:
-            self.before_filling()
-        rest = self.end - self.start
-        # Only the beginning of a header is ever left over, so this moves a few bytes.
-        if rest:
-            self.view[:rest] = self.view[self.start : self.end]
-        self.start, self.end = 0, rest
-        target = self.view[rest:]
-        while True:
-            try:
-                count = self._receive(target)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                # Only before a wait: a peer with data under way needs no extra ACK.
-                acknowledge(self.connection)
-                self._wait(select.POLLIN, deadline)
-                continue
-            except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT, deadline)
-                continue
-            if not count:
-                raise ConnectionAbortedError
-            self.end += count
-            return
-
-    def send(self, data: bytes, deadline: float) -> None:
-        """Write all of it. Raises as :meth:`fill` does."""
-        connection = self.connection
-        if connection.gettimeout() != 0:
-            connection.setblocking(False)
-        sent = 0
-        while sent < len(data):
-            try:
-                sent += connection.send(data[sent:] if sent else data)
-            except (BlockingIOError, ssl.SSLWantWriteError):
-                self._wait(select.POLLOUT, deadline, attending=False)
-            except ssl.SSLWantReadError:
-                self._wait(select.POLLIN, deadline, attending=False)
-
-    def _receive(self, target: memoryview) -> int:
-        # Others set time-outs for what they send; with one, each read is two calls of the kernel.
-        connection = self.connection
-        if connection.gettimeout() != 0:
-            connection.setblocking(False)
-        return connection.recv_into(target)
-
-    def _wait(self, event: int, deadline: float, *, attending: bool = True) -> None:
-        """Wait until the socket can be read (or written)."""
-        attending = attending and self.attend is not None
-        longest = _ATTEND_SECONDS if attending else _LONGEST_WAIT_SECONDS
-        self._poll.register(self.connection, event)
-        while True:
-            now = time.monotonic()
-            remaining = deadline - now
-            if remaining <= 0:
-                raise TimeoutError
-            # Of a large object that comes slowly there is always something to read soon.
-            if attending and now >= self._attended_at + _ATTEND_SECONDS:
-                self._attended_at = now
-                self.attend()
-            if self._poll.poll(math.ceil(min(remaining, longest) * 1000)):
-                return
-
-    def need(self, count: int, deadline: float) -> int:
-        """Have this many bytes (a header) in the buffer; their offset. Moves past them."""
-        while self.end - self.start < count:
-            self.fill(deadline)
-        offset = self.start
-        self.start += count
-        return offset
-
-    def pdu_header(self, deadline: float) -> tuple[int, int]:
-        """Type and length of the next PDU."""
-        return _PDU_HEADER.unpack_from(self.buffer, self.need(6, deadline))
-
-    def take(self, count: int, deadline: float) -> bytes:
-        """The next bytes, copied: for the small PDUs of negotiation and release."""
-        taken = bytearray()
-        while len(taken) < count:
-            if self.start == self.end:
-                self.fill(deadline)
-            stop = min(self.end, self.start + count - len(taken))
-            taken += self.view[self.start : stop]
-            self.start = stop
-        return bytes(taken)
 
 
 class Transfer:
@@ -557,7 +260,7 @@ class Transfer:
             return self._converse()
         except _Left as left:
             end = left.end
-        except Violation as fault:
+        except ProtocolError as fault:
             end = End(Ending.REFUSED, fault.source, fault.reason, fault.detail)
         except OSError as error:
             end = End(Ending.CLOSED, detail=type(error).__name__)
@@ -603,7 +306,9 @@ class Transfer:
                     continue
                 return self._other_pdu(kind, length, deadline)
             except TimeoutError:
-                raise Violation(Violation.UNSPECIFIED, "a PDU or message took too long") from None
+                raise ProtocolError(
+                    ProtocolError.UNSPECIFIED, "a PDU or message took too long"
+                ) from None
 
     def _wait_for_pdu(self) -> None:
         idle_deadline = time.monotonic() + self._idle_seconds
@@ -611,7 +316,7 @@ class Transfer:
             self._stream.fill(min(idle_deadline, self._message_deadline))
         except TimeoutError:
             if self._message_deadline < idle_deadline:
-                raise Violation(Violation.UNSPECIFIED, "a message took too long") from None
+                raise ProtocolError(ProtocolError.UNSPECIFIED, "a message took too long") from None
             raise _Left(End(Ending.IDLE)) from None
         self._idle_seconds = _or_never(self._bounds.idle_seconds)
 
@@ -619,35 +324,39 @@ class Transfer:
         if kind == Pdu.RELEASE_RQ and length == 4:
             self._stream.take(length, deadline)
             if self.busy:
-                raise Violation(Violation.UNEXPECTED_PDU, "released within a message")
+                raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "released within a message")
             self.send(RELEASE_RP)
             return End(Ending.RELEASED)
         if kind == Pdu.ABORT and length == 4:
             _, _, source, reason = self._stream.take(length, deadline)
             return End(Ending.ABORTED, source, reason)
         if kind in Pdu._value2member_map_:
-            raise Violation(Violation.UNEXPECTED_PDU, f"a PDU of type {kind} is not expected")
-        raise Violation(Violation.UNRECOGNISED_PDU, f"a PDU of unknown type {kind}")
+            raise ProtocolError(
+                ProtocolError.UNEXPECTED_PDU, f"a PDU of type {kind} is not expected"
+            )
+        raise ProtocolError(ProtocolError.UNRECOGNISED_PDU, f"a PDU of unknown type {kind}")
 
     def _p_data(self, length: int, deadline: float) -> bool:
         """One P-DATA-TF; True when the response handler has what it waited for."""
         if not 6 <= length <= self._longest_pdu:
-            raise Violation(Violation.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes")
+            raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes")
         stream = self._stream
         view = stream.view
         finished = False
         while length:
             if length < 6:
-                raise Violation(Violation.INVALID_PARAMETER, "a PDU ends within a PDV header")
-            size, context_id, control = _PDV_HEADER.unpack_from(
+                raise ProtocolError(
+                    ProtocolError.INVALID_PARAMETER, "a PDU ends within a PDV header"
+                )
+            size, context_id, control = PDV_HEADER.unpack_from(
                 stream.buffer, stream.need(6, deadline)
             )
             length -= size + 4
             if size < 2 or length < 0:
-                raise Violation(Violation.INVALID_PARAMETER, f"a PDV of {size} bytes")
+                raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a PDV of {size} bytes")
             size -= 2
             # The bits above the two are not tested, PS3.8 E.2.
-            is_command = control & _COMMAND_FRAGMENT
+            is_command = control & COMMAND_FRAGMENT
             self._expect(context_id, is_command)
             while size:
                 if stream.start == stream.end:
@@ -662,7 +371,7 @@ class Transfer:
                     self._take_command(fragment)
                 else:
                     self._take_data(fragment)
-            if control & _LAST_FRAGMENT:
+            if control & LAST_FRAGMENT:
                 finished = self._last_fragment(is_command) or finished
         return finished
 
@@ -672,19 +381,19 @@ class Transfer:
         """Raise unless a PDV of this kind may come on this context now, PS3.8 E.2."""
         if self._context_id is None:
             if context_id not in self._contexts:
-                raise Violation(Violation.INVALID_PARAMETER, "a PDV on an unknown context")
+                raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a PDV on an unknown context")
             if not is_command:
-                raise Violation(Violation.UNEXPECTED_PDU, "a data set without a command")
+                raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "a data set without a command")
             self._context_id = context_id
             self._message_deadline = time.monotonic() + _or_never(self._bounds.message_seconds)
         elif context_id != self._context_id:
-            raise Violation(Violation.INVALID_PARAMETER, "a message on two contexts")
+            raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message on two contexts")
         elif bool(is_command) != (self._elements is None):
-            raise Violation(Violation.UNEXPECTED_PDU, "command and data set out of order")
+            raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "command and data set out of order")
 
     def _take_command(self, fragment: memoryview) -> None:
         if len(self._command) + len(fragment) > _COMMAND_BYTES:
-            raise Violation(Violation.INVALID_PARAMETER, "a command set without end")
+            raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a command set without end")
         self._command += fragment
 
     def _take_data(self, fragment: memoryview) -> None:
@@ -695,7 +404,7 @@ class Transfer:
                 self._write_fragments()
         elif self._identifier is not None:
             if self._data_set_bytes > _IDENTIFIER_BYTES:
-                raise Violation(Violation.INVALID_PARAMETER, "an identifier without end")
+                raise ProtocolError(ProtocolError.INVALID_PARAMETER, "an identifier without end")
             # Nobody reads those of requests we do not serve.
             if self._on_response is not None:
                 self._identifier += fragment
@@ -712,7 +421,7 @@ class Transfer:
         except (SpoolFull, OSError) as error:
             # Swallow the rest: the association stays usable, the peer gets a status.
             logger.error("an object could not be written: %s", type(error).__name__)
-            self._failure = Status.OUT_OF_RESOURCES
+            self._failure = StorageStatus.OUT_OF_RESOURCES
             self._abandon()
 
     def _last_fragment(self, is_command: int) -> bool:
@@ -721,9 +430,11 @@ class Transfer:
             self._command.clear()
             self._elements = elements
             if unsigned_short(elements, Element.COMMAND_FIELD) is None:
-                raise Violation(Violation.INVALID_PARAMETER, "a command set without command")
+                raise ProtocolError(
+                    ProtocolError.INVALID_PARAMETER, "a command set without command"
+                )
             data_set_type = unsigned_short(elements, Element.COMMAND_DATA_SET_TYPE)
-            has_data_set = data_set_type is not None and data_set_type != _NO_DATA_SET
+            has_data_set = data_set_type is not None and data_set_type != NO_DATA_SET
             self._begin_message(elements, has_data_set)
             if has_data_set:
                 return False
@@ -739,17 +450,17 @@ class Transfer:
             self._identifier = bytearray()
             return
         if not has_data_set:
-            self._failure = Status.CANNOT_UNDERSTAND
+            self._failure = StorageStatus.CANNOT_UNDERSTAND
             return
         try:
             self._part = self._intake.begin(self._store_request(elements))
         except (SpoolFull, OSError) as error:
             logger.error("an object could not be taken: %s", type(error).__name__)
-            self._failure = Status.OUT_OF_RESOURCES
+            self._failure = StorageStatus.OUT_OF_RESOURCES
         except Exception as error:
             # No text: it may hold what the peer sent.
             logger.error("the intake failed to begin an object: %s", type(error).__name__)
-            self._failure = Status.PROCESSING_FAILURE
+            self._failure = StorageStatus.PROCESSING_FAILURE
 
     def _finish_message(self, elements: Elements) -> bool:
         """Answer the message that is whole now; True after the last response waited for."""
@@ -758,39 +469,39 @@ class Transfer:
             self._answer(elements, command, self._store())
             reached("store-answered")
         elif command == CommandField.C_ECHO_RQ:
-            self._answer(elements, command, Status.SUCCESS)
-        elif command & _RESPONSE:
+            self._answer(elements, command, StorageStatus.SUCCESS)
+        elif command & RESPONSE:
             if self._on_response is None:
-                raise Violation(Violation.UNSPECIFIED, "a response to no request", source=0)
+                raise ProtocolError(ProtocolError.UNSPECIFIED, "a response to no request", source=0)
             return self._on_response(elements, bytes(self._identifier or b""))
         elif command != CommandField.C_CANCEL_RQ:
-            self._answer(elements, command, Status.UNRECOGNISED_OPERATION)
+            self._answer(elements, command, StorageStatus.UNRECOGNISED_OPERATION)
         return False
 
     def _store(self) -> int:
         self._write_fragments()
         if self._failure is not None or self._part is None:
-            return Status.PROCESSING_FAILURE if self._failure is None else self._failure
+            return StorageStatus.PROCESSING_FAILURE if self._failure is None else self._failure
         part, self._part = self._part, None
         try:
             status = self._intake.complete(part)
         except (SpoolFull, OSError) as error:
             logger.error("an object could not be kept: %s", type(error).__name__)
-            return Status.OUT_OF_RESOURCES
+            return StorageStatus.OUT_OF_RESOURCES
         except Exception as error:
             logger.error("the intake failed to complete an object: %s", type(error).__name__)
-            return Status.PROCESSING_FAILURE
-        if status == Status.SUCCESS:
+            return StorageStatus.PROCESSING_FAILURE
+        if status == StorageStatus.SUCCESS:
             self.objects += 1
             self.size_bytes += self._data_set_bytes
         return status
 
     def _answer(self, elements: Elements, command: int, status: int) -> None:
         answer: dict[int, bytes | int] = {
-            Element.COMMAND_FIELD: command | _RESPONSE,
+            Element.COMMAND_FIELD: command | RESPONSE,
             Element.MESSAGE_ID_BEING_RESPONDED_TO: unsigned_short(elements, Element.MESSAGE_ID)
             or 0,
-            Element.COMMAND_DATA_SET_TYPE: _NO_DATA_SET,
+            Element.COMMAND_DATA_SET_TYPE: NO_DATA_SET,
             Element.STATUS: status,
         }
         for element in (Element.AFFECTED_SOP_CLASS_UID, Element.AFFECTED_SOP_INSTANCE_UID):

@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
@@ -32,13 +33,8 @@ from pynetdicom.service_class import (
 from pynetdicom.sop_class import uid_to_service_class
 
 from prefect_dicom.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from prefect_dicom.network.storage_scp.transfer import (
-    ANNOUNCED_PDU_BYTES,
-    Context,
-    Pdu,
-    Stream,
-    Violation,
-)
+from prefect_dicom.network.upper_layer.pdu import ANNOUNCED_PDU_BYTES, Pdu, ProtocolError
+from prefect_dicom.network.upper_layer.stream import Stream
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _HEADER_BYTES = 6
@@ -82,6 +78,13 @@ _SERVICES = (
 )
 
 
+class Context(NamedTuple):
+    """An accepted presentation context."""
+
+    abstract_syntax_uid: str
+    transfer_syntax_uid: str
+
+
 def first_bytes(said: bytes) -> int:
     """How many bytes of a connection have to be there for :func:`read_request` to decide.
 
@@ -103,7 +106,7 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
 
     Raises
     ------
-    Violation
+    ProtocolError
         Another PDU, or one that cannot be read.
     OSError
         Not DICOM, too slow, or closed.
@@ -114,11 +117,11 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
         # HTTP, TLS on the plain port, a scanner: not worth a word.
         raise ConnectionAbortedError
     if kind != Pdu.ASSOCIATE_RQ:
-        raise Violation(Violation.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
+        raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
     header = stream.take(_HEADER_BYTES, deadline)
     length = int.from_bytes(header[2:], "big")
     if length > _REQUEST_BYTES:
-        raise Violation(Violation.INVALID_PARAMETER, f"an A-ASSOCIATE-RQ of {length} bytes")
+        raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"an A-ASSOCIATE-RQ of {length} bytes")
     body = stream.take(length, deadline)
     _refuse_stuffed(body)
     request = A_ASSOCIATE_RQ()
@@ -127,7 +130,9 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
             request.decode(header + body)
     except Exception:
         # The decoder raises a dozen types for bytes that are no request.
-        raise Violation(Violation.INVALID_PARAMETER, "an unreadable A-ASSOCIATE-RQ") from None
+        raise ProtocolError(
+            ProtocolError.INVALID_PARAMETER, "an unreadable A-ASSOCIATE-RQ"
+        ) from None
     return request
 
 
@@ -148,7 +153,7 @@ def _refuse_stuffed(body: bytes) -> None:
             left -= 1
             contexts -= kind in (0x20, 0x21)
             if left < 0 or contexts < 0 or length > _LONGEST_ITEMS.get(kind, length):
-                raise Violation(Violation.INVALID_PARAMETER, "a stuffed A-ASSOCIATE PDU")
+                raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a stuffed A-ASSOCIATE PDU")
             if kind in _ITEMS_WITHIN:
                 behind.append((at + _ITEMS_WITHIN[kind], min(at + length, end)))
             at += length
@@ -162,11 +167,6 @@ def _in_turn(length: int) -> Iterator[None]:
     else:
         with _long_requests:
             yield
-
-
-def reject_pdu(result: int, source: int, reason: int) -> bytes:
-    """An A-ASSOCIATE-RJ, PS3.8 9.3.4."""
-    return bytes((Pdu.ASSOCIATE_RJ, 0, 0, 0, 0, 4, 0, result, source, reason))
 
 
 def kept_transfer_syntax(proposed: Sequence[str]) -> str:
@@ -191,7 +191,9 @@ class Answer:
                 self._build(request, pdu_bytes)
         except Exception:
             # Values that could be read and still are none, such as an empty UID.
-            raise Violation(Violation.INVALID_PARAMETER, "an unusable A-ASSOCIATE-RQ") from None
+            raise ProtocolError(
+                ProtocolError.INVALID_PARAMETER, "an unusable A-ASSOCIATE-RQ"
+            ) from None
 
     def _build(self, request: A_ASSOCIATE_RQ, pdu_bytes: int) -> None:
         primitive = request.to_primitive()
@@ -345,7 +347,7 @@ def read_answer(pdu: bytes) -> Granted:
 
     Raises
     ------
-    Violation
+    ProtocolError
         It cannot be read.
     """
     _refuse_stuffed(pdu[6:])
@@ -369,7 +371,9 @@ def read_answer(pdu: bytes) -> Granted:
             answer.user_information.maximum_length or 0,
         )
     except Exception:
-        raise Violation(Violation.INVALID_PARAMETER, "the A-ASSOCIATE-AC cannot be read") from None
+        raise ProtocolError(
+            ProtocolError.INVALID_PARAMETER, "the A-ASSOCIATE-AC cannot be read"
+        ) from None
 
 
 def read_get_answer(
@@ -385,7 +389,7 @@ def read_get_answer(
 
     Raises
     ------
-    Violation
+    ProtocolError
         It cannot be read.
     """
     granted = read_answer(pdu)
