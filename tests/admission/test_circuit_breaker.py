@@ -1,4 +1,4 @@
-"""One clock for each PACS node: what fails is waited for by all at once, and halted for all.
+"""One admission per PACS node: all threads wait for a failed node, and a disabled one is left.
 
 Faults of the configuration (AE titles, addresses, permissions) end a run after its first few
 requests, with what to do in the message; what was not asked for stays pending and is not failed.
@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from prefect_dicom.admission.circuit_breaker import JITTER, NodeClock
+from prefect_dicom.admission.circuit_breaker import JITTER, NodeAdmission
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.errors import Interrupted, PacsError, SpoolFull
 from prefect_dicom.core.model import Disposition, InstanceState, StudyState, Verdict
@@ -43,143 +43,147 @@ def time() -> Time:
 
 
 @pytest.fixture
-def clock(time) -> NodeClock:
-    return NodeClock(WAITS, 4, now=time, lot=lambda: 1.0)
+def admission(time) -> NodeAdmission:
+    return NodeAdmission(WAITS, 4, now=time, lot=lambda: 1.0)
 
 
-def fail_until_halted(clock: NodeClock, time: Time, code: str) -> list[float]:
+def fail_until_disabled(admission: NodeAdmission, time: Time, code: str) -> list[float]:
     """What is waited for between the failures."""
     waits = []
     while True:
         asked_at = time()
         time.now += 0.1
-        clock.failed(code, asked_at)
-        if clock.halted:
+        admission.record_failure(code, asked_at)
+        if admission.disabled_for:
             return waits
-        waits.append(clock.seconds_left())
+        waits.append(admission.seconds_left())
         time.now += waits[-1]
 
 
 # --- waiting
 
 
-def test_waits_grow_and_then_it_is_given_up(clock, time):
-    assert fail_until_halted(clock, time, "pacs-refused") == pytest.approx(WAITS)
-    assert clock.halted == "pacs-refused"
+def test_waits_grow_and_then_it_is_given_up(admission, time):
+    assert fail_until_disabled(admission, time, "pacs-refused") == pytest.approx(WAITS)
+    assert admission.disabled_for == "pacs-refused"
 
 
-def test_waits_begin_anew_after_something_has_succeeded(clock, time):
-    clock.failed("pacs-refused", time())
+def test_waits_begin_anew_after_something_has_succeeded(admission, time):
+    admission.record_failure("pacs-refused", time())
     time.now += 30
-    clock.failed("pacs-refused", time())
-    assert clock.seconds_left() == 60
+    admission.record_failure("pacs-refused", time())
+    assert admission.seconds_left() == 60
     time.now += 60
-    clock.succeeded()
-    clock.failed("pacs-refused", time())
-    assert clock.seconds_left() == 30
+    admission.record_success()
+    admission.record_failure("pacs-refused", time())
+    assert admission.seconds_left() == 30
 
 
 def test_a_wait_is_longer_or_shorter_by_lot(time):
     seen = set()
     for _ in range(200):
-        clock = NodeClock((100,), 1, now=time)
-        clock.failed("pacs-refused", time())
-        seen.add(round(clock.seconds_left()))
+        admission = NodeAdmission((100,), 1, now=time)
+        admission.record_failure("pacs-refused", time())
+        seen.add(round(admission.seconds_left()))
     assert min(seen) >= 100 * (1 - JITTER) and max(seen) <= 100 * (1 + JITTER)
     assert len(seen) > 20
 
 
-def test_what_was_asked_before_a_failure_failed_with_it_and_counts_once(clock, time):
+def test_what_was_asked_before_a_failure_failed_with_it_and_counts_once(admission, time):
     asked_at = time()
     time.now += 1
     for _ in range(10):
-        clock.failed("pacs-refused", asked_at)
+        admission.record_failure("pacs-refused", asked_at)
         time.now += 0.5
-    assert clock.halted is None
-    assert clock.seconds_left() == 30 - 5
+    assert admission.disabled_for is None
+    assert admission.seconds_left() == 30 - 5
 
 
-def test_after_a_failure_one_asks_and_then_one_more_at_a_time(clock, time):
-    assert clock.associations == 4
-    clock.failed("pacs-silent", time())
-    widths = [clock.associations]
+def test_after_a_failure_one_asks_and_then_one_more_at_a_time(admission, time):
+    assert admission.associations == 4
+    admission.record_failure("pacs-silent", time())
+    widths = [admission.associations]
     time.now += 30
     for _ in range(4):
-        clock.succeeded()
-        widths.append(clock.associations)
+        admission.record_success()
+        widths.append(admission.associations)
     assert widths == [1, 2, 3, 4, 4]
 
 
-def test_a_pass_over_the_cohort_waits_by_the_same_clock(clock, time):
-    assert clock.rest(1) and clock.seconds_left() == 30 and clock.waiting_for is None
+def test_a_pass_over_the_cohort_waits_by_the_same_clock(admission, time):
+    assert (
+        admission.delay_next_pass(1)
+        and admission.seconds_left() == 30
+        and admission.waiting_for is None
+    )
     time.now += 25
-    clock.failed("pacs-refused", time())
-    assert clock.seconds_left() == 30 and clock.waiting_for == "pacs-refused"
+    admission.record_failure("pacs-refused", time())
+    assert admission.seconds_left() == 30 and admission.waiting_for == "pacs-refused"
     time.now += 30
-    assert clock.seconds_left() == 0 and clock.waiting_for is None
-    assert not clock.rest(len(WAITS) + 1)
+    assert admission.seconds_left() == 0 and admission.waiting_for is None
+    assert not admission.delay_next_pass(len(WAITS) + 1)
 
 
-# --- halting
+# --- disabling
 
 
 @pytest.mark.parametrize(
     "code", sorted(c for c, r in REASONS.items() if r.disposition is Disposition.OPERATOR)
 )
-def test_what_a_person_must_change_halts_at_once(clock, time, code):
+def test_what_a_person_must_change_disables_at_once(admission, time, code):
     patient = {"association-rejected": [30, 60]}
-    assert fail_until_halted(clock, time, code) == pytest.approx(patient.get(code, []))
-    assert clock.halted == code
+    assert fail_until_disabled(admission, time, code) == pytest.approx(patient.get(code, []))
+    assert admission.disabled_for == code
 
 
-def test_a_rejection_without_a_reason_is_tried_twice_more(clock, time):
+def test_a_rejection_without_a_reason_is_tried_twice_more(admission, time):
     code = rejected(1, 1, 1).code
-    assert len(fail_until_halted(clock, time, code)) == 2
+    assert len(fail_until_disabled(admission, time, code)) == 2
 
 
 def test_a_reset_is_a_wrong_port_until_the_node_has_worked(time):
-    fresh, used = (NodeClock(WAITS, 1, now=time) for _ in range(2))
+    fresh, used = (NodeAdmission(WAITS, 1, now=time) for _ in range(2))
     used.succeeded()
-    for clock in (fresh, used):
-        clock.failed("pacs-reset", time())
-    assert (fresh.halted, used.halted) == ("pacs-reset", None)
+    for admission in (fresh, used):
+        admission.record_failure("pacs-reset", time())
+    assert (fresh.disabled_for, used.disabled_for) == ("pacs-reset", None)
 
 
-def test_three_studies_of_which_nothing_comes_halt_a_node_that_never_sent_anything(clock):
+def test_three_studies_of_which_nothing_comes_disable_a_node_that_never_sent_anything(admission):
     for study in (1, 1, 2, 2, 3):
-        assert clock.halted is None
-        clock.sent_nothing(study, "pacs-failure")
-    assert clock.halted == "node-sends-nothing"
+        assert admission.disabled_for is None
+        admission.record_nothing_sent(study, "pacs-failure")
+    assert admission.disabled_for == "node-sends-nothing"
 
 
-def test_what_the_peer_says_of_the_destination_is_kept_when_it_halts(clock):
+def test_what_the_peer_says_of_the_destination_is_kept_when_it_disables(admission):
     for study in (1, 2, 3):
-        clock.sent_nothing(study, "move-destination-failed")
-    assert clock.halted == "move-destination-failed"
+        admission.record_nothing_sent(study, "move-destination-failed")
+    assert admission.disabled_for == "move-destination-failed"
 
 
-def test_a_node_that_has_sent_others_may_have_some_damaged_studies(clock):
-    clock.delivered()
+def test_a_node_that_has_sent_others_may_have_some_damaged_studies(admission):
+    admission.record_delivery()
     for study in range(9):
-        clock.sent_nothing(study, "pacs-failure")
-    assert clock.halted is None
-    clock.delivered()
+        admission.record_nothing_sent(study, "pacs-failure")
+    assert admission.disabled_for is None
+    admission.record_delivery()
     for study in range(9):
-        clock.sent_nothing(study, "pacs-failure")
-    assert clock.halted is None
-    clock.sent_nothing(9, "pacs-failure")
-    assert clock.halted == "node-sends-nothing"
+        admission.record_nothing_sent(study, "pacs-failure")
+    assert admission.disabled_for is None
+    admission.record_nothing_sent(9, "pacs-failure")
+    assert admission.disabled_for == "node-sends-nothing"
 
 
-def test_ten_queries_that_fail_in_a_row_are_the_nodes_and_not_their_own(clock):
+def test_ten_queries_that_fail_in_a_row_are_the_nodes_and_not_their_own(admission):
     for _ in range(9):
-        clock.query_failed()
-    clock.answered()
+        admission.record_failed_query()
+    admission.record_answer()
     for _ in range(9):
-        clock.query_failed()
-    assert clock.halted is None
-    clock.query_failed()
-    assert clock.halted == "requests-keep-failing"
+        admission.record_failed_query()
+    assert admission.disabled_for is None
+    admission.record_failed_query()
+    assert admission.disabled_for == "requests-keep-failing"
 
 
 # --- over real sockets
@@ -199,8 +203,8 @@ def large(around) -> Iterator[Place]:
         yield place
 
 
-def halted(place: Place, caplog) -> PacsError:
-    """Pull until the node is halted, and check what such a run leaves behind."""
+def pull_until_disabled(place: Place, caplog) -> PacsError:
+    """Pull until the node is disabled, and check what such a run leaves behind."""
     with pytest.raises(PacsError) as caught:
         place.pull()
     code = caught.value.code
@@ -210,7 +214,7 @@ def halted(place: Place, caplog) -> PacsError:
     return caught.value
 
 
-HALTS = [
+DISABLES = [
     (Behaviour("move.unknown_destination"), "move-destination-unknown"),
     (Behaviour("move.unknown_destination", status=0xC000), "node-sends-nothing"),
     (Behaviour("move.success_nothing"), "node-sends-nothing"),
@@ -221,12 +225,14 @@ HALTS = [
 ]
 
 
-@pytest.mark.campaign("a node that is halted")
-@pytest.mark.parametrize("halt", subset(HALTS, HALTS[1:2]), ids=repr)
-def test_a_retrieve_that_a_person_must_make_possible_leaves_the_rest_pending(large, caplog, halt):
-    behaviour, code = halt
+@pytest.mark.campaign("a node that is disabled")
+@pytest.mark.parametrize("disabling", subset(DISABLES, DISABLES[1:2]), ids=repr)
+def test_a_retrieve_that_a_person_must_make_possible_leaves_the_rest_pending(
+    large, caplog, disabling
+):
+    behaviour, code = disabling
     large.pacs.script.append(behaviour)
-    assert halted(large, caplog).code == code
+    assert pull_until_disabled(large, caplog).code == code
     assert 0 < large.asked_for("C-MOVE") <= 8
     assert large.totals().rows == {Verdict.PENDING: 200}
     large.pacs.script.clear()
@@ -234,7 +240,7 @@ def test_a_retrieve_that_a_person_must_make_possible_leaves_the_rest_pending(lar
     large.audit()
 
 
-@pytest.mark.campaign("a node that is halted")
+@pytest.mark.campaign("a node that is disabled")
 @pytest.mark.parametrize(
     ("behaviour", "code", "queries"),
     [
@@ -251,7 +257,7 @@ def test_a_query_that_a_person_must_make_possible_leaves_the_rest_pending(
     around, caplog, behaviour, code, queries
 ):
     with around(tiny_objects(15), script=[behaviour]) as place:
-        assert halted(place, caplog).code == code
+        assert pull_until_disabled(place, caplog).code == code
         assert place.asked_for() == queries
         pending = place.totals().rows[Verdict.PENDING]
         assert pending >= 15 - 10
@@ -271,14 +277,14 @@ def test_a_query_that_a_person_must_make_possible_leaves_the_rest_pending(
         ({"host": "no-such-host.invalid"}, "pacs-address"),
     ],
 )
-def test_a_node_with_a_wrong_address_or_title_is_halted_with_all_rows_pending(
+def test_a_node_with_a_wrong_address_or_title_is_disabled_with_all_rows_pending(
     around, caplog, settings, code
 ):
     with around(tiny_objects(40), retrieve="c-get") as place:
         place.change(node=settings)
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: []\n")
-        assert halted(place, caplog).code == code
+        assert pull_until_disabled(place, caplog).code == code
         assert place.totals().rows == {Verdict.PENDING: 40}
         assert place.asked_for() == 0
 
@@ -307,12 +313,12 @@ def test_a_node_that_is_away_is_waited_for_by_all_threads_of_a_run(around):
             for thread in threads:
                 thread.start()
             # None of them finds out for itself: it would be the second failure, and the end.
-            assert pull.clock("pacs").halted is None
+            assert pull.admission("pacs").disabled_for is None
             pull.stop.set()
             for thread in threads:
                 thread.join()
             assert ended == [Interrupted] * 5
-            assert pull.clock("pacs").halted is None
+            assert pull.admission("pacs").disabled_for is None
         assert place.totals().rows == {Verdict.PENDING: 6}
 
 
@@ -323,7 +329,7 @@ def test_a_busy_archive_is_asked_again_when_its_clock_says_so_and_then_for_less(
         place.file.write_text(f"{text}\nretry_after_seconds: [0.05]\n")
         with place.opened() as pull:
             work_through(pull)
-            assert pull.clock("pacs").ceiling == 1
+            assert pull.admission("pacs").ceiling == 1
         assert place.totals().rows == {Verdict.ARCHIVED: 3}
 
 
@@ -334,13 +340,13 @@ def test_a_node_at_its_limit_of_associations_is_asked_for_less_from_then_on(arou
         place.file.write_text(f"{text}\nretry_after_seconds: [0.05]\n")
         with place.opened() as pull:
             pull.discover(2, 4)
-            assert pull.clock("pacs").associations == 2
+            assert pull.admission("pacs").associations == 2
             pull.close_requestors()
             place.pacs.script.append(Behaviour("assoc.reject", times=1, **limit))
             with pytest.raises(PacsError, match="pacs-busy"):
                 work_through(pull)
             work_through(pull)
-            assert pull.clock("pacs").associations == 1
+            assert pull.admission("pacs").associations == 1
         assert place.totals().rows == {Verdict.ARCHIVED: 3}
 
 
@@ -416,4 +422,4 @@ def test_where_the_spool_is_full_it_is_not_the_node_that_sends_nothing(around, m
             work_through(pull)
         # The list, and the one instance that was to tell what it means.
         assert place.asked_for("C-MOVE") == 2
-        assert pull.clock("pacs").halted is None
+        assert pull.admission("pacs").disabled_for is None

@@ -1,7 +1,7 @@
 """A node that is strained is asked for less at a time, and for more again when it is not.
 
-And one that has failed is probed before a study's request is spent on it. The clock is walked by
-hand, in tables and around a PACS over real sockets.
+And one that has failed is probed before a study's request is spent on it. The admission is walked
+by hand, in tables and around a PACS over real sockets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from itertools import islice
 
 import pytest
 
-from prefect_dicom.admission.circuit_breaker import EASE_SECONDS, Asked, Breaker, NodeClock
+from prefect_dicom.admission.circuit_breaker import (
+    EASE_SECONDS,
+    BreakerState,
+    NodeAdmission,
+    RequestKind,
+)
 from prefect_dicom.cli.status import status
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.events import Event
@@ -30,7 +35,7 @@ WAITS = (30, 60)
 
 
 class Time:
-    """A clock of a test's own."""
+    """A admission of a test's own."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -50,48 +55,50 @@ def told() -> list:
 
 
 @pytest.fixture
-def clock(time, told) -> NodeClock:
+def admission(time, told) -> NodeAdmission:
     def hear(name, code, figures) -> None:
         told.append((name, code, figures.get("associations")))
 
-    return NodeClock(WAITS, 8, now=time, lot=lambda: 1.0, heard=hear)
+    return NodeAdmission(WAITS, 8, now=time, lot=lambda: 1.0, heard=hear)
 
 
-def usual(clock: NodeClock, seconds: float = 0.5, kind: Asked = Asked.RETRIEVE) -> None:
+def usual(
+    admission: NodeAdmission, seconds: float = 0.5, kind: RequestKind = RequestKind.RETRIEVE
+) -> None:
     """Ten requests that take as long as they always do."""
     for study in range(100, 110):
-        clock.took(kind, seconds, study)
+        admission.record_latency(kind, seconds, study)
 
 
 # --- less at a time
 
 
 @pytest.mark.parametrize("code", ["pacs-busy", "nothing-arrived", "association-stalled"])
-def test_signs_of_strain_from_three_studies_halve_what_is_asked_for(clock, told, code):
+def test_signs_of_strain_from_three_studies_halve_what_is_asked_for(admission, told, code):
     widths = []
     for study in range(1, 10):
-        clock.strained(Asked.RETRIEVE, code, study)
-        widths.append(clock.associations)
+        admission.record_strain(RequestKind.RETRIEVE, code, study)
+        widths.append(admission.associations)
     assert widths == [8, 8, 4, 4, 4, 2, 2, 2, 1]
     assert told == [("node.narrowed", code, width) for width in (4, 2, 1)]
     for study in range(10, 20):
-        clock.strained(Asked.RETRIEVE, code, study)
-    assert clock.associations == 1 and len(told) == 3
+        admission.record_strain(RequestKind.RETRIEVE, code, study)
+    assert admission.associations == 1 and len(told) == 3
 
 
-def test_one_study_that_shows_them_again_and_again_is_at_fault_itself(clock):
+def test_one_study_that_shows_them_again_and_again_is_at_fault_itself(admission):
     for _ in range(50):
-        clock.strained(Asked.RETRIEVE, "nothing-arrived", 7)
-    assert clock.associations == 8
+        admission.record_strain(RequestKind.RETRIEVE, "nothing-arrived", 7)
+    assert admission.associations == 8
 
 
-def test_signs_that_are_rare_are_those_of_studies(clock):
+def test_signs_that_are_rare_are_those_of_studies(admission):
     for study in range(300):
         if study % 5:
-            clock.took(Asked.RETRIEVE, 0.1, study)
+            admission.record_latency(RequestKind.RETRIEVE, 0.1, study)
         else:
-            clock.strained(Asked.RETRIEVE, "nothing-arrived", study)
-    assert clock.associations == 8
+            admission.record_strain(RequestKind.RETRIEVE, "nothing-arrived", study)
+    assert admission.associations == 8
 
 
 # What requests usually take to begin, how long three then take, and whether that is slow.
@@ -107,175 +114,177 @@ TIMES = [
 ]
 
 
-@pytest.mark.parametrize("kind", Asked)
+@pytest.mark.parametrize("kind", RequestKind)
 @pytest.mark.parametrize(("before", "then", "slow"), TIMES)
-def test_slow_is_what_takes_several_times_the_usual_of_the_node(clock, kind, before, then, slow):
-    usual(clock, before, kind)
+def test_slow_is_what_takes_several_times_the_usual_of_the_node(
+    admission, kind, before, then, slow
+):
+    usual(admission, before, kind)
     for study in range(3):
-        clock.took(kind, then, study)
-    assert clock.associations == (4 if slow else 8)
-    assert clock.strained_for == ("pacs-slow" if slow else None)
+        admission.record_latency(kind, then, study)
+    assert admission.associations == (4 if slow else 8)
+    assert admission.strained_for == ("pacs-slow" if slow else None)
 
 
-def test_a_single_slow_study_changes_nothing(clock):
-    usual(clock)
+def test_a_single_slow_study_changes_nothing(admission):
+    usual(admission)
     for _ in range(40):
-        clock.took(Asked.RETRIEVE, 1800.0, 7)
-    assert clock.associations == 8
+        admission.record_latency(RequestKind.RETRIEVE, 1800.0, 7)
+    assert admission.associations == 8
 
 
-def test_nothing_is_slow_before_it_is_known_what_is_usual(clock):
+def test_nothing_is_slow_before_it_is_known_what_is_usual(admission):
     for study in range(7):
-        clock.took(Asked.RETRIEVE, 100.0 * study, study)
-    assert clock.associations == 8
+        admission.record_latency(RequestKind.RETRIEVE, 100.0 * study, study)
+    assert admission.associations == 8
 
 
-def test_queries_are_not_compared_with_retrieves(clock):
-    usual(clock, 0.01, Asked.QUERY)
-    usual(clock, 60.0, Asked.RETRIEVE)
+def test_queries_are_not_compared_with_retrieves(admission):
+    usual(admission, 0.01, RequestKind.QUERY)
+    usual(admission, 60.0, RequestKind.RETRIEVE)
     for study in range(10):
-        clock.took(Asked.RETRIEVE, 90.0, study)
-    assert clock.associations == 8
+        admission.record_latency(RequestKind.RETRIEVE, 90.0, study)
+    assert admission.associations == 8
 
 
-def test_what_stays_slow_becomes_the_usual(clock, time):
-    usual(clock)
+def test_what_stays_slow_becomes_the_usual(admission, time):
+    usual(admission)
     for study in range(500):
         time.now += 20
-        clock.took(Asked.RETRIEVE, 20.0, study)
-        clock.delivered()
-    assert clock.associations == 8 and clock.strained_for is None
+        admission.record_latency(RequestKind.RETRIEVE, 20.0, study)
+        admission.record_delivery()
+    assert admission.associations == 8 and admission.strained_for is None
 
 
-def test_it_recovers_by_one_after_each_time_without_strain(clock, time, told):
+def test_it_recovers_by_one_after_each_time_without_strain(admission, time, told):
     for study in range(6):
-        clock.strained(Asked.RETRIEVE, "nothing-arrived", study)
-    assert clock.associations == 2
+        admission.record_strain(RequestKind.RETRIEVE, "nothing-arrived", study)
+    assert admission.associations == 2
     walked = []
     for _ in range(8):
         time.now += EASE_SECONDS - 1
-        clock.succeeded()
-        walked.append(clock.associations)
+        admission.record_success()
+        walked.append(admission.associations)
         time.now += 1
-        clock.succeeded()
-        walked.append(clock.associations)
+        admission.record_success()
+        walked.append(admission.associations)
     assert walked == [2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 8, 8, 8]
     assert [words for words in told if words[0] == "node.widened"] == [
         ("node.widened", None, width) for width in range(3, 9)
     ]
-    assert clock.strained_for is None
+    assert admission.strained_for is None
 
 
-def test_strain_puts_the_recovery_off(clock, time):
+def test_strain_puts_the_recovery_off(admission, time):
     for study in range(3):
-        clock.strained(Asked.RETRIEVE, "nothing-arrived", study)
+        admission.record_strain(RequestKind.RETRIEVE, "nothing-arrived", study)
     time.now += EASE_SECONDS - 1
     for study in range(3):
-        clock.strained(Asked.RETRIEVE, "nothing-arrived", study)
+        admission.record_strain(RequestKind.RETRIEVE, "nothing-arrived", study)
     time.now += EASE_SECONDS - 1
-    clock.succeeded()
-    assert clock.associations == 2
+    admission.record_success()
+    assert admission.associations == 2
 
 
-def test_time_alone_recovers_nothing(clock, time):
+def test_time_alone_recovers_nothing(admission, time):
     for study in range(3):
-        clock.strained(Asked.RETRIEVE, "nothing-arrived", study)
+        admission.record_strain(RequestKind.RETRIEVE, "nothing-arrived", study)
     time.now += 10 * EASE_SECONDS
-    assert clock.associations == 4
+    assert admission.associations == 4
 
 
-def test_a_refusal_for_want_of_resources_halves_at_once(clock, time):
-    clock.failed("pacs-busy", time())
+def test_a_refusal_for_want_of_resources_halves_at_once(admission, time):
+    admission.record_failure("pacs-busy", time())
     time.now += 30
     widths = []
     for _ in range(6):
-        clock.succeeded()
-        widths.append(clock.associations)
+        admission.record_success()
+        widths.append(admission.associations)
     assert widths == [2, 3, 4, 4, 4, 4]
     time.now += EASE_SECONDS
-    clock.succeeded()
-    assert clock.associations == 5
+    admission.record_success()
+    assert admission.associations == 5
 
 
 # --- the breaker
 
 
-def test_a_failure_opens_it_a_probe_half_opens_it_and_a_success_closes_it(clock, time, told):
-    assert clock.breaker is Breaker.CLOSED and clock.take_turn()
-    clock.failed("pacs-refused", time())
-    assert clock.breaker is Breaker.OPEN
-    assert not clock.begin_probe() and not clock.take_turn()
+def test_a_failure_opens_it_a_probe_half_opens_it_and_a_success_closes_it(admission, time, told):
+    assert admission.state is BreakerState.CLOSED and admission.try_acquire()
+    admission.record_failure("pacs-refused", time())
+    assert admission.state is BreakerState.OPEN
+    assert not admission.begin_probe() and not admission.try_acquire()
     time.now += 30
-    assert not clock.take_turn()
-    assert clock.begin_probe()
-    assert not clock.begin_probe()
-    clock.end_probe(answered=True)
-    assert clock.breaker is Breaker.HALF_OPEN
-    assert clock.take_turn()
-    clock.succeeded()
-    assert clock.breaker is Breaker.CLOSED
+    assert not admission.try_acquire()
+    assert admission.begin_probe()
+    assert not admission.begin_probe()
+    admission.end_probe(answered=True)
+    assert admission.state is BreakerState.HALF_OPEN
+    assert admission.try_acquire()
+    admission.record_success()
+    assert admission.state is BreakerState.CLOSED
     assert [name for name, *_ in told] == ["breaker.opened", "breaker.closed"]
 
 
-def test_a_probe_that_fails_opens_it_again_with_the_next_wait(clock, time):
-    clock.failed("pacs-refused", time())
+def test_a_probe_that_fails_opens_it_again_with_the_next_wait(admission, time):
+    admission.record_failure("pacs-refused", time())
     time.now += 30
-    assert clock.begin_probe()
-    clock.failed("pacs-refused", time())
-    clock.end_probe(answered=False)
-    assert clock.breaker is Breaker.OPEN and clock.seconds_left() == 60
+    assert admission.begin_probe()
+    admission.record_failure("pacs-refused", time())
+    admission.end_probe(answered=False)
+    assert admission.state is BreakerState.OPEN and admission.seconds_left() == 60
     time.now += 60
-    assert clock.begin_probe()
-    clock.failed("pacs-refused", time())
-    clock.end_probe(answered=False)
-    assert clock.breaker is Breaker.HALTED and clock.halted == "pacs-refused"
-    assert not clock.take_turn()
+    assert admission.begin_probe()
+    admission.record_failure("pacs-refused", time())
+    admission.end_probe(answered=False)
+    assert admission.state is BreakerState.DISABLED and admission.disabled_for == "pacs-refused"
+    assert not admission.try_acquire()
 
 
-def test_a_request_that_fails_after_a_probe_was_answered_opens_it_again(clock, time):
-    clock.failed("pacs-silent", time())
+def test_a_request_that_fails_after_a_probe_was_answered_opens_it_again(admission, time):
+    admission.record_failure("pacs-silent", time())
     time.now += 30
-    assert clock.begin_probe()
-    clock.end_probe(answered=True)
-    assert clock.take_turn()
-    clock.failed("pacs-silent", time())
-    assert clock.breaker is Breaker.OPEN and clock.seconds_left() == 60
+    assert admission.begin_probe()
+    admission.end_probe(answered=True)
+    assert admission.try_acquire()
+    admission.record_failure("pacs-silent", time())
+    assert admission.state is BreakerState.OPEN and admission.seconds_left() == 60
 
 
-def test_while_it_is_half_open_one_thread_asks_at_a_time(clock, time):
-    clock.failed("pacs-silent", time())
+def test_while_it_is_half_open_one_thread_asks_at_a_time(admission, time):
+    admission.record_failure("pacs-silent", time())
     time.now += 30
-    assert clock.begin_probe()
-    clock.end_probe(answered=True)
+    assert admission.begin_probe()
+    admission.end_probe(answered=True)
 
     def in_another_thread() -> bool:
         may = []
-        thread = threading.Thread(target=lambda: may.append(clock.take_turn()))
+        thread = threading.Thread(target=lambda: may.append(admission.try_acquire()))
         thread.start()
         thread.join()
         return may[0]
 
-    assert clock.take_turn() and clock.take_turn()
+    assert admission.try_acquire() and admission.try_acquire()
     assert not in_another_thread()
-    clock.end_turn()
+    admission.release()
     # Which had nothing to say of the node: the next one tries.
     assert in_another_thread()
-    assert not clock.take_turn()
-    clock.succeeded()
-    assert clock.take_turn() and in_another_thread()
+    assert not admission.try_acquire()
+    admission.record_success()
+    assert admission.try_acquire() and in_another_thread()
 
 
-def test_what_was_asked_for_before_a_failure_does_not_close_it(clock, time):
-    clock.failed("pacs-refused", time())
+def test_what_was_asked_for_before_a_failure_does_not_close_it(admission, time):
+    admission.record_failure("pacs-refused", time())
     time.now += 5
-    clock.delivered()
-    assert clock.breaker is Breaker.OPEN and clock.seconds_left() == 25
-    assert clock.associations == 1
+    admission.record_delivery()
+    assert admission.state is BreakerState.OPEN and admission.seconds_left() == 25
+    assert admission.associations == 1
 
 
-def test_a_rest_between_passes_needs_no_probe(clock):
-    assert clock.rest(1)
-    assert clock.breaker is Breaker.CLOSED and not clock.begin_probe()
+def test_a_rest_between_passes_needs_no_probe(admission):
+    assert admission.delay_next_pass(1)
+    assert admission.state is BreakerState.CLOSED and not admission.begin_probe()
 
 
 # --- around a PACS
@@ -363,17 +372,17 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
     told: list[Event] = []
     with site(tmp_path, tiny_objects(19), script) as place, place.opened() as pull:
-        pull.clock_time = walk
+        pull.clock = walk
         pull.subscribers.append(told.append)
         for pages in pull.discovery_pages():
             pull.discover(*pages)
-        clock, chunks = pull.clock("pacs"), pull.chunks()
+        admission, chunks = pull.admission("pacs"), pull.chunks()
         uids = {s.reference: uid for uid, s in place.studies().items()}
         walked = []
 
         def asked_at_a_time() -> int:
-            """As the flow does: as many chunks at a time as the clock allows."""
-            together = list(islice(chunks, clock.associations))
+            """As the flow does: as many chunks at a time as the admission allows."""
+            together = list(islice(chunks, admission.associations))
             gate.expect(len(together))
             if cause is not strain_by_delay and len(walked) == 1:
                 cause(gate, place, [uids[c.studies[0]] for c in together[:3]])
@@ -382,7 +391,7 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
                     ended.result()
             return len(together)
 
-        usual(clock)
+        usual(admission)
         walked.append(asked_at_a_time())
         if cause is strain_by_delay:
             cause(gate, place, [])
@@ -416,11 +425,11 @@ def test_discovery_goes_on_over_fewer_associations_where_the_node_is_slow(tmp_pa
     gate.expect(4)
     gate.slow_seconds = 30.0
     with site(tmp_path, tiny_objects(60)) as place, place.opened() as pull:
-        pull.clock_time = walk
+        pull.clock = walk
         pull.habits("pacs").answers_lists = False
-        clock = pull.clock("pacs")
-        usual(clock, kind=Asked.QUERY)
-        counting = Counting(lambda: clock.associations == 2)
+        admission = pull.admission("pacs")
+        usual(admission, kind=RequestKind.QUERY)
+        counting = Counting(lambda: admission.associations == 2)
         place.pacs.script += [
             Behaviour("net.first_byte", service="C-FIND", hold=counting),
             Behaviour("net.first_byte", service="C-FIND", hold=gate, times=4),
@@ -447,7 +456,7 @@ BUSY = {"result": 2, "source": 3, "reason": 2}
 def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk, rejected):
     told: list[Event] = []
     with site(tmp_path, tiny_objects(3)) as place, place.opened() as pull:
-        pull.clock_time = walk
+        pull.clock = walk
         pull.subscribers.append(told.append)
         for pages in pull.discovery_pages():
             pull.discover(*pages)
@@ -467,7 +476,7 @@ def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk
         waited = walk.seconds - began
         least = first if rejected == 1 else first + second
         assert 0.8 * least <= waited <= 1.2 * least + 2
-        assert pull.clock("pacs").breaker is Breaker.CLOSED
+        assert pull.admission("pacs").breaker is BreakerState.CLOSED
         bring(pull, chunks[1])
     names = [event.name for event in told if event.name.startswith("breaker")]
     assert names == ["breaker.opened"] * rejected + ["breaker.closed"]
@@ -478,10 +487,10 @@ def test_a_node_whose_wait_is_over_is_asked_by_one_thread_until_that_has_succeed
     gate.expect(1)
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
     with site(tmp_path, tiny_objects(4), script) as place, place.opened() as pull:
-        pull.clock_time = walk
+        pull.clock = walk
         for pages in pull.discovery_pages():
             pull.discover(*pages)
-        pull.clock("pacs").failed("pacs-busy", walk.seconds)
+        pull.admission("pacs").record_failure("pacs-busy", walk.seconds)
         with ThreadPoolExecutor(4) as pool:
             ended = [pool.submit(bring, pull, chunk) for chunk in pull.chunks()]
             for one in ended:

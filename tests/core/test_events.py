@@ -76,7 +76,7 @@ def test_a_disk_that_fills_up_is_told_once_before_it_is_full(place, monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free["archive"]))
     place.change(spool={"reserve_bytes": GIB})
     with place.opened() as pull:
-        pull.clock_time = walk = Walk()
+        pull.clock = walk = Walk()
         pull.subscribers.append(told.append)
         for spool, archive in ((5, 5), (1.5, 5), (1.4, 0.5), (5, 5), (1.5, 5)):
             free |= {"spool": int(spool * GIB), "archive": int(archive * GIB)}

@@ -23,7 +23,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from prefect_dicom.admission.circuit_breaker import Breaker
+from prefect_dicom.admission.circuit_breaker import BreakerState
 from prefect_dicom.config.site import Metrics
 from prefect_dicom.core import metrics
 from prefect_dicom.core.events import Event
@@ -140,8 +140,8 @@ def test_one_port_tells_of_the_run_and_its_receiver_while_they_work_and_after(tm
         assert scrape("connections_total", happening="accepted") >= 1
         assert scrape("answer_seconds_count", node="pacs", service="C-MOVE") == 1
         assert scrape("answer_seconds_count", node="pacs", service="C-FIND") >= 2
-        assert scrape("node_halted", node="pacs") == 0
-        assert scrape("node_breaker", node="pacs", breaker=Breaker.CLOSED) == 1
+        assert scrape("node_disabled", node="pacs") == 0
+        assert scrape("node_breaker", node="pacs", breaker=BreakerState.CLOSED) == 1
         assert scrape("node_breaker", node="pacs") == 1
         assert scrape("node_window_open", node="pacs") == 1
         assert scrape("spool_free_bytes", process="run-1") > 0

@@ -380,11 +380,11 @@ def test_events_tell_what_becomes_of_studies_and_why(stage):
     assert finished["payload"]["rows"] == 7 and finished["payload"]["rows_archived"] == 4
 
 
-def test_a_node_that_is_halted_is_told_with_what_to_do(stage):
-    halted = next(e for e in told(stage, "unknown", 2) if e["event"].endswith("node.halted"))
-    assert halted["resource"]["prefect.resource.id"] == "prefect-dicom.node.pacs"
-    assert halted["payload"]["reason"] == "called-ae-title-unknown"
-    assert "`called_ae_title`" in halted["payload"]["advice"]
+def test_a_node_that_is_disabled_is_told_with_what_to_do(stage):
+    disabled = next(e for e in told(stage, "unknown", 2) if e["event"].endswith("node.disabled"))
+    assert disabled["resource"]["prefect.resource.id"] == "prefect-dicom.node.pacs"
+    assert disabled["payload"]["reason"] == "called-ae-title-unknown"
+    assert "`called_ae_title`" in disabled["payload"]["advice"]
 
 
 def test_an_automation_made_of_a_file_calls_a_webhook(stage):
@@ -392,7 +392,7 @@ def test_an_automation_made_of_a_file_calls_a_webhook(stage):
         return [call for call in stage.called if call["event"] == f"prefect-dicom.{name}"]
 
     until(lambda: len(calls("study.archived")) == 4, "the webhook was called")
-    until(lambda: calls("node.halted"), "the webhook was called for the node")
+    until(lambda: calls("node.disabled"), "the webhook was called for the node")
     until(lambda: len(calls("cohort.finished")) >= 2, "the webhook was called for the ends")
     (failed,) = calls("study.failed")
     assert failed["facts"]["reason"] == "instances-missing"

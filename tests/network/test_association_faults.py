@@ -188,17 +188,17 @@ def meets(place: Place, code: str, then: str, detail: str = "") -> None:
             work_through(pull)
         assert error.value.code == code
         assert detail in error.value.detail
-        clock = pull.clock("pacs")
+        admission = pull.admission("pacs")
         if then == STOPPED:
-            assert clock.halted == code
+            assert admission.disabled_for == code
             before = place.pacs.connections
             # Nothing is sent any more: who asks is told why.
             with pytest.raises(PacsError):
                 work_through(pull)
             assert place.pacs.connections == before
         else:
-            assert clock.halted is None
-            assert clock.waiting_for == code
+            assert admission.disabled_for is None
+            assert admission.waiting_for == code
     assert {v.verdict for v in place.verdicts()} == {Verdict.PENDING}
 
 

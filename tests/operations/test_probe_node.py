@@ -694,7 +694,7 @@ def test_no_more_associations_are_used_than_the_node_serves(around):
     with around(HELD) as place:
         with_profile(place, associations=1)
         with place.opened() as pull:
-            assert pull.clock("pacs").associations == 1
+            assert pull.admission("pacs").associations == 1
 
 
 def test_a_pacs_that_answers_no_counts_is_pulled_by_its_profile(around):

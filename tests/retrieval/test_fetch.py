@@ -136,7 +136,7 @@ def test_a_failure_with_everything_there_is_no_failure(around, status):
         place.audit()
 
 
-def test_an_unknown_destination_halts_the_node_and_fails_no_study(around):
+def test_an_unknown_destination_disables_the_node_and_fails_no_study(around):
     script = [Behaviour("move.unknown_destination")]
     with around(
         tiny_objects(4),
@@ -160,7 +160,7 @@ def test_an_unknown_destination_halts_the_node_and_fails_no_study(around):
         place.audit()
 
 
-def test_a_receiver_nobody_can_reach_halts_the_node_and_fails_no_study(around):
+def test_a_receiver_nobody_can_reach_disables_the_node_and_fails_no_study(around):
     with around(tiny_objects(4)) as place:
         # The PACS has another address for us: nothing listens there.
         title = place.site.receiver.ae_title
@@ -215,7 +215,7 @@ def test_studies_that_never_come_keep_no_rerun_from_the_others(around):
         place.audit()
 
 
-def test_studies_whose_last_instances_never_come_do_not_halt_the_node(around):
+def test_studies_whose_last_instances_never_come_do_not_disable_the_node(around):
     script = [Behaviour("move.drop_instances", instances=1)]
     with around(
         tiny_objects(4, instances=2),

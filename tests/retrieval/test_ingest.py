@@ -104,7 +104,7 @@ def test_an_object_of_another_patient_is_quarantined_and_fails_its_study_alone(a
         place.audit()
 
 
-def test_studies_that_bring_another_patient_do_not_halt_the_node(around):
+def test_studies_that_bring_another_patient_do_not_disable_the_node(around):
     script = [Behaviour("store.other_patient", instances=1)]
     with around(
         tiny_objects(5),

@@ -53,7 +53,7 @@ def setting(tmp_path, new_archive, files) -> Iterator[Setting]:
         yield Setting(place, orthanc)
 
 
-def halted(place: Place) -> str:
+def disabled(place: Place) -> str:
     with pytest.raises(PacsError) as caught:
         place.pull()
     # Of the five none has failed for good, and most have not been tried.
@@ -65,7 +65,7 @@ def halted(place: Place) -> str:
 
 
 def test_a_destination_it_does_not_know(setting):
-    assert halted(setting.place) == "node-sends-nothing"
+    assert disabled(setting.place) == "node-sends-nothing"
     setting.know_the_receiver()
     assert setting.place.rerun().rows == {Verdict.ARCHIVED: STUDIES}
     setting.place.audit()
@@ -73,7 +73,7 @@ def test_a_destination_it_does_not_know(setting):
 
 def test_a_destination_at_a_port_where_nothing_listens(setting):
     setting.know_the_receiver(peers.free_port())
-    assert halted(setting.place) == "node-sends-nothing"
+    assert disabled(setting.place) == "node-sends-nothing"
     setting.know_the_receiver()
     assert setting.place.rerun().rows == {Verdict.ARCHIVED: STUDIES}
     setting.place.audit()

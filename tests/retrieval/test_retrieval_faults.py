@@ -59,7 +59,7 @@ class Reaction(StrEnum):
     """Another way of asking."""
     FAIL = "fail"
     """The study fails alone, with the reason; what came of it is kept."""
-    HALT = "halt"
+    DISABLE = "disable"
     """The node is left alone until a person has acted; the studies stay pending."""
     WAIT = "wait"
     """The node is left alone for now; the studies stay pending."""
@@ -148,8 +148,9 @@ class Case:
     """A fault, and the reaction to it.
 
     ``knob`` is the one of the fault; ``script`` may combine it with others. ``end`` is the reason
-    of the study (or of the halt), None where it is archived in the same run. ``at_once`` is False
-    where what came of the study is not known to the PACS when it is asked again.
+    of the study (or of the disabled node), None where it is archived in the same run.
+    ``at_once`` is False where what came of the study is not known to the PACS when it is asked
+    again.
     """
 
     fault: str
@@ -271,7 +272,7 @@ def archived_but_not_complete(scene: Scene) -> None:
 
 
 def corrupt_alone(scene: Scene) -> None:
-    """All others are archived, and a rerun asks for the corrupt one alone, and halts nothing."""
+    """All others are archived, and a rerun asks for the corrupt one alone, and disables nothing."""
     place, corrupt = scene.place, scene.uids[4]
     came = {uid for uid in scene.uids if any(uid in key for key in place.archived())}
     assert came == set(scene.uids) - {corrupt}
@@ -609,7 +610,7 @@ def test_a_fault_gets_its_reaction_and_costs_nothing(around, play):
     case, method = play
     with played(around, case, method) as scene:
         place = scene.place
-        if case.reaction in (Reaction.HALT, Reaction.WAIT):
+        if case.reaction in (Reaction.DISABLE, Reaction.WAIT):
             stays_pending(scene, case)
         else:
             ends_so(scene, case)
@@ -655,7 +656,7 @@ def stays_pending(scene: Scene, case: Case) -> None:
         work_through(pull)
     assert caught.value.code == case.end
     operator = caught.value.disposition is Disposition.OPERATOR
-    assert operator == (case.reaction is Reaction.HALT)
+    assert operator == (case.reaction is Reaction.DISABLE)
     assert "failed" not in {state for state, _ in place.reasons()}
     assert Verdict.PENDING in place.totals().rows
 

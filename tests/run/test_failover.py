@@ -541,7 +541,7 @@ class Known:
 
 
 @pytest.mark.parametrize(
-    ("copies", "halted", "asked"),
+    ("copies", "disabled", "asked"),
     [
         ({}, (), "main"),
         ({"main": Known(), "vna": Known()}, (), "main"),
@@ -556,5 +556,5 @@ class Known:
         ({}, ("main", "vna"), None),
     ],
 )
-def test_the_fullest_copy_comes_first_then_the_order_then_who_may_have_it(copies, halted, asked):
-    assert node_to_ask(["main", "vna"], copies, halted) == asked
+def test_the_fullest_copy_comes_first_then_the_order_then_who_may_have_it(copies, disabled, asked):
+    assert node_to_ask(["main", "vna"], copies, disabled) == asked

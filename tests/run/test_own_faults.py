@@ -59,7 +59,7 @@ REACTIONS = {
     "F54": "uploads have retries of their own; what waits for the archive holds up the PACS",
     "F55": "the run stops; what was on its way lies in the spool, and is not asked for again",
     "F56": "nothing is ordered by the clock on the wall",
-    "F57": "the node is halted with the checklist, and its studies stay pending",
+    "F57": "the node is disabled with the checklist, and its studies stay pending",
     "F58": "an AE title that is none is refused with the site file; an odd UID holds nobody up",
 }
 METHODS = ("c-move", "c-get")
@@ -375,7 +375,7 @@ def test_f56_nothing_depends_on_what_the_clock_on_the_wall_says(tmp_path, monkey
 
 
 @pytest.mark.parametrize("wrong", subset(["port", "title", "silence"], ["title"]))
-def test_f57_a_receiver_that_the_pacs_has_elsewhere_halts_the_node(tmp_path, wrong):
+def test_f57_a_receiver_that_the_pacs_has_elsewhere_disables_the_node(tmp_path, wrong):
     with site_around(tmp_path, tiny_objects(5)) as place:
         place.change(node={"limits": {"chunk_studies": 1}})
         right = dict(place.pacs.destinations)

@@ -75,7 +75,7 @@ class _Node:
     size_bytes: int = 0
 
 
-class Turns:
+class AssociationPool:
     """When this run may ask which node, over how many associations. Thread-safe.
 
     Parameters
@@ -188,7 +188,7 @@ class Turns:
         # Closed all the while, if it was closed when the grace began.
         return in_force(courtesy, self._time.now() - timedelta(seconds=grace)).closed
 
-    def is_waited_for(self, node: str) -> bool:
+    def waits_for_opening(self, node: str) -> bool:
         """Whether the node is closed, will open again, and the site has runs wait for that."""
         courtesy, state = self._site.nodes[node].courtesy, self.state(node)
         return state.closed and state.until is not None and courtesy.at_the_edge == "wait"
@@ -289,7 +289,7 @@ class Turns:
         lent.since = lent.looked_at = self._time.monotonic()
         return lent
 
-    def put_down(self, requestor: Requestor) -> None:
+    def release_slot(self, requestor: Requestor) -> None:
         """Close a borrowed association that is going to wait, and give up its place.
 
         Others may need it, be it to see whether the node works again. The next request has a

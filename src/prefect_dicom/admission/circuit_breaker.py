@@ -17,17 +17,17 @@ from prefect_dicom.core.model import (
 )
 from prefect_dicom.core.reasons import reason_for
 
-_FAILURES_BEFORE_HALT = {
+_FAILURES_BEFORE_DISABLING = {
     # A PACS that starts, or reads its tables again, may say this too.
     "association-rejected": 3,
 }
-"""How often in a row a node may answer so; other reasons for a person to act halt it at once."""
+"""How often in a row a node may answer so; other reasons for a person to act disable it at once."""
 
 _NEVER_WORKED = {"pacs-reset"}
 """Passing reasons that are none where the node has done nothing for this run yet."""
 
 
-class Breaker(StrEnum):
+class BreakerState(StrEnum):
     """Whether a node may be asked."""
 
     CLOSED = "closed"
@@ -36,7 +36,7 @@ class Breaker(StrEnum):
     """By one at a time, until one has succeeded."""
     OPEN = "open"
     """Not now."""
-    HALTED = "halted"
+    DISABLED = "disabled"
     """Not before a person has acted."""
 
 
@@ -63,7 +63,7 @@ def _lot() -> float:
     return random.uniform(1 - JITTER, 1 + JITTER)
 
 
-class Asked(StrEnum):
+class RequestKind(StrEnum):
     """Kinds of requests; how long they take to begin is compared with others of the kind."""
 
     QUERY = "query"
@@ -74,7 +74,7 @@ Heard = Callable[[str, str | None, Mapping[str, int | float]], None]
 """Told the name of an event, its reason code and its figures."""
 
 
-class NodeClock:
+class NodeAdmission:
     """When one PACS node may be asked, for how much at a time, and whether at all. Thread-safe.
 
     There is one for each node of a run, and all its studies and threads go by it: what one
@@ -83,8 +83,8 @@ class NodeClock:
     *A breaker.* A node that fails for a passing reason is left alone for the first of the waits,
     then for the second, and so on. When a wait is over, one caller is to probe the node with
     what costs it least (:meth:`begin_probe`); when that was answered, one caller at a time may
-    ask (:meth:`take_turn`), until a request has succeeded. A node that fails once more after the
-    last wait, or for a reason that a person has to act on, is *halted*: nothing is sent to it any
+    ask (:meth:`try_acquire`), until a request has succeeded. A node that fails once more after the
+    last wait, or for a reason that a person has to act on, is *disabled*: nothing is sent to it any
     more, and what was to be asked stays as it is.
 
     *Less at a time.* A node that refuses for want of resources, or shows signs of strain (slow
@@ -115,7 +115,7 @@ class NodeClock:
         heard: Heard | None = None,
     ) -> None:
         self.now = now
-        self.halted: str | None = None
+        self.disabled_for: str | None = None
         """The reason code, where the node is left alone until a person has acted."""
         self.worked = False
         """Whether the node has done anything for this run yet."""
@@ -141,8 +141,8 @@ class NodeClock:
         self._most = self._ceiling = self._width = associations
         self._strained_at = now()
         self._strained_for: str | None = None
-        self._lately = {kind: deque(maxlen=_LATELY) for kind in Asked}
-        self._took = {kind: deque(maxlen=_USUAL_OF) for kind in Asked}
+        self._lately = {kind: deque(maxlen=_LATELY) for kind in RequestKind}
+        self._took = {kind: deque(maxlen=_USUAL_OF) for kind in RequestKind}
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -186,40 +186,40 @@ class NodeClock:
         return self._waiting_for if self.seconds_left() else None
 
     @property
-    def breaker(self) -> Breaker:
+    def state(self) -> BreakerState:
         """Whether the node may be asked by all, by one, by none now, or by none any more."""
-        if self.halted:
-            return Breaker.HALTED
+        if self.disabled_for:
+            return BreakerState.DISABLED
         if not self._failures:
-            return Breaker.CLOSED
-        return Breaker.HALF_OPEN if self._probed else Breaker.OPEN
+            return BreakerState.CLOSED
+        return BreakerState.HALF_OPEN if self._probed else BreakerState.OPEN
 
     def begin_probe(self) -> bool:
         """Whether the caller is to probe the node now; then it calls :meth:`end_probe`."""
         with self._lock:
-            if self.breaker is not Breaker.OPEN or self._probing or self.seconds_left():
+            if self.state is not BreakerState.OPEN or self._probing or self.seconds_left():
                 return False
             self._probing = True
             return True
 
     def end_probe(self, *, answered: bool) -> None:
-        """The probe is over; where it failed, :meth:`failed` was told as well."""
+        """The probe is over; where it failed, :meth:`record_failure` was told as well."""
         with self._lock:
             self._probing = False
             self._probed = answered and bool(self._failures)
 
-    def take_turn(self) -> bool:
+    def try_acquire(self) -> bool:
         """Whether this thread may ask now. While the breaker is half-open, one at a time may."""
         with self._lock:
-            if self.breaker is Breaker.CLOSED:
+            if self.state is BreakerState.CLOSED:
                 return True
             own = threading.get_ident()
-            if self.breaker is not Breaker.HALF_OPEN or self._turn not in (None, own):
+            if self.state is not BreakerState.HALF_OPEN or self._turn not in (None, own):
                 return False
             self._turn = own
             return True
 
-    def end_turn(self) -> None:
+    def release(self) -> None:
         """This thread asks no more: the next one may, if it had the turn."""
         with self._lock:
             if self._turn == threading.get_ident():
@@ -227,13 +227,13 @@ class NodeClock:
 
     # --- what has happened
 
-    def failed(self, code: str, asked_at: float) -> None:
+    def record_failure(self, code: str, asked_at: float) -> None:
         """The node cannot be used, or not now; ``asked_at`` is when it was asked what failed.
 
         What was asked before the last failure failed with it, and counts once.
         """
         with self._changing():
-            if self.halted or (self._failed_at is not None and asked_at < self._failed_at):
+            if self.disabled_for or (self._failed_at is not None and asked_at < self._failed_at):
                 return
             self._failed_at = self.now()
             self._failures += 1
@@ -245,18 +245,18 @@ class NodeClock:
             if passing and (self.worked or code not in _NEVER_WORKED):
                 most = len(self._waits) + 1
             else:
-                most = min(_FAILURES_BEFORE_HALT.get(code, 1), len(self._waits) + 1)
+                most = min(_FAILURES_BEFORE_DISABLING.get(code, 1), len(self._waits) + 1)
             if self._failures >= most:
-                self._halt(code)
+                self._disable(code)
             else:
                 self._wait(self._waits[self._failures - 1], code)
                 figures = {"failures": self._failures, "seconds": round(self.seconds_left(), 1)}
                 self._news.append(("breaker.opened", code, figures))
 
-    def rest(self, passes: int) -> bool:
+    def delay_next_pass(self, passes: int) -> bool:
         """Leave the node alone after so many passes over the cohort; False after the last."""
         with self._lock:
-            if self.halted or passes > len(self._waits):
+            if self.disabled_for or passes > len(self._waits):
                 return False
             self._wait(self._waits[passes - 1], None)
             return True
@@ -265,23 +265,23 @@ class NodeClock:
         self._not_before = max(self._not_before, self.now() + seconds * self._lot())
         self._waiting_for = code
 
-    def _halt(self, code: str) -> None:
-        self.halted = code
-        self._news.append(("node.halted", code, {}))
+    def _disable(self, code: str) -> None:
+        self.disabled_for = code
+        self._news.append(("node.disabled", code, {}))
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """A query was answered."""
         with self._lock:
             self._failed_queries = 0
 
-    def query_failed(self) -> None:
+    def record_failed_query(self) -> None:
         """A query failed for a reason that may be its own; ten in a row are the node's."""
         with self._changing():
             self._failed_queries += 1
-            if self._failed_queries >= _FAILED_QUERIES and not self.halted:
-                self._halt("requests-keep-failing")
+            if self._failed_queries >= _FAILED_QUERIES and not self.disabled_for:
+                self._disable("requests-keep-failing")
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Something was done that need not be done again: the failures before it are over.
 
         Not those of a wait that goes on: it was asked for before them.
@@ -297,14 +297,14 @@ class NodeClock:
             self._ease()
             self._width = min(self._ceiling, self._width + 1)
 
-    def delivered(self) -> None:
+    def record_delivery(self) -> None:
         """Objects have arrived, so the way from the node to here is open."""
-        self.succeeded()
+        self.record_success()
         with self._lock:
             self.has_delivered = True
             self._mute.clear()
 
-    def sent_nothing(self, study: StudyReference, code: str) -> None:
+    def record_nothing_sent(self, study: StudyReference, code: str) -> None:
         """The node lists the study, and was asked for it, and nothing came; it said why.
 
         Some studies lie damaged on their PACS; but after three of them with nothing before, or
@@ -313,13 +313,13 @@ class NodeClock:
         with self._changing():
             self._mute.add(study)
             most = _MUTE_STUDIES_AFTER_OTHERS if self.has_delivered else _MUTE_STUDIES
-            if len(self._mute) >= most and not self.halted:
+            if len(self._mute) >= most and not self.disabled_for:
                 for_a_person = reason_for(code).disposition is Disposition.OPERATOR
-                self._halt(code if for_a_person else "node-sends-nothing")
+                self._disable(code if for_a_person else "node-sends-nothing")
 
     # --- how much at a time
 
-    def took(self, kind: Asked, seconds: float, about: Hashable = None) -> None:
+    def record_latency(self, kind: RequestKind, seconds: float, about: Hashable = None) -> None:
         """A request took so long to begin: until its first answer, or its first object.
 
         ``about`` is the study, or the row, where it was about one.
@@ -331,7 +331,7 @@ class NodeClock:
             slow = seconds >= max(_SLOW_SECONDS, _SLOW_TIMES * usual)
             self._note(kind, "pacs-slow" if slow else None, about)
 
-    def strained(self, kind: Asked, code: str, about: Hashable = None) -> None:
+    def record_strain(self, kind: RequestKind, code: str, about: Hashable = None) -> None:
         """A request ended as it does where too much is asked at a time; or for the study's fault.
 
         Which of the two is told by whether it happens to several studies.
@@ -339,7 +339,7 @@ class NodeClock:
         with self._changing():
             self._note(kind, code, about)
 
-    def _note(self, kind: Asked, code: str | None, about: Hashable) -> None:
+    def _note(self, kind: RequestKind, code: str | None, about: Hashable) -> None:
         lately = self._lately[kind]
         lately.append((code, about))
         if code is None:

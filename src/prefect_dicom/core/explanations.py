@@ -219,8 +219,8 @@ A study belongs to one run at a time. Another run took this one over, because th
 be dead: its database connection or its lock was gone. Nothing it writes about the study counts
 from then on, so the two cannot disagree.""",
     "interrupted": """
-Ctrl-C, a signal, a cancelled flow or a restarted worker, or a run that was halted before it came to
-these rows: then its message says why. What had arrived lies in the spool, what was archived is
+Ctrl-C, a signal, a cancelled flow or a restarted worker, or a run that was stopped before it came
+to these rows: then its message says why. What had arrived lies in the spool, what was archived is
 archived.""",
     "window-closed": """
 The site file's `courtesy` says when a node may be asked, and the run came to the end of a window,

@@ -64,7 +64,7 @@ READ: Mapping[str, str] = {
     "prefect_dicom_spool_bytes": "Bytes of objects that wait in the spool to be archived.",
     "prefect_dicom_studies": "Studies of the cohort, by state.",
     "prefect_dicom_rows": "Rows of the cohort, by verdict.",
-    "prefect_dicom_node_halted": "1 where a node is left alone until a person acts, with why.",
+    "prefect_dicom_node_disabled": "1 where a node is left alone until a person acts, with why.",
     "prefect_dicom_node_window_open": "1 where a node may be asked by its windows, else 0.",
     "prefect_dicom_node_waiting_seconds": "For how long a node is still left alone.",
     "prefect_dicom_node_associations": "Requests a node may be sent at a time, at present.",
@@ -130,7 +130,7 @@ class Instruments:
         )
         self.events = Counter(
             "prefect_dicom_events",
-            "Events of the run: studies that ended, nodes that were halted, …",
+            "Events of the run: studies that ended, nodes that were disabled, …",
             ["event", "node", "reason"],
             registry=registry,
         )

@@ -33,13 +33,13 @@ class AtNode(Protocol):
 
 
 def node_to_ask(
-    nodes: Sequence[str], copies: Mapping[str, AtNode], halted: Container[str] = ()
+    nodes: Sequence[str], copies: Mapping[str, AtNode], disabled: Container[str] = ()
 ) -> str | None:
     """The node that a study is to be asked of, of those of its cohort; None where none is left.
 
     Where it could not be had it is not asked for again. Of the nodes that are known to have it,
     the one that counts most instances comes first, where all of them count; then the cohort's
-    order decides. Those that may have it come last. A node that is halted is passed over.
+    order decides. Those that may have it come last. A node that is disabled is passed over.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def node_to_ask(
     if None not in counts.values():
         known.sort(key=lambda node: -counts[node])
     maybe = [n for n in left if n not in known]
-    return next((node for node in (*known, *maybe) if node not in halted), None)
+    return next((node for node in (*known, *maybe) if node not in disabled), None)
 
 
 def helps_elsewhere(code: str) -> bool:

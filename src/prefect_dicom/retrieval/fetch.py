@@ -20,8 +20,8 @@ from itertools import islice, zip_longest
 
 from pydicom.dataset import Dataset
 
-from prefect_dicom.admission.association_pool import Spent, Turns
-from prefect_dicom.admission.circuit_breaker import Asked, NodeClock
+from prefect_dicom.admission.association_pool import AssociationPool, Spent
+from prefect_dicom.admission.circuit_breaker import NodeAdmission, RequestKind
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.capabilities import NodeProfile, Service
 from prefect_dicom.config.site import PacsNode
@@ -143,11 +143,11 @@ class Retrieval:
         site has none, and a node can be asked by C-GET only.
     stopping : callable
         Whether the run has been told to stop.
-    clock : NodeClock
+    admission : NodeAdmission
         The node's, to be told what comes of requests.
     leave : callable
-        Waits until the node may be asked, and returns the time of its clock.
-    turns : Turns
+        Waits until the node may be asked, and returns the monotonic time.
+    pool : AssociationPool
         Has the turn of each request; the requestor is borrowed from it.
     note : callable
         Told what a person should know of the node, in words without identifiers.
@@ -166,18 +166,18 @@ class Retrieval:
         destination: str,
         receiver: Callable[[], ReceiverLease | None],
         stopping: Callable[[], bool],
-        clock: NodeClock,
+        admission: NodeAdmission,
         leave: Callable[[], float],
-        turns: Turns,
+        pool: AssociationPool,
         note: Callable[[str], None],
         habits: RetrieveHabits,
     ) -> None:
-        self._clock = clock
+        self._admission = admission
         self._leave = leave
-        self._turns = turns
+        self._pool = pool
         self._note = note
         self._habits = habits
-        self._asked_at = clock.now()
+        self._asked_at = admission.now()
         self._node = node
         self._requestor = requestor
         self._spool = spool
@@ -248,7 +248,7 @@ class Retrieval:
             refused = None
             for request, contexts in self._plan(works, manner):
                 if self._stopping():
-                    raise self._turns.interruption(self._requestor)
+                    raise self._pool.interruption(self._requestor)
                 self._spool.check_reserve()
                 members = [by_reference[r] for r in request.studies]
                 parts = _parts(request, members)
@@ -273,7 +273,7 @@ class Retrieval:
                     break
             arrived += progress
             if progress:
-                self._clock.delivered()
+                self._admission.record_delivery()
                 continue
             faulty = sum(work.set_aside for work in works) > set_aside
             if spare_rounds and (waited or faulty):
@@ -294,12 +294,12 @@ class Retrieval:
             elif work.failure not in _STAYS:
                 work.failure = None
             if not arrived and work.untouched and work.failure not in _TELLS_MORE:
-                self._clock.sent_nothing(work.reference, work.failure)
+                self._admission.record_nothing_sent(work.reference, work.failure)
         return arrived
 
     def _switches(self, code: str) -> bool:
         """Whether C-MOVE takes the place of a C-GET that ended so; says it once."""
-        if code not in _NO_C_GET or (code == "not-permitted" and self._clock.has_delivered):
+        if code not in _NO_C_GET or (code == "not-permitted" and self._admission.has_delivered):
             # What it has let us do before, it does not refuse us.
             return False
         try:
@@ -338,7 +338,7 @@ class Retrieval:
             set_aside, brought, lost = work.set_aside, 0, False
             for request, contexts in self._requests_unlisted(work, fruitless):
                 if self._stopping():
-                    raise self._turns.interruption(self._requestor)
+                    raise self._pool.interruption(self._requestor)
                 self._spool.check_reserve()
                 work.came.clear()
                 outcome = self._ask(request, [work], contexts)
@@ -358,7 +358,7 @@ class Retrieval:
                     break
             arrived += brought
             if brought:
-                self._clock.delivered()
+                self._admission.record_delivery()
             if brought and work.evidence is Evidence.SERIES_COUNTS:
                 fruitless = 0
             elif spare_rounds and (lost or work.set_aside > set_aside):
@@ -375,7 +375,7 @@ class Retrieval:
         if work.incomplete and work.failure not in _STAYS | _TELLS_MORE:
             try:
                 if work.untouched:
-                    with self._turns.request(self._requestor):
+                    with self._pool.request(self._requestor):
                         echo(self._requestor)
                 if self.listing.list(work, fresh=False) and work.is_listed:
                     return self._fetch_listed([work], arrived)
@@ -390,7 +390,7 @@ class Retrieval:
         elif work.failure not in _STAYS:
             work.failure = None
         if not arrived and work.untouched and work.failure not in _TELLS_MORE:
-            self._clock.sent_nothing(work.reference, work.failure)
+            self._admission.record_nothing_sent(work.reference, work.failure)
         return arrived
 
     def _requests_unlisted(
@@ -461,11 +461,11 @@ class Retrieval:
         """
         doubtful = [w for w in works if w.untouched and w.failure in _MAY_MEAN_ANYTHING]
         if doubtful:
-            with self._turns.request(self._requestor):
+            with self._pool.request(self._requestor):
                 echo(self._requestor)
         for work in doubtful:
             try:
-                with self._turns.request(self._requestor):
+                with self._pool.request(self._requestor):
                     listed = list_series(
                         self._requestor, work.claim.study_instance_uid, work.claim.patient_id
                     )
@@ -490,11 +490,11 @@ class Retrieval:
             if (brought := self._one_instance(work, alone=len(works) == 1)) is None:
                 continue
             if brought:
-                self._clock.delivered()
+                self._admission.record_delivery()
                 return brought
-            self._clock.sent_nothing(work.reference, work.failure)
-            if self._clock.halted:
-                raise PacsError(self._clock.halted)
+            self._admission.record_nothing_sent(work.reference, work.failure)
+            if self._admission.disabled_for:
+                raise PacsError(self._admission.disabled_for)
         return came
 
     def _one_instance(self, work: StudyWork, *, alone: bool) -> int | None:
@@ -675,18 +675,20 @@ class Retrieval:
             self._requestor.characters,
         )
         is_get = self._method is RetrieveMethod.C_GET
-        turn = self._turns.request(self._requestor, retrieve=True, objects=request.expected or 0)
+        turn = self._pool.request(self._requestor, retrieve=True, objects=request.expected or 0)
         with turn as spent:
             # The turn may have been waited for.
-            self._asked_at = self._clock.now()
-            first = _First(self._clock.now)
+            self._asked_at = self._admission.now()
+            first = _First(self._admission.now)
             try:
                 if is_get:
                     return self._get(identifier, contexts, studies, works, first, spent)
                 return self._move(identifier, studies, works, request.expected, first, spent)
             finally:
                 if first.seconds is not None:
-                    self._clock.took(Asked.RETRIEVE, first.seconds, request.studies[0])
+                    self._admission.record_latency(
+                        RequestKind.RETRIEVE, first.seconds, request.studies[0]
+                    )
 
     def _move(
         self,
@@ -767,11 +769,11 @@ class Retrieval:
     def _heed(
         self, request: RetrieveRequest, outcome: RetrieveOutcome | None, brought: int
     ) -> None:
-        """Tell the clock where a request ended as if the node had too much to do.
+        """Record in the admission where a request ended as if the node had too much to do.
 
         Not of a node that has never sent anything: there, it is the way to here that is closed.
         """
-        if outcome is None or not self._clock.has_delivered:
+        if outcome is None or not self._admission.has_delivered:
             return
         if outcome.status is not None and outcome.status >> 8 == 0xA7:
             code = "pacs-busy"
@@ -783,7 +785,7 @@ class Retrieval:
             code = "nothing-arrived"
         else:
             return
-        self._clock.strained(Asked.RETRIEVE, code, request.studies[0])
+        self._admission.record_strain(RequestKind.RETRIEVE, code, request.studies[0])
 
     def _check_room(self, refused: str, works: Sequence[StudyWork]) -> None:
         """Stop asking where the spool could not take an object, whatever the peer makes of it."""
@@ -804,16 +806,18 @@ class Retrieval:
         else:
             code = "association-lost"
         if code == "interrupted" or self._stopping():
-            raise self._turns.interruption(self._requestor)
-        if code == "not-permitted" and self._clock.has_delivered:
+            raise self._pool.interruption(self._requestor)
+        if code == "not-permitted" and self._admission.has_delivered:
             code = "association-lost"
         if code == "pacs-busy":
-            self._clock.failed(code, self._asked_at)
+            self._admission.record_failure(code, self._asked_at)
         elif code == "sop-classes-refused" and self._habits.takes_c_get:
             # What an earlier request ended by says more.
             works = [work for work in works if work.failure is None]
         elif (
-            code == "sop-classes-refused" and not self._clock.has_delivered and self._switches(code)
+            code == "sop-classes-refused"
+            and not self._admission.has_delivered
+            and self._switches(code)
         ):
             # It offers C-GET and does not take us for a storage SCP: nothing comes that way.
             raise PacsError(code)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from prefect_dicom.admission.association_pool import Turns
+from prefect_dicom.admission.association_pool import AssociationPool
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.cohort.filters import series_text
 from prefect_dicom.core.errors import PacsError
@@ -38,7 +38,7 @@ class Listing:
     ----------
     weakest : Evidence
         The weakest proof of completeness that the site accepts.
-    turns : Turns
+    pool : AssociationPool
         Has the turn of each request; the requestor is borrowed from it.
     habits : QueryHabits
         What the node makes of the queries for a study's content.
@@ -53,7 +53,7 @@ class Listing:
         spool: Spool,
         *,
         weakest: Evidence,
-        turns: Turns,
+        pool: AssociationPool,
         habits: QueryHabits,
         selection: Selection,
     ) -> None:
@@ -61,7 +61,7 @@ class Listing:
         self._ledger = ledger
         self._spool = spool
         self._weakest = weakest
-        self._turns = turns
+        self._pool = pool
         self._habits = habits
         self._selection = selection
         self._series_wanted = series_text(selection)
@@ -69,7 +69,7 @@ class Listing:
     def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
         """The PACS's instance lists of many studies by few queries; of some, or of none."""
         self._requestor.about = None
-        with self._turns.request(self._requestor):
+        with self._pool.request(self._requestor):
             together = list_together(
                 self._requestor, [work.claim.study for work in works], self._habits
             )
@@ -99,7 +99,7 @@ class Listing:
             listed = {*answer.series}
         if not self._selection.series or not listed:
             return answer
-        with self._turns.request(self._requestor):
+        with self._pool.request(self._requestor):
             chosen = choose_series_of(
                 self._requestor, work.claim.study, self._selection, self._habits, answer.instances
             )
@@ -141,7 +141,7 @@ class Listing:
             Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
         """
         self._requestor.about = work.reference
-        with self._turns.request(self._requestor):
+        with self._pool.request(self._requestor):
             answer = list_study(self._requestor, work.claim.study, self._habits)
         if fresh and answer.offline:
             raise PacsError("study-offline", f"{answer.offline} series")

@@ -1,9 +1,9 @@
 """Pass after pass over a cohort, while there is reason to; no Prefect.
 
 A pass asks for all open rows, then pulls all open studies, once. One that the node has kept from
-its end is followed by another when the node's clock says so: one that stopped at a failure of the
-node, and one that left something undone for a passing reason, wait by the same clock. When that
-is used up, or a person has to act first, what is left stays pending for a rerun.
+its end is followed by another when the admission of its node says so: one that stopped at a failure
+of the node, and one that left something undone for a passing reason, wait by the same admission.
+When that is used up, or a person has to act first, what is left stays pending for a rerun.
 
 A run whose cohort is paused gives back what it has in hand, waits in place and goes on with
 another pass. One that is told to end does so at once: what it leaves is what a run leaves that
@@ -104,20 +104,26 @@ class Passes:
         return trouble
 
     def _worth_another(self, trouble: PrefectDicomError | None, passes: int) -> bool:
-        """Whether there is to be another pass; the node's clock then says when."""
+        """Whether there is to be another pass; the node's admission then says when."""
         plan = self.plan
-        clocks = [clock for clock in map(plan.clock, plan.cohort.nodes) if not clock.halted]
-        if not clocks or plan.is_stopping():
+        admissions = [
+            admission
+            for admission in map(plan.admission, plan.cohort.nodes)
+            if not admission.disabled_for
+        ]
+        if not admissions or plan.is_stopping():
             return False
-        if isinstance(trouble, PacsError) and len(clocks) < len(plan.cohort.nodes):
+        if isinstance(trouble, PacsError) and len(admissions) < len(plan.cohort.nodes):
             # What that node was to be asked for, the others are.
             trouble = None
-        if isinstance(trouble, PacsError) and any(clock.seconds_left() for clock in clocks):
+        if isinstance(trouble, PacsError) and any(
+            admission.seconds_left() for admission in admissions
+        ):
             return True
         if trouble is not None and not passes_by_itself(trouble):
             return False
         # Last, because it changes what has failed: only where it is going to be tried again.
-        rested = [clock.rest(passes) for clock in clocks]
+        rested = [admission.delay_next_pass(passes) for admission in admissions]
         return any(rested) and (plan.reopen_transient() or trouble is not None)
 
     def _wait(self) -> None:
@@ -125,20 +131,20 @@ class Passes:
         plan = self.plan
         self.show(self._count, plan.waits(), now=True)
         while left := plan.seconds_left():
-            if plan.clock_time.wait(plan.stop, min(left, TICK_SECONDS)) or plan.is_stopping():
+            if plan.clock.wait(plan.stop, min(left, TICK_SECONDS)) or plan.is_stopping():
                 return
             self.look()
 
     def _wait_for_window(self) -> bool:
         """Wait until a node may be asked again, where the site wants it so; whether to go on."""
         plan = self.plan
-        closed = [node for node in plan.cohort.nodes if plan.turns.is_waited_for(node)]
+        closed = [node for node in plan.cohort.nodes if plan.pool.waits_for_opening(node)]
         if not closed:
             return False
         plan.close_requestors()
         self.show(self._count, plan.waits(), now=True)
-        while left := min(map(plan.turns.seconds_closed, closed)):
-            plan.clock_time.wait(plan.stop, min(left, plan.clock_time.look_seconds))
+        while left := min(map(plan.pool.seconds_closed, closed)):
+            plan.clock.wait(plan.stop, min(left, plan.clock.look_seconds))
             if plan.is_stopping():
                 break
             self.look()
@@ -163,18 +169,18 @@ class Passes:
         """
         plan = self.plan
         told = False
-        # What falls free may be a halted node's, which this run does not ask any more.
-        halted = any(plan.clock(node).halted for node in plan.cohort.nodes)
+        # What falls free may be a disabled node's, which this run does not ask any more.
+        disabled = any(plan.admission(node).disabled_for for node in plan.cohort.nodes)
         while not plan.is_stopping():
             held, fallen_free = held_by_others()
-            if fallen_free or not held or halted:
-                return fallen_free and not halted
+            if fallen_free or not held or disabled:
+                return fallen_free and not disabled
             words = f"waiting for {held} {what} that another run works on"
             if not told:
                 told = True
                 self.say(words)
             self.show(self._count, words)
-            plan.clock_time.wait(plan.stop, TICK_SECONDS)
+            plan.clock.wait(plan.stop, TICK_SECONDS)
         # Told to wait or to end: what is left is not done, and that keeps it from its end.
         return True
 
@@ -227,13 +233,15 @@ def what_is_left(
         if not totals.rows[Verdict.PENDING]:
             # Noted with the cohort.
             return None
-        trouble = trouble or PacsError(plan.clock(missing).halted)
+        trouble = trouble or PacsError(plan.admission(missing).disabled_for)
     if isinstance(trouble, Interrupted):
         return None
     if not isinstance(trouble, PacsError):
         return trouble
     left = totals.rows[Verdict.PENDING]
-    nodes = [node for node in plan.cohort.nodes if plan.clock(node).halted] or plan.cohort.nodes
+    nodes = [
+        node for node in plan.cohort.nodes if plan.admission(node).disabled_for
+    ] or plan.cohort.nodes
     named = " and ".join(f"node {node}" for node in nodes)
     words = f"{named} is left alone now; {left} rows stay pending, none is lost"
     return PacsError(trouble.code, "; ".join(filter(None, (trouble.detail, words))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from prefect_dicom.admission.circuit_breaker import Breaker
+from prefect_dicom.admission.circuit_breaker import BreakerState
 from prefect_dicom.config.access_schedule import in_force
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.metrics import Seldom, Value, happened, serving
@@ -64,16 +64,16 @@ class _Values:
             yield Value("prefect_dicom_refused_objects_total", self.plan.spool.refusals)
 
     def _of_nodes(self) -> Iterator[Value]:
-        now = self.plan.clock_time.now()
+        now = self.plan.clock.now()
         for node, settings in self.plan.site.nodes.items():
             open_now = settings.courtesy is None or not in_force(settings.courtesy, now).closed
             yield Value("prefect_dicom_node_window_open", open_now, {"node": node})
-        for node, clock in self.plan.clocks().items():
+        for node, admission in self.plan.admissions().items():
             labels = {"node": node}
-            halted = {**labels, "reason": clock.halted or ""}
-            yield Value("prefect_dicom_node_halted", bool(clock.halted), halted)
-            yield Value("prefect_dicom_node_waiting_seconds", clock.seconds_left(), labels)
-            yield Value("prefect_dicom_node_associations", clock.associations, labels)
-            for state in Breaker:
+            disabled = {**labels, "reason": admission.disabled_for or ""}
+            yield Value("prefect_dicom_node_disabled", bool(admission.disabled_for), disabled)
+            yield Value("prefect_dicom_node_waiting_seconds", admission.seconds_left(), labels)
+            yield Value("prefect_dicom_node_associations", admission.associations, labels)
+            for state in BreakerState:
                 value = {**labels, "breaker": state.value}
-                yield Value("prefect_dicom_node_breaker", clock.breaker is state, value)
+                yield Value("prefect_dicom_node_breaker", admission.state is state, value)

@@ -2,7 +2,7 @@
 
 Rows are asked for in questions: rows with the same identifiers are one, and rows that name
 their study go into lists of UIDs where the node answers these. Several questions are under way
-at a time, as the node's clock allows; what they found goes into the ledger in batches. A run
+at a time, as the node's admission allows; what they found goes into the ledger in batches. A run
 that is killed asks again for no more than :data:`ROWS_PER_WRITE` rows, and for the questions
 that were under way.
 """
@@ -22,8 +22,8 @@ from datetime import timedelta
 from functools import cached_property, partial
 from typing import TypeVar
 
-from prefect_dicom.admission.association_pool import Turns
-from prefect_dicom.admission.circuit_breaker import Asked, Breaker, NodeClock
+from prefect_dicom.admission.association_pool import AssociationPool
+from prefect_dicom.admission.circuit_breaker import BreakerState, NodeAdmission, RequestKind
 from prefect_dicom.cohort.row_matching import Discovery
 from prefect_dicom.config.access_schedule import in_force
 from prefect_dicom.config.capabilities import NodeProfile
@@ -105,7 +105,7 @@ class Plan:
     """Set where this process is to end the run."""
     hears: Callable[[], RequestedState] = lambda: RequestedState.RUNNING
     """What is wanted of it by others than the ledger's people: in Prefect's UI."""
-    clock_time: Clock = field(default_factory=Clock)
+    clock: Clock = field(default_factory=Clock)
     """What time it is, and how the run waits."""
     subscribers: list[Subscriber] = field(default_factory=list)
     """Who is told what happens; appended to before the work begins."""
@@ -113,12 +113,12 @@ class Plan:
     _queries: dict[str, QueryHabits] = field(default_factory=lambda: defaultdict(QueryHabits))
     """What each of the cohort's nodes makes of queries that its filters need."""
     _turned: threading.Event = field(default_factory=threading.Event)
-    turns: Turns = field(init=False)
+    pool: AssociationPool = field(init=False)
     """When which node may be asked, over how many associations, by all runs together."""
     _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _characters: dict[str, str] = field(default_factory=dict)
     """By node, the character set in which it last found a text beyond ASCII."""
-    _clocks: dict[str, NodeClock] = field(default_factory=dict)
+    _admissions: dict[str, NodeAdmission] = field(default_factory=dict)
     _noted: set[tuple[str, str]] = field(default_factory=set)
     _sample_at: float = float("-inf")
     """When the next sample of the cohort is due."""
@@ -128,11 +128,11 @@ class Plan:
     _listen_at: float = float("-inf")
 
     def __post_init__(self) -> None:
-        self.turns = Turns(
+        self.pool = AssociationPool(
             self.site,
             self.ledger,
             self.run,
-            self.clock_time,
+            self.clock,
             self.stop,
             ready=self._check_going_on,
             new_requestor=self._new_requestor,
@@ -190,7 +190,7 @@ class Plan:
         for node in self.cohort.nodes:
             heard: dict[int, Answer] = {}
             try:
-                if rows and not self.clock(node).halted:
+                if rows and not self.admission(node).disabled_for:
                     self._ask_all(
                         node, rows, lambda row, answer, to=heard: to.update({row.line: answer})
                     )
@@ -208,8 +208,8 @@ class Plan:
                 else:
                     left.append(row)
             rows = left
-        if rows and all(self.clock(node).halted for node in self.cohort.nodes):
-            raise PacsError(self.clock(self.cohort.node).halted)
+        if rows and all(self.admission(node).disabled_for for node in self.cohort.nodes):
+            raise PacsError(self.admission(self.cohort.node).disabled_for)
         for row in rows:
             if (findings := together(row, answers[row.line], every=every)) is not None:
                 found.add(findings)
@@ -218,19 +218,23 @@ class Plan:
 
     def others_go_on(self, node: str) -> bool:
         """Whether a node is left alone for the rest of the run, and another of the cohort not."""
-        if not self.clock(node).halted:
+        if not self.admission(node).disabled_for:
             return False
-        goes_on = any(not self.clock(other).halted for other in self.cohort.nodes)
+        goes_on = any(not self.admission(other).disabled_for for other in self.cohort.nodes)
         if goes_on:
-            reason = reason_for(self.clock(node).halted)
+            reason = reason_for(self.admission(node).disabled_for)
             self.note(node, f"left alone by a run ({reason.code}): {reason.what_to_do}")
             self._turned.set()
         return goes_on
 
     def seconds_left(self) -> float:
         """How long all nodes of the cohort that are not left alone for good are left alone."""
-        clocks = [clock for clock in map(self.clock, self.cohort.nodes) if not clock.halted]
-        return min((clock.seconds_left() for clock in clocks), default=0.0)
+        admissions = [
+            admission
+            for admission in map(self.admission, self.cohort.nodes)
+            if not admission.disabled_for
+        ]
+        return min((admission.seconds_left() for admission in admissions), default=0.0)
 
     def take_turned(self) -> bool:
         """Whether something is to be asked of another node now, since this was asked last."""
@@ -294,7 +298,7 @@ class Plan:
         """Discover the rows of a question, until it is over; together what can be had together."""
         if len(question) > 1:
             first = [rows[0] for rows in question]
-            with self.turns.request(requestor):
+            with self.pool.request(requestor):
                 insisting(lambda: ask_together(requestor, first, self.habits(node)))
         for rows in question:
             for row in rows:
@@ -307,14 +311,14 @@ class Plan:
     def _discover_row(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery | str:
         requestor.about = ("row", row.line)
         try:
-            with self.turns.request(requestor):
+            with self.pool.request(requestor):
                 result = insisting(lambda: self._wanted_of(node, requestor, row))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
             self._count_failed_query(node, error.code)
             return error.code
-        self.clock(node).succeeded()
+        self.admission(node).record_success()
         return result
 
     def _wanted_of(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery:
@@ -342,25 +346,25 @@ class Plan:
         reopened = self.ledger.reopen(self.cohort.number, reasons=codes)
         return bool(reopened.studies or reopened.rows)
 
-    def clock(self, node: str) -> NodeClock:
-        """When a node may be asked: one clock for the whole run."""
+    def admission(self, node: str) -> NodeAdmission:
+        """Admission of a node, shared by the whole run."""
         with self._lock:
-            if node not in self._clocks:
-                self._clocks[node] = NodeClock(
+            if node not in self._admissions:
+                self._admissions[node] = NodeAdmission(
                     self.site.retry_after_seconds,
                     self.site.asked(node).limits.associations,
-                    now=self.clock_time.monotonic,
+                    now=self.clock.monotonic,
                     heard=partial(self._hear, node),
                 )
-            return self._clocks[node]
+            return self._admissions[node]
 
-    def clocks(self) -> dict[str, NodeClock]:
-        """The clocks of the nodes that were asked so far, by the node's name."""
+    def admissions(self) -> dict[str, NodeAdmission]:
+        """Admission of each node that has been used so far, by the node's name."""
         with self._lock:
-            return dict(self._clocks)
+            return dict(self._admissions)
 
     def wait_for(self, node: str, *, turn: bool = True, holding: Requestor | None = None) -> float:
-        """Wait until a node may be asked; returns the time of its clock.
+        """Wait until a node may be asked; returns the monotonic time.
 
         One that has failed is probed with a C-ECHO before anything is asked of it again, and
         then asked by one thread at a time until something has succeeded.
@@ -379,28 +383,30 @@ class Plan:
         WindowClosed
             It may not be asked at this time of the week.
         """
-        clock = self.clock(node)
+        admission = self.admission(node)
         while True:
             self._check_stop()
-            if clock.halted:
-                raise PacsError(clock.halted)
-            self.turns.check(node)
-            left = clock.seconds_left()
-            if not left and (clock.take_turn() if turn else clock.breaker is not Breaker.OPEN):
-                return clock.now()
+            if admission.disabled_for:
+                raise PacsError(admission.disabled_for)
+            self.pool.check(node)
+            left = admission.seconds_left()
+            if not left and (
+                admission.try_acquire() if turn else admission.state is not BreakerState.OPEN
+            ):
+                return admission.now()
             if holding is not None:
                 # The probe, and whoever has the turn, need an association as well.
-                self.turns.put_down(holding)
+                self.pool.release_slot(holding)
             if left:
-                self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
-            elif clock.begin_probe():
-                self._probe(node, clock)
+                self.clock.wait(self.stop, min(left, _LOOK_SECONDS))
+            elif admission.begin_probe():
+                self._probe(node, admission)
             else:
-                self.clock_time.wait(self.stop, _TURN_SECONDS)
+                self.clock.wait(self.stop, _TURN_SECONDS)
 
-    def _probe(self, node: str, clock: NodeClock) -> None:
-        """Ask a node that had failed for a C-ECHO; its clock hears what comes of it."""
-        asked_at = clock.now()
+    def _probe(self, node: str, admission: NodeAdmission) -> None:
+        """Ask a node that had failed for a C-ECHO; record what comes of it in its admission."""
+        asked_at = admission.now()
         works = False
         try:
             with self.requestor(node) as requestor:
@@ -409,10 +415,10 @@ class Plan:
         except PacsError as error:
             works = error.code in _SPEAKS_DICOM
             if not works:
-                clock.failed(error.code, asked_at)
+                admission.record_failure(error.code, asked_at)
                 raise
         finally:
-            clock.end_probe(answered=works)
+            admission.end_probe(answered=works)
 
     def _hear(
         self, node: str, name: str, code: str | None, figures: Mapping[str, int | float]
@@ -422,7 +428,7 @@ class Plan:
             # For `status`; what cannot be written now is written with the next change.
             self.ledger.record_waits(self.run, self.waits())
         match name:
-            case "node.halted":
+            case "node.disabled":
                 reason = reason_for(code)
                 log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
             case "breaker.opened":
@@ -432,9 +438,7 @@ class Plan:
             case "node.narrowed" | "node.widened":
                 why = f" ({code})" if code else ""
                 log.warning("node %s: asked for %d at a time%s", node, figures["associations"], why)
-        self.tell(
-            Event(name=name, at=self.clock_time.now(), node=node, reason=code, figures=figures)
-        )
+        self.tell(Event(name=name, at=self.clock.now(), node=node, reason=code, figures=figures))
 
     def waits(self) -> str:
         """What the run waits for, or asks less for, in words for people; empty where nothing."""
@@ -444,56 +448,58 @@ class Plan:
             if self._heard is RequestedState.PAUSED:
                 how = f"`prefect-dicom resume {self.cohort.number}`"
             words.append(f"paused, until {how}")
-        for node in self.clocks() or [self.cohort.node]:
-            words += [self._wait_of(node), self.turns.in_words(node)]
+        for node in self.admissions() or [self.cohort.node]:
+            words += [self._wait_of(node), self.pool.in_words(node)]
         return "; ".join(filter(None, words))
 
     def _wait_of(self, node: str) -> str:
-        clock = self.clock(node)
-        if clock.halted:
-            return f"node {node}: left alone ({clock.halted})"
-        if left := clock.seconds_left():
-            until = self.clock_time.now().astimezone() + timedelta(seconds=left)
-            why = clock.waiting_for or "before another pass"
+        admission = self.admission(node)
+        if admission.disabled_for:
+            return f"node {node}: left alone ({admission.disabled_for})"
+        if left := admission.seconds_left():
+            until = self.clock.now().astimezone() + timedelta(seconds=left)
+            why = admission.waiting_for or "before another pass"
             return f"node {node}: waiting until {until:%H:%M:%S} ({why})"
-        if clock.breaker is not Breaker.CLOSED:
+        if admission.state is not BreakerState.CLOSED:
             return f"node {node}: asked for one thing, to see whether it works again"
-        if code := clock.strained_for:
-            return f"node {node}: asked for {clock.ceiling} of {clock.most} at a time ({code})"
+        if code := admission.strained_for:
+            return (
+                f"node {node}: asked for {admission.ceiling} of {admission.most} at a time ({code})"
+            )
         return ""
 
     @contextlib.contextmanager
     def _asking(self, node: str) -> Iterator[Requestor]:
-        """Borrow an association when its node may be asked; the clock hears what comes of it."""
+        """Borrow an association when its node may be asked; record failures in its admission."""
         asked_at = self.wait_for(node)
-        clock = self.clock(node)
+        admission = self.admission(node)
         try:
             with self.requestor(node) as requestor:
                 # It may have been waited for.
-                asked_at = clock.now()
+                asked_at = admission.now()
                 yield requestor
         except PacsError as error:
-            clock.failed(error.code, asked_at)
+            admission.record_failure(error.code, asked_at)
             raise
         finally:
-            clock.end_turn()
+            admission.release()
 
     def _count_failed_query(self, node: str, code: str) -> None:
         """One query that fails is its own affair; where one after the other does, stop asking."""
         if code not in _OF_THE_NODE_IF_REPEATED:
             return
-        clock = self.clock(node)
-        clock.query_failed()
-        if clock.halted:
-            raise PacsError(clock.halted)
+        admission = self.admission(node)
+        admission.record_failed_query()
+        if admission.disabled_for:
+            raise PacsError(admission.disabled_for)
 
     @contextlib.contextmanager
     def requestor(self, node: str) -> Iterator[Requestor]:
         """Borrow an association to a node; it stays open for the next borrower."""
-        with self.turns.requestor(node) as requestor:
+        with self.pool.requestor(node) as requestor:
             learnt = self.site.profiles[node].query_character_sets or ("",)
             requestor.characters = self._characters.get(node) or learnt[0]
-            requestor.now = self.clock(node).now
+            requestor.now = self.admission(node).now
             requestor.first_answer = partial(self._take_time, node, requestor)
             try:
                 yield requestor
@@ -512,16 +518,16 @@ class Plan:
 
     def associations(self, node: str) -> int:
         """How many requests this run may have under way: one at least, to hear why it may not."""
-        return max(1, min(self.clock(node).associations, self.turns.associations(node)))
+        return max(1, min(self.admission(node).associations, self.pool.associations(node)))
 
     def _take_time(self, node: str, requestor: Requestor, service: str, seconds: float) -> None:
         answered(node, service, seconds)
         if service == "C-FIND":
-            self.clock(node).took(Asked.QUERY, seconds, requestor.about)
+            self.admission(node).record_latency(RequestKind.QUERY, seconds, requestor.about)
 
     def close_requestors(self) -> None:
         """Release all associations that are not lent out."""
-        self.turns.close()
+        self.pool.close()
 
     def note(self, node: str, words: str) -> None:
         """Say what this run has found out about a node, once, and keep it with the cohort."""
@@ -540,11 +546,11 @@ class Plan:
         """
         if not now:
             self.page.refresh()
-        began = self.clock_time.monotonic()
+        began = self.clock.monotonic()
         if not now and began < self._sample_at:
             return
         courtesy = self.site.nodes[self.cohort.node].courtesy
-        at = self.clock_time.now()
+        at = self.clock.now()
         with contextlib.suppress(LedgerError):
             self.ledger.sample(
                 self.cohort.number,
@@ -553,7 +559,7 @@ class Plan:
                 least_seconds=0 if now else _SAMPLE_SECONDS,
                 at=at,
             )
-        self._sample_at = next_count(began, self.clock_time.monotonic(), _SAMPLE_SECONDS)
+        self._sample_at = next_count(began, self.clock.monotonic(), _SAMPLE_SECONDS)
 
     def tell_of_the_end(self, trouble: PrefectDicomError | None, totals: Totals) -> None:
         """Tell where the run leaves its cohort, and what kept it from its end, if something did."""
@@ -563,7 +569,7 @@ class Plan:
         self.tell(
             Event(
                 name="cohort.finished",
-                at=self.clock_time.now(),
+                at=self.clock.now(),
                 reason=None if trouble is None else trouble.code,
                 figures={"rows": totals.rows.total()} | rows | studies | instances,
             )
@@ -615,20 +621,20 @@ class Plan:
 
     def rest(self, seconds: float) -> bool:
         """Wait so long; False, and earlier, where something else is wanted of the run."""
-        until = self.clock_time.monotonic() + seconds
+        until = self.clock.monotonic() + seconds
         while not self.is_stopping():
-            if (left := until - self.clock_time.monotonic()) <= 0:
+            if (left := until - self.clock.monotonic()) <= 0:
                 return True
-            self.clock_time.wait(self.stop, min(left, _LOOK_SECONDS))
+            self.clock.wait(self.stop, min(left, _LOOK_SECONDS))
         return False
 
     def is_closed(self, node: str) -> bool:
         """Whether a node may not be asked at this time of the week."""
-        return self.turns.state(node).closed
+        return self.pool.state(node).closed
 
     def is_ending(self, node: str) -> bool:
         """Whether what is under way at a node is to be cancelled."""
-        return self.is_stopping() or self.turns.is_over(node)
+        return self.is_stopping() or self.pool.is_over(node)
 
     def wait_in_place(self, look: Callable[[], None]) -> bool:
         """Wait while the run is to pause, asking for nothing; whether it is to go on then.
@@ -654,7 +660,7 @@ class Plan:
     def _check_going_on(self, node: str) -> None:
         """Pass, where the run and the node are to be gone on with."""
         self._check_stop()
-        if code := self.clock(node).halted:
+        if code := self.admission(node).disabled_for:
             raise PacsError(code)
 
 

@@ -191,13 +191,13 @@ class Pull(Plan):
         after = 0
         while page := self.ledger.studies_to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
             known = self.ledger.copies(record.reference for record in page)
-            halted = [each for each in nodes if self.clock(each).halted]
+            disabled = [each for each in nodes if self.admission(each).disabled_for]
             for record in page:
                 copies = known.get(record.reference, {})
                 if all(each in copies and copies[each].reason is not None for each in nodes):
                     # Another cohort has tried them all for it; this one has not.
                     copies = {}
-                if node_to_ask(nodes, copies, halted) == node:
+                if node_to_ask(nodes, copies, disabled) == node:
                     copy = copies.get(node)
                     yield record.reference, node, copy and copy.number_of_instances
             after = page[-1].reference
@@ -251,7 +251,7 @@ class Pull(Plan):
             return claim
         row = CohortRow(0, study_instance_uid=claim.study_instance_uid)
         try:
-            with self.turns.request(requestor):
+            with self.pool.request(requestor):
                 found = insisting(lambda: discover(requestor, row, self.habits(claim.node)))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
@@ -317,7 +317,7 @@ class Pull(Plan):
             return False
         except ClaimLost:
             return False
-        self.clock(work.claim.node).answered()
+        self.admission(work.claim.node).record_answer()
         if work.is_listed and not work.listed:
             self._fail(work, work.failure or "instance-list-empty")
             return False
@@ -524,7 +524,7 @@ class Pull(Plan):
         reached("archived-recorded")
         _clear(self.spool, work.reference, manifest)
         node, reference = work.claim.node, work.reference
-        at = self.clock_time.now()
+        at = self.clock.now()
         self.tell(
             Event(name="study.archived", at=at, node=node, reference=reference, figures=figures)
         )
@@ -540,7 +540,7 @@ class Pull(Plan):
         if not self.ledger.record_failed(work.claim, code, nodes=self.cohort.nodes):
             self._turned.set()
             return
-        at = self.clock_time.now()
+        at = self.clock.now()
         self.tell(Event(name="study.failed", at=at, node=node, reference=reference, reason=code))
 
     def _quarantine_strangers(self, work: StudyWork) -> None:
@@ -632,9 +632,9 @@ class Pull(Plan):
             destination=self.site.receiver.ae_title,
             receiver=self.receiver,
             stopping=partial(self.is_ending, node),
-            clock=self.clock(node),
+            admission=self.admission(node),
             leave=lambda: self.wait_for(node, holding=requestor),
-            turns=self.turns,
+            pool=self.pool,
             note=partial(self.note, node),
             habits=self.manners(node),
         )
@@ -645,7 +645,7 @@ class Pull(Plan):
             self.ledger,
             self.spool,
             weakest=self.site.validation.evidence,
-            turns=self.turns,
+            pool=self.pool,
             habits=self.manners(node).queries,
             selection=self.selection,
         )
@@ -653,7 +653,7 @@ class Pull(Plan):
     def _asked(self, node: str) -> PacsNode:
         """The node, with requests as small as its windows ask for."""
         asked = self.site.asked(node)
-        most = self.turns.request_instances(node)
+        most = self.pool.request_instances(node)
         limits = asked.limits.model_copy(update={"chunk_instances": most})
         return asked.model_copy(update={"limits": limits})
 
@@ -676,7 +676,7 @@ class Pull(Plan):
         That is below twice the spool's reserve, or below the reserve where the archive is a
         directory; twice a minute at most.
         """
-        now = self.clock_time.monotonic()
+        now = self.clock.monotonic()
         if now < self._look_at_disks_at:
             return
         self._look_at_disks_at = now + _DISKS_SECONDS
@@ -690,7 +690,7 @@ class Pull(Plan):
             elif code not in self._disks_low:
                 self._disks_low.add(code)
                 log.warning("%s is near: %d bytes left", code, max(0, free))
-                at, figures = self.clock_time.now(), {"free_bytes": max(0, free)}
+                at, figures = self.clock.now(), {"free_bytes": max(0, free)}
                 self.tell(Event(name="disk.low", at=at, reason=code, figures=figures))
 
     def prepare(self) -> None:
@@ -764,7 +764,7 @@ def open_pull(
             ledger=ledger,
             run=run,
             selection=ledger.selection(known.number),
-            clock_time=clock or Clock(),
+            clock=clock or Clock(),
             spool=spool,
             archive=archive,
             open=later,

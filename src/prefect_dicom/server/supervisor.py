@@ -190,7 +190,7 @@ class Keeper:
 
     def _end_all(self) -> None:
         # A worker that is told to stop kills its runs two seconds later, and they stay running
-        # in Prefect for ever. It is halted, so that it begins no other either, and the runs are
+        # in Prefect for ever. It is stopped, so that it begins no other either, and the runs are
         # told; the server is there until the last of them has said how it ended.
         if self.worker.lives:
             self.worker.process.send_signal(signal.SIGSTOP)
