@@ -20,7 +20,7 @@ from prefect_dicom.config.site import DirectoryArchive, S3Archive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError, Interrupted
 from prefect_dicom.core.model import Evidence, ManifestInstance, StudyManifest
 from prefect_dicom.core.uids import manifest_key, object_key
-from prefect_dicom.testing.s3 import S3Server
+from tests.support.s3_server import S3Server
 
 PART_BYTES = 5 * 1024**2
 KEY = object_key("1.2.3", "1.2.3.4", "1.2.3.4.5")

@@ -13,7 +13,7 @@ from prefect_dicom.config.site import S3Archive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.uids import object_key
-from prefect_dicom.testing.s3 import S3Server
+from tests.support.s3_server import S3Server
 
 pytestmark = pytest.mark.campaign("S3")
 

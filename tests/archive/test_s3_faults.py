@@ -26,8 +26,8 @@ from prefect_dicom.core.model import Disposition, InstanceState, StudyState, Ver
 from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.testing import tiny_objects
 from prefect_dicom.testing.objects import StoredObject
-from prefect_dicom.testing.s3 import S3Server
 from tests.support.campaign import subset
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 
 pytestmark = pytest.mark.campaign("S3")

@@ -22,8 +22,8 @@ from prefect_dicom.archive.s3_put import SignedPut
 from prefect_dicom.archive.source import BytesSource
 from prefect_dicom.config.site import S3Archive
 from prefect_dicom.core.uids import object_key
-from prefect_dicom.testing.s3 import S3Server
 from tests.support.radosgw import client_of
+from tests.support.s3_server import S3Server
 
 PART_BYTES = 5 * 1024**2
 KEY = object_key("1.2.3", "1.2.3.4", "1.2.3.4.5")

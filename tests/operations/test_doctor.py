@@ -21,9 +21,9 @@ from prefect_dicom.operations import doctor
 from prefect_dicom.operations.doctor import Finding, entries_for_the_pacs, examine
 from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.generate import generate_cohort, tiny_objects
-from prefect_dicom.testing.s3 import S3Server
 from tests.support import peers
 from tests.support.commands import CommandLine
+from tests.support.s3_server import S3Server
 from tests.support.sites import credentials, site_around
 
 

@@ -40,10 +40,10 @@ from prefect_dicom.operations.verification import verify_cohort
 from prefect_dicom.run.progress import counting_shown
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing.generate import tiny_objects, uid
-from prefect_dicom.testing.s3 import S3Server
 from tests.support.campaign import subset
 from tests.support.commands import CommandLine
 from tests.support.postgres import ledger_url as new_ledger_url
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 
 MISSING, CHANGED, UNREADABLE = "archive-object-missing", "archive-checksum", "manifest-unreadable"

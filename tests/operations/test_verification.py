@@ -19,7 +19,7 @@ from prefect_dicom.core.model import Level
 from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.operations.verification import verify_cohort
 from prefect_dicom.testing.generate import tiny_objects
-from prefect_dicom.testing.s3 import S3Server
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 
 MISSING, CHANGED = "archive-object-missing", "archive-checksum"

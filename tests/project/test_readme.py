@@ -34,8 +34,8 @@ from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.generate import generate_cohort
 from prefect_dicom.testing.objects import changed, object_of_file
-from prefect_dicom.testing.s3 import S3Server
 from tests.support.commands import CommandLine, Ended
+from tests.support.s3_server import S3Server
 from tests.support.series import series, series_uid, study_uid
 from tests.support.sites import credentials, site_around
 

@@ -27,9 +27,9 @@ from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.audit import Auditor
-from prefect_dicom.testing.s3 import S3Server
 from tests.support import crashes
 from tests.support.campaign import subset
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around, until
 
 PROMISED_SECONDS = 5.0

@@ -24,9 +24,9 @@ from prefect_dicom.core.model import Verdict
 from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.audit import Auditor
-from prefect_dicom.testing.s3 import S3Server
 from tests.support import crashes, postgres
 from tests.support.campaign import SEED, subset
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, Standing, credentials, site_around
 
 STUDIES, INSTANCES = 3, 3

@@ -13,8 +13,8 @@ import pytest
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.testing import Behaviour, tiny_objects
-from prefect_dicom.testing.s3 import S3Server
 from tests.support.campaign import subset
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around, until
 
 SERVICES = {"c-move": "C-MOVE", "c-get": "C-GET"}

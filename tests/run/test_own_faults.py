@@ -40,10 +40,10 @@ from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, tiny_objects
 from prefect_dicom.testing.objects import changed
-from prefect_dicom.testing.s3 import S3Server
 from tests.support.campaign import subset
 from tests.support.disks import fill, small_disk
 from tests.support.peers import free_port
+from tests.support.s3_server import S3Server
 from tests.support.sites import LOOPBACK, Place, credentials, site_around, until
 
 pytestmark = [

@@ -12,7 +12,7 @@ from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.run import registration
 from prefect_dicom.testing import Behaviour, tiny_objects
-from prefect_dicom.testing.s3 import S3Server
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 
 METHODS = ("c-move", "c-get")

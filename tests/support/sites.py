@@ -32,10 +32,10 @@ from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import Pull, open_pull, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_objects
 from prefect_dicom.testing.objects import StoredObject, decoded, encoded, object_of_bytes
-from prefect_dicom.testing.s3 import S3Server
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 from tests.support import program
 from tests.support.peers import free_port
+from tests.support.s3_server import S3Server
 
 LOOPBACK = "127.0.0.1"
 PATIENCE_SECONDS = 30

@@ -13,8 +13,8 @@ import pytest
 from prefect_dicom.core.failpoints import Fault, arm
 from prefect_dicom.testing import ScriptedPacs, tiny_objects
 from prefect_dicom.testing.audit import INVARIANTS, Auditor
-from prefect_dicom.testing.s3 import S3Server
 from tests.support import crashes, postgres
+from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 
 STUDIES, INSTANCES = 2, 3
