@@ -28,7 +28,7 @@ from prefect_dicom.config.site import load_site
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.server import LocalServer
-from prefect_dicom.server.local import DOWN, FAILED, UP, Told
+from prefect_dicom.server.local import DOWN, FAILED, UP, ServerStatus
 from prefect_dicom.server.settings import MARK, settings_of
 from prefect_dicom.testing import Behaviour, tiny_objects
 from tests.support.commands import CommandLine
@@ -75,13 +75,13 @@ def test_status_says_nothing_of_it_where_there_never_was_one(command):
 
 
 def test_status_of_one_that_has_ended_loads_no_prefect(command, local):
-    local.tell(Told(UP, 4200, str(command.folder / "site.yaml"), 1))
+    local.write_status(ServerStatus(UP, 4200, str(command.folder / "site.yaml"), 1))
     ended = command("status")
-    assert "Prefect's server has ended unasked: `prefect-dicom up` starts it." in ended.output
+    assert "Prefect's server has ended unexpectedly: `prefect-dicom up` starts it." in ended.output
     assert "prefect" not in ended.modules
 
 
-def test_a_port_that_is_taken_is_told_before_anything_is_started(command):
+def test_a_taken_port_is_reported_before_anything_is_started(command):
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
         ended = command("up", "--port", port)
@@ -92,15 +92,15 @@ def test_a_port_that_is_taken_is_told_before_anything_is_started(command):
 
 def test_the_port_it_had_before_is_not_given_up_silently(local):
     with socket.create_server((LOOPBACK, 0)) as taken:
-        local.tell(Told(DOWN, taken.getsockname()[1], "site.yaml", 1))
+        local.write_status(ServerStatus(DOWN, taken.getsockname()[1], "site.yaml", 1))
         with pytest.raises(ConfigurationError, match="this server had it before"):
             local.up(Path("site.yaml"))
-    assert not local.is_kept()
+    assert not local.is_supervised()
 
 
-def test_one_that_runs_for_another_site_or_on_another_port_is_told(local):
-    with local.kept():
-        local.tell(Told(UP, 4711, "/srv/site.yaml", 1))
+def test_a_server_of_another_site_or_port_is_reported(local):
+    with local.supervisor_lock():
+        local.write_status(ServerStatus(UP, 4711, "/srv/site.yaml", 1))
         with pytest.raises(ConfigurationError) as caught:
             local.up(Path("/srv/other.yaml"), 4712)
     assert [fault.split("; ")[0] for fault in caught.value.faults] == [
@@ -120,29 +120,29 @@ def test_a_site_in_a_block_has_a_server_already(command):
         command(site="block:lab")
 
 
-def test_who_keeps_it_is_alone_and_known_by_a_lock(local):
-    assert not local.is_kept()
-    with local.kept() as first:
-        assert first and local.is_kept()
-        with local.kept() as second:
+def test_one_supervisor_at_a_time_holds_the_lock(local):
+    assert not local.is_supervised()
+    with local.supervisor_lock() as first:
+        assert first and local.is_supervised()
+        with local.supervisor_lock() as second:
             assert not second
-    assert not local.is_kept()
+    assert not local.is_supervised()
 
 
-def test_only_one_that_is_kept_and_up_has_an_address(local):
-    local.tell(Told(UP, 4711, "site.yaml", 1))
+def test_only_a_supervised_server_that_is_up_has_an_address(local):
+    local.write_status(ServerStatus(UP, 4711, "site.yaml", 1))
     assert local.url is None
-    with local.kept():
+    with local.supervisor_lock():
         assert local.url == f"http://{LOOPBACK}:4711/api"
-        local.tell(Told(FAILED, 4711, "site.yaml", 1, "why", "log"))
+        local.write_status(ServerStatus(FAILED, 4711, "site.yaml", 1, "why", "log"))
         assert local.url is None
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"phase": "up", "else": 1}', "\0"])
 def test_a_state_of_another_version_is_none(local, text):
     (local.folder / "server.json").write_text(text)
-    assert local.told() is None
-    assert local.in_words() == ""
+    assert local.status() is None
+    assert local.describe() == ""
 
 
 def test_the_environment_may_tune_it_but_not_say_which_server_it_is(tmp_path):
@@ -273,10 +273,10 @@ def campaign(test):
 
 @campaign
 def test_up_twice_is_up_once(stage):
-    before = stage.local.told()
+    before = stage.local.status()
     code, _, complaints = stage.run("up")
     assert code == Exit.ALL_WELL, complaints
-    assert stage.local.told() == before
+    assert stage.local.status() == before
     code, _, complaints = stage.run("up", "--port", str(free_port()))
     assert (code, "`prefect-dicom down` first" in complaints) == (Exit.CONFIGURATION, True)
 
@@ -395,7 +395,7 @@ def test_down_ends_the_runs_the_worker_and_the_server_and_nothing_else(stage):
 
 
 @campaign
-def test_a_server_that_does_not_come_up_is_told_with_its_log(tmp_path, command):
+def test_a_server_that_does_not_come_up_is_reported_with_its_log(tmp_path, command):
     nowhere = "sqlite+aiosqlite:////nowhere/at/all.db"
     process = command.start("up", PREFECT_SERVER_DATABASE_CONNECTION_URL=nowhere)
     _, complaints = process.communicate(timeout=900)
@@ -403,7 +403,7 @@ def test_a_server_that_does_not_come_up_is_told_with_its_log(tmp_path, command):
     assert process.returncode == Exit.CONFIGURATION
     assert str(local.logs / "server.log") in complaints.replace("\n", "")
     assert local._leftovers() == []
-    assert "has failed" in local.in_words()
+    assert "has failed" in local.describe()
 
 
 @contextlib.contextmanager

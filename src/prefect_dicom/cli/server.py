@@ -63,6 +63,6 @@ def print_server(site: Site) -> None:
     """How the server is that `up` has started; nothing where it never did."""
     from prefect_dicom.server import LocalServer
 
-    words = LocalServer.of(site).in_words()
+    words = LocalServer.of(site).describe()
     if words:
         output.print(words, markup=False, soft_wrap=True)

@@ -1,11 +1,11 @@
-"""A Prefect server of the site's own, for a machine that has none: ``prefect-dicom up``.
+"""The site's own Prefect server, for a machine without one: ``prefect-dicom up``.
 
 ::
 
-    local      where it lies, whether it runs, what it says; starting and stopping it. No Prefect.
-    keeper     the one process in the background: starts server and worker, and again if they die
-    furnish    what the server is given: limits, blocks, the automation, the deployments
-    profile    the settings Prefect runs with
+    local       folder, state, start and stop of the server; does not import Prefect
+    supervisor  the background process that starts server and worker and restarts them
+    provision   creates limits, blocks, the automation and the deployments on the server
+    settings    environment variables with which server and worker run
 """
 
 from prefect_dicom.server.local import LocalServer

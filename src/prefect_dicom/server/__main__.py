@@ -1,4 +1,4 @@
-"""``python -m prefect_dicom.server FOLDER SITE PORT``: the keeper."""
+"""``python -m prefect_dicom.server FOLDER SITE PORT``: run the supervisor."""
 
 import sys
 

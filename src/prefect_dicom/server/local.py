@@ -1,12 +1,12 @@
-"""Where a site's own Prefect server lies, whether it runs and what it has to do. No Prefect.
+"""Folder, state, start and stop of a site's own Prefect server, without importing Prefect.
 
-One folder holds everything of it::
+One folder holds everything::
 
     prefect-server/
-        server.json     the port and how far it has come; written by the keeper
-        keeper.lock     held while the keeper lives
-        home/           PREFECT_HOME: the database and the leases
-        logs/           of the keeper, the server, the worker, and of furnishing it
+        server.json      port and phase; written by the supervisor
+        supervisor.lock  held while the supervisor lives
+        home/            PREFECT_HOME: the database and the leases
+        logs/            of the supervisor, the server, the worker and the provisioning
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ STARTING, UP, DOWN, FAILED = "starting", "up", "down", "failed"
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the keeper last wrote of itself.
+class ServerStatus:
+    """The state that the supervisor last wrote.
 
     Attributes
     ----------
     phase : str
-        ``starting``, ``up``, ``down`` (as told) or ``failed``.
+        ``starting``, ``up``, ``down`` (stopped by ``prefect-dicom down``) or ``failed``.
     port : int
-        On loopback.
+        Port on loopback.
     site : str
-        The site file whose deployments it has.
+        Site file whose flows are deployed.
     pid : int
-        Of the keeper.
+        Process id of the supervisor.
     why : str
-        Where it failed: what, in words.
+        Cause of a failure; empty in other phases.
     log : str
-        And the log that says more.
+        Path of the log with the details of a failure.
     """
 
     phase: str
@@ -73,58 +73,58 @@ class Told:
 
 @dataclass(frozen=True)
 class Work:
-    """What the server says of its flow runs."""
+    """Flow runs on the server: running, waiting and the next scheduled one."""
 
     running: int
     waiting: int
-    """Due, and not begun."""
+    """Runs that are due and have not started."""
     next_at: datetime | None
-    """When the next scheduled one is due."""
+    """Start time of the next scheduled run, or None."""
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """The Prefect server that ``prefect-dicom up`` keeps for a site.
+    """The Prefect server that ``prefect-dicom up`` runs for a site.
 
     Parameters
     ----------
     folder : Path
-        Where everything of it lies.
+        Folder of the server: state, database and logs.
     """
 
     folder: Path
 
     @classmethod
     def of(cls, site: Site) -> LocalServer:
-        """The one of a site: beside its ledger, or beside its spool where that is no file."""
+        """Return the server of a site: beside its ledger, or beside its spool with PostgreSQL."""
         beside = site.ledger.path or site.spool.path
         return cls(beside.parent.absolute() / _FOLDER)
 
     @property
     def logs(self) -> Path:
-        """Where the logs lie, a file for each process."""
+        """Folder of the logs, one file per process."""
         return self.folder / "logs"
 
-    # --- asking
+    # --- state
 
-    def told(self) -> Told | None:
-        """What the keeper has last said; None where there never was one."""
+    def status(self) -> ServerStatus | None:
+        """Return the state that the supervisor last wrote, or None if there is none."""
         try:
-            return Told(**json.loads(self._told_path.read_text()))
+            return ServerStatus(**json.loads(self._status_path.read_text()))
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
         except (ValueError, TypeError):
-            # Of another version of this package.
+            # Written by another version of this package.
             return None
 
-    def tell(self, told: Told) -> None:
-        """Write what the keeper has to say; readers see it as a whole or not at all."""
+    def write_status(self, status: ServerStatus) -> None:
+        """Replace the state file atomically."""
         draft = self.folder / "server.json.draft"
-        draft.write_text(json.dumps(asdict(told)))
-        os.replace(draft, self._told_path)
+        draft.write_text(json.dumps(asdict(status)))
+        os.replace(draft, self._status_path)
 
-    def is_kept(self) -> bool:
-        """Whether the keeper lives."""
+    def is_supervised(self) -> bool:
+        """Whether the supervisor process is alive: it holds the lock."""
         try:
             descriptor = os.open(self._lock_path, os.O_RDWR)
         except OSError:
@@ -139,14 +139,14 @@ class LocalServer:
 
     @property
     def url(self) -> str | None:
-        """Its API, while it is up."""
-        told = self.told()
-        if told is None or told.phase != UP or not self.is_kept():
+        """URL of the Prefect API while the server is up, else None."""
+        status = self.status()
+        if status is None or status.phase != UP or not self.is_supervised():
             return None
-        return f"http://{LOOPBACK}:{told.port}/api"
+        return f"http://{LOOPBACK}:{status.port}/api"
 
     def work(self) -> Work | None:
-        """What it has to do; None where it does not answer."""
+        """Count the flow runs on the server; None if it does not answer."""
         url = self.url
         if url is None:
             return None
@@ -169,18 +169,18 @@ class LocalServer:
         times = [datetime.fromisoformat(run["expected_start_time"]) for run in later]
         return Work(running, pending + late, times[0].astimezone() if times else None)
 
-    def in_words(self) -> str:
-        """How it is, in a line for people; empty where there never was one."""
-        told = self.told()
-        if told is None:
+    def describe(self) -> str:
+        """Return the state in one line for people; empty if there never was a server."""
+        status = self.status()
+        if status is None:
             return ""
-        address = f"http://{LOOPBACK}:{told.port}"
-        if not self.is_kept():
-            why = "has ended unasked" if told.phase in (UP, STARTING) else "is down"
-            if told.phase == FAILED:
-                why = f"has failed ({told.why}; see {told.log})"
+        address = f"http://{LOOPBACK}:{status.port}"
+        if not self.is_supervised():
+            why = "has ended unexpectedly" if status.phase in (UP, STARTING) else "is down"
+            if status.phase == FAILED:
+                why = f"has failed ({status.why}; see {status.log})"
             return f"Prefect's server {why}: `prefect-dicom up` starts it."
-        if told.phase != UP:
+        if status.phase != UP:
             return f"Prefect's server is being started: {address}"
         if (work := self.work()) is None:
             return f"Prefect's server does not answer: {address}; see {self.logs}"
@@ -194,56 +194,73 @@ class LocalServer:
     # --- starting and stopping
 
     def up(self, site: Path, port: int | None = None) -> str:
-        """Start it, if it does not run, and wait until it is up; returns its URL.
+        """Start the server unless it runs, and wait until it is up.
+
+        Parameters
+        ----------
+        site : Path
+            Site file whose flows are deployed.
+        port : int, optional
+            Port on loopback; by default the previous port, 4200 or any free one.
+
+        Returns
+        -------
+        str
+            URL of the Prefect API.
 
         Raises
         ------
         ConfigurationError
-            It cannot be started: the port is taken, or the log that says why.
+            The server cannot be started; names the cause and the log with the details.
         """
-        told = self.told()
-        if self.is_kept() and told is not None:
-            self._is_the_same(told, site, port)
-            if told.phase == UP:
-                self._furnish_again(told)
+        status = self.status()
+        if self.is_supervised() and status is not None:
+            self._require_same(status, site, port)
+            if status.phase == UP:
+                self._provision_again(status)
                 return self._wait_until_up()
         else:
             self._start(site, port)
         return self._wait_until_up()
 
     def down(self) -> bool:
-        """Stop it, and all that belongs to it; whether there was anything to stop.
+        """Stop the server and all its processes.
 
-        Runs are told to stop, as by Ctrl-C, and get the time to do it in order.
+        Runs get SIGTERM, as by Ctrl-C, and time to end in order.
+
+        Returns
+        -------
+        bool
+            Whether there was anything to stop.
         """
-        told = self.told()
-        kept = self.is_kept()
-        if kept and told is not None and told.pid:
+        status = self.status()
+        supervised = self.is_supervised()
+        if supervised and status is not None and status.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(told.pid, signal.SIGTERM)
-            _until(lambda: not self.is_kept(), _ENDS_SECONDS)
+                os.kill(status.pid, signal.SIGTERM)
+            _until(lambda: not self.is_supervised(), _ENDS_SECONDS)
         leftovers = self._leftovers()
         self._end(leftovers)
-        return kept or bool(leftovers)
+        return supervised or bool(leftovers)
 
-    def _is_the_same(self, told: Told, site: Path, port: int | None) -> None:
+    def _require_same(self, status: ServerStatus, site: Path, port: int | None) -> None:
         faults = []
-        if told.site != str(site.absolute()):
-            faults.append(f"it runs for {told.site}; `prefect-dicom down` with that one first")
-        if port not in (None, told.port):
-            faults.append(f"--port: it runs on {told.port}; `prefect-dicom down` first")
+        if status.site != str(site.absolute()):
+            faults.append(f"it runs for {status.site}; `prefect-dicom down` with that one first")
+        if port not in (None, status.port):
+            faults.append(f"--port: it runs on {status.port}; `prefect-dicom down` first")
         if faults:
             raise ConfigurationError("prefect-dicom up", faults)
 
-    def _furnish_again(self, told: Told) -> None:
-        """The site file may have changed: nodes come and go."""
-        environment = settings_of(self.folder, told.port, os.environ)
-        log = self.logs / "furnish.log"
-        if code := furnish(told.site, environment, log).wait():
-            raise self._failure(f"furnishing the server ended with {code}", log)
+    def _provision_again(self, status: ServerStatus) -> None:
+        """Provision again: the nodes of the site file may have changed."""
+        environment = settings_of(self.folder, status.port, os.environ)
+        log = self.logs / "provision.log"
+        if code := start_provisioning(status.site, environment, log).wait():
+            raise self._failure(f"provisioning the server ended with {code}", log)
 
-    def _free_port(self, told: Told | None, port: int | None) -> int:
-        wanted = port or (told.port if told else None)
+    def _free_port(self, status: ServerStatus | None, port: int | None) -> int:
+        wanted = port or (status.port if status else None)
         if wanted is not None:
             if _is_free(wanted):
                 return wanted
@@ -260,20 +277,20 @@ class LocalServer:
         try:
             for folder in (self.folder, self.folder / "home", self.logs):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            log = (self.logs / "keeper.log").open("ab")
+            log = (self.logs / "supervisor.log").open("ab")
         except OSError as error:
             fault = f"cannot be written ({error.strerror}); let this user write there"
             raise ConfigurationError(str(self.folder), [fault]) from None
         with log, self._alone():
-            if self.is_kept():
-                # Somebody else was faster.
+            if self.is_supervised():
+                # Another process was faster.
                 return
             self._end(self._leftovers())
-            port = self._free_port(self.told(), port)
-            self.tell(Told(STARTING, port, str(site.absolute()), 0))
-            keeper = subprocess.Popen(
-                [sys.executable, "-m", "prefect_dicom.server", self.folder, site.absolute()]
-                + [str(port)],
+            port = self._free_port(self.status(), port)
+            self.write_status(ServerStatus(STARTING, port, str(site.absolute()), 0))
+            supervisor = subprocess.Popen(
+                [sys.executable, "-m", "prefect_dicom.server"]
+                + [str(self.folder), str(site.absolute()), str(port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -282,29 +299,29 @@ class LocalServer:
                 # It outlives the terminal.
                 start_new_session=True,
             )
-            _until(lambda: self.is_kept() or keeper.poll() is not None, _STARTS_SECONDS)
-            # It is nobody's child from now on; Python would complain of one left behind.
-            keeper.returncode = 0
+            _until(lambda: self.is_supervised() or supervisor.poll() is not None, _STARTS_SECONDS)
+            # Not waited for from now on; without this Python warns about a child left behind.
+            supervisor.returncode = 0
 
     def _wait_until_up(self) -> str:
         def settled() -> bool:
-            told = self.told()
-            return not self.is_kept() or told is not None and told.phase == UP
+            status = self.status()
+            return not self.is_supervised() or status is not None and status.phase == UP
 
         _until(settled, _STARTS_SECONDS)
         if (url := self.url) is not None:
             return url
-        told = self.told()
-        if told is not None and told.phase == FAILED:
-            raise self._failure(told.why, Path(told.log))
-        raise self._failure("it did not come up", self.logs / "keeper.log")
+        status = self.status()
+        if status is not None and status.phase == FAILED:
+            raise self._failure(status.why, Path(status.log))
+        raise self._failure("it did not come up", self.logs / "supervisor.log")
 
     def _failure(self, why: str, log: Path) -> ConfigurationError:
         return ConfigurationError("Prefect's server", [f"{why}; see {log}"])
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """One at a time begins to start it."""
+        """Hold the start lock: one process at a time starts the server."""
         descriptor = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -313,16 +330,16 @@ class LocalServer:
             os.close(descriptor)
 
     @property
-    def _told_path(self) -> Path:
+    def _status_path(self) -> Path:
         return self.folder / "server.json"
 
     @property
     def _lock_path(self) -> Path:
-        return self.folder / "keeper.lock"
+        return self.folder / "supervisor.lock"
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[bool]:
-        """Hold the keeper's lock; the value says whether it was to be had."""
+    def supervisor_lock(self) -> Iterator[bool]:
+        """Try to hold the supervisor's lock; yields whether this process holds it."""
         descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -336,14 +353,14 @@ class LocalServer:
     # --- the processes
 
     def runs(self) -> list[int]:
-        """Processes of flow runs that the worker started, by their pid."""
+        """Return the process ids of flow runs that the worker started."""
         return [pid for pid in self._leftovers() if b"PREFECT__FLOW_RUN_ID" in _environ(pid)]
 
     def _leftovers(self) -> list[int]:
-        """Every living process that belongs to this server.
+        """Find all living processes of this server by the mark in their environment.
 
-        A receiver is none of them, though a run may have started it: it serves all runs of the
-        site, and leaves by itself after the last.
+        A receiver is excluded, though a run may have started it: it serves all runs of the site
+        and exits by itself after the last one.
         """
         mark = f"{MARK}={self.folder}".encode()
         found = []
@@ -358,7 +375,7 @@ class LocalServer:
         return found
 
     def _end(self, pids: list[int]) -> None:
-        """End processes that nobody keeps any more."""
+        """Terminate processes that no supervisor owns any more."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -367,8 +384,10 @@ class LocalServer:
                 return
 
 
-def furnish(site: str, environment: dict[str, str], log: Path) -> subprocess.Popen:
-    """Begin to give the server what it needs for a site, in a process of its own."""
+def start_provisioning(
+    site: str, environment: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """Start a process that provisions the server for a site."""
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "prefect_dicom.server.provision", site],
@@ -388,14 +407,15 @@ def _environ(pid: int) -> bytes:
 
 
 def _is_free(port: int) -> int:
-    """The port, if nobody listens on it (0: any that is free); else 0."""
+    """Return the port if it is free (0: any free port), else 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
         except OSError:
             return 0
-        return probe.getsockname()[1]
+        bound: int = probe.getsockname()[1]
+        return bound
 
 
 def _until(condition: Callable[[], object], seconds: float) -> bool:
@@ -412,17 +432,17 @@ def _ask(url: str, what: str, runs: dict[str, Any], **more: Any) -> Any:
     request = urllib.request.Request(
         f"{url}/flow_runs/{what}", body, {"Content-Type": "application/json"}
     )
-    # Never through a proxy: it is on this machine.
+    # Never through a proxy: the server is on this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=_ANSWERS_SECONDS) as answer:
         return json.load(answer)
 
 
 def answers(url: str) -> bool:
-    """Whether the server says that it is well."""
+    """Whether the server answers its health check."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/health", timeout=_ANSWERS_SECONDS) as answer:
-            return answer.status == 200
+            return int(answer.status) == 200
     except OSError:
         return False

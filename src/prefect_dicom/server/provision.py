@@ -1,8 +1,8 @@
-"""What a Prefect server is given for a site; giving it twice changes nothing.
+"""Provision a Prefect server for a site; idempotent.
 
-The work pool with a queue for what asks a PACS, a limit ``pacs-<node>`` for every node, the types
-of our blocks, the automation that marks dead runs, and a deployment of every flow. What a person
-has changed since (schedules, parameters, limits of queues, a paused automation) stays.
+Creates the work pool with a queue for runs that query a PACS, a limit ``pacs-<node>`` per node, the
+block types, the automation that marks dead runs, and a deployment of every flow. Later changes by
+a person (schedules, parameters, limits of queues, a paused automation) are kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from prefect import Flow
@@ -25,8 +25,9 @@ from prefect.client.schemas.actions import (
     WorkPoolCreate,
 )
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 
 from prefect_dicom import __version__, blocks
@@ -37,11 +38,19 @@ from prefect_dicom.server.settings import DEAD_AFTER_SECONDS
 from prefect_dicom.server.supervisor import POOL, RUNS_OF_A_NODE
 
 QUEUE = "pacs"
-"""Of the runs that ask a PACS."""
+"""Work queue of the runs that query a PACS."""
 
 
-def furnish(site: Site, file: Path) -> None:
-    """Give the server of the environment what it needs for the site in ``file``."""
+def provision(site: Site, file: Path) -> None:
+    """Provision the server that the environment names (``PREFECT_API_URL``).
+
+    Parameters
+    ----------
+    site : Site
+        Nodes, and their limits.
+    file : Path
+        Site file, the default of every deployment's ``site`` parameter.
+    """
     with get_client(sync_client=True) as client:
         _pool(client, len(site.nodes))
         for node in site.nodes:
@@ -53,7 +62,8 @@ def furnish(site: Site, file: Path) -> None:
             blocks.DicomLedger,
             blocks.DicomSite,
         ):
-            block.register_type_and_schema(client=client)
+            # Prefect's annotation names its asynchronous client; called here, it takes this one.
+            block.register_type_and_schema(client=client)  # type: ignore[arg-type]
         automation = dead_runs()
         if not client.read_automations_by_name(automation.name):
             automation.create()
@@ -62,10 +72,10 @@ def furnish(site: Site, file: Path) -> None:
 
 
 def _limit(client: SyncPrefectClient, name: str, associations: int) -> None:
-    """A limit that is not in force: runs of one ledger share a node's associations by that ledger.
+    """Create an inactive limit: runs of one ledger share a node's associations by that ledger.
 
-    It is for sites where runs of several ledgers ask the same node. A run holds its part of it
-    from its beginning to its end, so the next one waits for all of that.
+    It is for sites where runs of several ledgers query the same node. A run holds its slots from
+    its start to its end, and the next one waits for all of that.
     """
     try:
         known = client.read_global_concurrency_limit_by_name(name)
@@ -96,18 +106,18 @@ def _pool(client: SyncPrefectClient, nodes: int) -> None:
 
 
 def dead_runs() -> Automation:
-    """The automation: a run that is under way and has not said so for minutes is crashed.
+    """Return the automation that marks runs without a heartbeat as crashed.
 
-    Prefect has none of itself; a run that was killed would be shown as running for ever.
+    Prefect has none by default; a killed run would be shown as running for ever.
     """
     known = yaml.safe_load((AUTOMATIONS / "dead-runs.yaml").read_text())
-    # Of flows that send their heartbeats as the profile has it, which is oftener.
+    # Flows send heartbeats more often than that: see settings.
     known["trigger"]["within"] = DEAD_AFTER_SECONDS
     return Automation(**known)
 
 
 def deployments_of(site: Site, file: Path) -> Iterator[RunnerDeployment]:
-    """Every flow, deployed for a site; the schedules wait for a person to switch them on."""
+    """Yield a deployment of every flow for a site; all schedules are created inactive."""
     own = {"site": str(file.absolute())}
     asking = {"work_queue_name": QUEUE}
     yield _deployment(pull_cohort, "cohort", own, **asking)
@@ -121,23 +131,29 @@ def deployments_of(site: Site, file: Path) -> Iterator[RunnerDeployment]:
 
 
 def _deployment(
-    flow: Flow, name: str, parameters: dict[str, Any], cron: str = "", slug: str = "", **more: Any
+    flow: Flow[..., Any],
+    name: str,
+    parameters: dict[str, Any],
+    cron: str = "",
+    slug: str = "",
+    **more: Any,
 ) -> RunnerDeployment:
     schedules = []
     if cron:
         when = CronSchedule(cron=cron, timezone=local_time_zone())
         schedules.append(DeploymentScheduleCreate(schedule=when, active=False, slug=slug))
-    return flow.to_deployment(
+    deployment = flow.to_deployment(
         name,
         parameters=parameters,
         schedules=schedules,
         tags=["dicom"],
         version=__version__,
         work_pool_name=POOL,
-        # By its dotted name: a worker needs the package, and no file at a certain place.
+        # By its dotted name: a worker needs the package, not a file at a certain path.
         entrypoint_type=EntrypointType.MODULE_PATH,
         **more,
     )
+    return cast(RunnerDeployment, deployment)
 
 
 def _deploy(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
@@ -158,7 +174,7 @@ def _deploy(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
 
 
 def local_time_zone() -> str:
-    """The name of this host's time zone; UTC where it has none."""
+    """Return the name of this host's time zone; UTC if it has none."""
     if name := os.environ.get("TZ", "").lstrip(":"):
         return name
     try:
@@ -169,4 +185,4 @@ def local_time_zone() -> str:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    furnish(load_site(path), path)
+    provision(load_site(path), path)

@@ -1,6 +1,6 @@
-"""The settings with which Prefect's server and worker run on a machine of their own.
+"""Environment variables with which Prefect's server and worker run.
 
-All of them give way to what the environment sets, but those that say which server it is.
+The caller's environment overrides all of them but those that identify the server.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 MARK = "PREFECT_DICOM_SERVER"
-"""In the environment of every process that belongs to a local server: its folder."""
+"""Variable that holds the server's folder in the environment of all its processes."""
 
 _QUIET = {
-    # Nothing is told to anybody, and the pages advertise nothing.
+    # No telemetry, and no advertising on the pages.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "DO_NOT_TRACK": "1",
@@ -31,7 +31,7 @@ _TUNED = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
         "prefect.server.concurrency.lease_storage.filesystem"
     ),
-    # A run that does not say for DEAD_AFTER_SECONDS that it lives is dead.
+    # A run without a heartbeat for DEAD_AFTER_SECONDS is dead.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_WORKER_QUERY_SECONDS": "5",
 }
@@ -45,7 +45,7 @@ _OF_ANOTHER_SERVER = {
 
 
 def settings_of(folder: Path, port: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of everything that belongs to the server in ``folder``."""
+    """Return the environment of the processes of the server in ``folder``."""
     kept = {name: value for name, value in environ.items() if name not in _OF_ANOTHER_SERVER}
     address = f"http://{LOOPBACK}:{port}/api"
     return {
@@ -56,7 +56,7 @@ def settings_of(folder: Path, port: int, environ: Mapping[str, str]) -> dict[str
         "PREFECT_API_URL": address,
         "PREFECT_SERVER_API_HOST": LOOPBACK,
         "PREFECT_SERVER_API_PORT": str(port),
-        # Else the pages of a server on another port ask the one on 4200.
+        # Without it the pages of a server on another port query the one on 4200.
         "PREFECT_SERVER_UI_API_URL": address,
         MARK: str(folder),
     }

@@ -1,8 +1,8 @@
-"""The process in the background: it starts Prefect's server and a worker, and keeps them alive.
+"""Background process that runs Prefect's server and a worker and restarts them.
 
-One that dies is started again, later and later while it goes on dying. Runs that are under way
-do not hang on either: what they tell the server waits or is lost, and the ledger has the truth.
-Told to stop, it ends the worker and its runs first, while the server still takes in how they end.
+A child that dies is restarted, with increasing pauses while it keeps dying. Running flows depend
+on neither: their reports to the server wait or are lost, and the ledger has the truth. On
+SIGTERM the worker and its runs end first, while the server still records how they end.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from prefect_dicom.server.local import (
     STARTING,
     UP,
     LocalServer,
-    Told,
+    ServerStatus,
     answers,
-    furnish,
+    start_provisioning,
 )
 from prefect_dicom.server.settings import LOOPBACK
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 POOL = "dicom"
 RUNS_OF_A_NODE = 2
-"""So many at a time on this machine: one may be long, and the next of higher priority."""
+"""Runs per node at a time on this machine: one may be long, the next of higher priority."""
 _SERVER_ANSWERS_SECONDS = 240
 _RUNS_END_SECONDS = 60
 _ENDS_SECONDS = 20
@@ -48,29 +48,29 @@ _MOST_LOG_BYTES = 50 * 1024**2
 
 
 @dataclass
-class Child:
-    """One process that is to be there."""
+class ChildProcess:
+    """A supervised process."""
 
     name: str
     words: Sequence[str]
     logs: Path
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     deaths: int = 0
     next_at: float = 0.0
 
     @property
     def log(self) -> Path:
-        """Where it writes."""
+        """Path of its log."""
         return self.logs / f"{self.name}.log"
 
     @property
     def lives(self) -> bool:
-        """Whether it is there."""
+        """Whether the process is alive."""
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        """Start it; a log that has grown large is begun anew."""
+        """Start the process; a large log is rotated first."""
         if self.log.exists() and self.log.stat().st_size > _MOST_LOG_BYTES:
             os.replace(self.log, self.log.with_suffix(".log.old"))
         with self.log.open("ab") as file:
@@ -82,8 +82,8 @@ class Child:
             )
         self.started = time.monotonic()
 
-    def look_after(self) -> None:
-        """Start it again if it has died and the pause is over."""
+    def restart_if_dead(self) -> None:
+        """Restart the process if it has died and the pause is over."""
         if self.lives:
             return
         now = time.monotonic()
@@ -99,9 +99,20 @@ class Child:
         if now >= self.next_at:
             self.start()
 
+    def suspend(self) -> None:
+        """Suspend the process (SIGSTOP), so that it starts nothing more."""
+        if self.process is not None and self.lives:
+            self.process.send_signal(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """Kill the process and wait for its end."""
+        if self.process is not None and self.lives:
+            self.process.kill()
+            self.process.wait()
+
     def end(self, seconds: float) -> None:
-        """Stop it, and kill it where it does not stop in time."""
-        if not self.lives:
+        """Terminate the process, and kill it after ``seconds``."""
+        if self.process is None or not self.lives:
             return
         self.process.terminate()
         try:
@@ -113,7 +124,7 @@ class Child:
 
 
 class _NotUp(Exception):
-    """It cannot be brought up: why, and where to read on."""
+    """The server cannot be brought up: the cause, and the log with the details."""
 
     def __init__(self, why: str, path: Path) -> None:
         super().__init__(why)
@@ -122,8 +133,8 @@ class _NotUp(Exception):
 
 
 @dataclass
-class Keeper:
-    """Server and worker of one site, from start to stop."""
+class Supervisor:
+    """Supervisor of the server and the worker of one site."""
 
     local: LocalServer
     site: str
@@ -132,22 +143,26 @@ class Keeper:
 
     def __post_init__(self) -> None:
         address = ("--host", LOOPBACK, "--port", str(self.port))
-        self.server = Child("server", ("server", "start", *address), self.local.logs)
-        # And one that asks no node.
+        self.server = ChildProcess("server", ("server", "start", *address), self.local.logs)
+        # And one for a run that asks no node.
         most = RUNS_OF_A_NODE * len(load_site(self.site).nodes) + 1
         words = ("worker", "start", "--pool", POOL, "--type", "process", "--limit", str(most))
-        self.worker = Child("worker", words, self.local.logs)
+        self.worker = ChildProcess("worker", words, self.local.logs)
 
     def run(self) -> None:
-        """Keep them until told to stop."""
-        ended = (FAILED, "its keeper has broken", str(self.local.logs / "keeper.log"))
+        """Run server and worker until :attr:`stop` is set."""
+        ended: tuple[str, ...] = (
+            FAILED,
+            "its supervisor has failed",
+            str(self.local.logs / "supervisor.log"),
+        )
         try:
             self._bring_up()
-            self._tell(UP)
+            self._write_status(UP)
             log.warning("up on port %d", self.port)
             while not self.stop.wait(_LOOK_SECONDS):
-                self.server.look_after()
-                self.worker.look_after()
+                self.server.restart_if_dead()
+                self.worker.restart_if_dead()
             log.warning("down")
             ended = (DOWN,)
         except _NotUp as failure:
@@ -155,10 +170,10 @@ class Keeper:
             ended = (FAILED, failure.why, str(failure.path))
         finally:
             self._end_all()
-            self._tell(*ended)
+            self._write_status(*ended)
 
     def _bring_up(self) -> None:
-        self._tell(STARTING)
+        self._write_status(STARTING)
         self.server.start()
         url = f"http://{LOOPBACK}:{self.port}/api"
         self._wait(
@@ -166,8 +181,8 @@ class Keeper:
             lambda: not self.server.lives,
             _NotUp("the server did not come up", self.server.log),
         )
-        path = self.local.logs / "furnish.log"
-        begun = furnish(self.site, dict(os.environ), path)
+        path = self.local.logs / "provision.log"
+        begun = start_provisioning(self.site, dict(os.environ), path)
         try:
             self._wait(
                 lambda: begun.poll() == 0,
@@ -186,54 +201,53 @@ class Keeper:
             if failed() or time.monotonic() > deadline:
                 raise failure
             if self.stop.wait(_LOOK_SECONDS / 4):
-                raise _NotUp("told to stop before it was up", self.local.logs / "keeper.log")
+                raise _NotUp("stopped before it was up", self.local.logs / "supervisor.log")
 
     def _end_all(self) -> None:
-        # A worker that is told to stop kills its runs two seconds later, and they stay running
-        # in Prefect for ever. It is stopped, so that it begins no other either, and the runs are
-        # told; the server is there until the last of them has said how it ended.
-        if self.worker.lives:
-            self.worker.process.send_signal(signal.SIGSTOP)
+        # A worker that gets SIGTERM kills its runs two seconds later, and they stay running in
+        # Prefect for ever. It is suspended instead, so that it starts no other run, and the runs
+        # get SIGTERM; the server lives until the last of them has reported how it ended.
+        self.worker.suspend()
         deadline = time.monotonic() + _RUNS_END_SECONDS
-        told: set[int] = set()
+        signalled: set[int] = set()
         while (runs := self.local.runs()) and time.monotonic() < deadline:
-            # A second signal would end a run that is ending in order.
-            for pid in set(runs) - told:
+            # A second signal would interrupt a run that is ending in order.
+            for pid in set(runs) - signalled:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-            told.update(runs)
+            signalled.update(runs)
             time.sleep(_LOOK_SECONDS / 4)
         for pid in self.local.runs():
             log.warning("a run did not end in time; killed")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if self.worker.lives:
-            self.worker.process.kill()
-            self.worker.process.wait()
+        self.worker.kill()
         self.server.end(_ENDS_SECONDS)
 
-    def _tell(self, phase: str, why: str = "", path: str = "") -> None:
-        self.local.tell(Told(phase, self.port, self.site, os.getpid(), why, path))
+    def _write_status(self, phase: str, why: str = "", path: str = "") -> None:
+        self.local.write_status(ServerStatus(phase, self.port, self.site, os.getpid(), why, path))
 
 
 def main(folder: str, site: str, port: str) -> int:
-    """Keep the server of a folder until SIGTERM."""
+    """Supervise the server of a folder until SIGTERM; returns the exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     os.umask(0o077)
     local = LocalServer(Path(folder))
-    with local.kept() as kept:
-        if not kept:
-            log.warning("another one keeps it")
+    with local.supervisor_lock() as locked:
+        if not locked:
+            log.warning("another supervisor runs already")
             return 0
         try:
-            keeper = Keeper(local, site, int(port))
+            supervisor = Supervisor(local, site, int(port))
         except PrefectDicomError as error:
-            local.tell(Told(FAILED, int(port), site, os.getpid(), "the site file", site))
+            local.write_status(
+                ServerStatus(FAILED, int(port), site, os.getpid(), "the site file", site)
+            )
             log.error("%s", error)
             return 1
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: keeper.stop.set())
+            signal.signal(number, lambda *_: supervisor.stop.set())
         # The terminal that started it may go.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        keeper.run()
+        supervisor.run()
     return 0
