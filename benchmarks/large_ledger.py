@@ -26,13 +26,13 @@ from sqlalchemy import create_engine, text
 
 from prefect_dicom.archive.manifest import encode_manifest
 from prefect_dicom.core.model import (
-    ArchivedObject,
-    Arrival,
+    ArchivedInstance,
     CohortRow,
     Evidence,
     Instance,
     InstanceKey,
     ManifestInstance,
+    ReceivedInstance,
     Study,
     StudyManifest,
 )
@@ -161,10 +161,10 @@ def _live(ledger: Ledger, run: Run, number: int, instances: int) -> None:
     keys = [InstanceKey("1.2.3", f"1.2.3.{n}") for n in range(instances)]
     ct, explicit, digest = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "ab" * 32
     ledger.record_list(claim, [Instance(key, ct) for key in keys], Evidence.INSTANCE_LIST)
-    arrivals = [Arrival(reference, key, ct, explicit, digest, 1, digest) for key in keys]
+    arrivals = [ReceivedInstance(reference, key, ct, explicit, digest, 1, digest) for key in keys]
     ledger.record_received({reference: claim}, arrivals)
     for part in range(0, instances, 200):
-        stored = [(key, ArchivedObject("k", digest, 1), ()) for key in keys[part : part + 200]]
+        stored = [(key, ArchivedInstance("k", digest, 1), ()) for key in keys[part : part + 200]]
         ledger.record_stored(claim, stored)
     ledger.instances(reference)
     body = manifest_of(instances)

@@ -18,13 +18,13 @@ from sqlalchemy import select
 
 from prefect_dicom.core.errors import ClaimLost, LedgerError
 from prefect_dicom.core.model import (
-    ArchivedObject,
-    Arrival,
+    ArchivedInstance,
     CohortRow,
     Evidence,
     Instance,
     InstanceKey,
     InstanceState,
+    ReceivedInstance,
     Study,
     StudyState,
 )
@@ -89,8 +89,10 @@ def holder(url, references):
 
 def fail_every_write(ledger: Ledger, claim: Claim) -> None:
     """Each verb that writes about the study is refused."""
-    arrival = Arrival(claim.reference, KEY, "1.2", "1.2.840.10008.1.2.1", SHA256, 1, SHA256)
-    stored = (KEY, ArchivedObject("key", SHA256, 1), ())
+    arrival = ReceivedInstance(
+        claim.reference, KEY, "1.2", "1.2.840.10008.1.2.1", SHA256, 1, SHA256
+    )
+    stored = (KEY, ArchivedInstance("key", SHA256, 1), ())
     for write in (
         lambda: ledger.record_list(claim, [Instance(KEY)], Evidence.INSTANCE_LIST),
         lambda: ledger.record_received({claim.reference: claim}, [arrival]),
@@ -193,7 +195,7 @@ def test_a_batch_with_one_lost_claim_records_nothing_until_it_is_left_out(ledger
         for claim in claims.values():
             ledger.record_list(claim, [Instance(KEY)], Evidence.INSTANCE_LIST)
         batch = [
-            Arrival(reference, KEY, "1.2", "1.2.840.10008.1.2.1", SHA256, 1, SHA256)
+            ReceivedInstance(reference, KEY, "1.2", "1.2.840.10008.1.2.1", SHA256, 1, SHA256)
             for reference in references
         ]
         ledger.release([claims[references[1]]])

@@ -20,8 +20,7 @@ from sqlalchemy import create_engine, event, text
 from prefect_dicom.core.errors import LedgerError
 from prefect_dicom.core.model import (
     WHOLE,
-    ArchivedObject,
-    Arrival,
+    ArchivedInstance,
     CohortRow,
     DateRange,
     Disposition,
@@ -33,6 +32,7 @@ from prefect_dicom.core.model import (
     InstanceState,
     Pattern,
     PerPatient,
+    ReceivedInstance,
     Selection,
     Study,
     StudyState,
@@ -82,12 +82,16 @@ def listed(count: int) -> list[Instance]:
     return [Instance(key, CT) for key in keys(count)]
 
 
-def arrival(reference: int, key: InstanceKey, sha256: str = SHA256) -> Arrival:
-    return Arrival(reference, key, CT, EXPLICIT, sha256, 1000, sha256)
+def arrival(reference: int, key: InstanceKey, sha256: str = SHA256) -> ReceivedInstance:
+    return ReceivedInstance(reference, key, CT, EXPLICIT, sha256, 1000, sha256)
 
 
 def stored(key: InstanceKey, *warnings: str, sha256: str = SHA256):
-    return key, ArchivedObject(f"studies/{key.sop_instance_uid}.dcm", sha256, 1000, "v1"), warnings
+    return (
+        key,
+        ArchivedInstance(f"studies/{key.sop_instance_uid}.dcm", sha256, 1000, "v1"),
+        warnings,
+    )
 
 
 def discovered(ledger: Ledger, count: int = 1, node: str = "main") -> int:

@@ -14,14 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from prefect_dicom.core.errors import ClaimLost, LedgerError
 from prefect_dicom.core.model import (
-    ArchivedObject,
-    Arrival,
+    ArchivedInstance,
     CohortRow,
     Disposition,
     Evidence,
     Instance,
     InstanceKey,
     InstanceState,
+    ReceivedInstance,
     Study,
     StudyState,
 )
@@ -211,7 +211,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
         def verb(ledger: Ledger, claim: Claim) -> None:
             batch = [
-                Arrival(claim.reference, key, "1.2", "1.2.840.10008.1.2.1", SHA256, 7, SHA256)
+                ReceivedInstance(
+                    claim.reference, key, "1.2", "1.2.840.10008.1.2.1", SHA256, 7, SHA256
+                )
                 for key in sorted(keys)
             ]
             strangers.extend(ledger.record_received({claim.reference: claim}, batch))
@@ -252,7 +254,7 @@ class LedgerMachine(RuleBasedStateMachine):
         study = self.write(
             number,
             lambda ledger, claim: ledger.record_stored(
-                claim, [(key, ArchivedObject("key", SHA256, 7), ()) for key in keys]
+                claim, [(key, ArchivedInstance("key", SHA256, 7), ()) for key in keys]
             ),
         )
         for key in keys if study else ():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from prefect_dicom.core.errors import ArchiveError
-from prefect_dicom.core.model import ArchivedObject
+from prefect_dicom.core.model import ArchivedInstance
 
 BLOCK_BYTES = 256 * 1024
 """How much of an object is in memory at a time."""
@@ -60,7 +60,7 @@ class Archive(ABC):
     is away. What is under way then ends with :class:`~prefect_dicom.core.errors.Interrupted`."""
 
     @abstractmethod
-    def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedObject:
+    def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
         """Put a file under a key that nothing has yet.
 
         Parameters
@@ -76,7 +76,7 @@ class Archive(ABC):
 
         Returns
         -------
-        ArchivedObject
+        ArchivedInstance
             With ``already_there`` where the same bytes were under the key before.
 
         Raises
@@ -89,7 +89,7 @@ class Archive(ABC):
         """
 
     @abstractmethod
-    def put_bytes(self, key: str, data: bytes) -> ArchivedObject:
+    def put_bytes(self, key: str, data: bytes) -> ArchivedInstance:
         """Put bytes that are in memory, by the same rules as :meth:`put_file`."""
 
     @abstractmethod

@@ -27,7 +27,7 @@ from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256
 from prefect_dicom.config.site import DirectoryArchive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.failpoints import reached
-from prefect_dicom.core.model import ArchivedObject
+from prefect_dicom.core.model import ArchivedInstance
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EOPNOTSUPP, errno.EMLINK}
@@ -46,12 +46,12 @@ class FolderArchive(Archive):
         self._lock = threading.Lock()
         self._swept = False
 
-    def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedObject:
+    def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
         target = self._path(key)
         with FileSource(path, sha256, size_bytes, self.stopping) as source:
             return self._put(key, target, source)
 
-    def put_bytes(self, key: str, data: bytes) -> ArchivedObject:
+    def put_bytes(self, key: str, data: bytes) -> ArchivedInstance:
         return self._put(key, self._path(key), BytesSource(data))
 
     def head(self, key: str) -> ObjectFacts | None:
@@ -137,7 +137,7 @@ class FolderArchive(Archive):
         if not self._root.is_dir():
             raise ArchiveError("archive-missing", "the directory of the archive does not exist")
 
-    def _put(self, key: str, target: Path, source: Source) -> ArchivedObject:
+    def _put(self, key: str, target: Path, source: Source) -> ArchivedInstance:
         with _in_our_words():
             self._must_exist()
             self._sweep_once()
@@ -153,18 +153,18 @@ class FolderArchive(Archive):
                     return self._compared(key, target, source, _size_of_file(target))
                 reached("object-linked")
             _sync_directory(target.parent)
-        return ArchivedObject(key, source.sha256, source.size_bytes)
+        return ArchivedInstance(key, source.sha256, source.size_bytes)
 
     def _compared(
         self, key: str, target: Path, source: Source, found: int | None
-    ) -> ArchivedObject:
+    ) -> ArchivedInstance:
         if found != source.size_bytes:
             raise ArchiveConflict(detail=f"{found} bytes there, {source.size_bytes} bytes here")
         if sha256_of(self.read(key)) != source.sha256:
             raise ArchiveConflict(detail="same size, another SHA-256")
         # Who linked it may have died before it was durable.
         _sync_directory(target.parent)
-        return ArchivedObject(key, source.sha256, source.size_bytes, already_there=True)
+        return ArchivedInstance(key, source.sha256, source.size_bytes, already_there=True)
 
     def _make_directories(self, directory: Path) -> None:
         """Each one 0700, and durable in the one above it."""

@@ -37,7 +37,7 @@ from prefect_dicom.archive.s3_put import SignedPut
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
 from prefect_dicom.config.site import S3Archive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError, Interrupted
-from prefect_dicom.core.model import ArchivedObject
+from prefect_dicom.core.model import ArchivedInstance
 from prefect_dicom.core.uids import is_sha256
 
 logger = logging.getLogger(__name__)
@@ -99,12 +99,12 @@ class BucketArchive(Archive):
         self._lock = threading.Lock()
         self._line: _Line | None = None
 
-    def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedObject:
+    def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
         checked_key(key)
         with FileSource(path, sha256, size_bytes, self.stopping) as source:
             return self._put(key, source)
 
-    def put_bytes(self, key: str, data: bytes) -> ArchivedObject:
+    def put_bytes(self, key: str, data: bytes) -> ArchivedInstance:
         return self._put(checked_key(key), BytesSource(data))
 
     def head(self, key: str) -> ObjectFacts | None:
@@ -159,7 +159,7 @@ class BucketArchive(Archive):
 
     # ------------------------------------------------------------------ putting
 
-    def _put(self, key: str, source: Source) -> ArchivedObject:
+    def _put(self, key: str, source: Source) -> ArchivedInstance:
         # Ceph takes an empty body under any signed hash.
         if not source.size_bytes and (damage := source.damage()):
             raise ArchiveError("spool-damaged", damage)
@@ -172,7 +172,7 @@ class BucketArchive(Archive):
                 raise _who_is_damaged(source, refused.fault) from None
             raise refused.error() from None
 
-    def _put_whole(self, key: str, source: Source) -> ArchivedObject:
+    def _put_whole(self, key: str, source: Source) -> ArchivedInstance:
         headers = {
             **self._object_headers(key, source.sha256),
             "If-None-Match": "*",
@@ -197,14 +197,14 @@ class BucketArchive(Archive):
             # Not the answer of an object store: believe what it shows.
             return self._compared(key, source, already_there=False)
         _check_echo(answer, source.sha256)
-        return ArchivedObject(
+        return ArchivedInstance(
             key,
             source.sha256,
             source.size_bytes,
             version_id=_version(answer.get("x-amz-version-id")),
         )
 
-    def _put_parts(self, key: str, source: Source) -> ArchivedObject:
+    def _put_parts(self, key: str, source: Source) -> ArchivedInstance:
         # Not every service honours the condition of the completion: look before and after.
         if self.head(key) is not None:
             return self._compared(key, source, already_there=True)
@@ -299,7 +299,7 @@ class BucketArchive(Archive):
 
     def _compared(
         self, key: str, source: Source, *, already_there: bool, proven: bool = False
-    ) -> ArchivedObject:
+    ) -> ArchivedInstance:
         """What is under the key is the source, or it is a conflict.
 
         A hash that is only recorded says what somebody meant to put. Unless the bytes are
@@ -314,7 +314,7 @@ class BucketArchive(Archive):
         found = believed or sha256_of(self.read(key))
         if found != source.sha256:
             raise ArchiveConflict(detail="same size, another SHA-256")
-        return ArchivedObject(
+        return ArchivedInstance(
             key,
             source.sha256,
             source.size_bytes,

@@ -336,8 +336,8 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A received object that lies in the spool under ``name`` for ``study``.
+class ReceivedInstance:
+    """A received instance that lies in the spool under ``name`` for ``study``.
 
     ``sha256`` (hex) and ``size_bytes`` are of the whole Part 10 file, taken as it was written.
     """
@@ -361,8 +361,8 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class ArchivedObject:
-    """What the archive answered for one object."""
+class ArchivedInstance:
+    """What the archive answered for one instance."""
 
     key: str
     sha256: str

@@ -33,8 +33,7 @@ from prefect_dicom.core.errors import LedgerError
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.model import (
     WHOLE,
-    ArchivedObject,
-    Arrival,
+    ArchivedInstance,
     CohortRow,
     Disposition,
     Evidence,
@@ -43,6 +42,7 @@ from prefect_dicom.core.model import (
     InstanceState,
     NodeOrder,
     PerPatient,
+    ReceivedInstance,
     Selection,
     Study,
     StudyReference,
@@ -485,8 +485,8 @@ class Ledger(Wishing, History, Sharing):
 
     @without_database_errors
     def record_received(
-        self, claims: Mapping[StudyReference, Claim], arrivals: Sequence[Arrival]
-    ) -> list[Arrival]:
+        self, claims: Mapping[StudyReference, Claim], arrivals: Sequence[ReceivedInstance]
+    ) -> list[ReceivedInstance]:
         """Record objects that lie in the spool. Of expected instances they are then received.
 
         One that is received, stored or rejected already stays as it is. All or nothing: with a
@@ -499,12 +499,12 @@ class Ledger(Wishing, History, Sharing):
 
         Returns
         -------
-        list of Arrival
+        list of ReceivedInstance
             Those that are not on the list of their study, or for a study that is not claimed.
         """
         concerned = {a.study: claims[a.study] for a in arrivals if a.study in claims}
         # A PACS may send one instance twice; the first arrival is the one that counts.
-        first: dict[tuple[StudyReference, str, str], Arrival] = {}
+        first: dict[tuple[StudyReference, str, str], ReceivedInstance] = {}
         for arrival in arrivals:
             if arrival.study in concerned:
                 first.setdefault((arrival.study, *arrival.key), arrival)
@@ -587,7 +587,7 @@ class Ledger(Wishing, History, Sharing):
     def record_stored(
         self,
         claim: Claim,
-        stored: Sequence[tuple[InstanceKey, ArchivedObject, tuple[str, ...]]],
+        stored: Sequence[tuple[InstanceKey, ArchivedInstance, tuple[str, ...]]],
     ) -> None:
         """Received instances are in the archive, with the bytes that were received.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.failpoints import reached
-from prefect_dicom.core.model import Arrival, Instance, InstanceKey, InstanceState
+from prefect_dicom.core.model import Instance, InstanceKey, InstanceState, ReceivedInstance
 from prefect_dicom.dicom.part10 import survey
 from prefect_dicom.dicom.validation import Consequence, Validation, listed_key, validate
 from prefect_dicom.ledger import Ledger
@@ -22,7 +22,7 @@ class _Judged(NamedTuple):
     """
 
     added: list[Instance]
-    arrivals: list[Arrival]
+    arrivals: list[ReceivedInstance]
     rejections: list[tuple[InstanceKey, str]]
     rejected: list[str]
     confirmed: list[InstanceKey]
@@ -70,7 +70,7 @@ class Arrivals:
 
     def _judge(self, work: StudyWork) -> _Judged:
         added: list[Instance] = []
-        arrivals: list[Arrival] = []
+        arrivals: list[ReceivedInstance] = []
         rejections: list[tuple[InstanceKey, str]] = []
         rejected: list[str] = []
         warnings: dict[InstanceKey, tuple[str, ...]] = {}
@@ -144,7 +144,7 @@ class Arrivals:
             work.see(path, key)
             work.came.add(key)
             state = work.states[key]
-            arrival = Arrival(
+            arrival = ReceivedInstance(
                 work.reference,
                 key,
                 identity.sop_class_uid or work.listed[key].sop_class_uid,

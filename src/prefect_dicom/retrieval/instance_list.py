@@ -14,10 +14,10 @@ from prefect_dicom.cohort.filters import series_text
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.model import (
-    Arrival,
     Evidence,
     Instance,
     InstanceState,
+    ReceivedInstance,
     Selection,
     StudyReference,
 )
@@ -281,7 +281,7 @@ class Listing:
             if is_here and record.node not in (None, work.claim.node):
                 work.elsewhere.add(key)
             if state is InstanceState.RECEIVED:
-                work.received[key] = Arrival(
+                work.received[key] = ReceivedInstance(
                     work.reference,
                     key,
                     record.sop_class_uid,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect_dicom.core.model import (
-    Arrival,
     Evidence,
     Instance,
     InstanceKey,
     InstanceState,
+    ReceivedInstance,
     StudyReference,
 )
 from prefect_dicom.core.uids import is_safe_key, is_uid
@@ -27,7 +27,7 @@ class StudyWork:
     claim: Claim
     listed: dict[InstanceKey, Instance] = field(default_factory=dict)
     states: dict[InstanceKey, InstanceState] = field(default_factory=dict)
-    received: dict[InstanceKey, Arrival] = field(default_factory=dict)
+    received: dict[InstanceKey, ReceivedInstance] = field(default_factory=dict)
     warnings: dict[InstanceKey, tuple[str, ...]] = field(default_factory=dict)
     stored_hashes: dict[InstanceKey, str] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)

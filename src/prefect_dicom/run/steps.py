@@ -39,8 +39,7 @@ from prefect_dicom.core.events import Event
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.metrics import upload_ended, upload_waits, uploaded
 from prefect_dicom.core.model import (
-    ArchivedObject,
-    Arrival,
+    ArchivedInstance,
     Chunk,
     CohortRow,
     Evidence,
@@ -49,6 +48,7 @@ from prefect_dicom.core.model import (
     InstanceState,
     Level,
     ManifestInstance,
+    ReceivedInstance,
     RetrieveMethod,
     StudyManifest,
     StudyReference,
@@ -586,7 +586,7 @@ class Pull(Plan):
             if trouble is not None:
                 raise trouble
 
-    def _put(self, work: StudyWork, arrival: Arrival) -> Future[ArchivedObject]:
+    def _put(self, work: StudyWork, arrival: ReceivedInstance) -> Future[ArchivedInstance]:
         key = object_key(work.claim.study_instance_uid, *arrival.key)
         path = self.spool.file(work.reference, arrival.sha256)
         upload_waits()
@@ -594,7 +594,7 @@ class Pull(Plan):
         future.add_done_callback(upload_ended)
         return future
 
-    def _put_file(self, key: str, path: Path, arrival: Arrival) -> ArchivedObject:
+    def _put_file(self, key: str, path: Path, arrival: ReceivedInstance) -> ArchivedInstance:
         began = time.monotonic()
         stored = self.archive.put_file(key, path, arrival.sha256, arrival.size_bytes)
         uploaded(arrival.size_bytes, time.monotonic() - began)
@@ -609,7 +609,7 @@ class Pull(Plan):
             del work.received[key]
             self.spool.remove(work.reference, stored.sha256)
 
-    def _forget_damaged(self, work: StudyWork, arrival: Arrival) -> None:
+    def _forget_damaged(self, work: StudyWork, arrival: ReceivedInstance) -> None:
         self.spool.remove(work.reference, arrival.sha256)
         self.ledger.record_lost(work.claim, [arrival.key])
         work.states[arrival.key] = InstanceState.EXPECTED
