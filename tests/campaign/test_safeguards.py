@@ -69,7 +69,7 @@ SAFEGUARDS = {
     ),
     "counts of sub-operations": Safeguard(
         "retrieval/fetch.py",
-        {"and outcome.completed == len(work.came) > 0": ""},
+        {"and outcome.completed == len(task.came) > 0": ""},
         ("retrieval/test_completeness.py",),
     ),
     "objects of series that are not listed": Safeguard(

@@ -50,7 +50,7 @@ from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease
 from prefect_dicom.retrieval.ingest import Arrivals
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import RetrieveRequest, plan_requests
-from prefect_dicom.retrieval.study_task import StudyWork
+from prefect_dicom.retrieval.study_task import StudyTask
 
 _POLL_SECONDS = 0.1
 _SHRINK = 7
@@ -197,7 +197,7 @@ class Retrieval:
 
     # --- fetching
 
-    def fetch(self, works: Sequence[StudyWork]) -> int:
+    def fetch(self, tasks: Sequence[StudyTask]) -> int:
         """Ask until nothing is missing or asking brings nothing more.
 
         By C-MOVE for the rest of the run, where the node is to be asked by C-GET and does not let
@@ -220,33 +220,33 @@ class Retrieval:
         while True:
             method = self._method
             try:
-                return self._fetch(works)
+                return self._fetch(tasks)
             except PacsError as error:
                 if method is not RetrieveMethod.C_GET or not self._switches(error.code):
                     raise
 
-    def _fetch(self, works: Sequence[StudyWork]) -> int:
-        arrived = self.arrivals.take_in(works)
-        if listed := [work for work in works if work.is_listed]:
+    def _fetch(self, tasks: Sequence[StudyTask]) -> int:
+        arrived = self.arrivals.take_in(tasks)
+        if listed := [task for task in tasks if task.is_listed]:
             arrived = self._fetch_listed(listed, arrived)
-        for work in works:
-            if not work.is_listed:
-                arrived = self._fetch_unlisted(work, arrived)
+        for task in tasks:
+            if not task.is_listed:
+                arrived = self._fetch_unlisted(task, arrived)
         return arrived
 
-    def _fetch_listed(self, works: Sequence[StudyWork], arrived: int) -> int:
+    def _fetch_listed(self, tasks: Sequence[StudyTask], arrived: int) -> int:
         """Ask for the instances that the PACS lists; ``arrived`` and how many came now."""
         fruitless = 0
         spare_rounds = _SPARE_ROUNDS
         found_out = False
-        by_reference = {work.reference: work for work in works}
+        by_reference = {task.reference: task for task in tasks}
         manners = self._manners()
         manner = next(manners)
-        while any(work.missing() for work in works):
+        while any(task.missing() for task in tasks):
             progress, waited = 0, False
-            set_aside = sum(work.set_aside for work in works)
+            set_aside = sum(task.set_aside for task in tasks)
             refused = None
-            for request, contexts in self._plan(works, manner):
+            for request, contexts in self._plan(tasks, manner):
                 if self._stopping():
                     raise self._pool.interruption(self._requestor)
                 self._spool.check_reserve()
@@ -275,26 +275,26 @@ class Retrieval:
             if progress:
                 self._admission.record_delivery()
                 continue
-            faulty = sum(work.set_aside for work in works) > set_aside
+            faulty = sum(task.set_aside for task in tasks) > set_aside
             if spare_rounds and (waited or faulty):
                 spare_rounds -= 1
                 continue
             if not found_out:
                 found_out = True
-                arrived += self._find_out(works, delivers=arrived > 0)
+                arrived += self._find_out(tasks, delivers=arrived > 0)
             if refused:
                 manners = iter(refused)
             manner = next(manners, None)
             if manner is None or fruitless >= _FRUITLESS_REQUESTS:
                 break
-        self._list_what_is_missing(works)
-        for work in works:
-            if work.missing():
-                work.failure = work.failure or "instances-missing"
-            elif work.failure not in _STAYS:
-                work.failure = None
-            if not arrived and work.untouched and work.failure not in _TELLS_MORE:
-                self._admission.record_nothing_sent(work.reference, work.failure)
+        self._list_what_is_missing(tasks)
+        for task in tasks:
+            if task.missing():
+                task.failure = task.failure or "instances-missing"
+            elif task.failure not in _STAYS:
+                task.failure = None
+            if not arrived and task.untouched and task.failure not in _TELLS_MORE:
+                self._admission.record_nothing_sent(task.reference, task.failure)
         return arrived
 
     def _switches(self, code: str) -> bool:
@@ -317,132 +317,132 @@ class Retrieval:
             )
         return True
 
-    def _fetch_unlisted(self, work: StudyWork, arrived: int) -> int:
+    def _fetch_unlisted(self, task: StudyTask, arrived: int) -> int:
         """Ask for a study of which no instances are listed, until its counts say that it is here.
 
         As a whole first, and then by the series that are short of their counts; where there are
         no counts, as a whole until the PACS has sent what it says it has.
         """
         fruitless, spare_rounds = 0, _SPARE_ROUNDS
-        while work.incomplete and work.failure not in _STAYS:
-            if work.is_listed:
-                return self._fetch_listed([work], arrived)
-            if work.contradicts_counts:
-                self._count_again(work)
+        while task.incomplete and task.failure not in _STAYS:
+            if task.is_listed:
+                return self._fetch_listed([task], arrived)
+            if task.contradicts_counts:
+                self._count_again(task)
                 continue
             if fruitless == _ROUNDS[self._method]:
                 break
             if fruitless:
                 # What an association has got wrong, the next one may not.
                 self._requestor.close()
-            set_aside, brought, lost = work.set_aside, 0, False
-            for request, contexts in self._requests_unlisted(work, fruitless):
+            set_aside, brought, lost = task.set_aside, 0, False
+            for request, contexts in self._requests_unlisted(task, fruitless):
                 if self._stopping():
                     raise self._pool.interruption(self._requestor)
                 self._spool.check_reserve()
-                work.came.clear()
-                outcome = self._ask(request, [work], contexts)
+                task.came.clear()
+                outcome = self._ask(request, [task], contexts)
                 reached("request-ended")
-                came = self.arrivals.take_in([work])
+                came = self.arrivals.take_in([task])
                 self._heed(request, outcome, came)
                 brought += came
                 lost = lost or outcome is None or outcome.lost in _MAY_PASS
                 if outcome is None:
                     continue
-                work.confirmed = request.level == "STUDY" and _is_confirmed(work, outcome)
-                if not came and work.incomplete:
+                task.confirmed = request.level == "STUDY" and _is_confirmed(task, outcome)
+                if not came and task.incomplete:
                     self._spool.check_reserve()
-                    self._consider(outcome, [work], first=not (arrived or brought))
+                    self._consider(outcome, [task], first=not (arrived or brought))
                 if outcome.status == 0 and not outcome.failed:
                     # It has sent what it has: other SOP classes need not be proposed.
                     break
             arrived += brought
             if brought:
                 self._admission.record_delivery()
-            if brought and work.evidence is Evidence.SERIES_COUNTS:
+            if brought and task.evidence is Evidence.SERIES_COUNTS:
                 fruitless = 0
-            elif spare_rounds and (lost or work.set_aside > set_aside):
+            elif spare_rounds and (lost or task.set_aside > set_aside):
                 spare_rounds -= 1
             else:
                 fruitless += 1
-        return self._end_unlisted(work, arrived)
+        return self._end_unlisted(task, arrived)
 
-    def _end_unlisted(self, work: StudyWork, arrived: int) -> int:
+    def _end_unlisted(self, task: StudyTask, arrived: int) -> int:
         """Say why a study is not complete, when asking has ended; ``arrived``, and what still came.
 
         What the PACS tells of the study is read again: it may be gone, or be counted otherwise.
         """
-        if work.incomplete and work.failure not in _STAYS | _TELLS_MORE:
+        if task.incomplete and task.failure not in _STAYS | _TELLS_MORE:
             try:
-                if work.untouched:
+                if task.untouched:
                     with self._pool.request(self._requestor):
                         echo(self._requestor)
-                if self.listing.list(work, fresh=False) and work.is_listed:
-                    return self._fetch_listed([work], arrived)
+                if self.listing.list(task, fresh=False) and task.is_listed:
+                    return self._fetch_listed([task], arrived)
             except PacsError as error:
                 if error.code not in OF_ONE_REQUEST:
                     raise
-        if work.incomplete:
-            work.failure = work.failure or "instances-missing"
-            uncounted = work.evidence is Evidence.SUBOPERATION_COUNTS
-            if uncounted and work.failure == "instances-missing":
-                work.failure = "completeness-unknown"
-        elif work.failure not in _STAYS:
-            work.failure = None
-        if not arrived and work.untouched and work.failure not in _TELLS_MORE:
-            self._admission.record_nothing_sent(work.reference, work.failure)
+        if task.incomplete:
+            task.failure = task.failure or "instances-missing"
+            uncounted = task.evidence is Evidence.SUBOPERATION_COUNTS
+            if uncounted and task.failure == "instances-missing":
+                task.failure = "completeness-unknown"
+        elif task.failure not in _STAYS:
+            task.failure = None
+        if not arrived and task.untouched and task.failure not in _TELLS_MORE:
+            self._admission.record_nothing_sent(task.reference, task.failure)
         return arrived
 
     def _requests_unlisted(
-        self, work: StudyWork, fruitless: int
+        self, task: StudyTask, fruitless: int
     ) -> Iterator[tuple[RetrieveRequest, tuple[tuple[str, str], ...]]]:
         """The requests of one round, while there is something to be asked for."""
         most = self._node.limits.request_instances
-        whole = work.evidence is not Evidence.SERIES_COUNTS
-        if work.unwanted:
+        whole = task.evidence is not Evidence.SERIES_COUNTS
+        if task.unwanted:
             whole = False
         elif not whole:
             # A retrieve at SERIES level is not to be had everywhere: in turn with the other.
-            whole = (work.untouched and sum(work.series.values()) <= most) != (fruitless % 2 == 1)
-        for contexts in self._contexts_unlisted(work, fruitless):
+            whole = (task.untouched and sum(task.series.values()) <= most) != (fruitless % 2 == 1)
+        for contexts in self._contexts_unlisted(task, fruitless):
             if whole:
-                yield RetrieveRequest("STUDY", (work.reference,), expected=None), contexts
+                yield RetrieveRequest("STUDY", (task.reference,), expected=None), contexts
                 continue
-            lost = {k.series_instance_uid for k in work.missing()}
-            for uid in dict.fromkeys([*work.short(), *lost]):
-                request = RetrieveRequest("SERIES", (work.reference,), (uid,), expected=None)
+            lost = {k.series_instance_uid for k in task.missing()}
+            for uid in dict.fromkeys([*task.short(), *lost]):
+                request = RetrieveRequest("SERIES", (task.reference,), (uid,), expected=None)
                 yield request, contexts
 
     def _contexts_unlisted(
-        self, work: StudyWork, fruitless: int
+        self, task: StudyTask, fruitless: int
     ) -> Iterator[tuple[tuple[str, str], ...]]:
         """What a C-GET proposes in turn: the classes that have come, and then all others."""
         if self._method is RetrieveMethod.C_MOVE:
             yield ()
             return
-        known = Counter(instance.sop_class_uid for instance in work.listed.values())
+        known = Counter(instance.sop_class_uid for instance in task.listed.values())
         classes = [uid for uid, _ in known.most_common() if is_uid(uid)]
         breadth = Breadth.ALL if fruitless > 1 else Breadth.COMMON
         for _, contexts in proposals([*classes, *STORAGE_CLASSES], breadth):
-            if not work.incomplete:
+            if not task.incomplete:
                 return
             yield contexts
 
-    def _count_again(self, work: StudyWork) -> None:
+    def _count_again(self, task: StudyTask) -> None:
         """More is here of a series than the PACS counts: has it grown, or can it not count?
 
         A count that is wrong proves nothing: the study is judged without it.
         """
         try:
-            self.listing.list(work, fresh=False)
+            self.listing.list(task, fresh=False)
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
-        if not work.contradicts_counts:
+        if not task.contradicts_counts:
             return
-        self.listing.do_without_counts(work)
+        self.listing.do_without_counts(task)
 
-    def _find_out(self, works: Sequence[StudyWork], *, delivers: bool) -> int:
+    def _find_out(self, tasks: Sequence[StudyTask], *, delivers: bool) -> int:
         """Tell apart what it may mean that nothing arrived; returns how much does arrive now.
 
         Orthanc answers with one status to a study it does not have any more, a destination that
@@ -459,58 +459,58 @@ class Retrieval:
         PacsError
             The node does not answer, or sends nothing of several studies that it has.
         """
-        doubtful = [w for w in works if w.untouched and w.failure in _MAY_MEAN_ANYTHING]
+        doubtful = [w for w in tasks if w.untouched and w.failure in _MAY_MEAN_ANYTHING]
         if doubtful:
             with self._pool.request(self._requestor):
                 echo(self._requestor)
-        for work in doubtful:
+        for task in doubtful:
             try:
                 with self._pool.request(self._requestor):
                     listed = list_series(
-                        self._requestor, work.claim.study_instance_uid, work.claim.patient_id
+                        self._requestor, task.claim.study_instance_uid, task.claim.patient_id
                     )
             except PacsError as error:
                 if error.code not in OF_ONE_REQUEST:
                     raise
                 continue
-            work.gone = not listed.series and not listed.unlistable
-            if work.gone:
-                work.failure = "study-gone"
-            elif work.failure == "study-gone":
-                work.failure = "pacs-failure"
+            task.gone = not listed.series and not listed.unlistable
+            if task.gone:
+                task.failure = "study-gone"
+            elif task.failure == "study-gone":
+                task.failure = "pacs-failure"
         came = 0
-        for work in doubtful:
-            if work.gone:
+        for task in doubtful:
+            if task.gone:
                 continue
             if delivers:
-                if work.failure in _MAY_HAVE_STOPPED:
+                if task.failure in _MAY_HAVE_STOPPED:
                     # Once a part of it is here, the rest is asked for in ever smaller parts.
-                    came += self._one_instance(work, alone=True) or 0
+                    came += self._one_instance(task, alone=True) or 0
                 continue
-            if (brought := self._one_instance(work, alone=len(works) == 1)) is None:
+            if (brought := self._one_instance(task, alone=len(tasks) == 1)) is None:
                 continue
             if brought:
                 self._admission.record_delivery()
                 return brought
-            self._admission.record_nothing_sent(work.reference, work.failure)
+            self._admission.record_nothing_sent(task.reference, task.failure)
             if self._admission.disabled_for:
                 raise PacsError(self._admission.disabled_for)
         return came
 
-    def _one_instance(self, work: StudyWork, *, alone: bool) -> int | None:
+    def _one_instance(self, task: StudyTask, *, alone: bool) -> int | None:
         """Ask for one instance, and for the study where it was in a list.
 
         Returns how much came; None where that nothing came says nothing about the PACS.
         """
-        wanted, contexts = next(iter(self._groups([work], Breadth.ALL)))
+        wanted, contexts = next(iter(self._groups([task], Breadth.ALL)))
         # Not the first: it may be the one at which the archive stops.
-        key = wanted[work.reference][-1]
-        if contexts and not work.class_to_propose(key):
+        key = wanted[task.reference][-1]
+        if contexts and not task.class_to_propose(key):
             # A C-GET that proposes some classes of many: there are more to try.
             return None
         instance = RetrieveRequest(
             "IMAGE",
-            (work.reference,),
+            (task.reference,),
             (key.series_instance_uid,),
             (key.sop_instance_uid,),
             expected=1,
@@ -518,22 +518,22 @@ class Retrieval:
         requests = [(instance, contexts)]
         if not alone:
             # Some archives take no request at IMAGE level, and none with a list.
-            requests += islice(self._plan([work], _Manner(1, Breadth.ALL)), 1)
+            requests += islice(self._plan([task], _Manner(1, Breadth.ALL)), 1)
         for request, contexts in requests:
-            outcome = self._ask(request, [work], contexts)
-            if brought := self.arrivals.take_in([work]):
+            outcome = self._ask(request, [task], contexts)
+            if brought := self.arrivals.take_in([task]):
                 return brought
             self._spool.check_reserve()
             if outcome is None:
                 return None
         return 0
 
-    def _list_what_is_missing(self, works: Sequence[StudyWork]) -> None:
+    def _list_what_is_missing(self, tasks: Sequence[StudyTask]) -> None:
         """Read the lists again of what came in part: the rest may be gone from the PACS."""
-        for work in works:
-            if work.missing() and not work.untouched and work.failure not in _TELLS_MORE:
+        for task in tasks:
+            if task.missing() and not task.untouched and task.failure not in _TELLS_MORE:
                 try:
-                    self.listing.list(work, fresh=False)
+                    self.listing.list(task, fresh=False)
                 except PacsError as error:
                     if error.code not in OF_ONE_REQUEST:
                         raise
@@ -579,7 +579,7 @@ class Retrieval:
         request: RetrieveRequest,
         parts: Sequence[set[InstanceKey]],
         outcome: RetrieveOutcome | None,
-        works: Sequence[StudyWork],
+        tasks: Sequence[StudyTask],
     ) -> bool:
         """Remember what a request that brought something tells; True: ask by single UIDs now."""
         habits = self._habits
@@ -591,14 +591,14 @@ class Retrieval:
         if outcome is None or outcome.status != 0 or outcome.failed:
             # What did not come could not be sent; that is no answer to the list.
             return False
-        missing = {key for work in works for key in work.missing()}
+        missing = {key for task in tasks for key in task.missing()}
         came = [not part <= missing for part in parts]
         if len(parts) > _SOME and came[0] and not any(came[1:]):
             habits.one_uid = True
         return habits.one_uid and manner.uids > 1
 
     def _plan(
-        self, works: Sequence[StudyWork], manner: _Manner
+        self, tasks: Sequence[StudyTask], manner: _Manner
     ) -> Iterator[tuple[RetrieveRequest, tuple[tuple[str, str], ...]]]:
         """The requests of one round, with the presentation contexts a C-GET needs for them.
 
@@ -606,19 +606,19 @@ class Retrieval:
         """
         if manner.whole:
             # The whole of a study is not asked for where series of it are not wanted.
-            some = [work for work in works if manner.whole == "SERIES" or not work.unwanted]
+            some = [task for task in tasks if manner.whole == "SERIES" or not task.unwanted]
             for wanted, contexts in self._groups(some, manner.breadth):
                 for request in _whole_requests(wanted, manner.whole):
                     yield request, contexts
             return
         # A series that is not wanted is there, so that the study is not asked for as a whole.
         listed = {
-            work.reference: [*work.listed, *(InstanceKey(series, "") for series in work.unwanted)]
-            for work in works
+            task.reference: [*task.listed, *(InstanceKey(series, "") for series in task.unwanted)]
+            for task in tasks
         }
         patient_root = self._node.information_model is InformationModel.PATIENT_ROOT
         most = self._node.limits.request_instances
-        for wanted, contexts in self._groups(works, manner.breadth):
+        for wanted, contexts in self._groups(tasks, manner.breadth):
             if manner.uids == 1:
                 wanted = {study: _from_both_ends(keys) for study, keys in wanted.items()}
             # In the Patient Root a request names one patient, and so one study at a time.
@@ -630,25 +630,25 @@ class Retrieval:
                     yield request, contexts
 
     def _groups(
-        self, works: Sequence[StudyWork], breadth: Breadth
+        self, tasks: Sequence[StudyTask], breadth: Breadth
     ) -> Iterator[tuple[_Missing, tuple[tuple[str, str], ...]]]:
         """What is missing, for a C-GET in groups whose SOP classes fit into one proposal."""
         if self._method is RetrieveMethod.C_MOVE:
-            yield {work.reference: work.missing() for work in works}, ()
+            yield {task.reference: task.missing() for task in tasks}, ()
             return
         classes = Counter(
             sop_class
-            for work in works
-            for key in work.missing()
-            if (sop_class := work.class_to_propose(key))
+            for task in tasks
+            for key in task.missing()
+            if (sop_class := task.class_to_propose(key))
         )
         ordered = [sop_class for sop_class, _ in classes.most_common()]
         for group, contexts in proposals(ordered, breadth):
-            if wanted := _missing_of(works, group):
+            if wanted := _missing_of(tasks, group):
                 yield wanted, contexts
         # Some archives do not tell the classes of their instances: all are tried in turn.
         for _, contexts in proposals(STORAGE_CLASSES, breadth):
-            wanted = _missing_of(works, {""})
+            wanted = _missing_of(tasks, {""})
             if not wanted:
                 return
             yield wanted, contexts
@@ -656,7 +656,7 @@ class Retrieval:
     def _ask(
         self,
         request: RetrieveRequest,
-        works: Sequence[StudyWork],
+        tasks: Sequence[StudyTask],
         contexts: Sequence[tuple[str, str]],
     ) -> RetrieveOutcome | None:
         """Send one request; None where its end says nothing about the PACS.
@@ -664,12 +664,12 @@ class Retrieval:
         It was not sent, because more is still arriving, or our receiver ended under it.
         """
         self._asked_at = self._leave()
-        studies = {normal_uid(w.claim.study_instance_uid): w.reference for w in works}
+        studies = {normal_uid(w.claim.study_instance_uid): w.reference for w in tasks}
         identifier = retrieve_identifier(
             self._node.information_model,
             request.level,
-            works[0].claim.patient_id,
-            [work.claim.study_instance_uid for work in works],
+            tasks[0].claim.patient_id,
+            [task.claim.study_instance_uid for task in tasks],
             list(request.series),
             list(request.instances),
             self._requestor.characters,
@@ -682,8 +682,8 @@ class Retrieval:
             first = _First(self._admission.now)
             try:
                 if is_get:
-                    return self._get(identifier, contexts, studies, works, first, spent)
-                return self._move(identifier, studies, works, request.expected, first, spent)
+                    return self._get(identifier, contexts, studies, tasks, first, spent)
+                return self._move(identifier, studies, tasks, request.expected, first, spent)
             finally:
                 if first.seconds is not None:
                     self._admission.record_latency(
@@ -694,7 +694,7 @@ class Retrieval:
         self,
         identifier: Dataset,
         studies: Mapping[str, StudyReference],
-        works: Sequence[StudyWork],
+        tasks: Sequence[StudyTask],
         wanted: int | None,
         first: _First,
         spent: Spent,
@@ -725,7 +725,7 @@ class Retrieval:
             so_far = expected.arrived()
             first.look(so_far.objects)
             spent.objects, spent.size_bytes = so_far.objects, so_far.size_bytes
-            self._check_room(so_far.refused, works)
+            self._check_room(so_far.refused, tasks)
             return None if expected.renewed else outcome
 
     def _get(
@@ -733,7 +733,7 @@ class Retrieval:
         identifier: Dataset,
         contexts: Sequence[tuple[str, str]],
         studies: Mapping[str, StudyReference],
-        works: Sequence[StudyWork],
+        tasks: Sequence[StudyTask],
         first: _First,
         spent: Spent,
     ) -> RetrieveOutcome:
@@ -763,7 +763,7 @@ class Retrieval:
         finally:
             spent.objects, spent.size_bytes = own.objects, own.size_bytes
         self._habits.takes_c_get = True
-        self._check_room(intake.refused_since(own), works)
+        self._check_room(intake.refused_since(own), tasks)
         return outcome
 
     def _heed(
@@ -787,16 +787,16 @@ class Retrieval:
             return
         self._admission.record_strain(RequestKind.RETRIEVE, code, request.studies[0])
 
-    def _check_room(self, refused: str, works: Sequence[StudyWork]) -> None:
+    def _check_room(self, refused: str, tasks: Sequence[StudyTask]) -> None:
         """Stop asking where the spool could not take an object, whatever the peer makes of it."""
         if not refused:
             return
         # What there was room for is recorded: it makes room when it is archived.
-        self.arrivals.take_in(works)
+        self.arrivals.take_in(tasks)
         raise SpoolFull() if refused == "spool-full" else PrefectDicomError(refused)
 
     def _consider(
-        self, outcome: RetrieveOutcome, works: Sequence[StudyWork], *, first: bool
+        self, outcome: RetrieveOutcome, tasks: Sequence[StudyTask], *, first: bool
     ) -> None:
         """A request brought nothing: remember why, or stop asking this node."""
         if outcome.lost is not None:
@@ -813,7 +813,7 @@ class Retrieval:
             self._admission.record_failure(code, self._asked_at)
         elif code == "sop-classes-refused" and self._habits.takes_c_get:
             # What an earlier request ended by says more.
-            works = [work for work in works if work.failure is None]
+            tasks = [task for task in tasks if task.failure is None]
         elif (
             code == "sop-classes-refused"
             and not self._admission.has_delivered
@@ -827,10 +827,10 @@ class Retrieval:
             and reason_for(code).disposition is Disposition.OPERATOR
         ):
             raise PacsError(code)
-        for work in works:
-            if work.incomplete and work.failure not in _STAYS | _TELLS_MORE:
-                partly = code in _MAY_MEAN_ANYTHING and not work.untouched
-                work.failure = "instances-missing" if partly else code
+        for task in tasks:
+            if task.incomplete and task.failure not in _STAYS | _TELLS_MORE:
+                partly = code in _MAY_MEAN_ANYTHING and not task.untouched
+                task.failure = "instances-missing" if partly else code
 
 
 class _First:
@@ -848,17 +848,17 @@ class _First:
         return arrived
 
 
-def _is_confirmed(work: StudyWork, outcome: RetrieveOutcome) -> bool:
+def _is_confirmed(task: StudyTask, outcome: RetrieveOutcome) -> bool:
     """Whether a request for a whole study brought what the peer says it sent, and all there is."""
     sent_all = outcome.status == 0 and outcome.lost is None
     others = (outcome.failed, outcome.warning, outcome.remaining or 0)
-    counted = work.number_of_instances or work.claim.number_of_instances or 0
+    counted = task.number_of_instances or task.claim.number_of_instances or 0
     return (
         sent_all
         and others == (0, 0, 0)
-        and outcome.completed == len(work.came) > 0
-        and work.came == work.listed.keys()
-        and counted <= len(work.came)
+        and outcome.completed == len(task.came) > 0
+        and task.came == task.listed.keys()
+        and counted <= len(task.came)
     )
 
 
@@ -906,11 +906,11 @@ def _from_both_ends(keys: Sequence[InstanceKey]) -> list[InstanceKey]:
     return [key for pair in pairs for key in pair if key is not None]
 
 
-def _parts(request: RetrieveRequest, works: Sequence[StudyWork]) -> list[set[InstanceKey]]:
+def _parts(request: RetrieveRequest, tasks: Sequence[StudyTask]) -> list[set[InstanceKey]]:
     """What each UID of a request's list is to bring."""
     if request.level == "STUDY":
-        return [set(work.missing()) for work in works]
-    missing = [key for work in works for key in work.missing()]
+        return [set(task.missing()) for task in tasks]
+    missing = [key for task in tasks for key in task.missing()]
     if request.level == "SERIES":
         return [{k for k in missing if k.series_instance_uid == uid} for uid in request.series]
     return [{k for k in missing if k.sop_instance_uid == uid} for uid in request.instances]
@@ -926,12 +926,12 @@ def _whole_requests(wanted: _Missing, level: str) -> Iterator[RetrieveRequest]:
             yield RetrieveRequest("SERIES", (study,), (series,), expected=count)
 
 
-def _missing_of(works: Sequence[StudyWork], sop_classes: Collection[str]) -> _Missing:
+def _missing_of(tasks: Sequence[StudyTask], sop_classes: Collection[str]) -> _Missing:
     missing = {}
-    for work in works:
-        keys = [key for key in work.missing() if work.class_to_propose(key) in sop_classes]
+    for task in tasks:
+        keys = [key for key in task.missing() if task.class_to_propose(key) in sop_classes]
         if keys:
-            missing[work.reference] = keys
+            missing[task.reference] = keys
     return missing
 
 

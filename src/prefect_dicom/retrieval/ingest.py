@@ -11,7 +11,7 @@ from prefect_dicom.core.model import Instance, InstanceKey, InstanceState, Recei
 from prefect_dicom.dicom.part10 import survey
 from prefect_dicom.dicom.validation import Consequence, Validation, listed_key, validate
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.retrieval.study_task import StudyWork
+from prefect_dicom.retrieval.study_task import StudyTask
 
 
 class _Judged(NamedTuple):
@@ -43,32 +43,32 @@ class Arrivals:
         self._spool = spool
         self._leave_out_faulty = leave_out_faulty
 
-    def take_in(self, works: Sequence[StudyWork]) -> int:
+    def take_in(self, tasks: Sequence[StudyTask]) -> int:
         """Look at the files that are new in the spool; returns how many instances they are."""
-        judged = [self._judge(work) for work in works]
+        judged = [self._judge(task) for task in tasks]
         arrivals = [arrival for one in judged for arrival in one.arrivals]
-        grown = [(w.claim, one.added) for w, one in zip(works, judged, strict=True) if one.added]
+        grown = [(w.claim, one.added) for w, one in zip(tasks, judged, strict=True) if one.added]
         if grown:
             self._ledger.extend_lists(grown)
             reached("list-extended")
-        for work, one in zip(works, judged, strict=True):
+        for task, one in zip(tasks, judged, strict=True):
             if one.superseded:
-                self._ledger.record_lost(work.claim, one.superseded)
+                self._ledger.record_lost(task.claim, one.superseded)
             if one.confirmed:
-                self._ledger.record_confirmed(work.claim, one.confirmed)
+                self._ledger.record_confirmed(task.claim, one.confirmed)
         if arrivals:
-            self._ledger.record_received({work.reference: work.claim for work in works}, arrivals)
+            self._ledger.record_received({task.reference: task.claim for task in tasks}, arrivals)
             reached("received-recorded")
-        for work, one in zip(works, judged, strict=True):
+        for task, one in zip(tasks, judged, strict=True):
             if one.rejections:
-                self._ledger.record_rejected(work.claim, one.rejections)
+                self._ledger.record_rejected(task.claim, one.rejections)
                 reached("rejection-recorded")
                 # Only now: nothing that arrived goes without a record of why.
                 for sha256 in one.rejected:
-                    self._spool.remove(work.reference, sha256)
+                    self._spool.remove(task.reference, sha256)
         return len(arrivals) + sum(len(one.rejections) + len(one.confirmed) for one in judged)
 
-    def _judge(self, work: StudyWork) -> _Judged:
+    def _judge(self, task: StudyTask) -> _Judged:
         added: list[Instance] = []
         arrivals: list[ReceivedInstance] = []
         rejections: list[tuple[InstanceKey, str]] = []
@@ -77,77 +77,77 @@ class Arrivals:
         confirmed: list[InstanceKey] = []
         superseded: list[InstanceKey] = []
         suspects: set[str] | None = None
-        for path in self._spool.files(work.reference):
+        for path in self._spool.files(task.reference):
             sha256 = path.stem
-            if sha256 in work.seen:
-                key = work.see_again(path)
-                if key in work.elsewhere:
-                    work.elsewhere.discard(key)
+            if sha256 in task.seen:
+                key = task.see_again(path)
+                if key in task.elsewhere:
+                    task.elsewhere.discard(key)
                     confirmed.append(key)
                 continue
             scan = survey(path)
             identity = scan.identity
-            key = work.key_of(listed_key(identity, work.listed))
-            held = work.received.get(key)
-            known = held.sha256 if held else work.stored_hashes.get(key)
+            key = task.key_of(listed_key(identity, task.listed))
+            held = task.received.get(key)
+            known = held.sha256 if held else task.stored_hashes.get(key)
             if known == sha256:
-                work.came.add(key)
-                if key in work.elsewhere:
-                    work.elsewhere.discard(key)
+                task.came.add(key)
+                if key in task.elsewhere:
+                    task.elsewhere.discard(key)
                     confirmed.append(key)
-                self._spool.remove(work.reference, sha256)
+                self._spool.remove(task.reference, sha256)
                 continue
             verdict = None
-            wanted = key in work.listed or work.admits(key)
+            wanted = key in task.listed or task.admits(key)
             # Another node's version that is not archived yet gives way to this node's.
-            supersedes = held is not None and key in work.elsewhere
+            supersedes = held is not None and key in task.elsewhere
             if wanted and (known is None or supersedes):
-                verdict = validate(scan, work.expects(key))
-            if _is_strange(verdict) and self._spool.is_damaged(work.reference, sha256):
+                verdict = validate(scan, task.expects(key))
+            if _is_strange(verdict) and self._spool.is_damaged(task.reference, sha256):
                 # Nobody is to be blamed for what our own disk has made of it.
-                self._spool.remove(work.reference, sha256)
+                self._spool.remove(task.reference, sha256)
                 continue
             if not wanted:
-                work.seen.add(sha256)
-                work.unlisted[sha256] = key
+                task.seen.add(sha256)
+                task.unlisted[sha256] = key
                 continue
             if verdict is None:
-                self._spool.quarantine_file(work.reference, sha256, "conflicting-content")
-                work.failure = "conflicting-content"
+                self._spool.quarantine_file(task.reference, sha256, "conflicting-content")
+                task.failure = "conflicting-content"
                 continue
             if verdict.consequence is Consequence.QUARANTINE:
-                self._spool.quarantine_file(work.reference, sha256, verdict.findings[0])
-                work.failure = verdict.findings[0]
+                self._spool.quarantine_file(task.reference, sha256, verdict.findings[0])
+                task.failure = verdict.findings[0]
                 continue
             if verdict.consequence is Consequence.ASK_AGAIN:
                 if suspects is None:
-                    suspects = self._spool.suspects(work.reference)
+                    suspects = self._spool.suspects(task.reference)
                 if sha256 not in suspects:
                     # It may have been damaged on its way: ask once more before judging it.
-                    self._spool.set_aside(work.reference, sha256)
+                    self._spool.set_aside(task.reference, sha256)
                     reached("set-aside")
-                    work.set_aside += 1
+                    task.set_aside += 1
                     continue
                 if self._leave_out_faulty:
                     if supersedes:
-                        self._supersede(work, key)
-                    added += work.put_on_list(key, identity.sop_class_uid)
+                        self._supersede(task, key)
+                    added += task.put_on_list(key, identity.sop_class_uid)
                     rejected.append(sha256)
                     rejections.append((key, verdict.findings[0]))
-                    work.states[key] = InstanceState.REJECTED
-                    work.came.add(key)
+                    task.states[key] = InstanceState.REJECTED
+                    task.came.add(key)
                     continue
             if supersedes:
-                self._supersede(work, key)
+                self._supersede(task, key)
                 superseded.append(key)
-            added += work.put_on_list(key, identity.sop_class_uid)
-            work.see(path, key)
-            work.came.add(key)
-            state = work.states[key]
+            added += task.put_on_list(key, identity.sop_class_uid)
+            task.see(path, key)
+            task.came.add(key)
+            state = task.states[key]
             arrival = ReceivedInstance(
-                work.reference,
+                task.reference,
                 key,
-                identity.sop_class_uid or work.listed[key].sop_class_uid,
+                identity.sop_class_uid or task.listed[key].sop_class_uid,
                 identity.transfer_syntax_uid,
                 sha256,
                 path.stat().st_size,
@@ -155,20 +155,20 @@ class Arrivals:
             )
             arrivals.append(arrival)
             reached("validated")
-            work.received[key] = arrival
+            task.received[key] = arrival
             warnings[key] = verdict.findings
             if state is InstanceState.EXPECTED:
-                work.states[key] = InstanceState.RECEIVED
-        work.warnings.update(warnings)
+                task.states[key] = InstanceState.RECEIVED
+        task.warnings.update(warnings)
         return _Judged(added, arrivals, rejections, rejected, confirmed, superseded)
 
-    def _supersede(self, work: StudyWork, key: InstanceKey) -> None:
+    def _supersede(self, task: StudyTask, key: InstanceKey) -> None:
         """Keep apart what another node had sent, of which this one has other bytes."""
-        held = work.received.pop(key)
-        self._spool.quarantine_file(work.reference, held.sha256, "conflicting-content")
-        work.places.pop(held.sha256, None)
-        work.elsewhere.discard(key)
-        work.states[key] = InstanceState.EXPECTED
+        held = task.received.pop(key)
+        self._spool.quarantine_file(task.reference, held.sha256, "conflicting-content")
+        task.places.pop(held.sha256, None)
+        task.elsewhere.discard(key)
+        task.states[key] = InstanceState.EXPECTED
 
 
 def _is_strange(verdict: Validation | None) -> bool:

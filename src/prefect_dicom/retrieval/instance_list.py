@@ -28,7 +28,7 @@ from prefect_dicom.discovery.filter_queries import choose_series_of
 from prefect_dicom.ledger import Ledger, ListChange
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.find import ListedStudy, QueryHabits, list_study, list_together
-from prefect_dicom.retrieval.study_task import StudyWork
+from prefect_dicom.retrieval.study_task import StudyTask
 
 
 class Listing:
@@ -66,24 +66,24 @@ class Listing:
         self._selection = selection
         self._series_wanted = series_text(selection)
 
-    def lists(self, works: Sequence[StudyWork]) -> dict[StudyReference, ListedStudy]:
+    def lists(self, tasks: Sequence[StudyTask]) -> dict[StudyReference, ListedStudy]:
         """The PACS's instance lists of many studies by few queries; of some, or of none."""
         self._requestor.about = None
         with self._pool.request(self._requestor):
             together = list_together(
-                self._requestor, [work.claim.study for work in works], self._habits
+                self._requestor, [task.claim.study for task in tasks], self._habits
             )
         lists = {}
-        for work in works:
-            if (answer := together.get(work.claim.study_instance_uid)) is None:
+        for task in tasks:
+            if (answer := together.get(task.claim.study_instance_uid)) is None:
                 continue
             # What goes wrong with one goes wrong again when it is listed by itself.
             with contextlib.suppress(PacsError):
-                lists[work.reference] = self._of_selection(work, answer)
+                lists[task.reference] = self._of_selection(task, answer)
         return lists
 
-    def _of_selection(self, work: StudyWork, answer: ListedStudy) -> ListedStudy:
-        """The list without the series that are not wanted; which these are is kept in ``work``.
+    def _of_selection(self, task: StudyTask, answer: ListedStudy) -> ListedStudy:
+        """The list without the series that are not wanted; which these are is kept in ``task``.
 
         Raises
         ------
@@ -101,13 +101,13 @@ class Listing:
             return answer
         with self._pool.request(self._requestor):
             chosen = choose_series_of(
-                self._requestor, work.claim.study, self._selection, self._habits, answer.instances
+                self._requestor, task.claim.study, self._selection, self._habits, answer.instances
             )
         if chosen.undecided:
             raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
         if not listed <= {*chosen.wanted, *chosen.unwanted} or listed.isdisjoint(chosen.wanted):
             raise PacsError("study-changed", "other series than a moment before")
-        work.unwanted = chosen.unwanted
+        task.unwanted = chosen.unwanted
         wanted = set(chosen.wanted)
         if answer.series is not None:
             if chosen.unwanted and answer.evidence is Evidence.SUBOPERATION_COUNTS:
@@ -119,7 +119,7 @@ class Listing:
             instances=tuple(i for i in answer.instances if i.key.series_instance_uid in wanted),
         )
 
-    def list(self, work: StudyWork, *, fresh: bool) -> bool:
+    def list(self, task: StudyTask, *, fresh: bool) -> bool:
         """Read the PACS's instance list into the ledger as the expected set.
 
         Where there is none, what is here already is the list, and grows by what arrives; what is
@@ -140,38 +140,38 @@ class Listing:
         PacsError
             Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
         """
-        self._requestor.about = work.reference
+        self._requestor.about = task.reference
         with self._pool.request(self._requestor):
-            answer = list_study(self._requestor, work.claim.study, self._habits)
+            answer = list_study(self._requestor, task.claim.study, self._habits)
         if fresh and answer.offline:
             raise PacsError("study-offline", f"{answer.offline} series")
         if not answer.evidence.satisfies(self._weakest):
             raise PacsError("evidence-too-weak")
-        if fresh and _told(answer) < work.claim.told_elsewhere:
+        if fresh and _told(answer) < task.claim.told_elsewhere:
             raise PacsError(COPY_INCOMPLETE)
-        answer = self._of_selection(work, answer)
-        if fresh and work.claim.listed_by not in (None, work.claim.node):
-            self._compare_lists(work, answer)
+        answer = self._of_selection(task, answer)
+        if fresh and task.claim.listed_by not in (None, task.claim.node):
+            self._compare_lists(task, answer)
         is_listed = answer.evidence is Evidence.INSTANCE_LIST
-        if not fresh and work.is_listed and not is_listed:
+        if not fresh and task.is_listed and not is_listed:
             raise PacsError("request-refused", "the instances are not listed any more")
         if not fresh and is_listed and not answer.instances:
             # What came of it is no study that anybody has now; the list stays as it was.
-            work.gone = True
-            work.failure = "study-gone"
+            task.gone = True
+            task.failure = "study-gone"
             return True
         if is_listed:
-            changed = {instance.key for instance in answer.instances} != work.listed.keys()
-            if not (fresh or changed) and work.is_listed:
+            changed = {instance.key for instance in answer.instances} != task.listed.keys()
+            if not (fresh or changed) and task.is_listed:
                 return False
         else:
             told = (answer.series, answer.number_of_instances)
-            changed = told != (work.series, work.number_of_instances)
+            changed = told != (task.series, task.number_of_instances)
             if not (fresh or changed):
                 return False
-            answer = replace(answer, instances=self._here(work, answer, fresh=fresh))
+            answer = replace(answer, instances=self._here(task, answer, fresh=fresh))
         change = self._ledger.record_list(
-            work.claim,
+            task.claim,
             answer.instances,
             answer.evidence,
             fresh=fresh,
@@ -179,10 +179,10 @@ class Listing:
             counted=_counted(answer),
         )
         reached("list-recorded")
-        self._expect(work, answer, change)
+        self._expect(task, answer, change)
         return changed
 
-    def _compare_lists(self, work: StudyWork, answer: ListedStudy) -> None:
+    def _compare_lists(self, task: StudyTask, answer: ListedStudy) -> None:
         """Make sure that all that another node has listed is listed here too.
 
         Raises
@@ -192,7 +192,7 @@ class Listing:
         """
         listed = {
             record.key
-            for record in self._ledger.instances(work.reference)
+            for record in self._ledger.instances(task.reference)
             if record.reason != "no-longer-listed"
         }
         if answer.evidence is Evidence.INSTANCE_LIST:
@@ -204,17 +204,17 @@ class Listing:
         if lacks:
             raise PacsError(COPY_INCOMPLETE)
 
-    def _here(self, work: StudyWork, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
+    def _here(self, task: StudyTask, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
         """What stands for the list of a study of which none is told: what is here of its series.
 
         To an earlier run's word on what it had asked for nothing can be added: where no series
         are counted, all is asked for once more.
         """
-        known = list(work.listed.values())
+        known = list(task.listed.values())
         if fresh:
             known = [
                 Instance(record.key, record.sop_class_uid)
-                for record in self._ledger.instances(work.reference)
+                for record in self._ledger.instances(task.reference)
                 if record.state in (InstanceState.RECEIVED, InstanceState.STORED)
                 and answer.evidence is Evidence.SERIES_COUNTS
             ]
@@ -224,65 +224,65 @@ class Listing:
             if answer.series is None or instance.key.series_instance_uid in answer.series
         )
 
-    def list_afresh(self, works: Sequence[StudyWork]) -> set[StudyReference]:
+    def list_afresh(self, tasks: Sequence[StudyTask]) -> set[StudyReference]:
         """The first lists of this run, of as many studies as :meth:`lists` can read together."""
-        lists = {r: answer for r, answer in self.lists(works).items() if not answer.offline}
+        lists = {r: answer for r, answer in self.lists(tasks).items() if not answer.offline}
         listed = [
-            work
-            for work in works
-            if work.reference in lists
+            task
+            for task in tasks
+            if task.reference in lists
             # What is compared with another node's list is listed by itself.
-            and work.claim.listed_by in (None, work.claim.node)
-            and work.claim.told_elsewhere <= len(lists[work.reference].instances)
+            and task.claim.listed_by in (None, task.claim.node)
+            and task.claim.told_elsewhere <= len(lists[task.reference].instances)
         ]
         changes = self._ledger.record_lists(
             [
-                (work.claim, lists[work.reference].instances, Evidence.INSTANCE_LIST)
-                for work in listed
+                (task.claim, lists[task.reference].instances, Evidence.INSTANCE_LIST)
+                for task in listed
             ],
             fresh=True,
             selection=self._series_wanted,
         )
         reached("list-recorded")
-        for work, change in zip(listed, changes, strict=True):
-            self._expect(work, lists[work.reference], change)
-        return {work.reference for work in listed}
+        for task, change in zip(listed, changes, strict=True):
+            self._expect(task, lists[task.reference], change)
+        return {task.reference for task in listed}
 
-    def _expect(self, work: StudyWork, answer: ListedStudy, change: ListChange) -> None:
-        work.listed = {instance.key: instance for instance in answer.instances}
-        work.listed_at = _now()
-        work.evidence = answer.evidence
-        work.series, work.number_of_instances = answer.series, answer.number_of_instances
-        work.confirmed = False
-        work.remarks.clear()
+    def _expect(self, task: StudyTask, answer: ListedStudy, change: ListChange) -> None:
+        task.listed = {instance.key: instance for instance in answer.instances}
+        task.listed_at = _now()
+        task.evidence = answer.evidence
+        task.series, task.number_of_instances = answer.series, answer.number_of_instances
+        task.confirmed = False
+        task.remarks.clear()
         if answer.unlistable:
-            work.failure = "unsafe-uid"
+            task.failure = "unsafe-uid"
         if change.added == change.total:
             # Nothing to be read where nothing was known.
-            work.states.update(dict.fromkeys(work.listed, InstanceState.EXPECTED))
+            task.states.update(dict.fromkeys(task.listed, InstanceState.EXPECTED))
         else:
-            self._read_states(work)
+            self._read_states(task)
         # What arrived unlisted may be on the list now.
-        work.seen.difference_update(work.unlisted)
-        work.unlisted.clear()
+        task.seen.difference_update(task.unlisted)
+        task.unlisted.clear()
 
-    def _read_states(self, work: StudyWork) -> None:
+    def _read_states(self, task: StudyTask) -> None:
         """Bring the ledger's instances and the spool's files together."""
-        here = {path.stem for path in self._spool.files(work.reference)}
+        here = {path.stem for path in self._spool.files(task.reference)}
         lost = []
-        work.elsewhere.clear()
-        for record in self._ledger.instances(work.reference):
+        task.elsewhere.clear()
+        for record in self._ledger.instances(task.reference):
             key, state = record.key, record.state
             if state is InstanceState.RECEIVED and record.sha256 not in here:
                 lost.append(key)
                 state = InstanceState.EXPECTED
-            work.states[key] = state
+            task.states[key] = state
             is_here = state in (InstanceState.RECEIVED, InstanceState.STORED)
-            if is_here and record.node not in (None, work.claim.node):
-                work.elsewhere.add(key)
+            if is_here and record.node not in (None, task.claim.node):
+                task.elsewhere.add(key)
             if state is InstanceState.RECEIVED:
-                work.received[key] = ReceivedInstance(
-                    work.reference,
+                task.received[key] = ReceivedInstance(
+                    task.reference,
                     key,
                     record.sop_class_uid,
                     record.transfer_syntax_uid,
@@ -290,30 +290,30 @@ class Listing:
                     record.size_bytes,
                     f"{record.sha256}.dcm",
                 )
-                if key not in work.warnings:
+                if key not in task.warnings:
                     # Received by a run that died; what it found it took with it.
-                    path = self._spool.file(work.reference, record.sha256)
-                    work.warnings[key] = validate(survey(path), work.expects(key)).findings
-                work.see(self._spool.file(work.reference, record.sha256), key)
+                    path = self._spool.file(task.reference, record.sha256)
+                    task.warnings[key] = validate(survey(path), task.expects(key)).findings
+                task.see(self._spool.file(task.reference, record.sha256), key)
             elif state is InstanceState.STORED:
-                work.stored_hashes[key] = record.sha256
+                task.stored_hashes[key] = record.sha256
         if lost:
-            self._ledger.record_lost(work.claim, lost)
+            self._ledger.record_lost(task.claim, lost)
 
-    def do_without_counts(self, work: StudyWork) -> None:
+    def do_without_counts(self, task: StudyTask) -> None:
         """Make what is here of a study its list, and judge it without the counts of its series.
 
         Where the site does not accept what is left to judge by, that is the study's failure.
         """
-        work.remarks.add("series-count-wrong")
-        work.evidence = Evidence.SUBOPERATION_COUNTS
-        if work.unwanted or not work.evidence.satisfies(self._weakest):
-            work.failure = "evidence-too-weak"
+        task.remarks.add("series-count-wrong")
+        task.evidence = Evidence.SUBOPERATION_COUNTS
+        if task.unwanted or not task.evidence.satisfies(self._weakest):
+            task.failure = "evidence-too-weak"
             return
         self._ledger.record_list(
-            work.claim,
-            [*work.listed.values()],
-            work.evidence,
+            task.claim,
+            [*task.listed.values()],
+            task.evidence,
             selection=self._series_wanted,
         )
         reached("list-recorded")

@@ -21,7 +21,7 @@ from prefect_dicom.ledger import Claim
 
 
 @dataclass(slots=True)
-class StudyWork:
+class StudyTask:
     """What this run knows of one claimed study. One thread works on it at a time."""
 
     claim: Claim

@@ -67,7 +67,7 @@ from prefect_dicom.retrieval.fetch import Retrieval, RetrieveHabits
 from prefect_dicom.retrieval.ingest import Arrivals
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import plan_chunks
-from prefect_dicom.retrieval.study_task import StudyWork
+from prefect_dicom.retrieval.study_task import StudyTask
 from prefect_dicom.run.planning import Plan, at_work, current_plan, insisting
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Pull(Plan):
     uploads: ThreadPoolExecutor
     aside: ThreadPoolExecutor
     """For what is asked of the archive about studies; it never waits behind their objects."""
-    _works: dict[StudyReference, StudyWork] = field(default_factory=dict)
+    _tasks: dict[StudyReference, StudyTask] = field(default_factory=dict)
     _manners: dict[str, RetrieveHabits] = field(default_factory=dict)
     _left_to_others: set[StudyReference] = field(default_factory=set)
     _lease: ReceiverLease | None = None
@@ -177,7 +177,7 @@ class Pull(Plan):
     @property
     def retrieved(self) -> int:
         """How many studies have been retrieved and wait to be archived."""
-        return len(self._works)
+        return len(self._tasks)
 
     def chunks_by_node(self) -> dict[str, Iterator[Chunk]]:
         """The chunks by the node that is asked for them; the order is the cohort's."""
@@ -220,7 +220,7 @@ class Pull(Plan):
         with self._lock:
             # Some may have been taken by others since the chunk was made.
             self._left_to_others.update({*chunk.studies} - {claim.reference for claim in claims})
-        works: list[StudyWork] = []
+        tasks: list[StudyTask] = []
         try:
             reached("claimed")
             if not claims:
@@ -228,21 +228,21 @@ class Pull(Plan):
             with self._asking(chunk.node) as requestor:
                 retrieval = self._retrieval(chunk.node, requestor)
                 claims = [*filter(None, (self._find_copy(requestor, claim) for claim in claims))]
-                claimed = [StudyWork(claim) for claim in claims]
+                claimed = [StudyTask(claim) for claim in claims]
                 listed = self._list_together(retrieval, claimed)
                 manifests = self._held_manifests(claimed)
-                for work in claimed:
+                for task in claimed:
                     self._check_stop()
-                    known = work.reference in listed
-                    if self._list(retrieval, work, known, manifests[work.reference]):
-                        works.append(work)
-                self._fetch(retrieval, works)
+                    known = task.reference in listed
+                    if self._list(retrieval, task, known, manifests[task.reference]):
+                        tasks.append(task)
+                self._fetch(retrieval, tasks)
                 self._doubt_profile(chunk.node, requestor)
         except BaseException:
             self.ledger.release(claims)
             raise
         with self._lock:
-            self._works.update((work.reference, work) for work in works)
+            self._tasks.update((task.reference, task) for task in tasks)
         return len(claims)
 
     def _find_copy(self, requestor: Requestor, claim: Claim) -> Claim | None:
@@ -257,33 +257,33 @@ class Pull(Plan):
             if error.code not in OF_ONE_REQUEST:
                 raise
             self._count_failed_query(claim.node, error.code)
-            self._fail(StudyWork(claim), error.code)
+            self._fail(StudyTask(claim), error.code)
             return None
         if not found.studies:
-            self._fail(StudyWork(claim), found.reason or "no-match")
+            self._fail(StudyTask(claim), found.reason or "no-match")
             return None
         patients = {unpadded(claim.patient_id), unpadded(found.studies[0].patient_id)} - {""}
         if len(patients) > 1:
-            self._fail(StudyWork(claim), "several-patients")
+            self._fail(StudyTask(claim), "several-patients")
             return None
         return self.ledger.record_found(claim, found.studies[0])
 
-    def _fetch(self, retrieval: Retrieval, works: list[StudyWork]) -> None:
+    def _fetch(self, retrieval: Retrieval, tasks: list[StudyTask]) -> None:
         """Fetch; where the spool is full, make room by uploading what has arrived, and go on."""
         while True:
             try:
-                retrieval.fetch(works)
+                retrieval.fetch(tasks)
                 return
             except SpoolFull:
-                waiting = [work for work in works if work.received]
+                waiting = [task for task in tasks if task.received]
                 if not waiting:
                     raise
                 self._upload(waiting)
 
-    def _list_together(self, retrieval: Retrieval, works: list[StudyWork]) -> set[StudyReference]:
+    def _list_together(self, retrieval: Retrieval, tasks: list[StudyTask]) -> set[StudyReference]:
         """List as many studies as can be by few queries; which they are."""
         try:
-            return insisting(lambda: retrieval.listing.list_afresh(works))
+            return insisting(lambda: retrieval.listing.list_afresh(tasks))
         except ClaimLost:
             # One of them: found out one by one.
             return set()
@@ -293,49 +293,49 @@ class Pull(Plan):
                 raise
             return set()
 
-    def _held_manifests(self, works: list[StudyWork]) -> dict[StudyReference, Future[bytes | None]]:
+    def _held_manifests(self, tasks: list[StudyTask]) -> dict[StudyReference, Future[bytes | None]]:
         """What the archive says of each study, asked many at once."""
         return {
-            work.reference: self.aside.submit(
-                held_manifest, self.archive, work.claim.study_instance_uid
+            task.reference: self.aside.submit(
+                held_manifest, self.archive, task.claim.study_instance_uid
             )
-            for work in works
+            for task in tasks
         }
 
     def _list(
-        self, retrieval: Retrieval, work: StudyWork, listed: bool, held: Future[bytes | None]
+        self, retrieval: Retrieval, task: StudyTask, listed: bool, held: Future[bytes | None]
     ) -> bool:
         """List a study, if it is not listed yet; False where that ended it."""
         try:
             if not listed:
-                insisting(lambda: retrieval.listing.list(work, fresh=True))
+                insisting(lambda: retrieval.listing.list(task, fresh=True))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
-            self._count_failed_query(work.claim.node, error.code)
-            self._fail(work, error.code)
+            self._count_failed_query(task.claim.node, error.code)
+            self._fail(task, error.code)
             return False
         except ClaimLost:
             return False
-        self.admission(work.claim.node).record_answer()
-        if work.is_listed and not work.listed:
-            self._fail(work, work.failure or "instance-list-empty")
+        self.admission(task.claim.node).record_answer()
+        if task.is_listed and not task.listed:
+            self._fail(task, task.failure or "instance-list-empty")
             return False
-        self._expect_lost(work)
+        self._expect_lost(task)
         try:
-            return not self._archived_before(work, held)
+            return not self._archived_before(task, held)
         except ArchiveError as error:
             if error.code not in ("manifest-unreadable", SELECTED_OTHERWISE):
                 raise
-            self._fail(work, error.code)
+            self._fail(task, error.code)
             return False
 
-    def _expect_lost(self, work: StudyWork) -> None:
+    def _expect_lost(self, task: StudyTask) -> None:
         """Expect again what an earlier run has stored and the archive no longer has."""
-        stored = [key for key, state in work.states.items() if state is InstanceState.STORED]
+        stored = [key for key, state in task.states.items() if state is InstanceState.STORED]
         if not stored:
             return
-        uid = work.claim.study_instance_uid
+        uid = task.claim.study_instance_uid
         there = dict(self.archive.keys(study_prefix(uid)))
         lost = [key for key in stored if object_key(uid, *key) not in there]
         if not lost:
@@ -343,12 +343,12 @@ class Pull(Plan):
         log.warning(
             "%d stored objects are gone from the archive; they are asked for again", len(lost)
         )
-        self.ledger.record_lost(work.claim, lost)
+        self.ledger.record_lost(task.claim, lost)
         for key in lost:
-            work.states[key] = InstanceState.EXPECTED
-            del work.stored_hashes[key]
+            task.states[key] = InstanceState.EXPECTED
+            del task.stored_hashes[key]
 
-    def _archived_before(self, work: StudyWork, held: Future[bytes | None]) -> bool:
+    def _archived_before(self, task: StudyTask, held: Future[bytes | None]) -> bool:
         """Whether the archive holds exactly the listed instances and says so.
 
         The ledger was lost, or an older copy of it was put in its place.
@@ -358,9 +358,9 @@ class Pull(Plan):
         ArchiveError
             ``selected-otherwise`` where it holds other series of the study than are wanted.
         """
-        if not work.incomplete:
+        if not task.incomplete:
             return False
-        uid = work.claim.study_instance_uid
+        uid = task.claim.study_instance_uid
         data = held.result()
         if data is None:
             return False
@@ -371,17 +371,17 @@ class Pull(Plan):
             InstanceKey(i.series_instance_uid, i.sop_instance_uid)
             for i in (*manifest.instances, *manifest.withheld)
         }
-        same = named == work.listed.keys()
-        if work.evidence is Evidence.SERIES_COUNTS:
+        same = named == task.listed.keys()
+        if task.evidence is Evidence.SERIES_COUNTS:
             counts = Counter(key.series_instance_uid for key in named)
-            same = counts == Counter(work.series) and work.listed.keys() <= named
+            same = counts == Counter(task.series) and task.listed.keys() <= named
         if not same or faults_of(self.archive, manifest, Level.SIZE):
             # What is missing is put where the manifest has it; any other difference is a conflict.
             return False
-        if not work.is_listed:
-            self.ledger.extend_lists([(work.claim, [Instance(key) for key in named])])
+        if not task.is_listed:
+            self.ledger.extend_lists([(task.claim, [Instance(key) for key in named])])
             reached("list-extended")
-        self._commit(work, manifest, data, adopted=True)
+        self._commit(task, manifest, data, adopted=True)
         return True
 
     # --- archiving
@@ -396,26 +396,26 @@ class Pull(Plan):
             :meth:`give_back`, must follow.
         """
         with self._lock:
-            works = [self._works.pop(r) for r in chunk.studies if r in self._works]
+            tasks = [self._tasks.pop(r) for r in chunk.studies if r in self._tasks]
         # Of an earlier try some may be finished, or lost to another run.
-        standing = {c.reference for c in self.ledger.held(work.claim for work in works)}
-        works = [work for work in works if work.reference in standing]
+        standing = {c.reference for c in self.ledger.held(task.claim for task in tasks)}
+        tasks = [task for task in tasks if task.reference in standing]
         archived = 0
-        finishing = self._finish_together(works)
-        for position, work in enumerate(works):
+        finishing = self._finish_together(tasks)
+        for position, task in enumerate(tasks):
             try:
                 self._check_stop()
-                archived += self._archive_study(work, finishing.get(work.reference))
+                archived += self._archive_study(task, finishing.get(task.reference))
             except ClaimLost:
                 continue
             except PrefectDicomError:
                 # Kept, claims and all, for the next try.
                 with self._lock:
-                    self._works.update((w.reference, w) for w in works[position:])
+                    self._tasks.update((w.reference, w) for w in tasks[position:])
                 raise
         return archived
 
-    def _finish_together(self, works: list[StudyWork]) -> dict[StudyReference, Future[bool]]:
+    def _finish_together(self, tasks: list[StudyTask]) -> dict[StudyReference, Future[bool]]:
         """Upload all studies, read their lists again by few queries, and finish what is whole.
 
         Many at once: with a store that is far away each manifest is mostly waited for. What goes
@@ -428,8 +428,8 @@ class Pull(Plan):
             Done, for each study that was whole, and whose list was the same.
         """
         with contextlib.suppress(PrefectDicomError):
-            self._upload([work for work in works if not self._may_turn(work)])
-        whole = [w for w in works if w.is_listed and not (w.received or w.incomplete or w.failure)]
+            self._upload([task for task in tasks if not self._may_turn(task)])
+        whole = [w for w in tasks if w.is_listed and not (w.received or w.incomplete or w.failure)]
         lists: dict[StudyReference, ListedStudy] = {}
         if len(whole) > 1:
             reached("study-stored")
@@ -437,81 +437,81 @@ class Pull(Plan):
             with contextlib.suppress(PrefectDicomError), self._asking(node) as requestor:
                 lists = self._listing(node, requestor).lists(whole)
         settled = [
-            work
-            for work in whole
-            if work.reference in lists
-            and {i.key for i in lists[work.reference].instances} == work.listed.keys()
+            task
+            for task in whole
+            if task.reference in lists
+            and {i.key for i in lists[task.reference].instances} == task.listed.keys()
         ]
-        finishing = {work.reference: self.aside.submit(self._finish, work) for work in settled}
+        finishing = {task.reference: self.aside.submit(self._finish, task) for task in settled}
         wait(finishing.values())
         return finishing
 
     def give_back(self, chunk: Chunk) -> None:
         """Release the claims of a chunk that will not be tried again in this run."""
         with self._lock:
-            works = [self._works.pop(r) for r in chunk.studies if r in self._works]
-        self.ledger.release([work.claim for work in works])
+            tasks = [self._tasks.pop(r) for r in chunk.studies if r in self._tasks]
+        self.ledger.release([task.claim for task in tasks])
 
-    def _archive_study(self, work: StudyWork, finishing: Future[bool] | None) -> bool:
+    def _archive_study(self, task: StudyTask, finishing: Future[bool] | None) -> bool:
         """Bring a study to its end, unless that was done; whether it is archived."""
         try:
-            return self._complete(work) if finishing is None else finishing.result()
+            return self._complete(task) if finishing is None else finishing.result()
         except ArchiveConflict as error:
-            return self._end_failed(work, error.code)
+            return self._end_failed(task, error.code)
 
-    def _complete(self, work: StudyWork) -> bool:
-        if self._may_turn(work):
+    def _complete(self, task: StudyTask) -> bool:
+        if self._may_turn(task):
             # Not archived: the next node may have other bytes under the same UIDs.
-            return self._end_failed(work, work.failure)
+            return self._end_failed(task, task.failure)
         # First of all, and whatever has become of the node.
-        self._upload([work])
-        with self._asking(work.claim.node) as requestor:
-            retrieval = self._retrieval(work.claim.node, requestor)
+        self._upload([task])
+        with self._asking(task.claim.node) as requestor:
+            retrieval = self._retrieval(task.claim.node, requestor)
             for _ in range(_LISTS_BEFORE_GIVING_UP):
-                if work.incomplete and work.failure is None:
+                if task.incomplete and task.failure is None:
                     # The spool lost files on the way to the archive.
-                    self._fetch_and_upload(retrieval, work)
+                    self._fetch_and_upload(retrieval, task)
                     continue
-                if work.failure is not None:
-                    return self._end_failed(work, work.failure)
+                if task.failure is not None:
+                    return self._end_failed(task, task.failure)
                 reached("study-stored")
                 try:
-                    changed = insisting(lambda: retrieval.listing.list(work, fresh=False))
+                    changed = insisting(lambda: retrieval.listing.list(task, fresh=False))
                 except PacsError as error:
                     if error.code not in OF_ONE_REQUEST:
                         raise
-                    self._count_failed_query(work.claim.node, error.code)
-                    return self._end_failed(work, error.code)
+                    self._count_failed_query(task.claim.node, error.code)
+                    return self._end_failed(task, error.code)
                 if not changed:
                     break
-                self._fetch_and_upload(retrieval, work)
+                self._fetch_and_upload(retrieval, task)
             else:
-                return self._end_failed(work, "study-changed")
-        return self._finish(work)
+                return self._end_failed(task, "study-changed")
+        return self._finish(task)
 
-    def _may_turn(self, work: StudyWork) -> bool:
+    def _may_turn(self, task: StudyTask) -> bool:
         """Whether the study has failed at its node, and there is another to be asked for it."""
-        if len(self.cohort.nodes) == 1 or work.failure is None or not helps_elsewhere(work.failure):
+        if len(self.cohort.nodes) == 1 or task.failure is None or not helps_elsewhere(task.failure):
             return False
-        copies = dict(self.ledger.copies([work.reference]).get(work.reference, {}))
-        copies[work.claim.node] = Copy(work.claim.node, reason=work.failure)
+        copies = dict(self.ledger.copies([task.reference]).get(task.reference, {}))
+        copies[task.claim.node] = Copy(task.claim.node, reason=task.failure)
         return node_to_ask(self.cohort.nodes, copies) is not None
 
-    def _fetch_and_upload(self, retrieval: Retrieval, work: StudyWork) -> None:
-        retrieval.fetch([work])
-        self._upload([work])
+    def _fetch_and_upload(self, retrieval: Retrieval, task: StudyTask) -> None:
+        retrieval.fetch([task])
+        self._upload([task])
 
-    def _finish(self, work: StudyWork) -> bool:
+    def _finish(self, task: StudyTask) -> bool:
         """Put the manifest of a study whose instances are all there, and commit it."""
-        manifest = _manifest_of(work, self.ledger, self.cohort.selection)
+        manifest = _manifest_of(task, self.ledger, self.cohort.selection)
         reached("listed-again")
         data = put_manifest(self.archive, manifest)
         reached("manifest-put")
-        self._commit(work, manifest, data)
+        self._commit(task, manifest, data)
         return True
 
     def _commit(
-        self, work: StudyWork, manifest: StudyManifest, data: bytes, *, adopted: bool = False
+        self, task: StudyTask, manifest: StudyManifest, data: bytes, *, adopted: bool = False
     ) -> None:
         figures = {
             "instances": len(manifest.instances),
@@ -519,37 +519,37 @@ class Pull(Plan):
             "size_bytes": sum(i.size_bytes for i in manifest.instances),
         }
         self.ledger.record_archived(
-            work.claim, data, **figures, adopted=adopted, evidence=manifest.evidence
+            task.claim, data, **figures, adopted=adopted, evidence=manifest.evidence
         )
         reached("archived-recorded")
-        _clear(self.spool, work.reference, manifest)
-        node, reference = work.claim.node, work.reference
+        _clear(self.spool, task.reference, manifest)
+        node, reference = task.claim.node, task.reference
         at = self.clock.now()
         self.tell(
             Event(name="study.archived", at=at, node=node, reference=reference, figures=figures)
         )
 
-    def _end_failed(self, work: StudyWork, code: str) -> bool:
+    def _end_failed(self, task: StudyTask, code: str) -> bool:
         """The study ends without a manifest; what was stored stays, for a rerun to build on."""
-        self._quarantine_strangers(work)
-        self._fail(work, code)
+        self._quarantine_strangers(task)
+        self._fail(task, code)
         return False
 
-    def _fail(self, work: StudyWork, code: str) -> None:
-        node, reference = work.claim.node, work.reference
-        if not self.ledger.record_failed(work.claim, code, nodes=self.cohort.nodes):
+    def _fail(self, task: StudyTask, code: str) -> None:
+        node, reference = task.claim.node, task.reference
+        if not self.ledger.record_failed(task.claim, code, nodes=self.cohort.nodes):
             self._turned.set()
             return
         at = self.clock.now()
         self.tell(Event(name="study.failed", at=at, node=node, reference=reference, reason=code))
 
-    def _quarantine_strangers(self, work: StudyWork) -> None:
-        for sha256 in work.unlisted:
+    def _quarantine_strangers(self, task: StudyTask) -> None:
+        for sha256 in task.unlisted:
             with contextlib.suppress(FileNotFoundError):
-                self.spool.quarantine_file(work.reference, sha256, "not-requested")
-        work.unlisted.clear()
+                self.spool.quarantine_file(task.reference, sha256, "not-requested")
+        task.unlisted.clear()
 
-    def _upload(self, works: Sequence[StudyWork]) -> None:
+    def _upload(self, tasks: Sequence[StudyTask]) -> None:
         """Store all received instances of the studies, many at once, recorded in batches.
 
         Raises
@@ -557,38 +557,38 @@ class Pull(Plan):
         ArchiveError
             One could not be stored. What could is recorded, of all studies.
         """
-        arrivals = [(work, arrival) for work in works for arrival in work.received.values()]
+        arrivals = [(task, arrival) for task in tasks for arrival in task.received.values()]
         trouble: PrefectDicomError | None = None
         for first in range(0, len(arrivals), _STORED_PER_WRITE):
             self._check_stop()
             futures = [
-                (work, arrival, self._put(work, arrival))
-                for work, arrival in arrivals[first : first + _STORED_PER_WRITE]
+                (task, arrival, self._put(task, arrival))
+                for task, arrival in arrivals[first : first + _STORED_PER_WRITE]
             ]
             done: dict[StudyReference, list] = defaultdict(list)
-            for work, arrival, future in futures:
+            for task, arrival, future in futures:
                 if trouble is not None and future.cancel():
                     continue
                 try:
                     stored = future.result()
                 except (ArchiveError, Interrupted) as error:
                     if error.code == "spool-damaged":
-                        self._forget_damaged(work, arrival)
+                        self._forget_damaged(task, arrival)
                     else:
                         trouble = trouble or error
                     continue
-                warnings = work.warnings.get(arrival.key, ())
-                done[work.reference].append((arrival.key, stored, warnings))
+                warnings = task.warnings.get(arrival.key, ())
+                done[task.reference].append((arrival.key, stored, warnings))
                 reached("put-answered")
-            for work in works:
-                if work.reference in done:
-                    self._record_stored(work, done[work.reference])
+            for task in tasks:
+                if task.reference in done:
+                    self._record_stored(task, done[task.reference])
             if trouble is not None:
                 raise trouble
 
-    def _put(self, work: StudyWork, arrival: ReceivedInstance) -> Future[ArchivedInstance]:
-        key = object_key(work.claim.study_instance_uid, *arrival.key)
-        path = self.spool.file(work.reference, arrival.sha256)
+    def _put(self, task: StudyTask, arrival: ReceivedInstance) -> Future[ArchivedInstance]:
+        key = object_key(task.claim.study_instance_uid, *arrival.key)
+        path = self.spool.file(task.reference, arrival.sha256)
         upload_waits()
         future = self.uploads.submit(self._put_file, key, path, arrival)
         future.add_done_callback(upload_ended)
@@ -600,21 +600,21 @@ class Pull(Plan):
         uploaded(arrival.size_bytes, time.monotonic() - began)
         return stored
 
-    def _record_stored(self, work: StudyWork, done: list) -> None:
-        self.ledger.record_stored(work.claim, done)
+    def _record_stored(self, task: StudyTask, done: list) -> None:
+        self.ledger.record_stored(task.claim, done)
         reached("stored-recorded")
         for key, stored, _ in done:
-            work.states[key] = InstanceState.STORED
-            work.stored_hashes[key] = stored.sha256
-            del work.received[key]
-            self.spool.remove(work.reference, stored.sha256)
+            task.states[key] = InstanceState.STORED
+            task.stored_hashes[key] = stored.sha256
+            del task.received[key]
+            self.spool.remove(task.reference, stored.sha256)
 
-    def _forget_damaged(self, work: StudyWork, arrival: ReceivedInstance) -> None:
-        self.spool.remove(work.reference, arrival.sha256)
-        self.ledger.record_lost(work.claim, [arrival.key])
-        work.states[arrival.key] = InstanceState.EXPECTED
-        work.seen.discard(arrival.sha256)
-        del work.received[arrival.key]
+    def _forget_damaged(self, task: StudyTask, arrival: ReceivedInstance) -> None:
+        self.spool.remove(task.reference, arrival.sha256)
+        self.ledger.record_lost(task.claim, [arrival.key])
+        task.states[arrival.key] = InstanceState.EXPECTED
+        task.seen.discard(arrival.sha256)
+        del task.received[arrival.key]
 
     # --- around
 
@@ -824,9 +824,9 @@ def _work_through(pull: Pull, node: str, chunks: Iterator[Chunk]) -> None:
             pull.give_back(chunk)
 
 
-def _manifest_of(work: StudyWork, ledger: Ledger, selection: str) -> StudyManifest:
+def _manifest_of(task: StudyTask, ledger: Ledger, selection: str) -> StudyManifest:
     instances, withheld = [], []
-    for record in sorted(ledger.instances(work.reference), key=lambda r: r.key):
+    for record in sorted(ledger.instances(task.reference), key=lambda r: r.key):
         if record.state is InstanceState.STORED:
             instances.append(
                 ManifestInstance(
@@ -841,16 +841,16 @@ def _manifest_of(work: StudyWork, ledger: Ledger, selection: str) -> StudyManife
                     record.warnings,
                 )
             )
-        elif record.key in work.listed:
+        elif record.key in task.listed:
             withheld.append(WithheldInstance(*record.key, record.reason))
     return StudyManifest(
-        work.claim.study_instance_uid,
-        work.claim.node,
-        work.evidence,
-        work.listed_at,
+        task.claim.study_instance_uid,
+        task.claim.node,
+        task.evidence,
+        task.listed_at,
         tuple(instances),
         tuple(withheld),
-        tuple(work.remarks),
+        tuple(task.remarks),
         selection=selection,
-        unwanted_series=work.unwanted,
+        unwanted_series=task.unwanted,
     )
