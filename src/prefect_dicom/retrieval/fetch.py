@@ -47,7 +47,7 @@ from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
 from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease, Request
-from prefect_dicom.retrieval.ingest import Arrivals
+from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import RetrieveRequest, plan_requests
 from prefect_dicom.retrieval.study_task import StudyTask
@@ -136,7 +136,7 @@ class Retrieval:
         An association of its own.
     listing : Listing
         Reads the node's lists over the same requestor.
-    arrivals : Arrivals
+    arrivals : Ingest
         Takes in what lies in the spool.
     receiver : callable
         The lease on the managed receiver, which may have to be started for it; None where the
@@ -162,7 +162,7 @@ class Retrieval:
         spool: Spool,
         *,
         listing: Listing,
-        arrivals: Arrivals,
+        ingest: Ingest,
         destination: str,
         receiver: Callable[[], ReceiverLease | None],
         stopping: Callable[[], bool],
@@ -185,7 +185,7 @@ class Retrieval:
         self._receiver = receiver
         self._stopping = stopping
         self.listing = listing
-        self.arrivals = arrivals
+        self.ingest = ingest
 
     @property
     def _method(self) -> RetrieveMethod:
@@ -226,7 +226,7 @@ class Retrieval:
                     raise
 
     def _fetch(self, tasks: Sequence[StudyTask]) -> int:
-        arrived = self.arrivals.take_in(tasks)
+        arrived = self.ingest.scan(tasks)
         if listed := [task for task in tasks if task.is_listed]:
             arrived = self._fetch_listed(listed, arrived)
         for task in tasks:
@@ -254,7 +254,7 @@ class Retrieval:
                 parts = _parts(request, members)
                 outcome = self._ask(request, members, contexts)
                 reached("request-ended")
-                brought = self.arrivals.take_in(members)
+                brought = self.ingest.scan(members)
                 self._heed(request, outcome, brought)
                 progress += brought
                 waited = waited or outcome is None
@@ -343,7 +343,7 @@ class Retrieval:
                 task.came.clear()
                 outcome = self._ask(request, [task], contexts)
                 reached("request-ended")
-                came = self.arrivals.take_in([task])
+                came = self.ingest.scan([task])
                 self._heed(request, outcome, came)
                 brought += came
                 lost = lost or outcome is None or outcome.lost in _MAY_PASS
@@ -521,7 +521,7 @@ class Retrieval:
             requests += islice(self._plan([task], _Manner(1, Breadth.ALL)), 1)
         for request, contexts in requests:
             outcome = self._ask(request, [task], contexts)
-            if brought := self.arrivals.take_in([task]):
+            if brought := self.ingest.scan([task]):
                 return brought
             self._spool.check_reserve()
             if outcome is None:
@@ -792,7 +792,7 @@ class Retrieval:
         if not refused:
             return
         # What there was room for is recorded: it makes room when it is archived.
-        self.arrivals.take_in(tasks)
+        self.ingest.scan(tasks)
         raise SpoolFull() if refused == "spool-full" else PrefectDicomError(refused)
 
     def _consider(

@@ -29,7 +29,7 @@ class _Judged(NamedTuple):
     superseded: list[InstanceKey]
 
 
-class Arrivals:
+class Ingest:
     """Takes in what arrives for studies. Not thread-safe.
 
     Parameters
@@ -43,7 +43,7 @@ class Arrivals:
         self._spool = spool
         self._leave_out_faulty = leave_out_faulty
 
-    def take_in(self, tasks: Sequence[StudyTask]) -> int:
+    def scan(self, tasks: Sequence[StudyTask]) -> int:
         """Look at the files that are new in the spool; returns how many instances they are."""
         judged = [self._judge(task) for task in tasks]
         arrivals = [arrival for one in judged for arrival in one.arrivals]

@@ -64,7 +64,7 @@ from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.find import ListedStudy
 from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.retrieval.fetch import Retrieval, RetrieveHabits
-from prefect_dicom.retrieval.ingest import Arrivals
+from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import plan_chunks
 from prefect_dicom.retrieval.study_task import StudyTask
@@ -557,28 +557,28 @@ class Pull(Plan):
         ArchiveError
             One could not be stored. What could is recorded, of all studies.
         """
-        arrivals = [(task, arrival) for task in tasks for arrival in task.received.values()]
+        received = [(task, instance) for task in tasks for instance in task.received.values()]
         trouble: PrefectDicomError | None = None
-        for first in range(0, len(arrivals), _STORED_PER_WRITE):
+        for first in range(0, len(received), _STORED_PER_WRITE):
             self._check_stop()
             futures = [
-                (task, arrival, self._put(task, arrival))
-                for task, arrival in arrivals[first : first + _STORED_PER_WRITE]
+                (task, instance, self._put(task, instance))
+                for task, instance in received[first : first + _STORED_PER_WRITE]
             ]
             done: dict[StudyReference, list] = defaultdict(list)
-            for task, arrival, future in futures:
+            for task, instance, future in futures:
                 if trouble is not None and future.cancel():
                     continue
                 try:
                     stored = future.result()
                 except (ArchiveError, Interrupted) as error:
                     if error.code == "spool-damaged":
-                        self._forget_damaged(task, arrival)
+                        self._forget_damaged(task, instance)
                     else:
                         trouble = trouble or error
                     continue
-                warnings = task.warnings.get(arrival.key, ())
-                done[task.reference].append((arrival.key, stored, warnings))
+                warnings = task.warnings.get(instance.key, ())
+                done[task.reference].append((instance.key, stored, warnings))
                 reached("put-answered")
             for task in tasks:
                 if task.reference in done:
@@ -586,18 +586,18 @@ class Pull(Plan):
             if trouble is not None:
                 raise trouble
 
-    def _put(self, task: StudyTask, arrival: ReceivedInstance) -> Future[ArchivedInstance]:
-        key = object_key(task.claim.study_instance_uid, *arrival.key)
-        path = self.spool.file(task.reference, arrival.sha256)
+    def _put(self, task: StudyTask, instance: ReceivedInstance) -> Future[ArchivedInstance]:
+        key = object_key(task.claim.study_instance_uid, *instance.key)
+        path = self.spool.file(task.reference, instance.sha256)
         upload_waits()
-        future = self.uploads.submit(self._put_file, key, path, arrival)
+        future = self.uploads.submit(self._put_file, key, path, instance)
         future.add_done_callback(upload_ended)
         return future
 
-    def _put_file(self, key: str, path: Path, arrival: ReceivedInstance) -> ArchivedInstance:
+    def _put_file(self, key: str, path: Path, instance: ReceivedInstance) -> ArchivedInstance:
         began = time.monotonic()
-        stored = self.archive.put_file(key, path, arrival.sha256, arrival.size_bytes)
-        uploaded(arrival.size_bytes, time.monotonic() - began)
+        stored = self.archive.put_file(key, path, instance.sha256, instance.size_bytes)
+        uploaded(instance.size_bytes, time.monotonic() - began)
         return stored
 
     def _record_stored(self, task: StudyTask, done: list) -> None:
@@ -609,12 +609,12 @@ class Pull(Plan):
             del task.received[key]
             self.spool.remove(task.reference, stored.sha256)
 
-    def _forget_damaged(self, task: StudyTask, arrival: ReceivedInstance) -> None:
-        self.spool.remove(task.reference, arrival.sha256)
-        self.ledger.record_lost(task.claim, [arrival.key])
-        task.states[arrival.key] = InstanceState.EXPECTED
-        task.seen.discard(arrival.sha256)
-        del task.received[arrival.key]
+    def _forget_damaged(self, task: StudyTask, instance: ReceivedInstance) -> None:
+        self.spool.remove(task.reference, instance.sha256)
+        self.ledger.record_lost(task.claim, [instance.key])
+        task.states[instance.key] = InstanceState.EXPECTED
+        task.seen.discard(instance.sha256)
+        del task.received[instance.key]
 
     # --- around
 
@@ -624,7 +624,7 @@ class Pull(Plan):
             requestor,
             self.spool,
             listing=self._listing(node, requestor),
-            arrivals=Arrivals(
+            ingest=Ingest(
                 self.ledger,
                 self.spool,
                 leave_out_faulty=self.site.validation.faulty == "leave-out",
