@@ -254,15 +254,15 @@ def test_the_same_step_again_goes_on_in_the_same_run(tmp_path, when):
         for first, last in pull.discovery_pages():
             pull.discover(first, last)
         (chunk,) = list(pull.chunks())
-        insist(pull.retrieve, chunk)
-        insist(pull.archive_chunk, chunk)
+        retry(pull.retrieve, chunk)
+        retry(pull.archive_chunk, chunk)
         with cluster().connect(database_of(place)) as connection:
             assert connection.execute("SELECT last_value > 1 FROM strikes").fetchone() == (True,)
         assert place.totals().rows == {Verdict.ARCHIVED: STUDIES}
         assert set(Counter(place.pacs.sent_instances()).values()) == {1}
 
 
-def insist(step: Callable, chunk: Chunk) -> None:
+def retry(step: Callable, chunk: Chunk) -> None:
     """Do a step until it succeeds, as its task does."""
     for _ in range(2):
         try:

@@ -108,7 +108,7 @@ class Archive(ABC):
 
     def load(self, key: str) -> bytes:
         """A small object as a whole; raises as :meth:`read`."""
-        return self._insisting(lambda: b"".join(self.read(key)))
+        return self._retry_once(lambda: b"".join(self.read(key)))
 
     def digest(self, key: str) -> str:
         """The SHA-256 (hex) of the object's bytes, which are read; raises as :meth:`read`."""
@@ -119,10 +119,10 @@ class Archive(ABC):
                 digest.update(block)
             return digest.hexdigest()
 
-        return self._insisting(read)
+        return self._retry_once(read)
 
     @staticmethod
-    def _insisting(read: Callable[[], _T]) -> _T:
+    def _retry_once(read: Callable[[], _T]) -> _T:
         for _ in range(_READS - 1):
             try:
                 return read()

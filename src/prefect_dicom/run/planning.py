@@ -20,10 +20,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TypeVar
 
 from prefect_dicom.admission.association_pool import AssociationPool
 from prefect_dicom.admission.circuit_breaker import BreakerState, NodeAdmission, RequestKind
+from prefect_dicom.admission.retry import retry_once
 from prefect_dicom.cohort.row_matching import Discovery
 from prefect_dicom.config.access_schedule import in_force
 from prefect_dicom.config.capabilities import NodeProfile
@@ -61,8 +61,6 @@ from prefect_dicom.report.background import RunningPage
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 ROWS_PER_PAGE = 500
 """Rows of one call of :meth:`Plan.discover`."""
 ROWS_PER_WRITE = 100
@@ -75,7 +73,6 @@ _OF_THE_NODE_IF_REPEATED = {
     "pacs-failure",
     "request-refused",
 }
-_MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
 _SPEAKS_DICOM = {"not-permitted", "service-not-offered"}
 """Ends of a C-ECHO that show a node which may well answer other requests."""
 _LOOK_SECONDS = 1.0
@@ -299,7 +296,7 @@ class Plan:
         if len(question) > 1:
             first = [rows[0] for rows in question]
             with self.pool.request(requestor):
-                insisting(lambda: ask_together(requestor, first, self.habits(node)))
+                retry_once(lambda: ask_together(requestor, first, self.habits(node)))
         for rows in question:
             for row in rows:
                 self._check_stop()
@@ -312,7 +309,7 @@ class Plan:
         requestor.about = ("row", row.line)
         try:
             with self.pool.request(requestor):
-                result = insisting(lambda: self._wanted_of(node, requestor, row))
+                result = retry_once(lambda: self._wanted_of(node, requestor, row))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -759,17 +756,3 @@ class _Found:
         with self._lock:
             waiting, self._waiting = self._waiting, []
         self._ledger.record_discoveries(self._cohort, waiting)
-
-
-def insisting(ask: Callable[[], T]) -> T:
-    """Ask again at once where the connection failed or the answer: once may be the network.
-
-    An association that is lost twice is the question's fault, a connection that fails twice is
-    the node's.
-    """
-    try:
-        return ask()
-    except PacsError as error:
-        if error.code not in _MAY_BE_CHANCE:
-            raise
-    return ask()

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from prefect_dicom.admission.retry import retry_once
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import decode_manifest, held_manifest, manifest_at, put_manifest
 from prefect_dicom.archive.proof import faults_of
@@ -68,7 +69,7 @@ from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import plan_chunks
 from prefect_dicom.retrieval.study_task import StudyTask
-from prefect_dicom.run.planning import Plan, at_work, current_plan, insisting
+from prefect_dicom.run.planning import Plan, at_work, current_plan
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ class Pull(Plan):
         row = CohortRow(0, study_instance_uid=claim.study_instance_uid)
         try:
             with self.pool.request(requestor):
-                found = insisting(lambda: discover(requestor, row, self.habits(claim.node)))
+                found = retry_once(lambda: discover(requestor, row, self.habits(claim.node)))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -283,7 +284,7 @@ class Pull(Plan):
     def _list_together(self, retrieval: Retrieval, tasks: list[StudyTask]) -> set[StudyReference]:
         """List as many studies as can be by few queries; which they are."""
         try:
-            return insisting(lambda: retrieval.listing.list_afresh(tasks))
+            return retry_once(lambda: retrieval.listing.list_afresh(tasks))
         except ClaimLost:
             # One of them: found out one by one.
             return set()
@@ -308,7 +309,7 @@ class Pull(Plan):
         """List a study, if it is not listed yet; False where that ended it."""
         try:
             if not listed:
-                insisting(lambda: retrieval.listing.list(task, fresh=True))
+                retry_once(lambda: retrieval.listing.list(task, fresh=True))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -476,7 +477,7 @@ class Pull(Plan):
                     return self._end_failed(task, task.failure)
                 reached("study-stored")
                 try:
-                    changed = insisting(lambda: retrieval.listing.list(task, fresh=False))
+                    changed = retry_once(lambda: retrieval.listing.list(task, fresh=False))
                 except PacsError as error:
                     if error.code not in OF_ONE_REQUEST:
                         raise
