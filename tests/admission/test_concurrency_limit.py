@@ -426,7 +426,7 @@ def test_discovery_goes_on_over_fewer_associations_where_the_node_is_slow(tmp_pa
     gate.slow_seconds = 30.0
     with site(tmp_path, tiny_objects(60)) as place, place.opened() as pull:
         pull.clock = walk
-        pull.habits("pacs").answers_lists = False
+        pull.study_queries("pacs").answers_lists = False
         admission = pull.admission("pacs")
         usual(admission, kind=RequestKind.QUERY)
         counting = Counting(lambda: admission.associations == 2)

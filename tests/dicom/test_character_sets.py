@@ -18,7 +18,7 @@ from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel
 from prefect_dicom.dicom.character_sets import USUAL, Text, character_sets_for, decoded, encoded
-from prefect_dicom.discovery.row_query import Habits, discover
+from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.find import _study, find_studies, list_instances
 from prefect_dicom.network.query_keys import query_identifier, retrieve_identifier
@@ -229,7 +229,7 @@ def test_an_archive_is_asked_in_one_set_after_the_other_and_then_in_the_one_it_k
             for asked in (queries, 1):
                 before = len(pacs.requests("C-FIND"))
                 # Nothing is remembered but by the association.
-                found = discover(requestor, CohortRow(2, patient), Habits())
+                found = discover(requestor, CohortRow(2, patient), StudyQueryCapabilities())
                 assert [study.patient_id for study in found.studies] == [patient]
                 assert len(pacs.requests("C-FIND")) - before == asked
             assert requestor.characters == sets[0]
@@ -299,9 +299,10 @@ def test_real_archives_are_asked_for_patients_in_every_character_set(new_archive
     patients = list(_PATIENTS.values())
     random.Random(1).shuffle(patients)
     with Requestor(archive.node()) as requestor:
-        habits = Habits()
+        capabilities = StudyQueryCapabilities()
         found = {
-            patient: discover(requestor, CohortRow(2, patient), habits) for patient in patients
+            patient: discover(requestor, CohortRow(2, patient), capabilities)
+            for patient in patients
         }
     told = {patient: [study.patient_id for study in one.studies] for patient, one in found.items()}
     if kind is peers.Dcmqrscp:

@@ -16,7 +16,7 @@ from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import CohortError, PacsError
 from prefect_dicom.core.model import CohortRow
 from prefect_dicom.core.uids import is_uid, normal_uid
-from prefect_dicom.discovery.row_query import Habits, ask_together, discover
+from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
@@ -209,12 +209,12 @@ def _expected(oracle, query):
 
 def _found(archive, queries, folder):
     found = []
-    habits = Habits()
+    capabilities = StudyQueryCapabilities()
     with Requestor(archive.node()) as requestor:
         for query in queries:
             try:
                 [row] = read_cohort(_written(folder / "cohort.csv", query))
-                result = discover(requestor, row, habits)
+                result = discover(requestor, row, capabilities)
             except (CohortError, PacsError) as error:
                 found.append((error.code, frozenset()))
                 continue
@@ -348,11 +348,11 @@ def test_uids_that_are_asked_for_together_find_the_same(orthanc, dcmqrscp, corpu
         oracle = _oracle(archive, corpus, corpus_small)
         uids = sorted({study.uid for study in oracle.studies if is_uid(study.uid)})
         rows = [CohortRow(line, study_instance_uid=uid) for line, uid in enumerate(uids, 2)]
-        habits = Habits()
+        capabilities = StudyQueryCapabilities()
         with Requestor(archive.node()) as requestor:
-            ask_together(requestor, rows, habits)
+            query_uid_lists(requestor, rows, capabilities)
             for row in rows:
-                found = discover(requestor, row, habits)
+                found = discover(requestor, row, capabilities)
                 uids = frozenset(study.study_instance_uid for study in found.studies)
                 expected = oracle.answer({"StudyInstanceUID": row.study_instance_uid})
                 assert (found.reason or corpus_oracle.FOUND, uids) == expected

@@ -19,7 +19,7 @@ import pytest
 from prefect_dicom.cohort.row_matching import Discovery
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.model import CohortRow, DateRange
-from prefect_dicom.discovery.row_query import Habits, discover
+from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject, tiny_objects
 from tests.support.campaign import subset
@@ -192,14 +192,14 @@ def ask(
     held: Sequence[StoredObject],
     script: Sequence[Behaviour],
     rows: Sequence[CohortRow],
-    habits: Habits | None = None,
+    capabilities: StudyQueryCapabilities | None = None,
 ) -> tuple[list[Discovery], list[dict[str, str]]]:
     """What rows find, and the keys of all queries that it took."""
-    habits = habits or Habits()
+    capabilities = capabilities or StudyQueryCapabilities()
     with ScriptedPacs(objects=held, script=script) as pacs:
         node = PacsNode(host="127.0.0.1", port=pacs.port, called_ae_title=pacs.ae_title)
         with Requestor(node) as requestor:
-            found = [discover(requestor, row, habits) for row in rows]
+            found = [discover(requestor, row, capabilities) for row in rows]
         return found, [
             {k: v for k, v in request.keys.items() if v} for request in pacs.requests("C-FIND")
         ]
@@ -270,14 +270,14 @@ def test_patients_with_as_many_studies_as_each_other_are_proved_once():
 def test_a_cap_that_was_shown_is_known_for_the_next_row():
     held = archive(60, seed=3)
     script = [Behaviour("find.cap", answers=10, status=0)]
-    habits = Habits()
-    (first,), queries = ask(held, script, [ROWS["patient"]], habits)
+    capabilities = StudyQueryCapabilities()
+    (first,), queries = ask(held, script, [ROWS["patient"]], capabilities)
     assert (len(first.studies), first.gaps) == (60, ())
     assert len(queries) <= 130
-    assert habits.limits.caps == {10}
+    assert capabilities.limits.caps == {10}
     # All of a list of ten may be told, and it is asked for in parts at once.
     ten = [changed_day(o, 100 + n) for n, o in enumerate(held[:10])]
-    (second,), queries = ask(ten, script, [CohortRow(3, patient_id="TEN")], habits)
+    (second,), queries = ask(ten, script, [CohortRow(3, patient_id="TEN")], capabilities)
     assert (len(second.studies), second.gaps) == (10, ())
     assert any("AccessionNumber" in query for query in queries)
 
@@ -295,11 +295,11 @@ def test_a_row_that_takes_all_its_questions_leaves_fewer_to_the_next():
         Behaviour("find.ignore_keys", keys=["PatientID", "StudyDate"]),
     ]
     rows = [CohortRow(2 + n, patient_id=f"{PATIENT}{n or ''}") for n in range(4)]
-    habits = Habits()
-    habits.limits.questions = 100
-    found, queries = ask(held, script, rows, habits)
+    capabilities = StudyQueryCapabilities()
+    capabilities.limits.query_budget = 100
+    found, queries = ask(held, script, rows, capabilities)
     assert all(one.gaps for one in found)
-    assert habits.limits.questions == 30
+    assert capabilities.limits.query_budget == 30
     assert len(queries) <= 100 + 50 + 30 + 30 + 3 * len(rows)
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from prefect_dicom.core.model import Study, Verdict
-from prefect_dicom.discovery.query_cache import RecentAnswers
+from prefect_dicom.discovery.query_cache import QueryCache
 from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.testing import Behaviour, tiny_objects
@@ -138,15 +138,15 @@ def test_many_rows_are_asked_for_over_several_associations_and_few_over_one(arou
 
 
 def test_what_is_remembered_is_bounded_and_the_latest():
-    recent = RecentAnswers(most_studies=10)
+    cache = QueryCache(most_studies=10)
     for number in range(100):
-        recent.put({"PatientID": str(number)}, (), [Study("1.2")])
-    kept = [n for n in range(100) if recent.get({"PatientID": str(n)}, ()) is not None]
+        cache.put({"PatientID": str(number)}, (), [Study("1.2")])
+    kept = [n for n in range(100) if cache.get({"PatientID": str(n)}, ()) is not None]
     assert kept == [95, 96, 97, 98, 99]
-    recent.get({"PatientID": "95"}, ())
-    recent.put({"PatientID": "new"}, (), [])
-    assert recent.get({"PatientID": "95"}, ()) == [Study("1.2")]
-    assert recent.get({"PatientID": "96"}, ()) is None
-    assert recent.get({"PatientID": "new"}, ()) == []
+    cache.get({"PatientID": "95"}, ())
+    cache.put({"PatientID": "new"}, (), [])
+    assert cache.get({"PatientID": "95"}, ()) == [Study("1.2")]
+    assert cache.get({"PatientID": "96"}, ()) is None
+    assert cache.get({"PatientID": "new"}, ()) == []
     # With other keys to be returned it is another question.
-    assert recent.get({"PatientID": "new"}, ("StudyDescription",)) is None
+    assert cache.get({"PatientID": "new"}, ("StudyDescription",)) is None

@@ -25,7 +25,7 @@ from prefect_dicom.core.failpoints import POINTS
 from prefect_dicom.core.model import CohortRow, DateRange, Study, Verdict
 from prefect_dicom.core.node_choice import node_to_ask
 from prefect_dicom.core.uids import is_uid
-from prefect_dicom.discovery.failover import settles, together
+from prefect_dicom.discovery.failover import combine_answers, settles
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.report import RESULTS, in_words, write_reports
 from prefect_dicom.run.registration import register_cohort
@@ -504,13 +504,13 @@ STUDY = CohortRow(4, study_instance_uid="1.2")
     ],
 )
 def test_answers_of_several_nodes_are_one_rows_end(row, answers, every, reason, gaps, nodes):
-    found = together(row, list(zip(("main", "vna"), answers, strict=False)), every=every)
+    found = combine_answers(row, list(zip(("main", "vna"), answers, strict=False)), every=every)
     assert (found.reason, tuple(found.gaps), tuple(found.nodes)) == (reason, gaps, nodes)
     assert len(found.studies) == len(nodes)
 
 
 def test_a_row_stays_open_while_a_node_that_was_not_asked_may_have_it():
-    assert together(ACCESSION, [("main", NOTHING), ("vna", None)]) is None
+    assert combine_answers(ACCESSION, [("main", NOTHING), ("vna", None)]) is None
 
 
 @pytest.mark.parametrize(

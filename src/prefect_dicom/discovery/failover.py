@@ -48,7 +48,7 @@ def settles(row: CohortRow, answer: Answer, *, every: bool = False) -> bool:
     return answer.reason is None and not every and not is_window(row)
 
 
-def together(
+def combine_answers(
     row: CohortRow, answers: Sequence[tuple[str, Answer]], *, every: bool = False
 ) -> RowFindings | None:
     """What a row has found, by the answers of its cohort's nodes.

@@ -29,12 +29,12 @@ from prefect_dicom.network.find import QueryHabits, list_study, tell_series, tel
 _COUNT = "NumberOfSeriesRelatedInstances"
 
 
-def choose_studies(
+def filter_studies(
     requestor: Requestor,
     row: CohortRow,
     found: Discovery,
     selection: Selection,
-    habits: QueryHabits,
+    capabilities: QueryHabits,
 ) -> Discovery:
     """What a row found, without the studies that its cohort does not want.
 
@@ -52,7 +52,7 @@ def choose_studies(
         return replace(found, reason="window-empty")
     wanted, undecided = [], []
     for study in found.studies:
-        judgement, told = _judge(requestor, study, selection, habits)
+        judgement, told = _judge(requestor, study, selection, capabilities)
         if judgement:
             wanted.append(study)
         elif judgement is None:
@@ -70,11 +70,11 @@ def choose_studies(
     )
 
 
-def choose_series_of(
+def filter_series(
     requestor: Requestor,
     study: Study,
     selection: Selection,
-    habits: QueryHabits,
+    capabilities: QueryHabits,
     listed: Iterable[Instance],
 ) -> ChosenSeries:
     """A study's series, sorted by whether they are to be retrieved.
@@ -89,24 +89,24 @@ def choose_series_of(
     PacsError
         See :func:`~prefect_dicom.network.find.find`.
     """
-    answers = tell_series(requestor, study, series_keywords(selection), habits)
+    answers = tell_series(requestor, study, series_keywords(selection), capabilities)
     return choose_series(selection.series, _counted(answers, listed))
 
 
 def _judge(
-    requestor: Requestor, study: Study, selection: Selection, habits: QueryHabits
+    requestor: Requestor, study: Study, selection: Selection, capabilities: QueryHabits
 ) -> tuple[bool | None, Study]:
     """Whether a study is wanted, and the study with what was told to find that out."""
     judgement = judge_study(selection, study)
     if judgement is None and (keywords := not_told(selection, study)):
-        study = tell_study(requestor, study, keywords, habits)
+        study = tell_study(requestor, study, keywords, capabilities)
         judgement = judge_study(selection, study)
     if judgement and series_keywords(selection):
         try:
-            answers = tell_series(requestor, study, series_keywords(selection), habits)
+            answers = tell_series(requestor, study, series_keywords(selection), capabilities)
             judgement = judge_series(selection, answers)
             if judgement is None and not all(_COUNT in told for told in answers.values()):
-                listed = list_study(requestor, study, habits).instances
+                listed = list_study(requestor, study, capabilities).instances
                 judgement = judge_series(selection, _counted(answers, listed))
         except PacsError as error:
             if error.code != "request-refused":

@@ -64,7 +64,7 @@ _MODALITIES = tuple(_TERMS.split())
 
 
 @dataclass
-class Limits:
+class ListLimits:
     """What a run has learned of the lists that its node answers at STUDY level."""
 
     longest: int = 0
@@ -73,7 +73,7 @@ class Limits:
     """Numbers of answers at which a list ended before its end and nothing was said."""
     useless: set[str] = field(default_factory=set)
     """Keys that do not divide a list: the node ignores them, or answers nothing to them."""
-    questions: int = _MOST_QUESTIONS
+    query_budget: int = _MOST_QUESTIONS
     """How many the next row may take."""
     first_day_matches: bool = False
     """The first day of a range was seen to be in it."""
@@ -88,10 +88,10 @@ class Limits:
         """
         cap, untold = profile.answer_cap, profile.answer_cap_status in (None, "0000")
         self.caps = {cap} if cap is not None and untold else set()
-        for keyword, habit in (profile.keys or {}).items():
-            if habit.match in (Match.IGNORED, Match.EMPTIES):
+        for keyword, learnt in (profile.keys or {}).items():
+            if learnt.match in (Match.IGNORED, Match.EMPTIES):
                 self.useless.add(keyword)
-            if habit.wildcards is False:
+            if learnt.wildcards is False:
                 self.useless |= {_Affix(keyword, "", last).name for last in (True, False)}
 
     def is_whole(self, listed: ListedStudies) -> bool:
@@ -164,11 +164,11 @@ Some = Callable[[date, date, int], list[Study]]
 """Asks for up to so many studies of a range of days, whoever's they are."""
 
 
-def whole_list(
+def complete_list(
     listed: ListedStudies,
     keys: Mapping[str, str],
     days: DateRange | None,
-    limits: Limits,
+    limits: ListLimits,
     ask: Ask,
     some: Some,
 ) -> tuple[list[Study], tuple[str, ...]]:
@@ -201,20 +201,20 @@ def whole_list(
     search.take(listed)
     search.complete(listed, days)
     if search.is_spent and keys.keys() != {"StudyDate"}:
-        limits.questions = max(_LEAST_QUESTIONS, limits.questions // 2)
+        limits.query_budget = max(_LEAST_QUESTIONS, limits.query_budget // 2)
     return list(search.studies), tuple(dict.fromkeys(search.gaps))
 
 
 class _Search:
     """One list in the making."""
 
-    def __init__(self, keys: Mapping[str, str], limits: Limits, ask: Ask, some: Some) -> None:
+    def __init__(self, keys: Mapping[str, str], limits: ListLimits, ask: Ask, some: Some) -> None:
         self._keys = {name: value for name, value in keys.items() if name != "StudyDate"}
         self._by_days_already = "StudyDate" in keys
         self._limits = limits
         self._ask_node = ask
         self._some = some
-        self._left = limits.questions if self._keys else _MOST_OF_A_WINDOW
+        self._left = limits.query_budget if self._keys else _MOST_OF_A_WINDOW
         self._refused = 0
         self.studies: dict[Study, date | None] = {}
         """Every answer once, with the day that a range of days finds it by."""

@@ -17,7 +17,7 @@ _LONGEST = 500
 """Studies in one answer: a longer one is asked for again."""
 
 
-class RecentAnswers:
+class QueryCache:
     """What STUDY level queries were answered, by all of their keys. Thread-safe."""
 
     def __init__(self, most_studies: int = _MOST_STUDIES) -> None:

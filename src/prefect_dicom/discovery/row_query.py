@@ -29,8 +29,8 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel, Study
 from prefect_dicom.core.reasons import LIST_UNPROVED
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.discovery.partition import Limits, whole_list
-from prefect_dicom.discovery.query_cache import RecentAnswers
+from prefect_dicom.discovery.partition import ListLimits, complete_list
+from prefect_dicom.discovery.query_cache import QueryCache
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.find import (
     OPTIONAL_STUDY_KEYS,
@@ -55,17 +55,17 @@ _NO_TO_LISTS = {
 
 
 @dataclass
-class Habits:
+class StudyQueryCapabilities:
     """What a run has learned of how its node answers STUDY level queries."""
 
     simple: bool = False
     """Ask by few keys, for few keys: with more the node answered nothing, or refused."""
     understood: set[frozenset[str]] = field(default_factory=set)
     """The matching keys of queries that brought answers."""
-    limits: Limits = field(default_factory=Limits)
+    limits: ListLimits = field(default_factory=ListLimits)
     answers_lists: bool = True
     """Whether lists of StudyInstanceUIDs are worth a try: until one was not answered whole."""
-    recent: RecentAnswers = field(default_factory=RecentAnswers)
+    query_cache: QueryCache = field(default_factory=QueryCache)
     """What rows were answered by their identifiers, for rows with the same ones."""
     _told: set[str] = field(default_factory=set)
 
@@ -82,7 +82,9 @@ class Habits:
             log.warning("the PACS %s", words)
 
 
-def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
+def discover(
+    requestor: Requestor, row: CohortRow, capabilities: StudyQueryCapabilities
+) -> Discovery:
     """Ask a PACS for the studies of a row.
 
     A list that may have been cut short is asked for again in parts; where there may still be
@@ -94,22 +96,24 @@ def discover(requestor: Requestor, row: CohortRow, habits: Habits) -> Discovery:
         See :func:`~prefect_dicom.network.find.find`; ``answers-capped`` where a study that is named
         by its UID is there and is not among the answers.
     """
-    keys, listed = _answers(requestor, row, study_query(row), habits)
+    keys, listed = _answers(requestor, row, study_query(row), capabilities)
     answers, gaps = list(listed.studies), ()
     if "StudyInstanceUID" not in keys:
-        answers, gaps = whole_list(
+        answers, gaps = complete_list(
             listed,
             keys,
             row.study_date,
-            habits.limits,
+            capabilities.limits,
             lambda keys, wildcards: _ask(
-                requestor, keys, _returned(row, habits.simple), habits, wildcards
+                requestor, keys, _returned(row, capabilities.simple), capabilities, wildcards
             ),
             lambda first, last, most: find_some_studies(requestor, first, last, most),
         )
         if gaps:
-            habits.warn("ends lists of studies before their end, and not all could be had in parts")
-    found = _judged(requestor, row, keys, answers, habits, capped=listed.capped)
+            capabilities.warn(
+                "ends lists of studies before their end, and not all could be had in parts"
+            )
+    found = _judged(requestor, row, keys, answers, capabilities, capped=listed.capped)
     if is_window(row) and found.near_misses:
         # A request names a study by its UID: one that several share, or that is none, is left.
         gaps = (*gaps, "studies without a UID of their own")
@@ -124,17 +128,17 @@ def _judged(
     row: CohortRow,
     keys: Mapping[str, str],
     answers: Sequence[Study],
-    habits: Habits,
+    capabilities: StudyQueryCapabilities,
     *,
     capped: bool,
 ) -> Discovery:
     """What the answers mean for the row, and what follows from those that are not its own."""
     found = assess(row, answers)
     if requestor.ignores_keys:
-        habits.warn("answers without regard to optional keys (FF01)")
+        capabilities.warn("answers without regard to optional keys (FF01)")
     foreign = [study for study in answers if not identifies(row, study)]
     if foreign:
-        habits.warn("answers with others than those asked for; they are left out")
+        capabilities.warn("answers with others than those asked for; they are left out")
     if foreign and not any(tells(study, keys) for study in foreign):
         # Found by the key and answered without it, not by an archive that ignores keys.
         return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
@@ -153,7 +157,9 @@ def _judged(
     return found
 
 
-def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits) -> None:
+def query_uid_lists(
+    requestor: Requestor, rows: Sequence[CohortRow], capabilities: StudyQueryCapabilities
+) -> None:
     """Ask by one list of UIDs for rows that name their studies; :func:`discover` then knows.
 
     An answer is remembered where all of the list shows that it is whole: each UID is answered
@@ -167,10 +173,14 @@ def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits
         What concerns the node, not the question.
     """
     by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
-    if by_patient or habits.simple or not habits.answers_lists:
+    if by_patient or capabilities.simple or not capabilities.answers_lists:
         return
     keys = {row.study_instance_uid: study_query(row) for row in rows}
-    uids = [uid for uid, key in keys.items() if habits.recent.get(key, OPTIONAL_STUDY_KEYS) is None]
+    uids = [
+        uid
+        for uid, key in keys.items()
+        if capabilities.query_cache.get(key, OPTIONAL_STUDY_KEYS) is None
+    ]
     if len(uids) < _WORTH_A_LIST:
         return
     if len(uids) % 10 == 0:
@@ -179,7 +189,7 @@ def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits
     try:
         answers = find_studies_by_uids(requestor, uids)
         if answers is None:
-            habits.answers_lists = False
+            capabilities.answers_lists = False
             return
         found = {study.study_instance_uid: study for study in answers}
         if len(found) < len(answers):
@@ -188,50 +198,53 @@ def ask_together(requestor: Requestor, rows: Sequence[CohortRow], habits: Habits
         for uid in uids:
             if normal_uid(uid) in found:
                 continue
-            if _ask(requestor, keys[uid], OPTIONAL_STUDY_KEYS, habits).studies:
-                habits.answers_lists = False
+            if _ask(requestor, keys[uid], OPTIONAL_STUDY_KEYS, capabilities).studies:
+                capabilities.answers_lists = False
                 return
     except PacsError as error:
         if error.code not in _NO_TO_LISTS:
             raise
-        habits.answers_lists = False
+        capabilities.answers_lists = False
         return
     for uid in uids:
         if normal_uid(uid) in found:
-            habits.recent.put(keys[uid], OPTIONAL_STUDY_KEYS, [found[normal_uid(uid)]])
+            capabilities.query_cache.put(keys[uid], OPTIONAL_STUDY_KEYS, [found[normal_uid(uid)]])
 
 
 def _answers(
-    requestor: Requestor, row: CohortRow, keys: Mapping[str, str], habits: Habits
+    requestor: Requestor,
+    row: CohortRow,
+    keys: Mapping[str, str],
+    capabilities: StudyQueryCapabilities,
 ) -> tuple[Mapping[str, str], ListedStudies]:
     """The matching keys and the answers, asked again more simply where a key seems to spoil it."""
-    if not habits.simple:
+    if not capabilities.simple:
         asked = frozenset(keys)
         try:
-            listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
+            listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, capabilities)
             if listed.capped and not listed.studies:
                 # A700 may be of the moment.
-                listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, habits)
+                listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, capabilities)
         except PacsError as error:
             if error.code != "request-refused":
                 raise
         else:
             if listed.studies:
-                habits.understood.add(asked)
+                capabilities.understood.add(asked)
             # One key alone cannot be left out, and what is to be returned was no trouble before.
             if (
                 listed.studies
                 or listed.capped
-                or asked in habits.understood
-                or (len(asked) == 1 and habits.understood)
+                or asked in capabilities.understood
+                or (len(asked) == 1 and capabilities.understood)
             ):
                 return keys, listed
     if "PatientID" in keys:
         keys = {"PatientID": keys["PatientID"]}
-    listed = _ask(requestor, keys, _returned(row, simply=True), habits)
-    if not habits.simple and any(identifies(row, study) for study in listed.studies):
-        habits.simple = True
-        habits.warn("finds studies only when it is asked by few keys")
+    listed = _ask(requestor, keys, _returned(row, simply=True), capabilities)
+    if not capabilities.simple and any(identifies(row, study) for study in listed.studies):
+        capabilities.simple = True
+        capabilities.warn("finds studies only when it is asked by few keys")
     return keys, listed
 
 
@@ -249,15 +262,15 @@ def _ask(
     requestor: Requestor,
     keys: Mapping[str, str],
     optional: Sequence[str],
-    habits: Habits,
+    capabilities: StudyQueryCapabilities,
     wildcards: Mapping[str, str] | None = None,
 ) -> ListedStudies:
     """Ask, unless the same was asked of late."""
     asked = {**keys, **(wildcards or {})}
-    answers = habits.recent.get(asked, optional)
+    answers = capabilities.query_cache.get(asked, optional)
     if answers is not None:
         return ListedStudies(tuple(answers))
     listed = list_studies(requestor, keys, optional, wildcards)
     if not listed.capped:
-        habits.recent.put(asked, optional, listed.studies)
+        capabilities.query_cache.put(asked, optional, listed.studies)
     return listed

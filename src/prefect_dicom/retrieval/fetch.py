@@ -78,7 +78,7 @@ _MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
 
 
 @dataclass(slots=True)
-class RetrieveHabits:
+class PeerCapabilities:
     """What a node was seen to make of requests; shared by all who ask it in a run."""
 
     one_uid: bool = False
@@ -95,7 +95,7 @@ class RetrieveHabits:
     """What it makes of the queries for a study's content."""
 
     @classmethod
-    def of(cls, profile: NodeProfile, node: PacsNode, receives: bool) -> RetrieveHabits:
+    def of(cls, profile: NodeProfile, node: PacsNode, receives: bool) -> PeerCapabilities:
         """What is known before the first request.
 
         Parameters
@@ -151,7 +151,7 @@ class Retrieval:
         Has the turn of each request; the requestor is borrowed from it.
     note : callable
         Told what a person should know of the node, in words without identifiers.
-    habits : RetrieveHabits
+    capabilities : PeerCapabilities
         What is known of the node, and is learnt of it.
     """
 
@@ -170,13 +170,13 @@ class Retrieval:
         leave: Callable[[], float],
         pool: AssociationPool,
         note: Callable[[str], None],
-        habits: RetrieveHabits,
+        capabilities: PeerCapabilities,
     ) -> None:
         self._admission = admission
         self._leave = leave
         self._pool = pool
         self._note = note
-        self._habits = habits
+        self._capabilities = capabilities
         self._asked_at = admission.now()
         self._node = node
         self._requestor = requestor
@@ -189,7 +189,7 @@ class Retrieval:
 
     @property
     def _method(self) -> RetrieveMethod:
-        return self._habits.method or self._node.retrieve
+        return self._capabilities.method or self._node.retrieve
 
     @property
     def _service(self) -> str:
@@ -308,8 +308,8 @@ class Retrieval:
         except ReceiverError:
             # What is known of the node says more than what the way around it lacks.
             return False
-        if self._habits.method is None:
-            self._habits.method = RetrieveMethod.C_MOVE
+        if self._capabilities.method is None:
+            self._capabilities.method = RetrieveMethod.C_MOVE
             self._note(
                 f"C-GET is not to be had ({code}); asked by C-MOVE for the rest of the run. Set "
                 "`retrieve: c-move`, or let `prefect-dicom doctor --learn` note it, to spare each "
@@ -540,8 +540,8 @@ class Retrieval:
 
     def _manners(self) -> Iterator[_Manner]:
         """How to ask, from the quickest; the next one after a round that brought nothing."""
-        whole = "SERIES" if self._habits.no_image_level else None
-        most = 1 if self._habits.one_uid else self._node.limits.uids_per_request
+        whole = "SERIES" if self._capabilities.no_image_level else None
+        most = 1 if self._capabilities.one_uid else self._node.limits.uids_per_request
         few = most // _SHRINK
         yield _Manner(most, Breadth.COMMON, whole)
         if self._method is RetrieveMethod.C_GET:
@@ -569,7 +569,7 @@ class Retrieval:
                 _Manner(1, breadth, manner.whole, instead=True)
                 for breadth in (Breadth.COMMON, Breadth.ALL)
             ]
-        if request.level == "IMAGE" and not self._habits.image_level:
+        if request.level == "IMAGE" and not self._capabilities.image_level:
             return [_Manner(1, Breadth.ALL, level) for level in ("SERIES", "STUDY")]
         return None
 
@@ -582,20 +582,20 @@ class Retrieval:
         tasks: Sequence[StudyTask],
     ) -> bool:
         """Remember what a request that brought something tells; True: ask by single UIDs now."""
-        habits = self._habits
-        habits.one_uid = habits.one_uid or manner.instead
+        capabilities = self._capabilities
+        capabilities.one_uid = capabilities.one_uid or manner.instead
         if request.level == "IMAGE":
-            habits.image_level = True
+            capabilities.image_level = True
         elif manner.whole:
-            habits.no_image_level = True
+            capabilities.no_image_level = True
         if outcome is None or outcome.status != 0 or outcome.failed:
             # What did not come could not be sent; that is no answer to the list.
             return False
         missing = {key for task in tasks for key in task.missing()}
         came = [not part <= missing for part in parts]
         if len(parts) > _SOME and came[0] and not any(came[1:]):
-            habits.one_uid = True
-        return habits.one_uid and manner.uids > 1
+            capabilities.one_uid = True
+        return capabilities.one_uid and manner.uids > 1
 
     def _plan(
         self, tasks: Sequence[StudyTask], manner: _Manner
@@ -762,7 +762,7 @@ class Retrieval:
             return RetrieveOutcome(None, lost=error.code)
         finally:
             spent.objects, spent.size_bytes = own.objects, own.size_bytes
-        self._habits.takes_c_get = True
+        self._capabilities.takes_c_get = True
         self._check_room(intake.refused_since(own), tasks)
         return outcome
 
@@ -811,7 +811,7 @@ class Retrieval:
             code = "association-lost"
         if code == "pacs-busy":
             self._admission.record_failure(code, self._asked_at)
-        elif code == "sop-classes-refused" and self._habits.takes_c_get:
+        elif code == "sop-classes-refused" and self._capabilities.takes_c_get:
             # What an earlier request ended by says more.
             tasks = [task for task in tasks if task.failure is None]
         elif (

@@ -24,7 +24,7 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.reasons import COPY_INCOMPLETE
 from prefect_dicom.dicom.part10 import survey
 from prefect_dicom.dicom.validation import validate
-from prefect_dicom.discovery.filter_queries import choose_series_of
+from prefect_dicom.discovery.filter_queries import filter_series
 from prefect_dicom.ledger import Ledger, ListChange
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.find import ListedStudy, QueryHabits, list_study, list_together
@@ -40,7 +40,7 @@ class Listing:
         The weakest proof of completeness that the site accepts.
     pool : AssociationPool
         Has the turn of each request; the requestor is borrowed from it.
-    habits : QueryHabits
+    capabilities : QueryHabits
         What the node makes of the queries for a study's content.
     selection : Selection
         Says which series are wanted.
@@ -54,7 +54,7 @@ class Listing:
         *,
         weakest: Evidence,
         pool: AssociationPool,
-        habits: QueryHabits,
+        capabilities: QueryHabits,
         selection: Selection,
     ) -> None:
         self._requestor = requestor
@@ -62,7 +62,7 @@ class Listing:
         self._spool = spool
         self._weakest = weakest
         self._pool = pool
-        self._habits = habits
+        self._capabilities = capabilities
         self._selection = selection
         self._series_wanted = series_text(selection)
 
@@ -71,7 +71,7 @@ class Listing:
         self._requestor.about = None
         with self._pool.request(self._requestor):
             together = list_together(
-                self._requestor, [task.claim.study for task in tasks], self._habits
+                self._requestor, [task.claim.study for task in tasks], self._capabilities
             )
         lists = {}
         for task in tasks:
@@ -100,8 +100,12 @@ class Listing:
         if not self._selection.series or not listed:
             return answer
         with self._pool.request(self._requestor):
-            chosen = choose_series_of(
-                self._requestor, task.claim.study, self._selection, self._habits, answer.instances
+            chosen = filter_series(
+                self._requestor,
+                task.claim.study,
+                self._selection,
+                self._capabilities,
+                answer.instances,
             )
         if chosen.undecided:
             raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
@@ -142,7 +146,7 @@ class Listing:
         """
         self._requestor.about = task.reference
         with self._pool.request(self._requestor):
-            answer = list_study(self._requestor, task.claim.study, self._habits)
+            answer = list_study(self._requestor, task.claim.study, self._capabilities)
         if fresh and answer.offline:
             raise PacsError("study-offline", f"{answer.offline} series")
         if not answer.evidence.satisfies(self._weakest):

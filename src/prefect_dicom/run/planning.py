@@ -1,9 +1,9 @@
 """Cohort rows to studies: what a run asks its node before anything is retrieved; no Prefect.
 
-Rows are asked for in questions: rows with the same identifiers are one, and rows that name
-their study go into lists of UIDs where the node answers these. Several questions are under way
+Rows are queried in groups: rows with the same identifiers are one, and rows that name
+their study go into lists of UIDs where the node answers these. Several groups are under way
 at a time, as the node's admission allows; what they found goes into the ledger in batches. A run
-that is killed asks again for no more than :data:`ROWS_PER_WRITE` rows, and for the questions
+that is killed asks again for no more than :data:`ROWS_PER_WRITE` rows, and for the groups
 that were under way.
 """
 
@@ -49,9 +49,9 @@ from prefect_dicom.core.model import (
     Verdict,
 )
 from prefect_dicom.core.reasons import OF_ONE_REQUEST, REASONS, reason_for
-from prefect_dicom.discovery.failover import Answer, settles, together
-from prefect_dicom.discovery.filter_queries import choose_studies
-from prefect_dicom.discovery.row_query import Habits, ask_together, discover
+from prefect_dicom.discovery.failover import Answer, combine_answers, settles
+from prefect_dicom.discovery.filter_queries import filter_studies
+from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
 from prefect_dicom.ledger import Cohort, Ledger, RowFindings, Run, Totals
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.echo import echo
@@ -65,7 +65,7 @@ ROWS_PER_PAGE = 500
 """Rows of one call of :meth:`Plan.discover`."""
 ROWS_PER_WRITE = 100
 """Rows that have been answered and are not in the ledger yet, at most."""
-_QUESTIONS_WORTH_AN_ASSOCIATION = 10
+_GROUPS_WORTH_AN_ASSOCIATION = 10
 """An association more is opened for no fewer: that costs as much as a handful of queries."""
 _OF_THE_NODE_IF_REPEATED = {
     "answer-unusable",
@@ -106,7 +106,7 @@ class Plan:
     """What time it is, and how the run waits."""
     subscribers: list[Subscriber] = field(default_factory=list)
     """Who is told what happens; appended to before the work begins."""
-    _habits: dict[str, Habits] = field(default_factory=dict)
+    _study_queries: dict[str, StudyQueryCapabilities] = field(default_factory=dict)
     _queries: dict[str, QueryHabits] = field(default_factory=lambda: defaultdict(QueryHabits))
     """What each of the cohort's nodes makes of queries that its filters need."""
     _turned: threading.Event = field(default_factory=threading.Event)
@@ -142,7 +142,7 @@ class Plan:
         """Ranges of lines (first, last) that are still to be discovered, and by no other run."""
         # What was answered in an earlier pass may be hours old.
         for node in self.cohort.nodes:
-            self.habits(node).recent.clear()
+            self.study_queries(node).query_cache.clear()
         after = 0
         while rows := self.ledger.take_rows(self.run, self.cohort.number, after, ROWS_PER_PAGE):
             yield rows[0].line, rows[-1].line
@@ -201,14 +201,14 @@ class Plan:
             for row in rows:
                 answers[row.line].append((node, heard.get(row.line)))
                 if settles(row, heard.get(row.line), every=every):
-                    found.add(together(row, answers[row.line], every=every))
+                    found.add(combine_answers(row, answers[row.line], every=every))
                 else:
                     left.append(row)
             rows = left
         if rows and all(self.admission(node).disabled_for for node in self.cohort.nodes):
             raise PacsError(self.admission(self.cohort.node).disabled_for)
         for row in rows:
-            if (findings := together(row, answers[row.line], every=every)) is not None:
+            if (findings := combine_answers(row, answers[row.line], every=every)) is not None:
                 found.add(findings)
         if closed is not None and rows:
             raise closed
@@ -239,21 +239,21 @@ class Plan:
         self._turned.clear()
         return turned
 
-    def habits(self, node: str) -> Habits:
+    def study_queries(self, node: str) -> StudyQueryCapabilities:
         """How a node answers queries for studies, as far as is known."""
         with self._lock:
-            if node not in self._habits:
-                self._habits[node] = Habits()
-                self._habits[node].start_from(self.site.profiles.get(node, NodeProfile()))
-            return self._habits[node]
+            if node not in self._study_queries:
+                self._study_queries[node] = StudyQueryCapabilities()
+                self._study_queries[node].start_from(self.site.profiles.get(node, NodeProfile()))
+            return self._study_queries[node]
 
     def _ask_all(
         self, node: str, rows: Sequence[CohortRow], take: Callable[[CohortRow, Answer], None]
     ) -> None:
         """Ask a node for the rows, over as many associations as are allowed and worth it."""
         most = self.site.asked(node).limits.uids_per_request
-        questions = _questions(rows, most if self.habits(node).answers_lists else 1)
-        left = iter(questions)
+        groups = _query_groups(rows, most if self.study_queries(node).answers_lists else 1)
+        left = iter(groups)
         lock, over = threading.Lock(), threading.Event()
 
         def ask_what_is_left(number: int = 0) -> None:
@@ -262,16 +262,16 @@ class Plan:
                     # While the node is asked for less than at the beginning, by fewer.
                     while not over.is_set() and (number == 0 or number < self.associations(node)):
                         with lock:
-                            question = next(left, None)
-                        if question is None:
+                            group = next(left, None)
+                        if group is None:
                             break
-                        self._ask(node, requestor, question, take, over)
+                        self._ask(node, requestor, group, take, over)
                     self._doubt_profile(node, requestor)
             except BaseException:
                 over.set()
                 raise
 
-        worth = 1 + len(questions) // _QUESTIONS_WORTH_AN_ASSOCIATION
+        worth = 1 + len(groups) // _GROUPS_WORTH_AN_ASSOCIATION
         if (at_once := min(self.associations(node), worth)) == 1:
             ask_what_is_left()
             return
@@ -288,16 +288,16 @@ class Plan:
         self,
         node: str,
         requestor: Requestor,
-        question: Question,
+        group: QueryGroup,
         take: Callable[[CohortRow, Answer], None],
         over: threading.Event,
     ) -> None:
-        """Discover the rows of a question, until it is over; together what can be had together."""
-        if len(question) > 1:
-            first = [rows[0] for rows in question]
+        """Discover the rows of a query group; together what can be had together."""
+        if len(group) > 1:
+            first = [rows[0] for rows in group]
             with self.pool.request(requestor):
-                retry_once(lambda: ask_together(requestor, first, self.habits(node)))
-        for rows in question:
+                retry_once(lambda: query_uid_lists(requestor, first, self.study_queries(node)))
+        for rows in group:
             for row in rows:
                 self._check_stop()
                 if over.is_set():
@@ -319,8 +319,8 @@ class Plan:
         return result
 
     def _wanted_of(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery:
-        found = discover(requestor, row, self.habits(node))
-        return choose_studies(requestor, row, found, self.selection, self._queries[node])
+        found = discover(requestor, row, self.study_queries(node))
+        return filter_studies(requestor, row, found, self.selection, self._queries[node])
 
     def limit_per_patient(self) -> None:
         """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
@@ -593,10 +593,10 @@ class Plan:
 
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
         """By key of a profile, whether the run has seen the opposite."""
-        habits = self.habits(node)
+        queries = self.study_queries(node)
         return {
-            "optional_return_keys": habits.simple,
-            "uid_lists_in_queries": not habits.answers_lists,
+            "optional_return_keys": queries.simple,
+            "uid_lists_in_queries": not queries.answers_lists,
             "uid_lists_above": not requestor.answers_lists,
         }
 
@@ -701,11 +701,11 @@ def at_work(plan: Plan) -> Iterator[None]:
         plan.close_requestors()
 
 
-Question = list[list[CohortRow]]
+QueryGroup = list[list[CohortRow]]
 """What is asked for at a time: rows with the same identifiers, or several such by list of UIDs."""
 
 
-def _questions(rows: Iterable[CohortRow], most: int) -> list[Question]:
+def _query_groups(rows: Iterable[CohortRow], most: int) -> list[QueryGroup]:
     """Rows with the same identifiers together, and up to so many StudyInstanceUIDs together."""
     alike: dict[tuple, list[CohortRow]] = {}
     for row in rows:
@@ -713,15 +713,15 @@ def _questions(rows: Iterable[CohortRow], most: int) -> list[Question]:
         # A row without identifiers is a window of its own.
         alike.setdefault(key if any(key) else (row.line,), []).append(row)
     by_uid: list[list[CohortRow]] = []
-    questions: list[Question] = []
+    groups: list[QueryGroup] = []
     for its_rows in alike.values():
         if most > 1 and its_rows[0].study_instance_uid is not None:
             by_uid.append(its_rows)
         else:
-            questions.append([its_rows])
+            groups.append([its_rows])
     for first in range(0, len(by_uid), most):
-        questions.append(by_uid[first : first + most])
-    return questions
+        groups.append(by_uid[first : first + most])
+    return groups
 
 
 def _findings(row: CohortRow, answer: Discovery | str) -> RowFindings:

@@ -64,7 +64,7 @@ from prefect_dicom.ledger import Claim, Copy, Ledger
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.find import ListedStudy
 from prefect_dicom.network.storage_scp import ReceiverLease
-from prefect_dicom.retrieval.fetch import Retrieval, RetrieveHabits
+from prefect_dicom.retrieval.fetch import PeerCapabilities, Retrieval
 from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import plan_chunks
@@ -100,7 +100,7 @@ class Pull(Plan):
     aside: ThreadPoolExecutor
     """For what is asked of the archive about studies; it never waits behind their objects."""
     _tasks: dict[StudyReference, StudyTask] = field(default_factory=dict)
-    _manners: dict[str, RetrieveHabits] = field(default_factory=dict)
+    _peer_capabilities: dict[str, PeerCapabilities] = field(default_factory=dict)
     _left_to_others: set[StudyReference] = field(default_factory=set)
     _lease: ReceiverLease | None = None
     _next_chunk: int = 1
@@ -253,7 +253,7 @@ class Pull(Plan):
         row = CohortRow(0, study_instance_uid=claim.study_instance_uid)
         try:
             with self.pool.request(requestor):
-                found = retry_once(lambda: discover(requestor, row, self.habits(claim.node)))
+                found = retry_once(lambda: discover(requestor, row, self.study_queries(claim.node)))
         except PacsError as error:
             if error.code not in OF_ONE_REQUEST:
                 raise
@@ -637,7 +637,7 @@ class Pull(Plan):
             leave=lambda: self.wait_for(node, holding=requestor),
             pool=self.pool,
             note=partial(self.note, node),
-            habits=self.manners(node),
+            capabilities=self.peer_capabilities(node),
         )
 
     def _listing(self, node: str, requestor: Requestor) -> Listing:
@@ -647,7 +647,7 @@ class Pull(Plan):
             self.spool,
             weakest=self.site.validation.evidence,
             pool=self.pool,
-            habits=self.manners(node).queries,
+            capabilities=self.peer_capabilities(node).queries,
             selection=self.selection,
         )
 
@@ -697,32 +697,32 @@ class Pull(Plan):
     def prepare(self) -> None:
         """Start at once what is needed anyway: a fault of it shows before the PACS is asked."""
         for name, node in self.site.nodes.items():
-            if self.manners(name).method is not None:
+            if self.peer_capabilities(name).method is not None:
                 self.note(name, "C-GET is not to be had, says its profile; asked by C-MOVE")
             elif node.retrieve is not RetrieveMethod.C_MOVE:
                 continue
             self.receiver()
 
-    def manners(self, node: str) -> RetrieveHabits:
+    def peer_capabilities(self, node: str) -> PeerCapabilities:
         """How a node is asked for studies: as its profile has it, and as this run finds out."""
         with self._lock:
-            if node not in self._manners:
+            if node not in self._peer_capabilities:
                 site = self.site
-                self._manners[node] = RetrieveHabits.of(
+                self._peer_capabilities[node] = PeerCapabilities.of(
                     site.profiles[node], site.nodes[node], site.receives
                 )
-            return self._manners[node]
+            return self._peer_capabilities[node]
 
     def _lacks_a_level(self, node: str) -> bool:
         """Whether the node does not answer at a level at which its profile says it does."""
-        answers = self.manners(node).queries.answers
+        answers = self.peer_capabilities(node).queries.answers
         return any(not answers.get(level, True) for level in self.site.profiles[node].levels or ())
 
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
-        manners = self.manners(node)
+        capabilities = self.peer_capabilities(node)
         return super()._seen_otherwise(node, requestor) | {
-            "uid_lists_in_retrieves": manners.one_uid,
-            "image_level_retrieve": manners.no_image_level,
+            "uid_lists_in_retrieves": capabilities.one_uid,
+            "image_level_retrieve": capabilities.no_image_level,
             "levels": self._lacks_a_level(node),
         }
 
