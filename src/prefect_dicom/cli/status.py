@@ -113,11 +113,10 @@ def explain(code: Annotated[str, Parameter(help="A reason code, like no-match.")
 
     The same as the code's section in docs/reasons.md.
     """
-    from prefect_dicom.core.explanations import section
-
     check_known("CODE", (code,), REASONS)
+    section = REASONS[code].section()
     if output.is_terminal:
-        output.print(Markdown(section(code)))
+        output.print(Markdown(section))
     else:
-        print(section(code), end="")
+        print(section, end="")
     return Exit.ALL_WELL

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prefect_dicom.core.model import Disposition
-from prefect_dicom.core.reasons import Reason, reason_for
+from prefect_dicom.core.reasons import Reason, Scope, reason_for
 
 
 class PrefectDicomError(Exception):
@@ -56,6 +56,11 @@ class PrefectDicomError(Exception):
     def disposition(self) -> Disposition:
         """Whether trying again can help, and who has to act."""
         return self.reason.disposition
+
+    @property
+    def scope(self) -> Scope:
+        """How far the error reaches: what else fails with it."""
+        return self.reason.scope
 
 
 class FaultyFileError(PrefectDicomError):

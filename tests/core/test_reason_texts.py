@@ -9,9 +9,8 @@ import pytest
 
 from prefect_dicom.cli import Exit, app
 from prefect_dicom.config.site import Site
-from prefect_dicom.core.explanations import EXPLANATIONS, page, section
 from prefect_dicom.core.model import Disposition
-from prefect_dicom.core.reasons import PAGE, REASONS, pointer
+from prefect_dicom.core.reasons import PAGE, REASONS, page, pointer
 from tests.support.commands import CommandLine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,11 +31,10 @@ def sections() -> dict[str, str]:
 
 def test_every_code_has_a_section_and_every_section_a_code():
     assert list(sections()) == list(REASONS)
-    assert EXPLANATIONS.keys() == REASONS.keys()
 
 
-def test_the_page_is_what_the_table_and_the_explanations_make_it():
-    assert page() == TEXT, f"run: python -m prefect_dicom.core.explanations > {PAGE}"
+def test_the_page_is_what_the_table_makes_it():
+    assert page() == TEXT, f"run: python -m prefect_dicom.core.reasons > {PAGE}"
 
 
 @pytest.mark.parametrize("code", REASONS)
@@ -108,7 +106,7 @@ def test_nothing_shows_an_advice_without_its_pointer():
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in SOURCES
-        if path.name not in ("reasons.py", "explanations.py")
+        if path.parent.name != "reasons"
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if bare.search(line)
     ]
@@ -118,7 +116,7 @@ def test_nothing_shows_an_advice_without_its_pointer():
 def test_a_code_can_be_explained_wherever_the_package_is_installed(tmp_path):
     command = CommandLine(tmp_path, tmp_path / "home")
     ended = command("explain", "move-destination-unknown")
-    assert (ended.code, ended.output) == (0, section("move-destination-unknown"))
+    assert (ended.code, ended.output) == (0, REASONS["move-destination-unknown"].section())
     assert ended.output.strip() in TEXT
     assert not ended.modules & {"prefect", "pynetdicom", "boto3", "sqlalchemy"}
     wrong = command("explain", "move-destination-unknow")

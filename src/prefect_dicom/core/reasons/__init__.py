@@ -1,0 +1,64 @@
+"""The table of reasons: everything that can become of a row, a study, an instance or a run.
+
+Each code has one entry with all its columns (:class:`Reason`): what is said to people, and what
+the program does about it. Entries are grouped by what they concern: :mod:`.rows`,
+:mod:`.studies`, :mod:`.instances`, :mod:`.nodes` and :mod:`.site` (everything on our side). A new
+reason is one new entry in one of these; ``python -m prefect_dicom.core.reasons`` then writes
+``docs/reasons.md``.
+"""
+
+from __future__ import annotations
+
+from prefect_dicom.core.reasons.instances import INSTANCES
+from prefect_dicom.core.reasons.nodes import NODES
+from prefect_dicom.core.reasons.reason import PAGE, Consequence, Reason, Scope, pointer
+from prefect_dicom.core.reasons.rows import ROWS
+from prefect_dicom.core.reasons.site import SITE
+from prefect_dicom.core.reasons.studies import STUDIES
+
+__all__ = [
+    "BEYOND_THE_MAXIMUM",
+    "COPY_INCOMPLETE",
+    "FILTER_UNDECIDED",
+    "LIST_UNPROVED",
+    "PAGE",
+    "REASONS",
+    "SELECTED_OTHERWISE",
+    "STUDY_GONE",
+    "Consequence",
+    "Reason",
+    "Scope",
+    "page",
+    "pointer",
+    "reason_for",
+]
+
+REASONS: dict[str, Reason] = {
+    reason.code: reason for reason in (*ROWS, *STUDIES, *INSTANCES, *NODES, *SITE)
+}
+
+BEYOND_THE_MAXIMUM = "beyond-the-maximum"
+COPY_INCOMPLETE = "copy-incomplete"
+FILTER_UNDECIDED = "filter-undecided"
+LIST_UNPROVED = "list-unproved"
+SELECTED_OTHERWISE = "selected-otherwise"
+STUDY_GONE = "study-gone"
+
+
+OF_ONE_REQUEST = {code for code, reason in REASONS.items() if reason.scope is Scope.REQUEST}
+
+
+def reason_for(code: str) -> Reason:
+    """The reason with this code; an unknown code is a bug and raises KeyError."""
+    return REASONS[code]
+
+
+def page() -> str:
+    """All reasons, in the order of their table: the text of ``docs/reasons.md``."""
+    return (
+        "# Reasons\n\n"
+        "Every row, study and instance that is not archived has a reason code, and so has every "
+        "run\nthat ends early. Here is what is behind each of them. `prefect-dicom explain CODE` "
+        "prints the same.\nThis page is written by `python -m prefect_dicom.core.reasons`.\n\n"
+        + "\n".join(reason.section() for reason in REASONS.values())
+    )

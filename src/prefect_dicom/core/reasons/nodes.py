@@ -1,0 +1,352 @@
+"""Reasons of PACS nodes: connections, associations, DIMSE statuses and silence."""
+
+from __future__ import annotations
+
+from prefect_dicom.core.model import Disposition
+from prefect_dicom.core.reasons import way_back
+from prefect_dicom.core.reasons.reason import Reason, Scope
+
+TRANSIENT, PERMANENT, OPERATOR = Disposition
+
+
+NODES = (
+    Reason(
+        "pacs-address",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS's host name does not resolve.",
+        advice="Correct `host` of the node.",
+        explanation="""
+The name of `host` has no address here. Compare `getent hosts NAME` on this machine; in a
+container, names of the hospital's network need its DNS server. An IP address works too.""",
+    ),
+    Reason(
+        "pacs-refused",
+        TRANSIENT,
+        Scope.NODE,
+        meaning="Nothing listens at the PACS's address and port.",
+        advice="Check host and port, and whether the PACS runs.",
+        explanation="""
+Something answered for the address and said that nobody listens on the port: the PACS service is
+down, the port is wrong (104, 11112 and 4242 are common), or a firewall rejects instead of
+dropping. The node is left alone for growing times, and then until a rerun.""",
+        retry_once=True,
+    ),
+    Reason(
+        "pacs-unreachable",
+        TRANSIENT,
+        Scope.NODE,
+        meaning="The PACS's address does not answer.",
+        advice="Check the firewall from this host to the PACS.",
+        explanation="""
+Packets to the address got no answer at all: a firewall that drops them, a wrong address, a host
+that is off, a missing route or VPN. Ask for the rule *from this host to host and port of the
+node*. The detail in brackets has the operating system's own word for it.""",
+    ),
+    Reason(
+        "pacs-reset",
+        TRANSIENT,
+        Scope.NODE,
+        meaning="The PACS closed the connection at once.",
+        advice="Often plain DICOM to a TLS port, or an address filter on the PACS.",
+        explanation="""
+The connection was opened and closed again before a word of DICOM was said. On the first contact
+this is nearly always a port that expects TLS, an address filter (tcp wrappers, "allowed hosts"),
+or another service; the node is then left alone at once. After it has worked in the same run it
+rather is a PACS that restarts or has no room for more connections, and it is waited for.""",
+        retry_once=True,
+        transient_before_success=False,
+    ),
+    Reason(
+        "pacs-silent",
+        TRANSIENT,
+        Scope.NODE,
+        meaning="The PACS accepted the connection and then said nothing.",
+        advice="It may be busy; rerun later or lower `limits.associations`.",
+        explanation="""
+Orthanc accepts any number of associations and serves four at a time; the others stand and wait.
+Single-threaded archives do the same with two. A proxy without its backend accepts and stays
+silent for ever. Lower `limits.associations`, or raise `timeouts.acse_seconds`.""",
+        unanswered=True,
+    ),
+    Reason(
+        "pacs-slow",
+        TRANSIENT,
+        Scope.NODE,
+        meaning="The PACS takes several times as long as usual to begin its answers.",
+        advice=(
+            "Nothing to do: it is asked for less at a time until it is quicker; or lower "
+            "`limits.associations`."
+        ),
+        explanation="""
+A node is compared with itself: three of its last ten requests, for different studies, took at
+least three seconds and four times the usual until the first answer or the first object. It is then
+asked for half as much at a time, and for one more after each five minutes without. By day that is
+what a PACS does whose clinicians work; nothing is failed for it.""",
+    ),
+    Reason(
+        "association-lost",
+        TRANSIENT,
+        Scope.REQUEST,
+        meaning="The association ended in the middle of a request.",
+        advice="Rerun; if it repeats, look for time-outs of firewalls between here and the PACS.",
+        explanation="""
+The connection ended, with an A-ABORT or without, while an answer was due. The same request was
+repeated once at once on a new association, and what had arrived counts. If one study does this
+every time, the PACS's process crashes over it (its log says so); if any does after the same number
+of minutes, a firewall forgets idle connections.""",
+        retry_once=True,
+        counts_against_node=True,
+        unanswered=True,
+        cuts_transfer=True,
+    ),
+    Reason(
+        "association-stalled",
+        TRANSIENT,
+        Scope.NODE,
+        meaning="Nothing arrived for the configured stall time.",
+        advice="Rerun, or raise `timeouts.stall_seconds` for a slow archive.",
+        explanation="""
+Neither an instance nor an answer came for `timeouts.stall_seconds` (before the first one:
+`timeouts.first_byte_seconds`). Archives that fetch from tape or a cloud tier can take half an hour
+to begin. The request was cancelled, and what came is kept.""",
+        unanswered=True,
+        cuts_transfer=True,
+    ),
+    Reason(
+        "called-ae-title-unknown",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS does not know itself by the called AE title.",
+        advice="Correct `called_ae_title` of the node; case matters.",
+        explanation="""
+Rejection (1,1,7). dcmqrscp and most commercial archives compare the called AE title, in exact
+case; Orthanc takes any unless `DicomCheckCalledAet` is set.""",
+    ),
+    Reason(
+        "calling-ae-title-unknown",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS does not know our AE title.",
+        advice="Have our AE title and address added to the PACS's table of known nodes.",
+        explanation="""
+Rejection (1,1,3): `calling_ae_title` of the node is not in the PACS's table. Many check the address
+together with the title, and reject a known title from another address with the same numbers.
+Orthanc does not reject: it aborts the first request, see `not-permitted`. `prefect-dicom doctor`
+prints the line to add.""",
+    ),
+    Reason(
+        "association-rejected",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS rejected the association without a reason that helps.",
+        advice="Ask the PACS administrator; often an unknown AE title or a disabled node.",
+        explanation="""
+Rejected without a reason of use; the three numbers (result, source, reason; PS3.8 9.3.4) are in the
+message. Seen with titles that the PACS does not know, nodes that are disabled, licences that ran
+out, and for a moment while a PACS starts or reads its tables again: so it is tried twice more, and
+then the node is left alone.""",
+        disables_node_after=3,
+    ),
+    Reason(
+        "protocol-not-supported",
+        OPERATOR,
+        Scope.NODE,
+        meaning=(
+            "The PACS does not take the protocol version, application context or parameters that "
+            "DICOM associations begin with."
+        ),
+        advice=(
+            "Check `port` of the node: something other than the PACS's DICOM service answers there."
+        ),
+        explanation="""
+The answer is about the language itself, not about us: application context, protocol version or a
+parameter of the association request (PS3.8 9.3.2). Another program than a PACS listens there, a
+DICOM gateway of another service, or a very old device.""",
+    ),
+    Reason(
+        "pacs-busy",
+        TRANSIENT,
+        Scope.NODE,
+        meaning="The PACS is at its limit of associations or resources.",
+        advice="Rerun later, or lower `limits.associations`.",
+        explanation="""
+Rejection (1 or 2,3,1) or (1 or 2,3,2), or status 0213, A7xx, A701: at its limit. dcmqrscp with 16
+associations allowed rejects the seventeenth with (2,3,2). The node is waited for and then asked for
+one thing less at a time for the rest of the run. If it happens at every run, lower
+`limits.associations`, or share the PACS with a `pacs-NODE` limit of Prefect.""",
+    ),
+    Reason(
+        "not-permitted",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS refused or aborted the request: our AE title may lack the permission.",
+        advice=(
+            "Have query and retrieve allowed for our AE title on the PACS. Where only C-GET is "
+            "refused, set `retrieve: c-move` for the node."
+        ),
+        explanation="""
+Status 0124, or an A-ABORT right after the first request. Orthanc accepts the association of
+anybody and answers C-ECHO, and aborts the query of a title that is not in `DicomModalities` or
+lacks `AllowFind`, `AllowMove` or `AllowGet`. Others have separate permissions for query, for
+retrieve and for each destination. Because this concerns every study, the node is left alone at the
+first of them; only a C-GET that is refused so is replaced by C-MOVE, where the site has a
+receiver.""",
+        refuses_service=True,
+    ),
+    Reason(
+        "service-not-offered",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS does not offer the service or information model.",
+        advice=(
+            "Try the other `information_model` of the node, or the other way to retrieve "
+            "(`retrieve: c-move` or `retrieve: c-get`)."
+        ),
+        explanation="""
+The presentation context was refused, or the request with 0118, 0122 or 0211. Some archives offer
+one of Study Root and Patient Root, C-MOVE without C-GET, or neither to nodes of this kind. The
+conformance statement of the product says which, and so does `prefect-dicom doctor --learn`. Where
+the site has a receiver, C-MOVE takes the place of a C-GET that is not offered.""",
+        refuses_service=True,
+    ),
+    Reason(
+        "move-destination-unknown",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS does not know our receiver's AE title as a move destination.",
+        advice=way_back.CHECKLIST,
+        explanation="""
+Status A801. dcmqrscp says so; Orthanc answers C000 to the same mistake, which then ends as
+`node-sends-nothing`, and old versions of it abort. The title in question is `receiver.ae_title`,
+which may differ from the node's `calling_ae_title`: both must be known to the PACS.
+"""
+        + way_back.EXPLANATION,
+    ),
+    Reason(
+        "move-destination-failed",
+        OPERATOR,
+        Scope.NODE,
+        meaning="The PACS could not send to our receiver.",
+        advice=way_back.CHECKLIST,
+        explanation="""
+Status A702 with nothing arrived. dcmqrscp says so when our receiver refuses the connection, rejects
+the association, or takes none of the contexts. If others of the run's studies arrive, the way is
+open and it is these studies that the PACS cannot send: objects it cannot read, or would have to
+convert.
+"""
+        + way_back.EXPLANATION,
+        needs_diagnosis=True,
+        may_stop_midway=True,
+    ),
+    Reason(
+        "node-sends-nothing",
+        OPERATOR,
+        Scope.NODE,
+        meaning="Study after study is listed by the PACS and none of their instances arrives.",
+        advice=way_back.CHECKLIST,
+        explanation="""
+Three studies in a row (ten, where others had come before) were listed by the PACS, are still there
+on a second look, and not even a single instance of them came. Orthanc answers C000 for all of it:
+a destination it does not know, one it cannot reach, one that does not answer. The studies that were
+tried keep their reasons, the others stay pending.
+
+If it really is these studies that cannot be sent, `prefect-dicom pull` with the same cohort file
+goes on behind them: it takes up what is pending and leaves what failed. With `retrieve: c-get`
+there is no way back to check: try `c-move`, and look into the PACS's log.
+"""
+        + way_back.EXPLANATION,
+    ),
+    Reason(
+        "requests-keep-failing",
+        OPERATOR,
+        Scope.NODE,
+        meaning="One query after the other fails at the PACS, and none succeeds in between.",
+        advice=(
+            "See the reasons of the rows that failed and the PACS's log; then `prefect-dicom "
+            "doctor`."
+        ),
+        explanation="""
+Ten queries in a row were refused, could not be decoded, or lost their association. One such query
+is its row's own affair; ten are a PACS whose database is down, that is being upgraded, or that
+does not take the kind of query at all. The rows that were asked keep their reasons, the others
+stay pending.""",
+    ),
+    Reason(
+        "sop-classes-refused",
+        PERMANENT,
+        Scope.NODE,
+        meaning=(
+            "The PACS offers C-GET, but accepted none of the instances' SOP classes with our role."
+        ),
+        advice="Set `retrieve: c-move` for this node.",
+        explanation="""
+In a C-GET the objects come back over our own association, for which the PACS has to accept us as
+the receiving side of each storage class (role selection, PS3.7 D.3.3.4). This one offers C-GET and
+accepted none of the classes that these instances are of. If nothing has come by C-GET before, it is
+replaced by C-MOVE for the rest of the run, where the site has a receiver.""",
+    ),
+    Reason(
+        "request-refused",
+        PERMANENT,
+        Scope.REQUEST,
+        meaning="The PACS cannot process the request.",
+        advice="Run with a single row of this kind and read the PACS's log.",
+        explanation="""
+Statuses of this kind name the request: A900 (does not match the SOP class), Cxxx to a query (unable
+to process), 0106, 0117, 0120, 0121 (a value is bad or missing). Orthanc answers C000 to a wildcard
+in a date or UID, dcmqrscp to a query below the study without the UIDs above it, dcm4chee 0120 to a
+retrieve without a study UID. Queries here are plain, so the row's own value is the first suspect:
+characters the PACS does not take, a PatientID where it wants the study UID.""",
+        counts_against_node=True,
+        refuses_query=True,
+        fails_uid_list=True,
+    ),
+    Reason(
+        "pacs-failure",
+        TRANSIENT,
+        Scope.REQUEST,
+        meaning="The PACS reported a processing failure.",
+        advice="Rerun later; if it stays, read the PACS's log.",
+        explanation="""
+Status 0110, a Cxxx or A702 to a retrieve, or a number that is not in the standard. Orthanc uses
+C000 for everything from an unknown study to a receiver that took ten seconds to answer, so what it
+meant was found out: the study is still listed, and other instances come. What remains is a study
+that the PACS cannot send just now, or not at all: its log names the file.""",
+        counts_against_node=True,
+        fails_uid_list=True,
+        needs_diagnosis=True,
+        may_stop_midway=True,
+    ),
+    Reason(
+        "answer-unusable",
+        TRANSIENT,
+        Scope.REQUEST,
+        meaning="The PACS's answer could not be decoded.",
+        advice="Rerun; if it stays, report the PACS's version.",
+        explanation="""
+What came was no response to the request, or no data set that decodes. Archives that mix answers of
+two queries on one association, or put text of one character set under the name of another into
+binary fields, do this. Nothing of such an answer is used.""",
+        retry_once=True,
+        counts_against_node=True,
+        fails_uid_list=True,
+        unanswered=True,
+    ),
+    Reason(
+        "answers-capped",
+        OPERATOR,
+        Scope.REQUEST,
+        meaning="The PACS ended a list of answers before its end, and it could not be made whole.",
+        advice="Have the limit of answers raised on the PACS.",
+        explanation="""
+The list of a study's series or instances ended with FE00 (Orthanc's `LimitFindInstances`), B001 or
+A700 (dcm4chee refuses queries over its maximum): there are more. Some archives stop with plain
+success. That shows where a number that is not in the list brings what the list has not, where a
+series is listed without its instances, or where a study that is named by its UID is there and was
+not among the answers. A list known to be cut is not taken for a whole one; nothing of it is
+retrieved. A list of studies that is cut is asked for in parts instead: see `list-unproved`.""",
+        refuses_query=True,
+        fails_uid_list=True,
+    ),
+)

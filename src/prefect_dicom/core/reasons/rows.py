@@ -1,0 +1,268 @@
+"""Reasons of cohort rows: what discovery made of their identifiers and filters."""
+
+from __future__ import annotations
+
+from prefect_dicom.core.model import Disposition, Verdict
+from prefect_dicom.core.reasons.reason import Reason, Scope
+
+TRANSIENT, PERMANENT, OPERATOR = Disposition
+
+
+ROWS = (
+    Reason(
+        "all-archived",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="Every study of the row is archived.",
+        advice="Nothing to do.",
+        explanation="""
+Every instance on the PACS's list, read before and after the retrieval, is in the archive, and a
+manifest names them all with their hashes.""",
+        rerun="There is nothing left to do. A rerun asks the PACS for nothing.",
+    ),
+    Reason(
+        "some-archived",
+        TRANSIENT,
+        Scope.STUDY,
+        meaning="Some of the row's studies or instances are archived, others are not.",
+        advice="See the reasons of its studies, then `prefect-dicom rerun`.",
+        explanation="""
+The row found several studies, or one of which a part is archived. What is archived stays; only
+what is missing is asked for again. `prefect-dicom status COHORT` counts the reasons,
+`results.csv` has the studies of each line.""",
+    ),
+    Reason(
+        "no-match",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The PACS has no study with the row's identifiers.",
+        advice=(
+            "Check the identifiers at their source (leading zeros, case, another archive); what "
+            "the PACS answered that is nearly the same is in `candidates.csv`."
+        ),
+        explanation="""
+The query was answered in full and without a match. Orthanc and dcmqrscp compare PatientID and
+AccessionNumber in exact case and with all zeros: `000123` is not `123`. Spreadsheets drop leading
+zeros silently; format the column as text before you save. Some archives store an accession number
+with blanks or a prefix of the issuing system. Try one row with `prefect-dicom doctor --accession`
+or `--patient`.""",
+        row_verdict=Verdict.NOT_FOUND,
+        specificity=1,
+    ),
+    Reason(
+        "excluded-by-filter",
+        PERMANENT,
+        Scope.STUDY,
+        meaning=(
+            "Studies with the row's identifiers exist; none passes its date, modality or "
+            "description, or what else the cohort wants."
+        ),
+        advice=(
+            "Widen the filters of the row or of the cohort's definition if these studies are "
+            "wanted."
+        ),
+        explanation="""
+The PACS was asked by the identifiers alone and its answers were filtered here, because archives
+match dates and modalities differently or ignore them: dcmqrscp takes no notice of a modality, some
+shift the date of a study near midnight. Nothing is wrong unless you wanted these studies.""",
+        row_verdict=Verdict.EXCLUDED,
+        specificity=3,
+    ),
+    Reason(
+        "filter-undecided",
+        OPERATOR,
+        Scope.REQUEST,
+        meaning=(
+            "The PACS does not tell of a study what a filter of the cohort's definition needs to "
+            "know."
+        ),
+        advice=(
+            "Look at the row's near misses: name the wanted ones by StudyInstanceUID in a list, "
+            "or leave the filter out."
+        ),
+        explanation="""
+An attribute that a PACS does not support is absent from its answers, and some leave out ages,
+sexes or numbers of instances though they have them. An empty date, sex, age or number is not known
+either, and so is one that cannot be read; a description that is there and empty is a text without
+words. A study whose PatientID or accession number differs from an excluded one in case, blanks or
+leading zeros alone belongs here too: it may be the same. What was decided is pulled.""",
+        row_verdict=Verdict.AMBIGUOUS,
+        specificity=8,
+        beside_studies=True,
+    ),
+    Reason(
+        "window-empty",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The PACS has no study of these days.",
+        advice="Nothing to do, unless there should be some.",
+        explanation="""
+A cohort without a list is asked for month by month, and each month is a row. This one ended before
+its filters were needed: the PACS, asked for the days, answered with no study at all.""",
+        row_verdict=Verdict.EXCLUDED,
+        specificity=2,
+    ),
+    Reason(
+        "beyond-the-maximum",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The row's studies are more than the cohort takes of one patient.",
+        advice="Raise `most_per_patient` of the definition if they are wanted.",
+        explanation="""
+All rows of a cohort are asked first. Of each PatientID, as the PACS tells it, the latest or
+earliest studies are taken then, by StudyDate and, of one day, by UID. Studies without a date are
+the last to be taken. Those without a PatientID are not counted together.""",
+        row_verdict=Verdict.EXCLUDED,
+    ),
+    Reason(
+        "selected-otherwise",
+        OPERATOR,
+        Scope.STUDY,
+        meaning=(
+            "The study is archived, or under way, with other series than this cohort wants of it."
+        ),
+        advice=(
+            "Pull this cohort with another archive prefix and another ledger: an archive holds a "
+            "study under one selection, and nothing in it is overwritten."
+        ),
+        explanation="""
+Which series are wanted is written into the manifest of a study (`selection`) and into the ledger
+when the study is listed. The keys of objects are made of UIDs alone, so that a second selection of
+the same study would lie in the same place, and its manifest would be another.""",
+        failover=False,
+    ),
+    Reason(
+        "several-patients",
+        OPERATOR,
+        Scope.STUDY,
+        meaning="The row's identifiers belong to studies of more than one patient.",
+        advice=(
+            "Mark the right ones of the candidates in `candidates.csv` and pull that file, or add "
+            "PatientID or StudyInstanceUID to the row."
+        ),
+        explanation="""
+One accession number, or one study UID, stands for studies of different patients. That happens with
+accession numbers of several hospitals in one archive, after a merge that went half way, and with
+test patients. None is chosen by guess: a wrong patient in a cohort is worse than a missing one.
+The candidates are in `candidates.csv` in the reports folder, a line for each: write `x` into the
+column Take of those you want, and pull the file as a cohort of its own.""",
+        row_verdict=Verdict.AMBIGUOUS,
+        specificity=10,
+        settles_row=True,
+    ),
+    Reason(
+        "name-disagrees",
+        PERMANENT,
+        Scope.STUDY,
+        meaning=(
+            "The row's identifiers were found, with a patient's name or birth date that is not "
+            "the row's, or with none."
+        ),
+        advice=(
+            "Check the row's identifiers; where the studies are right all the same, mark them in "
+            "`candidates.csv` and pull that file."
+        ),
+        explanation="""
+A mistyped accession number is often the number of a stranger's study. Where the cohort file has a
+column PatientName or PatientBirthDate, every study that the identifiers find is compared with them,
+and one that differs keeps the whole row from being taken. Names are compared without regard to
+case, accents and titles, group by group (Latin, ideographic, phonetic); `Müller, Jörg` with a comma
+and `Mueller^Joerg` are not the same and are called "written otherwise". A PACS that drops the
+letters it cannot send (Orthanc answers in Latin-1 whatever the objects hold) or does not tell the
+birth date leaves nothing to compare: such rows end here too. `candidates.csv` says for each study
+what differs.""",
+        row_verdict=Verdict.AMBIGUOUS,
+        specificity=9,
+        settles_row=True,
+    ),
+    Reason(
+        "key-ignored",
+        OPERATOR,
+        Scope.STUDY,
+        meaning=(
+            "The PACS answered with others than the row's studies: it does not match by this "
+            "identifier, and whether it has them cannot be told."
+        ),
+        advice=(
+            "Name the studies by StudyInstanceUID, or have matching by this key enabled on the "
+            "PACS."
+        ),
+        explanation="""
+An archive that does not support a key leaves it out of the matching and answers with whatever is
+there. dcmqrscp does so with every key it does not know. All answers are compared here with what
+was asked for, and none of them was it.""",
+        specificity=6,
+        inconclusive=True,
+    ),
+    Reason(
+        "identifier-missing",
+        OPERATOR,
+        Scope.STUDY,
+        meaning=(
+            "The PACS's answers do not tell the identifier that the row asks by, so whose studies "
+            "they are cannot be checked."
+        ),
+        advice="Name the studies by StudyInstanceUID, or have the key returned by the PACS.",
+        explanation="""
+Return keys are optional for many archives: the answer then lacks the PatientID or the accession
+number that the row names, and that it belongs to the row would be a guess. Study UIDs are in every
+answer.""",
+        specificity=5,
+        inconclusive=True,
+    ),
+    Reason(
+        "list-unproved",
+        OPERATOR,
+        Scope.STUDY,
+        meaning=(
+            "The PACS cut its list of the row's studies short and may have more of them. Those it "
+            "told of are pulled."
+        ),
+        advice=(
+            "Have the PACS's limit of answers raised, or give the row more keys; the column "
+            "`gaps` of `results.csv` says where studies may be missing."
+        ),
+        explanation="""
+The list of answers ended at a number, whether the PACS said so (FE00, B001, A700) or not, and was
+asked for in parts: by halves of the dates down to single days, by modality, by the last or first
+characters of accession number or PatientID. A part that is cut short too, and that the PACS divides
+by none of these, is named in the column `gaps` of `results.csv`: days, with a modality where only
+that one is cut, or "studies without a date", which no range of dates finds. "Studies without a UID
+of their own" are of several patients under one StudyInstanceUID, or have one that cannot be asked
+for. What was found is true and pulled; the row is not whole without a look at the gaps. Orthanc's
+limit is `LimitFindResults`.""",
+        specificity=7,
+        beside_studies=True,
+    ),
+    Reason(
+        "unsafe-uid",
+        PERMANENT,
+        Scope.STUDY,
+        meaning=(
+            "The PACS names the study by an empty UID or one with wildcards; asking for it would "
+            "select others."
+        ),
+        advice="Have the study's UID repaired on the PACS.",
+        explanation="""
+A request with an empty UID, or with `*`, `?` or a backslash in it, selects other studies than the
+one meant: dcmqrscp answers an empty StudyInstanceUID with its whole archive. Such a UID comes from
+a defective modality or import; it is never sent.""",
+        rerun="Yes, with `--reason unsafe-uid`, once the UID has been repaired.",
+        specificity=4,
+        stands_though_complete=True,
+    ),
+    Reason(
+        "unsafe-patient-id",
+        PERMANENT,
+        Scope.REQUEST,
+        meaning=(
+            "The Patient Root names a study with its PatientID, and this one is empty or holds "
+            "wildcards; asking for it would select others."
+        ),
+        advice="Set `information_model: study-root` for the node, which needs no PatientID.",
+        explanation="""
+In the Patient Root model a retrieve names its patient too. A PatientID of `***`, which real
+archives hold, selects every patient: dcmqrscp sends them all. The Study Root model names a study
+by its UID alone; nearly every PACS offers it.""",
+    ),
+)

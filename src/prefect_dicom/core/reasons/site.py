@@ -1,0 +1,285 @@
+"""Reasons of our own side: configuration, receiver, spool, archive and ledger."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prefect_dicom.core.model import Disposition
+from prefect_dicom.core.reasons.reason import Reason, Scope
+
+TRANSIENT, PERMANENT, OPERATOR = Disposition
+
+_NOT_OF_A_ROW = "It is no reason of a row: give the command again once the cause is gone."
+
+# No other node helps where our own side fails.
+_ours = partial(Reason, failover=False)
+
+SITE = (
+    _ours(
+        "configuration-faulty",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The site's configuration cannot be used.",
+        advice="Correct the keys named in the message.",
+        explanation="""
+Nothing was sent. All faults of the file are listed at once, each with its key, what was found, and
+what is expected. `configs/full.yaml` names every key.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "cohort-faulty",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The cohort file cannot be used.",
+        advice="Correct the lines named in the message.",
+        explanation="""
+Nothing was sent. All faulty lines are listed at once, by line and column. Wildcards in identifiers
+are refused, because they select other patients too.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "receiver-taken",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The receiver's port or AE title is in use by something else.",
+        advice="Stop the other program, or give this site another port and AE title.",
+        explanation="""
+The port or the AE title of the receiver is held: by a receiver of another spool, by another storage
+SCP (Orthanc and dcmqrscp listen on 4242 and 11112 in their examples), or by runs with other
+settings of the same spool. `ss -ltnp` names the program; `prefect-dicom receiver status` says for
+whom ours runs.""",
+    ),
+    _ours(
+        "receiver-unreachable",
+        TRANSIENT,
+        Scope.SITE,
+        meaning="The managed receiver could not be started or reached.",
+        advice="Read its log in the spool directory.",
+        explanation="""
+The receiver is a process of its own, started by the first run that needs it. It did not start, or
+ended while it was asked. `receiver.log` in the spool directory has its last words; common ones
+are a full disk and a killed process (out of memory).""",
+    ),
+    _ours(
+        "spool-full",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The disk reserve of the spool is reached.",
+        advice="Free space on the spool's disk, or point `spool.path` to a larger one.",
+        explanation="""
+`spool.reserve_bytes` of free space are never used, so that the disk does not fill to its end. What
+had arrived was uploaded first to make room; it was not enough for the next object. Arriving objects
+are refused with A700, which the PACS reports as its failure.""",
+    ),
+    _ours(
+        "spool-unusable",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The spool directory cannot be made or written.",
+        advice="Check `spool.path`: a directory of its own that this user may write.",
+        explanation="""
+The directory cannot be created, or lies on a file system that is read-only or lacks what is
+needed: locks, `fsync` and renaming within it.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "spool-unsafe",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The spool directory is open to other users, or is a symbolic link.",
+        advice="Give it mode 0700 and a real path.",
+        explanation="""
+What arrives are patients' images: the directory must belong to this user alone. A symbolic link in
+its place could lead somewhere else tomorrow.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "archive-conflict",
+        OPERATOR,
+        Scope.STUDY,
+        meaning="The archive holds other bytes under the key of an instance.",
+        advice="Compare the archived object with the one on the PACS; nothing was overwritten.",
+        explanation="""
+An object or a manifest of this study is in the archive with other bytes than those that arrived.
+An earlier pull saw other content: the PACS has corrected the study since, or another PACS holds
+another version under the same UIDs. The archive is never overwritten: decide which version the
+research is to use, and pull the other under another prefix.""",
+    ),
+    _ours(
+        "archive-refused",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The archive refused the request: credentials, permission or settings.",
+        advice="Check credentials, bucket policy and encryption settings; `prefect-dicom doctor`.",
+        explanation="""
+401, 403, or a setting the service does not take. The detail has the service's own code:
+`AccessDenied` (bucket policy lacks GetObject, PutObject or ListBucket for the prefix),
+`SignatureDoesNotMatch` (secret or region), `RequestTimeTooSkewed` (the clock of this host),
+`ExpiredToken`, `KMS.…` (the key of `archive.kms_key_id`). A certificate that does not verify ends
+here too.""",
+        refuses_wrong_hash=True,
+    ),
+    _ours(
+        "archive-missing",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The bucket or directory of the archive does not exist.",
+        advice="Create it, or correct `archive`.",
+        explanation="""
+`NoSuchBucket`, or no such directory. Neither is created by a run, because a mistyped name would
+become an archive.""",
+    ),
+    _ours(
+        "archive-unavailable",
+        TRANSIENT,
+        Scope.SITE,
+        meaning="The archive did not answer, or answered that it is overloaded.",
+        advice="Rerun later.",
+        explanation="""
+No answer, 503 SlowDown, 500, or a connection that breaks, after every request was repeated several
+times with growing pauses. What has arrived waits in the spool. If it lasts, lower
+`archive.connections`.""",
+    ),
+    _ours(
+        "archive-checksum",
+        TRANSIENT,
+        Scope.SITE,
+        meaning="The bytes at the archive are not those that arrived.",
+        advice="They are sent again; check network and disk if this repeats.",
+        explanation="""
+The store compared the bytes with their SHA-256 and refused them, or what it gave back does not have
+it. Once it is the network (proxies, network cards that compute checksums); again and again it is
+a disk or memory, here or there.""",
+        refuses_wrong_hash=True,
+    ),
+    _ours(
+        "archive-full",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The disk or the quota of the archive is full.",
+        advice="Free or add space at the archive, then rerun.",
+        explanation="""
+`QuotaExceeded`, 507, or `ENOSPC` and `EDQUOT` of a directory. What has arrived waits in the
+spool.""",
+    ),
+    _ours(
+        "manifest-unreadable",
+        OPERATOR,
+        Scope.STUDY,
+        meaning="A study's manifest in the archive cannot be read.",
+        advice=(
+            "Restore it from a version; if this software is older than the manifest, upgrade it."
+        ),
+        explanation="""
+The manifest under the study's key is no manifest: damaged, or written by a later version in a
+format that this one does not know. Nothing is written over it. With versioning on, restore the
+version before.""",
+    ),
+    _ours(
+        "archive-object-missing",
+        OPERATOR,
+        Scope.STUDY,
+        meaning="An object named by a manifest is not in the archive.",
+        advice=(
+            "Somebody removed it; restore it from a version or pull the study into a new prefix."
+        ),
+        explanation="""
+The manifest proves that the object was there with its hash; now it is not. Lifecycle rules that
+expire objects, clean-up scripts and people are the usual causes; the bucket's access log or its
+versions say which. `prefect-dicom verify` finds all of them.""",
+    ),
+    _ours(
+        "ledger-unavailable",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The ledger cannot be opened, read or written.",
+        advice="Check the path or URL of `ledger`, its permissions and its disk.",
+        explanation="""
+The detail has SQLite's or PostgreSQL's own name for the error: `SQLITE_READONLY`, `SQLITE_FULL`,
+`SQLITE_CANTOPEN`; `28P01` (password), `3D000` (no such database), `42501` (permission). A SQLite
+ledger must lie on a local disk, not on NFS or SMB. One that is lost can be made anew with
+`prefect-dicom rebuild-ledger`.""",
+    ),
+    _ours(
+        "ledger-busy",
+        TRANSIENT,
+        Scope.SITE,
+        meaning="Another program kept the ledger locked, or the connection to its server broke.",
+        advice="Rerun; close what else has the ledger open, such as a database browser.",
+        explanation="""
+SQLite lets one program write at a time (`SQLITE_BUSY`, `SQLITE_LOCKED`): another one has held the
+file for a minute and a half, most often a browser for databases with an open transaction, or a
+backup program. Of PostgreSQL it is a server that restarts, a connection that broke, or a deadlock
+(`57P01`, `08006`, `40P01`).""",
+    ),
+    _ours(
+        "ledger-damaged",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The ledger's database is damaged.",
+        advice=(
+            "Put a copy in its place, without the -wal and -shm files beside it, or make a new "
+            "one with `prefect-dicom rebuild-ledger`; what is archived is found again."
+        ),
+        explanation="""
+`SQLITE_CORRUPT` or `SQLITE_NOTADB`: a disk that fails, a file copied while it was written, or one
+on NFS or SMB, where SQLite's locks do not hold. Nothing is in the ledger alone that the archive's
+manifests do not have, but for the cohorts themselves: pull their files again.""",
+    ),
+    _ours(
+        "ledger-too-new",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The ledger was written by a newer version of this software.",
+        advice="Upgrade prefect-dicom.",
+        explanation="""
+A newer version has migrated the ledger's tables. An older one would not understand what it wrote,
+so it does not write at all.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "ledger-unsafe",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The ledger's file is open to other users.",
+        advice="Give it mode 0600: it holds identifiers of patients.",
+        explanation="""
+The file holds PatientIDs and accession numbers. It is created with mode 0600; something has widened
+it, most often copying or a `chmod -R`.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "cohort-name-taken",
+        OPERATOR,
+        Scope.SITE,
+        meaning="Another cohort has this name already.",
+        advice="Choose another name.",
+        explanation="""
+Names of cohorts are unique in a ledger. The same file for the same node is the same cohort,
+whatever it is called, and needs no new name.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "cohort-unknown",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The ledger has no cohort of this name or number.",
+        advice="Check the name, and whether this is the right ledger.",
+        explanation="""
+`prefect-dicom status` lists the cohorts of the ledger that the site file names. A relative path of
+`ledger` is seen from the site file's folder; the environment variable `PREFECT_DICOM_LEDGER_URL`
+takes its place.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
+        "unexpected",
+        TRANSIENT,
+        Scope.SITE,
+        meaning="Something happened that this software has no name for.",
+        advice="Rerun; report it with the traceback from the local log.",
+        explanation="""
+An error without a code of its own. Its type is in the message and the places it came through are in
+the local log, both without values: they may be patients'. What was archived is not touched by it.
+If it repeats, please report it with these lines.""",
+    ),
+)
