@@ -35,7 +35,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
 """Every kind of event, by name, and what it means."""
 
 
-AUTOMATIONS = Path(__file__).with_name("automations")
+AUTOMATIONS = Path(__file__).parents[1] / "automations"
 """Where automations lie that listen to these events, as files for ``prefect automation create``."""
 
 
