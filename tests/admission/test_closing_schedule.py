@@ -44,12 +44,12 @@ def nights(request, around):
 
     def build(script=(), studies: int = 4, instances: int = 4, **window):
         objects = list(tiny_objects(studies, instances=instances, seed=5))
-        courtesy = {
+        schedule = {
             "time_zone": "UTC",
             "grace_seconds": GRACE_SECONDS,
             "windows": [{"name": "night", "hours": "22:00-06:00", **window}],
         }
-        node = {"courtesy": courtesy, "limits": {"chunk_studies": 2}}
+        node = {"access_schedule": schedule, "limits": {"chunk_studies": 2}}
         return around(objects, retrieve=request.param, script=list(script), node=node)
 
     return build
@@ -173,13 +173,13 @@ def test_who_wants_to_hear_is_told_that_a_window_has_closed(nights):
 
 def test_where_less_is_allowed_from_a_moment_on_no_more_associations_stand(around):
     """Two threads at night, one association by day: the second gives its own up."""
-    courtesy = {
+    schedule = {
         "time_zone": "UTC",
         "grace_seconds": 0,
         "windows": [{"name": "night", "hours": "22:00-06:00"}],
         "outside": {"associations": 1},
     }
-    node = {"courtesy": courtesy, "limits": {"chunk_studies": 1, "associations": 2}}
+    node = {"access_schedule": schedule, "limits": {"chunk_studies": 1, "associations": 2}}
     script = [Behaviour("net.slow", service="C-MOVE", seconds=0.2)]
     objects = list(tiny_objects(6, instances=3, seed=5))
     with around(objects, script=script, node=node) as place:
@@ -231,9 +231,10 @@ def _counts(place: Place) -> list[tuple[float, int]]:
 
 def test_an_association_is_given_up_while_the_next_request_has_to_wait(around):
     """Where requests are metered, a run holds nothing open between them, and says what is on."""
-    courtesy = {"time_zone": "UTC", "windows": [{"retrieves_per_minute": 20}]}
+    schedule = {"time_zone": "UTC", "windows": [{"retrieves_per_minute": 20}]}
     with around(
-        list(tiny_objects(2, seed=5)), node={"courtesy": courtesy, "limits": {"chunk_studies": 1}}
+        list(tiny_objects(2, seed=5)),
+        node={"access_schedule": schedule, "limits": {"chunk_studies": 1}},
     ) as place:
         began = time.monotonic()
         with place.opened() as pull:

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from prefect_dicom.config.access_schedule import Courtesy, next_opening, stretches
+from prefect_dicom.config.access_schedule import AccessSchedule, next_opening, schedule_states
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import Interrupted, WindowClosed
 from prefect_dicom.core.model import StudyState
@@ -68,7 +68,7 @@ WEEK = Case(
     windows=(
         {"name": "night", "days": "mon-thu", "hours": "22:00-06:00", "utilisation": "60%"},
         {"name": "late", "days": "fri", "hours": "22:00-06:00", "retrieves_per_minute": 0.2},
-        {"name": "sat", "days": "sat", "hours": "08:00-20:00", "objects_per_second": 0.004},
+        {"name": "sat", "days": "sat", "hours": "08:00-20:00", "instances_per_second": 0.004},
         {"name": "sun", "days": "sat", "hours": "22:00-06:00", "bytes_per_second": 300},
         {
             "name": "day",
@@ -106,8 +106,8 @@ def test_windows_are_kept_by_all_runs_together(tmp_path, standing, case, capsys)
             worker.join()
         assert [worker.trouble for worker in workers] == [None, None]
         seen = pacs.seen
-    courtesy = site.nodes["pacs"].courtesy
-    lines = list(_lines(courtesy, seen, begin, case))
+    schedule = site.nodes["pacs"].access_schedule
+    lines = list(_lines(schedule, seen, begin, case))
     stopped = max(worker.stopped_in for worker in workers)
     with capsys.disabled():
         print(f"\n{_table(lines)}\nstopped within {stopped:.1f} s; {_figures(site)}")
@@ -135,7 +135,7 @@ def _site(folder: Path, standing: sites.Standing, pacs: WatchedPacs, case: Case)
             "instance_bytes": pacs.object_bytes,
         },
         "timeouts": {"settle_seconds": 0.4, "stall_seconds": 60},
-        "courtesy": {
+        "access_schedule": {
             "time_zone": BERLIN,
             "holidays": case.holidays,
             "grace_seconds": case.request_seconds + _SLACK_SECONDS,
@@ -186,7 +186,7 @@ class _Worker(threading.Thread):
 
     def _one_run(self) -> None:
         now = self._clock.now()
-        opening = next_opening(self._site.nodes["pacs"].courtesy, now)
+        opening = next_opening(self._site.nodes["pacs"].access_schedule, now)
         seconds = min((opening - now).total_seconds(), self._end - self._clock.monotonic())
         self._clock.wait(threading.Event(), seconds)
         told = time.monotonic()
@@ -258,10 +258,10 @@ class _Line:
     """What one request more or less changes."""
 
 
-def _lines(courtesy: Courtesy, seen: Seen, begin: datetime, case: Case) -> Iterator[_Line]:
+def _lines(schedule: AccessSchedule, seen: Seen, begin: datetime, case: Case) -> Iterator[_Line]:
     after = begin + timedelta(days=case.days)
     grace = 0.0
-    for moment, state in stretches(courtesy, begin):
+    for moment, state in schedule_states(schedule, begin):
         if moment >= after:
             return
         until = min(state.until or after, after)
@@ -273,26 +273,26 @@ def _lines(courtesy: Courtesy, seen: Seen, begin: datetime, case: Case) -> Itera
             begun = sum(first + 2 < r.begin < last for r in seen.requests)
             yield _Line(shown, "closed", hours, 0, most, "requests", 0, begun, 0)
             continue
-        allowance = state.allowance
-        associations = allowance.associations or 2 * THREADS
+        rate_limits = state.rate_limits
+        associations = rate_limits.associations or 2 * THREADS
         most = seen.most_associations(first + grace, last)
         retrieves = seen.retrieves(first, last)
         seconds = last - first
         each = retrieves[0] if retrieves else None
         objects = each.objects if each else 0
         size = each.size_bytes if each else 0
-        if allowance.utilisation < 1:
+        if rate_limits.utilisation < 1:
             busy = seen.busy_seconds(first, last) / seconds / associations
             one = case.request_seconds / seconds / associations
-            figures = ("utilisation", allowance.utilisation, busy, one)
-        elif rate := allowance.retrieves_per_minute:
+            figures = ("utilisation", rate_limits.utilisation, busy, one)
+        elif rate := rate_limits.retrieves_per_minute:
             figures = ("retrieves/min", rate, len(retrieves) * 60 / seconds, 60 / seconds)
-        elif rate := allowance.objects_per_second:
+        elif rate := rate_limits.instances_per_second:
             kept = sum(r.objects for r in retrieves) / seconds
-            figures = ("objects/s", rate, kept, objects / seconds)
+            figures = ("instances/s", rate, kept, objects / seconds)
         else:
             kept = sum(r.size_bytes for r in retrieves) / seconds
-            figures = ("bytes/s", allowance.bytes_per_second, kept, size / seconds)
+            figures = ("bytes/s", rate_limits.bytes_per_second, kept, size / seconds)
         yield _Line(shown, state.name, hours, associations, most, *figures)
         grace = case.request_seconds + _SLACK_SECONDS
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from prefect_dicom.config.access_schedule import Courtesy, Window
+from prefect_dicom.config.access_schedule import AccessSchedule, Window
 from prefect_dicom.config.site import (
     LEDGER_URL_VARIABLE,
     DirectoryArchive,
@@ -707,8 +707,8 @@ GROUPS = [
     ("nodes.main", PacsNode),
     ("nodes.main.limits", Limits),
     ("nodes.main.timeouts", Timeouts),
-    ("nodes.main.courtesy", Courtesy),
-    ("nodes.main.courtesy.windows.0", Window),
+    ("nodes.main.access_schedule", AccessSchedule),
+    ("nodes.main.access_schedule.windows.0", Window),
     ("receiver", Receiver),
     ("archive", S3Archive),
     ("archive", DirectoryArchive),
@@ -735,7 +735,7 @@ def test_the_full_example_names_every_key_and_shows_its_default(place, model):
     for name, field in model.model_fields.items():
         if name not in values or field.is_required() or model is DirectoryArchive:
             continue
-        if model in (Courtesy, Window) or name == "courtesy":
+        if model in (AccessSchedule, Window) or name == "access_schedule":
             # By default there is none of it, and its comments say what holds then.
             continue
         default = field.get_default(call_default_factory=True)
@@ -793,7 +793,7 @@ def test_faults_of_a_window_are_told_with_their_line_and_what_was_expected(fault
     text = MINIMAL.replace(
         "    port: 104\n",
         "    port: 104\n"
-        "    courtesy:\n"
+        "    access_schedule:\n"
         "      time_zone: Europe/Berlin\n"
         "      windows:\n"
         "        - hours: 22:00-06:00\n"
@@ -804,6 +804,6 @@ def test_faults_of_a_window_are_told_with_their_line_and_what_was_expected(fault
     )
     assert text != MINIMAL
     told = "\n".join(faults(text))
-    assert "courtesy.windows[1].hours: found 'late' (line" in told
+    assert "access_schedule.windows[1].hours: found 'late' (line" in told
     assert "did you mean `associations`?" in told
     assert "retrieves_per_minute: found 0" in told and "a number greater than 0" in told

@@ -179,7 +179,7 @@ def test_a_cohort_is_told_by_states_and_verdicts(tmp_path):
             work_through(pull)
         # A window on holidays, and no holiday.
         never = {"time_zone": "UTC", "windows": [{"days": ["holidays"]}], "outside": "closed"}
-        place.change(node={"courtesy": never})
+        place.change(node={"access_schedule": never})
         with place.opened(cohort) as pull, measured(pull):
             scrape = Scrape(port)
     assert scrape("node_window_open", node="pacs") == 0

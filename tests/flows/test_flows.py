@@ -511,31 +511,31 @@ def test_a_stop_order_passes_the_edge_as_it_is():
 # ------------------------------------------------------------------------------------- windows
 
 
-def only_in(seconds: float, at_the_edge: str = "end") -> dict:
-    """A courtesy with one window, which opens so many seconds from now, at the minute."""
+def only_in(seconds: float, on_close: str = "stop") -> dict:
+    """A schedule with one window, which opens so many seconds from now, at the minute."""
     opens = datetime.now(UTC) + timedelta(seconds=seconds)
     closes = opens + timedelta(hours=2)
     window = {"name": "night", "hours": f"{opens:%H:%M}-{closes:%H:%M}"}
-    return {"time_zone": "UTC", "at_the_edge": at_the_edge, "windows": [window]}
+    return {"time_zone": "UTC", "on_close": on_close, "windows": [window]}
 
 
 def test_a_run_outside_of_the_windows_ends_as_partial_and_says_when_the_next_one_opens(
     place, logged
 ):
-    courtesy = only_in(3 * 3600)
-    place.change(node={"courtesy": courtesy})
+    schedule = only_in(3 * 3600)
+    place.change(node={"access_schedule": schedule})
 
     state = run_pull(place)
 
     assert state.name == "Partial" and state.is_completed()
-    opens = courtesy["windows"][0]["hours"][:5]
+    opens = schedule["windows"][0]["hours"][:5]
     assert f"node pacs: closed until {opens}" in state.message
     assert not place.pacs.log and not logged.ended_tasks()
     assert {verdict.reason for verdict in place.verdicts()} == {"interrupted"}
 
 
 def test_a_run_that_is_to_wait_for_its_window_goes_on_when_it_opens(place, monkeypatch):
-    place.change(node={"courtesy": only_in(3 * 3600, "wait")})
+    place.change(node={"access_schedule": only_in(3 * 3600, "wait")})
     shown: list[str] = []
     show = report.ProgressArtifact.show
     monkeypatch.setattr(
@@ -568,15 +568,15 @@ def test_a_run_that_is_to_wait_for_its_window_goes_on_when_it_opens(place, monke
     place.is_whole()
 
 
-@pytest.mark.parametrize("at_the_edge", ["end", "wait"])
+@pytest.mark.parametrize("on_close", ["stop", "wait"])
 def test_a_run_that_a_second_node_keeps_waiting_is_not_begun_again_and_again(
-    place, monkeypatch, at_the_edge
+    place, monkeypatch, on_close
 ):
     """The first node may be asked and lacks a study; the second one's window opens tomorrow."""
     document = yaml.safe_load(place.file.read_text())
     first = document["nodes"]["pacs"]
-    courtesy = only_in(3 * 3600, at_the_edge)
-    document["nodes"]["other"] = {**first, "courtesy": courtesy}
+    schedule = only_in(3 * 3600, on_close)
+    document["nodes"]["other"] = {**first, "access_schedule": schedule}
     place.file.write_text(yaml.safe_dump(document))
     passes = []
     one_pass = PullPasses.one_pass
@@ -598,4 +598,4 @@ def test_a_run_that_a_second_node_keeps_waiting_is_not_begun_again_and_again(
 
     state = pull_cohort(str(cohort), str(place.file), ["pacs", "other"], return_state=True)
 
-    assert state.is_final() and len(passes) <= 1 + (at_the_edge == "wait")
+    assert state.is_final() and len(passes) <= 1 + (on_close == "wait")

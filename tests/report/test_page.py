@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from prefect_dicom.config.access_schedule import Courtesy
+from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.report import REPORT, bytes_in_words
@@ -29,7 +29,7 @@ from tests.support.histories import written
 from tests.support.postgres import ledger_url
 from tests.support.sites import Place, site_around, study, until
 
-NIGHTS = Courtesy.model_validate(
+NIGHTS = AccessSchedule.model_validate(
     {"time_zone": "Europe/Berlin", "windows": [{"name": "night", "hours": "19:00-07:00"}]}
 )
 HOSTILE = '"><script>document.title="owned"</script><img src=http://evil.example/x>&$\\frac{x}$'
@@ -163,7 +163,7 @@ def test_a_modality_that_is_none_is_a_label_like_another(ledger):
 
 def test_it_needs_nothing_but_itself(ledger):
     cohort = written(ledger, 200, begin=datetime.now(UTC), work=timedelta(hours=9))
-    html = page(account_of(ledger, cohort, courtesy=NIGHTS))
+    html = page(account_of(ledger, cohort, schedule=NIGHTS))
     assert html.count("<svg") == 6
     for part in ("http:", "https:", "//", "@import", "src=", "url(&", "<link"):
         assert part not in html.replace("/* ", ""), part
@@ -198,10 +198,10 @@ def test_it_tells_when_the_end_will_be_by_the_pace_and_the_windows(ledger):
     # Half of it took three hours of work, of nights: the rest takes three hours of a night.
     begin = datetime(2026, 3, 2, 18, 0, tzinfo=UTC)
     cohort = written(
-        ledger, 600, begin=begin, work=timedelta(hours=3), done=0.5, courtesy=NIGHTS, seed=3
+        ledger, 600, begin=begin, work=timedelta(hours=3), done=0.5, schedule=NIGHTS, seed=3
     )
     noon = datetime(2026, 3, 3, 11, 0, tzinfo=UTC)
-    account = account_of(ledger, cohort, courtesy=NIGHTS, at=noon)
+    account = account_of(ledger, cohort, schedule=NIGHTS, at=noon)
     assert account.seconds_left == pytest.approx(3 * 3600, rel=0.1)
     opens = datetime(2026, 3, 3, 18, 0, tzinfo=UTC)
     assert account.ends_at == opens + timedelta(seconds=account.seconds_left)
@@ -232,7 +232,7 @@ def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_bette
 def test_time_in_which_no_run_was_there_is_no_time_of_work(ledger):
     begin = datetime(2026, 3, 2, 18, 0, tzinfo=UTC)
     cohort = written(
-        ledger, 900, begin=begin, work=timedelta(hours=20), done=0.9, courtesy=NIGHTS, seed=4
+        ledger, 900, begin=begin, work=timedelta(hours=20), done=0.9, schedule=NIGHTS, seed=4
     )
     account = account_of(ledger, cohort, at=begin + timedelta(days=2))
     spent = account.samples[-1].at - account.samples[0].at
@@ -246,10 +246,10 @@ def test_time_in_which_no_run_was_there_is_no_time_of_work(ledger):
 @pytest.mark.parametrize("rows", subset([2_000, 100_000], of=[2_000]))
 def test_a_large_cohort_has_a_page_no_larger_than_another(ledger, rows):
     begin = datetime.now(UTC) - timedelta(days=40)
-    cohort = written(ledger, rows, begin=begin, work=timedelta(hours=150), courtesy=NIGHTS)
+    cohort = written(ledger, rows, begin=begin, work=timedelta(hours=150), schedule=NIGHTS)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    html = page(account_of(ledger, cohort, courtesy=NIGHTS))
+    html = page(account_of(ledger, cohort, schedule=NIGHTS))
     seconds = time.process_time() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{rows:,} rows: {seconds:.1f} s of computing, {len(html):,} bytes, {grown:.0f} MB more")
@@ -336,10 +336,10 @@ def test_the_first_screen_answers_on_every_screen_and_on_paper(ledger, shown, tm
         begin=begin,
         work=timedelta(hours=14),
         done=0.7,
-        courtesy=NIGHTS,
+        schedule=NIGHTS,
         description=HOSTILE,
     )
-    path = write_page(ledger, cohort, tmp_path, courtesy=NIGHTS, with_identifiers=True)
+    path = write_page(ledger, cohort, tmp_path, schedule=NIGHTS, with_identifiers=True)
     for name, shape in SHAPES.items():
         shown.open(path, **shape)
         assert shown.requests == [path.as_uri()], name

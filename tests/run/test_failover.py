@@ -290,7 +290,7 @@ def test_who_may_be_asked_now_is_asked_while_anothers_window_is_closed(tmp_path)
     with two_nodes(tmp_path, [*A, *B], A) as two:
         document = yaml.safe_load(two.place.file.read_text())
         never = {"time_zone": "UTC", "windows": [{"days": ["holidays"]}]}
-        document["nodes"]["main"]["courtesy"] = never
+        document["nodes"]["main"]["access_schedule"] = never
         two.place.file.write_text(yaml.safe_dump(document))
         rows = [{"AccessionNumber": f"ACC-{number}"} for number in (2, 1)]
         with pytest.raises(WindowClosed):
@@ -299,7 +299,7 @@ def test_who_may_be_asked_now_is_asked_while_anothers_window_is_closed(tmp_path)
             ("pending", ()),
             ("pending", ("vna",)),
         ]
-        del document["nodes"]["main"]["courtesy"]
+        del document["nodes"]["main"]["access_schedule"]
         two.place.file.write_text(yaml.safe_dump(document))
         two.pull(*rows)
         assert two.words() == [(*ARCHIVED, ("main",)), (*ARCHIVED, ("vna",))]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import insert, update
 
-from prefect_dicom.config.access_schedule import Courtesy, in_force
+from prefect_dicom.config.access_schedule import AccessSchedule, schedule_state
 from prefect_dicom.core.model import Evidence, StudyState
 from prefect_dicom.ledger import Cohort, Ledger, schema
 
@@ -38,13 +38,13 @@ def written(
     begin: datetime,
     work: timedelta,
     done: float = 1.0,
-    courtesy: Courtesy | None = None,
+    schedule: AccessSchedule | None = None,
     description: str = "",
     seed: int = 1,
 ) -> Cohort:
     """A cohort of so many rows, of which a part is done by now.
 
-    That took so much work, of runs that were there whenever the windows of ``courtesy`` were
+    That took so much work, of runs that were there whenever the windows of ``access_schedule`` were
     open. Nothing is in the archive.
     """
     lot = random.Random(seed)
@@ -65,7 +65,7 @@ def written(
         if reason is None:
             modalities = _drawn(lot, MODALITIES) or ("CT",)
             studies.append(_study(line, modalities, description))
-    samples, runs = _pull(lot, studies, round(len(studies) * done), begin, work, courtesy)
+    samples, runs = _pull(lot, studies, round(len(studies) * done), begin, work, schedule)
     links = [{"line": study["reference"], "study": study["reference"]} for study in studies]
     with ledger._write() as connection:
         for table, entries in {
@@ -106,7 +106,7 @@ def _pull(
     to_do: int,
     begin: datetime,
     work: timedelta,
-    courtesy: Courtesy | None,
+    schedule: AccessSchedule | None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Let so many of the studies end, step by step; samples and runs of that."""
     samples: list[dict[str, Any]] = []
@@ -117,7 +117,7 @@ def _pull(
     paces = list(accumulate(lot.uniform(0.5, 1.5) for _ in range(work // _STEP)))
     while ended < to_do:
         at += _STEP
-        if courtesy is not None and in_force(courtesy, at).closed:
+        if schedule is not None and schedule_state(schedule, at).closed:
             if runs and runs[-1]["ended_at"] is None:
                 runs[-1]["ended_at"] = at
             continue
@@ -146,7 +146,7 @@ def _pull(
                 "received": 0,
                 "stored": stored,
                 "size_bytes": size,
-                "window_open": None if courtesy is None else True,
+                "window_open": None if schedule is None else True,
             }
         )
     if runs:

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from prefect_dicom.config.access_schedule import (
-    Allowance,
-    InForce,
-    at_in_words,
-    in_force,
-    state_in_words,
+    RateLimits,
+    ScheduleState,
+    format_schedule_state,
+    format_time,
+    schedule_state,
 )
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.clock import Clock
@@ -30,7 +30,7 @@ from prefect_dicom.core.events import Event
 from prefect_dicom.ledger import Amounts, Ledger, Run
 from prefect_dicom.network.association import Requestor
 
-_WITHOUT_COURTESY = Allowance()
+_UNLIMITED = RateLimits()
 _IDLE_SECONDS = 15.0
 """An association that nobody wants for so long is released."""
 _TURN_SECONDS = 10.0
@@ -69,7 +69,7 @@ class _Lent:
 class _Node:
     """What a run knows of a node's turns."""
 
-    state: InForce | None = None
+    state: ScheduleState | None = None
     idle: list[_Lent] = field(default_factory=list)
     objects: int = 0
     size_bytes: int = 0
@@ -119,22 +119,22 @@ class AssociationPool:
 
     # --- windows
 
-    def state(self, node: str) -> InForce:
+    def state(self, node: str) -> ScheduleState:
         """What the node's windows say now."""
-        courtesy = self._site.nodes[node].courtesy
-        if courtesy is None:
-            return InForce(_WITHOUT_COURTESY, None)
+        schedule = self._site.nodes[node].access_schedule
+        if schedule is None:
+            return ScheduleState(_UNLIMITED, None)
         now = self._time.now()
         with self._lock:
             known = self._nodes[node].state
             if known is not None and (known.until is None or now < known.until):
                 return known
-            state = self._nodes[node].state = in_force(courtesy, now)
+            state = self._nodes[node].state = schedule_state(schedule, now)
         if known is not None or state.closed:
             self._tell_of(node, state)
         return state
 
-    def _tell_of(self, node: str, state: InForce) -> None:
+    def _tell_of(self, node: str, state: ScheduleState) -> None:
         now = self._time.now()
         figures: dict[str, float] = {"associations": self.associations(node)}
         if state.until is not None:
@@ -146,8 +146,8 @@ class AssociationPool:
     def associations(self, node: str) -> int:
         """How many associations all runs together may have open now; 0 where none."""
         most = self._site.asked(node).limits.associations
-        allowance = self.state(node).allowance
-        return 0 if allowance is None else min(most, allowance.associations or most)
+        rate_limits = self.state(node).rate_limits
+        return 0 if rate_limits is None else min(most, rate_limits.associations or most)
 
     def check(self, node: str) -> None:
         """Pass, where the node may be asked at this time.
@@ -161,12 +161,12 @@ class AssociationPool:
         if state.closed:
             raise WindowClosed(detail=f"node {node}: {self._closed_in_words(node, state)}")
 
-    def _closed_in_words(self, node: str, state: InForce) -> str:
-        courtesy = self._site.nodes[node].courtesy
+    def _closed_in_words(self, node: str, state: ScheduleState) -> str:
+        schedule = self._site.nodes[node].access_schedule
         if state.until is None:
             return "no window opens any more"
-        opening = at_in_words(state.until, courtesy, self._time.now())
-        return f"the next window opens at {opening} ({courtesy.time_zone})"
+        opening = format_time(state.until, schedule, self._time.now())
+        return f"the next window opens at {opening} ({schedule.time_zone})"
 
     def interruption(self, requestor: Requestor) -> Interrupted:
         """Why what is done with a borrowed requestor ends before its end."""
@@ -183,15 +183,15 @@ class AssociationPool:
         state = self.state(node)
         if not state.closed:
             return False
-        courtesy = self._site.nodes[node].courtesy
-        grace = max(0.0, courtesy.grace_seconds - _CANCEL_SECONDS)
+        schedule = self._site.nodes[node].access_schedule
+        grace = max(0.0, schedule.grace_seconds - _CANCEL_SECONDS)
         # Closed all the while, if it was closed when the grace began.
-        return in_force(courtesy, self._time.now() - timedelta(seconds=grace)).closed
+        return schedule_state(schedule, self._time.now() - timedelta(seconds=grace)).closed
 
     def waits_for_opening(self, node: str) -> bool:
         """Whether the node is closed, will open again, and the site has runs wait for that."""
-        courtesy, state = self._site.nodes[node].courtesy, self.state(node)
-        return state.closed and state.until is not None and courtesy.at_the_edge == "wait"
+        schedule, state = self._site.nodes[node].access_schedule, self.state(node)
+        return state.closed and state.until is not None and schedule.on_close == "wait"
 
     def seconds_closed(self, node: str) -> float:
         """How long until what holds now is over, where the node is closed; 0 where it is not."""
@@ -202,19 +202,19 @@ class AssociationPool:
 
     def in_words(self, node: str) -> str:
         """What the node's windows say, for people; empty where it has none."""
-        courtesy = self._site.nodes[node].courtesy
-        if courtesy is None:
+        schedule = self._site.nodes[node].access_schedule
+        if schedule is None:
             return ""
         most = self._site.asked(node).limits.associations
-        return f"node {node}: {state_in_words(courtesy, self._time.now(), most)}"
+        return f"node {node}: {format_schedule_state(schedule, self._time.now(), most)}"
 
     # --- sizes
 
     def request_instances(self, node: str) -> int:
         """The most listed instances of a request: those that come in a minute."""
         limits = self._site.asked(node).limits
-        allowance = self.state(node).allowance or _WITHOUT_COURTESY
-        bound = allowance.request_instances(max(1, int(self._mean_bytes(node))))
+        rate_limits = self.state(node).rate_limits or _UNLIMITED
+        bound = rate_limits.request_instances(max(1, int(self._mean_bytes(node))))
         return min(limits.request_instances, bound or limits.request_instances)
 
     def _mean_bytes(self, node: str) -> float:
@@ -384,10 +384,10 @@ class AssociationPool:
                 lent.requestor.close()
                 self._leave(lent)
                 continue
-            allowance = self.state(lent.node).allowance
-            if allowance is None or not allowance.is_metered:
+            rate_limits = self.state(lent.node).rate_limits
+            if rate_limits is None or not rate_limits.is_metered:
                 return None
-            rates = self._rates(lent.node, allowance)
+            rates = self._rates(lent.node, rate_limits)
             wait = self._ledger.begin_request(
                 lent.node, lent.place, rates, expected, self._time.shared()
             )
@@ -417,13 +417,13 @@ class AssociationPool:
             if self._time.wait(self._stop, min(left, self._time.look_seconds)):
                 return
 
-    def _rates(self, node: str, allowance: Allowance) -> Amounts:
-        busy = allowance.utilisation * self.associations(node)
+    def _rates(self, node: str, rate_limits: RateLimits) -> Amounts:
+        busy = rate_limits.utilisation * self.associations(node)
         return Amounts(
-            None if (a := allowance.retrieves_per_minute) is None else a / 60,
-            allowance.objects_per_second,
-            allowance.bytes_per_second,
-            busy if allowance.utilisation < 1 else None,
+            None if (a := rate_limits.retrieves_per_minute) is None else a / 60,
+            rate_limits.instances_per_second,
+            rate_limits.bytes_per_second,
+            busy if rate_limits.utilisation < 1 else None,
         )
 
     # --- around

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from prefect_dicom.cli.app import DEFAULT_SITE, Exit, counted, output
-from prefect_dicom.config.access_schedule import state_in_words
+from prefect_dicom.config.access_schedule import format_schedule_state
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.reasons import REASONS
 
@@ -28,9 +28,10 @@ def windows(site: Site, nodes: Iterable[str]) -> dict[str, str]:
     """The same by name of the node."""
     now = datetime.now(UTC)
     return {
-        name: f"node {name}: " + state_in_words(courtesy, now, site.asked(name).limits.associations)
+        name: f"node {name}: "
+        + format_schedule_state(schedule, now, site.asked(name).limits.associations)
         for name in nodes
-        if name in site.nodes and (courtesy := site.nodes[name].courtesy) is not None
+        if name in site.nodes and (schedule := site.nodes[name].access_schedule) is not None
     }
 
 

@@ -99,7 +99,7 @@ def report(
             ledger,
             known,
             settings.reports,
-            courtesy=node and node.courtesy,
+            schedule=node and node.access_schedule,
             associations=node.limits.associations if node else 1,
             with_identifiers=with_identifiers,
         )

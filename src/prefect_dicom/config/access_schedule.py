@@ -1,4 +1,4 @@
-"""Courtesy to a PACS: what it may be asked at which time of the week. Pure, given the moment.
+"""AccessSchedule to a PACS: what it may be asked at which time of the week. Pure, given the moment.
 
 A *window* is a part of the day on some days, in the time zone of the site, with what the node may
 be asked in it; outside of all windows the node is left alone, or asked as ``outside`` says. A
@@ -43,7 +43,7 @@ def _share(value: Any) -> Any:
     return share
 
 
-class Allowance(Settings):
+class RateLimits(Settings):
     """What a node may be asked for, by all runs of one ledger together."""
 
     associations: int | None = Field(
@@ -52,7 +52,7 @@ class Allowance(Settings):
     retrieves_per_minute: float | None = Field(
         None, gt=0, description="C-MOVE and C-GET requests, on average over a minute."
     )
-    objects_per_second: float | None = Field(
+    instances_per_second: float | None = Field(
         None, gt=0, description="Instances, on average over a minute."
     )
     bytes_per_second: float | None = Field(
@@ -65,7 +65,7 @@ class Allowance(Settings):
     @property
     def is_metered(self) -> bool:
         """Whether more is bounded than the number of associations."""
-        rates = (self.retrieves_per_minute, self.objects_per_second, self.bytes_per_second)
+        rates = (self.retrieves_per_minute, self.instances_per_second, self.bytes_per_second)
         return self.utilisation < 1 or any(rate is not None for rate in rates)
 
     def request_instances(self, instance_bytes: int) -> int | None:
@@ -73,14 +73,14 @@ class Allowance(Settings):
         bounds = [
             rate * SECONDS_WORTH / size
             for rate, size in (
-                (self.objects_per_second, 1),
+                (self.instances_per_second, 1),
                 (self.bytes_per_second, instance_bytes),
             )
             if rate is not None
         ]
         return max(1, int(min(bounds))) if bounds else None
 
-    def in_words(self, associations: int) -> str:
+    def format(self, associations: int) -> str:
         """What is allowed, for people; ``associations`` is the ceiling of the node."""
         most = min(self.associations or associations, associations)
         words = [f"{most} association{'s' if most != 1 else ''}"]
@@ -88,7 +88,7 @@ class Allowance(Settings):
             words[0] += f" at {self.utilisation * 100:g} %"
         for rate, what in (
             (self.retrieves_per_minute, "retrieves/min"),
-            (self.objects_per_second, "objects/s"),
+            (self.instances_per_second, "instances/s"),
             (self.bytes_per_second, "bytes/s"),
         ):
             if rate is not None:
@@ -96,7 +96,7 @@ class Allowance(Settings):
         return ", ".join(words)
 
 
-class Window(Allowance):
+class Window(RateLimits):
     """A part of the day on some days of the week, and what a node may be asked for in it."""
 
     name: str = Field("", description="A name for people, like night.")
@@ -167,14 +167,14 @@ def _time(text: str) -> time:
     return time(int(hour), int(minute))
 
 
-class Courtesy(Settings):
+class AccessSchedule(Settings):
     """When a node may be asked, and for how much; kept by all runs of one ledger together."""
 
     time_zone: str = Field(description="The site's time zone, like Europe/Berlin.")
     holidays: tuple[date, ...] = Field((), description="Dates like 2026-12-25.")
-    at_the_edge: Literal["end", "wait"] = Field(
-        "end",
-        description="When the node may not be asked any more: end the run, or wait in it.",
+    on_close: Literal["stop", "wait"] = Field(
+        "stop",
+        description="When the node may not be asked any more: stop the run, or wait in it.",
     )
     grace_seconds: float = Field(
         60, ge=0, description="In which a request under way ends, or is cancelled and aborted."
@@ -182,7 +182,7 @@ class Courtesy(Settings):
     windows: tuple[Window, ...] = Field(
         description="When it may be asked; of several that hold at a moment, the first."
     )
-    outside: Allowance | None = Field(
+    outside: RateLimits | None = Field(
         None, description="What may be asked for outside of all windows; closed by default."
     )
 
@@ -201,7 +201,9 @@ class Courtesy(Settings):
     @classmethod
     def _one_window_at_least(cls, windows: tuple[Window, ...]) -> tuple[Window, ...]:
         if not windows:
-            raise ValueError("expected at least one window; leave `courtesy` out where none is")
+            raise ValueError(
+                "expected at least one window; leave `access_schedule` out where none is"
+            )
         return windows
 
     @field_validator("outside", mode="before")
@@ -211,10 +213,10 @@ class Courtesy(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class InForce:
+class ScheduleState:
     """What holds at a moment, and until when."""
 
-    allowance: Allowance | None
+    rate_limits: RateLimits | None
     """None: the node is left alone."""
     until: datetime | None
     """When something else holds; None where that never changes."""
@@ -224,10 +226,10 @@ class InForce:
     @property
     def closed(self) -> bool:
         """Whether nothing may be asked."""
-        return self.allowance is None
+        return self.rate_limits is None
 
 
-def in_force(courtesy: Courtesy, now: datetime) -> InForce:
+def schedule_state(schedule: AccessSchedule, now: datetime) -> ScheduleState:
     """What holds at a moment.
 
     Parameters
@@ -235,51 +237,53 @@ def in_force(courtesy: Courtesy, now: datetime) -> InForce:
     now : datetime
         Aware of its zone, whichever that is.
     """
-    here = _window_at(courtesy, now)
-    until = next((at for at in _edges(courtesy, now) if _window_at(courtesy, at) is not here), None)
+    here = _window_at(schedule, now)
+    until = next((at for at in _edges(schedule, now) if _window_at(schedule, at) is not here), None)
     if here is None:
-        return InForce(courtesy.outside, until)
-    return InForce(here, until, here.name)
+        return ScheduleState(schedule.outside, until)
+    return ScheduleState(here, until, here.name)
 
 
-def next_opening(courtesy: Courtesy, now: datetime) -> datetime | None:
+def next_opening(schedule: AccessSchedule, now: datetime) -> datetime | None:
     """When the node may be asked again: now, or later; None: never."""
-    state = in_force(courtesy, now)
+    state = schedule_state(schedule, now)
     if not state.closed:
         return now
     return state.until
 
 
-def stretches(courtesy: Courtesy, begin: datetime) -> Iterator[tuple[datetime, InForce]]:
+def schedule_states(
+    schedule: AccessSchedule, begin: datetime
+) -> Iterator[tuple[datetime, ScheduleState]]:
     """What holds from a moment on, one stretch after the other: when it begins, and what it is."""
     at: datetime | None = begin
     while at is not None:
-        state = in_force(courtesy, at)
+        state = schedule_state(schedule, at)
         yield at, state
         at = state.until
 
 
-def _window_at(courtesy: Courtesy, now: datetime) -> Window | None:
-    zone = ZoneInfo(courtesy.time_zone)
+def _window_at(schedule: AccessSchedule, now: datetime) -> Window | None:
+    zone = ZoneInfo(schedule.time_zone)
     today = now.astimezone(zone).date()
-    for window in courtesy.windows:
+    for window in schedule.windows:
         for day in (today - timedelta(days=1), today):
-            if window.on(day, courtesy.holidays):
+            if window.on(day, schedule.holidays):
                 begin, end = window.times(day, zone)
                 if begin <= now < end:
                     return window
     return None
 
 
-def _edges(courtesy: Courtesy, after: datetime) -> Iterator[datetime]:
+def _edges(schedule: AccessSchedule, after: datetime) -> Iterator[datetime]:
     """The moments after one at which a window begins or ends, in order."""
-    zone = ZoneInfo(courtesy.time_zone)
+    zone = ZoneInfo(schedule.time_zone)
     first = after.astimezone(zone).date() - timedelta(days=1)
     waiting: set[datetime] = set()
     for number in range(_LOOK_AHEAD_DAYS):
         day = first + timedelta(days=number)
-        for window in courtesy.windows:
-            if window.on(day, courtesy.holidays):
+        for window in schedule.windows:
+            if window.on(day, schedule.holidays):
                 waiting.update(window.times(day, zone))
         # What begins on a later day comes after its midnight.
         known = datetime.combine(day + timedelta(days=1), time(), zone).astimezone(UTC)
@@ -289,9 +293,9 @@ def _edges(courtesy: Courtesy, after: datetime) -> Iterator[datetime]:
                 yield at
 
 
-def at_in_words(at: datetime, courtesy: Courtesy, now: datetime) -> str:
+def format_time(at: datetime, schedule: AccessSchedule, now: datetime) -> str:
     """A moment of the days around now, on the clock of the site."""
-    zone = ZoneInfo(courtesy.time_zone)
+    zone = ZoneInfo(schedule.time_zone)
     there, here = at.astimezone(zone), now.astimezone(zone)
     if there.date() == here.date() or timedelta() <= there - here < timedelta(hours=12):
         return f"{there:%H:%M}"
@@ -300,12 +304,12 @@ def at_in_words(at: datetime, courtesy: Courtesy, now: datetime) -> str:
     return f"{there:%Y-%m-%d %H:%M}"
 
 
-def state_in_words(courtesy: Courtesy, now: datetime, associations: int) -> str:
+def format_schedule_state(schedule: AccessSchedule, now: datetime, associations: int) -> str:
     """What holds now, for people: "night window until 06:00: 4 associations"."""
-    state = in_force(courtesy, now)
-    until = f" until {at_in_words(state.until, courtesy, now)}" if state.until else ""
+    state = schedule_state(schedule, now)
+    until = f" until {format_time(state.until, schedule, now)}" if state.until else ""
     if state.closed:
         return f"closed{until}" if until else "closed, and no window opens"
-    inside = isinstance(state.allowance, Window)
+    inside = isinstance(state.rate_limits, Window)
     what = f"{state.name} window".strip() if inside else "outside of the windows"
-    return f"{what}{until}: {state.allowance.in_words(associations)}"
+    return f"{what}{until}: {state.rate_limits.format(associations)}"

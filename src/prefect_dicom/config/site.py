@@ -30,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_dicom.config.access_schedule import Courtesy
+from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.config.capabilities import NodeProfile, load_profiles
 from prefect_dicom.config.yaml import (
     LEDGER_URL_VARIABLE,
@@ -151,25 +151,25 @@ class PacsNode(Settings):
     )
     limits: Limits = Field(default_factory=Limits, description="What it may be asked at a time.")
     timeouts: Timeouts = Field(default_factory=Timeouts, description="How long to wait for it.")
-    courtesy: Courtesy | None = Field(
+    access_schedule: AccessSchedule | None = Field(
         None, description="When it may be asked, and for how much; without it, always."
     )
 
-    @field_validator("courtesy")
+    @field_validator("access_schedule")
     @classmethod
     def _limits_are_the_ceiling(
-        cls, courtesy: Courtesy | None, info: ValidationInfo
-    ) -> Courtesy | None:
-        if courtesy is None or "limits" not in info.data:
-            return courtesy
+        cls, schedule: AccessSchedule | None, info: ValidationInfo
+    ) -> AccessSchedule | None:
+        if schedule is None or "limits" not in info.data:
+            return schedule
         most = info.data["limits"].associations
-        parts = (*courtesy.windows, *filter(None, [courtesy.outside]))
+        parts = (*schedule.windows, *filter(None, [schedule.outside]))
         if (found := max(part.associations or 1 for part in parts)) > most:
             raise ValueError(
                 f"found {found} associations in a window; expected at most {most}, which "
                 "`limits.associations` allows at any time"
             )
-        return courtesy
+        return schedule
 
     @field_validator("host")
     @classmethod

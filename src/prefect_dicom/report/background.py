@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from prefect_dicom.config.access_schedule import Courtesy
+from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.report.tables import next_count
@@ -86,7 +86,7 @@ class RunningPage:
                 ledger,
                 self._cohort,
                 self._site.reports,
-                courtesy=node.courtesy,
+                schedule=node.access_schedule,
                 associations=node.limits.associations,
                 without_run=self._run,
             )
@@ -114,7 +114,8 @@ class RunningPage:
             "ledger": ledger_url(self._site),
             "cohort": self._cohort.number,
             "reports": str(self._site.reports),
-            "courtesy": node.courtesy and node.courtesy.model_dump(mode="json"),
+            "access_schedule": node.access_schedule
+            and node.access_schedule.model_dump(mode="json"),
             "associations": node.limits.associations,
             "without_run": without_run,
         }
@@ -144,13 +145,13 @@ def main() -> int:
     order = json.loads(sys.stdin.buffer.read())
     from prefect_dicom.report.page import write_page
 
-    courtesy = order["courtesy"] and Courtesy.model_validate(order["courtesy"])
+    schedule = order["access_schedule"] and AccessSchedule.model_validate(order["access_schedule"])
     with Ledger.open(order["ledger"]) as ledger:
         write_page(
             ledger,
             ledger.cohort(str(order["cohort"])),
             Path(order["reports"]),
-            courtesy=courtesy,
+            schedule=schedule,
             associations=order["associations"],
             without_run=order["without_run"],
         )

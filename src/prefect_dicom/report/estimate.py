@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect_dicom.config.access_schedule import Allowance, at_in_words, stretches
+from prefect_dicom.config.access_schedule import RateLimits, format_time, schedule_states
 from prefect_dicom.config.site import PacsNode, Site
 from prefect_dicom.core.model import RowVerdict, StudyReference, StudyState, Verdict
 from prefect_dicom.core.verdicts import modality_of
@@ -232,42 +232,42 @@ def estimate_pull(
 
 def _end(estimate: Estimate, node: PacsNode, now: datetime) -> End | None:
     """When all of it is pulled, if the node is asked for as much as its windows allow."""
-    if node.courtesy is None:
+    if node.access_schedule is None:
         return None
     left, seconds = float(estimate.total.size_bytes), 0.0
-    for begin, state in stretches(node.courtesy, now):
+    for begin, state in schedule_states(node.access_schedule, now):
         if begin - now > _LOOK_AHEAD:
             break
-        if state.allowance is None:
+        if state.rate_limits is None:
             continue
-        rate = _rate_within(state.allowance, node, estimate)
+        rate = _rate_within(state.rate_limits, node, estimate)
         until = state.until or now + 2 * _LOOK_AHEAD
         lasts = (until - begin).total_seconds()
         if rate * lasts >= left:
             at = begin + timedelta(seconds=left / rate)
-            words = at_in_words(at, node.courtesy, now)
+            words = format_time(at, node.access_schedule, now)
             return End(at, round(seconds + left / rate), words)
         left -= rate * lasts
         seconds += lasts
     return None
 
 
-def _rate_within(allowance: Allowance, node: PacsNode, estimate: Estimate) -> float:
+def _rate_within(rate_limits: RateLimits, node: PacsNode, estimate: Estimate) -> float:
     """Bytes per second within what is allowed: a part of the rate of a run that may do all."""
     total, limits = estimate.total, node.limits
-    associations = min(allowance.associations or limits.associations, limits.associations)
-    share = associations / limits.associations * allowance.utilisation
+    associations = min(rate_limits.associations or limits.associations, limits.associations)
+    share = associations / limits.associations * rate_limits.utilisation
     rates = [estimate.bytes_per_second * share]
-    if allowance.bytes_per_second is not None:
-        rates.append(allowance.bytes_per_second)
+    if rate_limits.bytes_per_second is not None:
+        rates.append(rate_limits.bytes_per_second)
     each = total.instance_bytes or limits.instance_bytes
-    if allowance.objects_per_second is not None:
-        rates.append(allowance.objects_per_second * each)
-    if allowance.retrieves_per_minute is not None:
+    if rate_limits.instances_per_second is not None:
+        rates.append(rate_limits.instances_per_second * each)
+    if rate_limits.retrieves_per_minute is not None:
         most = limits.request_instances
-        most = min(most, allowance.request_instances(each) or most)
+        most = min(most, rate_limits.request_instances(each) or most)
         requests = max(1, total.instances / most, total.studies / limits.chunk_studies)
-        rates.append(allowance.retrieves_per_minute / 60 * total.size_bytes / requests)
+        rates.append(rate_limits.retrieves_per_minute / 60 * total.size_bytes / requests)
     return max(min(rates), 1e-9)
 
 

@@ -17,7 +17,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
 from prefect_dicom import __version__
-from prefect_dicom.config.access_schedule import Courtesy
+from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.core.model import CohortRow, DateRange, Disposition, StudyState, Verdict
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.report import plots
@@ -53,7 +53,7 @@ def write_page(
     cohort: Cohort,
     reports: Path,
     *,
-    courtesy: Courtesy | None = None,
+    schedule: AccessSchedule | None = None,
     associations: int = 1,
     without_run: int | None = None,
     with_identifiers: bool = False,
@@ -76,7 +76,7 @@ def write_page(
         Of the page.
     """
     account = account_of(
-        ledger, cohort, courtesy=courtesy, associations=associations, without_run=without_run
+        ledger, cohort, schedule=schedule, associations=associations, without_run=without_run
     )
     folder = reports / cohort.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -106,10 +106,10 @@ def throughput(account: Account) -> Markup:
 
     def draw(axes: Axes, shape: str) -> None:
         edges, rates = _rates(account.stretches, begin, end, _SLOTS[shape])
-        if account.courtesy is not None:
+        if account.schedule is not None:
             shades = [
                 (at, until)
-                for at, until, is_open in windows(account.courtesy, begin, end)
+                for at, until, is_open in windows(account.schedule, begin, end)
                 if not is_open
             ]
             for at, until in shades[:_MOST_WINDOWS]:

@@ -13,7 +13,12 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from functools import cached_property
 from zoneinfo import ZoneInfo
 
-from prefect_dicom.config.access_schedule import Courtesy, in_force, state_in_words, stretches
+from prefect_dicom.config.access_schedule import (
+    AccessSchedule,
+    format_schedule_state,
+    schedule_state,
+    schedule_states,
+)
 from prefect_dicom.core.model import CohortRow, Disposition, RowVerdict, StudyState, Verdict
 from prefect_dicom.core.reasons import Reason, reason_for
 from prefect_dicom.core.verdicts import modality_of
@@ -129,7 +134,7 @@ class Account:
     """Those that are at work."""
     trouble: Reason | None
     """What kept the last run from its end, where none is at work."""
-    courtesy: Courtesy | None
+    schedule: AccessSchedule | None
     associations: int
 
     # --- how far
@@ -185,7 +190,7 @@ class Account:
 
     @cached_property
     def stretches(self) -> list[Stretch]:
-        return list(_stretches(self.samples, self.cohort.rows, self.courtesy))
+        return list(_stretches(self.samples, self.cohort.rows, self.schedule))
 
     def rates(self, of_late: timedelta | None = None) -> Rates:
         """What came in the time of work: of late, by default of all there was."""
@@ -221,19 +226,19 @@ class Account:
         left = self.seconds_left
         if left is None:
             return None
-        if self.courtesy is None:
+        if self.schedule is None:
             return self.at + timedelta(seconds=left)
-        return _end_of_work(self.courtesy, self.at, left)
+        return _end_of_work(self.schedule, self.at, left)
 
     @property
     def window_use(self) -> tuple[float, float] | None:
         """Seconds for which windows were open since the first sample, and of these with work."""
-        if self.courtesy is None or not self.samples:
+        if self.schedule is None or not self.samples:
             return None
         begin = self.samples[0].at
         opened = sum(
             (until - at).total_seconds()
-            for at, until, is_open in windows(self.courtesy, begin, self.at)
+            for at, until, is_open in windows(self.schedule, begin, self.at)
             if is_open
         )
         used = sum(s.seconds for s in self.stretches if s.worked and s.window_open)
@@ -242,16 +247,16 @@ class Account:
     @property
     def window_now(self) -> str:
         """What the node may be asked now, in words; empty where it has no windows."""
-        if self.courtesy is None:
+        if self.schedule is None:
             return ""
-        return state_in_words(self.courtesy, self.at, self.associations)
+        return format_schedule_state(self.schedule, self.at, self.associations)
 
 
 def account_of(
     ledger: Ledger,
     cohort: Cohort,
     *,
-    courtesy: Courtesy | None = None,
+    schedule: AccessSchedule | None = None,
     associations: int = 1,
     without_run: int | None = None,
     at: datetime | None = None,
@@ -260,7 +265,7 @@ def account_of(
 
     Parameters
     ----------
-    courtesy : Courtesy, optional
+    schedule : AccessSchedule, optional
         Of the node that is asked.
     associations : int
         The ceiling of the node.
@@ -285,7 +290,7 @@ def account_of(
         totals.unproved.update(verdict.gaps)
     living = [run for run in ledger.runs_under_way(cohort.number) if run.number != without_run]
     trouble = None if living else ledger.trouble(cohort.number)
-    zone = ZoneInfo(courtesy.time_zone) if courtesy else datetime.now().astimezone().tzinfo
+    zone = ZoneInfo(schedule.time_zone) if schedule else datetime.now().astimezone().tzinfo
     return Account(
         cohort=cohort,
         at=at or datetime.now(UTC),
@@ -299,7 +304,7 @@ def account_of(
         notes=ledger.notes(cohort.number),
         runs=living,
         trouble=reason_for(trouble) if trouble else None,
-        courtesy=courtesy,
+        schedule=schedule,
         associations=associations,
     )
 
@@ -311,22 +316,22 @@ def label_of(modalities: Iterable[str]) -> str:
 
 
 def windows(
-    courtesy: Courtesy, begin: datetime, end: datetime
+    schedule: AccessSchedule, begin: datetime, end: datetime
 ) -> Iterator[tuple[datetime, datetime, bool]]:
     """From a moment to another: when something holds, until when, and whether it lets work be."""
-    for at, state in stretches(courtesy, begin):
+    for at, state in schedule_states(schedule, begin):
         if at >= end:
             return
         yield at, min(end, state.until or end), not state.closed
 
 
 def _stretches(
-    samples: Sequence[Sample], rows: int, courtesy: Courtesy | None
+    samples: Sequence[Sample], rows: int, schedule: AccessSchedule | None
 ) -> Iterator[Stretch]:
     for before, after in zip(samples, samples[1:], strict=False):
         is_open = after.window_open
         if is_open is None:
-            is_open = courtesy is None or not in_force(courtesy, before.at).closed
+            is_open = schedule is None or not schedule_state(schedule, before.at).closed
         # While studies are found their number grows, and says nothing of how they come.
         pulled = not before.unasked and not after.unasked
         yield Stretch(
@@ -363,9 +368,9 @@ def _fraction(sample: Sample, rows: int) -> float:
     )
 
 
-def _end_of_work(courtesy: Courtesy, now: datetime, seconds: float) -> datetime | None:
+def _end_of_work(schedule: AccessSchedule, now: datetime, seconds: float) -> datetime | None:
     """When so much time has been open; None where no window opens, or not within a year."""
-    for at, state in stretches(courtesy, now):
+    for at, state in schedule_states(schedule, now):
         if at - now > timedelta(days=366):
             return None
         if state.closed:

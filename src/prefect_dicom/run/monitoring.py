@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 from prefect_dicom.admission.circuit_breaker import BreakerState
-from prefect_dicom.config.access_schedule import in_force
+from prefect_dicom.config.access_schedule import schedule_state
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.metrics import Seldom, Value, happened, serving
 from prefect_dicom.core.model import StudyState, Verdict
@@ -66,7 +66,10 @@ class _Values:
     def _of_nodes(self) -> Iterator[Value]:
         now = self.plan.clock.now()
         for node, settings in self.plan.site.nodes.items():
-            open_now = settings.courtesy is None or not in_force(settings.courtesy, now).closed
+            open_now = (
+                settings.access_schedule is None
+                or not schedule_state(settings.access_schedule, now).closed
+            )
             yield Value("prefect_dicom_node_window_open", open_now, {"node": node})
         for node, admission in self.plan.admissions().items():
             labels = {"node": node}

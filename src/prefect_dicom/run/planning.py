@@ -25,7 +25,7 @@ from prefect_dicom.admission.association_pool import AssociationPool
 from prefect_dicom.admission.circuit_breaker import BreakerState, NodeAdmission, RequestKind
 from prefect_dicom.admission.retry import retry_once
 from prefect_dicom.cohort.row_matching import Discovery
-from prefect_dicom.config.access_schedule import in_force
+from prefect_dicom.config.access_schedule import schedule_state
 from prefect_dicom.config.capabilities import NodeProfile
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.clock import Clock
@@ -546,13 +546,13 @@ class Plan:
         began = self.clock.monotonic()
         if not now and began < self._sample_at:
             return
-        courtesy = self.site.nodes[self.cohort.node].courtesy
+        schedule = self.site.nodes[self.cohort.node].access_schedule
         at = self.clock.now()
         with contextlib.suppress(LedgerError):
             self.ledger.sample(
                 self.cohort.number,
                 self.run,
-                window_open=None if courtesy is None else not in_force(courtesy, at).closed,
+                window_open=None if schedule is None else not schedule_state(schedule, at).closed,
                 least_seconds=0 if now else _SAMPLE_SECONDS,
                 at=at,
             )

@@ -194,11 +194,12 @@ archived.""",
         TRANSIENT,
         Scope.NODE,
         meaning="The PACS may not be asked at this time of the week.",
-        advice="Nothing to do: the next run goes on when a window of the node's `courtesy` opens.",
+        advice="Nothing to do: the next run goes on when a window of the node's "
+        "`access_schedule` opens.",
         explanation="""
-The site file's `courtesy` says when a node may be asked, and the run came to the end of a window,
-or began outside of all. Nothing has failed: what had arrived lies in the spool, what was archived
-is archived, and the claims are given back. `prefect-dicom status` tells when the next window
-opens; `at_the_edge: wait` lets the run wait for it instead of ending.""",
+The site file's `access_schedule` says when a node may be asked, and the run came to the end of a
+window, or began outside of all. Nothing has failed: what had arrived lies in the spool, what was
+archived is archived, and the claims are given back. `prefect-dicom status` shows when the next
+window opens; with `on_close: wait` the run waits for it instead of stopping.""",
     ),
 )
