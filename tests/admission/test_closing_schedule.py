@@ -55,9 +55,9 @@ def nights(request, around):
     return build
 
 
-def worked(place: Place, admission: Clock, events: list[Event] | None = None) -> None:
+def worked(place: Place, clock: Clock, events: list[Event] | None = None) -> None:
     cohort = register_cohort(place.site, place.cohort(), None)
-    with open_pull(place.site, cohort.number, admission=admission) as pull:
+    with open_pull(place.site, cohort.number, clock=clock) as pull:
         if events is not None:
             pull.subscribers.append(events.append)
         work_through(pull)
@@ -67,7 +67,7 @@ def retrieves(place: Place) -> list:
     return [*place.pacs.requests("C-MOVE"), *place.pacs.requests("C-GET")]
 
 
-def nothing_is_lost(place: Place, admission: LeapingClock) -> None:
+def nothing_is_lost(place: Place, clock: LeapingClock) -> None:
     """Nothing has failed or is held; the next night's run finishes it and moves nothing twice."""
     with place.ledger() as ledger:
         assert not ledger.live_claims()
@@ -80,11 +80,11 @@ def nothing_is_lost(place: Place, admission: LeapingClock) -> None:
     here = {path.stem for path in place.spooled()}
     asked = len(place.pacs.log)
     with pytest.raises(WindowClosed):
-        worked(place, admission)
+        worked(place, clock)
     assert len(place.pacs.log) == asked, "a run by day asks for nothing"
     assert {path.stem for path in place.spooled()} >= here
-    admission.leap(hours=16)
-    worked(place, admission)
+    clock.leap(hours=16)
+    worked(place, clock)
     place.is_whole()
 
 
@@ -102,10 +102,10 @@ DEAF = [
 )
 def test_a_retrieve_that_lasts_longer_than_the_grace_is_cancelled(nights, script):
     with nights(script, studies=2, instances=20) as place, ThreadPoolExecutor(1) as pool:
-        admission = LeapingClock()
-        run = pool.submit(worked, place, admission)
+        clock = LeapingClock()
+        run = pool.submit(worked, place, clock)
         until(lambda: len(place.pacs.sent_instances()) >= 2, "objects have come")
-        admission.leap(hours=7, minutes=20)
+        clock.leap(hours=7, minutes=20)
         told = time.monotonic()
         with pytest.raises(WindowClosed) as closed:
             run.result(30)
@@ -116,7 +116,7 @@ def test_a_retrieve_that_lasts_longer_than_the_grace_is_cancelled(nights, script
             assert len(place.pacs.sent_instances()) < 40
         for behaviour in script:
             behaviour.times = behaviour.used
-        nothing_is_lost(place, admission)
+        nothing_is_lost(place, clock)
 
 
 def test_a_retrieve_within_the_grace_ends_by_itself_and_no_other_is_begun(nights):
@@ -126,11 +126,11 @@ def test_a_retrieve_within_the_grace_ends_by_itself_and_no_other_is_begun(nights
         for service in ("C-MOVE", "C-GET")
     ]
     with nights(script) as place, ThreadPoolExecutor(1) as pool:
-        admission = LeapingClock()
-        run = pool.submit(worked, place, admission)
+        clock = LeapingClock()
+        run = pool.submit(worked, place, clock)
         until(lambda: retrieves(place), "a retrieve is under way")
         asked = len(place.pacs.log)
-        admission.leap(hours=7, minutes=5)
+        clock.leap(hours=7, minutes=5)
         hold.set()
         with pytest.raises(WindowClosed):
             run.result(30)
@@ -140,24 +140,24 @@ def test_a_retrieve_within_the_grace_ends_by_itself_and_no_other_is_begun(nights
         # What has come is in the archive already; only its last list is still to be read.
         assert not place.spooled()
         sent = len(place.pacs.sent_instances())
-        nothing_is_lost(place, admission)
+        nothing_is_lost(place, clock)
         assert len(place.pacs.sent_instances()) == sent + 8
 
 
 def test_rows_are_not_asked_for_after_the_edge(nights):
     with nights(slowly := [Behaviour("net.slow", service="C-FIND", seconds=0.3)]) as place:
         place.change(node={"limits": {"uids_per_request": 1}})
-        admission = LeapingClock()
+        clock = LeapingClock()
         with ThreadPoolExecutor(1) as pool:
-            run = pool.submit(worked, place, admission)
+            run = pool.submit(worked, place, clock)
             until(lambda: len(place.pacs.requests("C-FIND")) == 2, "rows are asked for")
-            admission.leap(hours=7, minutes=5)
+            clock.leap(hours=7, minutes=5)
             with pytest.raises(WindowClosed):
                 run.result(30)
         assert len(place.pacs.requests("C-FIND")) == 2
         assert not retrieves(place)
         slowly[0].times = slowly[0].used
-        nothing_is_lost(place, admission)
+        nothing_is_lost(place, clock)
 
 
 def test_who_wants_to_hear_is_told_that_a_window_has_closed(nights):
@@ -183,9 +183,9 @@ def test_where_less_is_allowed_from_a_moment_on_no_more_associations_stand(aroun
     script = [Behaviour("net.slow", service="C-MOVE", seconds=0.2)]
     objects = list(tiny_objects(6, instances=3, seed=5))
     with around(objects, script=script, node=node) as place:
-        admission = LeapingClock()
+        clock = LeapingClock()
         cohort = register_cohort(place.site, place.cohort(), None)
-        with open_pull(place.site, cohort.number, admission=admission) as pull:
+        with open_pull(place.site, cohort.number, clock=clock) as pull:
             for first, last in pull.discovery_pages():
                 pull.discover(first, last)
             chunks, lock = pull.chunks(), threading.Lock()
@@ -202,7 +202,7 @@ def test_where_less_is_allowed_from_a_moment_on_no_more_associations_stand(aroun
             with ThreadPoolExecutor(2) as pool:
                 threads = [pool.submit(work) for _ in range(2)]
                 until(lambda: len(place.pacs.requests("C-MOVE")) >= 2, "both are at work")
-                admission.leap(hours=8)
+                clock.leap(hours=8)
                 moment = time.monotonic()
                 for thread in threads:
                     thread.result(60)
