@@ -628,3 +628,25 @@ def test_no_manifest_breaks_its_reader(fuzz, scale):
         data = seeds[number] if 1 < number < len(seeds) else damaged(lot, seeds[:2])
         with checks.case(number, data), contextlib.suppress(ArchiveError):
             encode_manifest(decode_manifest(data))
+
+
+# --- the tests themselves
+
+
+class Knot:
+    """Garbage that only a collection finds, and that warns when it is found."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        self.socket = socket.socket()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_earlier_tests_left_behind_is_not_blamed_on_a_case(fuzz):
+    Knot()
+    checks = fuzz("garbage")
+    for number, _ in checks.lots(3):
+        data = b'{"a":' * 50_000
+        with checks.case(number, data), pytest.raises(ArchiveError):
+            decode_manifest(data)
