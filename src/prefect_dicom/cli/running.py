@@ -88,6 +88,9 @@ def _prefect_answers() -> bool:
     """Whether Prefect's server answers; where none is configured its embedded one is started."""
     from prefect.client.orchestration import get_client
 
+    from prefect_dicom.server.embedded import log_embedded_server
+
+    log = log_embedded_server()
     # A Ctrl-C goes to every process of the terminal, and the embedded server would be gone
     # before the run can tell it how it ended. A blocked signal stays blocked in a child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -106,7 +109,8 @@ def _prefect_answers() -> bool:
         + (
             "Start it, or unset PREFECT_API_URL for an embedded one."
             if url
-            else "See `prefect config view` for its address; without one it is embedded."
+            else "See `prefect config view` for its address; without one it is embedded, "
+            f"and its log is {log}."
         )
     )
     return False
