@@ -1,4 +1,4 @@
-"""`doctor --learn` finds out what a PACS does, harmlessly, and runs go by it.
+"""`doctor --probe` finds out what a PACS does, harmlessly, and runs go by it.
 
 Each variant of the scripted PACS does one thing otherwise than an honest one, and the profile has
 to say exactly that and nothing else. Orthanc and dcmqrscp are asked as they are installed.
@@ -37,8 +37,10 @@ from prefect_dicom.core.model import CohortRow, InformationModel, Verdict
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.probe import ask
 from prefect_dicom.network.storage_scp import running_receiver
-from prefect_dicom.operations import probe_node as learning
-from prefect_dicom.operations.probe_node import MOST_INSTANCES, MOST_REQUESTS, learn
+from prefect_dicom.operations import probe_node as probing
+from prefect_dicom.operations import probe_session
+from prefect_dicom.operations.probe_node import probe_node
+from prefect_dicom.operations.probe_session import MOST_INSTANCES, MOST_REQUESTS
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
@@ -106,7 +108,7 @@ HONEST: dict[str, Any] = {
     "associations": 4,
     "asynchronous_operations": 1,
 }
-"""What is to be learnt of a PACS that does as the standard has it; transfer syntaxes apart."""
+"""What is to be found of a PACS that does as the standard has it; transfer syntaxes apart."""
 ABSENT = object()
 
 
@@ -124,11 +126,11 @@ class Pause(Event):
 
 @dataclass(frozen=True)
 class Variant:
-    """A PACS that does something otherwise, and what is learnt of it otherwise."""
+    """A PACS that does something otherwise, and what is found of it otherwise."""
 
     words: str
     script: Sequence[tuple[str, Mapping[str, Any]]] = ()
-    learnt: Mapping[str, Any] = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)
     relational: bool = False
     node: Mapping[str, Any] = field(default_factory=dict)
     row: CohortRow | None = None
@@ -147,7 +149,7 @@ CUT = {"longest_list": ABSENT, "answer_cap": 5}
 IN_ANY_CASE = {**EXACT, "case_sensitive": False}
 VARIANTS = [
     Variant("is honest"),
-    Variant("answers relational queries", relational=True, learnt={"relational_queries": True}),
+    Variant("answers relational queries", relational=True, found={"relational_queries": True}),
     *(
         Variant(
             f"stops at five answers with {status:04X}",
@@ -292,7 +294,7 @@ VARIANTS = [
     Variant(
         "is asked in the Patient Root",
         node={"information_model": "patient-root"},
-        learnt={
+        found={
             "levels": ["PATIENT", "STUDY", "SERIES", "IMAGE"],
             **dict.fromkeys(("uid_lists_in_queries", "uid_lists_above"), ABSENT),
             # It lists nothing but the studies of a patient, and takes no pattern above its level.
@@ -306,34 +308,34 @@ BY_DEFAULT = [v for v in VARIANTS if v.words in ("is honest", "aborts a C-GET")]
 
 
 @pytest.mark.parametrize("variant", subset(VARIANTS, BY_DEFAULT), ids=str)
-def test_exactly_what_a_pacs_does_otherwise_is_learnt(around, variant):
+def test_exactly_what_a_pacs_does_otherwise_is_found(around, variant):
     script = [Behaviour(knob, **arguments) for knob, arguments in variant.script]
     with around(HELD, script=script, node=variant.node) as place:
         place.pacs.relational = variant.relational
-        learnt = learn(place.site, "pacs", variant.row)
-        known = values_of(learnt.profile)
+        result = probe_node(place.site, "pacs", variant.row)
+        known = values_of(result.profile)
         syntaxes = known.pop("get_transfer_syntaxes", None)
-        expected = {**HONEST, **{k: v for k, v in variant.learnt.items() if k != "keys"}}
+        expected = {**HONEST, **{k: v for k, v in variant.found.items() if k != "keys"}}
         expected["keys"] = {
             key: habit
-            for key, habit in (variant.learnt.get("keys") or HONEST["keys"]).items()
+            for key, habit in (variant.found.get("keys") or HONEST["keys"]).items()
             if habit is not ABSENT
         }
         left_out = {key for key, value in expected.items() if value is ABSENT}
         assert known == {k: v for k, v in expected.items() if k not in left_out}
-        if variant.learnt.get("get_transfer_syntaxes") is ABSENT:
+        if variant.found.get("get_transfer_syntaxes") is ABSENT:
             assert syntaxes is None
-        elif variant.learnt.get("get_roles") is not False:
+        elif variant.found.get("get_roles") is not False:
             assert CT_SYNTAX in syntaxes
-        was_harmless(place, learnt)
+        was_harmless(place, result)
 
 
-def was_harmless(place: Place, learnt) -> None:
+def was_harmless(place: Place, result) -> None:
     """Few requests, none that could select much, nothing stored, nothing kept."""
     pacs = place.pacs
     asked = [r for r in pacs.log if r.service != "C-CANCEL"]
     # An association that is refused is counted as a request too.
-    assert len(asked) <= learnt.requests <= MOST_REQUESTS
+    assert len(asked) <= result.requests <= MOST_REQUESTS
     assert not pacs.requests("C-STORE")
     for request in pacs.requests("C-FIND"):
         exact = [v for k, v in request.keys.items() if v and not set(v) & set("*?")]
@@ -351,11 +353,11 @@ def was_harmless(place: Place, learnt) -> None:
 @pytest.mark.parametrize("held", [0, 1])
 def test_of_an_empty_pacs_as_much_is_learnt_as_can_be(around, held):
     with around(holdings(held, 1)) as place:
-        learnt = learn(place.site, "pacs")
-        assert learnt.profile.find_models and learnt.profile.associations == 4
-        assert (learnt.profile.levels is None) == (held == 0)
-        assert ("no study was found" in " ".join(learnt.notes)) == (held == 0)
-        assert learnt.profile.uid_lists_in_queries is None
+        result = probe_node(place.site, "pacs")
+        assert result.profile.find_models and result.profile.associations == 4
+        assert (result.profile.levels is None) == (held == 0)
+        assert ("no study was found" in " ".join(result.notes)) == (held == 0)
+        assert result.profile.uid_lists_in_queries is None
 
 
 def test_an_answer_that_is_cut_tells_nothing_of_lists_of_uids(around):
@@ -365,7 +367,7 @@ def test_an_answer_that_is_cut_tells_nothing_of_lists_of_uids(around):
         for number, stored in enumerate(holdings(2, 2))
     ]
     with around(held, script=[Behaviour("find.cap", answers=2, status=0xFE00)]) as place:
-        profile = learn(place.site, "pacs").profile
+        profile = probe_node(place.site, "pacs").profile
         assert (profile.uid_lists_in_queries, profile.uid_lists_above) == (True, None)
 
 
@@ -390,7 +392,7 @@ ADVICE = {
 def test_what_a_person_should_change_is_said(around, name):
     arguments, site, notes = ADVICE[name]
     with around(HELD, script=[Behaviour("assoc.contexts", **arguments)], **site) as place:
-        assert learn(place.site, "pacs").notes == notes
+        assert probe_node(place.site, "pacs").notes == notes
 
 
 def test_where_queries_are_offered_in_another_model_that_is_said(around, monkeypatch):
@@ -399,39 +401,39 @@ def test_where_queries_are_offered_in_another_model_that_is_said(around, monkeyp
         "C-MOVE": (InformationModel.PATIENT_ROOT,),
         "C-GET": (),
     }
-    monkeypatch.setattr(learning, "models_offered", lambda node: offered)
+    monkeypatch.setattr(probing, "models_offered", lambda node: offered)
     with around(HELD) as place:
-        learnt = learn(place.site, "pacs")
+        result = probe_node(place.site, "pacs")
         assert place.pacs.requests("C-FIND") == []
-        assert [note.split(": ")[1] for note in learnt.notes] == [
+        assert [note.split(": ")[1] for note in result.notes] == [
             "set `information_model",
             "set `information_model",
         ]
-        assert learnt.profile.associations == 4 and learnt.profile.levels is None
+        assert result.profile.associations == 4 and result.profile.levels is None
 
 
 def test_the_study_that_is_named_is_tried(around):
     with around(HELD) as place:
-        learn(place.site, "pacs", CohortRow(0, accession_number="Acc00003"))
+        probe_node(place.site, "pacs", CohortRow(0, accession_number="Acc00003"))
         wanted = {o.study_instance_uid for o in HELD if o.patient_id == "Pat-003"}
         asked = {r.keys["StudyInstanceUID"] for r in place.pacs.requests("C-MOVE")}
         assert asked == wanted
 
 
 def test_there_is_an_end_to_it_whatever_the_pacs_does(around, monkeypatch):
-    monkeypatch.setattr(learning, "MOST_REQUESTS", 15)
+    monkeypatch.setattr(probe_session, "MOST_REQUESTS", 15)
     with around(HELD) as place:
-        learnt = learn(place.site, "pacs")
-        assert learnt.requests == 15
-        assert "requests are enough" in " ".join(learnt.notes)
-        # What was learnt by then is known.
-        assert learnt.profile.find_models and learnt.profile.associations is None
+        result = probe_node(place.site, "pacs")
+        assert result.requests == 15
+        assert "requests are enough" in " ".join(result.notes)
+        # What was found by then is kept.
+        assert result.profile.find_models and result.profile.associations is None
 
 
 def test_a_pacs_that_aborts_every_query_is_no_pacs_to_learn_from(around):
     drop = Behaviour("net.drop_after", answers=0, service="C-FIND")
     with around(HELD, script=[drop]) as place, pytest.raises(PacsError):
-        learn(place.site, "pacs")
+        probe_node(place.site, "pacs")
     assert len(place.pacs.requests("C-FIND")) <= 3
 
 
@@ -528,8 +530,8 @@ def test_the_right_profile_of_a_real_archive_is_learnt(clinic, tmp_path, name):
     if expected["longest_list"] is not None:
         expected = {**expected, "longest_list": len(held)}
     before = archive.moves()
-    learnt = learn(load_site(tmp_path / "site.yaml"), "main")
-    known = values_of(learnt.profile)
+    result = probe_node(load_site(tmp_path / "site.yaml"), "main")
+    known = values_of(result.profile)
     assert {k: known.get(k) for k in expected if k not in CHANGES} == {
         k: v for k, v in expected.items() if k not in CHANGES
     }
@@ -543,14 +545,14 @@ def test_the_right_profile_of_a_real_archive_is_learnt(clinic, tmp_path, name):
     assert "empties" not in matches.values()
     assert known["keys"]["PatientName"]["case_sensitive"] is (kind is peers.Dcmqrscp)
     # It has sent what we say, and no more.
-    assert archive.moves() - before == learnt.instances <= 3 * MOST_INSTANCES
+    assert archive.moves() - before == result.instances <= 3 * MOST_INSTANCES
 
 
 def test_a_pull_from_an_archive_without_c_get_works_by_profile(clinic, tmp_path, capsys):
     """Though the site says C-GET, and nobody changes a line by hand."""
     _, held = clinic(peers.Dcmqrscp, {"arguments": ["--disable-get"]}, "c-get")
     file = str(tmp_path / "site.yaml")
-    assert doctor(site=file, learn=True, json_=True) == 0
+    assert doctor(site=file, probe=True, json_=True) == 0
     told = json.loads(capsys.readouterr().out)["main"]
     assert told["profile"]["c_get"] == "not-offered"
     assert told["requests"] <= MOST_REQUESTS
@@ -580,14 +582,14 @@ def learnt_place(around):
 def test_it_is_written_beside_the_site_and_read_with_it_and_names_no_patient(learnt_place, capsys):
     place = learnt_place
     assert place.site.profiles["pacs"] == NodeProfile()
-    assert doctor(site=str(place.file), learn=True) == 0
+    assert doctor(site=str(place.file), probe=True) == 0
     path = profile_path(place.folder, "pacs")
     printed = capsys.readouterr()
     assert str(path) in printed.out and "answer_character_sets" in printed.out
     profile = place.site.profiles["pacs"]
     assert profile == load_profile(path) and profile.levels
     text = path.read_text()
-    assert "It may be edited" in text and "Learnt by `prefect-dicom doctor --learn` at 20" in text
+    assert "It may be edited" in text and "Found by `prefect-dicom doctor --probe` at 20" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["pacs.yaml"]
     secrets = {value for o in HELD for value in (o.patient_id, o.study_instance_uid, NAME)}
@@ -612,9 +614,9 @@ def test_a_node_that_cannot_be_asked_is_named_with_its_reason_and_nothing_is_wri
         # Bound, so that no PACS of another test can have the port, and not listening.
         nobody.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         nobody.bind((place.pacs.host, place.pacs.port))
-        assert doctor(site=str(place.file), learn=True) == 2
+        assert doctor(site=str(place.file), probe=True) == 2
     printed = capsys.readouterr()
-    assert "nothing was learnt" in printed.out and "(pacs-refused)" in printed.err
+    assert "nothing was found out" in printed.out and "(pacs-refused)" in printed.err
     assert not profile_path(place.folder, "pacs").exists()
 
 
@@ -653,14 +655,14 @@ def test_a_faulty_profile_is_refused_with_all_its_faults(tmp_path):
 
 def test_a_site_of_blocks_has_no_place_for_a_profile():
     with pytest.raises(ConfigurationError, match="blocks have none"):
-        doctor(site="block:clinic", learn=True)
+        doctor(site="block:clinic", probe=True)
 
 
 def test_every_key_is_on_the_page_in_the_words_of_the_file():
     page = Path(__file__).resolve().parents[2] / "docs" / "profile.md"
     told = re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", page.read_text(), re.MULTILINE)
     assert told == [(name, f.description) for name, f in NodeProfile.model_fields.items()]
-    for most in (MOST_REQUESTS, learning.MOST_ANSWERS):
+    for most in (MOST_REQUESTS, probe_session.MOST_ANSWERS):
         assert f"{most:,}" in page.read_text()
 
 
@@ -700,8 +702,8 @@ def test_no_more_associations_are_used_than_the_node_serves(around):
 def test_a_pacs_that_answers_no_counts_is_pulled_by_its_profile(around):
     with around(HELD, script=[Behaviour("find.counts", how="none")]) as place:
         path = profile_path(place.folder, "pacs")
-        learning_says = learn(place.site, "pacs").profile
-        with_profile(place, **learning_says.model_dump(exclude_none=True))
+        probed = probe_node(place.site, "pacs").profile
+        with_profile(place, **probed.model_dump(exclude_none=True))
         assert load_profile(path).study_counts is False
         assert place.pull().rows == {Verdict.ARCHIVED: 9}
         place.audit()
@@ -739,6 +741,6 @@ def test_what_a_run_sees_counts_more_than_a_stale_profile_and_is_said_once(aroun
         with_profile(place, **{key: told.get(key, True)})
         assert place.pull().rows == {Verdict.ARCHIVED: 9}
         [note] = notes_of(place)
-        assert "prefect-dicom doctor --learn" in note
+        assert "prefect-dicom doctor --probe" in note
         assert [r.getMessage() for r in caplog.records].count(f"node pacs: {note}") == 1
         place.audit()

@@ -33,7 +33,7 @@ from prefect_dicom.core.uids import is_safe_key
 
 if TYPE_CHECKING:
     from prefect_dicom.operations.doctor import Finding
-    from prefect_dicom.operations.probe_node import Learnt
+    from prefect_dicom.operations.probe_node import ProbeResult
 
 
 @app.command(sort_key=2)
@@ -44,9 +44,9 @@ def doctor(
     study: Annotated[str | None, Parameter(help="StudyInstanceUID to try with.")] = None,
     accession: Annotated[str | None, Parameter(help="AccessionNumber to try with.")] = None,
     patient: Annotated[str | None, Parameter(help="PatientID to try with.")] = None,
-    learn: Annotated[
+    probe: Annotated[
         bool,
-        Parameter(help="Learn what each node does, instead, and write it.", show_default=False),
+        Parameter(help="Find out what each node does, instead, and write it.", show_default=False),
     ] = False,
     json_: JsonOption = False,
 ) -> int:
@@ -57,12 +57,12 @@ def doctor(
     retrieves one instance over the configured way. Names what is broken and what to do, and
     prints the line to add to the PACS's table of known nodes.
 
-    With `--learn` it finds out what each node does, by some 60 requests and at most 120, and
+    With `--probe` it finds out what each node does, by some 60 requests and at most 120, and
     writes that beside the site file, where runs find it: profiles/NODE.yaml. Nothing is stored on
     the node or deleted; a handful of instances is retrieved and thrown away.
     """
-    if learn and site.startswith("block:"):
-        fault = "--learn: a profile lies beside a site file, and blocks have none; name a file"
+    if probe and site.startswith("block:"):
+        fault = "--probe: a profile lies beside a site file, and blocks have none; name a file"
         raise ConfigurationError("command line", [fault])
     settings = site_of(site)
     check_known("--node", node, settings.nodes)
@@ -75,8 +75,8 @@ def doctor(
     if faults:
         raise ConfigurationError("command line", faults)
     row = CohortRow(0, patient, accession, study) if any(given.values()) else None
-    if learn:
-        return _learn(settings, site, node or tuple(settings.nodes), row, json_)
+    if probe:
+        return _probe(settings, site, node or tuple(settings.nodes), row, json_)
 
     from prefect_dicom.operations.doctor import entries_for_the_pacs, examine
 
@@ -120,60 +120,60 @@ def doctor(
     return Exit.ALL_WELL if well else Exit.NOT_ALL
 
 
-def _learn(
+def _probe(
     site: Site, reference: str, nodes: Collection[str], row: CohortRow | None, as_json: bool
 ) -> int:
     from prefect_dicom.config.capabilities import profile_path, values_of, write_profile
-    from prefect_dicom.operations.probe_node import learn
+    from prefect_dicom.operations.probe_node import probe_node
 
     folder = Path(reference).expanduser().absolute().parent
     results: dict[str, Any] = {}
     code = Exit.ALL_WELL
     for name in nodes:
         try:
-            learnt = learn(site, name, row)
+            result = probe_node(site, name, row)
         except PrefectDicomError as error:
             if not as_json:
-                output.print(f"[bold]{name}[/]: nothing was learnt", soft_wrap=True)
+                output.print(f"[bold]{name}[/]: nothing was found out", soft_wrap=True)
                 print_error(error)
             results[name] = {"error": error.code}
             code = Exit.NOT_ALL
             continue
         path = profile_path(folder, name)
         try:
-            write_profile(path, learnt.profile, datetime.now(UTC))
+            write_profile(path, result.profile, datetime.now(UTC))
         except OSError as error:
             fault = f"cannot be written ({error.strerror}); let this user write there"
             raise ConfigurationError(str(path), [fault]) from None
         results[name] = {
-            "profile": values_of(learnt.profile),
+            "profile": values_of(result.profile),
             "file": str(path),
-            "requests": learnt.requests,
-            "instances": learnt.instances,
-            "notes": learnt.notes,
+            "requests": result.requests,
+            "instances": result.instances,
+            "notes": result.notes,
         }
         if not as_json:
-            _print_learnt(name, learnt, path)
+            _print_profile(name, result, path)
     if as_json:
         print(json.dumps(results, indent=1))
     return code
 
 
-def _print_learnt(name: str, learnt: Learnt, path: Path) -> None:
+def _print_profile(name: str, result: ProbeResult, path: Path) -> None:
     from prefect_dicom.config.capabilities import in_words
 
     table = Table(title=f"What {name} does", title_justify="left")
     table.add_column("key", no_wrap=True)
     table.add_column("value")
     table.add_column("means")
-    for key, value, meaning in in_words(learnt.profile):
+    for key, value, meaning in in_words(result.profile):
         table.add_row(Text(key), Text(value), Text(meaning))
     output.print(table)
-    for note in learnt.notes:
+    for note in result.notes:
         output.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
-    asked = counted(learnt.requests, "request")
+    asked = counted(result.requests, "request")
     output.print(
-        f"Learnt by {asked} and {counted(learnt.instances, 'instance')}, thrown away; runs use "
+        f"Found out by {asked} and {counted(result.instances, 'instance')}, thrown away; runs use "
         f"it from now on: {path}",
         markup=False,
         soft_wrap=True,

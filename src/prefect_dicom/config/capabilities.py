@@ -1,6 +1,6 @@
-"""What one PACS node does, as it was learnt: a YAML file beside the site file.
+"""Capabilities of a PACS node, as found by a probe: a YAML file beside the site file.
 
-``prefect-dicom doctor --learn`` writes it, a person may edit it, and a run starts from it instead
+``prefect-dicom doctor --probe`` writes it, a person may edit it, and a run starts from it instead
 of finding out for itself. Nothing in it is proof: what a run sees otherwise counts more. It holds
 no patient data.
 """
@@ -65,9 +65,9 @@ class Match(StrEnum):
 class KeyHabit(Settings):
     """What a node makes of one matching key."""
 
-    match: Match | None = Field(None, description="What becomes of a query with this key.")
-    wildcards: bool | None = Field(None, description="Whether * stands for any text in it.")
-    case_sensitive: bool | None = Field(None, description="Whether case counts in it.")
+    match: Match | None = Field(default=None, description="What becomes of a query with this key.")
+    wildcards: bool | None = Field(default=None, description="Whether * stands for any text in it.")
+    case_sensitive: bool | None = Field(default=None, description="Whether case counts in it.")
 
 
 class NodeProfile(Settings):
@@ -203,19 +203,19 @@ def load_profile(path: Path) -> NodeProfile:
     return profile
 
 
-def write_profile(path: Path, profile: NodeProfile, learnt: datetime) -> None:
+def write_profile(path: Path, profile: NodeProfile, probed_at: datetime) -> None:
     """Put a profile in its place, in one step: a run that starts meanwhile reads all or nothing.
 
     Parameters
     ----------
-    learnt : datetime
-        When, for its reader.
+    probed_at : datetime
+        When the node was probed; written into the file for its reader.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(profile_text(profile, learnt))
+            file.write(profile_text(profile, probed_at))
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -224,13 +224,13 @@ def write_profile(path: Path, profile: NodeProfile, learnt: datetime) -> None:
         raise
 
 
-def profile_text(profile: NodeProfile, learnt: datetime) -> str:
+def profile_text(profile: NodeProfile, probed_at: datetime) -> str:
     """A profile as a YAML file with a line of explanation for each key."""
     lines = [
-        f"# Learnt by `prefect-dicom doctor --learn` at {learnt.astimezone(UTC):%Y-%m-%d %H:%M} "
+        f"# Found by `prefect-dicom doctor --probe` at {probed_at.astimezone(UTC):%Y-%m-%d %H:%M} "
         "UTC.",
         "# It may be edited: a key that is left out is not known, and found out by each run. What",
-        "# a run sees otherwise counts more. Learning again writes it anew. Keys: docs/profile.md.",
+        "# a run sees otherwise counts more. Probing again writes it anew. Keys: docs/profile.md.",
     ]
     for name, value in values_of(profile).items():
         lines.append(f"\n# {NodeProfile.model_fields[name].description}")

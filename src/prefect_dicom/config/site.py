@@ -57,7 +57,7 @@ CALLING_VARIABLE = "PREFECT_DICOM_CALLING_AE_TITLE"
 """Environment variable that takes the place of every node's ``calling_ae_title``."""
 
 _SETTLES_WITHIN = 2
-"""Times of what was learnt: the next one may be slower."""
+"""Factor on the settle time of the profile: the next one may be slower."""
 
 
 def _ae_title(title: str) -> str:
@@ -473,11 +473,11 @@ class Site(Settings):
 
     @property
     def profiles(self) -> Mapping[str, NodeProfile]:
-        """What was learnt of each node; empty where there is no file beside the site file."""
+        """Profile of each probed node; empty where there is no file beside the site file."""
         return {name: self._profiles.get(name, NodeProfile()) for name in self.nodes}
 
     def asked(self, node: str) -> PacsNode:
-        """A node within what was learnt of it: no more associations, no shorter quiet."""
+        """A node within its profile: no more associations, no shorter quiet."""
         profile, plain = self.profiles[node], self.nodes[node]
         most = min(plain.limits.associations, profile.associations or plain.limits.associations)
         quiet = max(plain.timeouts.settle_seconds, _SETTLES_WITHIN * (profile.settle_seconds or 0))

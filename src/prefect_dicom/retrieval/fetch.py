@@ -312,7 +312,7 @@ class Retrieval:
             self._capabilities.method = RetrieveMethod.C_MOVE
             self._note(
                 f"C-GET is not to be had ({code}); asked by C-MOVE for the rest of the run. Set "
-                "`retrieve: c-move`, or let `prefect-dicom doctor --learn` note it, to spare each "
+                "`retrieve: c-move`, or let `prefect-dicom doctor --probe` note it, to spare each "
                 "run the attempt"
             )
         return True

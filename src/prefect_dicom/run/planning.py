@@ -78,7 +78,7 @@ _SPEAKS_DICOM = {"not-permitted", "service-not-offered"}
 _LOOK_SECONDS = 1.0
 _SAMPLE_SECONDS = 30.0
 _TURN_SECONDS = 0.2
-_ANEW = "`prefect-dicom doctor --learn` writes it anew"
+_ANEW = "`prefect-dicom doctor --probe` writes it anew"
 
 _current: ContextVar[Plan] = ContextVar("prefect_dicom_plan")
 

@@ -206,7 +206,7 @@ receiver.""",
         explanation="""
 The presentation context was refused, or the request with 0118, 0122 or 0211. Some archives offer
 one of Study Root and Patient Root, C-MOVE without C-GET, or neither to nodes of this kind. The
-conformance statement of the product says which, and so does `prefect-dicom doctor --learn`. Where
+conformance statement of the product says which, and so does `prefect-dicom doctor --probe`. Where
 the site has a receiver, C-MOVE takes the place of a C-GET that is not offered.""",
         refuses_service=True,
     ),
