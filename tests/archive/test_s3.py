@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_dicom.archive.s3 import BucketArchive, Patience
+from prefect_dicom.archive.s3 import BucketArchive
+from prefect_dicom.archive.s3_connection import RetryPolicy
 from prefect_dicom.config.site import S3Archive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.model import Disposition
@@ -22,7 +23,7 @@ KEY = object_key("1.2.3", "1.2.3.4", "1.2.3.4.5")
 SMALL = b"one part" * 1000
 LARGE = os.urandom(2 * PART_BYTES + 1)
 ATTEMPTS = 4
-IMPATIENT = Patience(attempts=ATTEMPTS, first_pause_seconds=0.001, read_seconds=0.5)
+IMPATIENT = RetryPolicy(attempts=ATTEMPTS, first_pause_seconds=0.001, read_seconds=0.5)
 
 
 def settings_for(s3: S3Server, **changes) -> S3Archive:

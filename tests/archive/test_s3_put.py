@@ -204,7 +204,7 @@ def test_objects_are_addressed_as_the_service_wants_it(endpoint, region, bucket,
         access_key_id="key",
         secret_access_key="secret",
     )
-    put = BucketArchive(settings)._connected().put
+    put = BucketArchive(settings)._s3.clients().put
     begin = where or f"{endpoint}/{bucket}/"
     assert put.base_url == f"{begin}a%20cohort/of%20%C3%BC/"
     assert put.region == (signed_for or region)

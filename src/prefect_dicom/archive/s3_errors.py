@@ -1,8 +1,7 @@
-"""What an S3 service, or the way to it, says when it does not do what was asked.
+"""Classification of S3 errors: answers of the service and failures of botocore.
 
-Services word their errors differently; here each becomes one :class:`Fault`. Nothing of a
-response but its status and its error code gets into a message: bodies and URLs hold keys, and
-keys hold UIDs.
+Services word their errors differently; here each becomes one :class:`S3Error`. Only the status
+and the error code of a response get into a message: bodies and URLs hold keys, and keys hold UIDs.
 """
 
 from __future__ import annotations
@@ -55,68 +54,68 @@ _SETTINGS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One failed request. ``code`` and ``detail`` are those of the ArchiveError it ends as."""
+class S3Error:
+    """A failed request. ``code`` and ``detail`` are those of the resulting ArchiveError."""
 
     code: str
     detail: str
-    again: bool = False
+    retryable: bool = False
     """The same request may succeed in a moment."""
     expired: bool = False
-    """The credentials ran out; others may have been provided since."""
+    """The credentials expired; others may have been provided since."""
     exists: bool = False
-    """The condition of a put did not hold: there is such an object."""
+    """The condition of a put did not hold: the object exists."""
     absent: bool = False
-    """There is no such object (or no such multipart upload)."""
+    """The object (or the multipart upload) does not exist."""
     answered: bool = True
-    """The service said so; False where its answer was lost and what it did is unknown."""
+    """The service answered; False where its answer was lost and the effect is unknown."""
 
 
-class Refused(Exception):
-    """A request failed for good; carries the fault to whoever knows what was intended."""
+class S3RequestError(Exception):
+    """A request failed for good; the caller knows what was intended."""
 
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-        super().__init__(fault.code)
+    def __init__(self, error: S3Error) -> None:
+        self.s3_error = error
+        super().__init__(error.code)
 
-    def error(self) -> ArchiveError:
-        """The error a caller of the archive gets."""
-        if self.fault.exists:
-            return ArchiveConflict(detail=self.fault.detail)
-        return ArchiveError(self.fault.code, self.fault.detail)
+    def archive_error(self) -> ArchiveError:
+        """Return the error for a caller of the archive."""
+        if self.s3_error.exists:
+            return ArchiveConflict(detail=self.s3_error.detail)
+        return ArchiveError(self.s3_error.code, self.s3_error.detail)
 
 
-_LOST = Fault("archive-unavailable", "no answer ({})", again=True, answered=False)
-_NO_CREDENTIALS = Fault("archive-refused", "no credentials were found")
-_SETUP = Fault("archive-refused", "the configuration of the AWS client cannot be used ({})")
-_OURS = Fault("unexpected", "the S3 client failed ({})")
+_LOST = S3Error("archive-unavailable", "no answer ({})", retryable=True, answered=False)
+_NO_CREDENTIALS = S3Error("archive-refused", "no credentials were found")
+_SETUP = S3Error("archive-refused", "the configuration of the AWS client cannot be used ({})")
+_OURS = S3Error("unexpected", "the S3 client failed ({})")
 
-FAULTS: dict[str, Fault] = {
+S3_ERRORS: dict[str, S3Error] = {
     "ConnectionError": _LOST,
     "HTTPClientError": _LOST,
     "IncompleteReadError": _LOST,
-    "SSLError": Fault("archive-refused", "TLS with the service failed; check its certificate"),
-    "CapacityNotAvailableError": Fault("archive-unavailable", "the client is throttled", True),
-    "ResponseParserError": Fault("archive-unavailable", "the answer is not one of S3", True),
-    "ChecksumError": Fault("archive-checksum", "the answer's checksum is wrong"),
-    "FlexibleChecksumError": Fault("archive-checksum", "the answer's checksum is wrong"),
+    "SSLError": S3Error("archive-refused", "TLS with the service failed; check its certificate"),
+    "CapacityNotAvailableError": S3Error("archive-unavailable", "the client is throttled", True),
+    "ResponseParserError": S3Error("archive-unavailable", "the answer is not one of S3", True),
+    "ChecksumError": S3Error("archive-checksum", "the answer's checksum is wrong"),
+    "FlexibleChecksumError": S3Error("archive-checksum", "the answer's checksum is wrong"),
     # Credentials: none, or those who hand them out are away, or want a person.
     "NoCredentialsError": _NO_CREDENTIALS,
     "PartialCredentialsError": _NO_CREDENTIALS,
     "NoAuthTokenError": _NO_CREDENTIALS,
-    "ProfileNotFound": Fault(
+    "ProfileNotFound": S3Error(
         "archive-refused", "the profile is not in the AWS configuration files"
     ),
     **dict.fromkeys(
         ("CredentialRetrievalError", "MetadataRetrievalError", "TokenRetrievalError"),
-        Fault("archive-unavailable", "credentials could not be refreshed", again=True),
+        S3Error("archive-unavailable", "credentials could not be refreshed", retryable=True),
     ),
     **dict.fromkeys(
         ("LoginError", "RefreshWithMFAUnsupportedError", "SSOError"),
-        Fault("archive-refused", "the credentials want a person to log in ({})"),
+        S3Error("archive-refused", "the credentials want a person to log in ({})"),
     ),
     # What stands in the AWS configuration files, the environment or the site file.
-    "InvalidProxiesConfigError": Fault(
+    "InvalidProxiesConfigError": S3Error(
         "archive-refused", "the configuration of the proxy cannot be used"
     ),
     **dict.fromkeys(
@@ -180,49 +179,49 @@ FAULTS: dict[str, Fault] = {
         _OURS,
     ),
 }
-"""What each class of botocore's errors means, by name: a subclass means what its base does
-unless it stands here itself. Names, because not every version of botocore has all of them."""
+"""S3 error by the name of botocore's exception class; a subclass not listed inherits from its base.
+Names, because not every version of botocore has all of them."""
 
 
-def fault_of(error: Exception) -> Fault:
-    """What the error of a request means."""
+def classify_error(error: Exception) -> S3Error:
+    """Return what the error of a request means."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return _fault_of_answer(status, str(error.response.get("Error", {}).get("Code", "")))
+        return _classify_answer(status, str(error.response.get("Error", {}).get("Code", "")))
     cause = getattr(error, "kwargs", {}).get("error")
     if isinstance(cause, ArchiveError):
         # The body could not be read on while it was sent.
-        return Fault(cause.code, cause.detail)
-    known = (FAULTS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in FAULTS)
-    fault = next(known, _OURS)
-    return replace(fault, detail=fault.detail.format(type(error).__name__))
+        return S3Error(cause.code, cause.detail)
+    known = (S3_ERRORS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in S3_ERRORS)
+    found = next(known, _OURS)
+    return replace(found, detail=found.detail.format(type(error).__name__))
 
 
-def _fault_of_answer(status: int, name: str) -> Fault:
+def _classify_answer(status: int, name: str) -> S3Error:
     # Of an answer without a body botocore calls the status its code.
     if not _CODE.fullmatch(name) or name == str(status):
         name = ""
     said = f"HTTP {status} {name}".strip()
     if status == 412 or name == "PreconditionFailed":
-        return Fault("archive-conflict", said, exists=True)
+        return S3Error("archive-conflict", said, exists=True)
     if name == "NoSuchBucket":
-        return Fault("archive-missing", said)
+        return S3Error("archive-missing", said)
     if status == 404:
-        return Fault("archive-object-missing", said, absent=True)
+        return S3Error("archive-object-missing", said, absent=True)
     if name in _CHECKSUM:
-        return Fault("archive-checksum", said)
+        return S3Error("archive-checksum", said)
     if name in _EXPIRED:
-        return Fault("archive-refused", said, again=True, expired=True)
+        return S3Error("archive-refused", said, retryable=True, expired=True)
     if name in _CLOCK:
-        return Fault("archive-refused", f"{said}: the clocks of this host and the service differ")
+        return S3Error("archive-refused", f"{said}: the clocks of this host and the service differ")
     if name in _FULL or status == 507:
-        return Fault("archive-full", said)
+        return S3Error("archive-full", said)
     if status in (301, 302, 307, 308) or name in _REGION:
-        return Fault("archive-refused", f"{said}: the bucket is in another region or place")
+        return S3Error("archive-refused", f"{said}: the bucket is in another region or place")
     if name in _BUSY or status in (408, 429):
-        return Fault("archive-unavailable", said, again=True)
+        return S3Error("archive-unavailable", said, retryable=True)
     if status == 501 or status in (401, 403) or _SETTINGS.fullmatch(name):
-        return Fault("archive-refused", said)
+        return S3Error("archive-refused", said)
     if status >= 500:
-        return Fault("archive-unavailable", said, again=True)
-    return Fault("unexpected", said)
+        return S3Error("archive-unavailable", said, retryable=True)
+    return S3Error("unexpected", said)

@@ -1,4 +1,4 @@
-"""PutObject and UploadPart at about half of boto3's price, with a hash that is known already.
+"""PutObject and UploadPart with a known hash, at about half of boto3's CPU time.
 
 The SHA-256 taken when the bytes arrived is signed as ``x-amz-content-sha256`` (AWS Signature
 Version 4), over HTTPS too, where boto3 would leave it out. A service that checks signatures
@@ -14,6 +14,7 @@ import base64
 import re
 import socket
 from collections.abc import Mapping
+from typing import Any, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
 from botocore.auth import S3SigV4Auth
@@ -29,11 +30,11 @@ _ERROR_CODE = re.compile(rb"<Code>\s*([^<]*?)\s*</Code>")
 _STAND_IN = "x"
 
 
-class _KnownPayload(S3SigV4Auth):
-    """Signs the hash it is told instead of reading the body for it."""
+class _KnownPayload(S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
+    """Signs a given hash instead of reading the body for it."""
 
     def payload(self, request: AWSRequest) -> str:
-        return request.context["sha256"]
+        return request.context["sha256"]  # type: ignore[no-any-return]  # see the class
 
 
 class SignedPut:
@@ -45,25 +46,25 @@ class SignedPut:
         Made with ``signature_version="s3v4"``. Says where objects of the bucket lie (path or
         virtual host, region), by its public ``generate_presigned_url``.
     credentials : Credentials or None
-        As the session has them; those that expire are refreshed by botocore.
+        Credentials of the session; botocore refreshes those that expire.
     ca_bundle : str or None
         File with the certificates to trust; None for botocore's own.
     timeouts : tuple of float
-        To connect, and between two packets; in seconds.
+        Time-outs in seconds: to connect, and between two packets.
     connections : int
-        How many are kept open.
+        Size of the connection pool.
 
     Attributes
     ----------
     base_url : str
-        What a key is appended to.
+        URL to which a key is appended.
     region : str
-        What the signature is made for.
+        Region of the signature.
     """
 
     def __init__(
         self,
-        client,
+        client: Any,
         credentials: Credentials | None,
         bucket: str,
         prefix: str,
@@ -167,15 +168,20 @@ class SignedPut:
                 },
                 "PutObject",
             )
-        return answer.headers
+        return cast(Mapping[str, str], answer.headers)
 
-    def seen_by_strangers(self, key: str) -> bool:
-        """Whether the object is handed out to a request without any signature."""
+    def is_public(self, key: str) -> bool:
+        """Whether a request without a signature gets the object."""
         answer = self._http.send(
             AWSPreparedRequest("GET", self.base_url + key, HeadersDict(), None, False)
         )
-        return answer.status_code == 200
+        return int(answer.status_code) == 200
 
     def close(self) -> None:
         """Close the pooled connections."""
         self._http.close()
+
+
+def base64_digest(sha256: str) -> str:
+    """Return a hexadecimal SHA-256 in Base64, as checksum headers have it."""
+    return base64.b64encode(bytes.fromhex(sha256)).decode()

@@ -19,8 +19,9 @@ from botocore.parsers import ResponseParserError
 from botocore.retries import standard
 
 from prefect_dicom.archive.manifest import decode_manifest
-from prefect_dicom.archive.s3 import BucketArchive, Patience
-from prefect_dicom.archive.s3_errors import FAULTS, Refused, fault_of
+from prefect_dicom.archive.s3 import BucketArchive
+from prefect_dicom.archive.s3_connection import RetryPolicy
+from prefect_dicom.archive.s3_errors import S3_ERRORS, S3RequestError, classify_error
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.model import Disposition, InstanceState, StudyState, Verdict
 from prefect_dicom.core.uids import manifest_key, object_key
@@ -33,7 +34,7 @@ from tests.support.sites import Place, credentials, site_around
 pytestmark = pytest.mark.campaign("S3")
 
 ATTEMPTS = 4
-IMPATIENT = Patience(attempts=ATTEMPTS, first_pause_seconds=0.001, read_seconds=0.5)
+IMPATIENT = RetryPolicy(attempts=ATTEMPTS, first_pause_seconds=0.001, read_seconds=0.5)
 INSTANCES = 3
 SMALL = tuple(tiny_objects(2, instances=INSTANCES))
 # Two parts of an upload each.
@@ -418,7 +419,7 @@ def answered(status: int, code: str = "") -> PrefectDicomError:
     error = botocore.exceptions.ClientError(
         {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
     )
-    return Refused(fault_of(error)).error()
+    return S3RequestError(classify_error(error)).archive_error()
 
 
 class Anything(dict):
@@ -446,16 +447,16 @@ def test_every_error_of_botocore_means_one_thing():
     for kind in known:
         error = kind.__new__(kind)
         Exception.__init__(error, "SECRET^NAME")
-        fault = fault_of(error)
-        told = Refused(fault).error()
-        assert told.reason.advice
-        assert "SECRET" not in str(told)
-        assert "{" not in str(told)
+        found = classify_error(error)
+        raised = S3RequestError(found).archive_error()
+        assert raised.reason.advice
+        assert "SECRET" not in str(raised)
+        assert "{" not in str(raised)
         # Whatever lasts is for a person, or a bug; what may pass is tried again.
-        assert fault.again == (fault.code == "archive-unavailable")
+        assert found.retryable == (found.code == "archive-unavailable")
         if kind is not botocore.exceptions.BotoCoreError:
-            assert any(base.__name__ in FAULTS for base in kind.__mro__), kind
-    assert FAULTS.keys() <= {kind.__name__ for kind in known}
+            assert any(base.__name__ in S3_ERRORS for base in kind.__mro__), kind
+    assert S3_ERRORS.keys() <= {kind.__name__ for kind in known}
 
 
 def test_every_status_means_one_thing():
