@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from prefect_dicom.archive.manifest import decode_manifest, encode_manifest
+from prefect_dicom.archive.verification import verify_cohort
 from prefect_dicom.cli import Exit
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ClaimLost, PrefectDicomError
@@ -36,7 +37,6 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.ledger import Adoption, Ledger
 from prefect_dicom.operations.rebuild import RebuiltStudy, rebuild_ledger
-from prefect_dicom.operations.verification import verify_cohort
 from prefect_dicom.run.progress import counting_shown
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing.generate import tiny_objects, uid

@@ -40,7 +40,7 @@ def verify(
     `exists` and `size` list the archive, `checksum` compares the SHA-256 that the store keeps,
     `read` downloads and hashes every object. The PACS is not asked.
     """
-    from prefect_dicom.operations.verification import verify_cohort
+    from prefect_dicom.archive.verification import verify_cohort
     from prefect_dicom.run.progress import counting_shown
 
     faults = _Faults(json_)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import manifest_at, same_manifest
-from prefect_dicom.archive.proof import faults_of
+from prefect_dicom.archive.verification import check_manifest
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import ArchiveError
 from prefect_dicom.core.model import Level, StudyReference
@@ -99,7 +99,7 @@ def _look_at(archive: Archive, prefix: str, sizes: Mapping[str, int], level: Lev
         uid = uid_of(prefix.split("/")[1])
         study = None if uid is None else FoundStudy(uid, reason=error.code)
         return _Found(study, faults=Counter([error.code]))
-    faults = faults_of(archive, manifest, level, sizes)
+    faults = check_manifest(archive, manifest, level, sizes)
     # What is missing can be had again; it is said before what is other than it was.
     reason = next((code for code in ("archive-object-missing", *faults) if faults[code]), None)
     study = FoundStudy(manifest.study_instance_uid, manifest, body, reason)

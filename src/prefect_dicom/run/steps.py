@@ -23,8 +23,8 @@ from pathlib import Path
 from prefect_dicom.admission.retry import retry_once
 from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import decode_manifest, held_manifest, manifest_at, put_manifest
-from prefect_dicom.archive.proof import faults_of
 from prefect_dicom.archive.spool import Spool
+from prefect_dicom.archive.verification import check_manifest
 from prefect_dicom.config.site import PacsNode, Site, ledger_url
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import (
@@ -376,7 +376,7 @@ class Pull(Plan):
         if task.evidence is Evidence.SERIES_COUNTS:
             counts = Counter(key.series_instance_uid for key in named)
             same = counts == Counter(task.series) and task.listed.keys() <= named
-        if not same or faults_of(self.archive, manifest, Level.SIZE):
+        if not same or check_manifest(self.archive, manifest, Level.SIZE):
             # What is missing is put where the manifest has it; any other difference is a conflict.
             return False
         if not task.is_listed:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.archive.manifest import same_manifest
+from prefect_dicom.archive.verification import verify_cohort
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.model import Level
 from prefect_dicom.core.uids import manifest_key, object_key
-from prefect_dicom.operations.verification import verify_cohort
 from prefect_dicom.testing.generate import tiny_objects
 from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
