@@ -11,7 +11,7 @@ from benchmarks.jobs import Bench
 from benchmarks.receivers import OurReceiver
 from benchmarks.sender import timed
 from prefect_dicom.config.site import load_site
-from prefect_dicom.testing import ScriptedPacs, tiny_objects
+from prefect_dicom.testing import ScriptedPacs, tiny_instances
 
 _DIRECTORY = {"directory": "archive"}
 
@@ -26,7 +26,7 @@ def cohort_of_tiny_studies(bench: Bench, studies: int) -> dict[str, float]:
         the ledger, ``prefect`` of a flow whose steps do nothing. Counts of the second:
         ``retrieves``, ``queries`` and ``puts``.
     """
-    with ScriptedPacs(objects=tiny_objects(studies)) as pacs:
+    with ScriptedPacs(instances=tiny_instances(studies)) as pacs:
         site = _site(bench, pacs)
         cohort = bench.cohort(pacs.holdings.study_instance_uids(), f"tiny-{studies}")
         first = bench.run("flow", site, cohort)
@@ -51,7 +51,7 @@ def cohort_of_tiny_studies(bench: Bench, studies: int) -> dict[str, float]:
 
 def large_object_peaks(bench: Bench, folder: Path, megabytes: int) -> dict[str, float]:
     """Pull one object of this size; seconds, and the peaks of job and receiver in bytes."""
-    with ScriptedPacs(objects=[multi_frame(folder, megabytes)]) as pacs:
+    with ScriptedPacs(instances=[multi_frame(folder, megabytes)]) as pacs:
         site = _site(bench, pacs)
         cohort = bench.cohort(pacs.holdings.study_instance_uids(), f"large-{megabytes}")
         result = bench.run("flow", site, cohort)
@@ -89,7 +89,7 @@ def planning(bench: Bench, rows: int, keyword: str, associations: int) -> dict[s
         ``rows_per_second`` and ``queries``; memory after the first tenth of the rows
         (``early_bytes``), at the end (``late_bytes``), and its peak (``peak_bytes``).
     """
-    with ScriptedPacs(objects=tiny_objects(rows)) as pacs:
+    with ScriptedPacs(instances=tiny_instances(rows)) as pacs:
         node = {"port": pacs.port, "called_ae_title": pacs.ae_title}
         site = bench.site(node | {"limits": {"associations": associations}}, _DIRECTORY)
         keys = (stored.attributes[keyword] for stored in pacs.holdings)

@@ -17,7 +17,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from prefect_dicom.testing import StoredObject
+from prefect_dicom.testing import StoredInstance
 from prefect_dicom.testing.generate import uid
 
 CT_SIDE = 512
@@ -70,7 +70,7 @@ def small_studies(folder: Path, count: int, instances: int) -> list[Study]:
     return list(studies(folder, "small", count=count, instances=instances, **options))
 
 
-def multi_frame(folder: Path, frames: int, name: str = "large") -> StoredObject:
+def multi_frame(folder: Path, frames: int, name: str = "large") -> StoredInstance:
     """One object of 1 MB frames, as a PACS would hold it: read from its file as it is sent.
 
     Its random frame is the same again and again, which no hash and no copy minds.
@@ -95,7 +95,7 @@ def multi_frame(folder: Path, frames: int, name: str = "large") -> StoredObject:
     keywords = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
     keywords += ("SOPClassUID", "Modality", "StudyDate", "AccessionNumber")
     attributes = {keyword: str(dataset.get(keyword, "")) for keyword in keywords}
-    return StoredObject(attributes, str(ExplicitVRLittleEndian), lambda: content)
+    return StoredInstance(attributes, str(ExplicitVRLittleEndian), lambda: content)
 
 
 def _end_of_meta(path: Path) -> int:

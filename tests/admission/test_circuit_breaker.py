@@ -19,7 +19,7 @@ from prefect_dicom.core.model import Disposition, InstanceState, StudyState, Ver
 from prefect_dicom.core.reasons import REASONS, pointer
 from prefect_dicom.network.association_errors import rejected
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support import peers
 from tests.support.campaign import subset
 from tests.support.sites import Place, site_around
@@ -199,7 +199,7 @@ def around(tmp_path, standing):
 @pytest.fixture
 def large(around) -> Iterator[Place]:
     """A site around 200 studies."""
-    with around(tiny_objects(200)) as place:
+    with around(tiny_instances(200)) as place:
         yield place
 
 
@@ -256,7 +256,7 @@ def test_a_retrieve_that_a_person_must_make_possible_leaves_the_rest_pending(
 def test_a_query_that_a_person_must_make_possible_leaves_the_rest_pending(
     around, caplog, behaviour, code, queries
 ):
-    with around(tiny_objects(15), script=[behaviour]) as place:
+    with around(tiny_instances(15), script=[behaviour]) as place:
         assert pull_until_disabled(place, caplog).code == code
         assert place.asked_for() == queries
         pending = place.totals().rows[Verdict.PENDING]
@@ -280,7 +280,7 @@ def test_a_query_that_a_person_must_make_possible_leaves_the_rest_pending(
 def test_a_node_with_a_wrong_address_or_title_is_disabled_with_all_rows_pending(
     around, caplog, settings, code
 ):
-    with around(tiny_objects(40), retrieve="c-get") as place:
+    with around(tiny_instances(40), retrieve="c-get") as place:
         place.change(node=settings)
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: []\n")
@@ -290,7 +290,7 @@ def test_a_node_with_a_wrong_address_or_title_is_disabled_with_all_rows_pending(
 
 
 def test_a_node_that_is_away_is_waited_for_by_all_threads_of_a_run(around):
-    with around(tiny_objects(6), node={"limits": {"chunk_studies": 1}}) as place:
+    with around(tiny_instances(6), node={"limits": {"chunk_studies": 1}}) as place:
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: [3600]\n")
         with place.opened() as pull:
@@ -324,7 +324,7 @@ def test_a_node_that_is_away_is_waited_for_by_all_threads_of_a_run(around):
 
 def test_a_busy_archive_is_asked_again_when_its_clock_says_so_and_then_for_less(around):
     script = [Behaviour("move.refuse", status=0xA701, times=1)]
-    with around(tiny_objects(3), script=script) as place:
+    with around(tiny_instances(3), script=script) as place:
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: [0.05]\n")
         with place.opened() as pull:
@@ -335,7 +335,7 @@ def test_a_busy_archive_is_asked_again_when_its_clock_says_so_and_then_for_less(
 
 def test_a_node_at_its_limit_of_associations_is_asked_for_less_from_then_on(around):
     limit = {"result": 2, "source": 3, "reason": 2}
-    with around(tiny_objects(3)) as place:
+    with around(tiny_instances(3)) as place:
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: [0.05]\n")
         with place.opened() as pull:
@@ -354,7 +354,7 @@ def test_a_node_at_its_limit_of_associations_is_asked_for_less_from_then_on(arou
 
 
 def test_a_study_that_has_gone_since_it_was_listed_is_told_so_and_never_asked_for_again(around):
-    objects = list(tiny_objects(4, instances=2))
+    objects = list(tiny_instances(4, instances=2))
     gone = objects[0].study_instance_uid
 
     def delete(pacs) -> None:
@@ -381,7 +381,7 @@ def test_when_a_single_instance_comes_the_missing_ones_are_asked_for(around, ret
     if status == 0:
         nothing = partial(Behaviour, "move.success_nothing")
     with around(
-        tiny_objects(1, instances=5), script=[nothing(times=1)], retrieve=retrieve
+        tiny_instances(1, instances=5), script=[nothing(times=1)], retrieve=retrieve
     ) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         requests = place.pacs.requests("C-MOVE") + place.pacs.requests("C-GET")
@@ -391,7 +391,7 @@ def test_when_a_single_instance_comes_the_missing_ones_are_asked_for(around, ret
 
 
 def test_a_few_studies_that_cannot_be_sent_fail_alone(around):
-    objects = list(tiny_objects(30))
+    objects = list(tiny_instances(30))
     damaged = {o.study_instance_uid for o in objects[5:10]}
     script = [Behaviour("move.refuse", status=0xA702, study=uid) for uid in damaged]
     with around(objects, script=script, node={"limits": {"chunk_studies": 1}}) as place:
@@ -417,7 +417,7 @@ def test_where_the_spool_is_full_it_is_not_the_node_that_sends_nothing(around, m
             raise SpoolFull()
 
     monkeypatch.setattr(Spool, "check_reserve", filling)
-    with around(tiny_objects(4), script=script) as place, place.opened() as pull:
+    with around(tiny_instances(4), script=script) as place, place.opened() as pull:
         with pytest.raises(SpoolFull):
             work_through(pull)
         # The list, and the one instance that was to tell what it means.

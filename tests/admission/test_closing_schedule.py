@@ -15,7 +15,7 @@ from prefect_dicom.core.events import Event
 from prefect_dicom.core.model import StudyState
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import Pull, open_pull, work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import subset
 from tests.support.sites import Place, until
 
@@ -43,7 +43,7 @@ def nights(request, around):
     """A site whose PACS may be asked by night, and its clock, at 23:00."""
 
     def build(script=(), studies: int = 4, instances: int = 4, **window):
-        objects = list(tiny_objects(studies, instances=instances, seed=5))
+        objects = list(tiny_instances(studies, instances=instances, seed=5))
         schedule = {
             "time_zone": "UTC",
             "grace_seconds": GRACE_SECONDS,
@@ -181,7 +181,7 @@ def test_where_less_is_allowed_from_a_moment_on_no_more_associations_stand(aroun
     }
     node = {"access_schedule": schedule, "limits": {"chunk_studies": 1, "associations": 2}}
     script = [Behaviour("net.slow", service="C-MOVE", seconds=0.2)]
-    objects = list(tiny_objects(6, instances=3, seed=5))
+    objects = list(tiny_instances(6, instances=3, seed=5))
     with around(objects, script=script, node=node) as place:
         clock = LeapingClock()
         cohort = register_cohort(place.site, place.cohort(), None)
@@ -233,7 +233,7 @@ def test_an_association_is_given_up_while_the_next_request_has_to_wait(around):
     """Where requests are metered, a run holds nothing open between them, and says what is on."""
     schedule = {"time_zone": "UTC", "windows": [{"retrieves_per_minute": 20}]}
     with around(
-        list(tiny_objects(2, seed=5)),
+        list(tiny_instances(2, seed=5)),
         node={"access_schedule": schedule, "limits": {"chunk_studies": 1}},
     ) as place:
         began = time.monotonic()
@@ -251,7 +251,7 @@ def test_an_association_is_given_up_while_the_next_request_has_to_wait(around):
 def test_a_run_that_is_alone_pays_two_writes_for_an_association_and_none_for_a_request(
     around, monkeypatch
 ):
-    with around(list(tiny_objects(12, seed=5)), node={"limits": {"chunk_studies": 2}}) as place:
+    with around(list(tiny_instances(12, seed=5)), node={"limits": {"chunk_studies": 2}}) as place:
         with place.opened() as pull:
             calls = _counted(pull, monkeypatch, "take_place", "leave_place", "begin_request")
             work_through(pull)

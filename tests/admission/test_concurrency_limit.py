@@ -26,7 +26,7 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.model import Chunk
 from prefect_dicom.run.steps import Pull
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import subset
 from tests.support.sites import Place, site_around
 from tests.support.walking import Walk
@@ -371,7 +371,7 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
     gate = Gate(walk)
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
     told: list[Event] = []
-    with site(tmp_path, tiny_objects(19), script) as place, place.opened() as pull:
+    with site(tmp_path, tiny_instances(19), script) as place, place.opened() as pull:
         pull.clock = walk
         pull.subscribers.append(told.append)
         for pages in pull.discovery_pages():
@@ -424,7 +424,7 @@ def test_discovery_goes_on_over_fewer_associations_where_the_node_is_slow(tmp_pa
     gate = Gate(walk)
     gate.expect(4)
     gate.slow_seconds = 30.0
-    with site(tmp_path, tiny_objects(60)) as place, place.opened() as pull:
+    with site(tmp_path, tiny_instances(60)) as place, place.opened() as pull:
         pull.clock = walk
         pull.study_queries("pacs").answers_lists = False
         admission = pull.admission("pacs")
@@ -455,7 +455,7 @@ BUSY = {"result": 2, "source": 3, "reason": 2}
 @pytest.mark.parametrize("rejected", [1, 2])
 def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk, rejected):
     told: list[Event] = []
-    with site(tmp_path, tiny_objects(3)) as place, place.opened() as pull:
+    with site(tmp_path, tiny_instances(3)) as place, place.opened() as pull:
         pull.clock = walk
         pull.subscribers.append(told.append)
         for pages in pull.discovery_pages():
@@ -486,7 +486,7 @@ def test_a_node_whose_wait_is_over_is_asked_by_one_thread_until_that_has_succeed
     gate = Gate(walk)
     gate.expect(1)
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
-    with site(tmp_path, tiny_objects(4), script) as place, place.opened() as pull:
+    with site(tmp_path, tiny_instances(4), script) as place, place.opened() as pull:
         pull.clock = walk
         for pages in pull.discovery_pages():
             pull.discover(*pages)
@@ -508,7 +508,7 @@ def test_a_node_whose_wait_is_over_is_asked_by_one_thread_until_that_has_succeed
 @pytest.mark.parametrize("associations", [1, 2])
 def test_who_waits_for_a_node_holds_no_association_that_others_need(tmp_path, associations):
     busy = Behaviour("move.refuse", service="C-GET", status=0xA701, times=associations)
-    with site(tmp_path, tiny_objects(4), [busy], associations) as place:
+    with site(tmp_path, tiny_instances(4), [busy], associations) as place:
         place.file.write_text(place.file.read_text() + "retry_after_seconds: [0.1, 0.1, 0.1]\n")
         with place.opened() as pull:
             for pages in pull.discovery_pages():

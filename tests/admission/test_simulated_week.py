@@ -24,7 +24,7 @@ from prefect_dicom.core.model import StudyState
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import Pull, open_pull
-from prefect_dicom.testing import tiny_objects
+from prefect_dicom.testing import tiny_instances
 from tests.support import sites
 from tests.support.campaign import subset
 from tests.support.simulated_time import Seen, SimulatedClock, WatchedPacs
@@ -91,10 +91,10 @@ def test_windows_are_kept_by_all_runs_together(tmp_path, standing, case, capsys)
     zone = ZoneInfo(BERLIN)
     begin = datetime.fromisoformat(case.begin).replace(tzinfo=zone).astimezone(UTC)
     clock = SimulatedClock(begin)
-    objects = list(tiny_objects(case.studies, instances=2, seed=7, side=case.side))
+    objects = list(tiny_instances(case.studies, instances=2, seed=7, side=case.side))
     destinations = {standing.title: (sites.LOOPBACK, standing.port)}
     with WatchedPacs(
-        clock, case.request_seconds, objects=objects, destinations=destinations
+        clock, case.request_seconds, instances=objects, destinations=destinations
     ) as pacs:
         site = _site(tmp_path, standing, pacs, case)
         end = case.days * 86_400

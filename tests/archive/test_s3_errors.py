@@ -25,8 +25,8 @@ from prefect_dicom.archive.s3_errors import S3_ERRORS, S3RequestError, classify_
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.model import Disposition, InstanceState, StudyState, Verdict
 from prefect_dicom.core.uids import manifest_key, object_key
-from prefect_dicom.testing import tiny_objects
-from prefect_dicom.testing.objects import StoredObject
+from prefect_dicom.testing import tiny_instances
+from prefect_dicom.testing.instances import StoredInstance
 from tests.support.campaign import subset
 from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
@@ -36,16 +36,16 @@ pytestmark = pytest.mark.campaign("S3")
 ATTEMPTS = 4
 IMPATIENT = RetryPolicy(attempts=ATTEMPTS, first_pause_seconds=0.001, read_seconds=0.5)
 INSTANCES = 3
-SMALL = tuple(tiny_objects(2, instances=INSTANCES))
+SMALL = tuple(tiny_instances(2, instances=INSTANCES))
 # Two parts of an upload each.
-LARGE = tuple(tiny_objects(1, instances=2, side=2400))
+LARGE = tuple(tiny_instances(1, instances=2, side=2400))
 PART_BYTES = 5 * 1024**2
 ARCHIVED = "archived"
 
 Script = Callable[[S3Server], object]
 
 
-def key_of(stored: StoredObject) -> str:
+def key_of(stored: StoredInstance) -> str:
     return object_key(
         stored.study_instance_uid, stored.series_instance_uid, stored.sop_instance_uid
     )
@@ -68,7 +68,7 @@ class Case:
     heal: Script = lambda s3: None
     """What a person does before the rerun, besides waiting until it has passed."""
     rerun: str = ARCHIVED
-    objects: tuple[StoredObject, ...] = SMALL
+    objects: tuple[StoredInstance, ...] = SMALL
     server: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
     loses: bool = False

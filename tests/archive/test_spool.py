@@ -23,7 +23,7 @@ from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.errors import PrefectDicomError, SpoolFull
 from prefect_dicom.core.model import Disposition, Verdict
 from prefect_dicom.network.storage_scp import ReceiverLease
-from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
+from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
 from tests.support.campaign import subset
 from tests.support.disks import fill, read_only, remount, small_disk
 from tests.support.sites import LOOPBACK, Place, site_around, until
@@ -36,8 +36,8 @@ MANY = 6
 _SIDE = 200  # of an image: 40 KB, ten pages
 
 
-def objects_of_pages() -> list[StoredObject]:
-    return list(tiny_objects(1, instances=MANY, side=_SIDE))
+def objects_of_pages() -> list[StoredInstance]:
+    return list(tiny_instances(1, instances=MANY, side=_SIDE))
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def use_up_names(disk: Path, *, but: int) -> list[Path]:
 
 @pytest.mark.parametrize("retrieve", subset(METHODS, ["c-move"]))
 def test_a_quarantine_without_room_is_told_to_the_sender(tmp_path, retrieve):
-    stranger = list(tiny_objects(1, seed=7, side=_SIDE))
+    stranger = list(tiny_instances(1, seed=7, side=_SIDE))
     script = [Behaviour("store.unsolicited", objects=stranger)]
     with on_a_disk(tmp_path, retrieve, inodes=64, script=script) as place, standing_by(place):
         # Enough for the stranger's part, and none for its note.
@@ -219,7 +219,7 @@ def test_a_spool_that_becomes_read_only_stops_the_run_and_fails_no_study(tmp_pat
 
 @pytest.mark.parametrize("retrieve", subset(METHODS, ["c-get"]))
 def test_an_object_that_is_larger_than_a_quota_allows_stops_the_run(tmp_path, retrieve):
-    objects = list(tiny_objects(1, instances=MANY, side=64))
+    objects = list(tiny_instances(1, instances=MANY, side=64))
     script = [Behaviour("store.huge", instances=1, mebibytes=12)]
     with site_around(tmp_path, objects, retrieve=retrieve, script=script) as place:
         with standing_by(place) as receiver, limited_to(8 << 20, receiver):
@@ -274,7 +274,7 @@ def flip_the_sop_instance_uid(path: Path) -> None:
 
 def of_a_stranger(place: Place, files: list[Path]) -> None:
     folder = files[0].parent
-    stranger = next(tiny_objects(1, seed=7, side=_SIDE))
+    stranger = next(tiny_instances(1, seed=7, side=_SIDE))
     (folder / "README.txt").write_text("not an object")
     (folder / "half.part").write_bytes(b"half")
     (folder / f"{'0' * 64}.dcm").write_bytes(stranger.encoded())

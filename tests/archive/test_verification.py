@@ -18,7 +18,7 @@ from prefect_dicom.archive.verification import verify_cohort
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.model import Level
 from prefect_dicom.core.uids import manifest_key, object_key
-from prefect_dicom.testing.generate import tiny_objects
+from prefect_dicom.testing.generate import tiny_instances
 from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 
@@ -80,7 +80,7 @@ class Bucket:
 @pytest.fixture(params=["directory", "bucket"])
 def archived(request, tmp_path, monkeypatch):
     """A site with two archived studies of two instances, and a way into its archive."""
-    objects = tiny_objects(2, instances=2)
+    objects = tiny_instances(2, instances=2)
     if request.param == "directory":
         with site_around(tmp_path, objects, retrieve="c-get") as place:
             place.pull()
@@ -147,7 +147,7 @@ def test_a_flipped_byte_is_found_by_reading_and_a_checksum_is_as_good_as_who_kee
 def test_a_store_that_tells_another_checksum_is_found_without_reading(tmp_path, monkeypatch):
     with S3Server() as server:
         credentials(server, monkeypatch)
-        objects = tiny_objects(1, instances=2)
+        objects = tiny_instances(1, instances=2)
         with site_around(tmp_path, objects, retrieve="c-get", bucket=server) as place:
             place.pull()
             first, second = Bucket(server).keys()
@@ -165,7 +165,7 @@ def test_a_store_that_tells_another_checksum_is_found_without_reading(tmp_path, 
 def test_a_stream_that_breaks_is_read_again_and_is_no_verdict(tmp_path, monkeypatch):
     with S3Server() as server:
         credentials(server, monkeypatch)
-        objects = tiny_objects(1, instances=2)
+        objects = tiny_instances(1, instances=2)
         with site_around(tmp_path, objects, retrieve="c-get", bucket=server) as place:
             place.pull()
             server.truncate("GetObject", times=2)
@@ -180,7 +180,7 @@ def test_a_stream_that_breaks_is_read_again_and_is_no_verdict(tmp_path, monkeypa
 def test_an_object_that_goes_while_it_is_looked_at_is_missing(tmp_path, monkeypatch):
     with S3Server() as server:
         credentials(server, monkeypatch)
-        objects = tiny_objects(1, instances=2)
+        objects = tiny_instances(1, instances=2)
         with site_around(tmp_path, objects, retrieve="c-get", bucket=server) as place:
             place.pull()
             server.fail("GetObject", status=404, code="NoSuchKey")
@@ -190,7 +190,7 @@ def test_an_object_that_goes_while_it_is_looked_at_is_missing(tmp_path, monkeypa
 
 @pytest.mark.parametrize("other", ["directory", "link"])
 def test_what_is_no_file_is_no_object_in_a_directory(tmp_path, other):
-    with site_around(tmp_path, tiny_objects(1, instances=2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1, instances=2), retrieve="c-get") as place:
         place.pull()
         path = sorted((tmp_path / "archive").rglob("*.dcm"))[0]
         if other == "link":
@@ -256,7 +256,7 @@ def test_an_archive_that_cannot_be_asked_is_an_error_and_no_verdict(archived):
 
 
 def test_a_study_that_is_not_archived_is_not_judged(tmp_path):
-    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         with place.opened() as pull:
             for first, last in pull.discovery_pages():
                 pull.discover(first, last)

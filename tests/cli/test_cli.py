@@ -20,7 +20,7 @@ from prefect_dicom.ledger import Totals
 from prefect_dicom.report import finished_fraction, next_count
 from prefect_dicom.run.progress import Pace, figures_in_words
 from prefect_dicom.testing import Behaviour
-from prefect_dicom.testing.generate import tiny_objects
+from prefect_dicom.testing.generate import tiny_instances
 from tests.support.campaign import only_in
 from tests.support.commands import CommandLine
 from tests.support.sites import site_around, until
@@ -63,7 +63,7 @@ def command(tmp_path, home) -> CommandLine:
 @pytest.fixture
 def place(tmp_path):
     """A site around a PACS of three studies with two instances each; C-GET needs no receiver."""
-    with site_around(tmp_path, tiny_objects(3, instances=2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(3, instances=2), retrieve="c-get") as place:
         yield place
 
 
@@ -226,7 +226,7 @@ def test_a_dry_run_says_what_a_pull_would_take_and_takes_nothing(command, place,
 
 def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, prefect_api):
     uid = place.pacs.holdings.study_instance_uids()[0]
-    (late,) = tiny_objects(1, seed=9)
+    (late,) = tiny_instances(1, seed=9)
     rows = [{"StudyInstanceUID": uid}, {"StudyInstanceUID": late.study_instance_uid}]
     cohort = place.cohort(rows)
 
@@ -285,7 +285,7 @@ def pull_in_its_middle(command, **variables):
     hold = threading.Event()
     # The first C-FIND has one answer only: what stalls is the first C-MOVE.
     stall = Behaviour("net.stall_after", answers=2, on_request=1, hold=hold)
-    objects = tiny_objects(3, instances=2)
+    objects = tiny_instances(3, instances=2)
     with site_around(command.folder, objects, script=[stall]) as place:
         process = command.start("pull", place.cohort(), "--json", **variables)
         with _killed_in_the_end(process):

@@ -22,9 +22,9 @@ from prefect_dicom.core.uids import manifest_key
 from prefect_dicom.ledger import Adoption
 from prefect_dicom.operations.rebuild import rebuild_ledger
 from prefect_dicom.run.steps import work_through
-from prefect_dicom.testing import Behaviour, StoredObject
+from prefect_dicom.testing import Behaviour, StoredInstance
 from prefect_dicom.testing.audit import Auditor
-from prefect_dicom.testing.objects import decoded
+from prefect_dicom.testing.instances import decoded
 from tests.support import crashes, peers
 from tests.support.campaign import subset
 from tests.support.series import series, series_uid, study_uid
@@ -64,7 +64,7 @@ def pull(place: Place, text: str = CT, rows: str = "PatientID\nP1\n") -> list[tu
     return [(str(verdict.verdict), verdict.reason) for verdict in verdicts]
 
 
-def uids(objects: list[StoredObject]) -> list[str]:
+def uids(objects: list[StoredInstance]) -> list[str]:
     return sorted(stored.sop_instance_uid for stored in objects)
 
 
@@ -382,7 +382,7 @@ def test_a_run_that_was_killed_anywhere_goes_on_with_its_selection(tmp_path, poi
 # --- a PACS of the field
 
 
-def part10(stored: StoredObject, path: Path) -> Path:
+def part10(stored: StoredInstance, path: Path) -> Path:
     dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = stored.transfer_syntax_uid

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.core.model import Verdict
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support import program
 from tests.support.campaign import subset
 from tests.support.sites import Place, site_around
@@ -207,7 +207,7 @@ def expected(tmp_path_factory) -> dict[str, object]:
     _, stall = held_at_the_first_retrieval()
     stall.arguments["hold"].set()
     folder = tmp_path_factory.mktemp("right")
-    with site_around(folder, tiny_objects(STUDIES, instances=INSTANCES), script=[stall]) as place:
+    with site_around(folder, tiny_instances(STUDIES, instances=INSTANCES), script=[stall]) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: STUDIES}
         return what_is_kept(place)
 
@@ -216,7 +216,7 @@ def expected(tmp_path_factory) -> dict[str, object]:
 def test_only_timestamps_tell_that_the_clock_was_wrong(tmp_path, library, expected, clock):
     hold, stall = held_at_the_first_retrieval()
     says = tmp_path / "clock"
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with site_around(tmp_path, objects, script=[stall]) as place:
         before = datetime.now(UTC)
         with running(place, under(library, clock, says)) as run:
@@ -245,7 +245,7 @@ def test_only_timestamps_tell_that_the_clock_was_wrong(tmp_path, library, expect
 @pytest.mark.parametrize("clock", subset(CLOCKS[:3], []), ids=str)
 def test_a_run_under_another_clock_keeps_what_it_claims(tmp_path, library, clock):
     hold, stall = held_at_the_first_retrieval()
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with site_around(tmp_path, objects, script=[stall]) as place:
         with running(place, under(library, clock, tmp_path / "clock")) as run:
             assert hold.reached.wait(PATIENCE), (tmp_path / "run.log").read_text()
@@ -264,7 +264,7 @@ def test_a_run_under_another_clock_keeps_what_it_claims(tmp_path, library, clock
 def test_a_run_that_dies_under_another_clock_is_taken_over_at_once(tmp_path, library):
     clock = CLOCKS[2]
     hold, stall = held_at_the_first_retrieval()
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with site_around(tmp_path, objects, script=[stall]) as place:
         with running(place, under(library, clock, tmp_path / "clock")):
             assert hold.reached.wait(PATIENCE), (tmp_path / "run.log").read_text()

@@ -21,7 +21,7 @@ from prefect_dicom.core.events import AUTOMATIONS, EVENTS, Event
 from prefect_dicom.run.planning import Plan
 from prefect_dicom.run.steps import work_through
 from prefect_dicom.tasks import events
-from prefect_dicom.testing import tiny_objects
+from prefect_dicom.testing import tiny_instances
 from tests.support.sites import Place, site_around, until
 from tests.support.walking import Walk
 
@@ -49,7 +49,7 @@ def test_an_event_has_no_room_for_anything_but_numbers_and_codes(fault):
 
 @pytest.fixture
 def place(tmp_path) -> Iterator[Place]:
-    with site_around(tmp_path, tiny_objects(2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(2), retrieve="c-get") as place:
         yield place
 
 

@@ -33,7 +33,7 @@ from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import only_in
 from tests.support.commands import CommandLine
 from tests.support.peers import free_port
@@ -102,7 +102,7 @@ def test_one_port_tells_of_the_run_and_its_receiver_while_they_work_and_after(tm
     seen: list[Scrape] = []
     look = Looking(lambda: seen.append(Scrape(port)))
     behaviour = Behaviour("net.stall_after", answers=2, hold=look, service="C-MOVE", on_request=1)
-    objects = list(tiny_objects(3, instances=2))
+    objects = list(tiny_instances(3, instances=2))
     more = {"script": [behaviour], "receiver": LASTING}
     with measured_site(tmp_path, objects=objects, **more) as (place, port):
         assert not is_open(port)
@@ -150,7 +150,7 @@ def test_one_port_tells_of_the_run_and_its_receiver_while_they_work_and_after(tm
 
 
 def test_objects_that_come_by_c_get_are_the_runs_own_and_no_label_names_anybody(tmp_path):
-    objects = list(tiny_objects(2, instances=2))
+    objects = list(tiny_instances(2, instances=2))
     with measured_site(tmp_path, objects=objects, retrieve="c-get") as (place, port):
         with place.opened() as pull, measured(pull):
             work_through(pull)
@@ -173,7 +173,7 @@ def test_objects_that_come_by_c_get_are_the_runs_own_and_no_label_names_anybody(
 
 
 def test_a_cohort_is_told_by_states_and_verdicts(tmp_path):
-    with measured_site(tmp_path, objects=tiny_objects(2), retrieve="c-get") as (place, port):
+    with measured_site(tmp_path, objects=tiny_instances(2), retrieve="c-get") as (place, port):
         cohort = place.cohort()
         with place.opened(cohort) as pull:
             work_through(pull)
@@ -189,7 +189,7 @@ def test_a_cohort_is_told_by_states_and_verdicts(tmp_path):
 
 
 def test_a_dry_run_is_measured_and_leaves_a_spool_that_a_pull_takes(tmp_path):
-    with measured_site(tmp_path, objects=tiny_objects(1), retrieve="c-get") as (place, port):
+    with measured_site(tmp_path, objects=tiny_instances(1), retrieve="c-get") as (place, port):
         cohort = register_cohort(place.site, place.cohort(), None)
         assert not place.site.spool.path.exists()
         with open_plan(place.site, cohort.number) as plan, measured(plan):
@@ -200,7 +200,7 @@ def test_a_dry_run_is_measured_and_leaves_a_spool_that_a_pull_takes(tmp_path):
 
 
 def test_a_port_that_another_program_has_stops_no_run(tmp_path, caplog):
-    with measured_site(tmp_path, objects=tiny_objects(1), retrieve="c-get") as (place, port):
+    with measured_site(tmp_path, objects=tiny_instances(1), retrieve="c-get") as (place, port):
         place.change(metrics={"bind": "192.0.2.1"})
         with place.opened() as pull, measured(pull):
             work_through(pull)
@@ -211,7 +211,7 @@ def test_a_port_that_another_program_has_stops_no_run(tmp_path, caplog):
 
 def test_without_a_port_nothing_is_counted_and_nothing_is_loaded(tmp_path):
     assert Metrics().port is None
-    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         with place.opened() as pull, measured(pull):
             assert metrics._live is None
             assert pull.subscribers == []
@@ -259,7 +259,7 @@ def test_a_flow_is_scraped_while_it_goes_on(tmp_path):
     seen: list[Scrape] = []
     look = Looking(lambda: seen.append(Scrape(port)))
     behaviour = Behaviour("net.stall_after", answers=2, hold=look, service="C-MOVE", on_request=1)
-    objects = list(tiny_objects(2, instances=3))
+    objects = list(tiny_instances(2, instances=3))
     with measured_site(tmp_path, objects=objects, script=[behaviour]) as (place, port):
         command = CommandLine(tmp_path, tmp_path / "home")
         pull = command.start("pull", place.cohort(), "--site", place.file)

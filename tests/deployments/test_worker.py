@@ -37,7 +37,7 @@ from prefect.events.schemas.automations import AutomationCore
 
 from prefect_dicom.core.events import AUTOMATIONS
 from prefect_dicom.testing import Behaviour, generate_cohort
-from prefect_dicom.testing.objects import object_of_file
+from prefect_dicom.testing.instances import instance_of_file
 from tests.support.peers import free_port
 from tests.support.prefect_server import ROOT, PrefectServer
 from tests.support.sites import LOOPBACK, Place, site_around, until
@@ -74,7 +74,7 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
     for name in ("prefect", "elsewhere", "site"):
         (folder / name).mkdir()
     files, secrets = invented_patients(folder / "files")
-    objects = [object_of_file(path) for path in files]
+    objects = [instance_of_file(path) for path in files]
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(site_around(folder / "site", objects))
         edit(place, **NO_OTHER_PASS)

@@ -49,7 +49,7 @@ from prefect_dicom.network.find import find_studies, list_instances
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.storage_scp.server import StorageScp, _Connection
 from prefect_dicom.network.storage_scp.store_handler import Expectation, Intake
-from prefect_dicom.testing import ScriptedPacs, tiny_objects
+from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from tests.support import peers
 from tests.support.mutations import Fuzz, damaged
 from tests.support.part10_objects import (
@@ -279,9 +279,9 @@ def identifier() -> Dataset:
 
 @pytest.mark.campaign("fuzz: PDU streams")
 def test_no_stream_of_pdus_breaks_a_get(fuzz, scale, parrot):
-    objects = list(tiny_objects(1, instances=3))
+    objects = list(tiny_instances(1, instances=3))
     contexts = [(objects[0].sop_class_uid, objects[0].transfer_syntax_uid)]
-    with ScriptedPacs(objects=objects) as pacs:
+    with ScriptedPacs(instances=objects) as pacs:
         asked = identifier()
         asked.StudyInstanceUID = objects[0].study_instance_uid
         with Tap(pacs.port) as tap:
@@ -303,7 +303,7 @@ def test_no_stream_of_pdus_breaks_a_get(fuzz, scale, parrot):
 
 @pytest.mark.campaign("fuzz: PDU streams")
 def test_no_stream_of_pdus_breaks_a_query(fuzz, scale, parrot):
-    with ScriptedPacs(objects=tiny_objects(3)) as pacs, Tap(pacs.port) as tap:
+    with ScriptedPacs(instances=tiny_instances(3)) as pacs, Tap(pacs.port) as tap:
         node = parrot.node().model_copy(update={"port": tap.port, "called_ae_title": pacs.ae_title})
         with Requestor(node) as requestor:
             assert len(find_studies(requestor, {"StudyDate": "20200101-20300101"})) == 3
@@ -357,7 +357,7 @@ class Answered:
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
 def test_no_identifier_breaks_a_query(fuzz, scale, syntax):
     seeds = []
-    for stored in tiny_objects(2, instances=2):
+    for stored in tiny_instances(2, instances=2):
         answer = Dataset()
         for keyword, value in stored.attributes.items():
             setattr(answer, keyword, value)

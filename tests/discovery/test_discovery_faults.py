@@ -23,8 +23,8 @@ from prefect_dicom.core.errors import CohortError, PacsError
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.report import RESULTS, in_words, write_reports
-from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
+from prefect_dicom.testing.instances import changed
 from prefect_dicom.testing.script import KNOBS
 from tests.support.campaign import subset
 from tests.support.sites import Place, site_around
@@ -34,10 +34,12 @@ pytestmark = pytest.mark.campaign("PACS: discovery")
 # ------------------------------------------------------------------------------ what the PACS holds
 
 
-def study(seed: int, *, instances: int = 2, series: int = 1, **elements: str) -> list[StoredObject]:
+def study(
+    seed: int, *, instances: int = 2, series: int = 1, **elements: str
+) -> list[StoredInstance]:
     """A study whose objects say this of themselves."""
     made = []
-    for number, stored in enumerate(tiny_objects(1, instances=instances * series, seed=seed)):
+    for number, stored in enumerate(tiny_instances(1, instances=instances * series, seed=seed)):
         its_series = {
             "SeriesInstanceUID": f"{stored.series_instance_uid}{number % series}",
             "SeriesNumber": str(number % series + 1),
@@ -46,7 +48,7 @@ def study(seed: int, *, instances: int = 2, series: int = 1, **elements: str) ->
     return made
 
 
-def uid_of(objects: list[StoredObject]) -> str:
+def uid_of(objects: list[StoredInstance]) -> str:
     return objects[0].study_instance_uid
 
 
@@ -63,15 +65,15 @@ BY_UID = {"StudyInstanceUID": uid_of(MINE)}
 OF_NOBODY = {"PatientID": "NOBODY-7"}
 
 
-def of_one_patient(studies: int, patient: str, seed: int) -> list[StoredObject]:
-    return [changed(stored, PatientID=patient) for stored in tiny_objects(studies, seed=seed)]
+def of_one_patient(studies: int, patient: str, seed: int) -> list[StoredInstance]:
+    return [changed(stored, PatientID=patient) for stored in tiny_instances(studies, seed=seed)]
 
 
-def two_series(seed: int = 20) -> list[StoredObject]:
+def two_series(seed: int = 20) -> list[StoredInstance]:
     return study(seed, instances=3, series=2, PatientID="000123")
 
 
-def one_of_two_patients() -> list[StoredObject]:
+def one_of_two_patients() -> list[StoredInstance]:
     """Two patients' objects under one study UID."""
     others = [
         changed(o, StudyInstanceUID=uid_of(MINE)) for o in study(30, PatientID="KLM-9", instances=1)
@@ -103,7 +105,7 @@ class Case:
     row: Mapping[str, str]
     reaction: tuple[str, str]
     check: Check | None = None
-    held: Callable[[], list[StoredObject]] = field(default=lambda: HELD)
+    held: Callable[[], list[StoredInstance]] = field(default=lambda: HELD)
     others: tuple[Mapping[str, str], ...] = ()
     """Further rows of the cohort, in front of the row."""
     node: Mapping[str, Any] = field(default_factory=dict)
@@ -147,7 +149,7 @@ def nothing_retrieved(place: Place) -> None:
     assert place.archived() == {}
 
 
-def only(*studies: list[StoredObject]) -> Check:
+def only(*studies: list[StoredInstance]) -> Check:
     """Nothing but these studies is in the archive, whole."""
 
     def check(place: Place) -> None:
@@ -254,7 +256,7 @@ def quarantined(count: int) -> Check:
 def add_an_instance(pacs) -> None:
     (series,) = {o.series_instance_uid for o in MINE}
     new = changed(
-        next(tiny_objects(1, seed=77)),
+        next(tiny_instances(1, seed=77)),
         StudyInstanceUID=uid_of(MINE),
         SeriesInstanceUID=series,
         PatientID="000123",
@@ -269,7 +271,7 @@ def add_one_more_each_time() -> Callable:
         (series,) = {o.series_instance_uid for o in MINE}
         pacs.holdings.add(
             changed(
-                next(tiny_objects(1, seed=next(numbers))),
+                next(tiny_instances(1, seed=next(numbers))),
                 StudyInstanceUID=uid_of(MINE),
                 SeriesInstanceUID=series,
                 PatientID="000123",

@@ -18,7 +18,7 @@ import pytest
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.report.estimate import estimate_pull
 from prefect_dicom.run.planning import ROWS_PER_WRITE
-from prefect_dicom.testing import tiny_objects
+from prefect_dicom.testing import tiny_instances
 from tests.support import program
 from tests.support.sites import Place, site_around, until
 
@@ -74,7 +74,7 @@ def kill(process: subprocess.Popen) -> None:
 )
 def test_memory_is_flat_and_what_was_answered_is_not_asked_again(tmp_path, scale, through):
     rows = scale(400, 100_000 if through == "steps" else 20_000)
-    with site_around(tmp_path, tiny_objects(rows), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(rows), retrieve="c-get") as place:
         pacs, associations = place.pacs, 4
         place.change(node={"limits": {"associations": associations}})
         cohort = place.cohort(

@@ -21,7 +21,7 @@ from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.model import CohortRow, DateRange
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover
 from prefect_dicom.network.association import Requestor
-from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject, tiny_objects
+from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredInstance, tiny_instances
 from tests.support.campaign import subset
 
 pytestmark = pytest.mark.campaign("PACS: discovery")
@@ -32,16 +32,16 @@ FEBRUARY = DateRange(date(2024, 2, 1), date(2024, 2, 29))
 # ------------------------------------------------------------------------------ what the PACS holds
 
 
-def study(number: int, **attributes: str) -> StoredObject:
+def study(number: int, **attributes: str) -> StoredInstance:
     """A study of one object, of which only what a query can ask for matters."""
-    made = next(tiny_objects(1, seed=number))
+    made = next(tiny_instances(1, seed=number))
     its = {**made.attributes, "PatientID": f"P{number}", **attributes}
-    return StoredObject(its, made.transfer_syntax_uid, made.encoded)
+    return StoredInstance(its, made.transfer_syntax_uid, made.encoded)
 
 
 def archive(
     many: int, *, seed: int, undated: int = 0, days: int = 2000, patients: Sequence[str] = ()
-) -> list[StoredObject]:
+) -> list[StoredInstance]:
     """So many studies of one patient and in one February, between others and in any order."""
     lots = random.Random(seed)
     made = []
@@ -71,7 +71,7 @@ ROWS = {
 }
 
 
-def truth(held: Sequence[StoredObject], row: CohortRow) -> dict[str, str]:
+def truth(held: Sequence[StoredInstance], row: CohortRow) -> dict[str, str]:
     """The row's studies: UID to StudyDate."""
     studies = {o.study_instance_uid: o.attributes for o in held}
     if row.patient_id is not None:
@@ -189,14 +189,14 @@ def script_of(case: Case) -> list[Behaviour]:
 
 
 def ask(
-    held: Sequence[StoredObject],
+    held: Sequence[StoredInstance],
     script: Sequence[Behaviour],
     rows: Sequence[CohortRow],
     capabilities: StudyQueryCapabilities | None = None,
 ) -> tuple[list[Discovery], list[dict[str, str]]]:
     """What rows find, and the keys of all queries that it took."""
     capabilities = capabilities or StudyQueryCapabilities()
-    with ScriptedPacs(objects=held, script=script) as pacs:
+    with ScriptedPacs(instances=held, script=script) as pacs:
         node = PacsNode(host="127.0.0.1", port=pacs.port, called_ae_title=pacs.ae_title)
         with Requestor(node) as requestor:
             found = [discover(requestor, row, capabilities) for row in rows]
@@ -282,10 +282,10 @@ def test_a_cap_that_was_shown_is_known_for_the_next_row():
     assert any("AccessionNumber" in query for query in queries)
 
 
-def changed_day(stored: StoredObject, days: int) -> StoredObject:
+def changed_day(stored: StoredInstance, days: int) -> StoredInstance:
     day = date(2020, 1, 1) + timedelta(days=days)
     attributes = {**stored.attributes, "PatientID": "TEN", "StudyDate": f"{day:%Y%m%d}"}
-    return StoredObject(attributes, stored.transfer_syntax_uid, stored.encoded)
+    return StoredInstance(attributes, stored.transfer_syntax_uid, stored.encoded)
 
 
 def test_a_row_that_takes_all_its_questions_leaves_fewer_to_the_next():
@@ -374,7 +374,7 @@ def test_a_patients_window_of_days_is_asked_for_alone_when_the_list_is_cut():
     assert all(query.keys() == {"PatientID", "StudyDate"} for query in queries[1:])
 
 
-def truth_since(held: Sequence[StoredObject], day: str) -> set[str]:
+def truth_since(held: Sequence[StoredInstance], day: str) -> set[str]:
     return {
         o.study_instance_uid
         for o in held

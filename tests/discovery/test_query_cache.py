@@ -14,8 +14,8 @@ from prefect_dicom.core.model import Study, Verdict
 from prefect_dicom.discovery.query_cache import QueryCache
 from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.testing import Behaviour, tiny_objects
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing import Behaviour, tiny_instances
+from prefect_dicom.testing.instances import changed
 from tests.support.campaign import subset
 
 STUDIES = 100
@@ -47,7 +47,7 @@ def queries(place) -> list[list[str]]:
 
 
 def test_rows_with_the_same_identifiers_are_one_query_whatever_their_filters(around):
-    with around(tiny_objects(3)) as place:
+    with around(tiny_instances(3)) as place:
         rows = [
             {"PatientID": f"{number % 3:08d}", "StudyDate": day, "Modality": modality}
             for number in range(60)
@@ -61,14 +61,14 @@ def test_rows_with_the_same_identifiers_are_one_query_whatever_their_filters(aro
 
 
 def test_a_patient_that_is_not_there_is_asked_for_once_too(around):
-    with around(tiny_objects(1)) as place:
+    with around(tiny_instances(1)) as place:
         plan(place, [{"PatientID": "00000000"}, *[{"PatientID": "nobody"}] * 50])
         assert place.asked_for() == 2
         assert place.totals().rows == {Verdict.PENDING: 1, Verdict.NOT_FOUND: 50}
 
 
 def test_rows_that_name_their_studies_are_asked_for_by_lists(around):
-    with around(tiny_objects(STUDIES)) as place:
+    with around(tiny_instances(STUDIES)) as place:
         plan(place)
         # Fifty at a time; one is left out of each where as many answers might be a limit.
         assert sorted(len(uids) for uids in queries(place)) == [1, 1, 49, 49]
@@ -78,7 +78,7 @@ def test_rows_that_name_their_studies_are_asked_for_by_lists(around):
 
 
 def test_a_study_that_a_list_does_not_find_is_asked_for_by_itself(around):
-    with around(tiny_objects(40)) as place:
+    with around(tiny_instances(40)) as place:
         rows = [{"StudyInstanceUID": uid} for uid in place.pacs.holdings.study_instance_uids()]
         absent = [{"StudyInstanceUID": f"1.2.3.{number}"} for number in range(5)]
         plan(place, rows + absent)
@@ -96,7 +96,7 @@ def test_a_study_that_a_list_does_not_find_is_asked_for_by_itself(around):
     ids=repr,
 )
 def test_a_node_that_does_not_answer_lists_is_asked_one_by_one_for_good(around, behaviour):
-    with around(tiny_objects(STUDIES), script=[behaviour]) as place:
+    with around(tiny_instances(STUDIES), script=[behaviour]) as place:
         place.change(node={"limits": {"associations": 1}})
         plan(place)
         assert place.totals().rows == {Verdict.PENDING: STUDIES}
@@ -107,7 +107,7 @@ def test_a_node_that_does_not_answer_lists_is_asked_one_by_one_for_good(around, 
 
 
 def test_a_study_under_two_patients_is_seen_in_a_list_too(around):
-    objects = list(tiny_objects(30))
+    objects = list(tiny_instances(30))
     twice = changed(objects[7], PatientID="another", SOPInstanceUID="1.2.3.4")
     with around([*objects, twice]) as place:
         plan(place)
@@ -117,7 +117,7 @@ def test_a_study_under_two_patients_is_seen_in_a_list_too(around):
 
 def test_a_limit_as_long_as_a_list_is_not_taken_for_the_list(around):
     # The second answer to the last of them is cut off, and the number of answers fits.
-    objects = list(tiny_objects(20))
+    objects = list(tiny_instances(20))
     twice = changed(objects[-1], PatientID="another", SOPInstanceUID="1.2.3.4")
     cut = Behaviour("find.cap", answers=20, status=0)
     with around([*objects, twice], script=[cut]) as place:
@@ -127,7 +127,7 @@ def test_a_limit_as_long_as_a_list_is_not_taken_for_the_list(around):
 
 
 def test_many_rows_are_asked_for_over_several_associations_and_few_over_one(around):
-    with around(tiny_objects(60)) as place:
+    with around(tiny_instances(60)) as place:
         place.change(node={"limits": {"associations": 3}})
         rows = [{"AccessionNumber": o.attributes["AccessionNumber"]} for o in place.pacs.holdings]
         plan(place, rows[:9])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prefect_dicom.testing import tiny_objects
+from prefect_dicom.testing import tiny_instances
 from tests.run.test_control import (
     PROMISED_SECONDS,
     last_asked,
@@ -49,7 +49,7 @@ def place(request, tmp_path: Path) -> Iterator[Place]:
     """A PACS that sends slowly, so that there is a middle of a run."""
     with site_around(
         tmp_path,
-        tiny_objects(STUDIES, instances=INSTANCES),
+        tiny_instances(STUDIES, instances=INSTANCES),
         script=of_retrieves("net.slow", seconds=0.5),
         retrieve=request.param,
     ) as place:

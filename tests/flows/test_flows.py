@@ -30,7 +30,7 @@ from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import Pull
 from prefect_dicom.tasks import edge, report
 from prefect_dicom.tasks.edge import without_phi
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import only_in
 from tests.support.sites import Place, site_around, study, until
 from tests.support.two_nodes import two_nodes
@@ -50,7 +50,7 @@ def at_once(monkeypatch) -> None:
 
 @pytest.fixture
 def place(tmp_path) -> Iterator[Place]:
-    with site_around(tmp_path, tiny_objects(3, instances=2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(3, instances=2), retrieve="c-get") as place:
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: []\n")
         yield place
@@ -278,7 +278,7 @@ def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypat
 
 @only_in("operations")
 def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path, logged):
-    a, b, c = ([stored] for stored in tiny_objects(3, instances=1))
+    a, b, c = ([stored] for stored in tiny_instances(3, instances=1))
     rejects = [Behaviour("assoc.reject", result=1, source=1, reason=7)]
     corrupt = [Behaviour("archive.corrupt", study=a[0].study_instance_uid)]
     rows = [{"StudyInstanceUID": each[0].study_instance_uid} for each in (a, b, c)]

@@ -27,7 +27,7 @@ from prefect_dicom.core.errors import LedgerError
 from prefect_dicom.core.model import Chunk, Disposition, Verdict
 from prefect_dicom.ledger import database, schema
 from prefect_dicom.operations.doctor import examine
-from prefect_dicom.testing import tiny_objects
+from prefect_dicom.testing import tiny_instances
 from tests.support import program
 from tests.support.campaign import subset
 from tests.support.disks import fill, remount, small_disk
@@ -76,7 +76,7 @@ def place_with(folder: Path, kind: str, server: Cluster | None = None, **parts) 
     if kind == "postgresql":
         url = (server or cluster()).new_database()
         parts["ledger"] = {"path": None, "url": url}
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with site_around(folder, objects, retrieve="c-get", **parts) as place:
         yield place
 

@@ -17,7 +17,7 @@ from prefect_dicom.network import association
 from prefect_dicom.network.association import Requestor, diagnose
 from prefect_dicom.network.echo import echo
 from prefect_dicom.network.find import find_studies
-from prefect_dicom.testing import ScriptedPacs
+from prefect_dicom.testing import PacsPolicy, ScriptedPacs
 from tests.support import peers
 
 QUICK = Timeouts(connect_seconds=0.5, acse_seconds=0.5, find_seconds=1)
@@ -178,7 +178,7 @@ def test_an_information_model_that_is_not_offered(new_archive):
 
 
 def test_a_limit_of_associations_is_a_matter_of_time():
-    with ScriptedPacs(associations=1) as pacs:
+    with ScriptedPacs(policy=PacsPolicy(associations=1)) as pacs:
         node = _node(pacs.port, called_ae_title=pacs.ae_title)
         with Requestor(node) as first:
             echo(first)

@@ -23,7 +23,7 @@ from prefect_dicom.core.model import Verdict
 from prefect_dicom.network import association
 from prefect_dicom.operations.doctor import examine
 from prefect_dicom.run.steps import work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.associating import ASSOCIATIONS
 from tests.support.campaign import subset
 from tests.support.peers import free_port
@@ -31,7 +31,7 @@ from tests.support.sites import Place, site_around
 
 pytestmark = pytest.mark.campaign("PACS: association")
 
-HELD = list(tiny_objects(2, instances=2))
+HELD = list(tiny_instances(2, instances=2))
 PATIENT = {"timeouts": {"connect_seconds": 10, "acse_seconds": 10, "find_seconds": 10}}
 QUICK = {"timeouts": {"connect_seconds": 0.5, "acse_seconds": 0.5}}
 """Where silence is met. Elsewhere a busy machine must not look like a silent PACS."""

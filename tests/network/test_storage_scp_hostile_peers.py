@@ -32,8 +32,8 @@ from prefect_dicom.dicom.part10 import file_meta
 from prefect_dicom.network.dimse import Element, write_command
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.network.storage_scp.client import assignment_of
-from prefect_dicom.testing import Behaviour, tiny_objects
-from prefect_dicom.testing.objects import StoredObject, decoded, encoded
+from prefect_dicom.testing import Behaviour, tiny_instances
+from prefect_dicom.testing.instances import StoredInstance, decoded, encoded
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 from tests.support import program
 from tests.support.campaign import subset
@@ -996,10 +996,10 @@ def test_nobody_gets_more_time_than_there_is(quick_receiver, scale, attack):
     subset(["other studies", "unlisted instances", "other patients"], ["other patients"]),
 )
 def test_what_a_foe_sends_while_a_study_arrives_is_not_archived(tmp_path, forged):
-    objects = list(tiny_objects(2, instances=3))
+    objects = list(tiny_instances(2, instances=3))
     study = objects[0].study_instance_uid
 
-    def forge(stored: StoredObject, number: int) -> tuple[str, bytes]:
+    def forge(stored: StoredInstance, number: int) -> tuple[str, bytes]:
         image = decoded(stored.encoded(), stored.transfer_syntax_uid)
         image.PatientName = image.StudyDescription = "FORGED"
         if forged == "other studies":

@@ -18,7 +18,7 @@ from prefect_dicom.core.model import Disposition, Verdict
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.sites import site_around, until
 
 MORE_THAN_ANY_DISK = 1 << 60
@@ -62,7 +62,7 @@ def test_the_control_socket_is_the_owners_alone(tmp_path):
 
 @pytest.mark.campaign("concurrency")
 def test_two_runs_at_once_each_get_what_they_asked_for(tmp_path):
-    objects = list(tiny_objects(4, instances=3))
+    objects = list(tiny_instances(4, instances=3))
     uids = list(dict.fromkeys(o.study_instance_uid for o in objects))
     met = threading.Barrier(2, timeout=20)
 
@@ -104,8 +104,8 @@ def test_another_site_cannot_have_the_same_ae_title_or_port(tmp_path, shared):
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()
     with (
-        site_around(tmp_path / "one", tiny_objects(1)) as one,
-        site_around(tmp_path / "other", tiny_objects(1)) as other,
+        site_around(tmp_path / "one", tiny_instances(1)) as one,
+        site_around(tmp_path / "other", tiny_instances(1)) as other,
     ):
         value = getattr(one.site.receiver, shared)
         own = getattr(other.site.receiver, shared)
@@ -148,14 +148,14 @@ def test_a_receiver_that_died_is_started_again(tmp_path):
 def test_at_the_disk_reserve_objects_are_refused_for_want_of_resources(tmp_path):
     parts = {"spool": {"reserve_bytes": MORE_THAN_ANY_DISK}}
     with site_around(tmp_path, [], **parts) as place, ReceiverLease(place.site):
-        assert place.store(next(tiny_objects(1))) == 0xA700
+        assert place.store(next(tiny_instances(1))) == 0xA700
         assert place.spooled() == []
         assert place.quarantined() == []
 
 
 @pytest.mark.parametrize("retrieve", ["c-move", "c-get"])
 def test_at_the_disk_reserve_a_run_stops_and_fails_no_study(tmp_path, retrieve):
-    with site_around(tmp_path, tiny_objects(2), retrieve=retrieve) as place:
+    with site_around(tmp_path, tiny_instances(2), retrieve=retrieve) as place:
         place.change(spool={"reserve_bytes": MORE_THAN_ANY_DISK})
         with pytest.raises(SpoolFull) as caught:
             place.pull()
@@ -178,7 +178,7 @@ def test_a_disk_that_fills_up_within_a_move_stops_the_run_and_loses_nothing(tmp_
             return True
 
     stall = Behaviour("net.stall_after", answers=3, hold=Full(), service="C-GET", on_request=1)
-    objects = list(tiny_objects(1, instances=8))
+    objects = list(tiny_instances(1, instances=8))
     with site_around(tmp_path, objects, retrieve="c-get", script=[stall]) as place:
         with place.opened() as pull:
             spool = pull.spool
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_up_within_a_move_stops_the_run_and_loses_nothing(tmp_
 
 
 def test_a_spool_that_is_smaller_than_a_study_is_filled_and_emptied_in_turns(tmp_path):
-    with site_around(tmp_path, tiny_objects(1, instances=8), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1, instances=8), retrieve="c-get") as place:
         with place.opened() as pull:
             pull.spool.free_bytes = lambda: 3 - len(place.spooled())
             work_through(pull)

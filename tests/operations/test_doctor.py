@@ -20,7 +20,7 @@ from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.operations import doctor
 from prefect_dicom.operations.doctor import Finding, entries_for_the_pacs, examine
 from prefect_dicom.testing import Behaviour
-from prefect_dicom.testing.generate import generate_cohort, tiny_objects
+from prefect_dicom.testing.generate import generate_cohort, tiny_instances
 from tests.support import peers
 from tests.support.commands import CommandLine
 from tests.support.s3_server import S3Server
@@ -152,7 +152,7 @@ def test_a_study_that_is_named_and_not_there_is_no_success(clinic):
 
 def test_an_answer_that_is_not_the_named_study_is_not_tried(tmp_path):
     ignoring = Behaviour("find.ignore_keys", keys=["PatientID"])
-    with site_around(tmp_path, tiny_objects(2), script=[ignoring], retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(2), script=[ignoring], retrieve="c-get") as place:
         findings = list(examine(place.site, row=CohortRow(0, patient_id="SOMEBODY")))
         assert not last(findings, "pacs").ok
         assert place.pacs.requests("C-GET") == []
@@ -228,7 +228,7 @@ def _with_printed_lines(kind: type[peers.Peer]) -> type[peers.Peer]:
 
 def test_a_pacs_that_reports_success_and_sends_nothing_is_not_believed(tmp_path):
     mute = Behaviour("move.success_nothing")
-    with site_around(tmp_path, tiny_objects(1), script=[mute]) as place:
+    with site_around(tmp_path, tiny_instances(1), script=[mute]) as place:
         findings = list(examine(place.site))
         assert faults(findings) == {"pacs: C-MOVE of one instance": "nothing-arrived"}
         assert "the port open from the PACS to us" in last(findings, "pacs").advice
@@ -243,7 +243,7 @@ def test_a_pacs_that_knows_another_port_of_ours_could_not_send(clinic):
 
 
 def test_a_port_that_is_taken_is_the_receivers_fault_and_c_move_is_not_blamed(tmp_path):
-    with site_around(tmp_path, tiny_objects(1)) as place, socket.socket() as other:
+    with site_around(tmp_path, tiny_instances(1)) as place, socket.socket() as other:
         other.bind(("127.0.0.1", place.site.receiver.port))
         other.listen()
         findings = list(examine(place.site))
@@ -255,7 +255,7 @@ def test_a_port_that_is_taken_is_the_receivers_fault_and_c_move_is_not_blamed(tm
 
 
 def test_a_receiver_with_other_settings_that_nobody_uses_gives_way(tmp_path):
-    with site_around(tmp_path, tiny_objects(1), receiver={"idle_seconds": 600}) as place:
+    with site_around(tmp_path, tiny_instances(1), receiver={"idle_seconds": 600}) as place:
         assert faults(list(examine(place.site))) == {}
         # The user corrects the site file and tries again at once.
         port = peers.free_port()
@@ -266,7 +266,7 @@ def test_a_receiver_with_other_settings_that_nobody_uses_gives_way(tmp_path):
 
 def test_a_receiver_that_only_this_host_can_reach_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "_route_to", lambda node: ("10.1.2.3", "10.9.9.9"))
-    with site_around(tmp_path, tiny_objects(1)) as place:
+    with site_around(tmp_path, tiny_instances(1)) as place:
         findings = list(examine(place.site))
         warning = next(finding for finding in findings if finding.check == "the way back")
         assert warning.ok and "receiver.bind: 10.1.2.3" in warning.advice
@@ -305,7 +305,7 @@ def test_the_entry_names_us_as_the_pacs_has_to_know_us(tmp_path, receiver, node,
 
 
 def test_a_missing_archive_is_named(tmp_path):
-    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         (tmp_path / "archive").rmdir()
         findings = list(examine(place.site))
         assert [f.part for f in findings if not f.ok] == ["archive"]
@@ -343,7 +343,7 @@ def test_a_bucket_that_overwrites_or_takes_other_bytes_is_refused(
 ):
     with S3Server(**service) as bucket:
         credentials(bucket, monkeypatch)
-        with site_around(tmp_path, tiny_objects(1), retrieve="c-get", bucket=bucket) as place:
+        with site_around(tmp_path, tiny_instances(1), retrieve="c-get", bucket=bucket) as place:
             refused = [finding for finding in examine(place.site) if not finding.ok]
             assert {finding.part for finding in refused} == {"archive"}
             assert [finding.check for finding in refused] == checks
@@ -355,14 +355,14 @@ def test_a_bucket_that_overwrites_or_takes_other_bytes_is_refused(
 def test_a_bucket_that_is_missing_is_named(tmp_path, monkeypatch):
     with S3Server() as bucket:
         credentials(bucket, monkeypatch)
-        with site_around(tmp_path, tiny_objects(1), retrieve="c-get", bucket=bucket) as place:
+        with site_around(tmp_path, tiny_instances(1), retrieve="c-get", bucket=bucket) as place:
             bucket.remove_bucket()
             (missing,) = [finding for finding in examine(place.site) if not finding.ok]
             assert "archive-missing" in missing.advice
 
 
 def test_a_spool_that_others_can_read_is_named(tmp_path):
-    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         place.site.spool.path.mkdir()
         place.site.spool.path.chmod(0o755)
         assert faults(list(examine(place.site)))[
@@ -375,7 +375,7 @@ def test_a_spool_that_others_can_read_is_named(tmp_path):
 
 
 def test_it_prints_no_identifier_of_a_patient_or_study(tmp_path):
-    with site_around(tmp_path, tiny_objects(1)) as place:
+    with site_around(tmp_path, tiny_instances(1)) as place:
         (stored,) = place.pacs.holdings
         command = CommandLine(tmp_path, tmp_path / "home")
         uid = stored.study_instance_uid

@@ -43,9 +43,9 @@ from prefect_dicom.operations.probe_node import probe_node
 from prefect_dicom.operations.probe_session import MOST_INSTANCES, MOST_REQUESTS
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
+from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
 from prefect_dicom.testing.generate import generate_cohort
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing.instances import changed
 from tests.support import peers
 from tests.support.campaign import subset
 from tests.support.sites import Place, site_around
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.campaign("PACS: profile")
 NAME = "M\xfcller^J\xf6rg"
 
 
-def holdings(studies: int = 9, instances: int = 4) -> list[StoredObject]:
+def holdings(studies: int = 9, instances: int = 4) -> list[StoredInstance]:
     """Studies with letters in their IDs, one under a name that ASCII lacks."""
     return [
         changed(
@@ -66,7 +66,7 @@ def holdings(studies: int = 9, instances: int = 4) -> list[StoredObject]:
         )
         for number, stored in (
             (position // instances, stored)
-            for position, stored in enumerate(tiny_objects(studies, instances=instances))
+            for position, stored in enumerate(tiny_instances(studies, instances=instances))
         )
     ]
 
@@ -311,7 +311,7 @@ BY_DEFAULT = [v for v in VARIANTS if v.words in ("is honest", "aborts a C-GET")]
 def test_exactly_what_a_pacs_does_otherwise_is_found(around, variant):
     script = [Behaviour(knob, **arguments) for knob, arguments in variant.script]
     with around(HELD, script=script, node=variant.node) as place:
-        place.pacs.relational = variant.relational
+        place.pacs.policy.relational = variant.relational
         result = probe_node(place.site, "pacs", variant.row)
         known = values_of(result.profile)
         syntaxes = known.pop("get_transfer_syntaxes", None)
@@ -715,7 +715,7 @@ LONGER = [{"longest_list": 2000}, {"answer_cap": 500}]
 @pytest.mark.parametrize("stale", subset(LONGER, 1), ids=str)
 def test_a_list_is_not_believed_because_longer_ones_were_whole_when_it_was_learnt(around, stale):
     """The PACS's limit may be a lower one by now, and nothing is lost by that."""
-    objects = [changed(o, PatientID="Pat-000") for o in tiny_objects(26)]
+    objects = [changed(o, PatientID="Pat-000") for o in tiny_instances(26)]
     cap = Behaviour("find.cap", answers=22, status=0x0000)
     with around(objects, script=[cap]) as place:
         with_profile(place, **stale)

@@ -34,20 +34,20 @@ from prefect_dicom.operations.quarantine import (
     named,
     release,
 )
-from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
+from prefect_dicom.testing.instances import changed
 from tests.support.commands import CommandLine
 from tests.support.postgres import ledger_url as new_ledger_url
 from tests.support.sites import Place, site_around
 
-OBJECTS = list(tiny_objects(2, instances=3))
+OBJECTS = list(tiny_instances(2, instances=3))
 FIRST_STUDY = OBJECTS[:3]
 LATE = OBJECTS[2]
-STRANGER = next(iter(tiny_objects(1, seed=9)))
+STRANGER = next(iter(tiny_instances(1, seed=9)))
 
 
 def quarantined(
-    place: Place, stored: StoredObject, reason: str = "not-requested", ae_title: str = "PACS"
+    place: Place, stored: StoredInstance, reason: str = "not-requested", ae_title: str = "PACS"
 ) -> Quarantined:
     """Receive an object and put it into quarantine, as the receiver does."""
     request = StoreRequest(
@@ -391,7 +391,7 @@ def test_an_empty_selection_by_reason_deletes_nothing_and_is_no_fault(pulled, tm
 # --- looking
 
 
-def identifiers(stored: StoredObject) -> list[str]:
+def identifiers(stored: StoredInstance) -> list[str]:
     return [
         stored.patient_id,
         stored.study_instance_uid,

@@ -39,7 +39,7 @@ from prefect_dicom.ledger import Adoption, Ledger
 from prefect_dicom.operations.rebuild import RebuiltStudy, rebuild_ledger
 from prefect_dicom.run.progress import counting_shown
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing.generate import tiny_objects, uid
+from prefect_dicom.testing.generate import tiny_instances, uid
 from tests.support.campaign import subset
 from tests.support.commands import CommandLine
 from tests.support.postgres import ledger_url as new_ledger_url
@@ -84,7 +84,7 @@ def uids(place: Place) -> list[str]:
 @pytest.fixture
 def folder_site(tmp_path):
     """Three studies of two instances, archived in a directory."""
-    with site_around(tmp_path, tiny_objects(3, instances=2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(3, instances=2), retrieve="c-get") as place:
         place.pull()
         yield place
 
@@ -93,7 +93,7 @@ def folder_site(tmp_path):
 def place(request, tmp_path, monkeypatch):
     """The same on each kind of archive and ledger; ``place.puts()`` counts what was put."""
     archive, ledger = request.param
-    objects = tiny_objects(3, instances=2)
+    objects = tiny_instances(3, instances=2)
     with S3Server() as server:
         credentials(server, monkeypatch)
         bucket = server if archive == "bucket" else None
@@ -132,7 +132,7 @@ def test_a_lost_ledger_knows_every_archived_study_again_and_a_pull_moves_nothing
 def test_after_a_rebuild_the_bucket_sees_no_put(tmp_path, monkeypatch):
     with S3Server() as server:
         credentials(server, monkeypatch)
-        objects = tiny_objects(2, instances=2)
+        objects = tiny_instances(2, instances=2)
         with site_around(tmp_path, objects, retrieve="c-get", bucket=server) as place:
             place.pull()
             lose_the_ledger(place)

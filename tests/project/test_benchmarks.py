@@ -12,7 +12,7 @@ import pytest
 from benchmarks.jobs import Bench
 from benchmarks.table import Line
 from prefect_dicom.config.site import load_site
-from prefect_dicom.testing import ScriptedPacs, tiny_objects
+from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from tests.support import peers
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
 def test_a_job_of_the_benchmarks_archives_its_cohort(tmp_path):
     (tmp_path / "jobs").mkdir()
     bench = Bench(tmp_path / "jobs")
-    with ScriptedPacs(objects=tiny_objects(2)) as pacs:
+    with ScriptedPacs(instances=tiny_instances(2)) as pacs:
         site = bench.site(
             {"port": pacs.port, "called_ae_title": pacs.ae_title}, {"directory": "archive"}
         )

@@ -15,7 +15,7 @@ import yaml
 from prefect_dicom.cli import app
 from prefect_dicom.config.site import Metrics, Receiver
 from prefect_dicom.core import metrics
-from prefect_dicom.testing import tiny_objects
+from prefect_dicom.testing import tiny_instances
 from tests.support.sites import site_around
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def test_nftables_takes_the_table():
 def test_a_backup_made_while_a_run_works_can_be_put_back_and_nothing_moves_twice(tmp_path):
     (statement,) = re.findall(r'"(VACUUM INTO [^"]+)"', section("Backups"))
     copy = tmp_path / "copy.sqlite"
-    with site_around(tmp_path, tiny_objects(2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(2), retrieve="c-get") as place:
         cohort = place.cohort()
         with place.opened(cohort):
             with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:

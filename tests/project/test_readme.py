@@ -33,7 +33,7 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.generate import generate_cohort
-from prefect_dicom.testing.objects import changed, object_of_file
+from prefect_dicom.testing.instances import changed, instance_of_file
 from tests.support.commands import CommandLine, Ended
 from tests.support.s3_server import S3Server
 from tests.support.series import series, series_uid, study_uid
@@ -232,7 +232,7 @@ def studies(tmp_path) -> list:
         else:
             dataset.AccessionNumber = "A4711"
         dataset.save_as(path)
-        objects.append(object_of_file(path))
+        objects.append(instance_of_file(path))
     return objects
 
 

@@ -21,7 +21,7 @@ from prefect_dicom.report import REPORT, bytes_in_words
 from prefect_dicom.report.background import EVERY_SECONDS, RunningPage
 from prefect_dicom.report.page import REPORT_WITH_IDENTIFIERS, page, write_page
 from prefect_dicom.report.summary import account_of
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.browser import PROGRAM, Browser, chromium
 from tests.support.campaign import subset
 from tests.support.commands import CommandLine
@@ -368,7 +368,7 @@ def test_the_first_screen_answers_on_every_screen_and_on_paper(ledger, shown, tm
 def test_a_cohort_that_was_really_pulled_is_told_as_it_went(around, scale, shown):
     """As many studies as the scale says, some of which fail in three ways."""
     studies = scale(20, 500)
-    objects = list(tiny_objects(studies, instances=2, seed=11))
+    objects = list(tiny_instances(studies, instances=2, seed=11))
     uids = list(dict.fromkeys(o.study_instance_uid for o in objects))
     script = [
         *(Behaviour("move.drop_instances", instances=1, study=uid) for uid in uids[::10]),

@@ -23,9 +23,9 @@ from prefect_dicom.network.find import find_studies
 from prefect_dicom.report import RESULTS, in_words, write_reports
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, StoredObject, tiny_objects
+from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
 from prefect_dicom.testing.audit import Auditor
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing.instances import changed
 from tests.support import crashes
 from tests.support.campaign import subset
 from tests.support.commands import CommandLine
@@ -37,9 +37,9 @@ pytestmark = pytest.mark.campaign("evidence")
 BY_LIST, BY_COUNTS, BY_SUBOPERATIONS = Evidence
 
 
-def study(seed: int, *, instances: int, series: int = 1) -> list[StoredObject]:
+def study(seed: int, *, instances: int, series: int = 1) -> list[StoredInstance]:
     """A study with so many instances in each of its series."""
-    objects = tiny_objects(1, instances=instances * series, seed=seed)
+    objects = tiny_instances(1, instances=instances * series, seed=seed)
     return [
         changed(
             stored,
@@ -387,7 +387,7 @@ def test_evidence_is_in_order():
 # --------------------------------------------------------------------------- what is read again
 
 
-def adds(stored: StoredObject):
+def adds(stored: StoredInstance):
     return lambda pacs: pacs.holdings.add(stored)
 
 

@@ -29,9 +29,9 @@ from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.network.upper_layer.pdu import Pdu
 from prefect_dicom.report import write_reports
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import KNOBS, Behaviour, StoredObject, tiny_objects
-from prefect_dicom.testing.generate import PECULIARITIES, peculiar_objects
-from prefect_dicom.testing.objects import changed, object_of_bytes
+from prefect_dicom.testing import KNOBS, Behaviour, StoredInstance, tiny_instances
+from prefect_dicom.testing.generate import PECULIARITIES, peculiar_instances
+from prefect_dicom.testing.instances import changed, instance_of_bytes
 from tests.support.campaign import subset
 from tests.support.disks import small_disk
 from tests.support.part10_objects import ct, encapsulated, encoded
@@ -76,18 +76,18 @@ def warned(*codes: str, sent: int = 1) -> Reaction:
     return Reaction(warnings=codes, sent=sent)
 
 
-def four() -> list[StoredObject]:
-    return list(tiny_objects(1, instances=4))
+def four() -> list[StoredInstance]:
+    return list(tiny_instances(1, instances=4))
 
 
-def of_umlaut() -> list[StoredObject]:
+def of_umlaut() -> list[StoredInstance]:
     return [changed(stored, PatientID="M\xdcLLER-7") for stored in four()]
 
 
-def compressed() -> list[StoredObject]:
+def compressed() -> list[StoredInstance]:
     """Encapsulated pixel data, with a delimiter at its end."""
     return [
-        object_of_bytes(
+        instance_of_bytes(
             changed(stored, PixelData=None).encoded() + encapsulated(b"\1\0\0\0fragment"), RLE
         )
         for stored in four()
@@ -103,7 +103,7 @@ class Case:
     knob: str
     reaction: Reaction
     arguments: Mapping[str, object] = field(default_factory=dict)
-    objects: Callable[[], list[StoredObject]] = four
+    objects: Callable[[], list[StoredInstance]] = four
     times: int | None = None
     by_c_get: Reaction | None = None
     """Where C-GET reacts differently."""
@@ -123,7 +123,7 @@ class Case:
 
 def holding(fault: str, how: str, kind: str, reaction: Reaction = ACCEPTED) -> Case:
     """A case of a PACS that does nothing wrong, and holds what is odd."""
-    return Case(fault, how, kind, reaction, objects=partial(peculiar_objects, kind))
+    return Case(fault, how, kind, reaction, objects=partial(peculiar_instances, kind))
 
 
 _BY_MOVE_ONLY = ("c-move",)
@@ -180,14 +180,14 @@ CASES = (
         "objects that nobody asked for, with the originator's name",
         "store.unsolicited",
         Reaction(quarantine=("uid-mismatch",)),
-        {"objects": list(tiny_objects(1, seed=42)), "originator": True},
+        {"objects": list(tiny_instances(1, seed=42)), "originator": True},
     ),
     Case(
         "F42",
         "objects that nobody asked for",
         "store.unsolicited",
         Reaction(quarantine=("not-requested",)),
-        {"objects": list(tiny_objects(1, seed=42))},
+        {"objects": list(tiny_instances(1, seed=42))},
         # What comes over the association of our own request answers that.
         by_c_get=Reaction(quarantine=("uid-mismatch",)),
     ),
@@ -258,7 +258,7 @@ CASES = (
         "UIDs that are none, as they are listed",
         "odd-uids",
         ACCEPTED,
-        objects=partial(peculiar_objects, "odd-uids"),
+        objects=partial(peculiar_instances, "odd-uids"),
         methods=_BY_MOVE_ONLY,
     ),
     holding("F47", "paths, formulas and format strings", "hostile-text"),
@@ -318,9 +318,9 @@ CASES = (
     Case(
         "F4E",
         "many tiny objects",
-        "tiny_objects",
+        "tiny_instances",
         Reaction(sent=1),
-        objects=lambda: list(tiny_objects(1, instances=60)),
+        objects=lambda: list(tiny_instances(1, instances=60)),
     ),
     holding("F4F", "no names, no PatientID, no Modality", "nameless"),
     holding("F4F", "character sets that are not those declared", "lying-character-sets"),
@@ -365,7 +365,7 @@ CASES = (
         "more than was listed",
         "archive.mutate",
         ACCEPTED,
-        {"change": lambda pacs: pacs.holdings.add(list(tiny_objects(1, instances=5))[-1])},
+        {"change": lambda pacs: pacs.holdings.add(list(tiny_instances(1, instances=5))[-1])},
         times=1,
     ),
 )
@@ -374,7 +374,7 @@ FEW = 11
 """Cases that always run."""
 
 
-def rows_of(objects: list[StoredObject]) -> list[dict[str, str]]:
+def rows_of(objects: list[StoredInstance]) -> list[dict[str, str]]:
     """A cohort that names the study in a way that cannot be odd itself."""
     return [{"AccessionNumber": objects[0].attributes["AccessionNumber"]}]
 
@@ -423,7 +423,7 @@ def every_answer_was_success(place: Place) -> bool:
 def test_the_table_names_every_fault_and_every_behaviour():
     assert {case.fault for case in CASES} == set(FAULTS)
     knobs = {case.knob for case in CASES}
-    assert knobs <= {*KNOBS, *PECULIARITIES, tiny_objects.__name__}
+    assert knobs <= {*KNOBS, *PECULIARITIES, tiny_instances.__name__}
     assert set(PECULIARITIES) <= knobs
     documented = (Path(__file__).parents[2] / "docs" / "scripted-pacs.md").read_text()
     assert [kind for kind in PECULIARITIES if f"| `{kind}` |" not in documented] == []
@@ -491,7 +491,7 @@ def test_what_arrives_gets_its_reaction(around, case_and_method):
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_f40_all_studies_go_on_when_one_brings_another_patient(around, retrieve):
-    objects = list(tiny_objects(3, instances=2))
+    objects = list(tiny_instances(3, instances=2))
     other = Behaviour("store.other_patient", study=objects[2].study_instance_uid)
     with around(objects, script=[other], retrieve=retrieve) as place:
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: 2, Verdict.PARTIAL: 1}
@@ -499,7 +499,7 @@ def test_f40_all_studies_go_on_when_one_brings_another_patient(around, retrieve)
 
 
 def test_f41_an_object_of_a_study_that_is_in_flight_too_is_assigned_to_it(around):
-    objects = list(tiny_objects(2, instances=3))
+    objects = list(tiny_instances(2, instances=3))
     one, other = objects[0].study_instance_uid, objects[3].study_instance_uid
     hold = threading.Event()
     script = [
@@ -523,7 +523,7 @@ def test_f41_an_object_of_a_study_that_is_in_flight_too_is_assigned_to_it(around
 
 
 def test_f41_an_object_with_the_uid_of_a_study_in_flight_is_held_to_its_list(around):
-    objects = list(tiny_objects(2, instances=3))
+    objects = list(tiny_instances(2, instances=3))
     one, other = objects[0].study_instance_uid, objects[3].study_instance_uid
     mixed = Behaviour("store.other_study", study=one, study_instance_uid=other)
     with around(objects, script=[mixed]) as place:
@@ -536,7 +536,7 @@ def test_f41_an_object_with_the_uid_of_a_study_in_flight_is_held_to_its_list(aro
 
 
 def test_f42_what_another_sender_sends_while_nothing_is_asked_for_is_kept_apart(around):
-    stranger = next(tiny_objects(1, seed=7))
+    stranger = next(tiny_instances(1, seed=7))
     with around(four()) as place, ReceiverLease(place.site):
         assert place.store(stranger) == 0x0000
         # An originator that nobody is makes it no more wanted.
@@ -549,7 +549,7 @@ def test_f42_what_another_sender_sends_while_nothing_is_asked_for_is_kept_apart(
 
 
 def test_f43_an_object_that_comes_again_after_it_was_archived_changes_nothing(around):
-    objects = list(tiny_objects(1, instances=8))
+    objects = list(tiny_instances(1, instances=8))
     again = Behaviour("store.unsolicited", objects=objects[:4], originator=True)
     gone = Behaviour("move.drop_instances", instances=2, times=1)
     with around(objects, script=[gone, again], archive={"connections": 1}) as place:
@@ -587,7 +587,7 @@ def test_f47_a_uid_that_would_select_others_is_never_sent(around, uid):
 
 
 def test_f47_no_text_of_a_pacs_becomes_a_formula_or_a_path_in_a_report(around, tmp_path):
-    objects = peculiar_objects("hostile-text")
+    objects = peculiar_instances("hostile-text")
     with around(objects) as place:
         place.pull(place.cohort(rows_of(objects)))
         with place.ledger() as ledger:
@@ -606,7 +606,7 @@ def test_f47_no_text_of_a_pacs_becomes_a_formula_or_a_path_in_a_report(around, t
 def test_f4d_an_object_of_many_frames_goes_through_no_memory(around, retrieve, scale):
     mebibytes = scale(40, 1024)
     script = [Behaviour("store.huge", instances=1, mebibytes=mebibytes)]
-    objects = list(tiny_objects(1, instances=2, side=64))
+    objects = list(tiny_instances(1, instances=2, side=64))
     with (
         around(objects, script=script, retrieve=retrieve) as place,
         ReceiverLease(place.site) as lease,
@@ -629,7 +629,7 @@ def peak_bytes(pid: int) -> int:
 
 def test_f4e_thousands_of_tiny_objects_are_recorded_in_batches(around, scale):
     many = scale(50, 3_000)
-    with around(tiny_objects(many // 50, instances=50)) as place:
+    with around(tiny_instances(many // 50, instances=50)) as place:
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: many // 50}
         assert place.totals().stored == many
         keeps_the_promise(place)
@@ -637,7 +637,7 @@ def test_f4e_thousands_of_tiny_objects_are_recorded_in_batches(around, scale):
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_f4j_what_comes_with_a_study_and_was_not_listed_counts_once_it_is_listed(around, retrieve):
-    *listed, late = tiny_objects(1, instances=4)
+    *listed, late = tiny_instances(1, instances=4)
     added = Behaviour(
         "archive.mutate", change=lambda pacs: pacs.holdings.add(late), level="IMAGE", times=1
     )
@@ -651,7 +651,7 @@ def test_f4j_what_comes_with_a_study_and_was_not_listed_counts_once_it_is_listed
 
 def test_faults_come_together_by_lot_and_the_promise_holds(around, seed, scale):
     studies = scale(4, 60)
-    objects = list(tiny_objects(studies, instances=4))
+    objects = list(tiny_instances(studies, instances=4))
     script = [
         Behaviour(knob, probability=0.3, seed=seed + number, **arguments)
         for number, (knob, arguments) in enumerate(
@@ -661,7 +661,7 @@ def test_faults_come_together_by_lot_and_the_promise_holds(around, seed, scale):
                 ("store.truncate", {}),
                 ("store.other_patient", {}),
                 ("store.coerce", {"elements": {"SeriesInstanceUID": "2.25.41"}}),
-                ("store.unsolicited", {"objects": list(tiny_objects(1, seed=42))}),
+                ("store.unsolicited", {"objects": list(tiny_instances(1, seed=42))}),
                 ("store.odd_length", {}),
                 ("store.wrong_syntax", {}),
             )
@@ -684,14 +684,14 @@ class Answer:
     """What a sender is told, and where the object lies then."""
 
     situation: str
-    stored: Callable[[], StoredObject]
+    stored: Callable[[], StoredInstance]
     status: int = 0x0000
     lies_in: str = "quarantine"
     reason: str | None = None
-    before: Callable[[], StoredObject] | None = None
+    before: Callable[[], StoredInstance] | None = None
 
 
-def wanted() -> StoredObject:
+def wanted() -> StoredInstance:
     return four()[0]
 
 
@@ -704,7 +704,7 @@ ANSWERS = (
         lies_in="ready",
         before=wanted,
     ),
-    Answer("another study", lambda: next(tiny_objects(1, seed=7)), reason="uid-mismatch"),
+    Answer("another study", lambda: next(tiny_instances(1, seed=7)), reason="uid-mismatch"),
     # Held to the list, and quarantined, by whoever asked for it.
     Answer("another patient", lambda: changed(wanted(), PatientID="OTHER"), lies_in="ready"),
     Answer(
@@ -743,12 +743,12 @@ def test_a_sender_is_told_of_want_of_resources_only_while_there_is_no_room(tmp_p
     with small_disk(tmp_path / "disk", mebibytes=4) as disk:
         parts = {"spool": {"path": str(disk / "spool"), "reserve_bytes": 2 << 20}}
         with site_around(tmp_path, [], **parts) as place, ReceiverLease(place.site):
-            told = [place.store(stored) for stored in tiny_objects(1, instances=2)]
+            told = [place.store(stored) for stored in tiny_instances(1, instances=2)]
             filler = disk / "filler"
             filler.write_bytes(bytes(2 << 20))
-            told += [place.store(stored) for stored in tiny_objects(1, instances=2, seed=1)]
+            told += [place.store(stored) for stored in tiny_instances(1, instances=2, seed=1)]
             filler.unlink()
-            told += [place.store(stored) for stored in tiny_objects(1, instances=2, seed=2)]
+            told += [place.store(stored) for stored in tiny_instances(1, instances=2, seed=2)]
             assert told == [0, 0, 0xA700, 0xA700, 0, 0]
             assert len(place.quarantined()) == 4
             assert place.spooled() == []

@@ -9,7 +9,7 @@ import pytest
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Disposition, StudyState, Verdict
 from prefect_dicom.run.steps import work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.sites import Place, until
 
 METHODS = ("c-move", "c-get")
@@ -23,7 +23,7 @@ def retrieves(place: Place) -> list:
 def test_success_with_nothing_sent_archives_nothing(around, retrieve):
     script = [Behaviour("move.success_nothing")]
     with around(
-        tiny_objects(1, instances=2),
+        tiny_instances(1, instances=2),
         script=script,
         retrieve=retrieve,
     ) as place:
@@ -40,7 +40,7 @@ def test_success_with_nothing_sent_archives_nothing(around, retrieve):
 def test_success_with_nothing_sent_once_is_asked_again_in_the_same_run(around, retrieve):
     script = [Behaviour("move.success_nothing", times=1)]
     with around(
-        tiny_objects(1, instances=2),
+        tiny_instances(1, instances=2),
         script=script,
         retrieve=retrieve,
     ) as place:
@@ -51,7 +51,7 @@ def test_success_with_nothing_sent_once_is_asked_again_in_the_same_run(around, r
 def test_what_arrives_after_the_final_response_is_waited_for(around):
     script = [Behaviour("move.early_success", after=1)]
     with around(
-        tiny_objects(2, instances=6),
+        tiny_instances(2, instances=6),
         script=script,
         node={"limits": {"chunk_studies": 1}},
     ) as place:
@@ -75,7 +75,7 @@ class Meanwhile(threading.Event):
 
 
 def test_what_arrives_too_late_counts_once_like_anything_else(around):
-    objects = list(tiny_objects(1, instances=4))
+    objects = list(tiny_instances(1, instances=4))
     late = threading.Event()
     script = [Behaviour("move.early_success", after=1, hold=late, times=1)]
     with around(objects, script=script) as place:
@@ -98,7 +98,7 @@ def test_what_arrives_too_late_counts_once_like_anything_else(around):
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_instances_left_out_are_asked_for_again_exactly(around, retrieve):
-    objects = list(tiny_objects(2, instances=5))
+    objects = list(tiny_instances(2, instances=5))
     script = [Behaviour("move.drop_instances", instances=2, times=1)]
     with around(objects, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 2}
@@ -117,7 +117,7 @@ def test_instances_left_out_are_asked_for_again_exactly(around, retrieve):
 def test_counters_of_zero_and_any_final_status_change_nothing(around, retrieve, status):
     script = [Behaviour("move.zero_counts", status=status)]
     with around(
-        tiny_objects(2, instances=3),
+        tiny_instances(2, instances=3),
         script=script,
         retrieve=retrieve,
     ) as place:
@@ -130,7 +130,7 @@ def test_counters_of_zero_and_any_final_status_change_nothing(around, retrieve, 
 @pytest.mark.parametrize("status", [0x0110, 0xA801, 0xFE00])
 def test_a_failure_with_everything_there_is_no_failure(around, status):
     script = [Behaviour("move.final_status", status=status)]
-    with around(tiny_objects(1, instances=3), script=script) as place:
+    with around(tiny_instances(1, instances=3), script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert place.asked_for("C-MOVE") == 1
         place.audit()
@@ -139,7 +139,7 @@ def test_a_failure_with_everything_there_is_no_failure(around, status):
 def test_an_unknown_destination_disables_the_node_and_fails_no_study(around):
     script = [Behaviour("move.unknown_destination")]
     with around(
-        tiny_objects(4),
+        tiny_instances(4),
         script=script,
         node={"limits": {"chunk_studies": 1}},
     ) as place:
@@ -161,7 +161,7 @@ def test_an_unknown_destination_disables_the_node_and_fails_no_study(around):
 
 
 def test_a_receiver_nobody_can_reach_disables_the_node_and_fails_no_study(around):
-    with around(tiny_objects(4)) as place:
+    with around(tiny_instances(4)) as place:
         # The PACS has another address for us: nothing listens there.
         title = place.site.receiver.ae_title
         address = place.pacs.destinations[title]
@@ -178,7 +178,7 @@ def test_a_receiver_nobody_can_reach_disables_the_node_and_fails_no_study(around
 def test_a_node_that_sends_nothing_for_three_studies_is_left_alone(around, retrieve):
     script = [Behaviour("move.success_nothing")]
     with around(
-        tiny_objects(6),
+        tiny_instances(6),
         script=script,
         retrieve=retrieve,
         node={"limits": {"chunk_studies": 1}, "timeouts": {"settle_seconds": 0.1}},
@@ -199,7 +199,7 @@ def test_a_node_that_sends_nothing_for_three_studies_is_left_alone(around, retri
 
 
 def test_studies_that_never_come_keep_no_rerun_from_the_others(around):
-    objects = list(tiny_objects(6))
+    objects = list(tiny_instances(6))
     # The first three to be asked for lie damaged on the PACS.
     damaged = sorted(each.study_instance_uid for each in objects)[:3]
     script = [Behaviour("move.success_nothing", study=study) for study in damaged]
@@ -218,7 +218,7 @@ def test_studies_that_never_come_keep_no_rerun_from_the_others(around):
 def test_studies_whose_last_instances_never_come_do_not_disable_the_node(around):
     script = [Behaviour("move.drop_instances", instances=1)]
     with around(
-        tiny_objects(4, instances=2),
+        tiny_instances(4, instances=2),
         script=script,
         node={"limits": {"chunk_studies": 1}, "timeouts": {"settle_seconds": 0.1}},
     ) as place:
@@ -231,7 +231,7 @@ def test_studies_whose_last_instances_never_come_do_not_disable_the_node(around)
 @pytest.mark.parametrize(("retrieve", "how"), zip(METHODS, ("abort", "close"), strict=True))
 def test_an_association_lost_midway_costs_only_what_had_not_come(around, retrieve, how):
     script = [Behaviour("net.drop_after", answers=3, how=how, on_request=1)]
-    objects = list(tiny_objects(1, instances=6))
+    objects = list(tiny_instances(1, instances=6))
     with around(objects, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         lost, again = retrieves(place)
@@ -243,7 +243,7 @@ def test_an_association_lost_midway_costs_only_what_had_not_come(around, retriev
 
 def test_a_pacs_that_goes_on_sending_after_a_lost_association_is_let_finish(around):
     script = [Behaviour("net.drop_after", answers=2, on_request=1, keep_sending=True)]
-    with around(tiny_objects(1, instances=6), script=script) as place:
+    with around(tiny_instances(1, instances=6), script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert place.asked_for("C-MOVE") == 1
         assert len(place.pacs.sent_instances()) == 6

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.network.storage_scp import ReceiverLease
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.sites import LOOPBACK, Place, site_around
 
 METHODS = ("c-move", "c-get")
@@ -23,7 +23,7 @@ def notes(place: Place) -> list[dict]:
     ("retrieve", "faulty"), zip(METHODS, ("archive", "leave-out"), strict=True)
 )
 def test_an_object_cut_on_its_way_is_asked_for_again(around, retrieve, faulty):
-    objects = list(tiny_objects(1, instances=3))
+    objects = list(tiny_instances(1, instances=3))
     script = [Behaviour("store.truncate", instances=1, times=1)]
     with around(
         objects,
@@ -41,7 +41,7 @@ def test_an_object_cut_on_its_way_is_asked_for_again(around, retrieve, faulty):
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_an_object_that_is_cut_at_its_source_is_archived_with_a_warning(around, retrieve):
-    objects = list(tiny_objects(1, instances=3))
+    objects = list(tiny_instances(1, instances=3))
     cut = objects[1].sop_instance_uid
     script = [Behaviour("store.truncate", instances=[cut])]
     with around(objects, script=script, retrieve=retrieve) as place:
@@ -55,7 +55,7 @@ def test_an_object_that_is_cut_at_its_source_is_archived_with_a_warning(around, 
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_an_object_that_is_cut_at_its_source_is_left_out_and_named(around, retrieve):
-    objects = list(tiny_objects(1, instances=3))
+    objects = list(tiny_instances(1, instances=3))
     cut = objects[1].sop_instance_uid
     script = [Behaviour("store.truncate", instances=[cut])]
     with around(
@@ -81,7 +81,7 @@ def test_studies_of_which_every_object_is_cut_are_judged_object_by_object(around
     # Cut before the study's UID, so that only a request for one study can tell where it belongs.
     script = [Behaviour("store.truncate", instances=5)]
     node = {"limits": {"uids_per_request": uids_per_request}}
-    with around(tiny_objects(3, instances=2), script=script, node=node) as place:
+    with around(tiny_instances(3, instances=2), script=script, node=node) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 3}
         assert place.totals().stored == 6
         place.audit()
@@ -89,7 +89,7 @@ def test_studies_of_which_every_object_is_cut_are_judged_object_by_object(around
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_an_object_of_another_patient_is_quarantined_and_fails_its_study_alone(around, retrieve):
-    objects = list(tiny_objects(2, instances=3))
+    objects = list(tiny_instances(2, instances=3))
     other = objects[1].sop_instance_uid
     script = [Behaviour("store.other_patient", instances=[other])]
     with around(objects, script=script, retrieve=retrieve) as place:
@@ -107,7 +107,7 @@ def test_an_object_of_another_patient_is_quarantined_and_fails_its_study_alone(a
 def test_studies_that_bring_another_patient_do_not_disable_the_node(around):
     script = [Behaviour("store.other_patient", instances=1)]
     with around(
-        tiny_objects(5),
+        tiny_instances(5),
         script=script,
         node={"limits": {"chunk_studies": 1}},
     ) as place:
@@ -119,7 +119,7 @@ def test_studies_that_bring_another_patient_do_not_disable_the_node(around):
 
 def test_an_object_of_another_patient_that_comes_right_the_second_time_is_archived(around):
     script = [Behaviour("store.other_patient", instances=1, times=1)]
-    with around(tiny_objects(1, instances=3), script=script) as place:
+    with around(tiny_instances(1, instances=3), script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert [note["reason"] for note in notes(place)] == ["wrong-patient"]
         place.audit()
@@ -128,7 +128,7 @@ def test_an_object_of_another_patient_that_comes_right_the_second_time_is_archiv
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_an_object_that_comes_twice_counts_once(around, retrieve):
     script = [Behaviour("store.duplicate", instances=2)]
-    objects = list(tiny_objects(1, instances=4))
+    objects = list(tiny_instances(1, instances=4))
     with around(objects, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert len(place.pacs.sent_instances()) == 6
@@ -142,7 +142,7 @@ def test_an_object_that_comes_twice_counts_once(around, retrieve):
 def test_two_contents_under_one_uid_are_nobodys_to_choose(around, retrieve):
     script = [Behaviour("store.conflict", instances=1)]
     with around(
-        tiny_objects(1, instances=3),
+        tiny_instances(1, instances=3),
         script=script,
         retrieve=retrieve,
     ) as place:
@@ -156,7 +156,7 @@ def test_two_contents_under_one_uid_are_nobodys_to_choose(around, retrieve):
 @pytest.mark.parametrize("retrieve", METHODS)
 @pytest.mark.parametrize("originator", [False, True])
 def test_an_object_that_comes_along_unasked_is_quarantined(around, retrieve, originator):
-    wanted, stranger = tiny_objects(1, instances=3), list(tiny_objects(1, seed=7))
+    wanted, stranger = tiny_instances(1, instances=3), list(tiny_instances(1, seed=7))
     script = [Behaviour("store.unsolicited", objects=stranger, originator=originator)]
     with around(wanted, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
@@ -172,9 +172,9 @@ def test_an_object_that_comes_along_unasked_is_quarantined(around, retrieve, ori
 
 
 def test_an_object_sent_by_somebody_else_is_quarantined_with_a_note(around):
-    stranger = next(tiny_objects(1, seed=7))
+    stranger = next(tiny_instances(1, seed=7))
     with (
-        around(tiny_objects(1)) as place,
+        around(tiny_instances(1)) as place,
         ReceiverLease(place.site),
     ):
         assert place.store(stranger) == 0x0000
@@ -188,7 +188,7 @@ def test_an_object_sent_by_somebody_else_is_quarantined_with_a_note(around):
 
 
 def test_an_instance_of_the_study_that_is_not_on_its_list_is_quarantined(around):
-    *listed, unlisted = tiny_objects(1, instances=3)
+    *listed, unlisted = tiny_instances(1, instances=3)
     script = [Behaviour("store.unsolicited", objects=[unlisted], originator=True)]
     with around(listed, script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
@@ -200,12 +200,12 @@ def test_an_instance_of_the_study_that_is_not_on_its_list_is_quarantined(around)
 def test_an_address_that_is_not_allowed_gets_no_association(tmp_path):
     parts = {"receiver": {"allowed_senders": ["192.0.2.1"]}}
     with (
-        site_around(tmp_path, tiny_objects(1), **parts) as place,
+        site_around(tmp_path, tiny_instances(1), **parts) as place,
         ReceiverLease(place.site),
     ):
         with socket.create_connection((LOOPBACK, place.site.receiver.port), 5) as connection:
             connection.settimeout(5)
             assert connection.recv(1) == b""
         with pytest.raises(ConnectionError):
-            place.store(next(tiny_objects(1, seed=7)))
+            place.store(next(tiny_instances(1, seed=7)))
         assert place.quarantined() == []

@@ -13,7 +13,7 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel, Study, Verdict
 from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.find import find_studies, list_instances, list_together
-from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_objects
+from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_instances
 from prefect_dicom.testing.generate import generate_cohort
 from tests.support.sites import site_around
 
@@ -176,7 +176,7 @@ def queries_below(place) -> int:
 
 
 def test_a_chunk_is_listed_before_and_after_by_two_queries_each(tmp_path):
-    with site_around(tmp_path, tiny_objects(8, instances=2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(8, instances=2), retrieve="c-get") as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 8}
         assert queries_below(place) == 4
         place.audit()
@@ -184,7 +184,7 @@ def test_a_chunk_is_listed_before_and_after_by_two_queries_each(tmp_path):
 
 def test_where_lists_are_not_answered_each_study_is_listed_alone(tmp_path):
     script = [Behaviour("find.no_list", uids=True)]
-    objects = tiny_objects(8, instances=2)
+    objects = tiny_instances(8, instances=2)
     with site_around(tmp_path, objects, retrieve="c-get", script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 8}
         # One in vain, then series and instances of each, before and after.
@@ -193,7 +193,7 @@ def test_where_lists_are_not_answered_each_study_is_listed_alone(tmp_path):
 
 
 def test_a_study_that_grows_meanwhile_is_seen_to_have_grown(tmp_path):
-    objects = list(tiny_objects(4, instances=3))
+    objects = list(tiny_instances(4, instances=3))
     late = objects[1]
     with site_around(tmp_path, [o for o in objects if o is not late], retrieve="c-get") as place:
         place.pacs.script.append(

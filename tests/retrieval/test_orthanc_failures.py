@@ -12,7 +12,7 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import RetrieveMethod, StudyState, Verdict
 from prefect_dicom.run.steps import Pull
 from prefect_dicom.testing.generate import generate_cohort
-from prefect_dicom.testing.objects import object_of_file
+from prefect_dicom.testing.instances import instance_of_file
 from tests.support import peers
 from tests.support.sites import Place, site_around
 
@@ -48,7 +48,7 @@ def setting(tmp_path, new_archive, files) -> Iterator[Setting]:
     node = orthanc.node(settle_seconds=0.3)
     told = node.model_dump(mode="json", include={"host", "port", "called_ae_title", "timeouts"})
     # The scripted PACS beside it holds the same, for the audit to compare with.
-    with site_around(tmp_path, map(object_of_file, files)) as place:
+    with site_around(tmp_path, map(instance_of_file, files)) as place:
         place.change(node={**told, "calling_ae_title": peers.US})
         yield Setting(place, orthanc)
 

@@ -27,8 +27,8 @@ from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.network import get, move
 from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.run.steps import work_through
-from prefect_dicom.testing import KNOBS, Behaviour, Request, StoredObject, tiny_objects
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing import KNOBS, Behaviour, Request, StoredInstance, tiny_instances
+from prefect_dicom.testing.instances import changed
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 from tests.support.campaign import subset
 from tests.support.sites import LOOPBACK, Place, site_around, until
@@ -70,7 +70,7 @@ class Reaction(StrEnum):
 class Scene:
     """One site and its PACS, while a case is played."""
 
-    def __init__(self, objects: Sequence[StoredObject], method: str) -> None:
+    def __init__(self, objects: Sequence[StoredInstance], method: str) -> None:
         self.objects = list(objects)
         self.uids = [o.sop_instance_uid for o in self.objects]
         self.method = method
@@ -160,7 +160,7 @@ class Case:
     reaction: Reaction
     end: str | None = None
     methods: tuple[str, ...] = BOTH
-    objects: Callable[[], Sequence[StoredObject]] = partial(tiny_objects, 1, instances=6)
+    objects: Callable[[], Sequence[StoredInstance]] = partial(tiny_instances, 1, instances=6)
     node: Mapping[str, Mapping] = field(default_factory=dict)
     look: Look | None = None
     """What else has to be seen while the fault is there."""
@@ -208,12 +208,12 @@ TWO_MISSING_ONCE = ("move.drop_instances", {"instances": 2, "times": 1})
 # --- what the table needs
 
 
-def studies(number: int, instances: int = 2) -> Callable[[], Sequence[StoredObject]]:
-    return partial(tiny_objects, number, instances=instances)
+def studies(number: int, instances: int = 2) -> Callable[[], Sequence[StoredInstance]]:
+    return partial(tiny_instances, number, instances=instances)
 
 
-def with_a_rare_class() -> list[StoredObject]:
-    *images, one, two = tiny_objects(1, instances=6)
+def with_a_rare_class() -> list[StoredInstance]:
+    *images, one, two = tiny_instances(1, instances=6)
     rare = [changed(o, SOPClassUID=RT_STRUCTURE_SET) for o in (one, two)]
     return [images[0], rare[0], *images[1:], rare[1]]
 
@@ -381,7 +381,7 @@ def nagling(scene: Scene) -> list[Behaviour]:
 
     for stored in scene.objects:
         scene.place.pacs.holdings.add(
-            StoredObject(stored.attributes, stored.transfer_syntax_uid, timed(stored.encoded))
+            StoredInstance(stored.attributes, stored.transfer_syntax_uid, timed(stored.encoded))
         )
     return [Behaviour("net.nagle")]
 
@@ -478,7 +478,7 @@ CASES = (
       sent_again=True),
     C("F2C", "others' studies come along", "store.unsolicited",
       lambda scene: [
-          Behaviour("store.unsolicited", objects=list(tiny_objects(3, instances=2, seed=7)),
+          Behaviour("store.unsolicited", objects=list(tiny_instances(3, instances=2, seed=7)),
                     originator=True)
       ], R.QUARANTINE, sent_again=True),
     C("F2D", "one is corrupt on the PACS", "archive.corrupt", one_corrupt(stops=False),
@@ -703,7 +703,7 @@ def only_missing_was_asked_for(scene: Scene) -> None:
 @pytest.mark.parametrize("words", subset(NO_C_GET, 1))
 def test_a_c_get_that_is_refused_stops_the_node_where_nothing_can_be_received(tmp_path, words):
     disabled = Behaviour("get.disabled", status=NO_C_GET[words])
-    objects = tiny_objects(3)
+    objects = tiny_instances(3)
     with site_around(tmp_path, objects, retrieve="c-get", script=[disabled]) as place:
         assert not place.site.receives
         with pytest.raises(PacsError) as caught:
@@ -719,7 +719,7 @@ def test_a_c_get_that_is_not_negotiated_is_switched_too(tmp_path, standing, refu
     """For the whole run, and whatever is asked at the same time."""
     arguments = {"result": 3, "services": ["C-GET"]} if refused == "assoc.contexts" else {}
     script = [Behaviour(refused, **arguments)]
-    objects = list(tiny_objects(6, instances=2))
+    objects = list(tiny_instances(6, instances=2))
     with site_around(
         tmp_path, objects, retrieve="c-get", script=script, standing=standing
     ) as place:
@@ -733,7 +733,7 @@ def test_a_c_get_that_is_not_negotiated_is_switched_too(tmp_path, standing, refu
 @pytest.mark.parametrize("method", BOTH)
 def test_a_study_at_whose_first_instance_the_pacs_stops_still_gives_the_others(around, method):
     """Though it is one of many, and as a whole brings nothing."""
-    objects = list(tiny_objects(3, instances=4))
+    objects = list(tiny_instances(3, instances=4))
     corrupt = objects[4].sop_instance_uid
     script = [
         Behaviour("archive.corrupt", instances=[corrupt]),
@@ -774,7 +774,7 @@ WITH_STATUSES = [(status, method) for status in STATUSES for method in BOTH]
 def test_a_status_is_believed_no_further_than_what_arrived(around, answer, arrived):
     """With nothing arrived it is the reason; with some or all it only says that it is over."""
     status, method = answer
-    objects = list(tiny_objects(1, instances=4))
+    objects = list(tiny_instances(1, instances=4))
     service = method.upper()
     with around(objects, retrieve=method, node={"timeouts": {"settle_seconds": 0.1}}) as place:
         wait_briefly(place)

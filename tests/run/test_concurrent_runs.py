@@ -21,7 +21,7 @@ from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.core.model import Disposition, Verdict
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support import program
 from tests.support.campaign import subset
 from tests.support.postgres import cluster
@@ -41,7 +41,7 @@ def place_with(
     """A site whose ledger is of this kind."""
     if kind == "postgresql":
         parts["ledger"] = {"path": None, "url": cluster().new_database()}
-    with site_around(folder, tiny_objects(studies, instances=INSTANCES), **parts) as place:
+    with site_around(folder, tiny_instances(studies, instances=INSTANCES), **parts) as place:
         yield place
 
 

@@ -25,7 +25,7 @@ from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Cohort
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.audit import Auditor
 from tests.support import crashes
 from tests.support.campaign import subset
@@ -174,7 +174,7 @@ ALWAYS = [
 @pytest.mark.parametrize("case", subset(MATRIX, ALWAYS), ids=lambda case: ", ".join(map(str, case)))
 def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case, record_property):
     moment, retrieve, requested = case
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with around(objects, script=moment.script(), retrieve=retrieve) as place:
         with working(place) as ended_with, place.ledger() as ledger:
             until(lambda: moment.is_there(place), moment.name)
@@ -199,7 +199,7 @@ def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case, reco
     "requested", subset([RequestedState.PAUSED, RequestedState.CANCELLED], 0), ids=str
 )
 def test_an_archive_that_is_overloaded_keeps_nobody_waiting(around, monkeypatch, requested):
-    objects = list(tiny_objects(STUDIES, instances=INSTANCES))
+    objects = list(tiny_instances(STUDIES, instances=INSTANCES))
     with S3Server() as bucket:
         credentials(bucket, monkeypatch)
         bucket.fail("PutObject", times=10_000, status=503, code="SlowDown")
@@ -224,7 +224,7 @@ def test_killed_while_it_ends_a_run_leaves_what_a_rerun_goes_on_from(tmp_path, s
     lot = random.Random(f"{seed}/{number}")
     (folder := tmp_path / "site").mkdir()
     moment, retrieve = lot.choice(MOMENTS[3:]), lot.choice(("c-move", "c-get"))
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with site_around(folder, objects, script=moment.script(), retrieve=retrieve) as place:
         cohort, auditor = place.cohort(), Auditor(place.site, place.pacs, watch=folder)
         run = crashes.start(place.file, cohort, tmp_path / "log")
@@ -245,7 +245,7 @@ def test_killed_while_it_ends_a_run_leaves_what_a_rerun_goes_on_from(tmp_path, s
 @pytest.mark.campaign("operations")
 @pytest.mark.parametrize("retrieve", subset(["c-move", "c-get"], 0))
 def test_where_a_node_takes_one_at_a_time_the_more_urgent_cohort_comes_first(around, retrieve):
-    objects = tiny_objects(3 * STUDIES, instances=2)
+    objects = tiny_instances(3 * STUDIES, instances=2)
     limits = {"associations": 1, "chunk_studies": 2}
     with around(objects, retrieve=retrieve, node={"limits": limits}) as place:
         uids = place.pacs.holdings.study_instance_uids()

@@ -22,7 +22,7 @@ import pytest
 from prefect_dicom.core.failpoints import POINTS
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.network.storage_scp import running_receiver
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.audit import Auditor
 from tests.support import crashes, postgres
 from tests.support.campaign import SEED, subset
@@ -154,10 +154,10 @@ def stage(tmp_path, bucket, standing, monkeypatch) -> Stage:
 @contextlib.contextmanager
 def scene(case: Case, stage: Stage) -> Iterator[Place]:
     """The site of a case, around a PACS that misbehaves where the point asks for it."""
-    objects = list(tiny_objects(STUDIES, instances=INSTANCES))
+    objects = list(tiny_instances(STUDIES, instances=INSTANCES))
     script = []
     if case.point == "quarantine-noted":
-        nobodys = list(tiny_objects(1, seed=7))
+        nobodys = list(tiny_instances(1, seed=7))
         script.append(Behaviour("store.unsolicited", objects=nobodys))
     elif case.point == "list-extended":
         script.append(Behaviour("find.no_image_level"))
@@ -226,7 +226,7 @@ def test_killed_at_any_point(case, stage):
 @pytest.mark.parametrize("nth", subset(range(1, 7), [4]))
 def test_killed_in_the_middle_of_an_object_that_goes_in_parts(nth, stage):
     # Three parts of 5 MiB at most, each read for its hash and read again to be sent.
-    objects = list(tiny_objects(1, instances=1, side=3500))
+    objects = list(tiny_instances(1, instances=1, side=3500))
     assert 10 * 1024**2 < len(objects[0].encoded()) < 15 * 1024**2
     folder = stage.folder / "site"
     folder.mkdir()
@@ -286,9 +286,9 @@ def site_of(folder: Path, lot: random.Random, studies: int) -> AbstractContextMa
     objects = [
         one
         for number in range(studies)
-        for one in tiny_objects(1, instances=lot.randint(1, 6), seed=number + 1)
+        for one in tiny_instances(1, instances=lot.randint(1, 6), seed=number + 1)
     ]
-    objects += [next(iter(tiny_objects(1, seed=1000 + n, side=900))) for n in range(studies // 3)]
+    objects += [next(iter(tiny_instances(1, seed=1000 + n, side=900))) for n in range(studies // 3)]
     parts: dict = {"node": {"limits": {"chunk_studies": lot.choice((1, 2, 10))}}}
     if lot.random() < 0.3:
         parts["ledger"] = {"url": postgres.cluster().new_database(), "path": None}

@@ -10,7 +10,7 @@ import pytest
 from prefect_dicom.cli import Exit
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.testing import Behaviour
-from prefect_dicom.testing.generate import tiny_objects
+from prefect_dicom.testing.generate import tiny_instances
 from tests.support.commands import CommandLine
 from tests.support.sites import Place, site_around
 
@@ -24,7 +24,7 @@ def command(tmp_path, tmp_path_factory) -> CommandLine:
 
 @pytest.fixture
 def place(tmp_path) -> Iterator[Place]:
-    with site_around(tmp_path, tiny_objects(12), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(12), retrieve="c-get") as place:
         yield place
 
 

@@ -28,9 +28,9 @@ from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.progress import Pace, estimate_in_words, figures_in_words
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import current_pull
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.generate import generate_cohort
-from prefect_dicom.testing.objects import object_of_file
+from prefect_dicom.testing.instances import instance_of_file
 from tests.support.sites import Place, site_around
 
 INSTANCE_BYTES = 524_288
@@ -70,7 +70,7 @@ def dry_run(place: Place, cohort: Path | None = None) -> Estimate:
 def test_it_says_what_is_there_takes_nothing_and_the_pull_after_it_asks_nothing_again(
     tmp_path, files
 ):
-    objects = [object_of_file(file) for file in files]
+    objects = [instance_of_file(file) for file in files]
     with site_around(tmp_path, objects) as place:
         numbers = sorted({stored.attributes["AccessionNumber"] for stored in objects})
         cohort = place.cohort({"AccessionNumber": one} for one in [*numbers, "nobody's"])
@@ -93,7 +93,7 @@ def test_it_says_what_is_there_takes_nothing_and_the_pull_after_it_asks_nothing_
 
 
 def test_it_needs_neither_archive_nor_receiver(tmp_path):
-    with site_around(tmp_path, tiny_objects(2)) as place:
+    with site_around(tmp_path, tiny_instances(2)) as place:
         (tmp_path / "archive").rmdir()
         assert dry_run(place).total.studies == 2
         with open_plan(place.site, 1), pytest.raises(TypeError):
@@ -101,7 +101,7 @@ def test_it_needs_neither_archive_nor_receiver(tmp_path):
 
 
 def test_sizes_and_rate_are_learned_from_what_was_archived(around, files):
-    objects = [object_of_file(file) for file in files]
+    objects = [instance_of_file(file) for file in files]
     with around(objects, retrieve="c-get") as place:
         uids = place.pacs.holdings.study_instance_uids()
         first = dry_run(place)
@@ -132,7 +132,7 @@ def test_sizes_and_rate_are_learned_from_what_was_archived(around, files):
 
 
 def test_the_spool_is_to_hold_the_largest_chunks_that_can_be_under_way(around):
-    with around(tiny_objects(12, instances=2), retrieve="c-get") as place:
+    with around(tiny_instances(12, instances=2), retrieve="c-get") as place:
         limits = {"associations": 1, "chunk_studies": 2, "instance_bytes": 1000}
         place.change(node={"limits": limits})
         # Six chunks of two studies of two instances: one arrives, two wait or are uploaded.
@@ -141,11 +141,11 @@ def test_the_spool_is_to_hold_the_largest_chunks_that_can_be_under_way(around):
 
 def test_a_pacs_that_counts_nothing_is_said_to(around):
     counts = Behaviour("find.counts", how="none")
-    with around(tiny_objects(3, instances=4), script=[counts], retrieve="c-get") as place:
+    with around(tiny_instances(3, instances=4), script=[counts], retrieve="c-get") as place:
         [share] = dry_run(place).shares
         assert (share.studies, share.uncounted_studies, share.instances) == (3, 3, 0)
         place.pull()
-        others = list(tiny_objects(2, instances=4, seed=1))
+        others = list(tiny_instances(2, instances=4, seed=1))
         for stored in others:
             place.pacs.holdings.add(stored)
         uids = {stored.study_instance_uid for stored in others}
@@ -155,7 +155,7 @@ def test_a_pacs_that_counts_nothing_is_said_to(around):
 
 
 def test_the_files_say_the_same_as_the_table_and_hold_no_patient(around, files):
-    objects = [object_of_file(file) for file in files]
+    objects = [instance_of_file(file) for file in files]
     with around(objects, retrieve="c-get") as place:
         estimate = dry_run(place)
         [folder] = place.site.reports.iterdir()

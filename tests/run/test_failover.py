@@ -30,8 +30,8 @@ from prefect_dicom.ledger import Ledger
 from prefect_dicom.report import RESULTS, in_words, write_reports
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredInstance
+from prefect_dicom.testing.instances import changed
 from tests.support import crashes, peers
 from tests.support.campaign import subset
 from tests.support.sites import LOOPBACK, study
@@ -46,7 +46,7 @@ A, B, C = (
 )
 
 
-def uid(objects: Sequence[StoredObject]) -> str:
+def uid(objects: Sequence[StoredInstance]) -> str:
     return objects[0].study_instance_uid
 
 

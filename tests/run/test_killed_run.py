@@ -12,7 +12,7 @@ import pytest
 
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.network.storage_scp import running_receiver
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import subset
 from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around, until
@@ -52,7 +52,7 @@ def test_killed_while_a_study_arrives(tmp_path, case):
     retrieve, answers = case
     service, hold = SERVICES[retrieve], threading.Event()
     stall = Behaviour("net.stall_after", answers=answers, hold=hold, service=service, on_request=1)
-    objects = list(tiny_objects(1, instances=INSTANCES))
+    objects = list(tiny_instances(1, instances=INSTANCES))
     with site_around(tmp_path, objects, retrieve=retrieve, script=[stall]) as place:
 
         def silent() -> bool:
@@ -76,7 +76,7 @@ def test_what_a_pacs_sends_for_a_run_that_is_dead_is_not_asked_for_again(tmp_pat
     go_on = Behaviour(
         "net.drop_after", answers=2, service="C-MOVE", on_request=1, keep_sending=True
     )
-    objects = list(tiny_objects(1, instances=INSTANCES))
+    objects = list(tiny_instances(1, instances=INSTANCES))
     with site_around(tmp_path, objects, script=[stall, go_on]) as place:
         # The receiver outlives the run, and has longer to do so than the next one needs.
         place.change(receiver={"idle_seconds": 30})
@@ -93,7 +93,7 @@ def test_killed_between_two_studies_of_a_chunk(tmp_path, retrieve):
     # Two studies in one request; the first is whole, the second has begun.
     service, hold = SERVICES[retrieve], threading.Event()
     stall = Behaviour("net.stall_after", answers=5, hold=hold, service=service, on_request=1)
-    objects = list(tiny_objects(2, instances=4))
+    objects = list(tiny_instances(2, instances=4))
     with site_around(tmp_path, objects, retrieve=retrieve, script=[stall]) as place:
 
         def five() -> bool:
@@ -117,7 +117,7 @@ def test_killed_while_an_object_is_uploaded(tmp_path, bucket, case):
     bucket.stall("PutObject", skip=3, committed=committed)
     parts = {"archive": {"connections": 1}}
     with site_around(
-        tmp_path, tiny_objects(1, instances=INSTANCES), retrieve=retrieve, bucket=bucket, **parts
+        tmp_path, tiny_instances(1, instances=INSTANCES), retrieve=retrieve, bucket=bucket, **parts
     ) as place:
         stored = 3 + committed
 
@@ -139,7 +139,7 @@ def test_killed_while_an_object_is_uploaded(tmp_path, bucket, case):
 @pytest.mark.parametrize("committed", subset([False, True], [False]))
 def test_killed_while_the_manifest_is_put(tmp_path, bucket, committed):
     bucket.stall("PutObject", skip=INSTANCES, committed=committed)
-    objects = list(tiny_objects(1, instances=INSTANCES))
+    objects = list(tiny_instances(1, instances=INSTANCES))
     with site_around(tmp_path, objects, retrieve="c-get", bucket=bucket) as place:
 
         def stalled() -> bool:
@@ -157,7 +157,7 @@ def test_killed_while_the_manifest_is_put(tmp_path, bucket, committed):
 
 def test_killed_before_the_study_is_listed_again(tmp_path):
     hold = threading.Event()
-    objects = list(tiny_objects(1, instances=INSTANCES))
+    objects = list(tiny_instances(1, instances=INSTANCES))
     # STUDY, SERIES and IMAGE; the fourth query is the second list.
     stall = Behaviour("net.first_byte", hold=hold, service="C-FIND", on_request=4)
     with site_around(tmp_path, objects, retrieve="c-get", script=[stall]) as place:
@@ -172,7 +172,7 @@ def test_killed_before_the_study_is_listed_again(tmp_path):
 def test_killed_in_discovery(tmp_path):
     hold = threading.Event()
     stall = Behaviour("net.first_byte", hold=hold, service="C-FIND", on_request=2)
-    with site_around(tmp_path, tiny_objects(3), retrieve="c-get", script=[stall]) as place:
+    with site_around(tmp_path, tiny_instances(3), retrieve="c-get", script=[stall]) as place:
         kill_when(place, lambda: place.asked_for("C-FIND") == 2, "the second row is asked for")
         place.pacs.script.clear()
         goes_on_to_the_end(place, studies=3)
@@ -186,7 +186,7 @@ def test_killed_again_and_again_it_comes_to_its_end(tmp_path):
         Behaviour("net.stall_after", answers=1, hold=hold, service="C-MOVE", on_request=number)
         for number, hold in enumerate(holds, 1)
     ]
-    objects = list(tiny_objects(1, instances=INSTANCES))
+    objects = list(tiny_instances(1, instances=INSTANCES))
     with site_around(tmp_path, objects, script=script) as place:
         for number in range(1, len(holds) + 1):
             kill_when(
@@ -219,7 +219,7 @@ class Killer(threading.Event):
 @pytest.mark.campaign("concurrency")
 @pytest.mark.parametrize("answers", [0, 3])
 def test_a_receiver_that_is_killed_in_a_move_does_not_end_the_run(tmp_path, answers):
-    objects = list(tiny_objects(1, instances=INSTANCES))
+    objects = list(tiny_instances(1, instances=INSTANCES))
     with site_around(tmp_path, objects) as place:
         killer = Killer(place)
         place.pacs.script.append(
@@ -241,7 +241,7 @@ def test_a_receiver_that_is_killed_in_a_move_does_not_end_the_run(tmp_path, answ
 
 
 def test_what_came_for_a_study_when_it_was_finished_is_kept_apart(tmp_path):
-    with site_around(tmp_path, tiny_objects(1, instances=2), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1, instances=2), retrieve="c-get") as place:
         place.pull()
         [study] = place.studies().values()
         late = [path.read_bytes() for path in sorted((tmp_path / "archive").rglob("*.dcm"))]

@@ -23,7 +23,7 @@ import yaml
 
 from prefect_dicom.core.model import CohortRow, Study, StudyState, Verdict
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.testing import ScriptedPacs, tiny_objects
+from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from tests.support import hosts, program
 from tests.support.hosts import Network
 from tests.support.postgres import Cluster, new_cluster
@@ -106,10 +106,10 @@ def site_of_two_hosts(folder: Path) -> Iterator[Site]:
         cluster = new_cluster(network.here, network.range)
         stack.callback(cluster.stop)
         titles = {name.upper(): (network.address(name), PORT) for name in ("one", "two")}
-        objects = tiny_objects(STUDIES, instances=INSTANCES)
+        objects = tiny_instances(STUDIES, instances=INSTANCES)
         with network.on("pacs"):
             pacs = ScriptedPacs(
-                objects=objects, host=network.address("pacs"), port=104, destinations=titles
+                instances=objects, host=network.address("pacs"), port=104, destinations=titles
             ).start()
         stack.callback(pacs.close)
         for name in ("archive", "spool"):

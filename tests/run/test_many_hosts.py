@@ -22,7 +22,7 @@ from prefect_dicom.flows import pull_cohort
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.run.steps import Pull
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support import program
 from tests.support.campaign import subset
 from tests.support.peers import free_port
@@ -54,7 +54,7 @@ def two_hosts(folder: Path, kind: str, hold: Held) -> Iterator[tuple[Place, Plac
     ledger = {"path": None, "url": cluster().new_database()} if kind == "postgresql" else {}
     script = [Behaviour("net.stall_after", answers=1, hold=hold, service="C-MOVE", on_request=1)]
     limits = {"limits": {"chunk_studies": 2}}
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with site_around(folder, objects, script=script, ledger=ledger, node=limits) as first:
         port = free_port()
         title = f"TEST{port}"

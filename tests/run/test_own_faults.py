@@ -38,8 +38,8 @@ from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.operations.doctor import examine
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, tiny_objects
-from prefect_dicom.testing.objects import changed
+from prefect_dicom.testing import Behaviour, tiny_instances
+from prefect_dicom.testing.instances import changed
 from tests.support.campaign import subset
 from tests.support.disks import fill, small_disk
 from tests.support.peers import free_port
@@ -84,7 +84,7 @@ def all_pending(place: Place) -> bool:
 
 
 def six() -> list:
-    return list(tiny_objects(1, instances=MANY, side=200))
+    return list(tiny_instances(1, instances=MANY, side=200))
 
 
 def silent_after(answers: int, retrieve: str, hold: threading.Event | None = None) -> Behaviour:
@@ -147,7 +147,7 @@ def test_f51_another_site_cannot_have_our_ae_title_or_port(tmp_path, shared):
 
 @pytest.mark.whole_campaign
 def test_f51_two_runs_at_once_share_one_receiver_and_get_what_each_asked_for(tmp_path):
-    objects = list(tiny_objects(4, instances=3))
+    objects = list(tiny_instances(4, instances=3))
     uids = sorted({o.study_instance_uid for o in objects})
     with site_around(tmp_path, objects) as place:
         goes_on_later = place.cohort()
@@ -178,7 +178,7 @@ def test_f51_two_runs_at_once_share_one_receiver_and_get_what_each_asked_for(tmp
 def test_f52_at_the_reserve_the_run_stops_asking_before_anything_is_refused(tmp_path, retrieve):
     with small_disk(tmp_path / "disk", mebibytes=4) as disk:
         spool = {"path": str(disk / "spool"), "reserve_bytes": 1 << 20}
-        objects = list(tiny_objects(3, instances=4, side=200))
+        objects = list(tiny_instances(3, instances=4, side=200))
         node = {"limits": {"chunk_studies": 1}}
         # While the first study is on its way somebody else fills the disk to the reserve.
         filled = threading.Event()
@@ -199,7 +199,7 @@ def test_f52_at_the_reserve_the_run_stops_asking_before_anything_is_refused(tmp_
             (disk / "filler").unlink()
             fill(disk, but=1 << 20)
             asked = place.asked_for(SERVICES[retrieve])
-            later = list(tiny_objects(1, instances=2, seed=5, side=200))
+            later = list(tiny_instances(1, instances=2, seed=5, side=200))
             for stored in later:
                 place.pacs.holdings.add(stored)
             with pytest.raises(SpoolFull) as caught:
@@ -251,7 +251,7 @@ def test_f54_an_archive_that_asks_for_patience_gets_it(tmp_path, bucket, retriev
 
 @pytest.mark.parametrize("retrieve", subset(METHODS, []))
 def test_f54_credentials_that_expire_stop_the_run_and_cost_no_retrieve(tmp_path, bucket, retrieve):
-    objects = list(tiny_objects(2, instances=3))
+    objects = list(tiny_instances(2, instances=3))
     node = {"limits": {"chunk_studies": 1}}
     with site_around(tmp_path, objects, retrieve=retrieve, bucket=bucket, node=node) as place:
         bucket.meanwhile("PutObject", lambda: bucket.expire(bucket.access_key), skip=2)
@@ -356,7 +356,7 @@ CLOCKS = {
 @pytest.mark.parametrize("clock", subset(CLOCKS, ["anywhere at each reading"]))
 def test_f56_nothing_depends_on_what_the_clock_on_the_wall_says(tmp_path, monkeypatch, seed, clock):
     lots = random.Random(seed)
-    objects = list(tiny_objects(3, instances=3))
+    objects = list(tiny_instances(3, instances=3))
     script = [
         Behaviour("move.drop_instances", instances=1, times=1),
         Behaviour("store.truncate", instances=1, times=1),
@@ -376,7 +376,7 @@ def test_f56_nothing_depends_on_what_the_clock_on_the_wall_says(tmp_path, monkey
 
 @pytest.mark.parametrize("wrong", subset(["port", "title", "silence"], ["title"]))
 def test_f57_a_receiver_that_the_pacs_has_elsewhere_disables_the_node(tmp_path, wrong):
-    with site_around(tmp_path, tiny_objects(5)) as place:
+    with site_around(tmp_path, tiny_instances(5)) as place:
         place.change(node={"limits": {"chunk_studies": 1}})
         right = dict(place.pacs.destinations)
         if wrong == "port":
@@ -424,7 +424,7 @@ def test_f58_an_ae_title_that_is_none_is_refused_with_the_site_file(tmp_path, ti
 
 @pytest.mark.whole_campaign
 def test_f58_a_sop_class_that_is_no_uid_ends_no_c_get_and_holds_nobody_up(tmp_path):
-    odd = changed(next(tiny_objects(1, seed=3)), SOPClassUID="1.2.840.\xe9")
+    odd = changed(next(tiny_instances(1, seed=3)), SOPClassUID="1.2.840.\xe9")
     with site_around(tmp_path, [*six(), odd], retrieve="c-get") as place:
         place.change(node={"timeouts": {"acse_seconds": 120}})
         began = time.monotonic()

@@ -11,7 +11,7 @@ from prefect_dicom.cohort.definition import CohortFile, read_cohort_file
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.run import registration
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 
@@ -33,7 +33,7 @@ def lose_the_ledger(place: Place) -> None:
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_a_finished_cohort_asks_the_pacs_for_nothing_and_puts_nothing(tmp_path, bucket, retrieve):
-    objects = tiny_objects(3, instances=3)
+    objects = tiny_instances(3, instances=3)
     with site_around(tmp_path, objects, retrieve=retrieve, bucket=bucket) as place:
         first = place.pull()
         assert first.rows == {Verdict.ARCHIVED: 3}
@@ -49,7 +49,7 @@ def test_a_finished_cohort_asks_the_pacs_for_nothing_and_puts_nothing(tmp_path, 
 
 
 def test_a_second_cohort_with_the_same_studies_retrieves_nothing(tmp_path):
-    with site_around(tmp_path, tiny_objects(2, instances=2)) as place:
+    with site_around(tmp_path, tiny_instances(2, instances=2)) as place:
         place.pull()
         moves = place.asked_for("C-MOVE")
         rows = [{"AccessionNumber": "T0000000000"}, {"AccessionNumber": "T0000000001"}]
@@ -61,7 +61,7 @@ def test_a_second_cohort_with_the_same_studies_retrieves_nothing(tmp_path):
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_a_lost_ledger_is_made_again_without_a_retrieve_or_a_put(tmp_path, bucket, retrieve):
-    objects = tiny_objects(2, instances=3)
+    objects = tiny_instances(2, instances=3)
     with site_around(tmp_path, objects, retrieve=retrieve, bucket=bucket) as place:
         first = place.pull()
         puts, held = bucket.requests["PutObject"], place.archived()
@@ -75,7 +75,7 @@ def test_a_lost_ledger_is_made_again_without_a_retrieve_or_a_put(tmp_path, bucke
 
 
 def test_with_a_lost_ledger_an_unfinished_study_is_stored_under_the_same_keys(tmp_path, bucket):
-    objects = list(tiny_objects(1, instances=4))
+    objects = list(tiny_instances(1, instances=4))
     script = [Behaviour("move.drop_instances", instances=1, study=objects[0].study_instance_uid)]
     with site_around(tmp_path, objects, retrieve="c-get", script=script, bucket=bucket) as place:
         assert place.pull().rows == {Verdict.PARTIAL: 1}
@@ -90,7 +90,7 @@ def test_with_a_lost_ledger_an_unfinished_study_is_stored_under_the_same_keys(tm
 
 @pytest.mark.parametrize("retrieve", METHODS)
 def test_a_rerun_asks_for_the_missing_instances_by_name(tmp_path, retrieve):
-    objects = list(tiny_objects(1, instances=6))
+    objects = list(tiny_instances(1, instances=6))
     script = [Behaviour("move.drop_instances", instances=2)]
     with site_around(tmp_path, objects, retrieve=retrieve, script=script) as place:
         place.pull()
@@ -109,7 +109,7 @@ def test_a_rerun_asks_for_the_missing_instances_by_name(tmp_path, retrieve):
 
 
 def test_an_instance_that_joins_the_study_while_it_is_retrieved_is_archived_with_it(tmp_path):
-    *objects, late = tiny_objects(1, instances=5)
+    *objects, late = tiny_instances(1, instances=5)
     join = Behaviour("archive.mutate", change=lambda pacs: pacs.holdings.add(late), times=1)
     with site_around(tmp_path, objects, script=[join]) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
@@ -123,7 +123,7 @@ def test_an_instance_that_joins_the_study_while_it_is_retrieved_is_archived_with
 
 
 def test_an_instance_that_leaves_the_study_is_not_in_its_manifest(tmp_path):
-    objects = list(tiny_objects(1, instances=4))
+    objects = list(tiny_instances(1, instances=4))
     gone = objects[-1]
     # Listed, and deleted on the PACS once it has been sent.
     leave = Behaviour(
@@ -141,7 +141,7 @@ def test_an_instance_that_leaves_the_study_is_not_in_its_manifest(tmp_path):
 
 
 def test_a_study_that_never_settles_fails_for_now_and_is_archived_when_it_has(tmp_path):
-    *objects, first, second, third, fourth, fifth = tiny_objects(1, instances=7)
+    *objects, first, second, third, fourth, fifth = tiny_instances(1, instances=7)
     late = iter([first, second, third, fourth, fifth])
 
     def grow(pacs) -> None:
@@ -163,7 +163,7 @@ def test_a_study_that_never_settles_fails_for_now_and_is_archived_when_it_has(tm
 
 
 def test_a_file_damaged_in_the_spool_is_asked_for_again_and_nothing_else(tmp_path):
-    objects = list(tiny_objects(1, instances=4))
+    objects = list(tiny_instances(1, instances=4))
     with site_around(tmp_path, objects) as place:
         with place.opened() as pull:
             for lines in pull.discovery_pages():
@@ -181,7 +181,7 @@ def test_a_file_damaged_in_the_spool_is_asked_for_again_and_nothing_else(tmp_pat
 
 
 def test_a_cohort_file_that_is_known_is_not_read_again(tmp_path, monkeypatch):
-    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         cohort = place.cohort()
         known = registration.register_cohort(place.site, cohort, None, "trial")
         reads: list[Path] = []
@@ -202,7 +202,7 @@ def test_a_cohort_file_that_is_known_is_not_read_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("there", ["nothing", "a directory"])
 def test_a_cohort_file_that_cannot_be_read_is_a_complaint(tmp_path, there):
-    with site_around(tmp_path, tiny_objects(1), retrieve="c-get") as place:
+    with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         path = tmp_path / "missing.csv"
         if there == "a directory":
             path.mkdir()

@@ -30,7 +30,7 @@ from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.server import LocalServer
 from prefect_dicom.server.local import DOWN, FAILED, UP, ServerStatus
 from prefect_dicom.server.settings import MARK, settings_of
-from prefect_dicom.testing import Behaviour, tiny_objects
+from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.commands import CommandLine
 from tests.support.peers import free_port
 from tests.support.sites import LOOPBACK, Place, site_around, until
@@ -244,7 +244,7 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("up")
-    with site_around(folder, tiny_objects(4, instances=2), retrieve="c-move") as place:
+    with site_around(folder, tiny_instances(4, instances=2), retrieve="c-move") as place:
         local = LocalServer.of(place.site)
         stage = Stage(place, CommandLine(folder, folder / "home"), local)
         (folder / "home").mkdir()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prefect_dicom.testing import StoredObject, tiny_objects
-from prefect_dicom.testing.objects import decoded, encoded, object_of_bytes
+from prefect_dicom.testing import StoredInstance, tiny_instances
+from prefect_dicom.testing.instances import decoded, encoded, instance_of_bytes
 
 
-def series(study: int, number: int, instances: int = 1, **elements: str) -> list[StoredObject]:
+def series(study: int, number: int, instances: int = 1, **elements: str) -> list[StoredInstance]:
     """One series of the study ``2.25.<study>``: its objects, with these elements."""
     made = []
-    for stored in tiny_objects(1, instances=instances, seed=study * 1000 + number):
+    for stored in tiny_instances(1, instances=instances, seed=study * 1000 + number):
         dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
         dataset.StudyInstanceUID = study_uid(study)
         dataset.SeriesInstanceUID = series_uid(study, number)
@@ -19,7 +19,7 @@ def series(study: int, number: int, instances: int = 1, **elements: str) -> list
         for keyword, value in elements.items():
             setattr(dataset, keyword, value)
         data = encoded(dataset, stored.transfer_syntax_uid)
-        made.append(object_of_bytes(data, stored.transfer_syntax_uid))
+        made.append(instance_of_bytes(data, stored.transfer_syntax_uid))
     return made
 
 

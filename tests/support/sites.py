@@ -30,8 +30,8 @@ from prefect_dicom.ledger import Ledger, StudyRecord, Totals
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import Pull, open_pull, work_through
-from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_objects
-from prefect_dicom.testing.objects import StoredObject, decoded, encoded, object_of_bytes
+from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_instances
+from prefect_dicom.testing.instances import StoredInstance, decoded, encoded, instance_of_bytes
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 from tests.support import program
 from tests.support.peers import free_port
@@ -49,15 +49,15 @@ def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_
         time.sleep(0.01)
 
 
-def study(seed: int, instances: int = 2, **elements: str) -> list[StoredObject]:
+def study(seed: int, instances: int = 2, **elements: str) -> list[StoredInstance]:
     """A study whose objects say this of themselves."""
     made = []
-    for stored in tiny_objects(1, instances=instances, seed=seed):
+    for stored in tiny_instances(1, instances=instances, seed=seed):
         dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
         for keyword, value in elements.items():
             setattr(dataset, keyword, value)
         data = encoded(dataset, stored.transfer_syntax_uid)
-        made.append(object_of_bytes(data, stored.transfer_syntax_uid))
+        made.append(instance_of_bytes(data, stored.transfer_syntax_uid))
     return made
 
 
@@ -159,7 +159,7 @@ class Place:
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL, "the run had ended before it was killed"
 
-    def store(self, stored: StoredObject, ae_title: str = "STRANGER", **more: object) -> int:
+    def store(self, stored: StoredInstance, ae_title: str = "STRANGER", **more: object) -> int:
         """Store an object at the site's receiver, as somebody else; the status it answers."""
         receiver = self.site.receiver
         association = StoreAssociation(
@@ -290,7 +290,7 @@ class Place:
 @contextlib.contextmanager
 def site_around(
     folder: Path,
-    objects: Iterable[StoredObject],
+    objects: Iterable[StoredInstance],
     *,
     script: Sequence[Behaviour] = (),
     retrieve: str = "c-move",
@@ -314,7 +314,7 @@ def site_around(
     if bucket is not None:
         archive = {"bucket": bucket.bucket, "endpoint": bucket.endpoint, "region": "us-east-1"}
     with ScriptedPacs(
-        objects=objects, script=script, destinations={own.title: (LOOPBACK, own.port)}
+        instances=objects, script=script, destinations={own.title: (LOOPBACK, own.port)}
     ) as pacs:
         document = {
             "nodes": {

@@ -12,7 +12,7 @@ import yaml
 from prefect_dicom.core.model import RowVerdict
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredObject
+from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredInstance
 from prefect_dicom.testing.audit import Auditor
 from tests.support.sites import LOOPBACK, Place, site_around
 
@@ -57,7 +57,7 @@ class Two:
     def words(self) -> list[tuple[str, str, tuple[str, ...]]]:
         return [(str(v.verdict), v.reason, v.nodes) for v in self.verdicts()]
 
-    def sent(self, pacs: ScriptedPacs, of: Sequence[StoredObject]) -> int:
+    def sent(self, pacs: ScriptedPacs, of: Sequence[StoredInstance]) -> int:
         uids = {stored.sop_instance_uid for stored in of}
         return sum(each in uids for each in pacs.sent_instances())
 
@@ -65,8 +65,8 @@ class Two:
 @contextlib.contextmanager
 def two_nodes(
     folder: Path,
-    main: Sequence[StoredObject],
-    vna: Sequence[StoredObject],
+    main: Sequence[StoredInstance],
+    vna: Sequence[StoredInstance],
     *,
     faulty_main: Sequence[Behaviour] = (),
     faulty_vna: Sequence[Behaviour] = (),
@@ -81,7 +81,7 @@ def two_nodes(
         receiver = place.site.receiver
         second = stack.enter_context(
             ScriptedPacs(
-                objects=vna,
+                instances=vna,
                 script=faulty_vna,
                 destinations={receiver.ae_title: (LOOPBACK, receiver.port)},
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.core.failpoints import Fault, arm
-from prefect_dicom.testing import ScriptedPacs, tiny_objects
+from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from prefect_dicom.testing.audit import INVARIANTS, Auditor
 from tests.support import crashes, postgres
 from tests.support.s3_server import S3Server
@@ -23,7 +23,7 @@ STUDIES, INSTANCES = 2, 3
 @contextlib.contextmanager
 def a_place(folder: Path, **parts) -> Iterator[tuple[Place, Auditor]]:
     folder.mkdir()
-    objects = tiny_objects(STUDIES, instances=INSTANCES)
+    objects = tiny_instances(STUDIES, instances=INSTANCES)
     with site_around(folder, objects, retrieve="c-get", **parts) as place:
         place.cohort()
         yield place, Auditor(place.site, place.pacs, watch=folder)
@@ -129,7 +129,7 @@ def _another_manifest(place: Place) -> None:
 
 def _strange_object(place: Place) -> None:
     [path, *_] = objects_of(place)
-    [other] = tiny_objects(1, seed=5)
+    [other] = tiny_instances(1, seed=5)
     (path.parent / "1.2.3.dcm").write_bytes(path.read_bytes()[:144] + bytes(4) + other.encoded())
 
 
@@ -139,14 +139,14 @@ def _twice(place: Place) -> None:
 
 
 def _one_more_on_the_pacs(place: Place) -> None:
-    one = next(iter(tiny_objects(STUDIES, instances=INSTANCES + 1, seed=0)))
-    more = list(tiny_objects(1, instances=INSTANCES + 1))[-1]
+    one = next(iter(tiny_instances(STUDIES, instances=INSTANCES + 1, seed=0)))
+    more = list(tiny_instances(1, instances=INSTANCES + 1))[-1]
     assert more.study_instance_uid == one.study_instance_uid
     place.pacs.holdings.add(more)
 
 
 def _other_pixels_on_the_pacs(place: Place) -> None:
-    place.pacs.holdings.add(next(iter(tiny_objects(1, side=5))))
+    place.pacs.holdings.add(next(iter(tiny_instances(1, side=5))))
 
 
 def _in_the_ledger(statement: str) -> Callable[[Place], None]:

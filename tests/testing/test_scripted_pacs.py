@@ -31,13 +31,14 @@ from pynetdicom.sop_class import (
 from prefect_dicom.testing import (
     KNOBS,
     Behaviour,
+    PacsPolicy,
     ScriptedPacs,
     generate_cohort,
-    tiny_objects,
+    tiny_instances,
     write_cohort_file,
 )
+from prefect_dicom.testing.instances import changed, decoded
 from prefect_dicom.testing.matching import matches
-from prefect_dicom.testing.objects import changed, decoded
 
 FIND = StudyRootQueryRetrieveInformationModelFind
 MOVE = StudyRootQueryRetrieveInformationModelMove
@@ -303,7 +304,7 @@ def test_without_the_keys_above_a_query_is_refused_unless_relational(files):
     study = study_uids(files)[0]
     with ScriptedPacs(files) as pacs:
         assert find(pacs, "IMAGE", StudyInstanceUID=study, SOPInstanceUID="") == ([], 0xA900)
-    with ScriptedPacs(files, relational=True) as pacs:
+    with ScriptedPacs(files, policy=PacsPolicy(relational=True)) as pacs:
         answers, status = find(pacs, "IMAGE", StudyInstanceUID=study, SOPInstanceUID="")
     assert status == 0
     assert len(answers) > 1
@@ -445,7 +446,7 @@ def test_a_cancelled_move_stops(files, receiver):
 
 
 def test_titles_it_does_not_know_are_rejected_or_aborted(files):
-    with ScriptedPacs(files, calling_ae_titles=["FRIEND"]) as pacs:
+    with ScriptedPacs(files, policy=PacsPolicy(calling_ae_titles=["FRIEND"])) as pacs:
         with association(pacs, called="OTHERPACS", calling="FRIEND") as peer:
             assert peer.acceptor.primitive.diagnostic == 7
         with association(pacs, calling="STRANGER") as peer:
@@ -453,7 +454,7 @@ def test_titles_it_does_not_know_are_rejected_or_aborted(files):
         with association(pacs, Verification, calling="FRIEND") as peer:
             assert peer.send_c_echo().Status == 0
     with (
-        ScriptedPacs(files, calling_ae_titles=["FRIEND"], unknown_calling="abort") as pacs,
+        ScriptedPacs(files, policy=PacsPolicy(["FRIEND"], unknown_calling="abort")) as pacs,
         association(pacs, Verification, calling="STRANGER") as peer,
     ):
         assert peer.is_established
@@ -508,8 +509,8 @@ def test_keys_match_as_the_standard_says(keyword, key, value, expected):
 
 
 def test_ten_thousand_studies_are_held_and_each_is_found(receiver):
-    objects = tiny_objects(10_000)
-    with ScriptedPacs(objects=objects, destinations={"RECEIVER": receiver.address}) as pacs:
+    objects = tiny_instances(10_000)
+    with ScriptedPacs(instances=objects, destinations={"RECEIVER": receiver.address}) as pacs:
         answers, _ = find(pacs, "STUDY", StudyInstanceUID="", AccessionNumber="T0000009999")
         assert [a.AccessionNumber for a in answers] == ["T0000009999"]
         move(pacs, "STUDY", StudyInstanceUID=answers[0].StudyInstanceUID)
@@ -523,7 +524,7 @@ def test_what_no_pacs_could_send_is_left_out_of_a_directory(files, tmp_path):
     shutil.copy(files[0], tmp_path / "whole.dcm")
     (tmp_path / "cut.dcm").write_bytes(files[0].read_bytes()[:132])
     (tmp_path / "notes.txt").write_text("not DICOM")
-    pacs = ScriptedPacs(directory=tmp_path)
+    pacs = ScriptedPacs([tmp_path])
     assert len(pacs.holdings) == 1
     assert pacs.left_out == [tmp_path / "cut.dcm"]
 
@@ -700,7 +701,7 @@ def find_pn_literal(scene):
 
 
 def find_query_charset(scene):
-    held = changed(next(tiny_objects(1)), SpecificCharacterSet="ISO_IR 192", PatientID="Ü1")
+    held = changed(next(tiny_instances(1)), SpecificCharacterSet="ISO_IR 192", PatientID="Ü1")
     with scene.pacs as pacs:
         pacs.holdings.add(held)
         pacs.script.append(Behaviour("find.query_charset", sets=["ISO_IR 192"]))
@@ -721,7 +722,7 @@ def find_no_list(scene):
 
 
 def find_strict(scene):
-    scene.pacs.relational = True
+    scene.pacs.policy.relational = True
     with scene.with_knob("find.strict", status=0xC000) as pacs:
         assert find(pacs, "SERIES", SeriesInstanceUID="") == ([], 0xC000)
         assert len(find(pacs, "SERIES", StudyInstanceUID=scene.study)[0]) > 0
@@ -789,7 +790,9 @@ def find_duplicate(scene):
 
 
 def find_charset(scene):
-    held = changed(next(tiny_objects(1)), SpecificCharacterSet="ISO_IR 192", StudyDescription="Ü王")
+    held = changed(
+        next(tiny_instances(1)), SpecificCharacterSet="ISO_IR 192", StudyDescription="Ü王"
+    )
     keys = {"StudyInstanceUID": held.study_instance_uid, "StudyDescription": ""}
     with scene.pacs as pacs:
         pacs.holdings.add(held)
@@ -1191,7 +1194,7 @@ def store_conflict(scene):
 
 
 def store_unsolicited(scene):
-    (foreign,) = tiny_objects(1)
+    (foreign,) = tiny_instances(1)
     with scene.with_knob("store.unsolicited", objects=[foreign]):
         last = scene.move()[-1]
     assert scene.receiver.uids[0] == foreign.sop_instance_uid

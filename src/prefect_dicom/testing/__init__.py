@@ -8,23 +8,24 @@ killed, has left is audited by :class:`prefect_dicom.testing.audit.Auditor`.
 
 from prefect_dicom.testing.generate import (
     generate_cohort,
-    peculiar_objects,
-    tiny_objects,
+    peculiar_instances,
+    tiny_instances,
     write_cohort_file,
 )
-from prefect_dicom.testing.objects import StoredObject
-from prefect_dicom.testing.pacs import Request, ScriptedPacs, Sent
+from prefect_dicom.testing.instances import StoredInstance
+from prefect_dicom.testing.pacs import PacsPolicy, Request, ScriptedPacs, Sent
 from prefect_dicom.testing.script import KNOBS, Behaviour
 
 __all__ = [
     "KNOBS",
     "Behaviour",
+    "PacsPolicy",
     "Request",
     "ScriptedPacs",
     "Sent",
-    "StoredObject",
+    "StoredInstance",
     "generate_cohort",
-    "peculiar_objects",
-    "tiny_objects",
+    "peculiar_instances",
+    "tiny_instances",
     "write_cohort_file",
 ]

@@ -70,7 +70,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with ScriptedPacs(
-        directory=options.directory,
+        [options.directory],
         ae_title=options.ae_title,
         host=options.host,
         port=options.port,

@@ -21,7 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from prefect_dicom.testing.objects import StoredObject, decoded, encoded, with_elements
+from prefect_dicom.testing.instances import StoredInstance, decoded, encoded, with_elements
 
 if TYPE_CHECKING:
     from prefect_dicom.testing.script import Behaviour, RetrievePlan
@@ -34,7 +34,7 @@ def alter(
     plan: RetrievePlan,
     by: Behaviour,
     instances: _Instances,
-    change: Callable[[bytes, StoredObject], bytes],
+    change: Callable[[bytes, StoredInstance], bytes],
 ) -> bool:
     """Let ``change`` rewrite the data sets of these instances, on top of what others rewrite."""
     picked = by.pick(plan.operations, instances)
@@ -102,7 +102,7 @@ def _odd_uid(
 def _alter_uids(
     plan: RetrievePlan, by: Behaviour, instances: _Instances, oddly: Callable[[str], str]
 ) -> bool:
-    def written_oddly(data: bytes, stored: StoredObject) -> bytes:
+    def written_oddly(data: bytes, stored: StoredInstance) -> bytes:
         elements = {"SOPInstanceUID": oddly(stored.sop_instance_uid)}
         return with_elements(data, stored.transfer_syntax_uid, elements)
 
@@ -116,7 +116,7 @@ def _wrong_syntax(
     instances: _Instances = 1,
     transfer_syntax_uid: str | None = None,
 ) -> bool:
-    def written_otherwise(data: bytes, stored: StoredObject) -> bytes:
+    def written_otherwise(data: bytes, stored: StoredInstance) -> bytes:
         own = stored.transfer_syntax_uid
         implicit = own == ImplicitVRLittleEndian
         other = ExplicitVRLittleEndian if implicit else ImplicitVRLittleEndian
@@ -165,7 +165,7 @@ def _odd_length(plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1)
     return alter(plan, by, instances, lambda data, stored: data + _odd_element(stored))
 
 
-def _odd_element(stored: StoredObject) -> bytes:
+def _odd_element(stored: StoredInstance) -> bytes:
     """A private element of seven bytes, behind the pixel data."""
     syntax = stored.transfer_syntax_uid
     order = ">" if syntax == ExplicitVRBigEndian else "<"
@@ -185,7 +185,7 @@ def _huge(
     return alter(plan, by, instances, lambda data, stored: _with_frames(data, stored, mebibytes))
 
 
-def _with_frames(data: bytes, stored: StoredObject, mebibytes: int) -> bytes:
+def _with_frames(data: bytes, stored: StoredInstance, mebibytes: int) -> bytes:
     """As many frames of noise as fill this many MiB, in a native little endian syntax."""
     syntax = stored.transfer_syntax_uid
     image = decoded(data, syntax)

@@ -66,7 +66,7 @@ def prepared_demo(folder: Path, studies: int) -> Iterator[Demo]:
     receiver_port = _free_port()
     title = f"DEMO{receiver_port}"
     with ScriptedPacs(
-        directory=folder / "pacs", destinations={title: ("127.0.0.1", receiver_port)}
+        [folder / "pacs"], destinations={title: ("127.0.0.1", receiver_port)}
     ) as pacs:
         site = folder / "site.yaml"
         site.write_text(_SITE.format(pacs_port=pacs.port, receiver_port=receiver_port, title=title))

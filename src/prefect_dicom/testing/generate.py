@@ -42,11 +42,11 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
 )
 
-from prefect_dicom.testing.objects import (
-    StoredObject,
+from prefect_dicom.testing.instances import (
+    StoredInstance,
     decoded,
     encoded,
-    object_of_bytes,
+    instance_of_bytes,
     with_elements,
 )
 
@@ -347,9 +347,9 @@ def write_cohort_file(path: Path, files: Sequence[Path]) -> Path:
     return path
 
 
-def tiny_objects(
+def tiny_instances(
     studies: int, *, instances: int = 1, seed: int = 0, side: int = 4
-) -> Iterator[StoredObject]:
+) -> Iterator[StoredInstance]:
     """Studies of one series of tiny secondary captures, made when they are sent.
 
     For cohorts of thousands of studies: an object costs memory for its attributes only.
@@ -387,7 +387,7 @@ def tiny_objects(
                 "SeriesNumber": "1",
                 "InstanceNumber": str(instance),
             }
-            yield StoredObject(attributes, str(ExplicitVRLittleEndian), _tiny(attributes, side))
+            yield StoredInstance(attributes, str(ExplicitVRLittleEndian), _tiny(attributes, side))
 
 
 def _tiny(attributes: dict[str, str], side: int) -> Callable[[], bytes]:
@@ -442,7 +442,7 @@ _HOSTILE = (
 _ODD_UIDS = ("1.2.826.0.01.7", "1.2.826.0.1.8" + ".1" * 40, "1.2.826.A.9", "not a UID")
 
 
-def peculiar_objects(kind: str, *, seed: int = 0) -> list[StoredObject]:
+def peculiar_instances(kind: str, *, seed: int = 0) -> list[StoredInstance]:
     """A study of objects that are odd in one way, as archives hold them; small ones.
 
     Parameters
@@ -460,9 +460,9 @@ def _odd(
     kind: str,
     changes: Sequence[Mapping[str, Any]],
     syntax: str = ExplicitVRLittleEndian,
-) -> Iterator[StoredObject]:
+) -> Iterator[StoredInstance]:
     """An object for each of the changes to a tiny one, all of one study."""
-    plain = tiny_objects(1, instances=len(changes), seed=seed)
+    plain = tiny_instances(1, instances=len(changes), seed=seed)
     for number, (stored, elements) in enumerate(zip(plain, changes, strict=True), 1):
         own = {
             "StudyInstanceUID": uid(seed, kind),
@@ -472,14 +472,14 @@ def _odd(
         data = with_elements(stored.encoded(), stored.transfer_syntax_uid, own | dict(elements))
         if syntax != stored.transfer_syntax_uid:
             data = encoded(decoded(data, stored.transfer_syntax_uid), syntax)
-        yield object_of_bytes(data, syntax)
+        yield instance_of_bytes(data, syntax)
 
 
-def _odd_uids(seed: int) -> Iterator[StoredObject]:
+def _odd_uids(seed: int) -> Iterator[StoredInstance]:
     return _odd(seed, "odd-uids", [{"SOPInstanceUID": text} for text in _ODD_UIDS])
 
 
-def _hostile_text(seed: int) -> Iterator[StoredObject]:
+def _hostile_text(seed: int) -> Iterator[StoredInstance]:
     changes = [
         {
             "PatientID": _HOSTILE[3],
@@ -494,27 +494,27 @@ def _hostile_text(seed: int) -> Iterator[StoredObject]:
     return _odd(seed, "hostile-text", changes)
 
 
-def _private_classes(seed: int) -> Iterator[StoredObject]:
+def _private_classes(seed: int) -> Iterator[StoredInstance]:
     classes = [{"SOPClassUID": uid} for uid in (_PRIVATE_CLASS, _RETIRED_CLASS)]
     return _odd(seed, "private-classes", classes)
 
 
-def _retired_syntaxes(seed: int) -> Iterator[StoredObject]:
+def _retired_syntaxes(seed: int) -> Iterator[StoredInstance]:
     big_endian = list(_odd(seed, "retired-syntaxes", [{}, {}], ExplicitVRBigEndian))
     yield big_endian[0]
     # Its headers are those of Explicit VR Little Endian, its pixels big endian.
     elements = {"SOPInstanceUID": uid(seed, "private-syntax")}
     data = encoded(decoded(big_endian[1].encoded(), ExplicitVRBigEndian), ExplicitVRLittleEndian)
-    yield object_of_bytes(with_elements(data, ExplicitVRLittleEndian, elements), _PRIVATE_SYNTAX)
+    yield instance_of_bytes(with_elements(data, ExplicitVRLittleEndian, elements), _PRIVATE_SYNTAX)
 
 
-def _nameless(seed: int) -> Iterator[StoredObject]:
+def _nameless(seed: int) -> Iterator[StoredInstance]:
     empty = {"PatientID": "", "PatientName": "", "StudyDate": ""}
     absent = dict.fromkeys((*empty, "Modality", "SeriesNumber"))
     return _odd(seed, "nameless", [empty, absent])
 
 
-def _lying_character_sets(seed: int) -> Iterator[StoredObject]:
+def _lying_character_sets(seed: int) -> Iterator[StoredInstance]:
     umlaut = {"PatientName": b"M\xfcster^J\xf6rg"}
     return _odd(
         seed,
@@ -527,7 +527,7 @@ def _lying_character_sets(seed: int) -> Iterator[StoredObject]:
     )
 
 
-def _non_images(seed: int) -> Iterator[StoredObject]:
+def _non_images(seed: int) -> Iterator[StoredInstance]:
     # A document or a plan has no pixels.
     without_pixels = dict.fromkeys(
         ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
@@ -550,7 +550,7 @@ def _non_images(seed: int) -> Iterator[StoredObject]:
     return _odd(seed, "non-images", changes)
 
 
-def _one_uid_in_two_series(seed: int) -> Iterator[StoredObject]:
+def _one_uid_in_two_series(seed: int) -> Iterator[StoredInstance]:
     changes = [
         {"SOPInstanceUID": uid(seed, "shared"), "SeriesInstanceUID": uid(seed, "shared", series)}
         for series in (1, 2)
@@ -558,7 +558,7 @@ def _one_uid_in_two_series(seed: int) -> Iterator[StoredObject]:
     return _odd(seed, "one-uid-in-two-series", changes)
 
 
-PECULIARITIES: dict[str, Callable[[int], Iterator[StoredObject]]] = {
+PECULIARITIES: dict[str, Callable[[int], Iterator[StoredInstance]]] = {
     "odd-uids": _odd_uids,
     "hostile-text": _hostile_text,
     "private-classes": _private_classes,
@@ -568,7 +568,7 @@ PECULIARITIES: dict[str, Callable[[int], Iterator[StoredObject]]] = {
     "non-images": _non_images,
     "one-uid-in-two-series": _one_uid_in_two_series,
 }
-"""What :func:`peculiar_objects` makes: leading zeros, letters and more than 64 characters in UIDs;
+"""What :func:`peculiar_instances` makes: leading zeros, letters and more than 64 characters in UIDs;
 paths, formulas and format strings in UIDs and names; SOP classes and transfer syntaxes that are
 private or retired; no names, no PatientID, no Modality; character sets that are not those
 declared; objects that are no images; one SOP Instance UID in two series."""

@@ -8,13 +8,13 @@ from functools import lru_cache
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from prefect_dicom.testing.objects import (
+from prefect_dicom.testing.instances import (
     IMAGE_KEYWORDS,
     PATIENT_KEYWORDS,
     SERIES_KEYWORDS,
     STUDY_KEYWORDS,
     Holdings,
-    StoredObject,
+    StoredInstance,
 )
 
 LEVELS = ("PATIENT", "STUDY", "SERIES", "IMAGE")
@@ -111,12 +111,12 @@ def _in_range(vr: str, key: str, value: str) -> bool:
     return low <= value and value[: len(high)] <= high
 
 
-def entities(level: str, study: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
+def entities(level: str, study: Iterable[StoredInstance]) -> Iterator[list[StoredInstance]]:
     """The entities of a level within one study's objects, each as the list of its objects.
 
     A study UID that two patients share makes two entities at STUDY level.
     """
-    groups: dict[tuple[str, ...], list[StoredObject]] = {}
+    groups: dict[tuple[str, ...], list[StoredInstance]] = {}
     depth = LEVELS.index(level)
     for stored in study:
         identity = (
@@ -129,7 +129,7 @@ def entities(level: str, study: Iterable[StoredObject]) -> Iterator[list[StoredO
     yield from groups.values()
 
 
-def entity_attributes(level: str, members: list[StoredObject]) -> dict[str, str]:
+def entity_attributes(level: str, members: list[StoredInstance]) -> dict[str, str]:
     """What an archive can say of an entity: its own attributes, those above it, and counts."""
     first = members[0].attributes
     known = {
@@ -153,7 +153,7 @@ def entity_attributes(level: str, members: list[StoredObject]) -> dict[str, str]
     return known
 
 
-def _distinct(members: Iterable[StoredObject], keyword: str) -> str:
+def _distinct(members: Iterable[StoredInstance], keyword: str) -> str:
     found = dict.fromkeys(m.attributes.get(keyword, "") for m in members)
     return "\\".join(value for value in found if value)
 
@@ -163,7 +163,7 @@ def select(
     level: str,
     keys: Mapping[str, str],
     match: Callable[[str, str, str], bool] = matches,
-) -> Iterator[tuple[dict[str, str], list[StoredObject]]]:
+) -> Iterator[tuple[dict[str, str], list[StoredInstance]]]:
     """The entities of a level that match the keys: their attributes and their objects.
 
     Keys that the level does not have are left out of matching, as an archive does with

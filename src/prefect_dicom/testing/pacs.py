@@ -7,7 +7,7 @@ C-ECHO. What it sends is byte for byte what it holds. Every request it gets is i
 Examples
 --------
 >>> from prefect_dicom.testing import Behaviour, ScriptedPacs
->>> with ScriptedPacs(directory="archive", destinations={"ME": ("127.0.0.1", 11112)}) as pacs:
+>>> with ScriptedPacs(["archive"], destinations={"ME": ("127.0.0.1", 11112)}) as pacs:
 ...     pacs.script.append(Behaviour("move.drop_instances", instances=2, times=1))
 ...     # ... let the set-up under test pull from ("127.0.0.1", pacs.port) ...
 ...     moves = pacs.requests("C-MOVE")  # doctest: +SKIP
@@ -25,7 +25,7 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
@@ -62,14 +62,14 @@ from pynetdicom.sop_class import (
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from prefect_dicom.testing.associating import AssociationPlan, End
-from prefect_dicom.testing.matching import LEVELS, UNIQUE_KEYS, levels_down_to, select
-from prefect_dicom.testing.objects import (
+from prefect_dicom.testing.instances import (
     Holdings,
-    StoredObject,
-    object_of_bytes,
-    object_of_file,
+    StoredInstance,
+    instance_of_bytes,
+    instance_of_file,
     text_of,
 )
+from prefect_dicom.testing.matching import LEVELS, UNIQUE_KEYS, levels_down_to, select
 from prefect_dicom.testing.script import (
     CANCEL,
     DESTINATION_UNKNOWN,
@@ -173,77 +173,98 @@ class Change:
     by: int
 
 
+@dataclass
+class PacsPolicy:
+    """What a :class:`ScriptedPacs` grants to whom; may be changed while it runs.
+
+    Attributes
+    ----------
+    calling_ae_titles : collection of str
+        AE titles that may call; empty: all. Read when the PACS is made.
+    unknown_calling : {"reject", "abort"}
+        What happens to other callers: the association is rejected (1,1,3), or it is accepted
+        and the first request is answered with A-ABORT. Read when the PACS is made.
+    relational : bool
+        Whether queries without the unique keys of the levels above are answered (PS3.4
+        C.4.1.2.2.1); else they are refused with A900.
+    associations : int
+        Associations accepted at the same time; one more is rejected (2,3,2). Read when the PACS
+        is made.
+    """
+
+    calling_ae_titles: Collection[str] = ()
+    unknown_calling: str = "reject"
+    relational: bool = False
+    associations: int = 100
+
+
 class ScriptedPacs:
     """A PACS for tests and demonstrations; a context manager.
 
     Parameters
     ----------
-    files : iterable of Path
-        Part 10 files to hold; they stay on the disk.
-    directory : Path or str, optional
-        Holds every Part 10 file below it as well; :attr:`left_out` are those that no PACS
-        could send.
-    objects : iterable of StoredObject
-        Objects from elsewhere, whose data sets may be made only when they are sent.
+    files : iterable of Path or str
+        Part 10 files to hold, which stay on the disk. Of a folder every Part 10 file below it is
+        held; :attr:`left_out` lists those that no PACS could send.
+    instances : iterable of StoredInstance
+        Further instances, whose data sets may be made only when they are sent.
     ae_title : str
         The called AE title it answers to; others are rejected (1,1,7).
     host, port : str, int
-        Where to listen; port 0 takes a free one, see :attr:`port`.
+        Address to listen on; port 0 takes a free one, see :attr:`port`.
     destinations : mapping of str to (str, int)
         Move destinations: AE title to host and port. :attr:`destinations` may be changed later.
     script : iterable of Behaviour
         How it misbehaves; :attr:`script` may be changed later.
-    calling_ae_titles : iterable of str
-        Who may call; empty: everybody.
-    unknown_calling : {"reject", "abort"}
-        What happens to others: the association is rejected (1,1,3), or it is accepted and the
-        first request is answered with A-ABORT.
-    relational : bool
-        Queries without the unique keys of the levels above are answered (PS3.4 C.4.1.2.2.1);
-        else they are refused with A900.
-    associations : int
-        Accepted at the same time; one more is rejected (2,3,2).
+    policy : PacsPolicy, optional
+        Who may call, and what is granted.
+
+    Attributes
+    ----------
+    holdings : Holdings
+        The instances it holds; may be changed while it runs.
+    left_out : list of Path
+        Files below a folder that no PACS could send.
+    port : int
+        The port it listens on.
+    log : list of Request
+        Every request in the order of arrival; C-CANCEL is one of them.
+    comings_and_goings : list of Change
+        Begin and end of associations, see :meth:`most_associations`.
+
+    Raises
+    ------
+    ValueError
+        If a file (not one below a folder) names no transfer syntax.
     """
 
     def __init__(
         self,
-        files: Iterable[Path] = (),
+        files: Iterable[Path | str] = (),
         *,
-        directory: Path | str | None = None,
-        objects: Iterable[StoredObject] = (),
+        instances: Iterable[StoredInstance] = (),
         ae_title: str = "DEMOPACS",
         host: str = "127.0.0.1",
         port: int = 0,
         destinations: Mapping[str, tuple[str, int]] | None = None,
         script: Iterable[Behaviour] = (),
-        calling_ae_titles: Iterable[str] = (),
-        unknown_calling: str = "reject",
-        relational: bool = False,
-        associations: int = 100,
+        policy: PacsPolicy | None = None,
     ) -> None:
-        self.holdings = Holdings(objects)
-        for path in files:
-            self.holdings.add(object_of_file(Path(path)))
+        self.holdings = Holdings(instances)
         self.left_out: list[Path] = []
-        if directory is not None:
-            for path in sorted(Path(directory).rglob("*")):
-                if _is_part10(path):
-                    try:
-                        self.holdings.add(object_of_file(path))
-                    except ValueError:
-                        self.left_out.append(path)
+        for path in map(Path, files):
+            if path.is_dir():
+                self._hold_folder(path)
+            else:
+                self.add(path)
         self.ae_title = ae_title
         self.host = host
         self.port = port
         self.destinations = dict(destinations or {})
         self.script = list(script)
-        self.calling_ae_titles = frozenset(calling_ae_titles)
-        self.unknown_calling = unknown_calling
-        self.relational = relational
+        self.policy = policy or PacsPolicy()
         self.log: list[Request] = []
-        """Every request, in the order of arrival. C-CANCEL is one of them."""
         self.comings_and_goings: list[Change] = []
-        """When associations came and went; see :meth:`most_associations`."""
         self._numbers: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -251,10 +272,18 @@ class ScriptedPacs:
         self._threads: list[threading.Thread] = []
         self._entity = AE(ae_title)
         self._entity.require_called_aet = True
-        self._entity.maximum_associations = associations
+        self._entity.maximum_associations = self.policy.associations
         self._entity.network_timeout = None  # a peer may wait as long as it likes
-        if self.calling_ae_titles and unknown_calling == "reject":
-            self._entity.require_calling_aet = sorted(self.calling_ae_titles)
+        if self.policy.calling_ae_titles and self.policy.unknown_calling == "reject":
+            self._entity.require_calling_aet = sorted(self.policy.calling_ae_titles)
+
+    def _hold_folder(self, folder: Path) -> None:
+        for path in sorted(folder.rglob("*")):
+            if _is_part10(path):
+                try:
+                    self.add(path)
+                except ValueError:
+                    self.left_out.append(path)
 
     # --- life
 
@@ -392,7 +421,7 @@ class ScriptedPacs:
     def add(self, *files: Path) -> None:
         """Hold these Part 10 files too. Their SOP classes should be standard ones."""
         for path in files:
-            self.holdings.add(object_of_file(Path(path)))
+            self.holdings.add(instance_of_file(Path(path)))
 
     # --- requests
 
@@ -427,9 +456,9 @@ class ScriptedPacs:
             _end(association, end)
             return
         if (
-            self.unknown_calling == "abort"
-            and self.calling_ae_titles
-            and association.requestor.ae_title not in self.calling_ae_titles
+            self.policy.unknown_calling == "abort"
+            and self.policy.calling_ae_titles
+            and association.requestor.ae_title not in self.policy.calling_ae_titles
         ):
             association.abort()
             return
@@ -633,7 +662,7 @@ class _Exchange:
                 data = file.read()
             message._dataset_file.close()
             path.unlink(missing_ok=True)
-        stored = object_of_bytes(
+        stored = instance_of_bytes(
             data,
             str(self.context.transfer_syntax[0]),
             sop_class_uid=str(message.AffectedSOPClassUID),
@@ -734,7 +763,7 @@ class _Exchange:
         root = LEVELS if request.sop_class_uid in _PATIENT_ROOT else LEVELS[1:]
         if request.level not in root:
             return IDENTIFIER_DOES_NOT_MATCH
-        if not self.pacs.relational:
+        if not self.pacs.policy.relational:
             # Like Orthanc and DCMTK: a query may name several entities above its level.
             several = "*?" if request.service == "C-FIND" else "*?\\"
             for level in root[: root.index(request.level)]:

@@ -26,8 +26,8 @@ from pydicom.dataset import Dataset
 from prefect_dicom.testing.answering import ANSWERS
 from prefect_dicom.testing.associating import ASSOCIATIONS, AssociationPlan, End
 from prefect_dicom.testing.content import CONTENT, alter, transcoded
+from prefect_dicom.testing.instances import StoredInstance, with_elements
 from prefect_dicom.testing.matching import UNIQUE_KEYS, matches, select
-from prefect_dicom.testing.objects import StoredObject, with_elements
 
 if TYPE_CHECKING:
     from prefect_dicom.testing.pacs import ScriptedPacs
@@ -67,7 +67,7 @@ class SubOperation:
     where the PACS cannot read its own copy: it fails without being sent.
     """
 
-    stored: StoredObject
+    stored: StoredInstance
     sop_instance_uid: str
     data: Callable[[], bytes]
     counted: bool = True
@@ -75,7 +75,7 @@ class SubOperation:
     readable: bool = True
 
     @classmethod
-    def of(cls, stored: StoredObject, **changes: Any) -> SubOperation:
+    def of(cls, stored: StoredInstance, **changes: Any) -> SubOperation:
         """The honest sub-operation for an object."""
         values = {"sop_instance_uid": stored.sop_instance_uid, "data": stored.encoded} | changes
         return cls(stored, **values)
@@ -544,7 +544,7 @@ def _truncate(
     less_bytes: int = 0,
     behind: bytes = b"",
 ) -> bool:
-    def cut(data: bytes, stored: StoredObject) -> bytes:
+    def cut(data: bytes, stored: StoredInstance) -> bytes:
         length = int(len(data) * keep) // 2 * 2  # a PDV of odd length is another fault
         return data[: length - less_bytes] + behind
 
@@ -578,7 +578,7 @@ def _conflict(
     instances: int | Sequence[str] = 1,
     transfer_syntax_uid: str | None = None,
 ) -> bool:
-    def second(stored: StoredObject) -> StoredObject:
+    def second(stored: StoredInstance) -> StoredInstance:
         own = stored.transfer_syntax_uid
         other, comment = transfer_syntax_uid or own, {"ImageComments": "Second version."}
 
@@ -596,7 +596,7 @@ def _insert_behind(
     plan: RetrievePlan,
     by: Behaviour,
     instances: int | Sequence[str],
-    again: Callable[[StoredObject], StoredObject],
+    again: Callable[[StoredInstance], StoredInstance],
 ) -> bool:
     picked = by.pick(plan.operations, instances)
     for operation in picked:
@@ -606,7 +606,11 @@ def _insert_behind(
 
 
 def _unsolicited(
-    plan: RetrievePlan, by: Behaviour, *, objects: Sequence[StoredObject], originator: bool = False
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    objects: Sequence[StoredInstance],
+    originator: bool = False,
 ) -> bool:
     plan.operations[:0] = [
         SubOperation.of(stored, counted=False, originator=originator) for stored in objects

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
 
-from prefect_dicom.testing.objects import StoredObject
+from prefect_dicom.testing.instances import StoredInstance
 
 CONTEXTS_PER_ASSOCIATION = 128
 _P_DATA, _RELEASE_RQ = 4, 5
@@ -44,7 +44,7 @@ def without_message_log(association: Association) -> None:
             association.unbind(event, handler)
 
 
-def context_key(stored: StoredObject) -> tuple[str, str]:
+def context_key(stored: StoredInstance) -> tuple[str, str]:
     """What an object needs a presentation context for: its SOP class and transfer syntax."""
     return stored.sop_class_uid, stored.transfer_syntax_uid
 
@@ -114,7 +114,7 @@ class StoreAssociation:
         connection.settimeout(60)
         return connection
 
-    def context_id(self, stored: StoredObject) -> int | None:
+    def context_id(self, stored: StoredInstance) -> int | None:
         """The accepted context for an object, or None."""
         return self._contexts.get(context_key(stored))
 

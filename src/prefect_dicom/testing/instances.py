@@ -50,7 +50,7 @@ KEYWORDS = PATIENT_KEYWORDS + STUDY_KEYWORDS + SERIES_KEYWORDS + IMAGE_KEYWORDS
 
 
 @dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredInstance:
     """One composite object.
 
     Parameters
@@ -115,7 +115,7 @@ def attributes_of(dataset: Dataset) -> dict[str, str]:
     return found
 
 
-def object_of_file(path: Path) -> StoredObject:
+def instance_of_file(path: Path) -> StoredInstance:
     """A Part 10 file as an object; its data set stays on the disk until it is sent.
 
     Raises
@@ -144,18 +144,18 @@ def object_of_file(path: Path) -> StoredObject:
             file.seek(offset)
             return file.read()
 
-    return StoredObject(attributes, str(meta.TransferSyntaxUID), data_set)
+    return StoredInstance(attributes, str(meta.TransferSyntaxUID), data_set)
 
 
-def object_of_bytes(
+def instance_of_bytes(
     data: bytes, transfer_syntax_uid: str, *, sop_class_uid: str = "", sop_instance_uid: str = ""
-) -> StoredObject:
+) -> StoredInstance:
     """An encoded data set in memory as an object (what a C-STORE brings)."""
     dataset = decoded(data, transfer_syntax_uid)
     attributes = attributes_of(dataset)
     attributes.setdefault("SOPClassUID", sop_class_uid)
     attributes.setdefault("SOPInstanceUID", sop_instance_uid)
-    return StoredObject(attributes, transfer_syntax_uid, lambda: data)
+    return StoredInstance(attributes, transfer_syntax_uid, lambda: data)
 
 
 def decoded(data: bytes, transfer_syntax_uid: str) -> Dataset:
@@ -196,10 +196,10 @@ def with_elements(data: bytes, transfer_syntax_uid: str, elements: Mapping[str, 
     return encoded(dataset, transfer_syntax_uid)
 
 
-def changed(stored: StoredObject, **elements: Any) -> StoredObject:
+def changed(stored: StoredInstance, **elements: Any) -> StoredInstance:
     """The object with other values (see :func:`with_elements`), as an archive might hold it."""
     data = with_elements(stored.encoded(), stored.transfer_syntax_uid, elements)
-    return object_of_bytes(data, stored.transfer_syntax_uid)
+    return instance_of_bytes(data, stored.transfer_syntax_uid)
 
 
 def _encoding(transfer_syntax_uid: str) -> tuple[bool, bool, bool]:
@@ -218,9 +218,9 @@ class Holdings:
 
     _INDEXED = ("PatientID", "AccessionNumber")
 
-    def __init__(self, objects: Iterable[StoredObject] = ()) -> None:
+    def __init__(self, objects: Iterable[StoredInstance] = ()) -> None:
         self._lock = threading.Lock()
-        self._studies: dict[str, dict[tuple[str, str], StoredObject]] = {}
+        self._studies: dict[str, dict[tuple[str, str], StoredInstance]] = {}
         self._studies_by: dict[str, dict[str, set[str]]] = {name: {} for name in self._INDEXED}
         for stored in objects:
             self.add(stored)
@@ -229,12 +229,12 @@ class Holdings:
         with self._lock:
             return sum(len(study) for study in self._studies.values())
 
-    def __iter__(self) -> Iterator[StoredObject]:
+    def __iter__(self) -> Iterator[StoredInstance]:
         with self._lock:
             objects = [stored for study in self._studies.values() for stored in study.values()]
         return iter(objects)
 
-    def add(self, stored: StoredObject) -> None:
+    def add(self, stored: StoredInstance) -> None:
         """Store an object, in place of the one with the same UIDs."""
         uid = stored.study_instance_uid
         with self._lock:
@@ -257,7 +257,7 @@ class Holdings:
         with self._lock:
             return list(self._studies)
 
-    def studies(self, keys: Mapping[str, str]) -> list[list[StoredObject]]:
+    def studies(self, keys: Mapping[str, str]) -> list[list[StoredInstance]]:
         """The objects of every study that the keys may select, a list for each study.
 
         Only StudyInstanceUID, PatientID and AccessionNumber narrow it, and only where they are
