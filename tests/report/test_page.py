@@ -18,9 +18,9 @@ from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.report import REPORT, bytes_in_words
-from prefect_dicom.report.background import EVERY_SECONDS, RunningPage
+from prefect_dicom.report.background import EVERY_SECONDS, BackgroundPage
 from prefect_dicom.report.page import REPORT_WITH_IDENTIFIERS, page, write_page
-from prefect_dicom.report.summary import account_of
+from prefect_dicom.report.summary import summarize
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.browser import PROGRAM, Browser, chromium
 from tests.support.campaign import subset
@@ -107,8 +107,8 @@ def test_its_figures_are_those_of_the_ledger(pulled):
         "2",
     )
     assert (said["percent"], said["state"]) == ("100", "ended, 2 rows not archived")
-    endings = re.findall(r'data-verdict="(.*?)" data-reason="(.*?)" data-rows="(\d+)"', html)
-    listed = sorted((v, r) for v, r, rows in endings for _ in range(int(rows)))
+    row_groups = re.findall(r'data-verdict="(.*?)" data-reason="(.*?)" data-rows="(\d+)"', html)
+    listed = sorted((v, r) for v, r, rows in row_groups for _ in range(int(rows)))
     assert listed == sorted((v.verdict, v.reason) for v in pulled.verdicts())
 
 
@@ -139,11 +139,11 @@ def test_no_text_of_a_peer_becomes_a_part_of_the_page(ledger):
     cohort = written(
         ledger, 60, begin=datetime.now(UTC), work=timedelta(hours=1), description=HOSTILE
     )
-    account = account_of(ledger, cohort)
-    account.notes.append(("main", HOSTILE))
-    for study_ in account.failed + account.slowest:
+    summary = summarize(ledger, cohort)
+    summary.notes.append(("main", HOSTILE))
+    for study_ in summary.failed + summary.slowest:
         assert study_.study.study_description == HOSTILE
-    html = page(account, with_identifiers=True)
+    html = page(summary, with_identifiers=True)
     assert "&lt;script&gt;" in html
     for part in ("<script", "<img", "<iframe", " onload"):
         assert part not in html
@@ -152,18 +152,18 @@ def test_no_text_of_a_peer_becomes_a_part_of_the_page(ledger):
 
 def test_a_modality_that_is_none_is_a_label_like_another(ledger):
     cohort = written(ledger, 30, begin=datetime.now(UTC), work=timedelta(hours=1))
-    account = account_of(ledger, cohort)
-    largest = max(account.groups, key=lambda group: group.size_bytes)
+    summary = summarize(ledger, cohort)
+    largest = max(summary.groups, key=lambda group: group.size_bytes)
     hostile = replace(largest, modalities=("$\\frac</text><b>\ud800\x01",))
-    account.groups[account.groups.index(largest)] = hostile
-    html = page(account)
+    summary.groups[summary.groups.index(largest)] = hostile
+    html = page(summary)
     assert "$\\FRAC&lt;/TEXT&gt;&lt;B&gt;??" in html
     assert "</TEXT>" not in html
 
 
 def test_it_needs_nothing_but_itself(ledger):
     cohort = written(ledger, 200, begin=datetime.now(UTC), work=timedelta(hours=9))
-    html = page(account_of(ledger, cohort, schedule=NIGHTS))
+    html = page(summarize(ledger, cohort, schedule=NIGHTS))
     assert html.count("<svg") == 6
     for part in ("http:", "https:", "//", "@import", "src=", "url(&", "<link"):
         assert part not in html.replace("/* ", ""), part
@@ -178,19 +178,19 @@ def test_it_needs_nothing_but_itself(ledger):
 def test_both_databases_tell_the_same(database, tmp_path):
     with Ledger.open(ledger_url(database, tmp_path)) as ledger:
         cohort = written(ledger, 400, begin=datetime.now(UTC), work=timedelta(hours=2))
-        account = account_of(ledger, cohort)
-        totals = account.totals
+        summary = summarize(ledger, cohort)
+        totals = summary.totals
         assert totals == ledger.totals(cohort.number)
-        assert sum(kind.size_bytes for kind in account.kinds) == totals.size_bytes
-        assert sum(kind.studies for kind in account.kinds) == totals.studies.total()
-        assert account.failures.total() == totals.studies[StudyState.FAILED]
-        assert {s.reason for s in account.failed} == set(account.failures)
+        assert sum(kind.size_bytes for kind in summary.kinds) == totals.size_bytes
+        assert sum(kind.studies for kind in summary.kinds) == totals.studies.total()
+        assert summary.failures.total() == totals.studies[StudyState.FAILED]
+        assert {s.reason for s in summary.failed} == set(summary.failures)
         all_of_them = list(ledger.studies(cohort.number))
         took = sorted(s.archived_at - s.claimed_at for s in all_of_them if s.archived_at)
-        slowest = [s.archived_at - s.claimed_at for s in account.slowest]
+        slowest = [s.archived_at - s.claimed_at for s in summary.slowest]
         assert slowest == took[: -len(slowest) - 1 : -1]
         latest = max(s.failed_at for s in all_of_them if s.reason == "instances-missing")
-        named = [s.failed_at for s in account.failed if s.reason == "instances-missing"]
+        named = [s.failed_at for s in summary.failed if s.reason == "instances-missing"]
         assert (named[0], len(named)) == (latest, 8)
 
 
@@ -201,32 +201,32 @@ def test_it_tells_when_the_end_will_be_by_the_pace_and_the_windows(ledger):
         ledger, 600, begin=begin, work=timedelta(hours=3), done=0.5, schedule=NIGHTS, seed=3
     )
     noon = datetime(2026, 3, 3, 11, 0, tzinfo=UTC)
-    account = account_of(ledger, cohort, schedule=NIGHTS, at=noon)
-    assert account.seconds_left == pytest.approx(3 * 3600, rel=0.1)
+    summary = summarize(ledger, cohort, schedule=NIGHTS, at=noon)
+    assert summary.seconds_left == pytest.approx(3 * 3600, rel=0.1)
     opens = datetime(2026, 3, 3, 18, 0, tzinfo=UTC)
-    assert account.ends_at == opens + timedelta(seconds=account.seconds_left)
-    opened, used = account.window_use
+    assert summary.ends_at == opens + timedelta(seconds=summary.seconds_left)
+    opened, used = summary.window_use
     assert opened == pytest.approx(12 * 3600, rel=0.01)
     assert used == pytest.approx(3 * 3600, rel=0.1)
     # Without windows it is just that much later.
-    account = account_of(ledger, cohort, at=noon)
-    assert account.ends_at == noon + timedelta(seconds=account.seconds_left)
+    summary = summarize(ledger, cohort, at=noon)
+    assert summary.ends_at == noon + timedelta(seconds=summary.seconds_left)
 
 
 def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_better(ledger):
     cohort = written(ledger, 50, begin=datetime.now(UTC), work=timedelta(hours=1), done=0.5)
     with ledger.run("pull", cohort.number) as run:
         ledger.record_trouble(run, "called-ae-title-unknown")
-        assert "PACS does not know itself" not in page(account_of(ledger, cohort))
+        assert "PACS does not know itself" not in page(summarize(ledger, cohort))
         # As the run itself tells, at its end.
-        html = page(account_of(ledger, cohort, without_run=run.number))
+        html = page(summarize(ledger, cohort, without_run=run.number))
     steps = html[html.index("What next") :]
     advice = "The PACS does not know itself by the called AE title. Correct <code>called_ae_title"
     assert steps.index("The last run was kept from its end: " + advice) < steps.index("<li>", 40)
-    assert advice in page(account_of(ledger, cohort))
+    assert advice in page(summarize(ledger, cohort))
     with ledger.run("rerun", cohort.number):
         pass
-    assert "kept from its end" not in page(account_of(ledger, cohort))
+    assert "kept from its end" not in page(summarize(ledger, cohort))
 
 
 def test_time_in_which_no_run_was_there_is_no_time_of_work(ledger):
@@ -234,12 +234,12 @@ def test_time_in_which_no_run_was_there_is_no_time_of_work(ledger):
     cohort = written(
         ledger, 900, begin=begin, work=timedelta(hours=20), done=0.9, schedule=NIGHTS, seed=4
     )
-    account = account_of(ledger, cohort, at=begin + timedelta(days=2))
-    spent = account.samples[-1].at - account.samples[0].at
+    summary = summarize(ledger, cohort, at=begin + timedelta(days=2))
+    spent = summary.samples[-1].at - summary.samples[0].at
     assert spent > timedelta(hours=30)
-    assert account.rates().seconds == pytest.approx(20 * 3600, rel=0.05)
-    bytes_per_second = account.totals.size_bytes / account.rates().seconds
-    assert account.rates().bytes_per_second == pytest.approx(bytes_per_second, rel=0.05)
+    assert summary.rates().seconds == pytest.approx(20 * 3600, rel=0.05)
+    bytes_per_second = summary.totals.size_bytes / summary.rates().seconds
+    assert summary.rates().bytes_per_second == pytest.approx(bytes_per_second, rel=0.05)
 
 
 @pytest.mark.campaign("operations")
@@ -249,7 +249,7 @@ def test_a_large_cohort_has_a_page_no_larger_than_another(ledger, rows):
     cohort = written(ledger, rows, begin=begin, work=timedelta(hours=150), schedule=NIGHTS)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    html = page(account_of(ledger, cohort, schedule=NIGHTS))
+    html = page(summarize(ledger, cohort, schedule=NIGHTS))
     seconds = time.process_time() - began
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{rows:,} rows: {seconds:.1f} s of computing, {len(html):,} bytes, {grown:.0f} MB more")
@@ -264,7 +264,7 @@ def test_while_a_run_is_at_work_another_process_writes_it_once_a_minute(pulled):
     minutes = iter([0.0, 1.0, EVERY_SECONDS + 1, EVERY_SECONDS + 2])
     with pulled.ledger() as ledger, ledger.run("pull", 1) as run:
         page_file = pulled.site.reports / ledger.cohort("1").name / REPORT
-        running = RunningPage(pulled.site, ledger.cohort("1"), run.number, lambda: next(minutes))
+        running = BackgroundPage(pulled.site, ledger.cohort("1"), run.number, lambda: next(minutes))
         assert not running.refresh()
         page_file.unlink(missing_ok=True)
         assert running.refresh() and not running.refresh()
@@ -383,7 +383,7 @@ def test_a_cohort_that_was_really_pulled_is_told_as_it_went(around, scale, shown
         shown.open(folder / REPORT, **SHAPES["phone"])
         agrees_with_the_ledger(figures_in(shown), place)
         told = shown.value(
-            "[...document.querySelectorAll('#endings tr[data-rows]')]"
+            "[...document.querySelectorAll('#row_groups tr[data-rows]')]"
             ".map(e => [e.dataset.verdict, e.dataset.reason, +e.dataset.rows])"
         )
         counts = Counter((v.verdict, v.reason) for v in place.verdicts())

@@ -1,7 +1,7 @@
-"""The report of a cohort kept up to date while a run works on it, by a process of its own.
+"""Report page of a cohort refreshed in the background while a run works on it.
 
-Looking through a large cohort and drawing take seconds of computing. They are spent in another
-process, of low priority, so that nothing that arrives has to wait for them.
+Summarizing and drawing a large cohort take seconds of computing. A separate process of low priority
+does that, so that no arriving instance waits for it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,22 @@ EVERY_SECONDS = 60.0
 _NICE = 10
 
 
-class RunningPage:
-    """``report.html`` of a cohort, written anew while a run is under way.
+class BackgroundPage:
+    """``report.html`` of a cohort, refreshed while a run is under way.
 
-    Not before a minute of it: a short run writes its report at its end. Where the page cannot be
-    written the run goes on without, and says so once.
+    The first refresh comes after a minute: a short run writes its report at its end. If the page
+    cannot be written the run continues without it, and a warning is logged once.
 
     Parameters
     ----------
+    site : Site
+        Site of the run.
+    cohort : Cohort
+        Cohort of the run.
     run : int
-        The number of the run in the ledger.
+        Number of the run in the ledger.
+    monotonic : callable
+        Monotonic clock in seconds.
     """
 
     def __init__(
@@ -57,9 +63,12 @@ class RunningPage:
         self._failed = False
 
     def refresh(self) -> bool:
-        """Begin to write the page anew, if it is time; whether that was begun.
+        """Start a refresh if one is due: at most once a minute, for a twentieth of the time.
 
-        At most once a minute, and for no more than a twentieth of the time.
+        Returns
+        -------
+        bool
+            Whether a refresh was started.
         """
         now = self._monotonic()
         if self._writer is not None:
@@ -75,8 +84,8 @@ class RunningPage:
         return True
 
     def write_last(self, ledger: Ledger) -> None:
-        """Write the page at the end of the run, in this process, and wait for it."""
-        # Imported where it is wanted: matplotlib takes half a second.
+        """Write the final page in this process."""
+        # Imported here: matplotlib takes half a second.
         from prefect_dicom.report.page import write_page
 
         self._stop_writing()
@@ -96,8 +105,7 @@ class RunningPage:
         self._shown = False
 
     def close(self) -> None:
-        """End with the run. A page that shows it at work is written once more, by a process that
-        nobody waits for."""
+        """Stop refreshing; a page that shows the run at work is refreshed once more, unattended."""
         self._stop_writing()
         if self._shown:
             self._start(without_run=self._run)
@@ -140,7 +148,7 @@ class RunningPage:
 
 
 def main() -> int:
-    """Write one page, as standard input says."""
+    """Write one page; the arguments are JSON on standard input."""
     os.nice(_NICE)
     order = json.loads(sys.stdin.buffer.read())
     from prefect_dicom.report.page import write_page

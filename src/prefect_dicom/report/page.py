@@ -24,10 +24,10 @@ from prefect_dicom.report import plots
 from prefect_dicom.report.summary import (
     MODALITIES_NAMED,
     ROWS_NAMED,
-    Account,
-    Ending,
-    account_of,
+    CohortSummary,
+    RowGroup,
     label_of,
+    summarize,
 )
 from prefect_dicom.report.tables import (
     REPORT,
@@ -68,21 +68,21 @@ def write_page(
         Name patients and studies as the cohort file and the PACS do; the page is
         ``report-with-identifiers.html`` then, for this user alone.
 
-    The others are those of :func:`~prefect_dicom.report.summary.account_of`.
+    The others are those of :func:`~prefect_dicom.report.summary.summarize`.
 
     Returns
     -------
     Path
         Of the page.
     """
-    account = account_of(
+    summary = summarize(
         ledger, cohort, schedule=schedule, associations=associations, without_run=without_run
     )
     folder = reports / cohort.name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / (REPORT_WITH_IDENTIFIERS if with_identifiers else REPORT)
     # What is left of bytes in an undeclared character set has no form in UTF-8.
-    data = page(account, with_identifiers=with_identifiers).encode("utf-8", "replace")
+    data = page(summary, with_identifiers=with_identifiers).encode("utf-8", "replace")
     with replacing(target) as path:
         mode = 0o600 if with_identifiers else 0o666
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -91,43 +91,43 @@ def write_page(
     return target
 
 
-def page(account: Account, *, with_identifiers: bool = False) -> str:
+def page(summary: CohortSummary, *, with_identifiers: bool = False) -> str:
     """The report as HTML."""
-    totals = account.totals
-    unwell = [ending for ending in account.endings if ending.verdict not in _WELL]
-    drawable = len(account.samples) > 1 and account.samples[-1].studies.total() > 0
-    kinds = account.kinds[:MODALITIES_NAMED]
+    totals = summary.totals
+    unwell = [group for group in summary.row_groups if group.verdict not in _WELL]
+    drawable = len(summary.samples) > 1 and summary.samples[-1].studies.total() > 0
+    kinds = summary.kinds[:MODALITIES_NAMED]
     identifying = "PatientID, AccessionNumber, StudyDate, StudyDescription"
     return (
         _environment()
         .get_template("page.html.jinja")
         .render(
-            account=account,
+            summary=summary,
             with_identifiers=with_identifiers,
             identifying=[(identifying, "")] if with_identifiers else [],
-            percent=_percent(account.fraction),
-            state=_state(account),
+            percent=_percent(summary.fraction),
+            state=_state(summary),
             parts=[
                 ("archived", totals.studies[StudyState.ARCHIVED], "archived"),
                 ("failed", totals.studies[StudyState.FAILED], "failed"),
                 ("under way", totals.studies[StudyState.LISTED], "under-way"),
                 ("pending", totals.studies[StudyState.PENDING], "pending"),
             ],
-            late=account.rates_of_late,
-            all=account.rates(),
-            best=_best_hour(account),
-            ends=_end_in_words(account),
-            window_use=account.window_use,
+            late=summary.rates_of_late,
+            all=summary.rates(),
+            best=_best_hour(summary),
+            ends=_end_in_words(summary),
+            window_use=summary.window_use,
             unwell=unwell,
-            ambiguous=any(ending.verdict is Verdict.AMBIGUOUS for ending in unwell),
-            steps=_what_next(account, unwell),
-            progress=plots.progress(account) if drawable else "",
-            throughput=plots.throughput(account) if drawable else "",
+            ambiguous=any(group.verdict is Verdict.AMBIGUOUS for group in unwell),
+            steps=_what_next(summary, unwell),
+            progress=plots.progress(summary) if drawable else "",
+            throughput=plots.throughput(summary) if drawable else "",
             sizes=plots.sizes(kinds) if any(kind.size_bytes for kind in kinds) else "",
             kinds=kinds,
             rows_named=ROWS_NAMED,
             colours={verdict: _COLOURS.get(verdict, "failed") for verdict in Verdict},
-            zone=account.at.astimezone(account.zone).tzname(),
+            zone=summary.at.astimezone(summary.zone).tzname(),
             version=__version__,
         )
     )
@@ -138,51 +138,51 @@ def _percent(fraction: float) -> str:
     return str(100 if fraction >= 1 else min(99, int(100 * fraction)))
 
 
-def _state(account: Account) -> tuple[str, str]:
+def _state(summary: CohortSummary) -> tuple[str, str]:
     """What the cohort is at: a class of its pill, and the words on it."""
-    if account.runs:
-        if all(run.paused_at for run in account.runs):
+    if summary.runs:
+        if all(run.paused_at for run in summary.runs):
             return "waits", "paused"
-        if account.window_now.startswith("closed"):
+        if summary.window_now.startswith("closed"):
             return "waits", "waiting for a window"
-        if all("waiting" in run.waits for run in account.runs):
+        if all("waiting" in run.waits for run in summary.runs):
             return "waits", "waiting"
-        return "works", "at work" if len(account.runs) == 1 else f"{len(account.runs)} at work"
-    if not account.is_over:
+        return "works", "at work" if len(summary.runs) == 1 else f"{len(summary.runs)} at work"
+    if not summary.is_over:
         return "stuck", "not at work"
-    if unarchived := unarchived_rows(account.totals):
+    if unarchived := unarchived_rows(summary.totals):
         return "stuck", f"ended, {_counted(unarchived, 'row')} not archived"
     return "done", "done"
 
 
-def _what_next(account: Account, unwell: list[Ending]) -> list[str]:
+def _what_next(summary: CohortSummary, unwell: list[RowGroup]) -> list[str]:
     """What is to be done, the most urgent first; backquotes around what is typed."""
-    name = account.cohort.name
+    name = summary.cohort.name
     steps = []
-    pending = account.totals.rows[Verdict.PENDING]
-    if account.trouble is not None and not account.is_over:
-        reason = account.trouble
+    pending = summary.totals.rows[Verdict.PENDING]
+    if summary.trouble is not None and not summary.is_over:
+        reason = summary.trouble
         steps.append(f"The last run was kept from its end: {reason.meaning} {reason.what_to_do}")
-    for run in account.runs:
+    for run in summary.runs:
         if run.paused_at:
             steps.append(f"Paused: `prefect-dicom resume {name}` lets it go on.")
             break
         if run.waits:
             steps.append(f"Now: {run.waits}.")
-    if not account.runs and pending:
+    if not summary.runs and pending:
         steps.append(
             f"No run is at work, and {_counted(pending, 'row')} not begun or not finished: "
             f"`prefect-dicom rerun {name}` goes on with them."
         )
-    for ending in unwell[: _STEPS - 1]:
-        rows = _counted(ending.rows, "row")
-        if ending.reason.disposition is Disposition.TRANSIENT and account.runs:
-            steps.append(f"{rows} `{ending.reason.code}`: tried again before the run ends.")
+    for group in unwell[: _STEPS - 1]:
+        rows = _counted(group.rows, "row")
+        if group.reason.disposition is Disposition.TRANSIENT and summary.runs:
+            steps.append(f"{rows} `{group.reason.code}`: tried again before the run ends.")
         else:
-            steps.append(f"{rows} `{ending.reason.code}`: {ending.reason.what_to_do}")
-    if account.runs:
+            steps.append(f"{rows} `{group.reason.code}`: {group.reason.what_to_do}")
+    if summary.runs:
         steps.append("The run goes on by itself." if unwell else "Nothing: the run goes on.")
-    elif any(ending.retried_by_rerun for ending in unwell) and not pending:
+    elif any(group.retried_by_rerun for group in unwell) and not pending:
         steps.append(f"Then `prefect-dicom rerun {name}`.")
     if not steps:
         steps.append(
@@ -192,22 +192,22 @@ def _what_next(account: Account, unwell: list[Ending]) -> list[str]:
     return steps
 
 
-def _end_in_words(account: Account) -> str:
-    left = account.seconds_left
+def _end_in_words(summary: CohortSummary) -> str:
+    left = summary.seconds_left
     if left is None:
         return ""
     words = f"About {duration_in_words(left)} of work left"
-    if not account.runs:
+    if not summary.runs:
         return f"{words}, once a run is at work."
-    ends = account.ends_at
+    ends = summary.ends_at
     if ends is None:
         return f"{words}, and no window in which to do it."
-    return f"{words}: done about {_moment(ends, account.zone, account.at)}."
+    return f"{words}: done about {_moment(ends, summary.zone, summary.at)}."
 
 
-def _best_hour(account: Account) -> float | None:
+def _best_hour(summary: CohortSummary) -> float | None:
     """The most bytes per second over an hour; None where it has not worked for two."""
-    stretches = account.stretches
+    stretches = summary.stretches
     if not stretches or stretches[-1].end - stretches[0].begin < timedelta(hours=2):
         return None
     best, size, first = 0.0, 0, 0
@@ -250,8 +250,8 @@ def _environment() -> Environment:
 
 @pass_context
 def _moment_there(context: Context, at: datetime) -> str:
-    account = context["account"]
-    return _moment(at, account.zone, account.at)
+    summary = context["summary"]
+    return _moment(at, summary.zone, summary.at)
 
 
 def _moment(at: datetime, zone: tzinfo, now: datetime) -> str:
@@ -273,9 +273,9 @@ def _advice(text: str) -> Markup:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _lines(ending: Ending) -> str:
-    named = ", ".join(str(row.line) for row, _ in ending.examples)
-    more = ending.rows - len(ending.examples)
+def _lines(group: RowGroup) -> str:
+    named = ", ".join(str(row.line) for row, _ in group.examples)
+    more = group.rows - len(group.examples)
     return f"{named} and {more:,} more" if more else named
 
 

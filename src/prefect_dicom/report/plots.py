@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prefect_dicom.core.model import StudyState
-from prefect_dicom.report.summary import Account, Kind, Stretch, windows
+from prefect_dicom.report.summary import CohortSummary, Kind, Stretch, windows
 from prefect_dicom.report.tables import bytes_in_words
 
 _SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}
@@ -80,9 +80,9 @@ _SETTINGS = {
 _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
-def progress(account: Account) -> Markup:
+def progress(summary: CohortSummary) -> Markup:
     """Studies by state over time."""
-    samples = list(_thinned(account.samples, _POINTS))
+    samples = list(_thinned(summary.samples, _POINTS))
     times = [sample.at for sample in samples]
     order = [*_FILLS]
     layers = [[sample.studies[state] for sample in samples] for state in order]
@@ -92,24 +92,24 @@ def progress(account: Account) -> Markup:
         axes.set_ylim(0, max(1, *(sample.studies.total() for sample in samples)))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        _over_time(axes, times[0], times[-1], account.zone, shape)
+        _over_time(axes, times[0], times[-1], summary.zone, shape)
 
-    archived = account.totals.studies[StudyState.ARCHIVED]
+    archived = summary.totals.studies[StudyState.ARCHIVED]
     return _drawn(
-        "progress", f"Studies by state over time; {archived} of {account.studies} archived", draw
+        "progress", f"Studies by state over time; {archived} of {summary.studies} archived", draw
     )
 
 
-def throughput(account: Account) -> Markup:
+def throughput(summary: CohortSummary) -> Markup:
     """Bytes archived per second over time, with the times at which the node is left alone."""
-    begin, end = account.samples[0].at, account.samples[-1].at
+    begin, end = summary.samples[0].at, summary.samples[-1].at
 
     def draw(axes: Axes, shape: str) -> None:
-        edges, rates = _rates(account.stretches, begin, end, _SLOTS[shape])
-        if account.schedule is not None:
+        edges, rates = _rates(summary.stretches, begin, end, _SLOTS[shape])
+        if summary.schedule is not None:
             shades = [
                 (at, until)
-                for at, until, is_open in windows(account.schedule, begin, end)
+                for at, until, is_open in windows(summary.schedule, begin, end)
                 if not is_open
             ]
             for at, until in shades[:_MOST_WINDOWS]:
@@ -120,9 +120,9 @@ def throughput(account: Account) -> Markup:
         axes.yaxis.set_major_formatter(
             FuncFormatter(lambda value, _: f"{bytes_in_words(value)}/s" if value else "0")
         )
-        _over_time(axes, begin, end, account.zone, shape)
+        _over_time(axes, begin, end, summary.zone, shape)
 
-    mean = bytes_in_words(account.rates().bytes_per_second)
+    mean = bytes_in_words(summary.rates().bytes_per_second)
     return _drawn("throughput", f"Bytes archived per second over time; {mean}/s on average", draw)
 
 

@@ -1,7 +1,7 @@
-"""What the report of a cohort tells, in figures: all of it from the ledger, none of it drawn yet.
+"""Summary of a cohort in figures, from the ledger, for the report page and its plots.
 
-What is long in the ledger is counted there, or looked at row by row and kept as counts and a few
-examples: an account of 100,000 rows is as large as one of a hundred.
+Long tables are counted in the ledger, or read row by row and kept as counts and a few examples: a
+summary of 100,000 rows is as large as one of a hundred.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Sample, StudyGroup, 
 from prefect_dicom.report.tables import finished_fraction
 
 ROWS_NAMED = 12
-"""Rows of one verdict and reason that are named; ``results.csv`` names all."""
+"""Rows listed per verdict and reason; ``results.csv`` lists all."""
 STUDIES_NAMED_OF_A_REASON = 8
 STUDIES_NAMED = 100
 SLOWEST_NAMED = 10
 MODALITIES_NAMED = 15
 _LATE = timedelta(minutes=10)
-"""Of work, by which the rate of late is judged; the pace, by a day of it."""
+"""Work time that the recent rate covers; the pace covers a day of it."""
 _TREND = timedelta(days=1)
 _LEAST_SECONDS = 60.0
-"""Of work, before there is a word of how long it takes."""
+"""Work time below which no end is estimated."""
 
 
 @dataclass(slots=True)
-class Ending:
-    """The rows that ended with one verdict for one reason."""
+class RowGroup:
+    """Rows of a cohort with one verdict and one reason."""
 
     verdict: Verdict
     reason: Reason
@@ -49,7 +49,7 @@ class Ending:
 
     @property
     def retried_by_rerun(self) -> bool:
-        """Whether a rerun takes these rows up again."""
+        """Whether a rerun retries these rows."""
         return (
             self.verdict in (Verdict.FAILED, Verdict.PARTIAL)
             and self.reason.disposition is not Disposition.PERMANENT
@@ -58,7 +58,7 @@ class Ending:
 
 @dataclass(slots=True)
 class Kind:
-    """The studies of one modality."""
+    """Studies of one modality: counts and size."""
 
     modality: str
     studies: int = 0
@@ -70,20 +70,20 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """The time between two samples, and what came in it."""
+    """Time between two samples of the ledger, and the increments in it."""
 
     begin: datetime
     end: datetime
     worked: bool
-    """Whether a run was at work in it."""
+    """Whether a run was at work."""
     instances: int
     size_bytes: int
     studies: int
-    """That ended, well or not."""
+    """Studies that ended, archived or failed."""
     rows: int
-    """That were asked for."""
+    """Rows that were queried."""
     done: float
-    """By how much the finished part of the cohort grew."""
+    """Increment of the finished fraction of the cohort."""
     window_open: bool
 
     @property
@@ -93,7 +93,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What came in some time of work."""
+    """Totals over some work time, and rates from them."""
 
     seconds: float
     instances: int
@@ -116,14 +116,14 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Account:
-    """A cohort, told. Times are UTC; :attr:`zone` is the one people there live in."""
+class CohortSummary:
+    """Summary of a cohort. Times are UTC; :attr:`zone` is the time zone of the site."""
 
     cohort: Cohort
     at: datetime
     zone: tzinfo
     totals: Totals
-    endings: list[Ending]
+    row_groups: list[RowGroup]
     """The most frequent first."""
     groups: list[StudyGroup]
     failed: list[StudyRecord]
@@ -131,9 +131,9 @@ class Account:
     samples: list[Sample]
     notes: list[tuple[str, str]]
     runs: list[LivingRun]
-    """Those that are at work."""
+    """Runs that are at work."""
     trouble: Reason | None
-    """What kept the last run from its end, where none is at work."""
+    """Reason that stopped the last run, if none is at work."""
     schedule: AccessSchedule | None
     associations: int
 
@@ -145,7 +145,7 @@ class Account:
 
     @property
     def finding(self) -> bool:
-        """Whether studies are still being found: a work of its own, with a pace of its own."""
+        """Whether discovery is under way, which has a pace of its own."""
         return bool(self.totals.unasked)
 
     @property
@@ -154,18 +154,18 @@ class Account:
 
     @property
     def left(self) -> int:
-        """Studies that have not ended."""
+        """Studies neither archived nor failed."""
         ended = self.totals.studies[StudyState.ARCHIVED] + self.totals.studies[StudyState.FAILED]
         return self.studies - ended
 
     @property
     def is_over(self) -> bool:
-        """Nothing is left but what failed."""
+        """Whether every row and study has ended."""
         return not self.left and not self.totals.rows[Verdict.PENDING]
 
     @cached_property
     def kinds(self) -> list[Kind]:
-        """The studies by modality, those with most bytes first."""
+        """Studies by modality, largest first."""
         kinds: dict[str, Kind] = {}
         for group in self.groups:
             name = label_of(group.modalities)
@@ -193,7 +193,7 @@ class Account:
         return list(_stretches(self.samples, self.cohort.rows, self.schedule))
 
     def rates(self, of_late: timedelta | None = None) -> Rates:
-        """What came in the time of work: of late, by default of all there was."""
+        """Sum up the latest work time, by default all of it."""
         worked = [s for s in reversed(self.stretches) if s.worked]
         seconds = done = 0.0
         instances = size = studies = rows = 0
@@ -214,7 +214,7 @@ class Account:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time of work that is left at the pace of the last day of it; None while unknown."""
+        """Remaining work time at the pace of the last day of work; None while unknown."""
         rates = self.rates(_TREND)
         if self.is_over or rates.seconds < _LEAST_SECONDS or rates.done <= 0:
             return None
@@ -222,7 +222,7 @@ class Account:
 
     @property
     def ends_at(self) -> datetime | None:
-        """When that is over, if a run works whenever the node's windows let it."""
+        """Estimated end, if a run works whenever the node's access schedule is open."""
         left = self.seconds_left
         if left is None:
             return None
@@ -232,7 +232,7 @@ class Account:
 
     @property
     def window_use(self) -> tuple[float, float] | None:
-        """Seconds for which windows were open since the first sample, and of these with work."""
+        """Seconds the schedule was open since the first sample, and seconds of work in them."""
         if self.schedule is None or not self.samples:
             return None
         begin = self.samples[0].at
@@ -246,13 +246,13 @@ class Account:
 
     @property
     def window_now(self) -> str:
-        """What the node may be asked now, in words; empty where it has no windows."""
+        """State of the node's access schedule now, in words; empty without one."""
         if self.schedule is None:
             return ""
         return format_schedule_state(self.schedule, self.at, self.associations)
 
 
-def account_of(
+def summarize(
     ledger: Ledger,
     cohort: Cohort,
     *,
@@ -260,43 +260,47 @@ def account_of(
     associations: int = 1,
     without_run: int | None = None,
     at: datetime | None = None,
-) -> Account:
-    """Look a cohort up in its ledger.
+) -> CohortSummary:
+    """Summarize a cohort from its ledger.
 
     Parameters
     ----------
+    ledger : Ledger
+        Ledger with the cohort.
+    cohort : Cohort
+        The cohort.
     schedule : AccessSchedule, optional
-        Of the node that is asked.
+        Access schedule of the node.
     associations : int
-        The ceiling of the node.
+        Limit on the node's associations.
     without_run : int, optional
-        A run that is about to end, and is not at work any more.
+        Number of a run that is about to end and does not count as at work.
     at : datetime, optional
-        The moment, where that is not now.
+        Time of the summary; now by default.
     """
-    # The studies first: with rows that are judged later, none seems to be lost in between.
+    # The studies first: rows are judged later, so none seems to be lost in between.
     groups = ledger.study_groups(cohort.number)
     totals = ledger.figures(cohort.number)
-    endings: dict[tuple[Verdict, str], Ending] = {}
+    row_groups: dict[tuple[Verdict, str], RowGroup] = {}
     for row, verdict in ledger.rows(cohort.number):
         key = verdict.verdict, verdict.reason
-        ending = endings.get(key)
-        if ending is None:
-            ending = endings[key] = Ending(verdict.verdict, reason_for(verdict.reason))
-        ending.rows += 1
-        if len(ending.examples) < ROWS_NAMED:
-            ending.examples.append((row, verdict))
+        group = row_groups.get(key)
+        if group is None:
+            group = row_groups[key] = RowGroup(verdict.verdict, reason_for(verdict.reason))
+        group.rows += 1
+        if len(group.examples) < ROWS_NAMED:
+            group.examples.append((row, verdict))
         totals.rows[verdict.verdict] += 1
         totals.unproved.update(verdict.gaps)
     living = [run for run in ledger.runs_under_way(cohort.number) if run.number != without_run]
     trouble = None if living else ledger.trouble(cohort.number)
     zone = ZoneInfo(schedule.time_zone) if schedule else datetime.now().astimezone().tzinfo
-    return Account(
+    return CohortSummary(
         cohort=cohort,
         at=at or datetime.now(UTC),
         zone=zone,
         totals=totals,
-        endings=sorted(endings.values(), key=lambda e: (-e.rows, e.verdict, e.reason.code)),
+        row_groups=sorted(row_groups.values(), key=lambda e: (-e.rows, e.verdict, e.reason.code)),
         groups=groups,
         failed=ledger.failed_studies(cohort.number, STUDIES_NAMED_OF_A_REASON)[:STUDIES_NAMED],
         slowest=ledger.slowest_studies(cohort.number, SLOWEST_NAMED),
@@ -310,7 +314,7 @@ def account_of(
 
 
 def label_of(modalities: Iterable[str]) -> str:
-    """The modality of a study as it is shown: of what is no CS (PS3.5 6.2), what can be."""
+    """Return the modality of a study for display; unprintable characters become ``?``."""
     name = modality_of(modalities)[:24]
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
@@ -318,7 +322,7 @@ def label_of(modalities: Iterable[str]) -> str:
 def windows(
     schedule: AccessSchedule, begin: datetime, end: datetime
 ) -> Iterator[tuple[datetime, datetime, bool]]:
-    """From a moment to another: when something holds, until when, and whether it lets work be."""
+    """Yield begin, end and openness of the schedule's windows between two times."""
     for at, state in schedule_states(schedule, begin):
         if at >= end:
             return
@@ -332,7 +336,7 @@ def _stretches(
         is_open = after.window_open
         if is_open is None:
             is_open = schedule is None or not schedule_state(schedule, before.at).closed
-        # While studies are found their number grows, and says nothing of how they come.
+        # During discovery the number of studies grows, which says nothing of the pace.
         pulled = not before.unasked and not after.unasked
         yield Stretch(
             begin=before.at,
@@ -369,7 +373,7 @@ def _fraction(sample: Sample, rows: int) -> float:
 
 
 def _end_of_work(schedule: AccessSchedule, now: datetime, seconds: float) -> datetime | None:
-    """When so much time has been open; None where no window opens, or not within a year."""
+    """Return when the schedule has been open for so long; None if not within a year."""
     for at, state in schedule_states(schedule, now):
         if at - now > timedelta(days=366):
             return None

@@ -57,7 +57,7 @@ from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.echo import echo
 from prefect_dicom.network.find import QueryHabits
 from prefect_dicom.report import next_count
-from prefect_dicom.report.background import RunningPage
+from prefect_dicom.report.background import BackgroundPage
 
 log = logging.getLogger(__name__)
 
@@ -580,9 +580,9 @@ class Plan:
         self.page.write_last(self.ledger)
 
     @cached_property
-    def page(self) -> RunningPage:
+    def page(self) -> BackgroundPage:
         """The report of the cohort, while this run is under way."""
-        return RunningPage(self.site, self.cohort, self.run.number)
+        return BackgroundPage(self.site, self.cohort, self.run.number)
 
     def _doubt_profile(self, node: str, requestor: Requestor) -> None:
         """Say where a node did otherwise than its profile has it: the run goes by what it saw."""

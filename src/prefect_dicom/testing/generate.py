@@ -568,7 +568,7 @@ PECULIARITIES: dict[str, Callable[[int], Iterator[StoredInstance]]] = {
     "non-images": _non_images,
     "one-uid-in-two-series": _one_uid_in_two_series,
 }
-"""What :func:`peculiar_instances` makes: leading zeros, letters and more than 64 characters in UIDs;
+"""Kinds of :func:`peculiar_instances`: leading zeros, letters, more than 64 characters in UIDs;
 paths, formulas and format strings in UIDs and names; SOP classes and transfer syntaxes that are
 private or retired; no names, no PatientID, no Modality; character sets that are not those
 declared; objects that are no images; one SOP Instance UID in two series."""
