@@ -19,9 +19,11 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel
 from prefect_dicom.dicom.character_sets import USUAL, Text, character_sets_for, decoded, encoded
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import _study, find_studies, list_instances
+from prefect_dicom.network.find.answers import study_of
+from prefect_dicom.network.find.list_instances import list_instances
+from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.query_keys import query_identifier, retrieve_identifier
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.testing import Behaviour, ScriptedPacs
 from prefect_dicom.testing.generate import generate_cohort
 from tests.support import peers
@@ -119,7 +121,7 @@ def test_no_bytes_break_the_reading(raw, declared):
 
 
 def test_an_answer_keeps_the_bytes_of_what_is_beyond_ascii_and_tells_its_guesses():
-    answer = _study(
+    answer = study_of(
         raw_answer(
             SpecificCharacterSet=b"ISO_IR 192",
             PatientID=b"P1",

@@ -26,7 +26,6 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, build_context
-from pynetdicom.dimse_primitives import C_FIND
 
 from prefect_dicom.archive.manifest import decode_manifest, encode_manifest
 from prefect_dicom.archive.spool import Spool
@@ -44,9 +43,10 @@ from prefect_dicom.core.errors import InstanceRejected as Rejected
 from prefect_dicom.core.model import Evidence, ManifestInstance, Study, StudyManifest
 from prefect_dicom.dicom.part10 import scan, survey
 from prefect_dicom.dicom.validation import validate
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import find_studies, list_instances
+from prefect_dicom.network.find.list_instances import list_instances
+from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.get import c_get
+from prefect_dicom.network.requestor import Requestor, Response
 from prefect_dicom.network.storage_scp.server import StorageScp, _Connection
 from prefect_dicom.network.storage_scp.store_handler import Expectation, Intake
 from prefect_dicom.testing import ScriptedPacs, tiny_instances
@@ -334,23 +334,17 @@ class Answered:
 
     def send(self, service: str, identifier: Dataset) -> SimpleNamespace:
         responses = [self._response(0xFF00, answer) for answer in self._answers]
-        waiting = iter([*responses, self._response(0x0000, None)])
+        waiting = iter([*responses, self._response(0x0000, b"")])
         return SimpleNamespace(
             next=lambda seconds: next(waiting),
-            transfer_syntax=self._syntax,
             answered=True,
             fresh=True,
             ended=True,
             abort=lambda: None,
         )
 
-    @staticmethod
-    def _response(status: int, answer: bytes | None) -> C_FIND:
-        response = C_FIND()
-        response.Status = status
-        if answer is not None:
-            response.Identifier = io.BytesIO(answer)
-        return response
+    def _response(self, status: int, answer: bytes) -> Response:
+        return Response(status, {}, answer, self._syntax)
 
 
 @pytest.mark.campaign("fuzz: data sets")

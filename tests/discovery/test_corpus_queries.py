@@ -17,7 +17,7 @@ from prefect_dicom.core.errors import CohortError, PacsError
 from prefect_dicom.core.model import CohortRow
 from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
-from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
 from tests.support import corpus_oracle, peers

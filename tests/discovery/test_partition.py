@@ -20,7 +20,7 @@ from prefect_dicom.cohort.row_matching import Discovery
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.model import CohortRow, DateRange
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover
-from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredInstance, tiny_instances
 from tests.support.campaign import subset
 

@@ -14,9 +14,9 @@ from prefect_dicom.config.site import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.network import association
-from prefect_dicom.network.association import Requestor, diagnose
 from prefect_dicom.network.echo import echo
-from prefect_dicom.network.find import find_studies
+from prefect_dicom.network.find.list_studies import find_studies
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.testing import PacsPolicy, ScriptedPacs
 from tests.support import peers
 
@@ -83,13 +83,11 @@ def _after_the_request(reply: bytes):
 def test_a_name_that_does_not_resolve():
     node = _node(104, "no-such-host.invalid")
     assert _cause(node) == "pacs-address"
-    assert diagnose(node).code == "pacs-address"
 
 
 def test_a_closed_port():
     node = _node(peers.free_port())
     assert _cause(node) == "pacs-refused"
-    assert diagnose(node).code == "pacs-refused"
 
 
 def test_an_address_that_does_not_answer():
@@ -209,10 +207,6 @@ def test_a_query_takes_milliseconds_with_an_archive_as_it_is_installed(new_archi
             _find(requestor)
             seconds.append(time.monotonic() - started)
     assert sorted(seconds)[7] < 0.03, "no delayed acknowledgement"
-
-
-def test_nothing_is_wrong_with_an_address_that_answers(orthanc):
-    assert diagnose(orthanc.node()) is None
 
 
 def test_a_requestor_releases_its_association_and_leaves_no_thread(orthanc):

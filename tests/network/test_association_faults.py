@@ -10,6 +10,7 @@ import contextlib
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ import pytest
 
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Verdict
-from prefect_dicom.network import association
+from prefect_dicom.network import requestor
 from prefect_dicom.operations.doctor import examine
 from prefect_dicom.run.steps import work_through
 from prefect_dicom.testing import Behaviour, tiny_instances
@@ -257,24 +258,23 @@ def test_a_fault_of_the_association_gets_its_reaction(case, around):
             never.set()
 
 
-class _NoticedAtOnce(association.Association):
+class _NoticedAtOnce(requestor.Association):
     """An association whose end is there before anybody looks at it for the first time."""
 
-    def request(self) -> None:
-        super().request()
-        self.dul.join(10)
+    def look(self) -> None:
+        self._reader.wait(time.monotonic() + 10)
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_an_association_that_ends_as_it_begins_is_no_refusal_of_services(how, around, monkeypatch):
     drop = Behaviour("assoc.drop", when="accepted", how=how, on_request=1)
     with around(script=[drop]) as place, monkeypatch.context() as patch:
-        patch.setattr(association, "Association", _NoticedAtOnce)
+        patch.setattr(requestor, "Association", _NoticedAtOnce)
         with (
-            association.Requestor(place.site.nodes["pacs"]) as requestor,
+            requestor.Requestor(place.site.nodes["pacs"]) as opened,
             pytest.raises(PacsError) as error,
         ):
-            requestor.open()
+            opened.open()
         assert error.value.code == "pacs-reset"
 
 

@@ -13,16 +13,12 @@ from prefect_dicom.config.site import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import (
-    _STUDY_KEYS,
-    _study,
-    find_some_studies,
-    find_studies,
-    list_instances,
-    list_series,
-)
+from prefect_dicom.network.find.answers import study_of
+from prefect_dicom.network.find.list_instances import list_instances
+from prefect_dicom.network.find.list_series import list_series
+from prefect_dicom.network.find.list_studies import STUDY_KEYS, find_some_studies, find_studies
 from prefect_dicom.network.query_keys import query_identifier, retrieve_identifier
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.testing import Behaviour, ScriptedPacs
 from prefect_dicom.testing.generate import generate_cohort
 from tests.support import peers
@@ -357,7 +353,7 @@ def test_an_archive_that_falls_silent_is_left_after_the_time_it_was_given(files)
 )
 def test_texts_are_decoded_as_declared_and_never_lost(declared, raw, text):
     answer = raw_answer(SpecificCharacterSet=declared.encode(), StudyDescription=raw)
-    assert _study(answer).study_description == text
+    assert study_of(answer).study_description == text
 
 
 @pytest.mark.parametrize(
@@ -365,10 +361,10 @@ def test_texts_are_decoded_as_declared_and_never_lost(declared, raw, text):
     [(b"12", 12), (b" 7 ", 7), (b"", None), (b"-1", None), (b"many", None), (b"9" * 40, None)],
 )
 def test_a_count_is_a_number_or_unknown(raw, count):
-    assert _study(raw_answer(NumberOfStudyRelatedInstances=raw)).number_of_instances == count
+    assert study_of(raw_answer(NumberOfStudyRelatedInstances=raw)).number_of_instances == count
 
 
 def test_garbage_in_every_key_still_gives_a_study():
     garbage = bytes(range(128, 256)) + b"\\\x1b$B\xff\x00*"
-    study = _study(raw_answer(**dict.fromkeys(_STUDY_KEYS, garbage)))
+    study = study_of(raw_answer(**dict.fromkeys(STUDY_KEYS, garbage)))
     assert study.study_instance_uid and not is_safe_key(study.study_instance_uid)

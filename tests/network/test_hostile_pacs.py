@@ -20,10 +20,10 @@ from pydicom.dataset import Dataset
 
 from prefect_dicom.config.site import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.dimse import Element, write_command
-from prefect_dicom.network.find import find_studies
+from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.get import c_get
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.upper_layer.pdu import Pdu
 from tests.support.campaign import subset
 from tests.support.part10_objects import SEQUENCE_END, element, item

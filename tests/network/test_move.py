@@ -11,11 +11,12 @@ from prefect_dicom.config.site import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.echo import echo
-from prefect_dicom.network.find import find_some_studies, find_studies, list_instances
+from prefect_dicom.network.find.list_instances import list_instances
+from prefect_dicom.network.find.list_studies import find_some_studies, find_studies
 from prefect_dicom.network.move import move
 from prefect_dicom.network.query_keys import retrieve_identifier
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
 from prefect_dicom.testing import Behaviour, ScriptedPacs
 from prefect_dicom.testing.generate import generate_cohort

@@ -34,8 +34,8 @@ from prefect_dicom.config.capabilities import (
 from prefect_dicom.config.site import load_site
 from prefect_dicom.core.errors import ConfigurationError, PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel, Verdict
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.probe import ask
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.operations import probe_node as probing
 from prefect_dicom.operations import probe_session

@@ -18,8 +18,8 @@ import yaml
 from prefect_dicom.config.site import load_site
 from prefect_dicom.core.failpoints import POINTS
 from prefect_dicom.core.model import Evidence, Verdict
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import find_studies
+from prefect_dicom.network.find.list_studies import find_studies
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.report import RESULTS, in_words, write_reports
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through

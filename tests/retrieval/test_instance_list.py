@@ -11,8 +11,10 @@ import pytest
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel, Study, Verdict
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import find_studies, list_instances, list_together
+from prefect_dicom.network.find.list_instances import list_instances
+from prefect_dicom.network.find.list_studies import find_studies
+from prefect_dicom.network.find.list_together import list_together
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_instances
 from prefect_dicom.testing.generate import generate_cohort
 from tests.support.sites import site_around

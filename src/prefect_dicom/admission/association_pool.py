@@ -28,7 +28,7 @@ from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import Interrupted, LedgerError, PacsError, WindowClosed
 from prefect_dicom.core.events import Event
 from prefect_dicom.ledger import Amounts, Ledger, Run
-from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.requestor import Requestor
 
 _UNLIMITED = RateLimits()
 _IDLE_SECONDS = 15.0

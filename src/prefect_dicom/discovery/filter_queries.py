@@ -23,8 +23,13 @@ from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_wi
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, Instance, Selection, Study
 from prefect_dicom.core.reasons import FILTER_UNDECIDED
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import QueryHabits, list_study, tell_series, tell_study
+from prefect_dicom.network.find.list_instances import list_study
+from prefect_dicom.network.find.query_capabilities import QueryCapabilities
+from prefect_dicom.network.find.study_attributes import (
+    query_series_attributes,
+    query_study_attributes,
+)
+from prefect_dicom.network.requestor import Requestor
 
 _COUNT = "NumberOfSeriesRelatedInstances"
 
@@ -34,7 +39,7 @@ def filter_studies(
     row: CohortRow,
     found: Discovery,
     selection: Selection,
-    capabilities: QueryHabits,
+    capabilities: QueryCapabilities,
 ) -> Discovery:
     """What a row found, without the studies that its cohort does not want.
 
@@ -45,7 +50,7 @@ def filter_studies(
     Raises
     ------
     PacsError
-        See :func:`~prefect_dicom.network.find.find`.
+        See :func:`~prefect_dicom.network.find.query.find`.
     """
     if is_window(row) and found.reason in ("no-match", "excluded-by-filter"):
         # Its days are all that it filters by.
@@ -74,7 +79,7 @@ def filter_series(
     requestor: Requestor,
     study: Study,
     selection: Selection,
-    capabilities: QueryHabits,
+    capabilities: QueryCapabilities,
     listed: Iterable[Instance],
 ) -> ChosenSeries:
     """A study's series, sorted by whether they are to be retrieved.
@@ -87,23 +92,25 @@ def filter_series(
     Raises
     ------
     PacsError
-        See :func:`~prefect_dicom.network.find.find`.
+        See :func:`~prefect_dicom.network.find.query.find`.
     """
-    answers = tell_series(requestor, study, series_keywords(selection), capabilities)
+    answers = query_series_attributes(requestor, study, series_keywords(selection), capabilities)
     return choose_series(selection.series, _counted(answers, listed))
 
 
 def _judge(
-    requestor: Requestor, study: Study, selection: Selection, capabilities: QueryHabits
+    requestor: Requestor, study: Study, selection: Selection, capabilities: QueryCapabilities
 ) -> tuple[bool | None, Study]:
     """Whether a study is wanted, and the study with what was told to find that out."""
     judgement = judge_study(selection, study)
     if judgement is None and (keywords := not_told(selection, study)):
-        study = tell_study(requestor, study, keywords, capabilities)
+        study = query_study_attributes(requestor, study, keywords, capabilities)
         judgement = judge_study(selection, study)
     if judgement and series_keywords(selection):
         try:
-            answers = tell_series(requestor, study, series_keywords(selection), capabilities)
+            answers = query_series_attributes(
+                requestor, study, series_keywords(selection), capabilities
+            )
             judgement = judge_series(selection, answers)
             if judgement is None and not all(_COUNT in told for told in answers.values()):
                 listed = list_study(requestor, study, capabilities).instances

@@ -26,7 +26,7 @@ from prefect_dicom.config.capabilities import Match, NodeProfile
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import DateRange, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid
-from prefect_dicom.network.find import ListedStudies
+from prefect_dicom.network.find.list_studies import ListedStudies
 
 WORTH_A_DOUBT = 10
 """Answers from which on a list is doubted; no archive is known to stop below."""

@@ -31,15 +31,15 @@ from prefect_dicom.core.reasons import LIST_UNPROVED
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.discovery.partition import ListLimits, complete_list
 from prefect_dicom.discovery.query_cache import QueryCache
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import (
+from prefect_dicom.network.find.list_series import list_series
+from prefect_dicom.network.find.list_studies import (
     OPTIONAL_STUDY_KEYS,
     ListedStudies,
     find_some_studies,
     find_studies_by_uids,
-    list_series,
     list_studies,
 )
+from prefect_dicom.network.requestor import Requestor
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +93,8 @@ def discover(
     Raises
     ------
     PacsError
-        See :func:`~prefect_dicom.network.find.find`; ``answers-capped`` where a study that is named
-        by its UID is there and is not among the answers.
+        See :func:`~prefect_dicom.network.find.query.find`; ``answers-capped`` where a study that is
+        named by its UID is there and is not among the answers.
     """
     keys, listed = _answers(requestor, row, study_query(row), capabilities)
     answers, gaps = list(listed.studies), ()

@@ -1,17 +1,28 @@
-"""DIMSE command sets: their elements, read and written, PS3.7 6.3, 9.3 and Annex E."""
+"""DIMSE messages: command sets and their elements, and messages read whole from a stream.
+
+Sources: PS3.7 6.3, 9.3 and Annex E.
+"""
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Mapping
 from enum import IntEnum
+from typing import NamedTuple
 
-from prefect_dicom.network.upper_layer.pdu import ProtocolError
+from prefect_dicom.network.upper_layer.pdu import RELEASE_RP, Pdu, ProtocolError
+from prefect_dicom.network.upper_layer.stream import Fragment, Stream
 
 NO_DATA_SET = 0x0101
 """Command Data Set Type of a message without a data set, PS3.7 E.1-1; any other has one."""
 RESPONSE = 0x8000
 """The bit of a Command Field that makes it a response."""
+
+LONGEST_PDU_BYTES = 1024 * 1024
+"""Of a response that is read whole, as its message. Far above what one has: it names a study, or
+the UIDs of a request that have failed."""
+_LONGEST_MESSAGE_BYTES = 1024 * 1024
 
 _ELEMENT_HEADER = struct.Struct("<HHI")
 _UNSIGNED_SHORT = struct.Struct("<H")
@@ -19,22 +30,25 @@ _GROUP_LENGTH = struct.Struct("<HHII")
 
 
 class CommandField(IntEnum):
-    """The commands the loop acts on, PS3.7 E.1-1."""
+    """Commands that this package sends or answers, PS3.7 E.1-1."""
 
     C_STORE_RQ = 0x0001
     C_GET_RQ = 0x0010
     C_GET_RSP = 0x8010
+    C_FIND_RQ = 0x0020
+    C_MOVE_RQ = 0x0021
     C_ECHO_RQ = 0x0030
     C_CANCEL_RQ = 0x0FFF
 
 
 class Element(IntEnum):
-    """Elements of group 0000 that are read or written here, PS3.7 E.1-1."""
+    """Elements of group 0000 that this package reads or writes, PS3.7 E.1-1."""
 
     AFFECTED_SOP_CLASS_UID = 0x0002
     COMMAND_FIELD = 0x0100
     MESSAGE_ID = 0x0110
     MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+    MOVE_DESTINATION = 0x0600
     PRIORITY = 0x0700
     COMMAND_DATA_SET_TYPE = 0x0800
     STATUS = 0x0900
@@ -86,6 +100,20 @@ def read_command(data: bytes | bytearray) -> Elements:
     return elements
 
 
+def has_data_set(elements: Elements) -> bool:
+    """Whether a data set follows a command set.
+
+    Raises
+    ------
+    ProtocolError
+        It is not the command set of a message.
+    """
+    if unsigned_short(elements, Element.COMMAND_FIELD) is None:
+        raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a command set without command")
+    data_set_type = unsigned_short(elements, Element.COMMAND_DATA_SET_TYPE)
+    return data_set_type is not None and data_set_type != NO_DATA_SET
+
+
 def write_command(elements: Mapping[int, bytes | int]) -> bytes:
     """A command set with its group length; integers are written as US.
 
@@ -106,3 +134,103 @@ def unsigned_short(elements: Elements, element: int) -> int | None:
     """A US value of a command set, or None where it is absent or too short."""
     value = elements.get(element)
     return None if value is None or len(value) < 2 else _UNSIGNED_SHORT.unpack_from(value)[0]
+
+
+class Message(NamedTuple):
+    """A whole message: its context, its command set, and its data set or nothing."""
+
+    context_id: int
+    elements: Elements
+    data_set: bytes
+
+
+class AssociationAborted(Exception):
+    """The peer has sent an A-ABORT, PS3.8 9.3.8."""
+
+    def __init__(self, source: int, reason: int) -> None:
+        super().__init__(f"({source},{reason})")
+        self.source = source
+        self.reason = reason
+
+
+class MessageReader:
+    """Reads whole messages, of a bounded length, from the stream of an association.
+
+    Parameters
+    ----------
+    stream : Stream
+        Behind the negotiation. Its buffer has room for a PDU of :data:`LONGEST_PDU_BYTES`.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._waiting: deque[Message] = deque()
+        self._context_id: int | None = None
+        """Context of the message under way; None between messages."""
+        self._elements: Elements | None = None
+        """The command whose data set is under way; None before its end."""
+        self._gathered = bytearray()
+        """The fragments of the command set or data set under way."""
+        self._message_bytes = 0
+
+    def read(self, deadline: float) -> Message:
+        """The next message.
+
+        Parameters
+        ----------
+        deadline : float
+            Of ``time.monotonic``. What has come until then is kept for the next call.
+
+        Raises
+        ------
+        TimeoutError
+            No message was whole in time.
+        AssociationAborted
+            The peer has aborted the association.
+        ConnectionError
+            The peer has released the association, which was answered, or closed the connection.
+        ProtocolError
+            The peer broke the protocol or a limit.
+        """
+        self.wait(deadline)
+        return self._waiting.popleft()
+
+    def wait(self, deadline: float) -> None:
+        """Wait for the next message and leave it to be read. Raises as :meth:`read` does."""
+        while not self._waiting:
+            self._stream.await_pdu(LONGEST_PDU_BYTES, deadline)
+            kind, length = self._stream.pdu_header(deadline)
+            if kind != Pdu.P_DATA_TF:
+                self._close(kind, length, deadline)
+            for fragment in self._stream.p_data(length, deadline):
+                self._take(fragment)
+
+    def _close(self, kind: int, length: int, deadline: float) -> None:
+        numbers = self._stream.read_close(kind, length, deadline)
+        if numbers is not None:
+            raise AssociationAborted(*numbers)
+        self._stream.send(RELEASE_RP, deadline)
+        raise ConnectionAbortedError("the peer has released the association")
+
+    def _take(self, fragment: Fragment) -> None:
+        if self._context_id is None:
+            self._context_id = fragment.context_id
+        elif fragment.context_id != self._context_id:
+            raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message on two contexts")
+        if fragment.is_command != (self._elements is None):
+            raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "command and data set out of order")
+        self._message_bytes += len(fragment.data)
+        if self._message_bytes > _LONGEST_MESSAGE_BYTES:
+            raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message without end")
+        self._gathered += fragment.data
+        if not fragment.is_last:
+            return
+        gathered, self._gathered = bytes(self._gathered), bytearray()
+        if self._elements is None:
+            self._elements = read_command(gathered)
+            if has_data_set(self._elements):
+                return
+            gathered = b""
+        self._waiting.append(Message(self._context_id, self._elements, gathered))
+        self._context_id = self._elements = None
+        self._message_bytes = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.network.association import Requestor
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.status import reason_for_status
 
 
@@ -33,7 +33,7 @@ def echo(requestor: Requestor) -> float:
     if response is None:
         exchange.abort()
         raise PacsError("pacs-silent", f"no answer to a C-ECHO within {patience:g} s")
-    code = reason_for_status("C-ECHO", response.Status)
+    code = reason_for_status("C-ECHO", response.status)
     if code is not None:
-        raise PacsError(code, f"C-ECHO status {response.Status:04X}")
+        raise PacsError(code, f"C-ECHO status {response.status:04X}")
     return time.monotonic() - started

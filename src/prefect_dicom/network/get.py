@@ -1,7 +1,7 @@
 """C-GET: ask, and receive the objects over the same association. PS3.4 C.4.3, PS3.7 9.1.3.
 
-The association is ours from the first byte: pynetdicom's classes write and read the
-negotiation, the :mod:`transfer loop <prefect_dicom.network.storage_scp.transfer>` does the rest.
+The association is opened as for every request; then the
+:mod:`transfer loop <prefect_dicom.network.storage_scp.transfer>` has its stream.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,51 +16,42 @@ from collections.abc import Callable, Iterable, Sequence
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode
-from pynetdicom.sop_class import (
-    PatientRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelGet,
-)
 
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.failpoints import reached
-from prefect_dicom.core.model import InformationModel
-from prefect_dicom.network.association_errors import aborted, rejected, unconnected
+from prefect_dicom.network.association import abort, associate
+from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
+    NO_DATA_SET,
     CommandField,
     Element,
     Elements,
     unsigned_short,
     write_command,
 )
+from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
 from prefect_dicom.network.logging import quiet_pynetdicom
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.status import PENDING
 from prefect_dicom.network.storage_scp.transfer import Bounds, End, Ending, Intake, Peers, Transfer
 from prefect_dicom.network.upper_layer.negotiation import (
-    ANSWER_BYTES,
+    ACCEPTED,
     MODEL_CONTEXT_ID,
     STORAGE_CONTEXTS,
     Context,
     Pair,
+    accepted_contexts,
     get_request_pdu,
-    read_get_answer,
 )
 from prefect_dicom.network.upper_layer.pdu import (
-    RELEASE_RQ,
-    Pdu,
     ProtocolError,
-    abort_pdu,
     message_pdus,
 )
-from prefect_dicom.network.upper_layer.sockets import prepare
 from prefect_dicom.network.upper_layer.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-_MODELS = {
-    InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelGet,
-    InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelGet,
-}
 _PDU_SECONDS = 30.0
 # What is under way then comes again; people wait for a run that they have told to stop.
 _CANCEL_SECONDS = 2.0
@@ -69,8 +59,6 @@ _RELEASE_SECONDS = 5.0
 
 _MEDIUM_PRIORITY = 0x0000
 _HAS_DATA_SET = 0x0001
-_NO_DATA_SET = 0x0101
-_PENDING = (0xFF00, 0xFF01)
 
 _ELEMENT_HEADER = struct.Struct("<HHI")
 _FAILED_SOP_INSTANCE_UID_LIST = (0x0008, 0x0058)
@@ -146,92 +134,31 @@ def c_get(
     data_set = encode(identifier, is_implicit_vr=True, is_little_endian=True)
     if not data_set:
         raise ValueError("the identifier cannot be encoded")
-    connection = connected(node)
-    try:
-        prepare(connection)
-        accepted, peer_pdu_bytes = _associate(connection, node, contexts)
+    stream, accepted, peer_pdu_bytes = _associate(node, contexts)
+    with contextlib.closing(stream.connection):
         reached("associated")
         request = _Request(
-            connection, node, accepted, peer_pdu_bytes, intake, message_id, on_progress, should_stop
+            stream, node, accepted, peer_pdu_bytes, intake, message_id, on_progress, should_stop
         )
         return request.run(data_set)
-    finally:
-        connection.close()
 
 
-def connected(node: PacsNode) -> socket.socket:
-    """A TCP connection to a node.
-
-    Raises
-    ------
-    PacsError
-        With the cause.
-    """
-    seconds = node.timeouts.connect_seconds
-    try:
-        return socket.create_connection((node.host, node.port), seconds)
-    except (OSError, UnicodeError) as error:
-        raise unconnected(error, seconds) from None
-
-
-def accepted_by(connection: socket.socket, node: PacsNode, request: bytes) -> bytes:
-    """Send an A-ASSOCIATE-RQ; the A-ASSOCIATE-AC that answers it.
-
-    Raises
-    ------
-    PacsError
-        Silence, rejection, abort, or another answer.
-    """
-    seconds = node.timeouts.acse_seconds
-    stream = Stream(connection, buffer_bytes=ANSWER_BYTES)
-    try:
-        connection.sendall(request)
-        header = stream.take(6, deadline := time.monotonic() + seconds)
-        kind, length = header[0], int.from_bytes(header[2:], "big")
-        if kind not in (Pdu.ASSOCIATE_AC, Pdu.ASSOCIATE_RJ, Pdu.ABORT) or length > ANSWER_BYTES:
-            raise PacsError("answer-unusable", "the answer is no A-ASSOCIATE-AC")
-        body = stream.take(length, deadline)
-    except TimeoutError:
-        raise PacsError(
-            "pacs-silent", f"no answer to the association request in {seconds:g} s"
-        ) from None
-    except OSError:
-        raise PacsError(
-            "pacs-reset", "the connection ended before the association was accepted"
-        ) from None
-    if kind != Pdu.ASSOCIATE_AC and length != 4:
-        raise PacsError("answer-unusable", "the answer is no A-ASSOCIATE-AC")
-    if kind == Pdu.ASSOCIATE_RJ:
-        raise rejected(*body[1:])
-    if kind == Pdu.ABORT:
-        raise aborted(*body[2:], first_request=True)
-    return header + body
-
-
-def _associate(
-    connection: socket.socket, node: PacsNode, contexts: Sequence[Pair]
-) -> tuple[dict[int, Context], int]:
-    """Negotiate; the accepted storage contexts and the peer's maximum PDU length."""
-    model = _MODELS[node.information_model]
+def _associate(node: PacsNode, contexts: Sequence[Pair]) -> tuple[Stream, dict[int, Context], int]:
+    """Negotiate; the stream, the accepted storage contexts and the peer's maximum PDU length."""
+    model = QUERY_RETRIEVE_CLASSES["C-GET"][node.information_model]
     request = get_request_pdu(node.calling_ae_title, node.called_ae_title, model, contexts)
-    answer = accepted_by(connection, node, request)
-    try:
-        model_result, accepted, peer_pdu_bytes = read_get_answer(answer, contexts)
-    except ProtocolError as fault:
-        _abort(connection)
-        raise PacsError("answer-unusable", fault.detail) from None
-    if model_result != 0:
-        _abort(connection)
-        raise PacsError("service-not-offered", f"C-GET: context result {model_result}")
-    if not accepted:
-        _abort(connection)
-        raise PacsError("sop-classes-refused", "C-GET: no storage class with our SCP role")
-    return accepted, peer_pdu_bytes
-
-
-def _abort(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.sendall(abort_pdu(0, 0))
+    stream, granted = associate(node, request)
+    accepted = accepted_contexts(granted, contexts)
+    error: PacsError | None = None
+    result = granted.results.get(MODEL_CONTEXT_ID)
+    if result != ACCEPTED:
+        error = PacsError("service-not-offered", f"C-GET: context result {result}")
+    elif not accepted:
+        error = PacsError("sop-classes-refused", "C-GET: no storage class with our SCP role")
+    if error is not None:
+        abort(stream)
+        raise error
+    return stream, accepted, granted.peer_pdu_bytes
 
 
 class _Request:
@@ -239,7 +166,7 @@ class _Request:
 
     def __init__(
         self,
-        connection: socket.socket,
+        stream: Stream,
         node: PacsNode,
         contexts: dict[int, Context],
         peer_pdu_bytes: int,
@@ -248,7 +175,7 @@ class _Request:
         on_progress: Callable[[RetrieveOutcome], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
-        self._model = _MODELS[node.information_model]
+        self._model = QUERY_RETRIEVE_CLASSES["C-GET"][node.information_model]
         self._message_id = message_id
         self._peer_pdu_bytes = peer_pdu_bytes
         self._on_progress = on_progress
@@ -257,12 +184,16 @@ class _Request:
         self._outcome = RetrieveOutcome(None)
         stall = node.timeouts.stall_seconds
         model_context = Context(self._model, ImplicitVRLittleEndian)
-        self._stream = Stream(connection, attend=None if should_stop is None else self._attend)
+        self._stream = stream
+        if should_stop is not None:
+            stream.attend = self._attend
         self._transfer = Transfer(
             self._stream,
             {MODEL_CONTEXT_ID: model_context, **contexts},
             intake,
-            peers=Peers(node.calling_ae_title, node.called_ae_title, connection.getpeername()[0]),
+            peers=Peers(
+                node.calling_ae_title, node.called_ae_title, stream.connection.getpeername()[0]
+            ),
             bounds=Bounds(pdu_seconds=min(_PDU_SECONDS, stall), idle_seconds=stall),
             peer_pdu_bytes=peer_pdu_bytes,
             first_idle_seconds=node.timeouts.first_byte_seconds,
@@ -305,7 +236,7 @@ class _Request:
             value = unsigned_short(elements, element)
             return last if value is None else value
 
-        pending = status in _PENDING
+        pending = status in PENDING
         self._outcome = RetrieveOutcome(
             status,
             # Absent in a final response because nothing remains, PS3.7 9.1.3.1.6.
@@ -333,7 +264,7 @@ class _Request:
                 {
                     Element.COMMAND_FIELD: CommandField.C_CANCEL_RQ,
                     Element.MESSAGE_ID_BEING_RESPONDED_TO: self._message_id,
-                    Element.COMMAND_DATA_SET_TYPE: _NO_DATA_SET,
+                    Element.COMMAND_DATA_SET_TYPE: NO_DATA_SET,
                 }
             )
             self._transfer.send(message_pdus(MODEL_CONTEXT_ID, command, None, self._peer_pdu_bytes))
@@ -354,13 +285,8 @@ class _Request:
 
     def _release(self) -> None:
         """Release, PS3.8 7.2. The answer is waited for, and does not matter."""
-        deadline = time.monotonic() + _RELEASE_SECONDS
         self._stream.attend = None
-        with contextlib.suppress(OSError):
-            self._transfer.send(RELEASE_RQ)
-            kind, _ = self._stream.pdu_header(deadline)
-            if kind != Pdu.RELEASE_RP:
-                self._transfer.abort()
+        self._stream.release(time.monotonic() + _RELEASE_SECONDS)
 
 
 def _failed_uids(identifier: bytes) -> tuple[str, ...]:

@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable
 
 from pydicom.dataset import Dataset
-from pynetdicom.dimse_primitives import C_MOVE
-from pynetdicom.dsutils import decode
 
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.network.association import Exchange, Requestor
+from prefect_dicom.network.dimse import Element, unsigned_short
+from prefect_dicom.network.requestor import Requestor, Response
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
-from prefect_dicom.network.status import PENDING, SUCCESS
+from prefect_dicom.network.status import SUCCESS
 
 _LOOK_SECONDS = 1.0
 # Both peers we know stop within two images of a C-CANCEL; others ignore it.
@@ -87,8 +86,8 @@ def move(
             response = exchange.next(_LOOK_SECONDS)
             now = time.monotonic()
             if response is not None:
-                last = _outcome(response, exchange, last, stopped)
-                if response.Status not in PENDING:
+                last = _outcome(response, last, stopped)
+                if not response.is_pending:
                     return last
                 moved, since = True, now if stopped is None else since
                 if on_pending:
@@ -114,34 +113,29 @@ def move(
             exchange.abort()
 
 
-def _outcome(
-    response: C_MOVE, exchange: Exchange, last: RetrieveOutcome, stopped: str | None
-) -> RetrieveOutcome:
-    def counter(keyword: str, before: int | None) -> int | None:
-        value = getattr(response, keyword)
-        return before if value is None else int(value)
+def _outcome(response: Response, last: RetrieveOutcome, stopped: str | None) -> RetrieveOutcome:
+    def counter(element: Element, before: int | None) -> int | None:
+        value = unsigned_short(response.elements, element)
+        return before if value is None else value
 
-    final = response.Status not in PENDING
+    final = not response.is_pending
     return RetrieveOutcome(
-        status=response.Status if final else None,
+        status=response.status if final else None,
         # Of all counters this one must not outlive its response.
-        remaining=counter("NumberOfRemainingSuboperations", None),
-        completed=counter("NumberOfCompletedSuboperations", last.completed),
-        failed=counter("NumberOfFailedSuboperations", last.failed),
-        warning=counter("NumberOfWarningSuboperations", last.warning),
-        failed_sop_instance_uids=_failed(response, exchange) if final else (),
-        error_comment_present=bool(response.ErrorComment),
+        remaining=counter(Element.REMAINING_SUBOPERATIONS, None),
+        completed=counter(Element.COMPLETED_SUBOPERATIONS, last.completed),
+        failed=counter(Element.FAILED_SUBOPERATIONS, last.failed),
+        warning=counter(Element.WARNING_SUBOPERATIONS, last.warning),
+        failed_sop_instance_uids=_failed(response) if final else (),
+        error_comment_present=bool(response.elements.get(Element.ERROR_COMMENT, b"").strip(b" \0")),
         # A request that was finished before it could be cancelled was not ended by us.
-        lost=stopped if final and response.Status != SUCCESS else None,
+        lost=stopped if final and response.status != SUCCESS else None,
     )
 
 
-def _failed(response: C_MOVE, exchange: Exchange) -> tuple[str, ...]:
-    if response.Identifier is None:
-        return ()
-    syntax = exchange.transfer_syntax
+def _failed(response: Response) -> tuple[str, ...]:
     try:
-        identifier = decode(response.Identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+        identifier = response.identifier()
         value = identifier.get_item("FailedSOPInstanceUIDList").value or b""
         text = value.decode("latin-1") if isinstance(value, bytes) else "\\".join(value)
     except Exception:

@@ -18,42 +18,20 @@ from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom.dsutils import decode
-from pynetdicom.sop_class import (
-    PatientRootQueryRetrieveInformationModelFind,
-    PatientRootQueryRetrieveInformationModelGet,
-    PatientRootQueryRetrieveInformationModelMove,
-    StudyRootQueryRetrieveInformationModelFind,
-    StudyRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelMove,
-)
 
 from prefect_dicom.config.site import PacsNode
-from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
-from prefect_dicom.network.association import Exchange, Requestor
-from prefect_dicom.network.get import accepted_by, connected
-from prefect_dicom.network.status import PENDING, SUCCESS
-from prefect_dicom.network.upper_layer.negotiation import MODEL_CONTEXT_ID, read_answer, request_pdu
-from prefect_dicom.network.upper_layer.pdu import RELEASE_RQ, ProtocolError
-from prefect_dicom.network.upper_layer.sockets import prepare
-
-MODELS: dict[str, dict[InformationModel, str]] = {
-    "C-FIND": {
-        InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelFind,
-        InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelFind,
-    },
-    "C-MOVE": {
-        InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelMove,
-        InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelMove,
-    },
-    "C-GET": {
-        InformationModel.STUDY_ROOT: StudyRootQueryRetrieveInformationModelGet,
-        InformationModel.PATIENT_ROOT: PatientRootQueryRetrieveInformationModelGet,
-    },
-}
-"""Abstract syntaxes of the Query/Retrieve services."""
+from prefect_dicom.network.association import associate
+from prefect_dicom.network.find.query import find_responses
+from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
+from prefect_dicom.network.requestor import Requestor, Response
+from prefect_dicom.network.status import SUCCESS
+from prefect_dicom.network.upper_layer.negotiation import (
+    ANSWER_BYTES,
+    MODEL_CONTEXT_ID,
+    request_pdu,
+)
 
 _NAME_ONE = (
     "PatientID",
@@ -63,7 +41,6 @@ _NAME_ONE = (
     "SOPInstanceUID",
     "StudyDate",
 )
-_CANCEL_SECONDS = 10.0
 _RELEASE_SECONDS = 2.0
 
 
@@ -134,16 +111,9 @@ def negotiate(
         roles,
         window,
     )
-    with contextlib.closing(connected(node)) as connection:
-        prepare(connection)
-        try:
-            granted = read_answer(accepted_by(connection, node, request))
-        except ProtocolError as fault:
-            raise PacsError("answer-unusable", fault.detail) from None
-        with contextlib.suppress(OSError):
-            connection.sendall(RELEASE_RQ)
-            connection.settimeout(_RELEASE_SECONDS)
-            connection.recv(16)
+    stream, granted = associate(node, request, ANSWER_BYTES)
+    with contextlib.closing(stream.connection):
+        stream.release(time.monotonic() + _RELEASE_SECONDS)
     return Offer(
         frozenset(
             pair
@@ -165,11 +135,13 @@ def models_offered(node: PacsNode) -> dict[str, tuple[InformationModel, ...]]:
         See :func:`negotiate`.
     """
     syntax = str(ImplicitVRLittleEndian)
-    proposed = [(str(uid), syntax) for models in MODELS.values() for uid in models.values()]
+    proposed = [
+        (str(uid), syntax) for models in QUERY_RETRIEVE_CLASSES.values() for uid in models.values()
+    ]
     accepted = {abstract for abstract, _ in negotiate(node, proposed).accepted}
     return {
         service: tuple(model for model, uid in models.items() if uid in accepted)
-        for service, models in MODELS.items()
+        for service, models in QUERY_RETRIEVE_CLASSES.items()
     }
 
 
@@ -204,30 +176,15 @@ def ask(
         The association could not be opened, or ended without a final response.
     """
     identifier = _identifier(level, match, wanted, character_set)
-    seconds = requestor.node.timeouts.find_seconds
-    exchange = requestor.send("C-FIND", identifier)
     rows: list[dict[str, bytes]] = []
-    try:
-        while True:
-            try:
-                response = exchange.next(seconds)
-            except PacsError:
-                if exchange.answered or exchange.fresh:
-                    raise
-                # It had been left idle for too long.
-                exchange = requestor.send("C-FIND", identifier)
-                continue
-            if response is None:
-                raise PacsError("pacs-silent", f"no answer to a C-FIND within {seconds:g} s")
-            if response.Status not in PENDING:
-                return Answers(response.Status, tuple(rows))
+    with contextlib.closing(find_responses(requestor, identifier)) as responses:
+        for response in responses:
+            if not response.is_pending:
+                return Answers(response.status, tuple(rows))
             if len(rows) == most:
-                _cancel(exchange)
-                return Answers(None, tuple(rows))
-            rows.append(_row(response, exchange))
-    finally:
-        if not exchange.ended:
-            exchange.abort()
+                break
+            rows.append(_row(response))
+    return Answers(None, tuple(rows))
 
 
 def text(row: Mapping[str, bytes], keyword: str) -> str | None:
@@ -262,11 +219,10 @@ def _identifier(
     return identifier
 
 
-def _row(response, exchange: Exchange) -> dict[str, bytes]:
-    syntax = exchange.transfer_syntax
+def _row(response: Response) -> dict[str, bytes]:
     row: dict[str, bytes] = {}
     try:
-        answer = decode(response.Identifier, syntax.is_implicit_VR, syntax.is_little_endian)
+        answer = response.identifier()
         for tag in answer.keys():  # noqa: SIM118 - items() would decode the values
             value = answer.get_item(tag).value
             if isinstance(value, bytes):
@@ -275,11 +231,3 @@ def _row(response, exchange: Exchange) -> dict[str, bytes]:
         # Whatever a data set does that is none: the answer counts, and says nothing.
         return {}
     return row
-
-
-def _cancel(exchange: Exchange) -> None:
-    deadline = time.monotonic() + _CANCEL_SECONDS
-    with contextlib.suppress(PacsError):
-        exchange.cancel()
-        while not exchange.ended and time.monotonic() < deadline:
-            exchange.next(1.0)

@@ -26,13 +26,14 @@ from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, Instance, RetrieveMethod, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.echo import echo
-from prefect_dicom.network.find import find_some_studies, find_studies, list_instances
+from prefect_dicom.network.find.list_instances import list_instances
+from prefect_dicom.network.find.list_studies import find_some_studies, find_studies
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.move import move
 from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.network.query_keys import retrieve_identifier
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
 from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease

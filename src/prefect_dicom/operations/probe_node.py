@@ -17,10 +17,11 @@ from prefect_dicom.config.capabilities import NodeProfile, Service
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, InformationModel, RetrieveMethod
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.echo import echo
+from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
 from prefect_dicom.network.presentation_contexts import COMMON_SYNTAXES
-from prefect_dicom.network.probe import MODELS, models_offered, negotiate
+from prefect_dicom.network.probe import models_offered, negotiate
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.operations.probe_keys import KeyProbe
 from prefect_dicom.operations.probe_queries import QueryProbe
@@ -165,7 +166,7 @@ class _NodeProbe:
         self._session.spend_alone()
         # Some nodes abort on a proposal with optional items.
         with contextlib.suppress(PacsError):
-            model = MODELS["C-MOVE"][node.information_model]
+            model = QUERY_RETRIEVE_CLASSES["C-MOVE"][node.information_model]
             offer = negotiate(node, [(model, COMMON_SYNTAXES[1])], window=True)
             facts["asynchronous_operations"] = offer.window
 

@@ -14,6 +14,7 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import RetrieveMethod
 from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.network.get import c_get
+from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
 from prefect_dicom.network.move import move
 from prefect_dicom.network.presentation_contexts import (
     COMMON_SYNTAXES,
@@ -22,7 +23,7 @@ from prefect_dicom.network.presentation_contexts import (
     Breadth,
     proposals,
 )
-from prefect_dicom.network.probe import MODELS, negotiate
+from prefect_dicom.network.probe import negotiate
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
 from prefect_dicom.network.status import SUCCESS, reason_for_status
@@ -126,7 +127,7 @@ class _RetrieveProbe:
         else:
             # The node does not answer the SOP classes of its instances.
             classes, syntaxes = STORAGE_CLASSES[:_GUESSES], COMMON_SYNTAXES
-        proposed = [(MODELS["C-GET"][model], COMMON_SYNTAXES[1])]
+        proposed = [(QUERY_RETRIEVE_CLASSES["C-GET"][model], COMMON_SYNTAXES[1])]
         proposed += [(one, syntax) for one in classes for syntax in syntaxes]
         self._session.spend_alone()
         try:

@@ -10,8 +10,8 @@ from prefect_dicom.config.site import PacsNode, Site
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.probe import Answers, ask
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.status import CANCEL
 from prefect_dicom.network.storage_scp import ReceiverLease
 

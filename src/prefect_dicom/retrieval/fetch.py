@@ -37,13 +37,14 @@ from prefect_dicom.core.model import (
 )
 from prefect_dicom.core.reasons import OF_ONE_REQUEST, reason_for
 from prefect_dicom.core.uids import is_uid, normal_uid
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.echo import echo
-from prefect_dicom.network.find import QueryHabits, list_series
+from prefect_dicom.network.find.list_series import list_series
+from prefect_dicom.network.find.query_capabilities import QueryCapabilities
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.move import move
 from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, proposals
 from prefect_dicom.network.query_keys import retrieve_identifier
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
 from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease, Request
@@ -91,7 +92,7 @@ class PeerCapabilities:
     """How it is asked, where that is not as configured: C-MOVE for a C-GET it does not offer."""
     takes_c_get: bool = False
     """It has taken a C-GET: classes that it refuses later are not for want of the service."""
-    queries: QueryHabits = field(default_factory=QueryHabits)
+    queries: QueryCapabilities = field(default_factory=QueryCapabilities)
     """What it makes of the queries for a study's content."""
 
     @classmethod
@@ -109,7 +110,7 @@ class PeerCapabilities:
             one_uid=profile.uid_lists_in_retrieves is False,
             no_image_level=profile.image_level_retrieve is False,
             method=RetrieveMethod.C_MOVE if by_move else None,
-            queries=QueryHabits.doubting(set(profile.levels) if profile.levels else None),
+            queries=QueryCapabilities.doubting(set(profile.levels) if profile.levels else None),
         )
 
 

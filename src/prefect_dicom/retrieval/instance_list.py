@@ -26,8 +26,10 @@ from prefect_dicom.dicom.part10 import survey
 from prefect_dicom.dicom.validation import validate
 from prefect_dicom.discovery.filter_queries import filter_series
 from prefect_dicom.ledger import Ledger, ListChange
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import ListedStudy, QueryHabits, list_study, list_together
+from prefect_dicom.network.find.list_instances import ListedStudy, list_study
+from prefect_dicom.network.find.list_together import list_together
+from prefect_dicom.network.find.query_capabilities import QueryCapabilities
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.retrieval.study_task import StudyTask
 
 
@@ -40,7 +42,7 @@ class Listing:
         The weakest proof of completeness that the site accepts.
     pool : AssociationPool
         Has the turn of each request; the requestor is borrowed from it.
-    capabilities : QueryHabits
+    capabilities : QueryCapabilities
         What the node makes of the queries for a study's content.
     selection : Selection
         Says which series are wanted.
@@ -54,7 +56,7 @@ class Listing:
         *,
         weakest: Evidence,
         pool: AssociationPool,
-        capabilities: QueryHabits,
+        capabilities: QueryCapabilities,
         selection: Selection,
     ) -> None:
         self._requestor = requestor

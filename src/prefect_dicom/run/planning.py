@@ -53,9 +53,9 @@ from prefect_dicom.discovery.failover import Answer, combine_answers, settles
 from prefect_dicom.discovery.filter_queries import filter_studies
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
 from prefect_dicom.ledger import Cohort, Ledger, RowFindings, Run, Totals
-from prefect_dicom.network.association import Requestor
 from prefect_dicom.network.echo import echo
-from prefect_dicom.network.find import QueryHabits
+from prefect_dicom.network.find.query_capabilities import QueryCapabilities
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.report import next_count
 from prefect_dicom.report.background import BackgroundPage
 
@@ -107,7 +107,9 @@ class Plan:
     subscribers: list[Subscriber] = field(default_factory=list)
     """Who is told what happens; appended to before the work begins."""
     _study_queries: dict[str, StudyQueryCapabilities] = field(default_factory=dict)
-    _queries: dict[str, QueryHabits] = field(default_factory=lambda: defaultdict(QueryHabits))
+    _queries: dict[str, QueryCapabilities] = field(
+        default_factory=lambda: defaultdict(QueryCapabilities)
+    )
     """What each of the cohort's nodes makes of queries that its filters need."""
     _turned: threading.Event = field(default_factory=threading.Event)
     pool: AssociationPool = field(init=False)

@@ -61,8 +61,8 @@ from prefect_dicom.core.uids import manifest_key, object_key, study_prefix
 from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.discovery.row_query import discover
 from prefect_dicom.ledger import Claim, Copy, Ledger
-from prefect_dicom.network.association import Requestor
-from prefect_dicom.network.find import ListedStudy
+from prefect_dicom.network.find.list_instances import ListedStudy
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.retrieval.fetch import PeerCapabilities, Retrieval
 from prefect_dicom.retrieval.ingest import Ingest

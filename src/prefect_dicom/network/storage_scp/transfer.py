@@ -29,6 +29,7 @@ from prefect_dicom.network.dimse import (
     CommandField,
     Element,
     Elements,
+    has_data_set,
     read_command,
     unsigned_short,
     write_command,
@@ -37,9 +38,6 @@ from prefect_dicom.network.status import StorageStatus
 from prefect_dicom.network.upper_layer.negotiation import Context
 from prefect_dicom.network.upper_layer.pdu import (
     ANNOUNCED_PDU_BYTES,
-    COMMAND_FRAGMENT,
-    LAST_FRAGMENT,
-    PDV_HEADER,
     RELEASE_RP,
     Pdu,
     ProtocolError,
@@ -321,63 +319,32 @@ class Transfer:
         self._idle_seconds = _or_never(self._bounds.idle_seconds)
 
     def _other_pdu(self, kind: int, length: int, deadline: float) -> End:
-        if kind == Pdu.RELEASE_RQ and length == 4:
-            self._stream.take(length, deadline)
-            if self.busy:
-                raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "released within a message")
-            self.send(RELEASE_RP)
-            return End(Ending.RELEASED)
-        if kind == Pdu.ABORT and length == 4:
-            _, _, source, reason = self._stream.take(length, deadline)
-            return End(Ending.ABORTED, source, reason)
-        if kind in Pdu._value2member_map_:
-            raise ProtocolError(
-                ProtocolError.UNEXPECTED_PDU, f"a PDU of type {kind} is not expected"
-            )
-        raise ProtocolError(ProtocolError.UNRECOGNISED_PDU, f"a PDU of unknown type {kind}")
+        numbers = self._stream.read_close(kind, length, deadline)
+        if numbers is not None:
+            return End(Ending.ABORTED, *numbers)
+        if self.busy:
+            raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "released within a message")
+        self.send(RELEASE_RP)
+        return End(Ending.RELEASED)
 
     def _p_data(self, length: int, deadline: float) -> bool:
         """One P-DATA-TF; True when the response handler has what it waited for."""
         if not 6 <= length <= self._longest_pdu:
             raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes")
-        stream = self._stream
-        view = stream.view
         finished = False
-        while length:
-            if length < 6:
-                raise ProtocolError(
-                    ProtocolError.INVALID_PARAMETER, "a PDU ends within a PDV header"
-                )
-            size, context_id, control = PDV_HEADER.unpack_from(
-                stream.buffer, stream.need(6, deadline)
-            )
-            length -= size + 4
-            if size < 2 or length < 0:
-                raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a PDV of {size} bytes")
-            size -= 2
-            # The bits above the two are not tested, PS3.8 E.2.
-            is_command = control & COMMAND_FRAGMENT
+        for context_id, is_command, is_last, data in self._stream.p_data(length, deadline):
             self._expect(context_id, is_command)
-            while size:
-                if stream.start == stream.end:
-                    stream.fill(deadline)
-                stop = stream.start + size
-                if stop > stream.end:
-                    stop = stream.end
-                fragment = view[stream.start : stop]
-                size -= stop - stream.start
-                stream.start = stop
-                if is_command:
-                    self._take_command(fragment)
-                else:
-                    self._take_data(fragment)
-            if control & LAST_FRAGMENT:
+            if is_command:
+                self._take_command(data)
+            elif data:
+                self._take_data(data)
+            if is_last:
                 finished = self._last_fragment(is_command) or finished
         return finished
 
     # --- messages
 
-    def _expect(self, context_id: int, is_command: int) -> None:
+    def _expect(self, context_id: int, is_command: bool) -> None:
         """Raise unless a PDV of this kind may come on this context now, PS3.8 E.2."""
         if self._context_id is None:
             if context_id not in self._contexts:
@@ -388,7 +355,7 @@ class Transfer:
             self._message_deadline = time.monotonic() + _or_never(self._bounds.message_seconds)
         elif context_id != self._context_id:
             raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message on two contexts")
-        elif bool(is_command) != (self._elements is None):
+        elif is_command != (self._elements is None):
             raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "command and data set out of order")
 
     def _take_command(self, fragment: memoryview) -> None:
@@ -424,19 +391,14 @@ class Transfer:
             self._failure = StorageStatus.OUT_OF_RESOURCES
             self._abandon()
 
-    def _last_fragment(self, is_command: int) -> bool:
+    def _last_fragment(self, is_command: bool) -> bool:
         if is_command:
             elements = read_command(self._command)
             self._command.clear()
             self._elements = elements
-            if unsigned_short(elements, Element.COMMAND_FIELD) is None:
-                raise ProtocolError(
-                    ProtocolError.INVALID_PARAMETER, "a command set without command"
-                )
-            data_set_type = unsigned_short(elements, Element.COMMAND_DATA_SET_TYPE)
-            has_data_set = data_set_type is not None and data_set_type != NO_DATA_SET
-            self._begin_message(elements, has_data_set)
-            if has_data_set:
+            is_followed = has_data_set(elements)
+            self._begin_message(elements, is_followed)
+            if is_followed:
                 return False
         finished = self._finish_message(self._elements or {})
         self.messages += 1
@@ -445,11 +407,11 @@ class Transfer:
         self._message_deadline = math.inf
         return finished
 
-    def _begin_message(self, elements: Elements, has_data_set: bool) -> None:
+    def _begin_message(self, elements: Elements, is_followed: bool) -> None:
         if unsigned_short(elements, Element.COMMAND_FIELD) != CommandField.C_STORE_RQ:
             self._identifier = bytearray()
             return
-        if not has_data_set:
+        if not is_followed:
             self._failure = StorageStatus.CANNOT_UNDERSTAND
             return
         try:

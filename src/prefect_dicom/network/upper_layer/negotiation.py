@@ -64,7 +64,8 @@ STORAGE_CONTEXTS = 127
 Pair = tuple[str, str]
 """A SOP class UID and a transfer syntax UID."""
 
-_ACCEPTED = 0
+ACCEPTED = 0
+"""Result of a presentation context that was accepted, PS3.8 9.3.3.2."""
 _USER_REJECTION = 1
 _ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
 _TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
@@ -209,7 +210,7 @@ class Answer:
         self.contexts = {
             context.context_id: Context(context.abstract_syntax, context.transfer_syntax[0])
             for context in results
-            if context.result == _ACCEPTED
+            if context.result == ACCEPTED
         }
         self.peer_pdu_bytes = request.user_information.maximum_length or 0
 
@@ -262,7 +263,7 @@ def _negotiate(
         # It wants to be SCP only, and we do not send.
         context.result = _USER_REJECTION
     else:
-        context.result = _ACCEPTED
+        context.result = ACCEPTED
     return context
 
 
@@ -284,6 +285,7 @@ def request_pdu(
     proposed: Iterable[tuple[str, Sequence[str]]],
     roles: Iterable[str] = (),
     window: bool = False,
+    pdu_bytes: int = ANNOUNCED_PDU_BYTES,
 ) -> bytes:
     """An A-ASSOCIATE-RQ, PS3.8 9.3.2.
 
@@ -295,6 +297,8 @@ def request_pdu(
         SOP classes for which we want to be SCP alone, PS3.7 D.3.3.4.
     window : bool
         Whether to ask for any number of outstanding operations, PS3.7 D.3.3.3.
+    pdu_bytes : int
+        The longest PDU we say that we take.
     """
     request = A_ASSOCIATE()
     request.application_context_name = APPLICATION_CONTEXT
@@ -304,7 +308,7 @@ def request_pdu(
     for number, context in enumerate(contexts):
         context.context_id = 2 * number + MODEL_CONTEXT_ID
     request.presentation_context_definition_list = contexts
-    request.user_information = user_information(ANNOUNCED_PDU_BYTES)
+    request.user_information = user_information(pdu_bytes)
     if window:
         operations = AsynchronousOperationsWindowNegotiation()
         operations.maximum_number_operations_invoked = 0
@@ -328,6 +332,8 @@ class Granted:
     ----------
     results : dict of int to int
         By presentation context ID: 0 for acceptance, else why not, PS3.8 9.3.3.2.
+    transfer_syntaxes : dict of int to str
+        By presentation context ID: the one that was chosen; empty where there is none.
     scp_roles : frozenset of str
         SOP classes for which we may be SCP.
     window : int or None
@@ -337,6 +343,7 @@ class Granted:
     """
 
     results: dict[int, int]
+    transfer_syntaxes: dict[int, str]
     scp_roles: frozenset[str]
     window: int | None
     peer_pdu_bytes: int
@@ -362,6 +369,10 @@ def read_answer(pdu: bytes) -> Granted:
         ]
         return Granted(
             {item.context_id: item.result for item in answer.presentation_context},
+            {
+                item.context_id: str(item.transfer_syntax or "")
+                for item in answer.presentation_context
+            },
             frozenset(
                 str(item.sop_class_uid)
                 for item in items
@@ -376,26 +387,11 @@ def read_answer(pdu: bytes) -> Granted:
         ) from None
 
 
-def read_get_answer(
-    pdu: bytes, contexts: Sequence[Pair]
-) -> tuple[int | None, dict[int, Context], int]:
-    """What an A-ASSOCIATE-AC grants a C-GET.
-
-    Returns
-    -------
-    tuple
-        The result for the model's context (None where it is missing), the storage contexts that
-        were accepted with our SCP role, and the peer's maximum PDU length.
-
-    Raises
-    ------
-    ProtocolError
-        It cannot be read.
-    """
-    granted = read_answer(pdu)
+def accepted_contexts(granted: Granted, contexts: Sequence[Pair]) -> dict[int, Context]:
+    """The storage contexts of a C-GET that were accepted with our SCP role, by their ID."""
     accepted = {}
     for number, (sop_class, syntax) in enumerate(contexts, start=1):
         context_id = 2 * number + MODEL_CONTEXT_ID
-        if granted.results.get(context_id) == _ACCEPTED and sop_class in granted.scp_roles:
+        if granted.results.get(context_id) == ACCEPTED and sop_class in granted.scp_roles:
             accepted[context_id] = Context(sop_class, syntax)
-    return granted.results.get(MODEL_CONTEXT_ID), accepted, granted.peer_pdu_bytes
+    return accepted

@@ -31,6 +31,9 @@ class Pdu(IntEnum):
     ABORT = 0x07
 
 
+PDU_TYPES = frozenset(map(int, Pdu))
+
+
 class ProtocolError(Exception):
     """The peer broke the upper layer protocol or a bound: answer with A-ABORT.
 

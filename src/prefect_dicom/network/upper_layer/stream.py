@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from prefect_dicom.network.upper_layer.pdu import PDU_HEADER
+from prefect_dicom.network.upper_layer.pdu import (
+    COMMAND_FRAGMENT,
+    LAST_FRAGMENT,
+    PDU_HEADER,
+    PDU_TYPES,
+    PDV_HEADER,
+    RELEASE_RQ,
+    Pdu,
+    ProtocolError,
+    abort_pdu,
+)
 from prefect_dicom.network.upper_layer.sockets import acknowledge
 
 BUFFER_BYTES = 1024 * 1024
 """What is read at once: a CT image in one piece."""
 _ATTEND_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 3600.0
+
+
+class Fragment(NamedTuple):
+    """A piece of a PDV, PS3.8 Annex E.
+
+    Parameters
+    ----------
+    context_id : int
+        The presentation context.
+    is_command : bool
+        Of a command set, not of a data set.
+    is_last : bool
+        The command set or data set ends with this piece.
+    data : memoryview
+        In the stream's buffer: valid until more is read.
+    """
+
+    context_id: int
+    is_command: bool
+    is_last: bool
+    data: memoryview
 
 
 class Stream:
@@ -66,8 +99,8 @@ class Stream:
         if self.before_filling is not None:
             self.before_filling()
         rest = self.end - self.start
-        # Only the beginning of a header is ever left over, so this moves a few bytes.
-        if rest:
+        # Of a transfer only the beginning of a header is ever left over: this moves a few bytes.
+        if rest and self.start:
             self.view[:rest] = self.view[self.start : self.end]
         self.start, self.end = 0, rest
         target = self.view[rest:]
@@ -136,6 +169,110 @@ class Stream:
     def pdu_header(self, deadline: float) -> tuple[int, int]:
         """Type and length of the next PDU."""
         return PDU_HEADER.unpack_from(self.buffer, self.need(6, deadline))
+
+    def await_pdu(self, longest_bytes: int, deadline: float) -> None:
+        """Wait until the next PDU is in the buffer as a whole; fine to repeat after a time-out.
+
+        Parameters
+        ----------
+        longest_bytes : int
+            Of a PDU without its header, at least that much less than the buffer has.
+
+        Raises
+        ------
+        ProtocolError
+            A longer one begins.
+        TimeoutError, ConnectionError
+            As :meth:`fill`.
+        """
+        while True:
+            there = self.end - self.start
+            if there >= PDU_HEADER.size:
+                kind, length = PDU_HEADER.unpack_from(self.buffer, self.start)
+                if there >= PDU_HEADER.size + length or kind not in PDU_TYPES:
+                    return
+                if length > longest_bytes:
+                    raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a PDU of {length} bytes")
+            self.fill(deadline)
+
+    def p_data(self, length: int, deadline: float) -> Iterator[Fragment]:
+        """The fragments in a P-DATA-TF whose header has been read, each as it comes.
+
+        A PDV is yielded in as many pieces as it is read in, one at least.
+
+        Raises
+        ------
+        ProtocolError
+            PDU and PDVs do not agree on their lengths.
+        TimeoutError, ConnectionError
+            As :meth:`fill`.
+        """
+        while length:
+            if length < PDV_HEADER.size:
+                raise ProtocolError(
+                    ProtocolError.INVALID_PARAMETER, "a PDU ends within a PDV header"
+                )
+            size, context_id, control = PDV_HEADER.unpack_from(
+                self.buffer, self.need(PDV_HEADER.size, deadline)
+            )
+            length -= size + 4
+            if size < 2 or length < 0:
+                raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a PDV of {size} bytes")
+            size -= 2
+            # The bits above the two are not tested, PS3.8 E.2.
+            is_command = bool(control & COMMAND_FRAGMENT)
+            while True:
+                if size and self.start == self.end:
+                    self.fill(deadline)
+                begin = self.start
+                self.start = min(self.end, begin + size)
+                size -= self.start - begin
+                is_last = not size and bool(control & LAST_FRAGMENT)
+                yield Fragment(context_id, is_command, is_last, self.view[begin : self.start])
+                if not size:
+                    break
+
+    def read_close(self, kind: int, length: int, deadline: float) -> tuple[int, int] | None:
+        """The rest of a PDU that ends an association.
+
+        Parameters
+        ----------
+        kind, length : int
+            Of its header.
+
+        Returns
+        -------
+        tuple of (int, int) or None
+            Source and reason of an A-ABORT; None for an A-RELEASE-RQ, which is still to be
+            answered.
+
+        Raises
+        ------
+        ProtocolError
+            It is another PDU, or has another length.
+        TimeoutError, ConnectionError
+            As :meth:`fill`.
+        """
+        if length == 4 and kind in (Pdu.RELEASE_RQ, Pdu.ABORT):
+            _, _, source, reason = self.take(length, deadline)
+            return (source, reason) if kind == Pdu.ABORT else None
+        if kind in PDU_TYPES:
+            raise ProtocolError(
+                ProtocolError.UNEXPECTED_PDU, f"a PDU of type {kind} is not expected"
+            )
+        raise ProtocolError(ProtocolError.UNRECOGNISED_PDU, f"a PDU of unknown type {kind}")
+
+    def release(self, deadline: float) -> None:
+        """Release the association as its requestor, PS3.8 7.2; never raises for the peer.
+
+        The answer is waited for, and does not matter: for another one than A-RELEASE-RP the
+        association is aborted.
+        """
+        with contextlib.suppress(OSError):
+            self.send(RELEASE_RQ, deadline)
+            kind, _ = self.pdu_header(deadline)
+            if kind != Pdu.RELEASE_RP:
+                self.send(abort_pdu(0, 0), deadline)
 
     def take(self, count: int, deadline: float) -> bytes:
         """The next bytes, copied: for the small PDUs of negotiation and release."""

@@ -1,0 +1,86 @@
+"""Values of a C-FIND answer: texts, UIDs and counts, decoded without ever raising."""
+
+from __future__ import annotations
+
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+
+from prefect_dicom.core.model import Study
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.dicom.character_sets import Text, decoded
+
+_STUDY_TEXTS = ("PatientID", "AccessionNumber", "PatientName", "StudyDescription")
+
+
+def study_of(answer: Dataset) -> Study:
+    modalities = text_of(answer, "ModalitiesInStudy").split("\\")
+    texts = {keyword: _decoded_text(answer, keyword) for keyword in _STUDY_TEXTS}
+    original = {keyword: raw_value(answer, keyword) for keyword in _STUDY_TEXTS}
+    return Study(
+        study_instance_uid=uid_of(answer, "StudyInstanceUID"),
+        patient_id=texts["PatientID"].text,
+        accession_number=texts["AccessionNumber"].text,
+        study_date=text_of(answer, "StudyDate"),
+        modalities=tuple(m.strip() for m in modalities if m.strip()),
+        study_description=texts["StudyDescription"].text,
+        patient_name=texts["PatientName"].text,
+        patient_birth_date=text_of(answer, "PatientBirthDate"),
+        original=tuple(
+            (keyword, raw.hex())
+            for keyword, raw in original.items()
+            if not raw.isascii() or b"\x1b" in raw
+        ),
+        guessed=tuple(keyword for keyword, text in texts.items() if text.guessed),
+        number_of_series=count_of(answer, "NumberOfStudyRelatedSeries"),
+        number_of_instances=count_of(answer, "NumberOfStudyRelatedInstances"),
+    )
+
+
+def belongs_to(answer: Dataset, keyword: str, asked: str) -> bool:
+    # Some archives leave the keys above the level out of their answers.
+    uid = uid_of(answer, keyword)
+    return not uid or uid == normal_uid(asked)
+
+
+def is_offline(answer: Dataset) -> bool:
+    # PS3.3 C.4.23.1.1: no request brings it; a person has to fetch the medium.
+    return text_of(answer, "InstanceAvailability") in ("OFFLINE", "UNAVAILABLE")
+
+
+def uid_of(answer: Dataset, keyword: str) -> str:
+    return normal_uid(raw_value(answer, keyword).decode("latin-1"))
+
+
+def count_of(answer: Dataset, keyword: str) -> int | None:
+    digits = raw_value(answer, keyword).strip(b" \0")
+    return int(digits) if digits.isdigit() and len(digits) <= 12 else None
+
+
+def text_of(answer: Dataset, keyword: str) -> str:
+    return _decoded_text(answer, keyword).text
+
+
+def _decoded_text(answer: Dataset, keyword: str) -> Text:
+    """A text without its padding: leading and trailing blanks mean nothing, PS3.5 6.2."""
+    declared = raw_value(answer, "SpecificCharacterSet").decode("latin-1")
+    text, guessed = decoded(raw_value(answer, keyword), declared)
+    return Text(text.strip(" \0"), guessed)
+
+
+def raw_value(answer: Dataset, keyword: str) -> bytes:
+    """The value as it came, several joined by backslashes; pydicom converts next to nothing."""
+    tag = tag_for_keyword(keyword)
+    if tag is None or tag not in answer:
+        return b""
+    try:
+        value = answer.get_item(tag).value
+    except Exception:
+        # An element with a length and no value is converted after all, and need not be one.
+        return b""
+    if isinstance(value, bytes):
+        return value
+    if value is None:
+        return b""
+    if isinstance(value, str):
+        return value.encode("latin-1", "replace")
+    return "\\".join(str(one) for one in value).encode("latin-1", "replace")

@@ -1,0 +1,188 @@
+"""Studies by their keys, by lists of UIDs or by a range of days: C-FIND at STUDY level."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from pydicom.dataset import Dataset
+
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.model import Study
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.dicom.character_sets import character_sets_for
+from prefect_dicom.network.find.answers import study_of
+from prefect_dicom.network.find.query import find
+from prefect_dicom.network.query_keys import list_identifier, query_identifier
+from prefect_dicom.network.requestor import Requestor
+
+_SOME = 20
+_REQUIRED_STUDY_KEYS = (
+    "PatientID",
+    "PatientName",
+    "AccessionNumber",
+    "StudyInstanceUID",
+    "StudyDate",
+)
+OPTIONAL_STUDY_KEYS = (
+    "PatientBirthDate",
+    "ModalitiesInStudy",
+    "StudyDescription",
+    "NumberOfStudyRelatedSeries",
+    "NumberOfStudyRelatedInstances",
+)
+STUDY_KEYS = _REQUIRED_STUDY_KEYS + OPTIONAL_STUDY_KEYS
+
+
+@dataclass(frozen=True, slots=True)
+class ListedStudies:
+    """The studies a peer told of, one for each answer; ``capped`` where it says there are more."""
+
+    studies: tuple[Study, ...]
+    capped: bool = False
+
+
+def find_studies(
+    requestor: Requestor,
+    keys: Mapping[str, str],
+    optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
+) -> list[Study]:
+    """Studies that match the keys, as the peer tells.
+
+    Peers ignore keys they do not support and answer with everything: whoever asks has to
+    compare the answers with the keys. In the Patient Root a PatientID should be among the keys
+    (PS3.4 C.6.1.2); many archives answer without. Values beyond ASCII are asked for in one usual
+    character set after the other, until one brings answers; the requestor begins with it from then
+    on.
+
+    Parameters
+    ----------
+    keys : mapping of str to str
+        DICOM keywords and values to match, at least one; sent exactly as they are.
+    optional : sequence of str
+        Of :data:`OPTIONAL_STUDY_KEYS`, those to be returned; without them is what every archive
+        answers.
+
+    Returns
+    -------
+    list of Study
+        One for each answer, in the order of the peer. A study UID may be empty or unsafe: such a
+        study exists, and cannot be asked for.
+
+    Raises
+    ------
+    ValueError
+        Where no key is given, or one is empty or holds a wildcard or a backslash.
+    PacsError
+        See :func:`find`.
+    """
+    if not keys:
+        raise ValueError("a query without a key would list the whole archive")
+    listed = list_studies(requestor, keys, optional)
+    if listed.capped:
+        raise PacsError("answers-capped", "the list of studies ends before its end")
+    return list(listed.studies)
+
+
+def list_studies(
+    requestor: Requestor,
+    keys: Mapping[str, str],
+    optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
+    wildcards: Mapping[str, str] | None = None,
+) -> ListedStudies:
+    """What :func:`find_studies` finds, and as much of it as comes where the peer ends it early.
+
+    Parameters
+    ----------
+    wildcards : mapping of str to str, optional
+        See :func:`~prefect_dicom.network.query_keys.query_identifier`.
+    """
+    if not keys and not wildcards:
+        raise ValueError("a query without a key would list the whole archive")
+    return_keys = (*_REQUIRED_STUDY_KEYS, *optional)
+    refusal: PacsError | None = None
+    answered = False
+    texts = [*keys.values(), *(wildcards or {}).values()]
+    for characters in character_sets_for(texts, requestor.characters):
+        identifier = query_identifier(keys, return_keys, characters, wildcards)
+        try:
+            listed = _listed_studies(requestor, identifier)
+        except PacsError as error:
+            if error.code != "request-refused":
+                raise
+            refusal = error
+            continue
+        answered = True
+        if listed.studies or listed.capped:
+            requestor.characters = characters or requestor.characters
+            return listed
+    if refusal is not None and not answered:
+        raise refusal
+    return ListedStudies(())
+
+
+def _listed_studies(requestor: Requestor, identifier: Dataset) -> ListedStudies:
+    studies: list[Study] = []
+    try:
+        studies.extend(map(study_of, find(requestor, identifier, "STUDY")))
+    except PacsError as error:
+        if error.code != "answers-capped":
+            raise
+        return ListedStudies(tuple(studies), capped=True)
+    return ListedStudies(tuple(studies))
+
+
+def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Study] | None:
+    """Studies with these StudyInstanceUIDs by one query with a list of them, PS3.4 C.2.2.2.2.
+
+    Archives that do not know lists answer nothing, the first, or everything, and some stop at a
+    number of answers: whoever asks has to look at which UIDs were answered.
+
+    Returns
+    -------
+    list of Study
+        One for each answer, as :func:`find_studies` returns them. None where one of them was not
+        asked for; the query is cancelled then.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`.
+    """
+    asked = {normal_uid(uid) for uid in uids}
+    studies: list[Study] = []
+    answers = find(requestor, list_identifier({"StudyInstanceUID": uids}, STUDY_KEYS), "STUDY")
+    with contextlib.closing(answers):
+        for answer in answers:
+            study = study_of(answer)
+            if study.study_instance_uid not in asked:
+                return None
+            studies.append(study)
+    return studies
+
+
+def find_some_studies(
+    requestor: Requestor, first: date, last: date, most: int = _SOME
+) -> list[Study]:
+    """Up to twenty studies of a range of days, or ``most``; the query is cancelled after them.
+
+    For trying an archive out. Archives that cannot match a range answer with any studies.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`; a capped list of answers is as good as a whole one here.
+    """
+    days = f"{first:%Y%m%d}-{last:%Y%m%d}"
+    answers = find(requestor, query_identifier({"StudyDate": days}, STUDY_KEYS), "STUDY")
+    studies: list[Study] = []
+    try:
+        with contextlib.closing(answers):
+            studies.extend(study_of(answer) for answer in itertools.islice(answers, most))
+    except PacsError as error:
+        if not studies or error.code != "answers-capped":
+            raise
+    return studies

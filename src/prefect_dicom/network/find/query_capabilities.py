@@ -1,0 +1,128 @@
+"""What a node makes of queries below the STUDY level, and queries in the forms that it answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydicom.dataset import Dataset
+
+from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.model import InformationModel
+from prefect_dicom.core.uids import is_safe_key
+from prefect_dicom.network.find.query import find
+from prefect_dicom.network.query_keys import query_identifier
+from prefect_dicom.network.requestor import Requestor
+
+_REFUSALS = 3
+"""Studies of which a level is not answered, after which it is no longer asked at."""
+
+
+@dataclass(slots=True)
+class QueryCapabilities:
+    """What a node was seen to make of queries below the STUDY level; shared by all who ask it."""
+
+    answers: dict[str, bool] = field(default_factory=dict)
+    """By level, whether it answers queries there; a level that is not in it is not known."""
+    wants_patient_id: bool = False
+    """In the Study Root too it wants the PatientID beside the study's UID."""
+    refusals: Counter[str] = field(default_factory=Counter)
+    """By level, how many studies' lists it has refused."""
+
+    @classmethod
+    def doubting(cls, levels: Collection[str] | None) -> QueryCapabilities:
+        """What is expected of a node that was seen to answer at these levels; None: not known.
+
+        A run asks at the others too, but not often.
+        """
+        others = {"SERIES", "IMAGE"}.difference({"SERIES", "IMAGE"} if levels is None else levels)
+        return cls(refusals=Counter(dict.fromkeys(others, _REFUSALS - 1)))
+
+    def refused(self, level: str) -> None:
+        """All there is to ask for a study at the level was refused."""
+        self.refusals[level] += 1
+        if self.refusals[level] >= _REFUSALS:
+            self.answers.setdefault(level, False)
+
+
+def answers_at_level(
+    requestor: Requestor,
+    above: Mapping[str, str],
+    forms: Sequence[Sequence[str]],
+    level: str,
+    patient_id: str,
+    capabilities: QueryCapabilities | None = None,
+) -> list[Dataset]:
+    """The answers at a level, by the first form of the query that the peer answers.
+
+    Optional keys spoil a query for some, and some want the PatientID in the Study Root too. That
+    is tried where nothing has been answered at the level yet, and learnt.
+
+    Parameters
+    ----------
+    forms : sequence of sequence of str
+        The keys to return, from all to as few as can be.
+
+    Raises
+    ------
+    PacsError
+        What the last form was answered with.
+    """
+    capabilities = capabilities or QueryCapabilities()
+    with_patient = {**above, "PatientID": patient_id}
+    ways = [(above, form) for form in forms]
+    if "PatientID" not in above and is_safe_key(patient_id):
+        if capabilities.wants_patient_id:
+            ways = [(with_patient, form) for form in forms]
+        elif not capabilities.answers.get(level):
+            ways += [(with_patient, form) for form in forms]
+    last: PacsError | None = None
+    for keys, form in ways:
+        last = None
+        try:
+            identifier = query_identifier(keys, form, requestor.characters)
+            if answers := list(find(requestor, identifier, level)):
+                capabilities.answers[level] = True
+                capabilities.wants_patient_id |= keys is with_patient
+                return answers
+        except PacsError as error:
+            if error.code != "request-refused":
+                raise
+            last = error
+    if last is not None:
+        raise last
+    return []
+
+
+def answers_if_any(
+    requestor: Requestor,
+    above: Mapping[str, str],
+    keywords: Sequence[str],
+    level: str,
+    patient_id: str,
+) -> list[Dataset]:
+    """The answers to a query that a key may spoil; none where it is refused."""
+    try:
+        return answers_at_level(requestor, above, [keywords], level, patient_id)
+    except PacsError as error:
+        if error.code != "request-refused":
+            raise
+        return []
+
+
+def keys_above(
+    requestor: Requestor,
+    study_instance_uid: str,
+    patient_id: str,
+    capabilities: QueryCapabilities | None = None,
+) -> dict[str, str]:
+    keys = {"StudyInstanceUID": study_instance_uid}
+    if capabilities is not None and capabilities.wants_patient_id and is_safe_key(patient_id):
+        keys["PatientID"] = patient_id
+    if requestor.node.information_model is InformationModel.PATIENT_ROOT:
+        if not is_safe_key(patient_id):
+            # From the archive, not from our code: data, and no reason to stop a run.
+            raise PacsError("unsafe-patient-id", "PatientID is a unique key in the Patient Root")
+        keys["PatientID"] = patient_id
+    return keys

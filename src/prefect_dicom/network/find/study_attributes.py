@@ -1,0 +1,90 @@
+"""Further attributes of a study and of its series, for filters: C-FIND at both levels."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+
+from prefect_dicom.core.model import Study
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.network.find.answers import belongs_to, text_of, uid_of
+from prefect_dicom.network.find.list_series import UNIQUE_SERIES_KEYS
+from prefect_dicom.network.find.query_capabilities import (
+    QueryCapabilities,
+    answers_at_level,
+    answers_if_any,
+    keys_above,
+)
+from prefect_dicom.network.requestor import Requestor
+
+
+def query_study_attributes(
+    requestor: Requestor, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
+) -> Study:
+    """The study, with further attributes as the peer tells them at STUDY level.
+
+    Asked for by its UID; one by one where together they bring no answer. What the peer does not
+    answer lacks in ``told``.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`.
+    """
+    above = keys_above(requestor, study.study_instance_uid, study.patient_id, capabilities)
+    told: dict[str, str] = {}
+    for some in (keywords, *([keyword] for keyword in keywords if len(keywords) > 1)):
+        answers = answers_if_any(requestor, above, some, "STUDY", study.patient_id)
+        for answer in answers:
+            if uid_of(answer, "StudyInstanceUID") == normal_uid(study.study_instance_uid):
+                told |= dict(_attributes_of(answer, some))
+        if answers and some is keywords:
+            break
+    return replace(study, told=(*study.told, *told.items()))
+
+
+def query_series_attributes(
+    requestor: Requestor, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
+) -> dict[str, dict[str, str]]:
+    """Attributes of a study's series by their UIDs; what the peer does not answer lacks.
+
+    Raises
+    ------
+    PacsError
+        See :func:`find`.
+    """
+    uid, patient_id = study.study_instance_uid, study.patient_id
+    above = keys_above(requestor, uid, patient_id, capabilities)
+    series: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def note(answers: Sequence[Dataset], asked: Sequence[str]) -> None:
+        for answer in answers:
+            if belongs_to(answer, "StudyInstanceUID", uid):
+                series[uid_of(answer, "SeriesInstanceUID")] |= dict(_attributes_of(answer, asked))
+
+    note(
+        answers_if_any(requestor, above, (*UNIQUE_SERIES_KEYS, *keywords), "SERIES", patient_id),
+        keywords,
+    )
+    if not series:
+        # A key that the peer does not know may have spoilt the query; which one, if any?
+        note(
+            answers_at_level(
+                requestor, above, [UNIQUE_SERIES_KEYS], "SERIES", patient_id, capabilities
+            ),
+            (),
+        )
+        for keyword in keywords if series else ():
+            form = (*UNIQUE_SERIES_KEYS, keyword)
+            note(answers_if_any(requestor, above, form, "SERIES", patient_id), [keyword])
+    return dict(series)
+
+
+def _attributes_of(answer: Dataset, keywords: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for keyword in keywords:
+        if tag_for_keyword(keyword) in answer:
+            yield keyword, text_of(answer, keyword)
