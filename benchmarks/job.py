@@ -140,7 +140,7 @@ def run_plan(site: Path, cohort: Path) -> dict:
         return {
             "seconds": seconds,
             "cpu_seconds": busy,
-            "studies": plan.ledger.totals(registered.number).studies.total(),
+            "studies": plan.ledger.progress.totals(registered.number).studies.total(),
             "early_bytes": early_bytes,
             "late_bytes": _resident_bytes(),
         }

@@ -80,7 +80,7 @@ def main() -> int:
     cluster = new_cluster()
     url = cluster.new_database()
     with Ledger.open(url) as ledger:
-        ledger.add_cohort("d" * 64, "main", [CohortRow(1)], "large")
+        ledger.cohorts.add("d" * 64, "main", [CohortRow(1)], "large")
         fill(url, options.studies)
         measure(ledger, options.studies, options.rounds, partial(server_seconds, cluster))
     for instances in (10, 100, 1000):
@@ -155,20 +155,22 @@ def _live(ledger: Ledger, run: Run, number: int, instances: int) -> None:
     """All that the ledger is told of a study that is pulled by itself."""
     first = 1 + 100_000_000 + 1000 * instances + number
     study = Study(f"2.25.{first}", number_of_instances=instances)
-    ledger.record_discoveries(1, [(1, [study])])
-    reference = ledger.study_by_uid(study.study_instance_uid).reference
-    (claim,) = ledger.claim(run, [reference])
+    ledger.rows.record_discoveries(1, [(1, [study])])
+    reference = ledger.studies.find(study.study_instance_uid).reference
+    (claim,) = ledger.claims.acquire(run, [reference])
     keys = [InstanceKey("1.2.3", f"1.2.3.{n}") for n in range(instances)]
     ct, explicit, digest = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "ab" * 32
-    ledger.record_list(claim, [Instance(key, ct) for key in keys], Evidence.INSTANCE_LIST)
+    ledger.instances.record_list(claim, [Instance(key, ct) for key in keys], Evidence.INSTANCE_LIST)
     arrivals = [ReceivedInstance(reference, key, ct, explicit, digest, 1, digest) for key in keys]
-    ledger.record_received({reference: claim}, arrivals)
+    ledger.instances.record_received({reference: claim}, arrivals)
     for part in range(0, instances, 200):
         stored = [(key, ArchivedInstance("k", digest, 1), ()) for key in keys[part : part + 200]]
-        ledger.record_stored(claim, stored)
-    ledger.instances(reference)
+        ledger.instances.record_stored(claim, stored)
+    ledger.instances.of_study(reference)
     body = manifest_of(instances)
-    ledger.record_archived(claim, body, instances=instances, withheld=0, size_bytes=instances)
+    ledger.studies.record_archived(
+        claim, body, instances=instances, withheld=0, size_bytes=instances
+    )
 
 
 def server_seconds(cluster: Cluster) -> float:
@@ -201,40 +203,47 @@ def measure(ledger: Ledger, studies: int, rounds: int, of_server: Callable[[], f
             flush=True,
         )
 
-    with ledger.run("pull", 1) as run, ledger.run("other", 1) as other:
-        held = ledger.claim(other, range(middle + 1, middle + 1 + _CLAIMED))
+    with ledger.runs.begin("pull", 1) as run, ledger.runs.begin("other", 1) as other:
+        held = ledger.claims.acquire(other, range(middle + 1, middle + 1 + _CLAIMED))
         first = middle + 1000
 
         def chunk(number: int) -> range:
             return range(first + 25 * number, first + 25 * number + 20)
 
-        timed("studies_to_pull, the first page", lambda _: ledger.studies_to_pull(1, 0, 500))
-        timed("studies_to_pull, a page behind", lambda n: ledger.studies_to_pull(1, first, 500))
-        timed("unfinished, a chunk of 20", lambda n: ledger.unfinished(chunk(n), ""))
+        timed("studies_to_pull, the first page", lambda _: ledger.studies.to_pull(1, 0, 500))
+        timed("studies_to_pull, a page behind", lambda n: ledger.studies.to_pull(1, first, 500))
+        timed("unfinished, a chunk of 20", lambda n: ledger.studies.unfinished(chunk(n), ""))
         claims = {}
-        timed("claim, a chunk of 20", lambda n: claims.update({n: ledger.claim(run, chunk(n), "")}))
+        timed(
+            "claim, a chunk of 20",
+            lambda n: claims.update({n: ledger.claims.acquire(run, chunk(n), "")}),
+        )
         keys = [InstanceKey("1.2.3", f"1.2.3.{n}") for n in range(400)]
         lists = [Instance(key, "1.2.840.10008.5.1.4.1.1.2") for key in keys]
         timed(
             "record_lists, 20 studies of 400",
-            lambda n: ledger.record_lists(
+            lambda n: ledger.instances.record_lists(
                 [(claim, lists, Evidence.INSTANCE_LIST) for claim in claims[n]], selection=""
             ),
         )
         for size in (1, 100, 400):
             name = f"a study of {size}, from its row to archived"
             timed(name, lambda n, size=size: _live(ledger, run, n, size), 4 * rounds)
-        timed("live_claims", lambda _: ledger.live_claims())
-        timed("runs_under_way", lambda _: ledger.runs_under_way(1))
-        timed("requested state", lambda _: ledger.requested_state(run))
-        timed("release, a chunk of 20", lambda n: ledger.release(claims[n]))
-        timed("rows_to_discover, none left", lambda _: ledger.rows_to_discover(1))
-        timed("sample", lambda _: ledger.sample(1, run))
-        timed("totals (status, progress)", lambda _: ledger.totals(1), 1)
-        timed("all rows with verdicts (results.csv)", lambda _: deque(ledger.rows(1), 0), 1)
-        timed("all studies", lambda _: deque(ledger.studies(1), 0), 1)
-        timed("reopen what failed", lambda _: ledger.reopen(1), 1)
-        ledger.release(held)
+        timed("live_claims", lambda _: ledger.claims.live())
+        timed("runs_under_way", lambda _: ledger.runs.under_way(1))
+        timed("requested state", lambda _: ledger.run_control.requested_state(run))
+        timed("release, a chunk of 20", lambda n: ledger.claims.release(claims[n]))
+        timed("rows_to_discover, none left", lambda _: ledger.rows.to_discover(1))
+        timed("sample", lambda _: ledger.progress.record_sample(1, run))
+        timed("totals (status, progress)", lambda _: ledger.progress.totals(1), 1)
+        timed(
+            "all rows with verdicts (results.csv)",
+            lambda _: deque(ledger.rows.with_verdicts(1), 0),
+            1,
+        )
+        timed("all studies", lambda _: deque(ledger.studies.of_cohort(1), 0), 1)
+        timed("reopen what failed", lambda _: ledger.cohorts.reopen(1), 1)
+        ledger.claims.release(held)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def run_pipeline(pull: Pull) -> Totals:
         )
         with hearing_of_prefect(pull):
             trouble = passes.run()
-        totals = pull.ledger.totals(pull.cohort.number)
+        totals = pull.ledger.progress.totals(pull.cohort.number)
         progress.show(lambda: totals, pull.waits(), now=True)
         if pull.told() is RequestedState.CANCELLED:
             return totals
@@ -96,7 +96,7 @@ def run_plan(plan: Plan) -> Estimate:
     with told_to_prefect(plan), hearing_of_prefect(plan):
         trouble = passes.run()
     plan.limit_per_patient()
-    totals = plan.ledger.totals(plan.cohort.number)
+    totals = plan.ledger.progress.totals(plan.cohort.number)
     progress.show(lambda: totals, now=True)
     estimate = estimate_pull(plan.ledger, plan.cohort, plan.site)
     folder = write_reports(plan.ledger, plan.cohort, plan.site.reports)

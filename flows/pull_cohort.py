@@ -81,7 +81,7 @@ def pull_cohort(
             with open_plan(settings, registered.number) as plan, measured(plan):
                 words = estimate_in_words(run_plan(plan))
                 if plan.is_stopping():
-                    return end_of(plan, plan.ledger.totals(registered.number))
+                    return end_of(plan, plan.ledger.progress.totals(registered.number))
             return Completed(name="Planned", message=words)
         with open_pull(settings, registered.number, "pull") as pull, measured(pull):
             totals = run_pipeline(pull)

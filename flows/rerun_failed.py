@@ -59,7 +59,7 @@ def rerun_failed(
 
 def _rerun(site: Site, cohort: str, chosen: dict[str, tuple]) -> State:
     with open_pull(site, cohort, "rerun") as pull, measured(pull):
-        reopened = pull.ledger.reopen(pull.cohort.number, **chosen)
+        reopened = pull.ledger.cohorts.reopen(pull.cohort.number, **chosen)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
         return end_of(pull, run_pipeline(pull))
 

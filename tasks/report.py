@@ -78,7 +78,7 @@ def link_report(cohort: Cohort, reports: Path) -> None:
 def publish_results(ledger: Ledger, cohort: Cohort, totals: Totals, folder: Path) -> None:
     """The result table and the summary of a cohort, whose reports lie in ``folder``."""
     key = artifact_key("results", cohort.name)
-    table = reason_table(ledger.verdicts(cohort.number))
+    table = reason_table(ledger.rows.verdicts(cohort.number))
     create_table_artifact(table, key=key, description="Rows by verdict and reason, and what to do")
     create_markdown_artifact(
         summary_markdown(cohort, totals, table, folder),

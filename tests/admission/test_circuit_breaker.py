@@ -264,7 +264,7 @@ def test_a_query_that_a_person_must_make_possible_leaves_the_rest_pending(
         place.pacs.script.clear()
         with open_pull(place.site, 1, "rerun") as pull:
             # Of what did fail before, `request-refused` is not tried again by itself.
-            pull.ledger.reopen(1, reasons=list(REASONS))
+            pull.ledger.cohorts.reopen(1, reasons=list(REASONS))
             work_through(pull)
         assert place.totals().rows == {Verdict.ARCHIVED: 15}
 
@@ -401,7 +401,7 @@ def test_a_few_studies_that_cannot_be_sent_fail_alone(around):
             for uid, study in place.studies().items():
                 if uid in damaged:
                     assert study.state is StudyState.FAILED
-                    (instance,) = ledger.instances(study.reference)
+                    (instance,) = ledger.instances.of_study(study.reference)
                     assert instance.state is InstanceState.EXPECTED
         place.audit()
 

@@ -70,7 +70,7 @@ def retrieves(place: Place) -> list:
 def nothing_is_lost(place: Place, clock: LeapingClock) -> None:
     """Nothing has failed or is held; the next night's run finishes it and moves nothing twice."""
     with place.ledger() as ledger:
-        assert not ledger.live_claims()
+        assert not ledger.claims.live()
     assert {s.state for s in place.studies().values()} <= {
         StudyState.PENDING,
         StudyState.LISTED,
@@ -253,23 +253,23 @@ def test_a_run_that_is_alone_pays_two_writes_for_an_association_and_none_for_a_r
 ):
     with around(list(tiny_instances(12, seed=5)), node={"limits": {"chunk_studies": 2}}) as place:
         with place.opened() as pull:
-            calls = _counted(pull, monkeypatch, "take_place", "leave_place", "begin_request")
+            calls = _counted(pull, monkeypatch, "take_slot", "release_slot", "begin_request")
             work_through(pull)
             pull.close_requestors()
         associations = len(place.pacs.requests("C-FIND")) and place.pacs.connections
-        assert calls["take_place"] <= associations
-        assert calls["leave_place"] == calls["take_place"]
+        assert calls["take_slot"] <= associations
+        assert calls["release_slot"] == calls["take_slot"]
         assert not calls["begin_request"]
 
 
 def _counted(pull: Pull, monkeypatch, *names: str) -> dict[str, int]:
     calls = dict.fromkeys(names, 0)
     for name in names:
-        original = getattr(pull.ledger, name)
+        original = getattr(pull.ledger.rate_limits, name)
 
         def counted(*args, _name=name, _original=original, **more):
             calls[_name] += 1
             return _original(*args, **more)
 
-        monkeypatch.setattr(pull.ledger, name, counted)
+        monkeypatch.setattr(pull.ledger.rate_limits, name, counted)
     return calls

@@ -399,7 +399,7 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
         gate.slow_seconds = 0.0
         walked.append(asked_at_a_time())
         with place.ledger() as ledger:
-            (run,) = ledger.runs_under_way(1)
+            (run,) = ledger.runs.under_way(1)
         assert run.waits == pull.waits() == f"node pacs: asked for 2 of 4 at a time ({code})"
         status(site=str(place.file))
         assert run.waits in capsys.readouterr().out

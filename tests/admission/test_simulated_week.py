@@ -117,9 +117,9 @@ def test_windows_are_kept_by_all_runs_together(tmp_path, standing, case, capsys)
         assert line.kept >= line.allowed * (1 - TOLERANCE) - line.one_more, line
     assert stopped < 5
     with Ledger.open(ledger_url(site)) as ledger:
-        assert not ledger.live_claims()
+        assert not ledger.claims.live()
         for cohort in cohorts:
-            assert not ledger.totals(cohort).studies[StudyState.FAILED]
+            assert not ledger.progress.totals(cohort).studies[StudyState.FAILED]
 
 
 def _site(folder: Path, standing: sites.Standing, pacs: WatchedPacs, case: Case) -> Site:
@@ -311,6 +311,6 @@ def _table(lines: list[_Line]) -> str:
 
 def _figures(site: Site) -> str:
     with Ledger.open(ledger_url(site)) as ledger:
-        totals = [ledger.totals(cohort.number) for cohort in ledger.cohorts()]
+        totals = [ledger.progress.totals(cohort.number) for cohort in ledger.cohorts.all()]
     archived = sum(t.studies[StudyState.ARCHIVED] for t in totals)
     return f"{archived} studies archived"

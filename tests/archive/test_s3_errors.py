@@ -347,9 +347,9 @@ def stored_of_unfinished_studies(place: Place) -> int:
     with place.ledger() as ledger:
         return sum(
             instance.state is InstanceState.STORED
-            for study in ledger.studies(1)
+            for study in ledger.studies.of_cohort(1)
             if study.state is not StudyState.ARCHIVED
-            for instance in ledger.instances(study.reference)
+            for instance in ledger.instances.of_study(study.reference)
         )
 
 

@@ -83,7 +83,7 @@ SAFEGUARDS = {
         ("run/test_rerun.py",),
     ),
     "claim check": Safeguard(
-        "ledger/claims.py",
+        "ledger/database.py",
         {
             "        if lost:\n            raise ClaimLost(": (
                 "        if False:\n            raise ClaimLost("

@@ -307,7 +307,7 @@ def test_a_pull_that_ctrl_c_has_ended_is_completed_by_a_rerun(command, prefect_a
         assert result["rows"] == {"pending": 3}
         assert [row["reason"] for row in result["reasons"]] == ["interrupted"]
         with place.ledger() as ledger:
-            assert ledger.live_claims() == []
+            assert ledger.claims.live() == []
         assert command("status", "1").code == Exit.NOT_ALL
 
         place.pacs.script.clear()
@@ -324,7 +324,7 @@ def test_a_terminated_pull_ends_in_order_too(command, prefect_api):
         assert "Traceback" not in complaints
         assert json.loads(output)["rows"] == {"pending": 3}
         with place.ledger() as ledger:
-            assert ledger.live_claims() == []
+            assert ledger.claims.live() == []
 
 
 @only_in("operations")

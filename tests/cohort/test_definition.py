@@ -551,8 +551,8 @@ def pull(place: Place, text: str, **files: str) -> list[tuple[str, str, int]]:
     path.write_text(text)
     place.pull(path)
     with place.ledger() as ledger:
-        cohort = ledger.cohorts()[0].number
-        return [(str(v.verdict), v.reason, len(v.studies)) for v in ledger.verdicts(cohort)]
+        cohort = ledger.cohorts.all()[0].number
+        return [(str(v.verdict), v.reason, len(v.studies)) for v in ledger.rows.verdicts(cohort)]
 
 
 def whole(place: Place) -> None:
@@ -585,10 +585,10 @@ def test_only_studies_that_pass_every_filter_are_pulled_and_each_row_says_why(pl
     ]
     assert [uid for uid in place.studies()] == [study_uid(1)]
     with place.ledger() as ledger:
-        (near,) = ledger.near_misses(1, 6)
+        (near,) = ledger.rows.near_misses(1, 6)
     assert dict(near.told) == {"PatientSex": ""}
     with place.ledger() as ledger:
-        folder = write_reports(ledger, ledger.cohorts()[0], place.site.reports)
+        folder = write_reports(ledger, ledger.cohorts.all()[0], place.site.reports)
     with (folder / "candidates.csv").open(encoding="utf-8-sig") as file:
         (candidate,) = csv.DictReader(file)
     assert candidate["CandidateOf"] == "6"
@@ -602,7 +602,7 @@ def test_a_row_with_one_study_that_cannot_be_judged_keeps_the_others_and_says_so
         verdicts = pull(place, "list: p1.csv\nstudies: {Modality: CT}", p1="PatientID\nP1\n")
         assert verdicts == [("partial", "filter-undecided", 1)]
         with place.ledger() as ledger:
-            (near,) = ledger.near_misses(1, 2)
+            (near,) = ledger.rows.near_misses(1, 2)
         assert near.study_instance_uid == study_uid(2)
 
 

@@ -19,7 +19,7 @@ from prefect_dicom.archive.manifest import encode_manifest
 from prefect_dicom.core.failpoints import POINTS
 from prefect_dicom.core.model import Evidence
 from prefect_dicom.core.uids import manifest_key
-from prefect_dicom.ledger import Adoption
+from prefect_dicom.ledger import RebuildOutcome
 from prefect_dicom.operations.rebuild import rebuild_ledger
 from prefect_dicom.run.steps import work_through
 from prefect_dicom.testing import Behaviour, StoredInstance
@@ -60,7 +60,7 @@ def pull(place: Place, text: str = CT, rows: str = "PatientID\nP1\n") -> list[tu
     path.write_text(text)
     with place.opened(path) as run:
         work_through(run)
-        verdicts = list(run.ledger.verdicts(run.cohort.number))
+        verdicts = list(run.ledger.rows.verdicts(run.cohort.number))
     return [(str(verdict.verdict), verdict.reason) for verdict in verdicts]
 
 
@@ -195,7 +195,7 @@ def test_what_a_pacs_does_not_tell_of_a_series_is_decided_by_nobody(tmp_path):
         assert pull(place) == [("ambiguous", "filter-undecided")]
         assert place.asked_for("C-GET") == 0
         with place.ledger() as ledger:
-            near = ledger.near_misses(1, 2)
+            near = ledger.rows.near_misses(1, 2)
         assert {study.study_instance_uid for study in near} == {study_uid(1), study_uid(2)}
         # A person has looked at them, and wants one.
         rows = f"StudyInstanceUID\n{study_uid(1)}\n"
@@ -257,8 +257,10 @@ def test_a_study_is_archived_under_one_selection(tmp_path, first, second):
         assert place.archived() == before
         assert place.asked_for("C-GET") == asked
         with place.ledger() as ledger:
-            totals = [ledger.totals(number) for number in (1, 2)]
-            assert list(ledger.manifests(2)) == (list(ledger.manifests(1)) if same else [])
+            totals = [ledger.progress.totals(number) for number in (1, 2)]
+            assert list(ledger.manifests.of_cohort(2)) == (
+                list(ledger.manifests.of_cohort(1)) if same else []
+            )
         assert totals[0].studies == {"archived": 2}
         assert totals[1].studies == ({"archived": 2} if same else {"failed": 2})
         assert totals[1].stored == (totals[0].stored if same else 0)
@@ -276,7 +278,7 @@ def test_a_study_that_was_found_only_may_still_be_selected_by_another_cohort(tmp
         place.pacs.script.clear()
         assert pull(place) == [("archived", "all-archived")]
         with place.ledger() as ledger:
-            (other,) = ledger.verdicts(1)
+            (other,) = ledger.rows.verdicts(1)
         assert (str(other.verdict), other.reason) == ("failed", "selected-otherwise")
         whole(place)
 
@@ -291,7 +293,7 @@ def test_a_rebuilt_ledger_knows_the_selection(tmp_path):
         pull(place)
         before = place.archived()
         lose_the_ledger(place)
-        assert {study.adoption for study in rebuild_ledger(place.site)} == {Adoption.ADDED}
+        assert {study.outcome for study in rebuild_ledger(place.site)} == {RebuildOutcome.ADDED}
         asked = place.asked_for("C-GET")
         assert pull(place) == [("archived", "all-archived")]
         whole(place)
@@ -307,7 +309,7 @@ def test_an_archive_without_its_ledger_is_not_pulled_into_under_another_selectio
         assert pull(place, WHOLE) == [("failed", "selected-otherwise")]
         assert (place.archived(), place.asked_for("C-GET")) == (before, asked)
         # The ledger now has it as listed otherwise; what the archive proves counts more.
-        assert {study.adoption for study in rebuild_ledger(place.site)} == {Adoption.COMPLETED}
+        assert {study.outcome for study in rebuild_ledger(place.site)} == {RebuildOutcome.COMPLETED}
         assert pull(place) == [("archived", "all-archived")]
         assert (place.archived(), place.asked_for("C-GET")) == (before, asked)
         whole(place)

@@ -252,7 +252,7 @@ def test_a_run_under_another_clock_keeps_what_it_claims(tmp_path, library, clock
             # However old or young its claims look, they are the living run's.
             assert place.pull().rows == {Verdict.PENDING: STUDIES}
             with place.ledger() as ledger:
-                assert len(ledger.live_claims()) == STUDIES
+                assert len(ledger.claims.live()) == STUDIES
             hold.set()
             assert run.wait(PATIENCE) == 0, (tmp_path / "run.log").read_text()
         assert place.totals().rows == {Verdict.ARCHIVED: STUDIES}

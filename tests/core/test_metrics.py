@@ -155,7 +155,7 @@ def test_objects_that_come_by_c_get_are_the_runs_own_and_no_label_names_anybody(
         with place.opened() as pull, measured(pull):
             work_through(pull)
             scrape = Scrape(port)
-            totals = pull.ledger.totals(pull.cohort.number)
+            totals = pull.ledger.progress.totals(pull.cohort.number)
         assert not is_open(port)
     assert scrape.processes() == {"run-1"}
     assert scrape("received_objects_total", outcome="kept") == totals.stored == 4
@@ -204,7 +204,7 @@ def test_a_port_that_another_program_has_stops_no_run(tmp_path, caplog):
         place.change(metrics={"bind": "192.0.2.1"})
         with place.opened() as pull, measured(pull):
             work_through(pull)
-            totals = pull.ledger.totals(1)
+            totals = pull.ledger.progress.totals(1)
     assert totals.rows == {Verdict.ARCHIVED: 1}
     assert f"cannot listen on port {port}" in caplog.text
 

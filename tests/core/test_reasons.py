@@ -27,7 +27,7 @@ from prefect_dicom.archive import s3_errors
 from prefect_dicom.core.errors import LedgerError
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.reasons import REASONS
-from prefect_dicom.ledger.errors import without_database_errors
+from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.network.association_errors import aborted, rejected, unconnected
 from prefect_dicom.network.status import StorageStatus, reason_for_status
 
@@ -272,7 +272,7 @@ def test_every_error_of_a_database_is_a_ledger_that_is_busy_damaged_or_unavailab
     assert len(origins) > 200 and sqlalchemy.exc.OperationalError in wrappers
     secret = "Zyxquordt^Immanuela"
 
-    @without_database_errors
+    @translate_database_errors
     def fail(error: Exception) -> None:
         raise error
 
@@ -315,7 +315,7 @@ def test_every_error_of_a_database_is_a_ledger_that_is_busy_damaged_or_unavailab
     ],
 )
 def test_every_result_of_sqlite_is_the_one_reason_that_is_expected(name, code):
-    @without_database_errors
+    @translate_database_errors
     def fail() -> None:
         error = sqlite3.OperationalError("SECRET^NAME")
         error.sqlite_errorname = name

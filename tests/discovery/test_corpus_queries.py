@@ -339,7 +339,7 @@ def _planned(archive, definition, rows, folder):
         plan.limit_per_patient()
         return {
             normal_uid(record.study.study_instance_uid)
-            for record in plan.ledger.studies_to_pull(cohort.number)
+            for record in plan.ledger.studies.to_pull(cohort.number)
         }
 
 

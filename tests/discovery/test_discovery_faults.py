@@ -166,7 +166,7 @@ def near_misses(count: int) -> Check:
     def check(place: Place) -> None:
         with place.ledger() as ledger:
             line = place.verdicts()[-1].line
-            assert len(ledger.near_misses(1, line)) == count
+            assert len(ledger.rows.near_misses(1, line)) == count
 
     return check
 
@@ -182,8 +182,8 @@ def gaps(*expected: str) -> Check:
     def check(place: Place) -> None:
         assert place.verdicts()[-1].gaps == expected
         with place.ledger() as ledger:
-            folder = write_reports(ledger, ledger.cohort("1"), place.folder / "reports")
-            words = in_words(ledger.totals(1))
+            folder = write_reports(ledger, ledger.cohorts.get("1"), place.folder / "reports")
+            words = in_words(ledger.progress.totals(1))
         *_, told = csv.DictReader((folder / RESULTS).open(newline=""))
         assert told["gaps"] == "; ".join(expected)
         assert words.endswith(f"lists not proved whole: {expected[0]} (1 row)")

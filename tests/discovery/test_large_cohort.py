@@ -109,8 +109,8 @@ def test_memory_is_flat_and_what_was_answered_is_not_asked_again(tmp_path, scale
         assert {request.service for request in pacs.log} == {"C-FIND"}
         assert memory[1] - memory[0] < GROWTH_BYTES
         with place.ledger() as ledger:
-            totals = ledger.totals(1)
-            estimate = estimate_pull(ledger, ledger.cohort("1"), place.site)
+            totals = ledger.progress.totals(1)
+            estimate = estimate_pull(ledger, ledger.cohorts.get("1"), place.site)
         assert (totals.unasked, totals.rows) == (0, {Verdict.PENDING: rows})
         assert (estimate.total.studies, estimate.total.instances) == (rows, rows)
         assert estimate.unfound_rows == 0

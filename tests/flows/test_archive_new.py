@@ -46,7 +46,11 @@ def archive_new(place: Place, today: date = TODAY, days: int = 7) -> Cohort:
 def archived(place: Place) -> int:
     """How many studies are archived, whichever cohorts they are in."""
     with place.ledger() as ledger:
-        known = [study for cohort in ledger.cohorts() for study in ledger.studies(cohort.number)]
+        known = [
+            study
+            for cohort in ledger.cohorts.all()
+            for study in ledger.studies.of_cohort(cohort.number)
+        ]
     return len({s.reference for s in known if s.state is StudyState.ARCHIVED})
 
 
@@ -83,7 +87,7 @@ def test_the_next_day_brings_what_is_new_and_what_came_late(place):
     assert archived(place) == 4
     assert place.asked_for("C-GET") - moved <= 2
     with place.ledger() as ledger:
-        assert [ledger.totals(n).rows[Verdict.ARCHIVED] for n in (1, 2)] == [2, 2]
+        assert [ledger.progress.totals(n).rows[Verdict.ARCHIVED] for n in (1, 2)] == [2, 2]
 
 
 def test_what_comes_later_than_one_looks_back_is_not_found(place):
@@ -96,7 +100,7 @@ def test_days_without_a_study_are_no_failure(tmp_path):
     with site_around(tmp_path, made(1, 30), retrieve="c-get") as place:
         cohort = archive_new(place)
         with place.ledger() as ledger:
-            rows = ledger.totals(cohort.number).rows
+            rows = ledger.progress.totals(cohort.number).rows
     # Of two months, each a row.
     assert dict(rows) == {Verdict.EXCLUDED: 2}
 
@@ -152,8 +156,8 @@ def test_a_rerun_of_all_goes_on_where_something_is_left_and_nowhere_else(place):
     assert cohorts_to_rerun(place.site, CHOSEN) == [begun.name]
     later = register_new(place.site, None, TODAY, 8)
     with place.ledger() as ledger:
-        ledger.prioritise(later.number, 1)
+        ledger.run_control.prioritise(later.number, 1)
         assert cohorts_to_rerun(place.site, CHOSEN) == [later.name, begun.name]
-        ledger.pause(begun.number)
+        ledger.run_control.pause(begun.number)
         assert cohorts_to_rerun(place.site, CHOSEN) == [later.name]
     assert finished.name not in cohorts_to_rerun(place.site, CHOSEN)

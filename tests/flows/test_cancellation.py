@@ -76,7 +76,7 @@ def state_of(server: PrefectServer, number: str) -> str:
 
 def no_run_lives(place: Place) -> bool:
     with place.ledger() as ledger:
-        return not ledger.runs_under_way(1)
+        return not ledger.runs.under_way(1)
 
 
 def seconds_until(condition: Callable[[], object], what: str) -> float:
@@ -123,7 +123,7 @@ def test_a_run_that_is_paused_without_an_end_of_its_process_waits_in_place(serve
 
     def waits() -> bool:
         with place.ledger() as ledger:
-            (run,) = ledger.runs_under_way(1)
+            (run,) = ledger.runs.under_way(1)
         return run.paused_at is not None
 
     set_state(server, number, type="PAUSED", name="Paused")

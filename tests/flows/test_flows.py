@@ -216,7 +216,7 @@ def test_what_keeps_one_cohort_from_its_end_keeps_no_other(place, monkeypatch):
     monkeypatch.setattr(rerun, "run_pipeline", breaks_once)
     assert error_of(rerun_failed(site=str(place.file), return_state=True)).code == "pacs-refused"
     with place.ledger() as ledger:
-        assert [ledger.totals(n).rows[Verdict.ARCHIVED] for n in (1, 2)] == [0, 2]
+        assert [ledger.progress.totals(n).rows[Verdict.ARCHIVED] for n in (1, 2)] == [0, 2]
 
 
 @only_in("operations")
@@ -369,7 +369,7 @@ def slowly(place: Place) -> None:
 @only_in("operations")
 def test_a_run_that_is_told_to_end_is_cancelled_and_a_rerun_goes_on(place, logged):
     slowly(place)
-    with somebody(place, lambda ledger: ledger.cancel(1)):
+    with somebody(place, lambda ledger: ledger.run_control.cancel(1)):
         state = run_pull(place)
     assert (state.type, state.name) == ("CANCELLED", "Cancelled")
     assert state.message.endswith("archived; a rerun goes on from here")
@@ -391,8 +391,8 @@ def test_a_paused_run_waits_in_place_and_others_that_begin_end_at_once(place, mo
     )
 
     def pause_for_a_while(ledger: Ledger) -> None:
-        ledger.pause(1)
-        until(lambda: all(run.paused_at for run in ledger.runs_under_way(1)), "the run waits")
+        ledger.run_control.pause(1)
+        until(lambda: all(run.paused_at for run in ledger.runs.under_way(1)), "the run waits")
         place.audit()
         place.pacs.script.clear()
         asked = place.asked_for()
@@ -401,7 +401,7 @@ def test_a_paused_run_waits_in_place_and_others_that_begin_end_at_once(place, mo
         assert late.message.endswith("paused, until `prefect-dicom resume 1`")
         assert any("paused, until `prefect-dicom resume 1`" in words for words in shown)
         assert place.asked_for() == asked
-        ledger.resume(1)
+        ledger.run_control.resume(1)
 
     with somebody(place, pause_for_a_while):
         assert run_pull(place).name == "Completed"

@@ -73,11 +73,13 @@ class LedgerMachine(RuleBasedStateMachine):
         self.url = ledger_url(self.kind, Path(directory))
         self.ledgers = [self.resources.enter_context(Ledger.open(self.url)) for _ in range(2)]
         ledger = self.ledgers[0]
-        self.cohort = ledger.add_cohort("d" * 64, "main", map(CohortRow, LINES)).number
-        ledger.record_discoveries(
+        self.cohort = ledger.cohorts.add("d" * 64, "main", map(CohortRow, LINES)).number
+        ledger.rows.record_discoveries(
             self.cohort, [(line, [Study(f"1.2.{line}")], None, ()) for line in LINES]
         )
-        self.model = {record.reference: ModelStudy() for record in ledger.studies(self.cohort)}
+        self.model = {
+            record.reference: ModelStudy() for record in ledger.studies.of_cohort(self.cohort)
+        }
         self.runs: list[tuple[Ledger, object, ExitStack]] = []
         self.claims: list[Claim] = []
         # In the middle of the work, where the most can happen.
@@ -126,7 +128,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin_a_run(self, which: int) -> None:
         stack = ExitStack()
         ledger = self.ledgers[which]
-        self.runs.append((ledger, stack.enter_context(ledger.run("pull")), stack))
+        self.runs.append((ledger, stack.enter_context(ledger.runs.begin("pull")), stack))
 
     @precondition(lambda self: self.claims)
     @rule(number=numbers)
@@ -149,7 +151,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if self.model[reference].holder is None
             and self.model[reference].state in (StudyState.PENDING, StudyState.LISTED)
         ]
-        claims = ledger.claim(run, list(some))
+        claims = ledger.claims.acquire(run, list(some))
         assert [claim.reference for claim in claims] == free
         for claim in claims:
             study = self.model[claim.reference]
@@ -163,7 +165,7 @@ class LedgerMachine(RuleBasedStateMachine):
         claim = self.claims[number % len(self.claims)]
         if self.stands(claim):
             self.model[claim.reference].holder = None
-        self.ledgers[number % 2].release([claim])
+        self.ledgers[number % 2].claims.release([claim])
 
     # --- writing
 
@@ -174,7 +176,7 @@ class LedgerMachine(RuleBasedStateMachine):
         study = self.write(
             number,
             lambda ledger, claim: changes.append(
-                ledger.record_list(
+                ledger.instances.record_list(
                     claim, [Instance(key) for key in listed], Evidence.INSTANCE_LIST, fresh=fresh
                 )
             ),
@@ -216,7 +218,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 )
                 for key in sorted(keys)
             ]
-            strangers.extend(ledger.record_received({claim.reference: claim}, batch))
+            strangers.extend(ledger.instances.record_received({claim.reference: claim}, batch))
 
         study = self.write(number, verb)
         if study is None:
@@ -230,7 +232,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(number=numbers, keys=chosen_keys)
     def lose(self, number: int, keys: set[InstanceKey]) -> None:
-        study = self.write(number, lambda ledger, claim: ledger.record_lost(claim, keys))
+        study = self.write(number, lambda ledger, claim: ledger.instances.record_lost(claim, keys))
         for key in keys if study else ():
             if study.instances.get(key) in (RECEIVED, STORED):
                 study.move_instance(key, EXPECTED)
@@ -240,7 +242,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def reject(self, number: int, keys: set[InstanceKey]) -> None:
         study = self.write(
             number,
-            lambda ledger, claim: ledger.record_rejected(
+            lambda ledger, claim: ledger.instances.record_rejected(
                 claim, [(key, "pixel-data-length") for key in keys]
             ),
         )
@@ -253,7 +255,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def store(self, number: int, keys: set[InstanceKey]) -> None:
         study = self.write(
             number,
-            lambda ledger, claim: ledger.record_stored(
+            lambda ledger, claim: ledger.instances.record_stored(
                 claim, [(key, ArchivedInstance("key", SHA256, 7), ()) for key in keys]
             ),
         )
@@ -272,7 +274,7 @@ class LedgerMachine(RuleBasedStateMachine):
         def verb(ledger: Ledger, claim: Claim) -> None:
             counts = list(self.listed_states(self.model[claim.reference]))
             try:
-                ledger.record_archived(
+                ledger.studies.record_archived(
                     claim,
                     b"{}",
                     instances=counts.count(STORED),
@@ -296,7 +298,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(number=numbers, code=st.sampled_from(["pacs-busy", "instance-list-empty"]))
     def fail(self, number: int, code: str) -> None:
-        study = self.write(number, lambda ledger, claim: ledger.record_failed(claim, code))
+        study = self.write(number, lambda ledger, claim: ledger.studies.record_failed(claim, code))
         if study is not None:
             study.move(StudyState.FAILED)
             study.reason, study.holder = code, None
@@ -307,7 +309,7 @@ class LedgerMachine(RuleBasedStateMachine):
         lines=st.sets(st.sampled_from(LINES)),
     )
     def reopen(self, number: int, codes: set[str], lines: set[int]) -> None:
-        reopened = self.ledgers[number % 2].reopen(self.cohort, reasons=codes, lines=lines)
+        reopened = self.ledgers[number % 2].cohorts.reopen(self.cohort, reasons=codes, lines=lines)
         count = 0
         for line, study in zip(LINES, self.model.values(), strict=True):
             named = study.reason in codes if codes else self.can_help(study.reason)
@@ -330,7 +332,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def the_ledger_says_what_the_model_says(self) -> None:
         ledger = self.ledgers[0]
-        for record in ledger.studies(self.cohort):
+        for record in ledger.studies.of_cohort(self.cohort):
             study = self.model[record.reference]
             assert (record.state, record.reason, record.attempt, record.claimed) == (
                 study.state,
@@ -348,11 +350,13 @@ class LedgerMachine(RuleBasedStateMachine):
                 states.count(STORED),
                 states.count(REJECTED),
             )
-            assert study.instances == {i.key: i.state for i in ledger.instances(record.reference)}
+            assert study.instances == {
+                i.key: i.state for i in ledger.instances.of_study(record.reference)
+            }
 
     @invariant()
     def no_study_has_two_claims(self) -> None:
-        live = self.ledgers[1].live_claims()
+        live = self.ledgers[1].claims.live()
         assert {claim.reference: claim.run for claim in live} == {
             reference: study.holder
             for reference, study in self.model.items()

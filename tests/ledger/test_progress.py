@@ -25,28 +25,32 @@ def ledger(request, tmp_path):
 
 def cohort_in(ledger: Ledger, rows: int = 3) -> int:
     found = [CohortRow(line, accession_number=f"A{line}") for line in range(2, 2 + rows)]
-    return ledger.add_cohort("d" * 64, "main", found).number
+    return ledger.cohorts.add("d" * 64, "main", found).number
 
 
 def test_a_sample_says_what_the_totals_say(ledger):
     cohort = cohort_in(ledger)
-    with ledger.run("pull") as run:
-        assert ledger.sample(cohort, run, window_open=True, at=NOON)
-    [sample] = ledger.samples(cohort)
+    with ledger.runs.begin("pull") as run:
+        assert ledger.progress.record_sample(cohort, run, window_open=True, at=NOON)
+    [sample] = ledger.progress.samples(cohort)
     assert (sample.at, sample.run, sample.window_open) == (NOON, run.number, True)
-    totals = ledger.totals(cohort)
+    totals = ledger.progress.totals(cohort)
     assert (sample.unasked, sample.studies, sample.stored) == (3, totals.studies, 0)
 
 
 def test_several_runs_of_a_cohort_take_no_more_samples_than_one(ledger):
-    cohort, other = cohort_in(ledger), ledger.add_cohort("e" * 64, "main", []).number
-    with ledger.run("pull") as one, ledger.run("pull") as another:
+    cohort, other = cohort_in(ledger), ledger.cohorts.add("e" * 64, "main", []).number
+    with ledger.runs.begin("pull") as one, ledger.runs.begin("pull") as another:
         for seconds in range(0, 120, 5):
             for run in (one, another):
-                ledger.sample(cohort, run, least_seconds=30, at=NOON + timedelta(seconds=seconds))
+                ledger.progress.record_sample(
+                    cohort, run, least_seconds=30, at=NOON + timedelta(seconds=seconds)
+                )
         # Another cohort is another matter.
-        assert ledger.sample(other, one, least_seconds=30, at=NOON + timedelta(seconds=116))
-    taken = [(sample.at - NOON).total_seconds() for sample in ledger.samples(cohort)]
+        assert ledger.progress.record_sample(
+            other, one, least_seconds=30, at=NOON + timedelta(seconds=116)
+        )
+    taken = [(sample.at - NOON).total_seconds() for sample in ledger.progress.samples(cohort)]
     assert taken == [0, 30, 60, 90]
 
 
@@ -56,8 +60,8 @@ def test_months_of_samples_take_no_more_room_than_days(ledger, monkeypatch):
     end = NOON
     for number in range(500):
         end = NOON + timedelta(seconds=30 * number)
-        ledger.sample(cohort, at=end)
-    kept = [sample.at for sample in ledger.samples(cohort)]
+        ledger.progress.record_sample(cohort, at=end)
+    kept = [sample.at for sample in ledger.progress.samples(cohort)]
     assert len(kept) <= 40
     assert (kept[0], kept[-1]) == (NOON, end)
     # The beginning is told as closely as the end.
@@ -69,14 +73,14 @@ def test_a_pull_leaves_where_it_began_and_where_it_ended(around):
     with around(study(1) + study(2)) as place:
         place.pull()
         with place.ledger() as ledger:
-            first, last = ledger.samples(1)
+            first, last = ledger.progress.samples(1)
             assert (first.unasked, first.studies.total()) == (2, 0)
             assert last.studies == Counter({StudyState.ARCHIVED: 2})
-            totals = ledger.totals(1)
+            totals = ledger.progress.totals(1)
             assert (last.stored, last.size_bytes) == (totals.stored, totals.size_bytes)
         place.pull()
         with place.ledger() as ledger:
-            assert [sample.run for sample in ledger.samples(1)] == [1, 1, 2, 2]
+            assert [sample.run for sample in ledger.progress.samples(1)] == [1, 1, 2, 2]
 
 
 def test_a_pull_goes_on_where_no_sample_can_be_written(around, monkeypatch):
@@ -84,7 +88,7 @@ def test_a_pull_goes_on_where_no_sample_can_be_written(around, monkeypatch):
         raise LedgerError("ledger-busy")
 
     with around(study(1)) as place:
-        monkeypatch.setattr(Ledger, "sample", unwritable)
+        monkeypatch.setattr(progress.Progress, "record_sample", unwritable)
         place.pull()
         place.is_whole()
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from prefect_dicom.ledger import Amounts, Ledger
+from prefect_dicom.ledger import Ledger, Usage
 from prefect_dicom.ledger.records import Run
 from tests.support import postgres
 from tests.support.sites import until
 
 NODE = "pacs"
-RATE = Amounts(None, None, None, None)
+RATE = Usage(None, None, None, None)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -29,9 +29,9 @@ def begin(ledger: Ledger) -> Iterator[Callable[..., tuple[Run, Callable[[], None
     with ExitStack() as rest:
 
         def begin(cohort: int | None = None) -> tuple[Run, Callable[[], None]]:
-            lock = ledger._locks.hold()
+            lock = ledger._database.locks.hold()
             number = lock.__enter__()
-            run = Run(ledger._begin_run("pull", number, cohort), "pull")
+            run = Run(ledger.runs._begin("pull", number, cohort), "pull")
             alive = [True]
 
             def die() -> None:
@@ -42,8 +42,8 @@ def begin(ledger: Ledger) -> Iterator[Callable[..., tuple[Run, Callable[[], None
                     until(lambda: not is_held(number), "its lock has gone with it")
 
             def is_held(number: int) -> bool:
-                with ledger._engine.begin() as connection:
-                    return ledger._locks.is_held(connection, number)
+                with ledger._database.engine.begin() as connection:
+                    return ledger._database.locks.is_held(connection, number)
 
             rest.callback(lambda: alive[0] and lock.__exit__(None, None, None))
             return run, die
@@ -53,86 +53,94 @@ def begin(ledger: Ledger) -> Iterator[Callable[..., tuple[Run, Callable[[], None
 
 def test_no_more_places_are_taken_than_there_are_and_who_came_first_is_first(ledger, begin):
     (one, _), (other, _) = begin(), begin()
-    first, taken = ledger.take_place(one, NODE, 2, None)
+    first, taken = ledger.rate_limits.take_slot(one, NODE, 2, None)
     assert taken
-    assert ledger.take_place(other, NODE, 2, None)[1]
-    waiting, taken = ledger.take_place(one, NODE, 2, None)
+    assert ledger.rate_limits.take_slot(other, NODE, 2, None)[1]
+    waiting, taken = ledger.rate_limits.take_slot(one, NODE, 2, None)
     assert not taken
-    later, taken = ledger.take_place(other, NODE, 2, None)
+    later, taken = ledger.rate_limits.take_slot(other, NODE, 2, None)
     assert not taken
 
-    ledger.leave_place(first)
+    ledger.rate_limits.release_slot(first)
 
-    assert not ledger.take_place(other, NODE, 2, later)[1]
-    assert ledger.take_place(one, NODE, 2, waiting) == (waiting, True)
-    assert not ledger.take_place(other, NODE, 2, later)[1]
-    assert ledger.take_place(one, "another", 1, None)[1]
+    assert not ledger.rate_limits.take_slot(other, NODE, 2, later)[1]
+    assert ledger.rate_limits.take_slot(one, NODE, 2, waiting) == (waiting, True)
+    assert not ledger.rate_limits.take_slot(other, NODE, 2, later)[1]
+    assert ledger.rate_limits.take_slot(one, "another", 1, None)[1]
 
 
 def test_the_places_of_a_dead_run_are_free_and_those_of_one_that_has_ended(ledger, begin):
     (dead, die), (living, _) = begin(), begin()
-    assert ledger.take_place(dead, NODE, 1, None)[1]
-    waiting, taken = ledger.take_place(living, NODE, 1, None)
+    assert ledger.rate_limits.take_slot(dead, NODE, 1, None)[1]
+    waiting, taken = ledger.rate_limits.take_slot(living, NODE, 1, None)
     assert not taken
 
     die()
 
-    assert ledger.take_place(living, NODE, 1, waiting) == (waiting, True)
-    ledger.leave_place(waiting)
-    with ledger.run("pull") as ended:
-        assert ledger.take_place(ended, NODE, 1, None)[1]
-    assert ledger.take_place(living, NODE, 1, None)[1]
+    assert ledger.rate_limits.take_slot(living, NODE, 1, waiting) == (waiting, True)
+    ledger.rate_limits.release_slot(waiting)
+    with ledger.runs.begin("pull") as ended:
+        assert ledger.rate_limits.take_slot(ended, NODE, 1, None)[1]
+    assert ledger.rate_limits.take_slot(living, NODE, 1, None)[1]
 
 
 def test_a_dead_run_in_the_queue_holds_nobody_up(ledger, begin):
     (holder, _), (dead, die), (living, _) = begin(), begin(), begin()
-    place, _ = ledger.take_place(holder, NODE, 1, None)
-    assert not ledger.take_place(dead, NODE, 1, None)[1]
-    waiting, taken = ledger.take_place(living, NODE, 1, None)
+    place, _ = ledger.rate_limits.take_slot(holder, NODE, 1, None)
+    assert not ledger.rate_limits.take_slot(dead, NODE, 1, None)[1]
+    waiting, taken = ledger.rate_limits.take_slot(living, NODE, 1, None)
     assert not taken
     die()
-    ledger.leave_place(place)
-    assert ledger.take_place(living, NODE, 1, waiting)[1]
+    ledger.rate_limits.release_slot(place)
+    assert ledger.rate_limits.take_slot(living, NODE, 1, waiting)[1]
 
 
 def test_where_there_are_fewer_places_than_before_the_last_ones_are_to_be_given_up(ledger, begin):
     run, _ = begin()
-    numbers = [ledger.take_place(run, NODE, 3, None)[0] for _ in range(3)]
-    assert [ledger.keeps_place(n, run, NODE, 3)[0] for n in numbers] == [True, True, True]
-    assert [ledger.keeps_place(n, run, NODE, 1)[0] for n in numbers] == [True, False, False]
+    numbers = [ledger.rate_limits.take_slot(run, NODE, 3, None)[0] for _ in range(3)]
+    assert [ledger.rate_limits.check_slot(n, run, NODE, 3)[0] for n in numbers] == [
+        True,
+        True,
+        True,
+    ]
+    assert [ledger.rate_limits.check_slot(n, run, NODE, 1)[0] for n in numbers] == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_who_has_a_place_hears_that_others_wait_but_not_of_its_own_run(ledger, begin):
     (one, _), (other, _) = begin(), begin()
-    place, _ = ledger.take_place(one, NODE, 1, None)
-    ledger.take_place(one, NODE, 1, None)
-    assert ledger.keeps_place(place, one, NODE, 1) == (True, False)
-    ledger.take_place(other, NODE, 1, None)
-    assert ledger.keeps_place(place, one, NODE, 1) == (True, True)
+    place, _ = ledger.rate_limits.take_slot(one, NODE, 1, None)
+    ledger.rate_limits.take_slot(one, NODE, 1, None)
+    assert ledger.rate_limits.check_slot(place, one, NODE, 1) == (True, False)
+    ledger.rate_limits.take_slot(other, NODE, 1, None)
+    assert ledger.rate_limits.check_slot(place, one, NODE, 1) == (True, True)
 
 
 def test_runs_of_a_cohort_with_a_higher_priority_come_first(ledger, begin):
-    cohorts = [ledger.add_cohort(digest, NODE, []) for digest in ("one", "other")]
-    ledger.prioritise(cohorts[1].number, 5)
+    cohorts = [ledger.cohorts.add(digest, NODE, []) for digest in ("one", "other")]
+    ledger.run_control.prioritise(cohorts[1].number, 5)
     (holder, _), (one, _), (other, _) = begin(), begin(cohorts[0].number), begin(cohorts[1].number)
-    place, _ = ledger.take_place(holder, NODE, 1, None)
-    first, _ = ledger.take_place(one, NODE, 1, None)
-    later, _ = ledger.take_place(other, NODE, 1, None)
-    ledger.leave_place(place)
-    assert not ledger.take_place(one, NODE, 1, first)[1]
-    assert ledger.take_place(other, NODE, 1, later)[1]
+    place, _ = ledger.rate_limits.take_slot(holder, NODE, 1, None)
+    first, _ = ledger.rate_limits.take_slot(one, NODE, 1, None)
+    later, _ = ledger.rate_limits.take_slot(other, NODE, 1, None)
+    ledger.rate_limits.release_slot(place)
+    assert not ledger.rate_limits.take_slot(one, NODE, 1, first)[1]
+    assert ledger.rate_limits.take_slot(other, NODE, 1, later)[1]
 
 
 def test_requests_are_as_far_apart_as_the_rate_says_whichever_run_sends_them(ledger, begin):
     (one, _), (other, _) = begin(), begin()
-    places = [ledger.take_place(run, NODE, 2, None)[0] for run in (one, other)]
-    rates = Amounts(0.1, None, None, None)
+    places = [ledger.rate_limits.take_slot(run, NODE, 2, None)[0] for run in (one, other)]
+    rates = Usage(0.1, None, None, None)
     now, sent = 1000.0, []
     for number in range(40):
         place = places[number % 2]
-        if not (wait := ledger.begin_request(NODE, place, rates, Amounts(1), now)):
+        if not (wait := ledger.rate_limits.begin_request(NODE, place, rates, Usage(1), now)):
             sent.append(now)
-            ledger.end_request(NODE, place, rates, Amounts(1), Amounts(1), now)
+            ledger.rate_limits.end_request(NODE, place, rates, Usage(1), Usage(1), now)
         now += wait
     assert len(sent) == 20
     assert [round(b - a, 6) for a, b in zip(sent, sent[1:], strict=False)] == [10.0] * 19
@@ -140,14 +148,18 @@ def test_requests_are_as_far_apart_as_the_rate_says_whichever_run_sends_them(led
 
 def test_what_a_request_brought_beyond_what_was_expected_is_paid_for_before_the_next(ledger, begin):
     run, _ = begin()
-    place, _ = ledger.take_place(run, NODE, 1, None)
-    rates, expected = Amounts(None, 2.0, 1000.0, None), Amounts(1, 20, 0)
-    assert ledger.begin_request(NODE, place, rates, expected, 0.0) == 0
-    ledger.end_request(NODE, place, rates, expected, Amounts(1, 100, 20_000), 5.0)
+    place, _ = ledger.rate_limits.take_slot(run, NODE, 1, None)
+    rates, expected = Usage(None, 2.0, 1000.0, None), Usage(1, 20, 0)
+    assert ledger.rate_limits.begin_request(NODE, place, rates, expected, 0.0) == 0
+    ledger.rate_limits.end_request(NODE, place, rates, expected, Usage(1, 100, 20_000), 5.0)
     # 100 objects less the 10 of five seconds, and 20 kB: the objects take longer.
-    assert ledger.begin_request(NODE, place, rates, expected, 5.0) == pytest.approx(45.0)
-    assert ledger.begin_request(NODE, place, rates, expected, 49.0) == pytest.approx(1.0)
-    assert ledger.begin_request(NODE, place, rates, expected, 50.0) == 0
+    assert ledger.rate_limits.begin_request(NODE, place, rates, expected, 5.0) == pytest.approx(
+        45.0
+    )
+    assert ledger.rate_limits.begin_request(NODE, place, rates, expected, 49.0) == pytest.approx(
+        1.0
+    )
+    assert ledger.rate_limits.begin_request(NODE, place, rates, expected, 50.0) == 0
 
 
 @pytest.mark.parametrize(("share", "associations"), [(0.2, 1), (0.5, 3)])
@@ -156,8 +168,10 @@ def test_associations_are_busy_for_the_share_of_the_time_that_is_allowed(
 ):
     """Ten minutes of requests of 10 s each, begun whenever it is allowed."""
     run, _ = begin()
-    places = [ledger.take_place(run, NODE, associations, None)[0] for _ in range(associations)]
-    rates = Amounts(None, None, None, share * associations)
+    places = [
+        ledger.rate_limits.take_slot(run, NODE, associations, None)[0] for _ in range(associations)
+    ]
+    rates = Usage(None, None, None, share * associations)
     now, busy_until, busy = 0.0, dict.fromkeys(places, 0.0), 0.0
     ready = dict.fromkeys(places, 0.0)
     under_way: set[int] = set()
@@ -166,8 +180,8 @@ def test_associations_are_busy_for_the_share_of_the_time_that_is_allowed(
         now = max(now, ready[place])
         if place in under_way:
             under_way.discard(place)
-            ledger.end_request(NODE, place, rates, Amounts(), Amounts(), now)
-        if wait := ledger.begin_request(NODE, place, rates, Amounts(), now):
+            ledger.rate_limits.end_request(NODE, place, rates, Usage(), Usage(), now)
+        if wait := ledger.rate_limits.begin_request(NODE, place, rates, Usage(), now):
             ready[place] = now + wait
         else:
             under_way.add(place)
@@ -178,27 +192,29 @@ def test_associations_are_busy_for_the_share_of_the_time_that_is_allowed(
 
 def test_what_a_run_was_busy_with_when_it_died_is_not_held_against_the_next(ledger, begin):
     (dead, die), (living, _) = begin(), begin()
-    rates = Amounts(None, None, None, 0.2)
-    place, _ = ledger.take_place(dead, NODE, 2, None)
-    assert ledger.begin_request(NODE, place, rates, Amounts(), 0.0) == 0
+    rates = Usage(None, None, None, 0.2)
+    place, _ = ledger.rate_limits.take_slot(dead, NODE, 2, None)
+    assert ledger.rate_limits.begin_request(NODE, place, rates, Usage(), 0.0) == 0
     die()
-    place, _ = ledger.take_place(living, NODE, 2, None)
-    assert ledger.begin_request(NODE, place, rates, Amounts(), 30_000.0) == 0
+    place, _ = ledger.rate_limits.take_slot(living, NODE, 2, None)
+    assert ledger.rate_limits.begin_request(NODE, place, rates, Usage(), 30_000.0) == 0
 
 
 def test_a_clock_that_is_put_back_makes_nobody_wait_for_it(ledger, begin):
     run, _ = begin()
-    place, _ = ledger.take_place(run, NODE, 1, None)
-    rates = Amounts(1.0, None, None, None)
-    assert ledger.begin_request(NODE, place, rates, Amounts(1), 10_000.0) == 0
-    assert ledger.begin_request(NODE, place, rates, Amounts(1), 100.0) == pytest.approx(1.0)
-    ledger.end_request(NODE, place, rates, Amounts(1), Amounts(1), 100.0)
-    assert ledger.begin_request(NODE, place, rates, Amounts(1), 101.1) == 0
+    place, _ = ledger.rate_limits.take_slot(run, NODE, 1, None)
+    rates = Usage(1.0, None, None, None)
+    assert ledger.rate_limits.begin_request(NODE, place, rates, Usage(1), 10_000.0) == 0
+    assert ledger.rate_limits.begin_request(NODE, place, rates, Usage(1), 100.0) == pytest.approx(
+        1.0
+    )
+    ledger.rate_limits.end_request(NODE, place, rates, Usage(1), Usage(1), 100.0)
+    assert ledger.rate_limits.begin_request(NODE, place, rates, Usage(1), 101.1) == 0
 
 
 def test_the_ledger_has_a_clock_of_its_own_for_the_meters(ledger, begin):
     run, _ = begin()
-    place, _ = ledger.take_place(run, NODE, 1, None)
-    rates = Amounts(0.001, None, None, None)
-    assert ledger.begin_request(NODE, place, rates, Amounts(1)) == 0
-    assert 990 < ledger.begin_request(NODE, place, rates, Amounts(1)) <= 1000
+    place, _ = ledger.rate_limits.take_slot(run, NODE, 1, None)
+    rates = Usage(0.001, None, None, None)
+    assert ledger.rate_limits.begin_request(NODE, place, rates, Usage(1)) == 0
+    assert 990 < ledger.rate_limits.begin_request(NODE, place, rates, Usage(1)) <= 1000

@@ -26,86 +26,86 @@ def ledger(url):
 
 @pytest.fixture
 def cohort(ledger) -> int:
-    return ledger.add_cohort("d" * 64, "main", [CohortRow(2, "P", None, None)]).number
+    return ledger.cohorts.add("d" * 64, "main", [CohortRow(2, "P", None, None)]).number
 
 
 @pytest.fixture
 def other_cohort(ledger, cohort) -> int:
-    return ledger.add_cohort("e" * 64, "main", [CohortRow(2, "P", None, None)]).number
+    return ledger.cohorts.add("e" * 64, "main", [CohortRow(2, "P", None, None)]).number
 
 
 def test_a_cohort_that_nobody_has_touched_is_to_go_on(ledger, cohort):
-    known = ledger.cohort(str(cohort))
+    known = ledger.cohorts.get(str(cohort))
     assert (known.paused, known.priority) == (False, 0)
-    with ledger.run("pull", cohort) as run:
-        assert ledger.requested_state(run) is RequestedState.RUNNING
+    with ledger.runs.begin("pull", cohort) as run:
+        assert ledger.run_control.requested_state(run) is RequestedState.RUNNING
 
 
 def test_a_pause_holds_for_all_runs_of_the_cohort_and_those_to_come_until_it_is_resumed(
     ledger, url, cohort, other_cohort
 ):
-    with ledger.run("pull", cohort) as run, ledger.run("pull", other_cohort) as other:
+    with ledger.runs.begin("pull", cohort) as run, ledger.runs.begin("pull", other_cohort) as other:
         with Ledger.open(url) as somewhere_else:
-            somewhere_else.pause(cohort)
-        assert ledger.requested_state(run) is RequestedState.PAUSED
-        assert ledger.requested_state(other) is RequestedState.RUNNING
-    assert ledger.cohort(str(cohort)).paused
-    with ledger.run("rerun", cohort) as later:
-        assert ledger.requested_state(later) is RequestedState.PAUSED
-        ledger.resume(cohort)
-        assert ledger.requested_state(later) is RequestedState.RUNNING
+            somewhere_else.run_control.pause(cohort)
+        assert ledger.run_control.requested_state(run) is RequestedState.PAUSED
+        assert ledger.run_control.requested_state(other) is RequestedState.RUNNING
+    assert ledger.cohorts.get(str(cohort)).paused
+    with ledger.runs.begin("rerun", cohort) as later:
+        assert ledger.run_control.requested_state(later) is RequestedState.PAUSED
+        ledger.run_control.resume(cohort)
+        assert ledger.run_control.requested_state(later) is RequestedState.RUNNING
 
 
 def test_a_cancellation_is_for_the_runs_that_are_under_way(ledger, url, cohort, other_cohort):
     with (
-        ledger.run("pull", cohort) as run,
-        ledger.run("plan", cohort) as second,
-        ledger.run("pull", other_cohort) as other,
+        ledger.runs.begin("pull", cohort) as run,
+        ledger.runs.begin("plan", cohort) as second,
+        ledger.runs.begin("pull", other_cohort) as other,
     ):
         with Ledger.open(url) as somewhere_else:
-            assert somewhere_else.cancel(cohort) == [run.number, second.number]
+            assert somewhere_else.run_control.cancel(cohort) == [run.number, second.number]
         for ended in (run, second):
-            assert ledger.requested_state(ended) is RequestedState.CANCELLED
-        assert ledger.requested_state(other) is RequestedState.RUNNING
-        with ledger.run("rerun", cohort) as later:
-            assert ledger.requested_state(later) is RequestedState.RUNNING
-    assert ledger.cancel(cohort) == []
+            assert ledger.run_control.requested_state(ended) is RequestedState.CANCELLED
+        assert ledger.run_control.requested_state(other) is RequestedState.RUNNING
+        with ledger.runs.begin("rerun", cohort) as later:
+            assert ledger.run_control.requested_state(later) is RequestedState.RUNNING
+    assert ledger.run_control.cancel(cohort) == []
 
 
 def test_who_is_told_to_end_does_not_wait_to_be_resumed(ledger, cohort):
-    with ledger.run("pull", cohort) as run:
-        ledger.pause(cohort)
-        ledger.cancel(cohort)
-        assert ledger.requested_state(run) is RequestedState.CANCELLED
+    with ledger.runs.begin("pull", cohort) as run:
+        ledger.run_control.pause(cohort)
+        ledger.run_control.cancel(cohort)
+        assert ledger.run_control.requested_state(run) is RequestedState.CANCELLED
 
 
 def test_a_run_about_no_cohort_is_not_told_anything(ledger, cohort):
-    with ledger.run("doctor") as run:
-        ledger.pause(cohort)
-        assert ledger.cancel(cohort) == []
-        assert ledger.requested_state(run) is RequestedState.RUNNING
+    with ledger.runs.begin("doctor") as run:
+        ledger.run_control.pause(cohort)
+        assert ledger.run_control.cancel(cohort) == []
+        assert ledger.run_control.requested_state(run) is RequestedState.RUNNING
 
 
 def test_the_runs_under_way_are_those_that_live(ledger, url, cohort):
     child = os.fork()
     if not child:
-        with Ledger.open(url) as own, own.run("pull", cohort):
+        with Ledger.open(url) as own, own.runs.begin("pull", cohort):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert ledger.runs_under_way(cohort) == []
-    with ledger.run("rerun", cohort) as run:
-        ledger.waits_in_place(run, True)
-        assert ledger.cancel(cohort) == [run.number]
-        (living,) = ledger.runs_under_way(cohort)
+    assert ledger.runs.under_way(cohort) == []
+    with ledger.runs.begin("rerun", cohort) as run:
+        ledger.run_control.record_paused(run, True)
+        assert ledger.run_control.cancel(cohort) == [run.number]
+        (living,) = ledger.runs.under_way(cohort)
         assert (living.number, living.kind, living.cancelled) == (run.number, "rerun", True)
         for moment in (living.started_at, living.paused_at):
             assert timedelta() <= datetime.now(UTC) - moment < timedelta(minutes=1)
-        ledger.waits_in_place(run, False)
-        assert ledger.runs_under_way(cohort)[0].paused_at is None
-    assert ledger.runs_under_way(cohort) == []
+        ledger.run_control.record_paused(run, False)
+        assert ledger.runs.under_way(cohort)[0].paused_at is None
+    assert ledger.runs.under_way(cohort) == []
 
 
 def test_a_cohort_keeps_its_priority(ledger, cohort, other_cohort):
-    ledger.prioritise(cohort, -3)
-    assert ledger.cohort(str(cohort)).priority == -3
-    assert ledger.cohort(str(other_cohort)).priority == 0
+    ledger.run_control.prioritise(cohort, -3)
+    assert ledger.cohorts.get(str(cohort)).priority == -3
+    assert ledger.cohorts.get(str(other_cohort)).priority == 0

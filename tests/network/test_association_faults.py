@@ -432,7 +432,7 @@ def test_an_abort_at_the_beginning_is_told_by_its_two_numbers(numbers, when, aro
             assert place.pacs.connections == 4
         place.pacs.script.clear()
         with place.ledger() as ledger:
-            ledger.reopen(1)
+            ledger.cohorts.reopen(1)
         assert place.pull().rows == {Verdict.ARCHIVED: 2}
         place.audit()
 

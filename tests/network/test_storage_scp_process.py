@@ -86,7 +86,7 @@ def test_two_runs_at_once_each_get_what_they_asked_for(tmp_path):
         def run(cohort: int) -> tuple[Counter, int]:
             with open_pull(place.site, cohort) as pull:
                 work_through(pull)
-                return pull.ledger.totals(cohort).rows, pull.receiver().status()["pid"]
+                return pull.ledger.progress.totals(cohort).rows, pull.receiver().status()["pid"]
 
         with ThreadPoolExecutor(2) as pool:
             results = list(pool.map(run, cohorts))

@@ -564,7 +564,7 @@ def test_a_pull_from_an_archive_without_c_get_works_by_profile(clinic, tmp_path,
     registered = register_cohort(site, cohort, None)
     with open_pull(site, registered.number) as pull:
         work_through(pull)
-        assert pull.ledger.totals(registered.number).rows == {Verdict.ARCHIVED: len(held)}
+        assert pull.ledger.progress.totals(registered.number).rows == {Verdict.ARCHIVED: len(held)}
     assert status(registered.name, site=file) == 0
     words = "C-GET is not to be had, says its profile; asked by C-MOVE"
     assert f"Noted of main: {words}." in capsys.readouterr().out
@@ -677,7 +677,7 @@ def with_profile(place: Place, **known: Any) -> None:
 
 def notes_of(place: Place) -> list[str]:
     with place.ledger() as ledger:
-        return [words for _, words in ledger.notes(1)]
+        return [words for _, words in ledger.cohorts.notes(1)]
 
 
 def test_what_is_known_is_not_tried_again(around):

@@ -124,7 +124,7 @@ def test_what_its_study_waits_for_is_given_back_and_archived_by_the_next_run(pul
     assert [path.stem for path in pulled.spooled()] == [entry.sha256]
     assert len(pulled.archived()) == 5 + 1
     with pulled.ledger() as ledger:
-        states = {record.state for record in ledger.instances(answer.study)}
+        states = {record.state for record in ledger.instances.of_study(answer.study)}
     assert InstanceState.EXPECTED in states
 
     retrieves = pulled.asked_for("C-GET")
@@ -161,11 +161,11 @@ def test_an_object_that_was_attributed_once_is_found_by_its_note_too(pulled):
 
 def test_a_study_that_failed_for_good_names_the_reason_for_its_rerun(pulled):
     with pulled.ledger() as ledger:
-        ledger.reopen(1)
-        (record,) = ledger.studies_to_pull(1)
-        with ledger.run("pull") as run:
-            (claim,) = ledger.claim(run, [record.reference])
-            ledger.record_failed(claim, "request-refused")
+        ledger.cohorts.reopen(1)
+        (record,) = ledger.studies.to_pull(1)
+        with ledger.runs.begin("pull") as run:
+            (claim,) = ledger.claims.acquire(run, [record.reference])
+            ledger.studies.record_failed(claim, "request-refused")
     (answer,) = given(pulled, quarantined(pulled, LATE))
     assert answer.reopened_by == "request-refused"
 
@@ -238,10 +238,10 @@ def test_an_object_stays_while_a_run_works_on_its_study(place, tmp_path, kind):
     place.pull()
     entry = quarantined(place, LATE)
     with place.ledger() as ledger:
-        ledger.reopen(1)
-        (record,) = ledger.studies_to_pull(1)
-        with ledger.run("pull") as run:
-            assert ledger.claim(run, [record.reference])
+        ledger.cohorts.reopen(1)
+        (record,) = ledger.studies.to_pull(1)
+        with ledger.runs.begin("pull") as run:
+            assert ledger.claims.acquire(run, [record.reference])
             assert stays(place, entry) == ("claim-lost", "a run works on the study")
         # Its end, however it ended, lets go of it.
         assert given(place, entry)[0].trouble is None
@@ -252,15 +252,15 @@ def test_no_run_takes_a_study_while_something_is_given_back_to_it(place, tmp_pat
     if kind == "postgresql":
         place.change(ledger={"path": None, "url": new_ledger_url(kind, tmp_path)})
     place.pull()
-    with place.ledger() as ledger, ledger.run("pull") as run:
-        ledger.reopen(1)
-        (record,) = ledger.studies_to_pull(1)
+    with place.ledger() as ledger, ledger.runs.begin("pull") as run:
+        ledger.cohorts.reopen(1)
+        (record,) = ledger.studies.to_pull(1)
         happened: list[str] = []
         begun = threading.Event()
 
         def take() -> None:
             begun.set()
-            assert ledger.claim(run, [record.reference])
+            assert ledger.claims.acquire(run, [record.reference])
             happened.append("claimed")
 
         taker = threading.Thread(target=take)
@@ -272,7 +272,7 @@ def test_no_run_takes_a_study_while_something_is_given_back_to_it(place, tmp_pat
             taker.join(0.5)
             happened.append("given back")
 
-        ledger.while_unclaimed(record.reference, give)
+        ledger.claims.while_unclaimed(record.reference, give)
         taker.join(30)
         assert happened == ["given back", "claimed"]
 
@@ -448,7 +448,7 @@ def test_one_object_is_shown_by_its_headers_and_its_patient_on_demand_only(pulle
 
     facts = command("quarantine", "show", name_of(entry), "--json").result
     with pulled.ledger() as ledger:
-        assert facts["study"] == ledger.study_by_uid(LATE.study_instance_uid).reference
+        assert facts["study"] == ledger.studies.find(LATE.study_instance_uid).reference
     assert not any("UID" in key or "Patient" in key for key in facts)
 
     known = command("quarantine", "show", name_of(entry), "--with-identifiers", "--json").result
@@ -537,7 +537,15 @@ def test_the_ledger_is_only_read(pulled):
     """Its tables are the same before and after: what a release does, it does to the spool."""
     entry = quarantined(pulled, LATE)
     with Ledger.open(f"sqlite:///{pulled.site.ledger.path}") as ledger:
-        before = (list(ledger.studies(1)), ledger.instances(1), ledger.instances(2))
+        before = (
+            list(ledger.studies.of_cohort(1)),
+            ledger.instances.of_study(1),
+            ledger.instances.of_study(2),
+        )
         assert given(pulled, entry)[0].trouble is None
         described(pulled.site, quarantined(pulled, STRANGER))
-        assert (list(ledger.studies(1)), ledger.instances(1), ledger.instances(2)) == before
+        assert (
+            list(ledger.studies.of_cohort(1)),
+            ledger.instances.of_study(1),
+            ledger.instances.of_study(2),
+        ) == before

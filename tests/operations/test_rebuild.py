@@ -35,7 +35,7 @@ from prefect_dicom.core.model import (
     StudyState,
 )
 from prefect_dicom.core.uids import manifest_key, object_key
-from prefect_dicom.ledger import Adoption, Ledger
+from prefect_dicom.ledger import Ledger, RebuildOutcome
 from prefect_dicom.operations.rebuild import RebuiltStudy, rebuild_ledger
 from prefect_dicom.run.progress import counting_shown
 from prefect_dicom.run.steps import open_pull, work_through
@@ -71,7 +71,7 @@ def records(place: Place) -> dict[str, tuple[str, str | None, int]]:
     with place.ledger() as ledger:
         found = {}
         for number in range(1, 100):
-            if (record := ledger.study(number)) is not None:
+            if (record := ledger.studies.get(number)) is not None:
                 facts = (str(record.state), record.reason, record.stored)
                 found[record.study.study_instance_uid] = facts
         return found
@@ -112,7 +112,7 @@ def test_a_lost_ledger_knows_every_archived_study_again_and_a_pull_moves_nothing
     asked = place.asked_for()
 
     studies = rebuilt(place)
-    assert [study.adoption for study in studies] == [Adoption.ADDED] * 3
+    assert [study.outcome for study in studies] == [RebuildOutcome.ADDED] * 3
     assert [study.instances for study in studies] == [2, 2, 2]
     assert faults(studies) == Counter()
     assert records(place) == before
@@ -149,10 +149,10 @@ def test_the_same_again_changes_nothing(place):
     lose_the_ledger(place)
     rebuilt(place)
     with place.ledger() as ledger:
-        before = [ledger.study(number) for number in (1, 2, 3)]
-    assert [study.adoption for study in rebuilt(place)] == [Adoption.KNOWN] * 3
+        before = [ledger.studies.get(number) for number in (1, 2, 3)]
+    assert [study.outcome for study in rebuilt(place)] == [RebuildOutcome.KNOWN] * 3
     with place.ledger() as ledger:
-        assert [ledger.study(number) for number in (1, 2, 3)] == before
+        assert [ledger.studies.get(number) for number in (1, 2, 3)] == before
 
 
 def test_an_older_copy_of_the_ledger_is_completed_and_what_it_has_stays(folder_site):
@@ -167,17 +167,17 @@ def test_an_older_copy_of_the_ledger_is_completed_and_what_it_has_stays(folder_s
         for lines in pull.discovery_pages():
             pull.discover(*lines)
     with place.ledger() as ledger:
-        archived = ledger.study_by_uid(first)
+        archived = ledger.studies.find(first)
     assert records(place)[second][0] == StudyState.PENDING
 
-    outcomes = {study.reference: study.adoption for study in rebuilt(place)}
+    outcomes = {study.reference: study.outcome for study in rebuilt(place)}
     with place.ledger() as ledger:
-        assert ledger.study_by_uid(first) == archived
-        references = {u: ledger.study_by_uid(u).reference for u in (first, second, third)}
+        assert ledger.studies.find(first) == archived
+        references = {u: ledger.studies.find(u).reference for u in (first, second, third)}
     assert outcomes == {
-        references[first]: Adoption.KNOWN,
-        references[second]: Adoption.COMPLETED,
-        references[third]: Adoption.ADDED,
+        references[first]: RebuildOutcome.KNOWN,
+        references[second]: RebuildOutcome.COMPLETED,
+        references[third]: RebuildOutcome.ADDED,
     }
     assert {state for state, _, _ in records(place).values()} == {StudyState.ARCHIVED}
 
@@ -208,55 +208,55 @@ def named_in(place: Place) -> list[Instance]:
     ]
 
 
-def outcome(place: Place) -> Adoption | None:
+def outcome(place: Place) -> RebuildOutcome | None:
     """What became of the first study."""
-    return {study.reference: study.adoption for study in rebuilt(place)}[1]
+    return {study.reference: study.outcome for study in rebuilt(place)}[1]
 
 
 def test_a_study_that_a_living_run_works_on_is_left_to_it(known):
-    with known.ledger() as ledger, ledger.run("pull") as run:
-        (claim,) = ledger.claim(run, [1])
-        assert outcome(known) is Adoption.CLAIMED
-        assert ledger.held([claim]) == [claim]
-    assert outcome(known) is Adoption.COMPLETED
+    with known.ledger() as ledger, ledger.runs.begin("pull") as run:
+        (claim,) = ledger.claims.acquire(run, [1])
+        assert outcome(known) is RebuildOutcome.CLAIMED
+        assert ledger.claims.still_held([claim]) == [claim]
+    assert outcome(known) is RebuildOutcome.COMPLETED
 
 
 def test_who_claimed_a_study_and_was_taken_for_dead_cannot_write_of_it_any_more(known):
     with known.ledger() as ledger, suppress(ClaimLost):
-        with ledger.run("pull") as run:
-            (claim,) = ledger.claim(run, [1])
-        assert outcome(known) is Adoption.COMPLETED
+        with ledger.runs.begin("pull") as run:
+            (claim,) = ledger.claims.acquire(run, [1])
+        assert outcome(known) is RebuildOutcome.COMPLETED
         with pytest.raises(ClaimLost):
-            ledger.record_failed(claim, "pacs-refused")
+            ledger.studies.record_failed(claim, "pacs-refused")
     assert records(known)[uids(known)[0]] == ("archived", None, 2)
 
 
 @pytest.mark.parametrize("ended", ["listed", "failed"])
 def test_an_unfinished_study_whose_list_the_manifest_names_is_archived(known, ended):
-    with known.ledger() as ledger, ledger.run("pull") as run:
-        (claim,) = ledger.claim(run, [1])
-        ledger.record_list(claim, named_in(known), Evidence.INSTANCE_LIST)
+    with known.ledger() as ledger, ledger.runs.begin("pull") as run:
+        (claim,) = ledger.claims.acquire(run, [1])
+        ledger.instances.record_list(claim, named_in(known), Evidence.INSTANCE_LIST)
         if ended == "failed":
-            ledger.record_failed(claim, "instances-missing")
-    assert outcome(known) is Adoption.COMPLETED
+            ledger.studies.record_failed(claim, "instances-missing")
+    assert outcome(known) is RebuildOutcome.COMPLETED
     assert records(known)[uids(known)[0]] == ("archived", None, 2)
     with known.ledger() as ledger:
-        assert ledger.instances(1) == []
+        assert ledger.instances.of_study(1) == []
 
 
 @pytest.mark.parametrize("ended", ["listed", "failed"])
 def test_a_study_that_the_pacs_lists_otherwise_by_now_is_left_as_it_is(known, ended):
-    with known.ledger() as ledger, ledger.run("pull") as run:
-        (claim,) = ledger.claim(run, [1])
-        ledger.record_list(claim, named_in(known)[:1], Evidence.INSTANCE_LIST)
+    with known.ledger() as ledger, ledger.runs.begin("pull") as run:
+        (claim,) = ledger.claims.acquire(run, [1])
+        ledger.instances.record_list(claim, named_in(known)[:1], Evidence.INSTANCE_LIST)
         if ended == "failed":
-            ledger.record_failed(claim, "study-changed")
-        before = ledger.study(1)
-    assert outcome(known) is Adoption.LISTED_OTHERWISE
+            ledger.studies.record_failed(claim, "study-changed")
+        before = ledger.studies.get(1)
+    assert outcome(known) is RebuildOutcome.LISTED_OTHERWISE
     with known.ledger() as ledger:
-        after = ledger.study(1)
+        after = ledger.studies.get(1)
         assert (after.state, after.reason) == (ended, before.reason)
-        assert len(ledger.instances(1)) == 1
+        assert len(ledger.instances.of_study(1)) == 1
 
 
 def test_an_archived_study_keeps_its_manifest_and_another_one_in_the_archive_is_a_fault(
@@ -265,11 +265,11 @@ def test_an_archived_study_keeps_its_manifest_and_another_one_in_the_archive_is_
     place = folder_site
     key = manifest_key(uids(place)[0])
     with place.ledger() as ledger:
-        before = dict(ledger.manifests(None))
+        before = dict(ledger.manifests.of_cohort(None))
     rewrite(place, key, lambda m: dataclasses.replace(m, warnings=("forged",)))
     assert faults(rebuilt(place)) == Counter({CHANGED: 1})
     with place.ledger() as ledger:
-        assert dict(ledger.manifests(None)) == before
+        assert dict(ledger.manifests.of_cohort(None)) == before
 
 
 def test_two_rebuilds_at_once_add_every_study_once(place):
@@ -287,8 +287,8 @@ def test_two_rebuilds_at_once_add_every_study_once(place):
         thread.start()
     for thread in threads:
         thread.join(60)
-    outcomes = Counter(study.adoption for studies in both for study in studies)
-    assert outcomes == {Adoption.ADDED: 3, Adoption.KNOWN: 3}
+    outcomes = Counter(study.outcome for studies in both for study in studies)
+    assert outcomes == {RebuildOutcome.ADDED: 3, RebuildOutcome.KNOWN: 3}
     assert len(records(place)) == 3
 
 
@@ -342,7 +342,7 @@ def test_a_manifest_that_is_none_of_ours_for_its_place_is_not_believed(folder_si
     # The reference it is told by is the ledger's.
     (faulty,) = [study for study in studies if study.faults]
     with place.ledger() as ledger:
-        assert ledger.study(faulty.reference).study.study_instance_uid == first
+        assert ledger.studies.get(faulty.reference).study.study_instance_uid == first
 
 
 def damage(path: Path, how: str) -> None:
@@ -426,7 +426,7 @@ def test_a_study_without_a_manifest_is_pulled_like_any_other(folder_site):
     note.write_text("not ours")
     studies = rebuilt(place)
     note.unlink()
-    assert Counter(study.adoption for study in studies) == {Adoption.ADDED: 2, None: 1}
+    assert Counter(study.outcome for study in studies) == {RebuildOutcome.ADDED: 2, None: 1}
     assert faults(studies) == Counter()
     place.pull()
     assert {m.instances for m in map(decode_manifest, manifests_of(place.archived()))} == {
@@ -486,7 +486,7 @@ def test_memory_does_not_grow_with_the_archive(tmp_path, kind, scale):
         site = empty_site(folder, url)
         fill(folder / "archive", studies)
         tracemalloc.start()
-        done = sum(study.adoption is Adoption.ADDED for study in rebuild_ledger(site))
+        done = sum(study.outcome is RebuildOutcome.ADDED for study in rebuild_ledger(site))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert done == studies
@@ -507,11 +507,11 @@ def test_a_rebuild_that_was_stopped_goes_on(tmp_path):
     begun = rebuild_ledger(site)
     next(begun)
     begun.close()
-    outcomes = Counter(study.adoption for study in rebuild_ledger(site))
-    assert outcomes[Adoption.KNOWN] > 0 and outcomes[Adoption.ADDED] > 0
+    outcomes = Counter(study.outcome for study in rebuild_ledger(site))
+    assert outcomes[RebuildOutcome.KNOWN] > 0 and outcomes[RebuildOutcome.ADDED] > 0
     assert outcomes.total() == 120
     with Ledger.open(f"sqlite:///{tmp_path}/here/ledger.sqlite") as ledger:
-        assert sum(1 for _ in ledger.manifests(None)) == 120
+        assert sum(1 for _ in ledger.manifests.of_cohort(None)) == 120
 
 
 # --- the command
@@ -526,7 +526,7 @@ def test_the_command_tells_what_it_found_without_uids_and_loads_no_engine(folder
     ended = command("rebuild-ledger")
     assert ended.code == Exit.NOT_ALL
     with place.ledger() as ledger:
-        reference = ledger.study_by_uid(first).reference
+        reference = ledger.studies.find(first).reference
     assert f"study {reference}: 1 {MISSING}" in ended.output
     assert "2 added to the ledger as archived" in ended.output
     assert "Somebody removed it" in ended.output
@@ -573,4 +573,4 @@ def test_a_rebuilt_study_comes_into_another_cohort_as_archived(folder_site):
     place.pull(place.cohort([{"StudyInstanceUID": uids(place)[1]}]))
     with open_pull(place.site, 1, "rerun") as pull:
         work_through(pull)
-        assert pull.ledger.totals(1).stored == 2
+        assert pull.ledger.progress.totals(1).stored == 2

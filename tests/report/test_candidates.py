@@ -46,7 +46,9 @@ def place(tmp_path_factory):
 
 def report(place: Place, cohort: str = "1") -> Path:
     with place.ledger() as ledger:
-        return write_reports(ledger, ledger.cohort(cohort), place.folder / "reports") / CANDIDATES
+        return (
+            write_reports(ledger, ledger.cohorts.get(cohort), place.folder / "reports") / CANDIDATES
+        )
 
 
 def lines(table: Path) -> list[dict[str, str]]:

@@ -67,7 +67,7 @@ def ledger(tmp_path) -> Iterator[Ledger]:
 
 def report_of(place: Place, **options) -> str:
     with place.ledger() as ledger:
-        cohort = ledger.cohort("1")
+        cohort = ledger.cohorts.get("1")
         return write_page(ledger, cohort, place.site.reports, **options).read_text()
 
 
@@ -180,12 +180,12 @@ def test_both_databases_tell_the_same(database, tmp_path):
         cohort = written(ledger, 400, begin=datetime.now(UTC), work=timedelta(hours=2))
         summary = summarize(ledger, cohort)
         totals = summary.totals
-        assert totals == ledger.totals(cohort.number)
+        assert totals == ledger.progress.totals(cohort.number)
         assert sum(kind.size_bytes for kind in summary.kinds) == totals.size_bytes
         assert sum(kind.studies for kind in summary.kinds) == totals.studies.total()
         assert summary.failures.total() == totals.studies[StudyState.FAILED]
         assert {s.reason for s in summary.failed} == set(summary.failures)
-        all_of_them = list(ledger.studies(cohort.number))
+        all_of_them = list(ledger.studies.of_cohort(cohort.number))
         took = sorted(s.archived_at - s.claimed_at for s in all_of_them if s.archived_at)
         slowest = [s.archived_at - s.claimed_at for s in summary.slowest]
         assert slowest == took[: -len(slowest) - 1 : -1]
@@ -215,8 +215,8 @@ def test_it_tells_when_the_end_will_be_by_the_pace_and_the_windows(ledger):
 
 def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_better(ledger):
     cohort = written(ledger, 50, begin=datetime.now(UTC), work=timedelta(hours=1), done=0.5)
-    with ledger.run("pull", cohort.number) as run:
-        ledger.record_trouble(run, "called-ae-title-unknown")
+    with ledger.runs.begin("pull", cohort.number) as run:
+        ledger.runs.record_reason(run, "called-ae-title-unknown")
         assert "PACS does not know itself" not in page(summarize(ledger, cohort))
         # As the run itself tells, at its end.
         html = page(summarize(ledger, cohort, without_run=run.number))
@@ -224,7 +224,7 @@ def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_bette
     advice = "The PACS does not know itself by the called AE title. Correct <code>called_ae_title"
     assert steps.index("The last run was kept from its end: " + advice) < steps.index("<li>", 40)
     assert advice in page(summarize(ledger, cohort))
-    with ledger.run("rerun", cohort.number):
+    with ledger.runs.begin("rerun", cohort.number):
         pass
     assert "kept from its end" not in page(summarize(ledger, cohort))
 
@@ -262,9 +262,11 @@ def test_a_large_cohort_has_a_page_no_larger_than_another(ledger, rows):
 
 def test_while_a_run_is_at_work_another_process_writes_it_once_a_minute(pulled):
     minutes = iter([0.0, 1.0, EVERY_SECONDS + 1, EVERY_SECONDS + 2])
-    with pulled.ledger() as ledger, ledger.run("pull", 1) as run:
-        page_file = pulled.site.reports / ledger.cohort("1").name / REPORT
-        running = BackgroundPage(pulled.site, ledger.cohort("1"), run.number, lambda: next(minutes))
+    with pulled.ledger() as ledger, ledger.runs.begin("pull", 1) as run:
+        page_file = pulled.site.reports / ledger.cohorts.get("1").name / REPORT
+        running = BackgroundPage(
+            pulled.site, ledger.cohorts.get("1"), run.number, lambda: next(minutes)
+        )
         assert not running.refresh()
         page_file.unlink(missing_ok=True)
         assert running.refresh() and not running.refresh()

@@ -79,7 +79,7 @@ def place(request, tmp_path_factory) -> Place:
 
 def results(place: Place) -> list[dict[str, str]]:
     with place.ledger() as ledger:
-        folder = write_reports(ledger, ledger.cohort("1"), place.folder / "reports")
+        folder = write_reports(ledger, ledger.cohorts.get("1"), place.folder / "reports")
     with (folder / RESULTS).open(newline="") as file:
         return list(csv.DictReader(file))
 

@@ -482,7 +482,7 @@ def test_weaker_evidence_is_shown_wherever_figures_are(around):
         assert totals.evidence == {BY_COUNTS: 1, BY_LIST: 1}
         assert ", 1 study by series counts" in in_words(totals)
         with place.ledger() as ledger:
-            cohort = ledger.cohort("1")
+            cohort = ledger.cohorts.get("1")
             folder = write_reports(ledger, cohort, place.site.reports)
         with (folder / RESULTS).open(newline="") as file:
             shown = {row["studies"]: row["evidence"] for row in csv.DictReader(file)}
@@ -592,6 +592,6 @@ def test_an_archive_that_counts_nothing_and_tells_no_classes_is_judged_by_its_li
     registered = register_cohort(load_site(file), cohort, None)
     with open_pull(load_site(file), registered.number) as pull:
         work_through(pull)
-        [told] = pull.ledger.studies(registered.number)
+        [told] = pull.ledger.studies.of_cohort(registered.number)
     assert (str(told.state), told.evidence) == ("archived", BY_LIST)
     assert told.study.number_of_instances is None

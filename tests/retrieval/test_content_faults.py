@@ -436,9 +436,9 @@ def again(place: Place) -> dict[Verdict, int]:
     """Rerun whatever has failed, for whatever reason."""
     reasons = [reason for _, reason in place.reasons() if reason]
     with open_pull(place.site, 1, "rerun") as pull:
-        pull.ledger.reopen(1, reasons=reasons)
+        pull.ledger.cohorts.reopen(1, reasons=reasons)
         work_through(pull)
-        return dict(pull.ledger.totals(1).rows)
+        return dict(pull.ledger.progress.totals(1).rows)
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ def test_f47_no_text_of_a_pacs_becomes_a_formula_or_a_path_in_a_report(around, t
     with around(objects) as place:
         place.pull(place.cohort(rows_of(objects)))
         with place.ledger() as ledger:
-            folder = write_reports(ledger, ledger.cohort("1"), place.folder / "archive")
+            folder = write_reports(ledger, ledger.cohorts.get("1"), place.folder / "archive")
         cells = [
             cell
             for path in folder.glob("*.csv")

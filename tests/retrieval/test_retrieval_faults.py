@@ -315,7 +315,7 @@ def by_move(scene: Scene) -> None:
     """One C-GET was enough to know, and what is asked instead is told, once."""
     assert [r.service for r in scene.retrieves()].count("C-GET") == 1
     with scene.place.ledger() as ledger:
-        [(node, words)] = ledger.notes(1)
+        [(node, words)] = ledger.cohorts.notes(1)
     assert node == "pacs" and "asked by C-MOVE for the rest of the run" in words
 
 
@@ -726,7 +726,7 @@ def test_a_c_get_that_is_not_negotiated_is_switched_too(tmp_path, standing, refu
         assert place.pull().rows == {Verdict.ARCHIVED: 6}
         assert place.asked_for("C-GET") == 0 and place.asked_for("C-MOVE") >= 1
         with place.ledger() as ledger:
-            assert len(ledger.notes(1)) == 1
+            assert len(ledger.cohorts.notes(1)) == 1
         place.audit()
 
 
@@ -792,7 +792,7 @@ def test_a_status_is_believed_no_further_than_what_arrived(around, answer, arriv
             assert place.archived() == {}
             place.pacs.script.clear()
             with place.opened() as pull:
-                pull.ledger.reopen(1, reasons=[code])
+                pull.ledger.cohorts.reopen(1, reasons=[code])
                 work_through(pull)
         else:
             if arrived == "some":

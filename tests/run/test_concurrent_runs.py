@@ -183,7 +183,7 @@ def test_a_study_of_two_cohorts_is_moved_for_one_and_counts_for_both(tmp_path, k
         def pull(number: int) -> Counter:
             with open_pull(place.site, number) as opened:
                 work_through(opened)
-                return opened.ledger.totals(number).rows
+                return opened.ledger.progress.totals(number).rows
 
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(pull, numbers[0])
@@ -193,7 +193,7 @@ def test_a_study_of_two_cohorts_is_moved_for_one_and_counts_for_both(tmp_path, k
             hold.set()
             assert first.result(PATIENCE) == {Verdict.ARCHIVED: 2}
         with place.ledger() as ledger:
-            assert ledger.totals(numbers[1]).rows == {Verdict.ARCHIVED: 2}
+            assert ledger.progress.totals(numbers[1]).rows == {Verdict.ARCHIVED: 2}
         assert Counter(place.pacs.sent_instances()).total() == 3 * INSTANCES
         assert set(Counter(place.pacs.sent_instances()).values()) == {1}
         assert len(place.archived()) == 3 * (INSTANCES + 1)
@@ -316,8 +316,10 @@ def test_runs_that_start_the_receiver_at_once_get_one(tmp_path):
             for run in runs:
                 assert run.wait(PATIENCE) == 0, log_of(place)
         with place.ledger() as ledger:
-            for cohort in ledger.cohorts():
-                assert ledger.totals(cohort.number).rows == {Verdict.ARCHIVED: len(halves[0])}
+            for cohort in ledger.cohorts.all():
+                assert ledger.progress.totals(cohort.number).rows == {
+                    Verdict.ARCHIVED: len(halves[0])
+                }
         assert set(Counter(place.pacs.sent_instances()).values()) == {1}
         log = (place.site.spool.path / "receiver.log").read_text()
         assert "Traceback" not in log

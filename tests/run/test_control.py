@@ -179,7 +179,8 @@ def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case, reco
         with working(place) as ended_with, place.ledger() as ledger:
             until(lambda: moment.is_there(place), moment.name)
             began = time.monotonic()
-            ledger.pause(1) if requested is RequestedState.PAUSED else ledger.cancel(1)
+            control = ledger.run_control
+            control.pause(1) if requested is RequestedState.PAUSED else control.cancel(1)
         ended = time.monotonic()
         assert [type(error) for error in ended_with] == [Interrupted]
         record_property("ended_after", round(ended - began, 1))
@@ -189,7 +190,7 @@ def test_a_run_stops_within_five_seconds_and_the_next_goes_on(around, case, reco
         place.audit()
         place.pacs.script.clear()
         with place.ledger() as ledger:
-            ledger.resume(1)
+            ledger.run_control.resume(1)
         place.goes_on()
         nothing_was_taken_twice(place)
 
@@ -207,13 +208,14 @@ def test_an_archive_that_is_overloaded_keeps_nobody_waiting(around, monkeypatch,
             with working(place) as ended_with, place.ledger() as ledger:
                 until(lambda: bucket.requests["PutObject"] > 10, "objects are refused")
                 began = time.monotonic()
-                ledger.pause(1) if requested is RequestedState.PAUSED else ledger.cancel(1)
+                control = ledger.run_control
+                control.pause(1) if requested is RequestedState.PAUSED else control.cancel(1)
             assert [type(error) for error in ended_with] == [Interrupted]
             assert time.monotonic() - began < PROMISED_SECONDS
             place.audit()
             bucket.behave()
             with place.ledger() as ledger:
-                ledger.resume(1)
+                ledger.run_control.resume(1)
             place.goes_on()
             nothing_was_taken_twice(place)
 
@@ -230,7 +232,7 @@ def test_killed_while_it_ends_a_run_leaves_what_a_rerun_goes_on_from(tmp_path, s
         run = crashes.start(place.file, cohort, tmp_path / "log")
         until(lambda: moment.is_there(place), moment.name)
         with place.ledger() as ledger:
-            assert len(ledger.cancel(1)) == 1
+            assert len(ledger.run_control.cancel(1)) == 1
         run.join(lot.uniform(0, 4))
         crashes.kill([run])
         # It may have ended before, with the error that says it was interrupted.
@@ -257,7 +259,7 @@ def test_where_a_node_takes_one_at_a_time_the_more_urgent_cohort_comes_first(aro
             registered.append(register_cohort(place.site, file, None))
         first, later, urgent = registered
         with place.ledger() as ledger:
-            ledger.prioritise(urgent.number, 5)
+            ledger.run_control.prioritise(urgent.number, 5)
         place.pacs.script += of_retrieves("net.slow", seconds=0.5)
 
         def work(cohort: Cohort) -> None:

@@ -189,8 +189,8 @@ def comes_to_its_end(place: Place, cohort: Path, auditor: Auditor, verdicts) -> 
     assert auditor.audit(finished=True) == []
     with place.ledger() as ledger:
         # Not always the first number: PostgreSQL gives none a second time.
-        [known] = ledger.cohorts()
-        assert ledger.totals(known.number).rows == verdicts
+        [known] = ledger.cohorts.all()
+        assert ledger.progress.totals(known.number).rows == verdicts
     assert auditor.audit_rerun(lambda: crashes.bring_to_its_end(place.file, cohort)) == []
 
 

@@ -126,7 +126,7 @@ def test_sizes_and_rate_are_learned_from_what_was_archived(around, files):
         assert 0 < total / estimate.bytes_per_second < time.monotonic() - began
         # What is archived already is not to be pulled again.
         with place.ledger() as ledger:
-            done = estimate_pull(ledger, ledger.cohort("2"), place.site)
+            done = estimate_pull(ledger, ledger.cohorts.get("2"), place.site)
         assert (done.total.studies, done.archived_studies, done.seconds) == (0, 3, 0)
         assert done.unfound_rows == 0
 

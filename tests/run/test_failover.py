@@ -93,7 +93,7 @@ def test_one_identifier_of_two_patients_on_two_nodes_is_for_a_person(tmp_path):
         (row,) = two.pull({"AccessionNumber": "ACC-1"}, every_node=True)
         assert (row.verdict, row.reason) == (Verdict.AMBIGUOUS, "several-patients")
         with two.place.ledger() as ledger:
-            assert len(ledger.near_misses(two.number, row.line)) == 2
+            assert len(ledger.rows.near_misses(two.number, row.line)) == 2
 
 
 @whole_campaign
@@ -198,7 +198,7 @@ def test_versions_of_two_nodes_are_a_conflict_where_one_was_archived(tmp_path):
         two.nodes = ("main", "vna")
         site = two.place.site
         with Ledger.open(f"sqlite:///{site.ledger.path}") as ledger:
-            ledger.reopen(1)
+            ledger.cohorts.reopen(1)
         two.pull({"StudyInstanceUID": uid(A)})
         ((verdict, reason, nodes),) = two.words()
         assert verdict == "partial"
@@ -260,7 +260,7 @@ def test_a_node_that_is_left_alone_does_not_end_the_run(tmp_path):
         two.pull(*ROWS)
         assert two.words() == [(*ARCHIVED, ("vna",))] * 3
         with two.place.ledger() as ledger:
-            ((node, words),) = ledger.notes(two.number)
+            ((node, words),) = ledger.cohorts.notes(two.number)
         assert node == "main"
         assert "called-ae-title-unknown" in words
 
@@ -319,8 +319,8 @@ def test_a_cohort_is_its_file_and_its_order_of_nodes(tmp_path):
         # Every node of one is the one.
         assert register_cohort(site, path, "main", every_node=True).number == numbers[0]
         with two.place.ledger() as ledger:
-            assert ledger.cohort(str(numbers[1])).nodes == ("main", "vna")
-            assert {each.number for each in ledger.cohorts()} == {*numbers, every.number}
+            assert ledger.cohorts.get(str(numbers[1])).nodes == ("main", "vna")
+            assert {each.number for each in ledger.cohorts.all()} == {*numbers, every.number}
 
 
 def test_an_order_of_nodes_names_nodes_of_the_site_each_once(tmp_path):
@@ -346,8 +346,8 @@ def test_results_and_the_summary_name_the_nodes(tmp_path):
     with two_nodes(tmp_path, A, [*A, *B]) as two:
         two.pull({"StudyInstanceUID": uid(A)}, {"StudyInstanceUID": uid(B)})
         with two.place.ledger() as ledger:
-            folder = write_reports(ledger, ledger.cohort("1"), two.place.site.reports)
-            words = in_words(ledger.totals(1))
+            folder = write_reports(ledger, ledger.cohorts.get("1"), two.place.site.reports)
+            words = in_words(ledger.progress.totals(1))
         with (folder / RESULTS).open(newline="") as file:
             assert [row["nodes"] for row in csv.DictReader(file)] == ["main", "vna"]
         assert "1 from main, 1 from vna" in words
@@ -397,7 +397,7 @@ def test_two_orthancs_hold_a_corpus_between_them(tmp_path, new_archive, corpus_s
     known = register_cohort(settings, path, ["main", "vna"], every_node=True)
     with open_pull(settings, known.number) as pull:
         work_through(pull)
-        verdicts = list(pull.ledger.verdicts(known.number))
+        verdicts = list(pull.ledger.rows.verdicts(known.number))
     for each, verdict in zip(uids, verdicts, strict=True):
         main, vna = (counts[name][each] for name in ("main", "vna"))
         if verdict.verdict is Verdict.ARCHIVED:

@@ -136,7 +136,7 @@ def site_of_two_hosts(folder: Path) -> Iterator[Site]:
 
 
 def archived(ledger: Ledger) -> int:
-    return sum(study.state is StudyState.ARCHIVED for study in ledger.studies(1))
+    return sum(study.state is StudyState.ARCHIVED for study in ledger.studies.of_cohort(1))
 
 
 def is_done(site: Site, vanished_at: float, known: dict[str, bool]) -> None:
@@ -187,7 +187,7 @@ def test_two_prefect_workers_share_a_cohort_and_one_vanishes(tmp_path, seed, lot
         parameters = {"cohort": str(cohort), "site": str(place.file)}
         runs = [server.begin("pull-cohort/shared", **parameters) for _ in range(2)]
         with Ledger.open(place.site.ledger.url.get_secret_value()) as ledger:
-            until(lambda: ledger.cohorts(), "a run has begun", 400)
+            until(lambda: ledger.cohorts.all(), "a run has begun", 400)
             until(lambda: _at_work(site) == {"ONE", "TWO"}, "both hosts receive", 400)
             until(lambda: archived(ledger) >= after, "some are archived", 400)
             network.cut("one")
@@ -195,11 +195,11 @@ def test_two_prefect_workers_share_a_cohort_and_one_vanishes(tmp_path, seed, lot
             vanished_at, began = time.monotonic(), time.monotonic()
             known = {
                 s.study.study_instance_uid: s.state is StudyState.ARCHIVED
-                for s in ledger.studies(1)
+                for s in ledger.studies.of_cohort(1)
             }
             states = {server.flow_run(run)["state_type"] for run in runs}
             assert states == {"RUNNING"}
-            until(lambda: len(ledger.runs_under_way(1)) == 1, "it is noticed", NOTICED_SECONDS)
+            until(lambda: len(ledger.runs.under_way(1)) == 1, "it is noticed", NOTICED_SECONDS)
             print(f"noticed after {time.monotonic() - began:.1f} s")
 
         def ends() -> list[str]:
@@ -230,10 +230,10 @@ _IN_THE_MIDDLE_OF_A_WRITE = """
 import sys, time
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.ledger.schema import studies
-with Ledger.open(sys.argv[1]) as ledger, ledger.run("pull", 1) as run:
-    assert ledger.claim(run, [1, 2])
-    with ledger._write() as connection:
-        ledger._lock_studies(connection, studies.c.reference == 1)
+with Ledger.open(sys.argv[1]) as ledger, ledger.runs.begin("pull", 1) as run:
+    assert ledger.claims.acquire(run, [1, 2])
+    with ledger._database.write() as connection:
+        ledger._database.lock_studies(connection, studies.c.reference == 1)
         print("locked", flush=True)
         time.sleep(600)
 """
@@ -247,15 +247,19 @@ def test_what_a_vanished_host_had_locked_in_the_middle_of_a_write_is_free_again(
         url = f"postgresql+psycopg://postgres@{network.here}/{cluster.new_name()}"
         log = tmp_path / "one.log"
         with Ledger.open(url) as ledger:
-            ledger.add_cohort("d" * 64, "main", [CohortRow(2)])
-            ledger.record_discoveries(1, [(2, [Study("1.2.1"), Study("1.2.2")])])
+            ledger.cohorts.add("d" * 64, "main", [CohortRow(2)])
+            ledger.rows.record_discoveries(1, [(2, [Study("1.2.1"), Study("1.2.2")])])
             words = (sys.executable, "-c", _IN_THE_MIDDLE_OF_A_WRITE, url)
             network.start("one", *words, environment=os.environ, log=log)
             until(lambda: "locked" in log.read_text(), "the study is locked", 120)
             network.cut("one")
             network.kill("one")
             began = time.monotonic()
-            with ledger.run("pull", 1) as run:
+            with ledger.runs.begin("pull", 1) as run:
                 # It waits for the lock, and then finds the run dead.
-                until(lambda: len(ledger.claim(run, [1, 2])) == 2, "it is free", NOTICED_SECONDS)
+                until(
+                    lambda: len(ledger.claims.acquire(run, [1, 2])) == 2,
+                    "it is free",
+                    NOTICED_SECONDS,
+                )
             print(f"free after {time.monotonic() - began:.1f} s")

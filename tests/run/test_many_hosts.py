@@ -151,24 +151,26 @@ def test_the_studies_of_a_host_that_died_are_taken_over_by_one_that_waits(
 def test_rows_that_a_run_asks_for_are_asked_for_by_no_other_until_it_dies(tmp_path, kind):
     url = ledger_url(kind, tmp_path)
     with Ledger.open(url) as one, Ledger.open(url) as two:
-        cohort = one.add_cohort("d" * 64, "main", [CohortRow(line) for line in range(2, 12)]).number
-        with two.run("pull", cohort) as second:
-            with one.run("pull", cohort) as first:
-                taken = one.take_rows(first, cohort, 0, 4)
+        cohort = one.cohorts.add(
+            "d" * 64, "main", [CohortRow(line) for line in range(2, 12)]
+        ).number
+        with two.runs.begin("pull", cohort) as second:
+            with one.runs.begin("pull", cohort) as first:
+                taken = one.rows.take(first, cohort, 0, 4)
                 assert [row.line for row in taken] == [2, 3, 4, 5]
-                assert [row.line for row in two.take_rows(second, cohort, 0, 4)] == [6, 7, 8, 9]
-                assert [row.line for row in one.take_rows(first, cohort, 5, 4)] == [10, 11]
-                assert two.take_rows(second, cohort, 9) == []
-                assert two.rows_of_others(second, cohort) == (6, 0)
-                assert [r.line for r in two.rows_to_discover(cohort, run=second)] == [6, 7, 8, 9]
+                assert [row.line for row in two.rows.take(second, cohort, 0, 4)] == [6, 7, 8, 9]
+                assert [row.line for row in one.rows.take(first, cohort, 5, 4)] == [10, 11]
+                assert two.rows.take(second, cohort, 9) == []
+                assert two.rows.taken_by_others(second, cohort) == (6, 0)
+                assert [r.line for r in two.rows.to_discover(cohort, run=second)] == [6, 7, 8, 9]
                 # What was answered is nobody's any more, whatever the answer.
-                one.record_discoveries(cohort, [(2, [Study("1.2")]), (3, (), "pacs-failure")])
-                assert two.rows_of_others(second, cohort) == (4, 0)
-                assert [row.line for row in two.take_rows(second, cohort, 0, 1)] == [3]
+                one.rows.record_discoveries(cohort, [(2, [Study("1.2")]), (3, (), "pacs-failure")])
+                assert two.rows.taken_by_others(second, cohort) == (4, 0)
+                assert [row.line for row in two.rows.take(second, cohort, 0, 1)] == [3]
             # The first run has ended before it had asked for all of its rows.
-            assert two.rows_of_others(second, cohort) == (0, 4)
-            assert [row.line for row in two.take_rows(second, cohort, 3)] == [4, 5, *range(6, 12)]
-            assert two.rows_of_others(second, cohort) == (0, 0)
+            assert two.rows.taken_by_others(second, cohort) == (0, 4)
+            assert [row.line for row in two.rows.take(second, cohort, 3)] == [4, 5, *range(6, 12)]
+            assert two.rows.taken_by_others(second, cohort) == (0, 0)
 
 
 def test_two_runs_at_once_take_every_row_once(tmp_path):
@@ -178,16 +180,16 @@ def test_two_runs_at_once_take_every_row_once(tmp_path):
     begin = threading.Barrier(2)
 
     def take(number: int) -> None:
-        with Ledger.open(url) as ledger, ledger.run("pull", 1) as run:
+        with Ledger.open(url) as ledger, ledger.runs.begin("pull", 1) as run:
             begin.wait(PATIENCE)
             after = 0
-            while rows := ledger.take_rows(run, 1, after, 10):
+            while rows := ledger.rows.take(run, 1, after, 10):
                 taken[number] += [row.line for row in rows]
                 after = rows[-1].line
             begin.wait(PATIENCE)
 
     with Ledger.open(url) as ledger:
-        ledger.add_cohort("d" * 64, "main", [CohortRow(line) for line in lines])
+        ledger.cohorts.add("d" * 64, "main", [CohortRow(line) for line in lines])
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(take, range(2)))
     assert sorted(taken[0] + taken[1]) == lines

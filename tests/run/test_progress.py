@@ -17,7 +17,7 @@ from prefect_dicom.run.progress import progress_shown
 
 site = load_site(sys.argv[1])
 with Ledger.open(ledger_url(site)) as ledger:
-    cohort = ledger.cohort(sys.argv[2])
+    cohort = ledger.cohorts.get(sys.argv[2])
 assert "prefect" not in sys.modules
 with progress_shown(Console(), site, cohort):
     assert "sqlalchemy.orm" in sys.modules

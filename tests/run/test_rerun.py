@@ -55,7 +55,7 @@ def test_a_second_cohort_with_the_same_studies_retrieves_nothing(tmp_path):
         rows = [{"AccessionNumber": "T0000000000"}, {"AccessionNumber": "T0000000001"}]
         place.pull(place.cohort(rows))
         with place.ledger() as ledger:
-            assert ledger.totals(2).rows == {Verdict.ARCHIVED: 2}
+            assert ledger.progress.totals(2).rows == {Verdict.ARCHIVED: 2}
         assert place.asked_for("C-MOVE") == moves
 
 

@@ -389,7 +389,7 @@ def test_down_ends_the_runs_the_worker_and_the_server_and_nothing_else(stage):
     # The server has still heard how it ended.
     assert state in ("CRASHED", "CANCELLED")
     with stage.place.ledger() as ledger:
-        assert not ledger.live_claims()
+        assert not ledger.claims.live()
     assert "Prefect's server is down" in stage.run("status")[1]
     assert stage.run("down")[1] == "It did not run.\n"
 

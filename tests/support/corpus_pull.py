@@ -248,13 +248,13 @@ def compare(
     with Ledger.open(ledger_url(site)) as ledger:
         reasons = {
             normal_uid(s.study.study_instance_uid): s.reason or "pending"
-            for s in ledger.studies(cohort)
+            for s in ledger.studies.of_cohort(cohort)
             if s.state is not StudyState.ARCHIVED
         }
-        rows = {r.study_instance_uid: v.reason for r, v in ledger.rows(cohort)}
+        rows = {r.study_instance_uid: v.reason for r, v in ledger.rows.with_verdicts(cohort)}
         withheld = {}
         keys = {}
-        for _, data in ledger.manifests(cohort):
+        for _, data in ledger.manifests.of_cohort(cohort):
             manifest = decode_manifest(data)
             study = manifest.study_instance_uid
             for instance in manifest.instances:

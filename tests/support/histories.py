@@ -48,7 +48,7 @@ def written(
     open. Nothing is in the archive.
     """
     lot = random.Random(seed)
-    cohort = ledger.add_cohort(f"{seed:064x}", "main", [], f"chest-{seed}")
+    cohort = ledger.cohorts.add(f"{seed:064x}", "main", [], f"chest-{seed}")
     its_rows: list[dict[str, Any]] = []
     studies: list[dict[str, Any]] = []
     for line in range(2, 2 + rows):
@@ -67,7 +67,7 @@ def written(
             studies.append(_study(line, modalities, description))
     samples, runs = _pull(lot, studies, round(len(studies) * done), begin, work, schedule)
     links = [{"line": study["reference"], "study": study["reference"]} for study in studies]
-    with ledger._write() as connection:
+    with ledger._database.write() as connection:
         for table, entries in {
             schema.runs: runs,
             schema.cohort_rows: its_rows,
@@ -80,7 +80,7 @@ def written(
             connection.execute(insert(table), entries)
         its = schema.cohorts.c.number == cohort.number
         connection.execute(update(schema.cohorts).where(its).values(rows=rows))
-    return ledger.cohort(str(cohort.number))
+    return ledger.cohorts.get(str(cohort.number))
 
 
 def _study(line: int, modalities: tuple[str, ...], description: str) -> dict[str, Any]:

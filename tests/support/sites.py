@@ -130,7 +130,7 @@ class Place:
         """Bring a cohort as far as it goes, in this process."""
         with self.opened(cohort) as pull:
             work_through(pull)
-            return pull.ledger.totals(pull.cohort.number)
+            return pull.ledger.progress.totals(pull.cohort.number)
 
     @contextlib.contextmanager
     def opened(self, cohort: Path | None = None) -> Iterator[Pull]:
@@ -142,9 +142,9 @@ class Place:
     def rerun(self) -> Totals:
         """Try again what failed, as ``rerun`` does."""
         with open_pull(self.site, 1, "rerun") as pull:
-            pull.ledger.reopen(1)
+            pull.ledger.cohorts.reopen(1)
             work_through(pull)
-            return pull.ledger.totals(1)
+            return pull.ledger.progress.totals(1)
 
     @contextlib.contextmanager
     def victim(self, cohort: Path) -> Iterator[subprocess.Popen]:
@@ -186,16 +186,16 @@ class Place:
 
     def totals(self) -> Totals:
         with self.ledger() as ledger:
-            return ledger.totals(1)
+            return ledger.progress.totals(1)
 
     def verdicts(self) -> list[RowVerdict]:
         with self.ledger() as ledger:
-            return list(ledger.verdicts(1))
+            return list(ledger.rows.verdicts(1))
 
     def studies(self) -> dict[str, StudyRecord]:
         """The ledger's studies of the first cohort, by UID."""
         with self.ledger() as ledger:
-            return {s.study.study_instance_uid: s for s in ledger.studies(1)}
+            return {s.study.study_instance_uid: s for s in ledger.studies.of_cohort(1)}
 
     def reasons(self) -> list[tuple[str, str | None]]:
         """State and reason of every study, in the order of their references."""
@@ -236,7 +236,7 @@ class Place:
     def goes_on(self) -> None:
         """Pull again, failed ones too, and check that the cohort comes to its end."""
         with self.ledger() as ledger:
-            ledger.reopen(1)
+            ledger.cohorts.reopen(1)
         self.pull()
         self.is_whole()
 
@@ -270,10 +270,10 @@ class Place:
         with self.ledger() as ledger:
             known = {
                 instance.object_key
-                for study in ledger.studies(1)
-                for instance in ledger.instances(study.reference)
+                for study in ledger.studies.of_cohort(1)
+                for instance in ledger.instances.of_study(study.reference)
             }
-            assert not ledger.live_claims()
+            assert not ledger.claims.live()
         strangers = {key for key in archived if not key.endswith("manifest.json")} - set(named)
         assert strangers <= known
         totals = self.totals()

@@ -43,14 +43,14 @@ class Two:
 
     def rerun(self) -> list[RowVerdict]:
         with open_pull(self.place.site, self.number, "rerun") as pull:
-            pull.ledger.reopen(self.number)
+            pull.ledger.cohorts.reopen(self.number)
             work_through(pull)
         return self.verdicts()
 
     def verdicts(self) -> list[RowVerdict]:
         with self.place.ledger() as ledger:
-            found = list(ledger.verdicts(self.number))
-            assert sum(ledger.totals(self.number).rows.values()) == len(found)
+            found = list(ledger.rows.verdicts(self.number))
+            assert sum(ledger.progress.totals(self.number).rows.values()) == len(found)
         assert self.auditor.audit() == []
         return found
 

@@ -27,7 +27,7 @@ from prefect_dicom.config.site import Site
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import Interrupted, LedgerError, PacsError, WindowClosed
 from prefect_dicom.core.events import Event
-from prefect_dicom.ledger import Amounts, Ledger, Run
+from prefect_dicom.ledger import Ledger, Run, Usage
 from prefect_dicom.network.requestor import Requestor
 
 _UNLIMITED = RateLimits()
@@ -274,7 +274,7 @@ class AssociationPool:
                     self._discard(lent)
                     continue
                 most = self.associations(node)
-                number, taken = self._ledger.take_place(self._run, node, most, waiting)
+                number, taken = self._ledger.rate_limits.take_slot(self._run, node, most, waiting)
                 if taken:
                     waiting = None
                     lent = _Lent(node, requestor or self._new_requestor(node), number, most)
@@ -285,7 +285,7 @@ class AssociationPool:
         finally:
             if waiting is not None:
                 with contextlib.suppress(LedgerError):
-                    self._ledger.leave_place(waiting)
+                    self._ledger.rate_limits.release_slot(waiting)
         lent.since = lent.looked_at = self._time.monotonic()
         return lent
 
@@ -313,7 +313,7 @@ class AssociationPool:
         if most >= lent.places and now - lent.looked_at < _LAST_LOOK_SECONDS:
             return True
         lent.looked_at, lent.places = now, most
-        keeps, others = self._ledger.keeps_place(lent.place, self._run, lent.node, most)
+        keeps, others = self._ledger.rate_limits.check_slot(lent.place, self._run, lent.node, most)
         return keeps and not (others and now - lent.since >= _TURN_SECONDS)
 
     def _discard(self, lent: _Lent) -> None:
@@ -328,7 +328,7 @@ class AssociationPool:
         if place is not None:
             # A run that cannot write it loses its place when it ends.
             with contextlib.suppress(LedgerError):
-                self._ledger.leave_place(place)
+                self._ledger.rate_limits.release_slot(place)
 
     # --- requests
 
@@ -354,7 +354,7 @@ class AssociationPool:
             lent = self._lent[id(requestor)]
         spent = Spent()
         size = objects * self._mean_bytes(lent.node)
-        expected = Amounts(float(retrieve), float(objects), size)
+        expected = Usage(float(retrieve), float(objects), size)
         rates = self._admitted(lent, expected)
         try:
             yield spent
@@ -364,8 +364,8 @@ class AssociationPool:
             raise
         finally:
             if rates is not None:
-                brought = Amounts(float(retrieve), float(spent.objects), float(spent.size_bytes))
-                self._ledger.end_request(
+                brought = Usage(float(retrieve), float(spent.objects), float(spent.size_bytes))
+                self._ledger.rate_limits.end_request(
                     lent.node, lent.place, rates, expected, brought, self._time.shared()
                 )
             with self._lock:
@@ -373,7 +373,7 @@ class AssociationPool:
                 seen.objects += spent.objects
                 seen.size_bytes += spent.size_bytes
 
-    def _admitted(self, lent: _Lent, expected: Amounts) -> Amounts | None:
+    def _admitted(self, lent: _Lent, expected: Usage) -> Usage | None:
         """Wait for the turn; the rates that it is metered by, if it is."""
         while True:
             self._ready(lent.node)
@@ -388,7 +388,7 @@ class AssociationPool:
             if rate_limits is None or not rate_limits.is_metered:
                 return None
             rates = self._rates(lent.node, rate_limits)
-            wait = self._ledger.begin_request(
+            wait = self._ledger.rate_limits.begin_request(
                 lent.node, lent.place, rates, expected, self._time.shared()
             )
             if not wait:
@@ -417,9 +417,9 @@ class AssociationPool:
             if self._time.wait(self._stop, min(left, self._time.look_seconds)):
                 return
 
-    def _rates(self, node: str, rate_limits: RateLimits) -> Amounts:
+    def _rates(self, node: str, rate_limits: RateLimits) -> Usage:
         busy = rate_limits.utilisation * self.associations(node)
-        return Amounts(
+        return Usage(
             None if (a := rate_limits.retrieves_per_minute) is None else a / 60,
             rate_limits.instances_per_second,
             rate_limits.bytes_per_second,
@@ -463,7 +463,7 @@ class AssociationPool:
     def _is_unwanted(self, lent: _Lent) -> bool:
         """Whether no other run waits for an idle association's place."""
         most = self.associations(lent.node)
-        keeps, others = self._ledger.keeps_place(lent.place, self._run, lent.node, most)
+        keeps, others = self._ledger.rate_limits.check_slot(lent.place, self._run, lent.node, most)
         return keeps and not others
 
     def close(self) -> None:

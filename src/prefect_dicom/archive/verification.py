@@ -58,8 +58,8 @@ def verify_cohort(site: Site, cohort: str | int | None, level: Level) -> Iterato
     with Ledger.open(ledger_url(site)) as ledger:
         archive = open_archive(site.archive)
         try:
-            number = None if cohort is None else ledger.cohort(str(cohort)).number
-            for reference, data in ledger.manifests(number):
+            number = None if cohort is None else ledger.cohorts.get(str(cohort)).number
+            for reference, data in ledger.manifests.of_cohort(number):
                 yield verify_study(archive, reference, data, level)
         finally:
             archive.close()

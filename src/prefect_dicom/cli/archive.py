@@ -88,7 +88,7 @@ def rebuild_ledger(
             faults.note(study.reference, study.faults)
             instances += study.instances
             if not study.faults:
-                outcomes[study.adoption or "without-manifest"] += 1
+                outcomes[study.outcome or "without-manifest"] += 1
             say(f"{counted(outcomes.total() + len(faults.studies), 'study', 'studies')}")
     if json_:
         figures = {"level": level, "instances": instances, "studies": dict(outcomes)}

@@ -97,7 +97,7 @@ def rerun(
     check_known("--reason", reason, REASONS)
     check_known("--node", node, settings.nodes)
     with Ledger.open(ledger_url(settings)) as ledger:
-        known = ledger.cohort(cohort)
+        known = ledger.cohorts.get(cohort)
 
     def flow() -> Any:
         from prefect_dicom.flows import rerun_failed

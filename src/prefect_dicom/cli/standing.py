@@ -105,13 +105,13 @@ def show(
         unarchived_rows,
     )
 
-    totals = ledger.totals(cohort.number)
-    reasons = reason_table(ledger.verdicts(cohort.number))
+    totals = ledger.progress.totals(cohort.number)
+    reasons = reason_table(ledger.rows.verdicts(cohort.number))
     folder = site.reports / cohort.name
     missing = unarchived_rows(totals)
-    notes = ledger.notes(cohort.number)
+    notes = ledger.cohorts.notes(cohort.number)
     # As it stands now: somebody may have paused it since the run began.
-    cohort, runs = ledger.cohort(cohort.name), ledger.runs_under_way(cohort.number)
+    cohort, runs = ledger.cohorts.get(cohort.name), ledger.runs.under_way(cohort.number)
     code = Exit.NOT_ALL if missing else Exit.ALL_WELL
     if as_json:
         result = figures(cohort, totals) | hands(cohort, runs)

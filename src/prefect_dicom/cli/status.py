@@ -45,10 +45,10 @@ def status(
     settings = site_of(site)
     with Ledger.open(ledger_url(settings)) as ledger:
         if cohort is not None:
-            return show(settings, site, ledger, ledger.cohort(cohort), json_)
+            return show(settings, site, ledger, ledger.cohorts.get(cohort), json_)
         lines = [
-            (known, ledger.totals(known.number), ledger.runs_under_way(known.number))
-            for known in ledger.cohorts()
+            (known, ledger.progress.totals(known.number), ledger.runs.under_way(known.number))
+            for known in ledger.cohorts.all()
         ]
     if json_:
         results = [figures(known, totals) | hands(known, runs) for known, totals, runs in lines]
@@ -92,7 +92,7 @@ def report(
 
     settings = site_of(site)
     with Ledger.open(ledger_url(settings)) as ledger:
-        known = ledger.cohort(cohort)
+        known = ledger.cohorts.get(cohort)
         # A ledger may be older than the site's name for a node.
         node = settings.asked(known.node) if known.node in settings.nodes else None
         path = write_page(

@@ -37,7 +37,7 @@ def pause(
     """
 
     def wish(ledger: Ledger, known: Cohort) -> None:
-        ledger.pause(known.number)
+        ledger.run_control.pause(known.number)
 
     def is_heard(runs: Collection[LivingRun]) -> bool:
         return all(run.paused_at is not None for run in runs)
@@ -52,7 +52,7 @@ def resume(
     """Let the runs of a paused cohort go on from where they are."""
 
     def wish(ledger: Ledger, known: Cohort) -> None:
-        ledger.resume(known.number)
+        ledger.run_control.resume(known.number)
 
     def is_heard(runs: Collection[LivingRun]) -> bool:
         return all(run.paused_at is None for run in runs)
@@ -72,7 +72,7 @@ def cancel(
     told: set[int] = set()
 
     def wish(ledger: Ledger, known: Cohort) -> None:
-        told.update(ledger.cancel(known.number))
+        told.update(ledger.run_control.cancel(known.number))
 
     def is_heard(runs: Collection[LivingRun]) -> bool:
         return not told & {run.number for run in runs}
@@ -95,7 +95,7 @@ def prioritise(
     """
 
     def wish(ledger: Ledger, known: Cohort) -> None:
-        ledger.prioritise(known.number, priority)
+        ledger.run_control.prioritise(known.number, priority)
 
     return _steer(site, cohort, json_, wish, lambda runs: True)
 
@@ -115,15 +115,15 @@ def _steer(
     from prefect_dicom.report import unarchived_rows
 
     with Ledger.open(ledger_url(site_of(reference))) as ledger:
-        known = ledger.cohort(cohort)
+        known = ledger.cohorts.get(cohort)
         wish(ledger, known)
         deadline = time.monotonic() + _HEARD_SECONDS
-        while not (heard := is_heard(runs := ledger.runs_under_way(known.number))):
+        while not (heard := is_heard(runs := ledger.runs.under_way(known.number))):
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.2)
-        known = ledger.cohort(known.name)
-        left = unarchived_rows(ledger.totals(known.number))
+        known = ledger.cohorts.get(known.name)
+        left = unarchived_rows(ledger.progress.totals(known.number))
     if as_json:
         print(json.dumps({"cohort": known.name, **hands(known, runs), "heard": heard}, indent=1))
     else:

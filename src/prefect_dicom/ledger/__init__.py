@@ -4,34 +4,34 @@ The only package that imports SQLAlchemy. It holds identifiers of patients: trea
 database as you treat the images.
 """
 
+from prefect_dicom.ledger.ledger import Ledger
 from prefect_dicom.ledger.records import (
-    Adopted,
-    Adoption,
-    Amounts,
     Claim,
     Cohort,
-    Copy,
     FoundStudy,
     InstanceRecord,
     ListChange,
     LivingRun,
+    RebuildOutcome,
+    Rebuilt,
     Reopened,
     RowFindings,
     Run,
     Sample,
     StudyGroup,
+    StudyLocation,
     StudyRecord,
     Totals,
+    Usage,
 )
-from prefect_dicom.ledger.store import Ledger
 
 __all__ = [
-    "Adopted",
-    "Adoption",
-    "Amounts",
+    "Rebuilt",
+    "RebuildOutcome",
+    "Usage",
     "Claim",
     "Cohort",
-    "Copy",
+    "StudyLocation",
     "FoundStudy",
     "InstanceRecord",
     "Ledger",

@@ -1,4 +1,4 @@
-"""Opening a database by URL.
+"""The database of a ledger: opening it by URL, its transactions, and the fencing of claims.
 
 SQLite is one file of this host in WAL mode with ``synchronous=FULL``: a committed transaction
 survives the loss of power. PostgreSQL is durable by its own default.
@@ -8,17 +8,43 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import closing
+import threading
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Table,
+    create_engine,
+    event,
+    make_url,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 
-from prefect_dicom.core.errors import LedgerError
-from prefect_dicom.ledger.errors import without_database_errors, without_file_errors
-from prefect_dicom.ledger.run_locks import FileLocks, Locks, SessionLocks
-from prefect_dicom.ledger.schema import migrate
+from prefect_dicom.core.errors import ClaimLost, LedgerError
+from prefect_dicom.core.model import StudyReference
+from prefect_dicom.ledger import statements
+from prefect_dicom.ledger.errors import translate_database_errors, translate_file_errors
+from prefect_dicom.ledger.records import Claim
+from prefect_dicom.ledger.run_locks import FileLocks, RunLocks, SessionLocks
+from prefect_dicom.ledger.schema import migrate, runs, studies
+
+T = TypeVar("T")
+Insert = sqlite.Insert | postgresql.Insert
+
+LIST_SIZE = 500
+"""Values in one list of a statement (three parameters each at most; SQLite takes 32,766)."""
 
 _BUSY_SECONDS = 90
 """How long a lock of another program is waited for."""
@@ -28,9 +54,113 @@ _SILENT_SECONDS = _IDLE_SECONDS + _PROBE_SECONDS * _PROBES
 server as by us: a host that vanished keeps no studies, and a server that did keeps no run."""
 
 
-@without_database_errors
-@without_file_errors
-def open_database(url: str) -> tuple[Engine, Locks]:
+class Database:
+    """An open database: transactions, run locks and the fencing of claims, for all parts.
+
+    Parameters
+    ----------
+    engine : Engine
+        As :func:`open_database` makes it.
+    locks : RunLocks
+        The locks of the runs on this ledger.
+    """
+
+    def __init__(self, engine: Engine, locks: RunLocks) -> None:
+        self.engine = engine
+        self.locks = locks
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        self._writing_engine = for_writing(engine)
+        # SQLite has one writer: threads queue here, where waiting costs nothing, rather than in
+        # its busy loop. PostgreSQL needs no such thing.
+        self._writer: AbstractContextManager[object] = (
+            threading.Lock() if self.is_sqlite else nullcontext()
+        )
+
+    def close(self) -> None:
+        """Close all connections; runs that are still open end with them on PostgreSQL."""
+        self.engine.dispose()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Open a transaction that writes."""
+        with self._writer, self._writing_engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Open a transaction that only reads."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    def insert(self, table: Table) -> Insert:
+        """Return the dialect's own INSERT, which has ON CONFLICT."""
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def living_runs(self, connection: Connection, numbers: Collection[int]) -> set[int]:
+        """Return those of the runs whose locks are held."""
+        held = set()
+        for piece in slices(numbers):
+            for number, lock, ended_at in connection.execute(
+                select(runs.c.number, runs.c.lock, runs.c.ended_at).where(runs.c.number.in_(piece))
+            ).all():
+                if ended_at is None and self.locks.is_held(connection, lock):
+                    held.add(number)
+        return held
+
+    def lock_studies(
+        self, connection: Connection, condition: ColumnElement[bool], *columns: Any
+    ) -> Sequence[Row[Any]]:
+        """Read studies and keep others from changing them until the transaction ends.
+
+        On SQLite the transaction has the whole database to itself already.
+        """
+        return connection.execute(
+            select(studies.c.reference, *columns)
+            .where(condition)
+            .order_by(studies.c.reference)
+            .with_for_update(key_share=True)
+        ).all()
+
+    def require_claims(self, connection: Connection, claims: Collection[Claim]) -> None:
+        """Check that the claims stand, and keep them so until the transaction ends.
+
+        Raises
+        ------
+        ClaimLost
+            Another run has taken at least one of the studies.
+        """
+        lost = len(claims) - len(standing_claims(connection, statements.HOLD_CLAIMS, claims))
+        if lost:
+            raise ClaimLost(detail=f"{lost} of {len(claims)} claims" if len(claims) > 1 else "")
+
+
+def standing_claims(
+    connection: Connection, query: Select[Any], claims: Iterable[Claim]
+) -> list[Claim]:
+    """Return the claims whose run and attempt are those of their studies, by reference."""
+    ordered = sorted(claims, key=lambda claim: claim.reference)
+    tokens: dict[StudyReference, tuple[int | None, int]] = {}
+    for piece in slices(claim.reference for claim in ordered):
+        for row in connection.execute(query, {"b_studies": piece}):
+            tokens[row.reference] = (row.run, row.attempt)
+    return [c for c in ordered if tokens.get(c.reference) == (c.run, c.attempt)]
+
+
+def slices(values: Iterable[T], size: int = LIST_SIZE) -> Iterator[list[T]]:
+    """Yield the values in lists of at most ``size``."""
+    remaining = iter(values)
+    while piece := list(islice(remaining, size)):
+        yield piece
+
+
+def utc_now() -> datetime:
+    """Return the current time, as it is written down."""
+    return datetime.now(UTC)
+
+
+@translate_database_errors
+@translate_file_errors
+def open_database(url: str) -> tuple[Engine, RunLocks]:
     """The engine and the run locks of the ledger at ``url``, made or migrated as needed.
 
     Raises
@@ -51,7 +181,7 @@ def open_database(url: str) -> tuple[Engine, Locks]:
     raise LedgerError("ledger-unavailable", "the URL names neither SQLite nor PostgreSQL")
 
 
-def _open_sqlite(url: URL) -> tuple[Engine, Locks]:
+def _open_sqlite(url: URL) -> tuple[Engine, RunLocks]:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise LedgerError("ledger-unavailable", "a SQLite ledger is a file: sqlite:///path")
     # All names of one file lead to the same locks.
@@ -119,7 +249,7 @@ def _sqlite_engine(url: URL) -> Engine:
     return engine
 
 
-def _open_postgresql(url: URL) -> tuple[Engine, Locks]:
+def _open_postgresql(url: URL) -> tuple[Engine, RunLocks]:
     try:
         engine = create_engine(
             url,

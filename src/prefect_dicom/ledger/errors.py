@@ -1,4 +1,4 @@
-"""The edge of the package, which no error of a database or a file system passes."""
+"""Error translation: database and file-system errors become LedgerError, without their texts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _without(*errors: type[Exception]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def _translate(*errors: type[Exception]) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(verb: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(verb)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        def translated(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return verb(*args, **kwargs)
             except errors as error:
@@ -28,13 +28,13 @@ def _without(*errors: type[Exception]) -> Callable[[Callable[P, T]], Callable[P,
             # Outside of the handler: the original is not even the context of what is raised.
             raise fault
 
-        return guarded
+        return translated
 
     return decorate
 
 
 # Names of SQLite's result codes, and SQLSTATEs or classes of them (PostgreSQL, appendix A).
-_PASSES = re.compile(
+_TRANSIENT = re.compile(
     r"SQLITE_(BUSY|LOCKED).*"
     # A connection that broke, a transaction that lost against others, too many clients, a lock
     # not had in time, a server that shuts down or starts.
@@ -54,7 +54,7 @@ def _fault(error: Exception) -> LedgerError:
         or type(origin).__name__
     )
     code = "ledger-unavailable"
-    if _PASSES.fullmatch(word) or getattr(error, "connection_invalidated", False):
+    if _TRANSIENT.fullmatch(word) or getattr(error, "connection_invalidated", False):
         # The transaction left nothing, or is known from its effects: all of it may be repeated.
         code = "ledger-busy"
     elif _DAMAGED.fullmatch(word):
@@ -62,12 +62,12 @@ def _fault(error: Exception) -> LedgerError:
     return LedgerError(code, f"the database answered {word}")
 
 
-without_database_errors = _without(SQLAlchemyError, sqlite3.Error)
+translate_database_errors = _translate(SQLAlchemyError, sqlite3.Error)
 """Decorator: a :class:`LedgerError` instead of what the database raised.
 
 Statements and their parameters hold identifiers of patients, and so do messages of PostgreSQL:
 only the error's name or SQLSTATE passes.
 """
 
-without_file_errors = _without(OSError)
+translate_file_errors = _translate(OSError)
 """Decorator: a :class:`LedgerError` instead of an OSError, with its errno and no path."""

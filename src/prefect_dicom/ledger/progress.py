@@ -1,6 +1,6 @@
-"""How a cohort got to where it is: samples over time, and its studies by what became of them.
+"""Progress of cohorts: where each stands, how it got there, and how fast.
 
-A sample is a look at a cohort's figures, written down by the runs that work on it. Whatever the
+A sample is a look at a cohort's figures, written by the runs that work on it. Whatever the
 length of a cohort, no more than :data:`MOST_SAMPLES` are kept.
 """
 
@@ -9,25 +9,91 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Select, case, delete, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    case,
+    delete,
+    func,
+    select,
+    text,
+)
 
-from prefect_dicom.core.model import StudyState
-from prefect_dicom.core.reasons import SELECTED_OTHERWISE, reason_for
-from prefect_dicom.ledger.claims import utc_now
-from prefect_dicom.ledger.errors import without_database_errors
-from prefect_dicom.ledger.reading import Reading, count_cohort, listable_with, selection_of, slices
-from prefect_dicom.ledger.records import Run, Sample, StudyGroup, StudyRecord
-from prefect_dicom.ledger.schema import row_studies, runs, samples, studies
+from prefect_dicom.core.model import (
+    Evidence,
+    StudyState,
+)
+from prefect_dicom.core.reasons import (
+    SELECTED_OTHERWISE,
+)
+from prefect_dicom.ledger.database import Database, slices, utc_now
+from prefect_dicom.ledger.errors import translate_database_errors
+from prefect_dicom.ledger.queries import (
+    ARCHIVED_COLUMNS,
+    PAGE_SIZE,
+    listable_with,
+    selection_of,
+    taken_by,
+)
+from prefect_dicom.ledger.records import (
+    Run,
+    Sample,
+    StudyGroup,
+    Totals,
+)
+from prefect_dicom.ledger.row_verdicts import count_plain_rows, judge_rows
+from prefect_dicom.ledger.schema import (
+    IS_LISTED,
+    cohort_rows,
+    row_studies,
+    runs,
+    samples,
+    studies,
+)
+from prefect_dicom.ledger.schema import instances as instance_rows
+from prefect_dicom.ledger.study_counts import (
+    StudyCounts,
+    add_instances,
+    count_instances,
+)
 
 MOST_SAMPLES = 2000
 """Of one cohort. With one more than that, it is thinned out to half as many."""
+_RUNS_MEASURED = 20
 
 
-class History(Reading):
-    """The verbs that tell how a cohort went, and the one by which its samples are taken."""
+class Progress:
+    """Figures of cohorts, now and over time."""
 
-    @without_database_errors
-    def sample(
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @translate_database_errors
+    def totals(self, cohort: int) -> Totals:
+        """The cohort in figures."""
+        with self._database.read() as connection:
+            totals = count_cohort(connection, cohort)
+            plain, others = count_plain_rows(connection, cohort)
+            totals.rows.update(plain)
+            for lines in slices(others, PAGE_SIZE):
+                page = connection.execute(
+                    select(cohort_rows.c.line, cohort_rows.c.reason, cohort_rows.c.gaps)
+                    .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line.in_(lines))
+                    .order_by(cohort_rows.c.line)
+                ).all()
+                for verdict in judge_rows(connection, cohort, page, row_studies.c.line.in_(lines)):
+                    totals.rows[verdict.verdict] += 1
+                    totals.unproved.update(verdict.gaps)
+        return totals
+
+    @translate_database_errors
+    def study_totals(self, cohort: int) -> Totals:
+        """:meth:`totals` but for those of rows, which have to be judged one by one."""
+        with self._database.read() as connection:
+            return count_cohort(connection, cohort)
+
+    @translate_database_errors
+    def record_sample(
         self,
         cohort: int,
         run: Run | None = None,
@@ -50,7 +116,7 @@ class History(Reading):
             The moment, where that is not now.
         """
         at = at or utc_now()
-        with self._read() as connection:
+        with self._database.read() as connection:
             last = connection.execute(
                 select(func.max(samples.c.at)).where(samples.c.cohort == cohort)
             ).scalar()
@@ -69,8 +135,8 @@ class History(Reading):
             "size_bytes": totals.size_bytes,
             "window_open": window_open,
         }
-        with self._write() as connection:
-            connection.execute(self._insert(samples).on_conflict_do_nothing(), values)
+        with self._database.write() as connection:
+            connection.execute(self._database.insert(samples).on_conflict_do_nothing(), values)
             its_samples = samples.c.cohort == cohort
             taken = connection.execute(
                 select(samples.c.at).where(its_samples).order_by(samples.c.at)
@@ -79,10 +145,10 @@ class History(Reading):
                 connection.execute(delete(samples).where(its_samples, samples.c.at.in_(piece)))
         return True
 
-    @without_database_errors
+    @translate_database_errors
     def samples(self, cohort: int) -> list[Sample]:
         """What was written down of a cohort, the earliest first; at most MOST_SAMPLES."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(
                 select(samples, runs.c.started_at)
                 .join_from(samples, runs, samples.c.run == runs.c.number, isouter=True)
@@ -105,31 +171,7 @@ class History(Reading):
             for row in rows
         ]
 
-    @without_database_errors
-    def record_trouble(self, run: Run, code: str) -> None:
-        """A run has been kept from its end.
-
-        Parameters
-        ----------
-        code : str
-            A code of :mod:`prefect_dicom.core.reasons`.
-        """
-        reason_for(code)
-        with self._write() as connection:
-            connection.execute(update(runs).where(runs.c.number == run.number).values(reason=code))
-
-    @without_database_errors
-    def trouble(self, cohort: int) -> str | None:
-        """What kept the last run of a cohort from its end; None where nothing did."""
-        with self._read() as connection:
-            return connection.execute(
-                select(runs.c.reason)
-                .where(runs.c.cohort == cohort)
-                .order_by(runs.c.number.desc())
-                .limit(1)
-            ).scalar()
-
-    @without_database_errors
+    @translate_database_errors
     def study_groups(self, cohort: int) -> list[StudyGroup]:
         """The studies a cohort takes, counted by modalities, state and reason.
 
@@ -145,66 +187,133 @@ class History(Reading):
                 func.count(),
                 *(func.coalesce(func.sum(column), 0) for column in sums),
             )
-            .where(_is_of(cohort))
+            .where(taken_by(cohort))
             .group_by(studies.c.modalities, "its_state", "its_reason")
         )
-        with self._read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [
             StudyGroup(tuple(names), StudyState(its), why, count, int(instances), int(size))
             for names, its, why, count, instances, size in rows
         ]
 
-    @without_database_errors
-    def slowest_studies(self, cohort: int, most: int) -> list[StudyRecord]:
-        """The archived studies between whose last claim and end the most time lies."""
-        claimed, archived = studies.c.claimed_at, studies.c.archived_at
-        if self._engine.dialect.name == "sqlite":
-            took = func.julianday(archived) - func.julianday(claimed)
-        else:
-            took = archived - claimed
-        query = (
-            select(studies)
-            .where(
-                _is_of(cohort),
-                listable_with(selection_of(cohort)),
-                studies.c.state == StudyState.ARCHIVED,
-                claimed.is_not(None),
-            )
-            .order_by(took.desc(), studies.c.reference)
-            .limit(most)
-        )
-        return self._records(query)
+    @translate_database_errors
+    def archived_by_modalities(self) -> list[tuple[tuple[str, ...], int, int, int]]:
+        """All that is archived: studies, instances and bytes, by the studies' modalities."""
+        sums = func.sum(studies.c.archived_instances), func.sum(studies.c.archived_bytes)
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(studies.c.modalities, func.count(), *sums)
+                .where(studies.c.state == StudyState.ARCHIVED)
+                .group_by(studies.c.modalities)
+            ).all()
+        return [(tuple(names), count, int(n), int(size)) for names, count, n, size in rows]
 
-    @without_database_errors
-    def failed_studies(self, cohort: int, most_each: int) -> list[StudyRecord]:
-        """The studies that failed, no more than so many for each reason: the latest of them."""
-        newest_first = studies.c.failed_at.desc(), studies.c.reference
-        rank = func.row_number().over(partition_by=studies.c.reason, order_by=newest_first)
-        failed = (
-            select(studies.c.reference, rank.label("rank"))
-            .where(_is_of(cohort), studies.c.state == StudyState.FAILED)
-            .subquery()
-        )
-        query = (
-            select(studies)
-            .join(failed, failed.c.reference == studies.c.reference)
-            .where(failed.c.rank <= most_each)
-            .order_by(studies.c.reason, *newest_first)
-        )
-        return self._records(query)
+    @translate_database_errors
+    def bytes_per_second(self, node: str) -> float | None:
+        """How fast the latest runs have archived what came from a node; None before the first.
 
-    def _records(self, query: Select) -> list[StudyRecord]:
-        with self._read() as connection:
-            return self._study_records(connection, connection.execute(query).all())
+        From the beginning of each to its last study: what it took to find the studies counts.
+        """
+        size = seconds = 0.0
+        with self._database.read() as connection:
+            for began, ended in connection.execute(
+                select(runs.c.started_at, runs.c.ended_at)
+                .order_by(runs.c.number.desc())
+                .limit(_RUNS_MEASURED)
+            ).all():
+                in_it = [studies.c.node == node, studies.c.archived_at >= began]
+                if ended is not None:
+                    in_it.append(studies.c.archived_at <= ended)
+                figures = func.sum(studies.c.archived_bytes), func.max(studies.c.archived_at)
+                done, last = connection.execute(select(*figures).where(*in_it)).one()
+                if last is not None:
+                    size += int(done)
+                    seconds += (last - began).total_seconds()
+        return size / seconds if size and seconds > 0 else None
 
 
-def _is_of(cohort: int) -> ColumnElement[bool]:
-    """Of a row of ``studies``: a cohort takes it."""
-    return studies.c.reference.in_(
-        select(row_studies.c.study).where(
-            row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+def count_cohort(connection: Connection, cohort: int) -> Totals:
+    """The cohort in figures, but for those of its rows, which have to be judged one by one."""
+    its_studies = select(row_studies.c.study).where(
+        row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+    )
+    selected = listable_with(selection_of(cohort))
+    # To this cohort, what another has with other series is as good as failed.
+    its_state = case((selected, studies.c.state), else_=StudyState.FAILED.value)
+    by_state = connection.execute(
+        select(
+            its_state.label("its_state"),
+            studies.c.evidence,
+            studies.c.node,
+            func.count(),
+            *(
+                func.coalesce(func.sum(case((selected, column), else_=0)), 0)
+                for column in ARCHIVED_COLUMNS
+            ),
         )
+        .where(studies.c.reference.in_(its_studies))
+        .group_by(text("its_state"), studies.c.evidence, studies.c.node)
+    ).all()
+    others = select(studies.c.reference).where(studies.c.reference.in_(its_studies), ~selected)
+    by_instance = connection.execute(
+        select(
+            instance_rows.c.state,
+            func.count(),
+            func.coalesce(func.sum(instance_rows.c.size_bytes), 0),
+        )
+        # Of archived studies no listed instance is a row any more.
+        .where(
+            instance_rows.c.study.in_(its_studies),
+            instance_rows.c.study.not_in(others),
+            IS_LISTED,
+        )
+        .group_by(instance_rows.c.state)
+    ).all()
+    counted = connection.execute(
+        select(studies.c.reference, studies.c.counted_instances).where(
+            studies.c.reference.in_(its_studies),
+            studies.c.reference.not_in(others),
+            studies.c.counted_instances.is_not(None),
+            studies.c.state != StudyState.ARCHIVED,
+        )
+    ).all()
+    here = count_instances(connection, [row.reference for row in counted])
+    unasked = connection.execute(
+        select(func.count()).where(
+            cohort_rows.c.cohort == cohort,
+            ~cohort_rows.c.discovered,
+            cohort_rows.c.reason.is_(None),
+        )
+    ).scalar_one()
+    counts: Counter[StudyState] = Counter()
+    evidence: Counter[Evidence] = Counter()
+    nodes: Counter[str] = Counter()
+    figures = StudyCounts()
+    for row in counted:
+        figures.expected += max(0, row.counted_instances - here[row.reference].expected)
+    for state, proof, node, count, archived, withheld, size_bytes in by_state:
+        counts[StudyState(state)] += count
+        if state == StudyState.ARCHIVED:
+            evidence[Evidence(proof)] += count
+            nodes[node] += count
+        figures.expected += int(archived) + int(withheld)
+        figures.stored += int(archived)
+        figures.withheld += int(withheld)
+        figures.size_bytes += int(size_bytes)
+    for state, count, size_bytes in by_instance:
+        add_instances(figures, state, count, int(size_bytes))
+    return Totals(
+        rows=Counter(),
+        evidence=evidence,
+        nodes=nodes,
+        studies=counts,
+        expected=figures.expected,
+        received=figures.received,
+        stored=figures.stored,
+        rejected=figures.withheld,
+        size_bytes=figures.size_bytes,
+        unasked=unasked,
     )
 
 

@@ -1,14 +1,13 @@
-"""What all living runs of a ledger may ask of a node together: places, and what they spend.
+"""Association slots and rate limits of a node, shared by all living runs on a ledger.
 
-A *place* is leave to have one association open. It belongs to a run, and dies with it: no clock
-decides that. Who finds none free waits in a queue, in which runs of cohorts with a higher priority
-come first.
+A *slot* is the right to have one association open. It belongs to a run, and dies with it: no clock
+decides that. Whoever finds no slot free waits in a queue, in which runs of cohorts with a higher
+priority come first.
 
-What is spent is metered by levels: each grows by what a request brings, and falls at the rate that
-is allowed. A request may begin while no level is above nothing; it is charged with what it is
-expected to bring as it begins, and with the difference to what it brought at its end. So a request
-is never slowed, and on average the rates hold. How busy a node's associations are is metered as it
-happens: the level grows with each second of each request.
+The rate limits are leaky buckets with deferred payment: a request starts when every bucket is
+empty, is charged its expected usage up front, and is corrected when it ends. So a request is never
+slowed, and on average the rates hold. How busy a node's associations are is charged as it happens:
+that bucket fills with each second of each request.
 """
 
 from __future__ import annotations
@@ -16,12 +15,29 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, delete, extract, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    and_,
+    delete,
+    extract,
+    func,
+    insert,
+    select,
+    update,
+)
 
-from prefect_dicom.ledger.claims import Claiming
-from prefect_dicom.ledger.errors import without_database_errors
-from prefect_dicom.ledger.records import Amounts, Run
-from prefect_dicom.ledger.schema import cohorts, meters, places, runs
+from prefect_dicom.ledger.database import Database
+from prefect_dicom.ledger.errors import translate_database_errors
+from prefect_dicom.ledger.records import (
+    Run,
+    Usage,
+)
+from prefect_dicom.ledger.schema import (
+    cohorts,
+    leaky_buckets,
+    runs,
+    slots,
+)
 
 _LEAST_WAIT_SECONDS = 0.001
 """Nobody waits for less; it is charged to the next request."""
@@ -29,26 +45,27 @@ _LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
-    """A node's meters at a moment."""
+class _Buckets:
+    """The levels of a node's buckets at a moment."""
 
     at: float
-    amounts: Amounts
+    levels: Usage
 
 
-class Sharing(Claiming):
-    """The verbs by which runs share the nodes."""
+class RateLimits:
+    """Association slots and leaky buckets, per node."""
 
-    # --- places
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    @without_database_errors
-    def take_place(self, run: Run, node: str, most: int, waiting: int | None) -> tuple[int, bool]:
+    @translate_database_errors
+    def take_slot(self, run: Run, node: str, most: int, waiting: int | None) -> tuple[int, bool]:
         """Take a place at a node, or one in its queue.
 
         Parameters
         ----------
         most : int
-            How many places there are now.
+            How many slots there are now.
         waiting : int, optional
             The number that an earlier call gave for the queue.
 
@@ -57,35 +74,35 @@ class Sharing(Claiming):
         tuple of int and bool
             The number, and whether it is a place; if not it is one in the queue.
         """
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._lock_node(connection, node)
             self._forget_dead(connection, node)
             if waiting is None:
                 waiting = self._queue(connection, run, node)
-            taken, queue = self._places(connection, node)
+            taken, queue = self._slots(connection, node)
             if waiting in taken:
                 return waiting, True
             if waiting not in queue:
                 # Held to be dead meanwhile: its lock was gone for a moment.
                 waiting = self._queue(connection, run, node)
-                taken, queue = self._places(connection, node)
+                taken, queue = self._slots(connection, node)
             if len(taken) + queue.index(waiting) >= most:
                 return waiting, False
-            connection.execute(update(places).where(places.c.number == waiting).values(taken=True))
+            connection.execute(update(slots).where(slots.c.number == waiting).values(taken=True))
             return waiting, True
 
-    @without_database_errors
-    def leave_place(self, number: int) -> None:
+    @translate_database_errors
+    def release_slot(self, number: int) -> None:
         """Give up a place, or one in the queue; one that is gone is passed over."""
-        with self._write() as connection:
-            connection.execute(delete(places).where(places.c.number == number))
+        with self._database.write() as connection:
+            connection.execute(delete(slots).where(slots.c.number == number))
 
-    @without_database_errors
-    def keeps_place(self, number: int, run: Run, node: str, most: int) -> tuple[bool, bool]:
+    @translate_database_errors
+    def check_slot(self, number: int, run: Run, node: str, most: int) -> tuple[bool, bool]:
         """Whether a place is among so many that there are, and whether other runs wait for one."""
-        with self._read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(
-                select(places.c.number, places.c.run, places.c.taken).where(places.c.node == node)
+                select(slots.c.number, slots.c.run, slots.c.taken).where(slots.c.node == node)
             ).all()
         before = sum(row.taken and row.number < number for row in rows)
         there = any(row.number == number for row in rows)
@@ -94,55 +111,51 @@ class Sharing(Claiming):
 
     def _queue(self, connection: Connection, run: Run, node: str) -> int:
         return connection.execute(
-            insert(places)
+            insert(slots)
             .values(node=node, run=run.number, taken=False, busy=False)
-            .returning(places.c.number)
+            .returning(slots.c.number)
         ).scalar_one()
 
-    def _places(self, connection: Connection, node: str) -> tuple[list[int], list[int]]:
-        """The places that are taken, and the queue in its order."""
+    def _slots(self, connection: Connection, node: str) -> tuple[list[int], list[int]]:
+        """The slots that are taken, and the queue in its order."""
         rows = connection.execute(
-            select(places.c.number, places.c.taken)
-            .join_from(places, runs, places.c.run == runs.c.number)
+            select(slots.c.number, slots.c.taken)
+            .join_from(slots, runs, slots.c.run == runs.c.number)
             .join(cohorts, runs.c.cohort == cohorts.c.number, isouter=True)
-            .where(places.c.node == node)
-            .order_by(func.coalesce(cohorts.c.priority, 0).desc(), places.c.number)
+            .where(slots.c.node == node)
+            .order_by(func.coalesce(cohorts.c.priority, 0).desc(), slots.c.number)
         ).all()
         taken = [row.number for row in rows if row.taken]
         return taken, [row.number for row in rows if not row.taken]
 
     def _forget_dead(self, connection: Connection, node: str) -> None:
-        """Free the places of runs that are dead."""
+        """Free the slots of runs that are dead."""
         holders = set(
-            connection.execute(
-                select(places.c.run).where(places.c.node == node).distinct()
-            ).scalars()
+            connection.execute(select(slots.c.run).where(slots.c.node == node).distinct()).scalars()
         )
-        if dead := holders - self._living(connection, holders):
+        if dead := holders - self._database.living_runs(connection, holders):
             connection.execute(
-                delete(places).where(and_(places.c.node == node, places.c.run.in_(dead)))
+                delete(slots).where(and_(slots.c.node == node, slots.c.run.in_(dead)))
             )
 
-    # --- what is spent
-
-    @without_database_errors
+    @translate_database_errors
     def begin_request(
         self,
         node: str,
-        place: int,
-        rates: Amounts,
-        expected: Amounts,
+        slot: int,
+        rates: Usage,
+        expected: Usage,
         now: float | None = None,
     ) -> float:
         """Begin a request, if what was spent before allows it.
 
         Parameters
         ----------
-        place : int
+        slot : int
             Over whose association it goes.
-        rates : Amounts
+        rates : Usage
             What is allowed in a second; None where it is not bounded.
-        expected : Amounts
+        expected : Usage
             What the request is expected to bring.
         now : float, optional
             Seconds of a clock that all runs on the ledger share; by default the database server's,
@@ -153,71 +166,75 @@ class Sharing(Claiming):
         float
             0 where it has begun; otherwise the seconds after which it is worth asking again.
         """
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._lock_node(connection, node)
-            level, busy = self._level(connection, node, rates, now)
-            wait = max(_seconds_until_paid(level.amounts, rates, busy, expected), default=0.0)
+            buckets, busy = self._buckets(connection, node, rates, now)
+            wait = max(_seconds_until_paid(buckets.levels, rates, busy, expected), default=0.0)
             if wait > _LEAST_WAIT_SECONDS:
                 return wait
-            self._write_level(connection, node, level.at, level.amounts + expected)
-            connection.execute(update(places).where(places.c.number == place).values(busy=True))
+            self._write_buckets(connection, node, buckets.at, buckets.levels + expected)
+            connection.execute(update(slots).where(slots.c.number == slot).values(busy=True))
             return 0.0
 
-    @without_database_errors
+    @translate_database_errors
     def end_request(
         self,
         node: str,
-        place: int,
-        rates: Amounts,
-        expected: Amounts,
-        brought: Amounts,
+        slot: int,
+        rates: Usage,
+        expected: Usage,
+        brought: Usage,
         now: float | None = None,
     ) -> None:
         """A request has ended: charge what it brought in place of what was expected."""
-        with self._write() as connection:
+        with self._database.write() as connection:
             self._lock_node(connection, node)
-            level, _ = self._level(connection, node, rates, now)
-            self._write_level(connection, node, level.at, level.amounts + (brought - expected))
-            connection.execute(update(places).where(places.c.number == place).values(busy=False))
+            buckets, _ = self._buckets(connection, node, rates, now)
+            self._write_buckets(connection, node, buckets.at, buckets.levels + (brought - expected))
+            connection.execute(update(slots).where(slots.c.number == slot).values(busy=False))
 
     def _lock_node(self, connection: Connection, node: str) -> None:
         """Keep others from the node's rows until the transaction ends."""
         if connection.dialect.name == "sqlite":
             return
-        connection.execute(self._insert(meters).values(node=node, at=0).on_conflict_do_nothing())
-        connection.execute(select(meters.c.node).where(meters.c.node == node).with_for_update())
+        connection.execute(
+            self._database.insert(leaky_buckets).values(node=node, at=0).on_conflict_do_nothing()
+        )
+        connection.execute(
+            select(leaky_buckets.c.node).where(leaky_buckets.c.node == node).with_for_update()
+        )
 
-    def _level(
-        self, connection: Connection, node: str, rates: Amounts, now: float | None
-    ) -> tuple[_Level, int]:
-        """The meters as they stand now, and how many requests are under way."""
+    def _buckets(
+        self, connection: Connection, node: str, rates: Usage, now: float | None
+    ) -> tuple[_Buckets, int]:
+        """The leaky_buckets as they stand now, and how many requests are under way."""
         if now is None:
             now = _now(connection)
         # First: what a run was busy with when it died has ended.
         self._forget_dead(connection, node)
         busy = connection.scalar(
-            select(func.count()).where(and_(places.c.node == node, places.c.busy))
+            select(func.count()).where(and_(slots.c.node == node, slots.c.busy))
         )
-        row = connection.execute(select(meters).where(meters.c.node == node)).first()
+        row = connection.execute(select(leaky_buckets).where(leaky_buckets.c.node == node)).first()
         if row is None:
-            return _Level(now, Amounts()), busy
+            return _Buckets(now, Usage()), busy
         # A clock that was put back takes nothing off, and nothing is owed for what it skipped.
         seconds = max(0.0, now - row.at)
-        held = Amounts(row.retrieves, row.objects, row.size_bytes, row.busy_seconds)
-        return _Level(now, held.after(seconds, rates, busy)), busy
+        held = Usage(row.retrieves, row.instances, row.size_bytes, row.busy_seconds)
+        return _Buckets(now, held.after(seconds, rates, busy)), busy
 
-    def _write_level(self, connection: Connection, node: str, at: float, held: Amounts) -> None:
+    def _write_buckets(self, connection: Connection, node: str, at: float, held: Usage) -> None:
         values = {
             "at": at,
             "retrieves": held.retrieves,
-            "objects": held.objects,
+            "instances": held.instances,
             "size_bytes": held.size_bytes,
             "busy_seconds": held.busy_seconds,
         }
         connection.execute(
-            self._insert(meters)
+            self._database.insert(leaky_buckets)
             .values(node=node, **values)
-            .on_conflict_do_update(index_elements=[meters.c.node], set_=values)
+            .on_conflict_do_update(index_elements=[leaky_buckets.c.node], set_=values)
         )
 
 
@@ -228,13 +245,13 @@ def _now(connection: Connection) -> float:
     return float(connection.scalar(select(extract("epoch", func.clock_timestamp()))))
 
 
-def _seconds_until_paid(held: Amounts, rates: Amounts, busy: int, expected: Amounts) -> list[float]:
-    """By meter, how long it takes at least until it is down at nothing.
+def _seconds_until_paid(held: Usage, rates: Usage, busy: int, expected: Usage) -> list[float]:
+    """By bucket, how long it takes at least until it is down at nothing.
 
-    A query waits for no meter of retrieves.
+    A query waits for no bucket of retrieves.
     """
     waits = []
-    for name in Amounts.METERS if expected.retrieves else ("busy_seconds",):
+    for name in Usage.BUCKETS if expected.retrieves else ("busy_seconds",):
         level, rate = getattr(held, name), getattr(rates, name)
         if rate is not None and level > 0:
             waits.append(level / rate)

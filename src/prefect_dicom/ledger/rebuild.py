@@ -1,4 +1,4 @@
-"""What the archive holds of studies, taken over by a ledger that does not know it.
+"""Rebuild of a lost ledger from what the archive holds.
 
 The one way a study becomes archived without having been listed and stored under a claim: its
 manifest is the list, and was written when all of it was stored.
@@ -11,12 +11,38 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    delete,
+    insert,
+    or_,
+    select,
+    update,
+)
 
-from prefect_dicom.core.model import StudyManifest, StudyReference, StudyState
-from prefect_dicom.core.reasons import SELECTED_OTHERWISE, reason_for
-from prefect_dicom.ledger.records import Adopted, Adoption, FoundStudy
-from prefect_dicom.ledger.schema import IS_LISTED, instances, manifests, studies
+from prefect_dicom.core.model import (
+    StudyManifest,
+    StudyReference,
+    StudyState,
+)
+from prefect_dicom.core.reasons import (
+    SELECTED_OTHERWISE,
+    reason_for,
+)
+from prefect_dicom.ledger.database import Database
+from prefect_dicom.ledger.errors import translate_database_errors
+from prefect_dicom.ledger.records import (
+    FoundStudy,
+    RebuildOutcome,
+    Rebuilt,
+)
+from prefect_dicom.ledger.schema import (
+    IS_LISTED,
+    manifests,
+    studies,
+)
+from prefect_dicom.ledger.schema import instances as instance_rows
 
 _KNOWN = (
     studies.c.reference,
@@ -28,12 +54,47 @@ _KNOWN = (
 )
 
 
+class Rebuild:
+    """Add archived studies to a ledger that was lost or fell behind."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @translate_database_errors
+    def import_studies(self, found: Sequence[FoundStudy]) -> list[Rebuilt]:
+        """Take over what the archive holds of studies, after the ledger was lost or fell behind.
+
+        One transaction. A study the ledger does not know is added: archived, or failed where
+        ``reason`` says what is wrong with it. One it knows as pending, listed or failed becomes
+        archived: the manifest is its list, and the proof that all of it was stored. Left as it
+        is: what is archived already, what a living run has claimed, what was listed otherwise
+        since, and everything where the manifest cannot be believed.
+
+        Parameters
+        ----------
+        found : sequence of FoundStudy
+            Each study once; some dozens at a time.
+
+        Returns
+        -------
+        list of Rebuilt
+            In the order of ``found``.
+        """
+        with self._database.write() as connection:
+            return adopt_studies(
+                connection,
+                self._database.insert,
+                found,
+                lambda runs: self._database.living_runs(connection, runs),
+            )
+
+
 def adopt_studies(
     connection: Connection,
     upsert: Callable[..., Any],
     found: Sequence[FoundStudy],
     living: Callable[[Collection[int]], set[int]],
-) -> list[Adopted]:
+) -> list[Rebuilt]:
     """The body of :meth:`prefect_dicom.ledger.Ledger.adopt`.
 
     Parameters
@@ -45,14 +106,14 @@ def adopt_studies(
     """
     known = {row.study_instance_uid: row for row in _locked(connection, found)}
     alive = living({row.run for row in known.values() if row.run is not None})
-    done: dict[str, Adopted] = {}
+    done: dict[str, Rebuilt] = {}
     # New ones by UID: two that adopt the same archive wait for each other and do not embrace.
     for study in sorted(found, key=lambda study: study.study_instance_uid):
         row = known.get(study.study_instance_uid)
         if row is None:
             reference = _added(connection, upsert, study)
             if reference is not None:
-                done[study.study_instance_uid] = Adopted(reference, Adoption.ADDED)
+                done[study.study_instance_uid] = Rebuilt(reference, RebuildOutcome.ADDED)
                 continue
             # Somebody else was quicker.
             (row,) = _locked(connection, [study])
@@ -99,22 +160,22 @@ def _added(
     return reference
 
 
-def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: bool) -> Adopted:
+def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: bool) -> Rebuilt:
     reference = row.reference
     if row.state == StudyState.ARCHIVED:
         body = connection.execute(
             select(manifests.c.body).where(manifests.c.study == reference)
         ).scalar_one()
-        return Adopted(reference, Adoption.KNOWN, zlib.decompress(body))
+        return Rebuilt(reference, RebuildOutcome.KNOWN, zlib.decompress(body))
     if study.reason is not None:
-        return Adopted(reference, Adoption.KNOWN)
+        return Rebuilt(reference, RebuildOutcome.KNOWN)
     if claimed:
-        return Adopted(reference, Adoption.CLAIMED)
+        return Rebuilt(reference, RebuildOutcome.CLAIMED)
     listed = {
         tuple(key)
         for key in connection.execute(
-            select(instances.c.series_instance_uid, instances.c.sop_instance_uid).where(
-                instances.c.study == reference, IS_LISTED
+            select(instance_rows.c.series_instance_uid, instance_rows.c.sop_instance_uid).where(
+                instance_rows.c.study == reference, IS_LISTED
             )
         )
     }
@@ -122,7 +183,7 @@ def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: b
     # One that failed because the archive has it otherwise is as the archive has it.
     ours = listed and row.reason != SELECTED_OTHERWISE
     if ours and (otherwise or listed != _named(study.manifest)):
-        return Adopted(reference, Adoption.LISTED_OTHERWISE)
+        return Rebuilt(reference, RebuildOutcome.LISTED_OTHERWISE)
     connection.execute(
         update(studies)
         .where(studies.c.reference == reference)
@@ -138,11 +199,11 @@ def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: b
     )
     _keep_manifest(connection, reference, study)
     connection.execute(
-        delete(instances).where(
-            instances.c.study == reference, or_(IS_LISTED, instances.c.object_key.is_(None))
+        delete(instance_rows).where(
+            instance_rows.c.study == reference, or_(IS_LISTED, instance_rows.c.object_key.is_(None))
         )
     )
-    return Adopted(reference, Adoption.COMPLETED)
+    return Rebuilt(reference, RebuildOutcome.COMPLETED)
 
 
 def _keep_manifest(connection: Connection, reference: StudyReference, study: FoundStudy) -> None:

@@ -131,7 +131,7 @@ class RowFindings(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class StudyLocation:
     """A study at one of the nodes of a cohort that has several.
 
     ``reason`` is why it could not be had from there; None where it may be asked for.
@@ -214,7 +214,7 @@ class FoundStudy:
     reason: str | None = None
 
 
-class Adoption(StrEnum):
+class RebuildOutcome(StrEnum):
     """What the ledger made of a study that was found in the archive."""
 
     ADDED = "added"
@@ -230,11 +230,11 @@ class Adoption(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
+class Rebuilt:
     """The end of one adoption; ``body`` is the manifest that was known of an archived study."""
 
     reference: StudyReference
-    adoption: Adoption
+    outcome: RebuildOutcome
     body: bytes | None = field(default=None, repr=False)
 
 
@@ -313,29 +313,29 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class Amounts:
+class Usage:
     """What requests bring, or what is allowed of it in a second; None: not bounded."""
 
     retrieves: float | None = 0.0
-    objects: float | None = 0.0
+    instances: float | None = 0.0
     size_bytes: float | None = 0.0
     busy_seconds: float | None = 0.0
     """Seconds of requests, of all associations together."""
 
-    METERS: ClassVar[tuple[str, ...]] = ("retrieves", "objects", "size_bytes", "busy_seconds")
+    BUCKETS: ClassVar[tuple[str, ...]] = ("retrieves", "instances", "size_bytes", "busy_seconds")
 
-    def __add__(self, other: Amounts) -> Amounts:
-        return Amounts(*(getattr(self, m) + getattr(other, m) for m in self.METERS))
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, m) + getattr(other, m) for m in self.BUCKETS))
 
-    def __sub__(self, other: Amounts) -> Amounts:
-        return Amounts(*(getattr(self, m) - getattr(other, m) for m in self.METERS))
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, m) - getattr(other, m) for m in self.BUCKETS))
 
-    def after(self, seconds: float, rates: Amounts, busy: int) -> Amounts:
+    def after(self, seconds: float, rates: Usage, busy: int) -> Usage:
         """What is left of it when it has fallen for so long, with so many requests under way."""
         left = []
-        for meter in self.METERS:
-            grows = busy if meter == "busy_seconds" else 0
-            rate = getattr(rates, meter)
-            level = getattr(self, meter) + (grows - rate) * seconds if rate is not None else 0.0
+        for bucket in self.BUCKETS:
+            grows = busy if bucket == "busy_seconds" else 0
+            rate = getattr(rates, bucket)
+            level = getattr(self, bucket) + (grows - rate) * seconds if rate is not None else 0.0
             left.append(max(0.0, level))
-        return Amounts(*left)
+        return Usage(*left)

@@ -1,4 +1,4 @@
-"""Locks that live and die with a run. No clocks: nothing expires, nothing is renewed.
+"""RunLocks that live and die with a run. No clocks: nothing expires, nothing is renewed.
 
 A run is alive while its lock is held, and the operating system or the database server lets go
 of it when the process ends, however it ends. Asking whether a run lives means trying to share
@@ -19,7 +19,7 @@ from typing import Protocol
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from prefect_dicom.ledger.errors import without_database_errors, without_file_errors
+from prefect_dicom.ledger.errors import translate_database_errors, translate_file_errors
 
 # The first of the two integers of PostgreSQL's advisory locks: it keeps ours apart from those of
 # other programs in the same database. The second names the run, or is this for the migrations.
@@ -27,7 +27,7 @@ _NAMESPACE = 0x44434D4C
 _MIGRATIONS = 0
 
 
-class Locks(Protocol):
+class RunLocks(Protocol):
     """What the ledger needs of either kind of lock."""
 
     def hold(self) -> AbstractContextManager[int]:
@@ -46,7 +46,7 @@ class FileLocks:
         Where the lock files lie; made with mode 0700.
     """
 
-    @without_file_errors
+    @translate_file_errors
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(mode=0o700, exist_ok=True)
@@ -66,7 +66,7 @@ class FileLocks:
                 self._path(number).unlink(missing_ok=True)
             os.close(descriptor)
 
-    @without_file_errors
+    @translate_file_errors
     def _take(self) -> tuple[int, int]:
         number = secrets.randbelow(2**31 - 1) + 1
         # Not inherited by programs this one starts. A bare fork() does share the lock.
@@ -74,7 +74,7 @@ class FileLocks:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return number, descriptor
 
-    @without_file_errors
+    @translate_file_errors
     def is_held(self, connection: Connection, number: int) -> bool:
         try:
             descriptor = os.open(self._path(number), os.O_RDWR)
@@ -125,7 +125,7 @@ class SessionLocks:
             with suppress(SQLAlchemyError):
                 connection.close()
 
-    @without_database_errors
+    @translate_database_errors
     def _take(self) -> tuple[int, Connection]:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:

@@ -1,4 +1,4 @@
-"""The tables, what they refuse by themselves, and how an older ledger becomes this one.
+"""The tables, their constraints, and the migrations of released versions.
 
 What a constraint can keep, a constraint keeps: a failed study has a reason, an archived one was
 listed, a finished one has no claim, an instance in the spool has its SHA-256. A claim is two
@@ -37,7 +37,6 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    update,
 )
 
 from prefect_dicom.core.errors import LedgerError
@@ -300,7 +299,7 @@ Index(
 
 IS_UNFINISHED = text(f"studies.state IN ('{StudyState.PENDING}', '{StudyState.LISTED}')")
 """Of a row of ``studies``. In words: a database uses an index of some rows for no parameters."""
-_unfinished = Index(
+Index(
     "ix_studies_unfinished",
     studies.c.reference,
     sqlite_where=text(IS_UNFINISHED.text.removeprefix("studies.")),
@@ -321,8 +320,8 @@ row_studies = Table(
 )
 
 # Of cohorts with several nodes: where a study is, or was looked for.
-copies = Table(
-    "copies",
+study_locations = Table(
+    "study_locations",
     metadata,
     Column("study", _Number, ForeignKey(studies.c.reference), primary_key=True),
     Column("node", Text, primary_key=True),
@@ -407,29 +406,29 @@ samples = Table(
     sqlite_with_rowid=False,
 )
 
-places = Table(
-    "places",
+slots = Table(
+    "slots",
     metadata,
     Column("number", _Number, primary_key=True),
     Column("node", Text, nullable=False),
     Column("run", _Number, ForeignKey(runs.c.number), nullable=False),
-    # Leave to have an association open; without it, one in the queue.
+    # The right to have an association open; without it, a place in the queue.
     Column("taken", Boolean, nullable=False),
-    # A metered request is under way over it.
+    # A rate-limited request is under way over it.
     Column("busy", Boolean, nullable=False),
-    Index("ix_places_node", "node"),
+    Index("ix_slots_node", "node"),
     sqlite_autoincrement=True,
 )
 
-meters = Table(
-    "meters",
+leaky_buckets = Table(
+    "leaky_buckets",
     metadata,
     Column("node", Text, primary_key=True),
     # Seconds since 1970 by the clock that all runs share; how high the levels were then.
     Column("at", Double, nullable=False),
     *(
-        Column(meter, Double, nullable=False, server_default="0")
-        for meter in ("retrieves", "objects", "size_bytes", "busy_seconds")
+        Column(bucket, Double, nullable=False, server_default="0")
+        for bucket in ("retrieves", "instances", "size_bytes", "busy_seconds")
     ),
     sqlite_with_rowid=False,
 )
@@ -443,102 +442,18 @@ schema_versions = Table(
 )
 
 
-def _first_tables(connection: Connection) -> None:
+def _create_tables(connection: Connection) -> None:
     metadata.create_all(connection, checkfirst=False)
 
 
-def _add_columns(connection: Connection, table: Table, *names: str) -> None:
-    """Give an older ledger's table the columns it lacks; a new ledger was made with them."""
-    there = {column["name"] for column in inspect(connection).get_columns(table.name)}
-    for name in names:
-        if name not in there:
-            kind = table.c[name].type.compile(connection.dialect)
-            connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {name} {kind}"))
+FIRST_VERSION = 15
+"""The schema that :data:`MIGRATIONS` begins with. Lower numbers are those of unreleased code."""
 
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create_tables,)
+"""What makes each version, from FIRST_VERSION on, out of the version before.
 
-def _rows_with_checks_of_the_patient(connection: Connection) -> None:
-    _add_columns(connection, cohort_rows, "patient_name", "patient_birth_date")
-
-
-def _rows_with_gaps(connection: Connection) -> None:
-    _add_columns(connection, cohort_rows, "gaps")
-
-
-def _selections_of_cohorts(connection: Connection) -> None:
-    _add_columns(connection, cohorts, "selection")
-    _add_columns(connection, studies, "selection")
-    _add_columns(connection, row_studies, "reason")
-    selections.create(connection, checkfirst=True)
-    connection.execute(update(cohorts).values(selection=""))
-    connection.execute(update(studies).where(studies.c.listed_at.is_not(None)).values(selection=""))
-
-
-def _notes_of_cohorts(connection: Connection) -> None:
-    cohort_notes.create(connection, checkfirst=True)
-
-
-def _studies_with_counts(connection: Connection) -> None:
-    _add_columns(connection, studies, "counted_instances")
-
-
-def _wishes_of_people(connection: Connection) -> None:
-    _add_columns(connection, runs, "cohort", "cancelled", "paused_at")
-    _add_columns(connection, cohorts, "paused", "priority")
-    connection.execute(update(runs).values(cancelled=False))
-    connection.execute(update(cohorts).values(paused=False, priority=0))
-
-
-def _samples_of_cohorts(connection: Connection) -> None:
-    samples.create(connection, checkfirst=True)
-    _add_columns(connection, studies, "claimed_at", "failed_at")
-
-
-def _waits_of_runs(connection: Connection) -> None:
-    _add_columns(connection, runs, "waits")
-
-
-def _copies_of_studies(connection: Connection) -> None:
-    copies.create(connection, checkfirst=True)
-    _add_columns(connection, studies, "listed_by")
-    _add_columns(connection, instances, "node")
-    is_listed = studies.c.listed_at.is_not(None)
-    connection.execute(update(studies).where(is_listed).values(listed_by=studies.c.node))
-
-
-def _ends_of_runs(connection: Connection) -> None:
-    _add_columns(connection, runs, "reason")
-
-
-def _places_and_meters_of_nodes(connection: Connection) -> None:
-    places.create(connection, checkfirst=True)
-    meters.create(connection, checkfirst=True)
-
-
-def _rows_that_a_run_asks_for(connection: Connection) -> None:
-    _add_columns(connection, cohort_rows, "run")
-
-
-def _index_of_unfinished_studies(connection: Connection) -> None:
-    _unfinished.create(connection, checkfirst=True)
-
-
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
-    _first_tables,
-    _rows_with_checks_of_the_patient,
-    _rows_with_gaps,
-    _selections_of_cohorts,
-    _notes_of_cohorts,
-    _studies_with_counts,
-    _wishes_of_people,
-    _samples_of_cohorts,
-    _waits_of_runs,
-    _copies_of_studies,
-    _ends_of_runs,
-    _places_and_meters_of_nodes,
-    _rows_that_a_run_asks_for,
-    _index_of_unfinished_studies,
-)
-"""What makes version 1, 2, … out of the version before. Entries are added, never changed."""
+Entries are added, never changed.
+"""
 
 
 def migrate(
@@ -552,17 +467,24 @@ def migrate(
     Raises
     ------
     LedgerError
-        ``ledger-too-new``, and nothing was changed.
+        ``ledger-too-new`` or ``ledger-too-old``, and nothing was changed.
     """
     if not inspect(connection).has_table(schema_versions.name):
         schema_versions.create(connection, checkfirst=False)
-    current = connection.scalar(select(func.max(schema_versions.c.version))) or 0
-    if current > len(migrations):
+    newest = FIRST_VERSION + len(migrations) - 1
+    current = connection.scalar(select(func.max(schema_versions.c.version)))
+    if current is None:
+        current = FIRST_VERSION - 1
+    elif current < FIRST_VERSION:
         raise LedgerError(
-            "ledger-too-new", f"it has version {current}, this software knows {len(migrations)}"
+            "ledger-too-old", f"it has version {current}, this software begins with {FIRST_VERSION}"
         )
-    for version, migration in enumerate(migrations[current:], start=current + 1):
-        migration(connection)
+    if current > newest:
+        raise LedgerError(
+            "ledger-too-new", f"it has version {current}, this software knows {newest}"
+        )
+    for version in range(current + 1, newest + 1):
+        migrations[version - FIRST_VERSION](connection)
         connection.execute(
             insert(schema_versions).values(version=version, applied_at=datetime.now(UTC))
         )

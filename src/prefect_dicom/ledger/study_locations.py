@@ -1,6 +1,6 @@
-"""Where a study can be had: the nodes it was found on, or looked for, and what came of that.
+"""Study locations: the nodes that a study was found on or looked for, and with what result.
 
-Kept for cohorts that have several nodes. Every function is part of its caller's transaction.
+Kept for cohorts that have several nodes.
 """
 
 from __future__ import annotations
@@ -9,23 +9,55 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import (
+    Connection,
+    select,
+)
 
-from prefect_dicom.core.model import Study, StudyReference
-from prefect_dicom.ledger.records import Copy
-from prefect_dicom.ledger.schema import copies
+from prefect_dicom.core.model import (
+    Study,
+    StudyReference,
+)
+from prefect_dicom.ledger.database import Database, slices
+from prefect_dicom.ledger.errors import translate_database_errors
+from prefect_dicom.ledger.records import (
+    StudyLocation,
+)
+from prefect_dicom.ledger.schema import (
+    study_locations,
+)
 
-Copies = Mapping[str, Copy]
-"""The copies of a study by node."""
+StudyLocations = Mapping[str, StudyLocation]
+"""The locations of one study by node."""
 
 
-def read_copies(
+class StudyLocationTable:
+    """Where studies can be retrieved from."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @translate_database_errors
+    def of_studies(
+        self, references: Iterable[StudyReference]
+    ) -> dict[StudyReference, dict[str, StudyLocation]]:
+        """Of studies of cohorts with several nodes: by node, whether it can be had from there."""
+        known: dict[StudyReference, dict[str, StudyLocation]] = {}
+        with self._database.read() as connection:
+            for piece in slices(references):
+                known.update(read_study_locations(connection, piece))
+        return known
+
+
+def read_study_locations(
     connection: Connection, references: Sequence[StudyReference]
-) -> dict[StudyReference, dict[str, Copy]]:
+) -> dict[StudyReference, dict[str, StudyLocation]]:
     """The copies of each study, by node; as many studies as go into one statement."""
-    found: dict[StudyReference, dict[str, Copy]] = defaultdict(dict)
-    for row in connection.execute(select(copies).where(copies.c.study.in_(references))):
-        found[row.study][row.node] = Copy(
+    found: dict[StudyReference, dict[str, StudyLocation]] = defaultdict(dict)
+    for row in connection.execute(
+        select(study_locations).where(study_locations.c.study.in_(references))
+    ):
+        found[row.study][row.node] = StudyLocation(
             node=row.node,
             is_found=row.patient_id is not None,
             number_of_instances=row.number_of_instances,
@@ -37,14 +69,20 @@ def read_copies(
 def study_at(connection: Connection, reference: StudyReference, node: str) -> Mapping | None:
     """What a node told of a study that it has: patient and counts; None where it was not found."""
     row = connection.execute(
-        select(copies.c.patient_id, copies.c.number_of_series, copies.c.number_of_instances).where(
-            copies.c.study == reference, copies.c.node == node, copies.c.patient_id.is_not(None)
+        select(
+            study_locations.c.patient_id,
+            study_locations.c.number_of_series,
+            study_locations.c.number_of_instances,
+        ).where(
+            study_locations.c.study == reference,
+            study_locations.c.node == node,
+            study_locations.c.patient_id.is_not(None),
         )
     ).first()
     return None if row is None else row._mapping
 
 
-def keep_found(
+def record_found_at(
     connection: Connection,
     upsert: Callable[..., Any],
     found: Iterable[tuple[StudyReference, str, Study]],
@@ -62,18 +100,18 @@ def keep_found(
     }
     if not rows:
         return
-    statement = upsert(copies)
+    statement = upsert(study_locations)
     told = ("patient_id", "number_of_series", "number_of_instances")
     connection.execute(
         statement.on_conflict_do_update(
-            index_elements=[copies.c.study, copies.c.node],
+            index_elements=[study_locations.c.study, study_locations.c.node],
             set_={name: statement.excluded[name] for name in told},
         ),
         [rows[key] for key in sorted(rows)],
     )
 
 
-def keep_failed(
+def record_failed_at(
     connection: Connection,
     upsert: Callable[..., Any],
     reference: StudyReference,
@@ -81,9 +119,10 @@ def keep_failed(
     reason: str,
 ) -> None:
     """A study could not be had from a node."""
-    statement = upsert(copies).values(study=reference, node=node, reason=reason)
+    statement = upsert(study_locations).values(study=reference, node=node, reason=reason)
     connection.execute(
         statement.on_conflict_do_update(
-            index_elements=[copies.c.study, copies.c.node], set_={"reason": reason}
+            index_elements=[study_locations.c.study, study_locations.c.node],
+            set_={"reason": reason},
         )
     )

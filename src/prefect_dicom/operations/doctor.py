@@ -152,9 +152,9 @@ def _failed(part: str, check: str, error: PrefectDicomError) -> Finding:
 
 
 def _ledger(site: Site) -> str:
-    with Ledger.open(ledger_url(site)) as ledger, ledger.run("doctor"):
-        ledger.look_for_damage()
-        known = len(ledger.cohorts())
+    with Ledger.open(ledger_url(site)) as ledger, ledger.runs.begin("doctor"):
+        ledger.check_integrity()
+        known = len(ledger.cohorts.all())
         return f"{known} cohort{'' if known == 1 else 's'} known"
 
 

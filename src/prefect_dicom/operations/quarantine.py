@@ -180,19 +180,19 @@ def _given_back(ledger: Ledger, spool: Spool, entry: Quarantined) -> Given:
 
     def give() -> str | None:
         # Read again: until here somebody may have worked on it.
-        study = ledger.study(reference)
+        study = ledger.studies.get(reference)
         _check_place(ledger, study, scan, entry)
         spool.give_back(entry.sha256, reference)
         return study.reason if study.disposition is Disposition.PERMANENT else None
 
-    return Given(entry, reference, reopened_by=ledger.while_unclaimed(reference, give))
+    return Given(entry, reference, reopened_by=ledger.claims.while_unclaimed(reference, give))
 
 
 def _study_of(ledger: Ledger, identity: Identity, entry: Quarantined) -> StudyRecord | None:
     """By its own words; by the note where it has none (unreadable, or deflated)."""
     if identity.study_instance_uid is not None:
-        return ledger.study_by_uid(normal_uid(identity.study_instance_uid))
-    return None if entry.study is None else ledger.study(entry.study)
+        return ledger.studies.find(normal_uid(identity.study_instance_uid))
+    return None if entry.study is None else ledger.studies.get(entry.study)
 
 
 def _check_place(ledger: Ledger, study: StudyRecord, scan: Scan, entry: Quarantined) -> None:
@@ -208,7 +208,7 @@ def _check_place(ledger: Ledger, study: StudyRecord, scan: Scan, entry: Quaranti
 
     if study.state is StudyState.ARCHIVED:
         _check_archived(ledger, study, scan.identity, entry)
-    instances = ledger.instances(study.reference)
+    instances = ledger.instances.of_study(study.reference)
     if not instances:
         raise InstanceRejected("not-requested", "the PACS has not listed its study yet")
     listed = {record.key: record for record in instances if record.reason != "no-longer-listed"}
@@ -233,7 +233,7 @@ def _check_archived(
     """Always raises: the study is whole as it is."""
     from prefect_dicom.dicom.validation import listed_key
 
-    manifest = decode_manifest(ledger.manifest(study.reference))
+    manifest = decode_manifest(ledger.manifests.get(study.reference))
     hashes = {
         InstanceKey(each.series_instance_uid, each.sop_instance_uid): each.sha256
         for each in manifest.instances

@@ -19,7 +19,7 @@ from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import ArchiveError
 from prefect_dicom.core.model import Level, StudyReference
 from prefect_dicom.core.uids import uid_of
-from prefect_dicom.ledger import Adoption, FoundStudy, Ledger
+from prefect_dicom.ledger import FoundStudy, Ledger, RebuildOutcome
 
 _STUDIES = "studies/"
 _MANIFEST = "manifest.json"
@@ -32,12 +32,12 @@ _MOST_BYTES = 4 * 1024**2
 class RebuiltStudy:
     """What became of one study of the archive.
 
-    ``reference`` is None where the ledger has none for it; ``adoption`` where there is no
+    ``reference`` is None where the ledger has none for it; ``outcome`` where there is no
     manifest, or none that says which study it is of. ``faults`` counts objects by reason code.
     """
 
     reference: StudyReference | None
-    adoption: Adoption | None = None
+    outcome: RebuildOutcome | None = None
     instances: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
@@ -57,9 +57,9 @@ def rebuild_ledger(site: Site, level: Level = Level.SIZE) -> Iterator[RebuiltStu
     """Bring into the ledger what the archive holds and it does not know.
 
     What the ledger has stays, but for unfinished studies that the archive proves to be whole,
-    see :meth:`prefect_dicom.ledger.Ledger.adopt`. A study with faults is not taken for archived:
-    where it was unknown it is added as failed, for a rerun to complete. Stopped in between,
-    the same again goes on. Memory does not grow with the archive.
+    see :meth:`~prefect_dicom.ledger.rebuild.Rebuild.import_studies`. A study with faults is not
+    taken for archived: where it was unknown it is added as failed, for a rerun to complete.
+    Stopped in between, the same again goes on. Memory does not grow with the archive.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ def rebuild_ledger(site: Site, level: Level = Level.SIZE) -> Iterator[RebuiltStu
             batch.append(found)
             size_bytes = sum(each.size_bytes for each in batch)
             if len(batch) >= _MOST_STUDIES or size_bytes >= _MOST_BYTES:
-                yield from _adopted(ledger, batch)
+                yield from _imported(ledger, batch)
                 batch.clear()
-        yield from _adopted(ledger, batch)
+        yield from _imported(ledger, batch)
 
 
 def _look(archive: Archive, level: Level) -> Iterator[_Found]:
@@ -106,17 +106,19 @@ def _look_at(archive: Archive, prefix: str, sizes: Mapping[str, int], level: Lev
     return _Found(study, len(manifest.instances), faults)
 
 
-def _adopted(ledger: Ledger, batch: list[_Found]) -> Iterator[RebuiltStudy]:
-    answers = iter(ledger.adopt([found.study for found in batch if found.study is not None]))
+def _imported(ledger: Ledger, batch: list[_Found]) -> Iterator[RebuiltStudy]:
+    answers = iter(
+        ledger.rebuild.import_studies([found.study for found in batch if found.study is not None])
+    )
     for found in batch:
         if found.study is None:
             yield RebuiltStudy(None, faults=found.faults)
             continue
-        adopted = next(answers)
+        one = next(answers)
         faults = found.faults
-        if adopted.body is not None and not faults and not _same(adopted.body, found.study.body):
+        if one.body is not None and not faults and not _same(one.body, found.study.body):
             faults = Counter(["archive-checksum"])
-        yield RebuiltStudy(adopted.reference, adopted.adoption, found.instances, faults)
+        yield RebuiltStudy(one.reference, one.outcome, found.instances, faults)
 
 
 def _same(known: bytes, found: bytes) -> bool:

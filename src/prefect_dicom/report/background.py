@@ -157,7 +157,7 @@ def main() -> int:
     with Ledger.open(order["ledger"]) as ledger:
         write_page(
             ledger,
-            ledger.cohort(str(order["cohort"])),
+            ledger.cohorts.get(str(order["cohort"])),
             Path(order["reports"]),
             schedule=schedule,
             associations=order["associations"],

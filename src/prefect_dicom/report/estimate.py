@@ -179,7 +179,7 @@ def estimate_pull(
     """
     assumed = site.asked(cohort.node).limits.instance_bytes
     learned: dict[str, _Group] = {}
-    for modalities, studies, instances, size in ledger.archived_by_modalities():
+    for modalities, studies, instances, size in ledger.progress.archived_by_modalities():
         group = learned.setdefault(modality_of(modalities), _Group())
         group.studies += studies
         group.counted += studies
@@ -187,7 +187,7 @@ def estimate_pull(
         group.size_bytes += size
     groups: dict[str, _Group] = {}
     ended: Counter[StudyState] = Counter()
-    for study in ledger.studies(cohort.number):
+    for study in ledger.studies.of_cohort(cohort.number):
         if study.state in (StudyState.ARCHIVED, StudyState.FAILED):
             ended[study.state] += 1
             continue
@@ -216,16 +216,16 @@ def estimate_pull(
                 uncounted_studies=group.studies - group.counted,
             )
         )
-    rate = ledger.bytes_per_second(cohort.node)
+    rate = ledger.progress.bytes_per_second(cohort.node)
     estimate = Estimate(
-        rows=Counter(map(_end_so_far, ledger.verdicts(cohort.number))),
+        rows=Counter(map(_end_so_far, ledger.rows.verdicts(cohort.number))),
         shares=tuple(shares),
         archived_studies=ended[StudyState.ARCHIVED],
         failed_studies=ended[StudyState.FAILED],
         spool_bytes=_spool_bytes(ledger, cohort, site, shares),
         bytes_per_second=rate or ASSUMED_BYTES_PER_SECOND,
         rate_learned=rate is not None,
-        narrowed=bool(ledger.selection(cohort.number).series),
+        narrowed=bool(ledger.cohorts.selection(cohort.number).series),
     )
     return replace(estimate, ends=_end(estimate, site.asked(cohort.node), now or datetime.now(UTC)))
 
@@ -290,7 +290,7 @@ def _spool_bytes(ledger: Ledger, cohort: Cohort, site: Site, shares: Sequence[Sh
     sizes: dict[StudyReference, int] = {}
 
     def to_pull() -> Iterator[tuple[StudyReference, str, int | None]]:
-        for study in ledger.studies(cohort.number):
+        for study in ledger.studies.of_cohort(cohort.number):
             if study.state in (StudyState.ARCHIVED, StudyState.FAILED):
                 continue
             share = of_modality[modality_of(study.study.modalities)]

@@ -279,10 +279,10 @@ def summarize(
         Time of the summary; now by default.
     """
     # The studies first: rows are judged later, so none seems to be lost in between.
-    groups = ledger.study_groups(cohort.number)
-    totals = ledger.figures(cohort.number)
+    groups = ledger.progress.study_groups(cohort.number)
+    totals = ledger.progress.study_totals(cohort.number)
     row_groups: dict[tuple[Verdict, str], RowGroup] = {}
-    for row, verdict in ledger.rows(cohort.number):
+    for row, verdict in ledger.rows.with_verdicts(cohort.number):
         key = verdict.verdict, verdict.reason
         group = row_groups.get(key)
         if group is None:
@@ -292,8 +292,8 @@ def summarize(
             group.examples.append((row, verdict))
         totals.rows[verdict.verdict] += 1
         totals.unproved.update(verdict.gaps)
-    living = [run for run in ledger.runs_under_way(cohort.number) if run.number != without_run]
-    trouble = None if living else ledger.trouble(cohort.number)
+    living = [run for run in ledger.runs.under_way(cohort.number) if run.number != without_run]
+    trouble = None if living else ledger.runs.last_reason(cohort.number)
     zone = ZoneInfo(schedule.time_zone) if schedule else datetime.now().astimezone().tzinfo
     return CohortSummary(
         cohort=cohort,
@@ -302,10 +302,12 @@ def summarize(
         totals=totals,
         row_groups=sorted(row_groups.values(), key=lambda e: (-e.rows, e.verdict, e.reason.code)),
         groups=groups,
-        failed=ledger.failed_studies(cohort.number, STUDIES_NAMED_OF_A_REASON)[:STUDIES_NAMED],
-        slowest=ledger.slowest_studies(cohort.number, SLOWEST_NAMED),
-        samples=ledger.samples(cohort.number),
-        notes=ledger.notes(cohort.number),
+        failed=ledger.studies.latest_failures(cohort.number, STUDIES_NAMED_OF_A_REASON)[
+            :STUDIES_NAMED
+        ],
+        slowest=ledger.studies.slowest(cohort.number, SLOWEST_NAMED),
+        samples=ledger.progress.samples(cohort.number),
+        notes=ledger.cohorts.notes(cohort.number),
         runs=living,
         trouble=reason_for(trouble) if trouble else None,
         schedule=schedule,

@@ -271,7 +271,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
     with replacing(folder / RESULTS) as path, path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(_RESULT_COLUMNS)
-        for verdict in ledger.verdicts(cohort.number):
+        for verdict in ledger.rows.verdicts(cohort.number):
             reason = reason_for(verdict.reason)
             writer.writerow(
                 (
@@ -296,10 +296,10 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
 
 
 def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
-    selection = ledger.selection(cohort.number)
+    selection = ledger.cohorts.selection(cohort.number)
     candidates = (
         _candidate(row, reason, study, selection)
-        for row, reason, studies in ledger.candidates(cohort.number)
+        for row, reason, studies in ledger.rows.candidates(cohort.number)
         for study in studies
     )
     first = next(candidates, None)
@@ -368,7 +368,7 @@ def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
 
 
 def _instance_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
-    for reference, data in ledger.manifests(cohort.number):
+    for reference, data in ledger.manifests.of_cohort(cohort.number):
         manifest = decode_manifest(data)
         for instance in manifest.instances:
             yield {

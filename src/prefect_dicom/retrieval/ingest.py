@@ -49,19 +49,21 @@ class Ingest:
         arrivals = [arrival for one in judged for arrival in one.arrivals]
         grown = [(w.claim, one.added) for w, one in zip(tasks, judged, strict=True) if one.added]
         if grown:
-            self._ledger.extend_lists(grown)
+            self._ledger.instances.extend_lists(grown)
             reached("list-extended")
         for task, one in zip(tasks, judged, strict=True):
             if one.superseded:
-                self._ledger.record_lost(task.claim, one.superseded)
+                self._ledger.instances.record_lost(task.claim, one.superseded)
             if one.confirmed:
-                self._ledger.record_confirmed(task.claim, one.confirmed)
+                self._ledger.instances.record_confirmed(task.claim, one.confirmed)
         if arrivals:
-            self._ledger.record_received({task.reference: task.claim for task in tasks}, arrivals)
+            self._ledger.instances.record_received(
+                {task.reference: task.claim for task in tasks}, arrivals
+            )
             reached("received-recorded")
         for task, one in zip(tasks, judged, strict=True):
             if one.rejections:
-                self._ledger.record_rejected(task.claim, one.rejections)
+                self._ledger.instances.record_rejected(task.claim, one.rejections)
                 reached("rejection-recorded")
                 # Only now: nothing that arrived goes without a record of why.
                 for sha256 in one.rejected:

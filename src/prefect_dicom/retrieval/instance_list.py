@@ -176,7 +176,7 @@ class Listing:
             if not (fresh or changed):
                 return False
             answer = replace(answer, instances=self._here(task, answer, fresh=fresh))
-        change = self._ledger.record_list(
+        change = self._ledger.instances.record_list(
             task.claim,
             answer.instances,
             answer.evidence,
@@ -198,7 +198,7 @@ class Listing:
         """
         listed = {
             record.key
-            for record in self._ledger.instances(task.reference)
+            for record in self._ledger.instances.of_study(task.reference)
             if record.reason != "no-longer-listed"
         }
         if answer.evidence is Evidence.INSTANCE_LIST:
@@ -220,7 +220,7 @@ class Listing:
         if fresh:
             known = [
                 Instance(record.key, record.sop_class_uid)
-                for record in self._ledger.instances(task.reference)
+                for record in self._ledger.instances.of_study(task.reference)
                 if record.state in (InstanceState.RECEIVED, InstanceState.STORED)
                 and answer.evidence is Evidence.SERIES_COUNTS
             ]
@@ -241,7 +241,7 @@ class Listing:
             and task.claim.listed_by in (None, task.claim.node)
             and task.claim.told_elsewhere <= len(lists[task.reference].instances)
         ]
-        changes = self._ledger.record_lists(
+        changes = self._ledger.instances.record_lists(
             [
                 (task.claim, lists[task.reference].instances, Evidence.INSTANCE_LIST)
                 for task in listed
@@ -277,7 +277,7 @@ class Listing:
         here = {path.stem for path in self._spool.files(task.reference)}
         lost = []
         task.elsewhere.clear()
-        for record in self._ledger.instances(task.reference):
+        for record in self._ledger.instances.of_study(task.reference):
             key, state = record.key, record.state
             if state is InstanceState.RECEIVED and record.sha256 not in here:
                 lost.append(key)
@@ -304,7 +304,7 @@ class Listing:
             elif state is InstanceState.STORED:
                 task.stored_hashes[key] = record.sha256
         if lost:
-            self._ledger.record_lost(task.claim, lost)
+            self._ledger.instances.record_lost(task.claim, lost)
 
     def do_without_counts(self, task: StudyTask) -> None:
         """Make what is here of a study its list, and judge it without the counts of its series.
@@ -316,7 +316,7 @@ class Listing:
         if task.unwanted or not task.evidence.satisfies(self._weakest):
             task.failure = "evidence-too-weak"
             return
-        self._ledger.record_list(
+        self._ledger.instances.record_list(
             task.claim,
             [*task.listed.values()],
             task.evidence,

@@ -90,7 +90,7 @@ class Passes:
         self.plan.sample()
 
     def _count(self) -> Totals:
-        return self.plan.ledger.totals(self.plan.cohort.number)
+        return self.plan.ledger.progress.totals(self.plan.cohort.number)
 
     def _until_told(self) -> PrefectDicomError | None:
         """Pass after pass, until people or the clock want something else of the run."""

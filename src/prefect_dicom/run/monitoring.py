@@ -43,7 +43,7 @@ class _Values:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         # Of a large cohort not so often that counting is felt.
-        self._totals = Seldom(lambda: plan.ledger.totals(plan.cohort.number))
+        self._totals = Seldom(lambda: plan.ledger.progress.totals(plan.cohort.number))
         if isinstance(plan, Pull):
             self._spool_bytes = Seldom(plan.spool.waiting_bytes)
 

@@ -146,13 +146,13 @@ class Plan:
         for node in self.cohort.nodes:
             self.study_queries(node).query_cache.clear()
         after = 0
-        while rows := self.ledger.take_rows(self.run, self.cohort.number, after, ROWS_PER_PAGE):
+        while rows := self.ledger.rows.take(self.run, self.cohort.number, after, ROWS_PER_PAGE):
             yield rows[0].line, rows[-1].line
             after = rows[-1].line
 
     def rows_of_others(self) -> tuple[int, bool]:
         """How many rows other runs are about to ask for, and whether dead ones have left some."""
-        held, left = self.ledger.rows_of_others(self.run, self.cohort.number)
+        held, left = self.ledger.rows.taken_by_others(self.run, self.cohort.number)
         return held, left > 0
 
     def discover(self, first_line: int, last_line: int) -> int:
@@ -166,7 +166,7 @@ class Plan:
         PacsError
             The node cannot be used, and no other; rows that were asked before are recorded.
         """
-        rows = self.ledger.rows_to_discover(
+        rows = self.ledger.rows.to_discover(
             self.cohort.number, first_line - 1, ROWS_PER_PAGE, self.run
         )
         rows = [row for row in rows if row.line <= last_line]
@@ -327,7 +327,7 @@ class Plan:
     def limit_per_patient(self) -> None:
         """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
         if self.selection.per_patient is not None:
-            self.ledger.limit_per_patient(self.cohort.number, self.selection.per_patient)
+            self.ledger.rows.limit_per_patient(self.cohort.number, self.selection.per_patient)
 
     # --- around
 
@@ -342,7 +342,7 @@ class Plan:
     def reopen_transient(self) -> bool:
         """Make ready for another pass what failed for a passing reason; whether there is any."""
         codes = [r.code for r in REASONS.values() if r.disposition is Disposition.TRANSIENT]
-        reopened = self.ledger.reopen(self.cohort.number, reasons=codes)
+        reopened = self.ledger.cohorts.reopen(self.cohort.number, reasons=codes)
         return bool(reopened.studies or reopened.rows)
 
     def admission(self, node: str) -> NodeAdmission:
@@ -425,7 +425,7 @@ class Plan:
         """Say, once, what has changed in how a node may be asked."""
         with contextlib.suppress(LedgerError):
             # For `status`; what cannot be written now is written with the next change.
-            self.ledger.record_waits(self.run, self.waits())
+            self.ledger.runs.record_waits(self.run, self.waits())
         match name:
             case "node.disabled":
                 reason = reason_for(code)
@@ -535,7 +535,7 @@ class Plan:
             self._noted.add((node, words))
         if not known:
             log.warning("node %s: %s", node, words)
-            self.ledger.note(self.cohort.number, node, words)
+            self.ledger.cohorts.add_note(self.cohort.number, node, words)
 
     def sample(self, *, now: bool = False) -> None:
         """Write down where the cohort stands; at most every 30 s, all runs together, but ``now``.
@@ -551,7 +551,7 @@ class Plan:
         schedule = self.site.nodes[self.cohort.node].access_schedule
         at = self.clock.now()
         with contextlib.suppress(LedgerError):
-            self.ledger.sample(
+            self.ledger.progress.record_sample(
                 self.cohort.number,
                 self.run,
                 window_open=None if schedule is None else not schedule_state(schedule, at).closed,
@@ -577,7 +577,7 @@ class Plan:
     def write_page(self, trouble: PrefectDicomError | None) -> None:
         """Write the report of the cohort as the run leaves it."""
         if trouble is not None:
-            self.ledger.record_trouble(self.run, trouble.code)
+            self.ledger.runs.record_reason(self.run, trouble.code)
         self.sample(now=True)
         self.page.write_last(self.ledger)
 
@@ -610,7 +610,7 @@ class Plan:
             if time.monotonic() >= self._listen_at:
                 # A ledger that is away fails what has to be written to it; nothing is heard of it.
                 with contextlib.suppress(LedgerError):
-                    self._heard = self.ledger.requested_state(self.run)
+                    self._heard = self.ledger.run_control.requested_state(self.run)
                 self._listen_at = time.monotonic() + _LOOK_SECONDS
             return max(self._heard, self.hears(), key=list(RequestedState).index)
 
@@ -645,11 +645,11 @@ class Plan:
         """
         if self.told() is RequestedState.PAUSED:
             self.close_requestors()
-            self.ledger.waits_in_place(self.run, True)
+            self.ledger.run_control.record_paused(self.run, True)
             while self.told() is RequestedState.PAUSED:
                 look()
                 self.stop.wait(_LOOK_SECONDS)
-            self.ledger.waits_in_place(self.run, False)
+            self.ledger.run_control.record_paused(self.run, False)
         return self.told() is RequestedState.RUNNING
 
     def _check_stop(self) -> None:
@@ -676,9 +676,9 @@ def open_plan(site: Site, cohort: str | int) -> Iterator[Plan]:
     """
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(ledger_url(site)))
-        known = ledger.cohort(str(cohort))
-        run = stack.enter_context(ledger.run("plan", known.number))
-        selection = ledger.selection(known.number)
+        known = ledger.cohorts.get(str(cohort))
+        run = stack.enter_context(ledger.runs.begin("plan", known.number))
+        selection = ledger.cohorts.selection(known.number)
         plan = Plan(site=site, cohort=known, ledger=ledger, run=run, selection=selection)
         stack.enter_context(at_work(plan))
         yield plan
@@ -751,10 +751,10 @@ class _Found:
             if len(self._waiting) < ROWS_PER_WRITE:
                 return
             waiting, self._waiting = self._waiting, []
-        self._ledger.record_discoveries(self._cohort, waiting)
+        self._ledger.rows.record_discoveries(self._cohort, waiting)
 
     def record(self) -> None:
         """Record what waits."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        self._ledger.record_discoveries(self._cohort, waiting)
+        self._ledger.rows.record_discoveries(self._cohort, waiting)

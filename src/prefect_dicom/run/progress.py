@@ -234,8 +234,8 @@ def _looks(
     with Ledger.open(ledger_url(site)) as ledger:
         while not done.wait(seconds):
             began = time.monotonic()
-            totals = ledger.totals(cohort.number)
+            totals = ledger.progress.totals(cohort.number)
             now = time.monotonic()
             pace.note(now, totals)
             seconds = next_count(began, now, _TICK_SECONDS) - now
-            yield totals, pace, ledger.cohort(cohort.name).paused
+            yield totals, pace, ledger.cohorts.get(cohort.name).paused

@@ -55,10 +55,10 @@ def register_cohort(
         read_cohort_file(path)
         raise
     with Ledger.open(ledger_url(site)) as ledger:
-        cohort = ledger.cohort_of(digest, order)
+        cohort = ledger.cohorts.find(digest, order)
         if cohort is None:
             file = read_cohort_file(path)
-            cohort = ledger.add_cohort(digest, order, file.rows, name, file.selection)
+            cohort = ledger.cohorts.add(digest, order, file.rows, name, file.selection)
     reached("cohort-recorded")
     return cohort
 
@@ -97,18 +97,18 @@ def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort
 def cohorts_to_rerun(site: Site, chosen: Mapping[str, Collection]) -> list[str]:
     """The cohorts in which there is something left to do; paused ones are left alone.
 
-    What failed in them and is chosen (:meth:`Ledger.reopen`) is made ready to be tried again.
+    What failed in them and is chosen (:meth:`Cohorts.reopen`) is made ready to be tried again.
     """
     names = []
     with Ledger.open(ledger_url(site)) as ledger:
-        for cohort in sorted(ledger.cohorts(), key=lambda cohort: -cohort.priority):
+        for cohort in sorted(ledger.cohorts.all(), key=lambda cohort: -cohort.priority):
             if not {*cohort.nodes} <= {*site.nodes} or cohort.paused:
                 continue
-            reopened = ledger.reopen(cohort.number, **chosen)
+            reopened = ledger.cohorts.reopen(cohort.number, **chosen)
             if (
                 reopened.studies
                 or reopened.rows
-                or ledger.totals(cohort.number).rows[Verdict.PENDING]
+                or ledger.progress.totals(cohort.number).rows[Verdict.PENDING]
             ):
                 names.append(cohort.name)
     return names

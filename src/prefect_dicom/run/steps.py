@@ -60,7 +60,7 @@ from prefect_dicom.core.reasons import OF_ONE_REQUEST, SELECTED_OTHERWISE
 from prefect_dicom.core.uids import manifest_key, object_key, study_prefix
 from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.discovery.row_query import discover
-from prefect_dicom.ledger import Claim, Copy, Ledger
+from prefect_dicom.ledger import Claim, Ledger, StudyLocation
 from prefect_dicom.network.find.list_instances import ListedStudy
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.storage_scp import ReceiverLease
@@ -133,7 +133,7 @@ class Pull(Plan):
                 self._next_chunk += 1
 
     def _not_held_by_others(self, studies: Sequence[StudyReference]) -> tuple[StudyReference, ...]:
-        held = self.ledger.unfinished(studies, self.cohort.selection)
+        held = self.ledger.studies.unfinished(studies, self.cohort.selection)
         with self._lock:
             self._left_to_others.update(study for study in studies if held.get(study))
         return tuple(study for study in studies if held.get(study) is False)
@@ -149,7 +149,7 @@ class Pull(Plan):
         """
         with self._lock:
             left = tuple(self._left_to_others)
-        held = self.ledger.unfinished(left, self.cohort.selection)
+        held = self.ledger.studies.unfinished(left, self.cohort.selection)
         with self._lock:
             self._left_to_others.intersection_update(study for study in held if held[study])
         return sum(held.values()), not all(held.values())
@@ -164,7 +164,7 @@ class Pull(Plan):
         here = self.spool.studies()
         tried: list[tuple[StudyReference, str, int | None]] = []
         after = 0
-        while page := self.ledger.studies_to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
+        while page := self.ledger.studies.to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
             for record in page:
                 if record.node in self.site.nodes:
                     study = record.reference, record.node, record.study.number_of_instances
@@ -190,8 +190,8 @@ class Pull(Plan):
         """The unfinished studies of which this node of several is to be asked now."""
         nodes = self.cohort.nodes
         after = 0
-        while page := self.ledger.studies_to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
-            known = self.ledger.copies(record.reference for record in page)
+        while page := self.ledger.studies.to_pull(self.cohort.number, after, _STUDIES_PER_PAGE):
+            known = self.ledger.study_locations.of_studies(record.reference for record in page)
             disabled = [each for each in nodes if self.admission(each).disabled_for]
             for record in page:
                 copies = known.get(record.reference, {})
@@ -217,7 +217,7 @@ class Pull(Plan):
         """
         self.wait_for(chunk.node, turn=False)
         node = chunk.node if len(self.cohort.nodes) > 1 else None
-        claims = self.ledger.claim(self.run, chunk.studies, self.cohort.selection, node)
+        claims = self.ledger.claims.acquire(self.run, chunk.studies, self.cohort.selection, node)
         with self._lock:
             # Some may have been taken by others since the chunk was made.
             self._left_to_others.update({*chunk.studies} - {claim.reference for claim in claims})
@@ -240,7 +240,7 @@ class Pull(Plan):
                 self._fetch(retrieval, tasks)
                 self._doubt_profile(chunk.node, requestor)
         except BaseException:
-            self.ledger.release(claims)
+            self.ledger.claims.release(claims)
             raise
         with self._lock:
             self._tasks.update((task.reference, task) for task in tasks)
@@ -267,7 +267,7 @@ class Pull(Plan):
         if len(patients) > 1:
             self._fail(StudyTask(claim), "several-patients")
             return None
-        return self.ledger.record_found(claim, found.studies[0])
+        return self.ledger.studies.record_found(claim, found.studies[0])
 
     def _fetch(self, retrieval: Retrieval, tasks: list[StudyTask]) -> None:
         """Fetch; where the spool is full, make room by uploading what has arrived, and go on."""
@@ -344,7 +344,7 @@ class Pull(Plan):
         log.warning(
             "%d stored objects are gone from the archive; they are asked for again", len(lost)
         )
-        self.ledger.record_lost(task.claim, lost)
+        self.ledger.instances.record_lost(task.claim, lost)
         for key in lost:
             task.states[key] = InstanceState.EXPECTED
             del task.stored_hashes[key]
@@ -380,9 +380,9 @@ class Pull(Plan):
             # What is missing is put where the manifest has it; any other difference is a conflict.
             return False
         if not task.is_listed:
-            self.ledger.extend_lists([(task.claim, [Instance(key) for key in named])])
+            self.ledger.instances.extend_lists([(task.claim, [Instance(key) for key in named])])
             reached("list-extended")
-        self._commit(task, manifest, data, adopted=True)
+        self._commit(task, manifest, data, rebuilt=True)
         return True
 
     # --- archiving
@@ -399,7 +399,9 @@ class Pull(Plan):
         with self._lock:
             tasks = [self._tasks.pop(r) for r in chunk.studies if r in self._tasks]
         # Of an earlier try some may be finished, or lost to another run.
-        standing = {c.reference for c in self.ledger.held(task.claim for task in tasks)}
+        standing = {
+            c.reference for c in self.ledger.claims.still_held(task.claim for task in tasks)
+        }
         tasks = [task for task in tasks if task.reference in standing]
         archived = 0
         finishing = self._finish_together(tasks)
@@ -451,7 +453,7 @@ class Pull(Plan):
         """Release the claims of a chunk that will not be tried again in this run."""
         with self._lock:
             tasks = [self._tasks.pop(r) for r in chunk.studies if r in self._tasks]
-        self.ledger.release([task.claim for task in tasks])
+        self.ledger.claims.release([task.claim for task in tasks])
 
     def _archive_study(self, task: StudyTask, finishing: Future[bool] | None) -> bool:
         """Bring a study to its end, unless that was done; whether it is archived."""
@@ -494,8 +496,10 @@ class Pull(Plan):
         """Whether the study has failed at its node, and there is another to be asked for it."""
         if len(self.cohort.nodes) == 1 or task.failure is None or not helps_elsewhere(task.failure):
             return False
-        copies = dict(self.ledger.copies([task.reference]).get(task.reference, {}))
-        copies[task.claim.node] = Copy(task.claim.node, reason=task.failure)
+        copies = dict(
+            self.ledger.study_locations.of_studies([task.reference]).get(task.reference, {})
+        )
+        copies[task.claim.node] = StudyLocation(task.claim.node, reason=task.failure)
         return node_to_ask(self.cohort.nodes, copies) is not None
 
     def _fetch_and_upload(self, retrieval: Retrieval, task: StudyTask) -> None:
@@ -512,15 +516,15 @@ class Pull(Plan):
         return True
 
     def _commit(
-        self, task: StudyTask, manifest: StudyManifest, data: bytes, *, adopted: bool = False
+        self, task: StudyTask, manifest: StudyManifest, data: bytes, *, rebuilt: bool = False
     ) -> None:
         figures = {
             "instances": len(manifest.instances),
             "withheld": len(manifest.withheld),
             "size_bytes": sum(i.size_bytes for i in manifest.instances),
         }
-        self.ledger.record_archived(
-            task.claim, data, **figures, adopted=adopted, evidence=manifest.evidence
+        self.ledger.studies.record_archived(
+            task.claim, data, **figures, rebuilt=rebuilt, evidence=manifest.evidence
         )
         reached("archived-recorded")
         _clear(self.spool, task.reference, manifest)
@@ -538,7 +542,7 @@ class Pull(Plan):
 
     def _fail(self, task: StudyTask, code: str) -> None:
         node, reference = task.claim.node, task.reference
-        if not self.ledger.record_failed(task.claim, code, nodes=self.cohort.nodes):
+        if not self.ledger.studies.record_failed(task.claim, code, nodes=self.cohort.nodes):
             self._turned.set()
             return
         at = self.clock.now()
@@ -602,7 +606,7 @@ class Pull(Plan):
         return stored
 
     def _record_stored(self, task: StudyTask, done: list) -> None:
-        self.ledger.record_stored(task.claim, done)
+        self.ledger.instances.record_stored(task.claim, done)
         reached("stored-recorded")
         for key, stored, _ in done:
             task.states[key] = InstanceState.STORED
@@ -612,7 +616,7 @@ class Pull(Plan):
 
     def _forget_damaged(self, task: StudyTask, instance: ReceivedInstance) -> None:
         self.spool.remove(task.reference, instance.sha256)
-        self.ledger.record_lost(task.claim, [instance.key])
+        self.ledger.instances.record_lost(task.claim, [instance.key])
         task.states[instance.key] = InstanceState.EXPECTED
         task.seen.discard(instance.sha256)
         del task.received[instance.key]
@@ -744,7 +748,7 @@ def open_pull(
     """
     with contextlib.ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(ledger_url(site)))
-        known = ledger.cohort(str(cohort))
+        known = ledger.cohorts.get(str(cohort))
         archive = stack.enter_context(contextlib.closing(open_archive(site.archive)))
         # A bucket that is missing or refuses us shows before the PACS is asked for anything.
         archive.head(manifest_key("0"))
@@ -758,13 +762,13 @@ def open_pull(
         aside = stack.enter_context(
             ThreadPoolExecutor(_STUDIES_AT_A_TIME, thread_name_prefix="study")
         )
-        run = stack.enter_context(ledger.run(kind, known.number))
+        run = stack.enter_context(ledger.runs.begin(kind, known.number))
         pull = Pull(
             site=site,
             cohort=known,
             ledger=ledger,
             run=run,
-            selection=ledger.selection(known.number),
+            selection=ledger.cohorts.selection(known.number),
             clock=clock or Clock(),
             spool=spool,
             archive=archive,
@@ -791,7 +795,7 @@ def _clear(spool: Spool, study: StudyReference, manifest: StudyManifest) -> None
 def _clear_finished(spool: Spool, ledger: Ledger) -> None:
     """The same for studies whose run died after its commit, or for which something came late."""
     for study in spool.studies():
-        manifest = ledger.manifest(study)
+        manifest = ledger.manifests.get(study)
         if manifest is not None:
             _clear(spool, study, decode_manifest(manifest))
 
@@ -827,7 +831,7 @@ def _work_through(pull: Pull, node: str, chunks: Iterator[Chunk]) -> None:
 
 def _manifest_of(task: StudyTask, ledger: Ledger, selection: str) -> StudyManifest:
     instances, withheld = [], []
-    for record in sorted(ledger.instances(task.reference), key=lambda r: r.key):
+    for record in sorted(ledger.instances.of_study(task.reference), key=lambda r: r.key):
         if record.state is InstanceState.STORED:
             instances.append(
                 ManifestInstance(

@@ -238,6 +238,19 @@ so it does not write at all.""",
         rerun=_NOT_OF_A_ROW,
     ),
     _ours(
+        "ledger-too-old",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The ledger was made before the first release of this software.",
+        advice="Give `ledger` a new path or URL, run `prefect-dicom rebuild-ledger`, and pull the "
+        "cohorts again.",
+        explanation="""
+Before the first release the ledger's tables still changed their names, and such a ledger cannot be
+migrated. It is left as it is. A new ledger takes over what is archived from the archive's
+manifests, and a pull of the same cohort files then asks only for what is missing.""",
+        rerun=_NOT_OF_A_ROW,
+    ),
+    _ours(
         "ledger-unsafe",
         OPERATOR,
         Scope.SITE,

@@ -1,0 +1,296 @@
+"""Registered cohorts: files by digest and nodes, their selections, notes and reruns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from sqlalchemy import (
+    and_,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from prefect_dicom.cohort.filters import (
+    decode_selection,
+    encode_selection,
+    series_text,
+)
+from prefect_dicom.core.errors import LedgerError
+from prefect_dicom.core.model import (
+    WHOLE,
+    CohortRow,
+    Disposition,
+    NodeOrder,
+    Selection,
+    StudyState,
+)
+from prefect_dicom.core.reasons import (
+    REASONS,
+)
+from prefect_dicom.ledger.database import Database, slices, utc_now
+from prefect_dicom.ledger.errors import translate_database_errors
+from prefect_dicom.ledger.queries import (
+    cohort_of,
+    listable_with,
+    selection_of,
+)
+from prefect_dicom.ledger.records import (
+    Cohort,
+    Reopened,
+)
+from prefect_dicom.ledger.schema import (
+    cohort_notes,
+    cohort_rows,
+    cohorts,
+    row_studies,
+    selections,
+    studies,
+    study_locations,
+)
+
+# Rows sent at a time by what writes.
+_BATCH_SIZE = 5000
+
+
+class Cohorts:
+    """Cohorts that have been registered."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @translate_database_errors
+    def add(
+        self,
+        digest: str,
+        node: str,
+        rows: Iterable[CohortRow],
+        name: str | None = None,
+        selection: Selection = WHOLE,
+    ) -> Cohort:
+        """Add a cohort with its rows, all or nothing; one that is there already is returned.
+
+        Parameters
+        ----------
+        digest : str
+            Of the cohort file's content. With the nodes it is the cohort's identity.
+        node : str
+            Name of the PACS node that will be asked, or the text of a
+            :class:`~prefect_dicom.core.model.NodeOrder`.
+        rows : iterable of CohortRow
+            Not touched where the cohort is there already.
+        name : str, optional
+            Its name for people; the first 12 characters of the digest where none is given, with
+            the node's name behind them where another node has that one.
+        selection : Selection
+            What it wants of what its rows find.
+
+        Raises
+        ------
+        LedgerError
+            ``cohort-name-taken``.
+        """
+        short = digest[:12]
+        with self._database.write() as connection:
+            for attempted in (name,) if name is not None else (short, f"{short}-{node}"):
+                added = connection.execute(
+                    self._database.insert(cohorts)
+                    .values(
+                        name=attempted,
+                        digest=digest,
+                        node=node,
+                        rows=0,
+                        created_at=utc_now(),
+                        selection=series_text(selection),
+                    )
+                    .on_conflict_do_nothing()
+                    .returning(cohorts.c.number)
+                ).scalar()
+                if added is not None:
+                    break
+                known = connection.execute(
+                    select(cohorts).where(cohorts.c.digest == digest, cohorts.c.node == node)
+                ).first()
+                if known is not None:
+                    return cohort_of(known)
+            else:
+                raise LedgerError("cohort-name-taken")
+            if selection != WHOLE:
+                body = encode_selection(selection)
+                connection.execute(insert(selections), {"cohort": added, "body": body})
+            count = 0
+            for piece in slices(rows, _BATCH_SIZE):
+                connection.execute(
+                    insert(cohort_rows), [_values_of_row(added, row) for row in piece]
+                )
+                count += len(piece)
+            connection.execute(update(cohorts).where(cohorts.c.number == added).values(rows=count))
+            row = connection.execute(select(cohorts).where(cohorts.c.number == added)).one()
+            return cohort_of(row)
+
+    @translate_database_errors
+    def get(self, name: str) -> Cohort:
+        """The cohort of this name, or of this number.
+
+        Raises
+        ------
+        LedgerError
+            ``cohort-unknown``.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(select(cohorts).where(cohorts.c.name == name)).first()
+            if row is None and name.isascii() and name.isdigit() and len(name) < 18:
+                row = connection.execute(
+                    select(cohorts).where(cohorts.c.number == int(name))
+                ).first()
+        if row is None:
+            raise LedgerError("cohort-unknown")
+        return cohort_of(row)
+
+    @translate_database_errors
+    def find(self, digest: str, node: str) -> Cohort | None:
+        """The cohort of this file and order of nodes, or None where it has not been added."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(cohorts).where(cohorts.c.digest == digest, cohorts.c.node == node)
+            ).first()
+        return None if row is None else cohort_of(row)
+
+    @translate_database_errors
+    def all(self) -> list[Cohort]:
+        """All cohorts, the latest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(cohorts).order_by(cohorts.c.number.desc())).all()
+        return [cohort_of(row) for row in rows]
+
+    @translate_database_errors
+    def selection(self, cohort: int) -> Selection:
+        """What a cohort wants of what its rows find."""
+        with self._database.read() as connection:
+            body = connection.execute(
+                select(selections.c.body).where(selections.c.cohort == cohort)
+            ).scalar()
+        return WHOLE if body is None else decode_selection(body)
+
+    @translate_database_errors
+    def add_note(self, cohort: int, node: str, words: str) -> None:
+        """Keep with a cohort what a run has found out about a node; the same again is once.
+
+        Parameters
+        ----------
+        words : str
+            For people, without any identifier.
+        """
+        with self._database.write() as connection:
+            connection.execute(
+                self._database.insert(cohort_notes)
+                .values(cohort=cohort, node=node, words=words, noted_at=utc_now())
+                .on_conflict_do_nothing()
+            )
+
+    @translate_database_errors
+    def notes(self, cohort: int) -> list[tuple[str, str]]:
+        """Node and words of what runs of a cohort have found out about nodes, in their order."""
+        columns = (cohort_notes.c.node, cohort_notes.c.words)
+        query = select(*columns).where(cohort_notes.c.cohort == cohort)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(cohort_notes.c.number)).all()
+        return [(node, words) for node, words in rows]
+
+    @translate_database_errors
+    def reopen(
+        self,
+        cohort: int,
+        *,
+        reasons: Collection[str] = (),
+        nodes: Collection[str] = (),
+        lines: Collection[int] = (),
+    ) -> Reopened:
+        """Let a rerun try failed studies and rows again.
+
+        Failed studies are pending again, with their instances as they are; rows that ended
+        without a study are to be discovered again.
+
+        Parameters
+        ----------
+        reasons : collection of str
+            Exactly these, also permanent ones. Without any: all that are not permanent.
+        nodes, lines : collection
+            Only studies and rows of these nodes, and only these lines. Empty: all.
+
+        Returns
+        -------
+        Reopened
+            How many of each.
+        """
+        codes = sorted(reasons) or [
+            code
+            for code, reason in REASONS.items()
+            if reason.disposition is not Disposition.PERMANENT
+        ]
+        of_lines = [piece for piece in slices(sorted(lines))] or [None]
+        count_studies = count_rows = 0
+        with self._database.write() as connection:
+            text = connection.execute(
+                select(cohorts.c.node).where(cohorts.c.number == cohort)
+            ).scalar()
+            if text is None:
+                return Reopened(0, 0)
+            order = NodeOrder.of(text).names
+            for piece in of_lines:
+                linked = select(row_studies.c.study).where(
+                    row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+                )
+                if piece is not None:
+                    linked = linked.where(row_studies.c.line.in_(piece))
+                chosen = and_(
+                    studies.c.reference.in_(linked),
+                    studies.c.state == StudyState.FAILED,
+                    studies.c.reason.in_(codes),
+                    listable_with(selection_of(cohort)),
+                )
+                failed_at = and_(
+                    study_locations.c.study.in_(linked), study_locations.c.reason.in_(codes)
+                )
+                if nodes:
+                    failed_at = and_(failed_at, study_locations.c.node.in_(sorted(nodes)))
+                    at_these = select(study_locations.c.study).where(failed_at)
+                    chosen = and_(
+                        chosen,
+                        or_(studies.c.node.in_(sorted(nodes)), studies.c.reference.in_(at_these)),
+                    )
+                self._database.lock_studies(connection, chosen)
+                count_studies += connection.execute(
+                    update(studies)
+                    .where(chosen)
+                    .values(state=StudyState.PENDING, reason=None, detail="")
+                ).rowcount
+                if len(order) > 1:
+                    # Also of studies that are pending, because another node is still to be asked.
+                    connection.execute(update(study_locations).where(failed_at).values(reason=None))
+                if nodes and not set(order) & set(nodes):
+                    continue
+                again = and_(cohort_rows.c.cohort == cohort, cohort_rows.c.reason.in_(codes))
+                if piece is not None:
+                    again = and_(again, cohort_rows.c.line.in_(piece))
+                count_rows += connection.execute(
+                    update(cohort_rows).where(again).values(discovered=False, reason=None)
+                ).rowcount
+        return Reopened(count_studies, count_rows)
+
+
+def _values_of_row(cohort: int, row: CohortRow) -> dict[str, Any]:
+    return {
+        "cohort": cohort,
+        "line": row.line,
+        "patient_id": row.patient_id,
+        "accession_number": row.accession_number,
+        "study_instance_uid": row.study_instance_uid,
+        "study_date": row.study_date,
+        "modality": row.modality,
+        "study_description": row.study_description,
+        "patient_name": row.patient_name,
+        "patient_birth_date": row.patient_birth_date,
+    }
