@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.support import peers, sites
 
-pytest_plugins = ["tests.support.campaign", "tests.support.radosgw"]
+pytest_plugins = ["tests.support.campaign", "tests.support.radosgw", "tests.support.selection"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
