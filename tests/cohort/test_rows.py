@@ -554,6 +554,7 @@ def test_a_file_that_is_not_what_it_is_called_is_refused(faults, content, name, 
     assert complaint in fault
 
 
+@pytest.mark.needs("time")
 def test_a_workbook_that_inflates_to_too_much_is_refused_unread(faults):
     stream = io.BytesIO(workbook([["MRN"], ["1"]]))
     with (
@@ -577,6 +578,7 @@ def test_a_workbook_with_entities_that_multiply_is_refused(faults):
     assert "damaged" in fault
 
 
+@pytest.mark.needs("time")
 def test_a_row_where_excel_has_none_is_a_fault(faults):
     content = workbook([["MRN"], [1], [2]])
     sheet = "xl/worksheets/sheet1.xml"
@@ -650,6 +652,7 @@ CELLS = st.one_of(
 
 @settings(FUZZ, max_examples=100)
 @given(rows=st.lists(st.lists(CELLS, max_size=5), max_size=5))
+@pytest.mark.needs("time")
 def test_any_cells_of_a_workbook_are_rows_or_complaints(tmp_path, rows):
     content = workbook([["MRN", "acc", "uid", "date", "description"], *rows])
     rows_or_complaints(tmp_path / "any.xlsx", content)
@@ -667,6 +670,7 @@ SEEDS = {
     changes=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=4)), max_size=4),
     length=st.floats(0.5, 1),
 )
+@pytest.mark.needs("time")
 def test_a_damaged_file_is_rows_or_complaints(tmp_path, name, changes, length):
     content = bytearray(SEEDS[name])
     for place, replacement in changes:
@@ -690,6 +694,7 @@ def test_a_damaged_file_is_rows_or_complaints(tmp_path, name, changes, length):
     place=st.floats(0, 1),
     replacement=st.sampled_from([b"<", b'"', b"9", b"-", b"s", b"", b"<f/>", b"</c>", b"99999999"]),
 )
+@pytest.mark.needs("time")
 def test_a_workbook_damaged_inside_is_rows_or_complaints(tmp_path, part, place, replacement):
     seed = SEEDS["any.xlsx"]
     data = zipfile.ZipFile(io.BytesIO(seed)).read(part)
@@ -698,6 +703,7 @@ def test_a_workbook_damaged_inside_is_rows_or_complaints(tmp_path, part, place, 
     rows_or_complaints(tmp_path / "any.xlsx", content)
 
 
+@pytest.mark.needs("time")
 def test_a_hundred_thousand_rows_are_read(tmp_path):
     path = tmp_path / "large.csv"
     with path.open("w") as file:

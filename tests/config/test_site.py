@@ -639,6 +639,7 @@ def is_site_or_configuration_error(folder: Path, content: bytes) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(parts=st.dictionaries(KEYS, VALUES, max_size=5), section=KEYS, value=VALUES)
+@pytest.mark.needs("time")
 def test_any_values_give_a_site_or_a_configuration_error(tmp_path_factory, parts, section, value):
     folder = tmp_path_factory.getbasetemp()
     site = {**yaml.safe_load(MINIMAL), **parts}
@@ -672,6 +673,7 @@ def test_any_bytes_give_a_site_or_a_configuration_error(tmp_path_factory, conten
     ],
     ids=["deep list", "deep mapping", "aliases of aliases", "false tags"],
 )
+@pytest.mark.needs("time")
 def test_hostile_yaml_is_refused_in_short_time(faults, text):
     assert faults(text)
 

@@ -177,6 +177,7 @@ def test_the_guide_names_every_event_and_every_file():
         assert f"| `{path.name}` |" in guide
 
 
+@pytest.mark.needs("time")
 def test_the_address_of_a_mail_server_in_the_guide_is_one():
     guide = (ROOT / "docs" / "operations.md").read_text()
     (url,) = re.findall(r"`(mailtos://[^`]*)`", guide)

@@ -35,6 +35,7 @@ def calls() -> Counter[object]:
     return found
 
 
+@pytest.mark.needs("time")
 def test_the_table_names_exactly_the_points_that_the_code_passes():
     assert set(calls()) == set(POINTS)
 

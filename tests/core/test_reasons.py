@@ -194,6 +194,7 @@ def test_every_rejection_is_the_one_reason_that_is_expected():
     assert {n: rejected(*n).code for n in REJECTIONS} == REJECTIONS
 
 
+@pytest.mark.needs("time")
 def test_a_rejection_by_reserved_numbers_is_told_with_its_numbers():
     for numbers in itertools.product(range(256), (0, 1, 2, 3, 4, 255), range(256)):
         error = rejected(*numbers)

@@ -386,6 +386,7 @@ def _cost(action) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("depth", [1_000, 10_000])
+@pytest.mark.needs("time")
 def test_depth_of_nesting_costs_a_byte_a_level(depth, file):
     opening = element(0x00081140, b"SQ", b"", 0xFFFFFFFF) + item(b"", -1)[:8]
     closing = item(b"", -1)[8:] + SEQUENCE_END
@@ -423,6 +424,7 @@ def test_two_gigabytes_cost_a_few_pages(tmp_path):
     assert survey(path).fault.code == "instance-truncated"
 
 
+@pytest.mark.needs("time")
 def test_headers_beyond_two_million_are_not_looked_at(file):
     fragments = item(b"") * 2_100_000
     path = file(received(encoded(ct(PixelData=None)) + encapsulated()[:-8] + fragments, RLE))

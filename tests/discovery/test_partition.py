@@ -206,6 +206,7 @@ def ask(
 
 
 @pytest.mark.parametrize("case", subset(MATRIX, BY_DEFAULT), ids=str)
+@pytest.mark.needs("time")
 def test_every_study_is_found_or_its_window_is_named(case, seed):
     undated = 7 if case.fault == "undated" else 0
     held = archive(STUDIES[case.cap], seed=seed % 1000, undated=undated)
@@ -234,6 +235,7 @@ def test_every_study_is_found_or_its_window_is_named(case, seed):
 # -------------------------------------------------------------------------------- and what it costs
 
 
+@pytest.mark.needs("time")
 def test_ordinary_rows_cost_next_to_nothing_more(scale):
     patients = scale(60, 1000)
     lots = random.Random(5)
@@ -267,6 +269,7 @@ def test_patients_with_as_many_studies_as_each_other_are_proved_once():
     assert len(queries) - len(rows) <= 4
 
 
+@pytest.mark.needs("time")
 def test_a_cap_that_was_shown_is_known_for_the_next_row():
     held = archive(60, seed=3)
     script = [Behaviour("find.cap", answers=10, status=0)]
@@ -288,6 +291,7 @@ def changed_day(stored: StoredInstance, days: int) -> StoredInstance:
     return StoredInstance(attributes, stored.transfer_syntax_uid, stored.encoded)
 
 
+@pytest.mark.needs("time")
 def test_a_row_that_takes_all_its_questions_leaves_fewer_to_the_next():
     held = archive(47, seed=3)
     script = [
@@ -307,6 +311,7 @@ def test_a_row_that_takes_all_its_questions_leaves_fewer_to_the_next():
 
 
 @pytest.mark.parametrize("status", subset((0xFE00, 0), [0]))
+@pytest.mark.needs("time")
 def test_a_day_that_stays_cut_is_had_by_modality_and_identifiers(status):
     held = [
         study(
@@ -338,6 +343,7 @@ def test_a_day_that_cannot_be_divided_is_named_and_its_studies_are_kept(patient)
     assert len(found.studies) == 12 + 12 + 3
 
 
+@pytest.mark.needs("time")
 def test_a_modality_that_stays_cut_is_named_with_its_days():
     held = [
         study(number, StudyDate="20240214", Modality="CT" if number < 30 else "MR")

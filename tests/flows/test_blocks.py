@@ -203,6 +203,7 @@ def test_a_block_is_refused_for_what_a_file_is_refused_for(make, words):
 
 
 @pytest.mark.parametrize("block", [s3_archive(), DicomLedger(url=URL), site_block()])
+@pytest.mark.needs("time")
 def test_a_block_document_stores_its_secrets_and_shows_stars(block):
     def document(include_secrets: bool) -> str:
         made = block._to_block_document(

@@ -386,6 +386,7 @@ def test_a_list_is_the_expected_set(ledger, run):
     assert record.listed_at.tzinfo is UTC
 
 
+@pytest.mark.needs("time")
 def test_one_sop_instance_uid_in_two_series_is_two_instances(ledger, run):
     claim = claimed(ledger, run)
     twins = [InstanceKey("1.5", "1.9"), InstanceKey("1.6", "1.9")]
@@ -848,6 +849,7 @@ def test_the_totals_count_every_listed_instance_once(ledger, run):
     assert third.reference in [record.reference for record in ledger.studies.of_cohort(cohort)]
 
 
+@pytest.mark.needs("time")
 def test_long_cohorts_are_read_in_pages_without_a_gap(ledger):
     count = 2500
     cohort = ledger.cohorts.add(DIGEST, "main", rows(count)).number
@@ -1183,6 +1185,7 @@ def test_the_ledger_is_found_by_every_name_of_its_file(tmp_path):
 # ------------------------------------------------------------------------------- large ledgers
 
 
+@pytest.mark.needs("time")
 def test_totals_count_the_verdicts_that_the_rows_have(ledger, run):
     """They are counted by the database, most of them without a look at the row."""
     lot = random.Random(7)

@@ -381,6 +381,7 @@ _bounded = settings(
 
 TestOnSqlite = LedgerMachine.TestCase
 TestOnSqlite.settings = _bounded
+TestOnSqlite.pytestmark = [pytest.mark.needs("time")]
 
 
 class TestOnPostgresql(PostgresqlMachine.TestCase):

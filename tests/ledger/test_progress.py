@@ -54,6 +54,7 @@ def test_several_runs_of_a_cohort_take_no_more_samples_than_one(ledger):
     assert taken == [0, 30, 60, 90]
 
 
+@pytest.mark.needs("time")
 def test_months_of_samples_take_no_more_room_than_days(ledger, monkeypatch):
     monkeypatch.setattr(progress, "MOST_SAMPLES", 40)
     cohort = cohort_in(ledger)

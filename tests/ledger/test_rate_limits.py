@@ -163,6 +163,7 @@ def test_what_a_request_brought_beyond_what_was_expected_is_paid_for_before_the_
 
 
 @pytest.mark.parametrize(("share", "associations"), [(0.2, 1), (0.5, 3)])
+@pytest.mark.needs("time")
 def test_associations_are_busy_for_the_share_of_the_time_that_is_allowed(
     ledger, begin, share, associations
 ):

@@ -253,6 +253,7 @@ def _some_study(pacs: ScriptedPacs) -> str:
     return studies[0].study_instance_uid
 
 
+@pytest.mark.needs("time")
 def test_answers_about_other_studies_and_series_are_dropped(files):
     with ScriptedPacs(files) as pacs:
         study = _some_study(pacs)

@@ -170,6 +170,7 @@ def _first_study(pacs: ScriptedPacs) -> str:
 
 
 @pytest.mark.parametrize("how", ["abort", "close"])
+@pytest.mark.needs("time")
 def test_a_lost_association_keeps_what_was_told_before(scripted, receiver_port, how):
     study = _first_study(scripted)
     scripted.script.append(Behaviour("net.drop_after", answers=2, how=how))
@@ -181,6 +182,7 @@ def test_a_lost_association_keeps_what_was_told_before(scripted, receiver_port, 
     assert outcome.completed in ((2,) if how == "abort" else (1, 2))
 
 
+@pytest.mark.needs("time")
 def test_a_silent_archive_is_left_after_the_first_byte_time(scripted):
     study = _first_study(scripted)
     hold = threading.Event()
@@ -193,6 +195,7 @@ def test_a_silent_archive_is_left_after_the_first_byte_time(scripted):
     assert outcome.lost == "association-stalled"
 
 
+@pytest.mark.needs("time")
 def test_a_stalled_archive_is_left_after_the_stall_time(scripted, receiver_port):
     study = _first_study(scripted)
     hold = threading.Event()
@@ -209,6 +212,7 @@ def test_a_stalled_archive_is_left_after_the_stall_time(scripted, receiver_port)
     assert outcome.completed == 1
 
 
+@pytest.mark.needs("time")
 def test_arriving_instances_keep_a_wordless_archive_alive(scripted, receiver_port):
     """No response comes for four times the stall time; the progress told by the caller counts."""
     study = _first_study(scripted)

@@ -247,6 +247,7 @@ FRAGMENTS = st.one_of(
         max_size=5,
     )
 )
+@pytest.mark.needs("time")
 def test_the_loop_ends_and_leaves_nothing_behind_whatever_comes(chunks):
     talk = Conversation()
     with contextlib.suppress(OSError):

@@ -392,6 +392,7 @@ def test_any_legal_stream_gives_what_pynetdicom_gives(reference, stream):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(streams(joined=True))
+@pytest.mark.needs("time")
 def test_any_legal_stream_gives_the_objects_it_carries(stream):
     objects, chunks = stream
     intake, _, said = converse(*chunks, RELEASE_RQ)

@@ -36,6 +36,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
     assert {line.count("|") for line in lines} == {6}
 
 
+@pytest.mark.needs("time")
 def test_a_job_of_the_benchmarks_archives_its_cohort(tmp_path):
     (tmp_path / "jobs").mkdir()
     bench = Bench(tmp_path / "jobs")

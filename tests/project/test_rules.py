@@ -167,6 +167,7 @@ def locked() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("python", ["3.11.2", "3.12.0", "3.13.0"])
+@pytest.mark.needs("time")
 def test_the_lock_is_complete_for_every_python(python):
     # A patch release can need a package that the next one does not.
     environment = {

@@ -213,6 +213,7 @@ def test_it_tells_when_the_end_will_be_by_the_pace_and_the_windows(ledger):
     assert summary.ends_at == noon + timedelta(seconds=summary.seconds_left)
 
 
+@pytest.mark.needs("time")
 def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_better(ledger):
     cohort = written(ledger, 50, begin=datetime.now(UTC), work=timedelta(hours=1), done=0.5)
     with ledger.runs.begin("pull", cohort.number) as run:
@@ -229,6 +230,7 @@ def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_bette
     assert "kept from its end" not in page(summarize(ledger, cohort))
 
 
+@pytest.mark.needs("time")
 def test_time_in_which_no_run_was_there_is_no_time_of_work(ledger):
     begin = datetime(2026, 3, 2, 18, 0, tzinfo=UTC)
     cohort = written(
@@ -244,6 +246,7 @@ def test_time_in_which_no_run_was_there_is_no_time_of_work(ledger):
 
 @pytest.mark.campaign("operations")
 @pytest.mark.parametrize("rows", subset([2_000, 100_000], of=[2_000]))
+@pytest.mark.needs("time")
 def test_a_large_cohort_has_a_page_no_larger_than_another(ledger, rows):
     begin = datetime.now(UTC) - timedelta(days=40)
     cohort = written(ledger, rows, begin=begin, work=timedelta(hours=150), schedule=NIGHTS)

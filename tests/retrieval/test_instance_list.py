@@ -55,6 +55,7 @@ def _same(together: dict, singly: dict) -> None:
         assert len(listed.instances) == len(singly[uid].instances)
 
 
+@pytest.mark.needs("time")
 def test_two_queries_list_all_studies_of_a_chunk(pacs):
     with Requestor(_node(pacs)) as requestor:
         studies = find_studies(requestor, ALL_DATES)
@@ -121,6 +122,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
+@pytest.mark.needs("time")
 def test_an_archive_that_answers_lists_with(lie, pacs):
     with Requestor(_node(pacs)) as requestor:
         studies = find_studies(requestor, ALL_DATES)
@@ -139,6 +141,7 @@ def test_an_archive_that_does_not_answer_lists_is_not_asked_again(pacs):
         assert len(pacs.requests("C-FIND")) == before
 
 
+@pytest.mark.needs("time")
 def test_without_counts_only_short_answers_are_believed(pacs):
     with Requestor(_node(pacs)) as requestor:
         studies = find_studies(requestor, ALL_DATES)

@@ -11,8 +11,8 @@ With ``--budget SECONDS`` a plain test that takes more CPU time fails.
 from __future__ import annotations
 
 import os
-import sys
 import types
+import unittest
 from collections.abc import Iterator
 
 import pytest
@@ -37,6 +37,7 @@ SOURCES = {
     "tests.support.commands": "processes",
     "tests.support.crashes": "processes",
     "tests.support.program": "processes",
+    "tests.support.s3_server": "time",
     "tests.support.sites.site_around": "processes",
     "tests.support.sites.standing_receiver": "processes",
     "prefect_dicom.network.storage_scp.client": "processes",
@@ -46,7 +47,14 @@ SOURCES = {
     "/dev/": "Linux",
     "/sys/": "Linux",
 }
-"""What nobody uses without a need: modules, names in modules, and what a text begins with."""
+"""What nobody uses without a need: modules, names in modules, and begins of paths."""
+
+SPARED = {
+    "sqlite": {"PostgreSQL"},
+    "directory": {"radosgw", "time"},
+    "s3": {"radosgw"},
+}
+"""Parameters that choose one of several kinds, and what the other kinds need."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,13 +107,14 @@ class Search:
 
     def of_test(self, item: pytest.Function) -> set[str]:
         """The needs of a test, of its fixtures and of the functions among its parameters."""
-        used: list[object] = [item.function]
-        for definitions in item._fixtureinfo.name2fixturedefs.values():
-            used += [definition.func for definition in definitions]
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        needs = set().union(*map(self.of, [*used, *parameters.values()]))
-        # Most tests of the ledger take its kind as a parameter.
-        return needs - {"PostgreSQL"} if "sqlite" in parameters.values() else needs
+        # A parameter may be the name of the fixture that a test asks for by itself.
+        names = {*item.fixturenames, *filter(_is_text, parameters.values())}
+        used = [item.function, *parameters.values(), *_fixtures(item, names)]
+        if isinstance(item.cls, type) and issubclass(item.cls, unittest.TestCase):
+            used.append(item.cls.setUp)
+        needs = set().union(*map(self.of, used))
+        return needs.difference(*(SPARED.get(v, ()) for v in filter(_is_text, parameters.values())))
 
     def of(self, used: object) -> frozenset[str]:
         """The needs of a function or class of the tests; of anything else, those of its name."""
@@ -117,8 +126,29 @@ class Search:
         if used not in self._known:
             # Functions may call each other in a circle.
             self._known[used] = frozenset()
-            self._known[used] = frozenset().union(*map(self.of, _members(used)), _texts(used))
+            self._known[used] = frozenset().union(*map(self.of, _members(used)), _words(used))
         return self._known[used]
+
+
+def _fixtures(item: pytest.Function, names: set[str]) -> Iterator[object]:
+    """The functions of fixtures, and of those that they use."""
+    known, left = set(), set(names)
+    while left:
+        name = left.pop()
+        known.add(name)
+        for definition in item.session._fixturemanager.getfixturedefs(name, item) or ():
+            yield definition.func
+            left |= {*definition.argnames, *_asked_for_by_name(definition.func)} - known
+
+
+def _asked_for_by_name(function: types.FunctionType) -> Iterator[str]:
+    code = getattr(function, "__code__", None)
+    if code is not None and "getfixturevalue" in code.co_names:
+        yield from filter(_is_text, code.co_consts)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_ours(module: str | None) -> bool:
@@ -153,8 +183,6 @@ def _members(used: types.FunctionType | type) -> Iterator[object]:
             yield value
             if isinstance(value, types.ModuleType) and _is_ours(value.__name__):
                 yield from (vars(value)[other] for other in code.co_names if other in vars(value))
-        # Imports within the function.
-        yield from (sys.modules[name] for name in code.co_names if name in SOURCES)
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -164,10 +192,10 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _texts(used: types.FunctionType | type) -> Iterator[str]:
-    """The needs of texts in a function: what lies in such folders is not everywhere."""
+def _words(used: types.FunctionType | type) -> Iterator[str]:
+    """The needs of modules that a function imports, and of paths that it names."""
     if isinstance(used, types.FunctionType):
         for code in _codes(used.__code__):
-            for constant in code.co_consts:
-                if isinstance(constant, str) and constant.startswith("/"):
-                    yield from (need for name, need in SOURCES.items() if constant.startswith(name))
+            for word in (*code.co_names, *code.co_consts):
+                if isinstance(word, str) and ("." in word or word.startswith("/")):
+                    yield from (need for name, need in SOURCES.items() if word.startswith(name))

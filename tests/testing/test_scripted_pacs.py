@@ -264,6 +264,7 @@ def test_storescu_loads_it(files):
 # --- services
 
 
+@pytest.mark.needs("time")
 def test_an_instance_list_is_found_level_by_level(files):
     with ScriptedPacs(files) as pacs:
         studies, _ = find(pacs, "STUDY", StudyInstanceUID="", NumberOfStudyRelatedInstances="")
@@ -1465,6 +1466,7 @@ def peer_restart(scene):
         assert scene.move()[-1].Status == 0
 
 
+@pytest.mark.needs("time")
 def test_a_behaviour_by_lot_happens_as_often_as_it_should_and_the_same_with_its_seed(scene):
     def statuses(seed):
         by_lot = Behaviour("move.refuse", status=0xC001, probability=0.5, seed=seed)

@@ -73,6 +73,7 @@ def test_a_line_that_is_no_behaviour_is_refused_in_words(line, tmp_path):
     assert "argument --behave:" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.needs("time")
 def test_the_example_of_the_page_runs():
     example = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
     names: dict = {}
