@@ -133,6 +133,38 @@ def test_every_reason_code_that_is_used_exists():
     assert [where for code, where in found if code and code not in REASONS] == []
 
 
+# These map what others enumerate (statuses, exceptions) to one code for each event.
+EVENT_TABLES = {
+    "archive.s3_errors",
+    "ledger.errors",
+    "network.association_errors",
+    "network.status",
+}
+
+
+def codes_of_collection(node: ast.AST) -> list[str]:
+    """The reason codes written out in a set, tuple, list or dictionary."""
+    if isinstance(node, ast.Dict):
+        elements = [*node.keys, *node.values]
+    elif isinstance(node, ast.Set | ast.Tuple | ast.List):
+        elements = node.elts
+    else:
+        return []
+    values = [element.value for element in elements if isinstance(element, ast.Constant)]
+    return [value for value in values if value in REASONS]
+
+
+def test_what_is_done_about_a_reason_code_is_in_the_table_alone():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for module, path, tree in MODULES
+        if not module.startswith("core.reasons") and module not in EVENT_TABLES
+        for node in ast.walk(tree)
+        if len(codes_of_collection(node)) > 1
+    ]
+    assert found == [], "give the table of prefect_dicom.core.reasons a column for it"
+
+
 def test_a_reason_code_is_words_joined_by_hyphens():
     assert [code for code in REASONS if not CODE.fullmatch(code)] == []
 

@@ -17,15 +17,6 @@ from prefect_dicom.core.model import (
 )
 from prefect_dicom.core.reasons import reason_for
 
-_FAILURES_BEFORE_DISABLING = {
-    # A PACS that starts, or reads its tables again, may say this too.
-    "association-rejected": 3,
-}
-"""How often in a row a node may answer so; other reasons for a person to act disable it at once."""
-
-_NEVER_WORKED = {"pacs-reset"}
-"""Passing reasons that are none where the node has done nothing for this run yet."""
-
 
 class BreakerState(StrEnum):
     """Whether a node may be asked."""
@@ -241,11 +232,10 @@ class NodeAdmission:
             if code == "pacs-busy":
                 self._narrow(code)
             self._width = 1
-            passing = reason_for(code).disposition is Disposition.TRANSIENT
-            if passing and (self.worked or code not in _NEVER_WORKED):
-                most = len(self._waits) + 1
-            else:
-                most = min(_FAILURES_BEFORE_DISABLING.get(code, 1), len(self._waits) + 1)
+            reason, most = reason_for(code), len(self._waits) + 1
+            transient = reason.disposition is Disposition.TRANSIENT
+            if not (transient and (self.worked or reason.transient_before_success)):
+                most = min(reason.disables_node_after, most)
             if self._failures >= most:
                 self._disable(code)
             else:

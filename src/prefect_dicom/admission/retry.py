@@ -9,8 +9,6 @@ from prefect_dicom.core.errors import PacsError
 
 T = TypeVar("T")
 
-_MAY_BE_CHANCE = {"answer-unusable", "association-lost", "pacs-refused", "pacs-reset"}
-
 
 def retry_once(ask: Callable[[], T]) -> T:
     """Retry once.
@@ -25,6 +23,6 @@ def retry_once(ask: Callable[[], T]) -> T:
     try:
         return ask()
     except PacsError as error:
-        if error.code not in _MAY_BE_CHANCE:
+        if not error.reason.retry_once:
             raise
     return ask()

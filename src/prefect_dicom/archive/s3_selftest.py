@@ -13,8 +13,8 @@ from prefect_dicom.archive.s3_errors import S3RequestError
 from prefect_dicom.archive.s3_put import base64_digest
 from prefect_dicom.archive.source import BytesSource
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.core.reasons import reason_for
 
-_REFUSALS = ("archive-checksum", "archive-refused")
 _UNSIGNED = (
     "The service does not compare what it gets with the signature: bytes may change on the way to "
     "it unseen. Use another service; with this one only TLS and `prefect-dicom verify --level "
@@ -114,7 +114,7 @@ class S3SelfTest:
             try:
                 self._send(source, header, other, query)
             except S3RequestError as refused:
-                if refused.s3_error.code in _REFUSALS:
+                if reason_for(refused.s3_error.code).refuses_wrong_hash:
                     return ""
                 raise
         return _UNSIGNED
@@ -132,7 +132,7 @@ class S3SelfTest:
         try:
             self._send(source, header, signature, suffix=suffix)
         except S3RequestError as refused:
-            if refused.s3_error.code in _REFUSALS:
+            if reason_for(refused.s3_error.code).refuses_wrong_hash:
                 return True
             raise
         self._written.add(self._name + suffix)

@@ -8,17 +8,7 @@ from typing import Protocol
 from prefect_dicom.core.model import (
     Disposition,
 )
-from prefect_dicom.core.reasons import SELECTED_OTHERWISE, reason_for
-
-_OF_OUR_SIDE = {
-    "archive-checksum",
-    "archive-conflict",
-    "archive-object-missing",
-    "manifest-unreadable",
-    SELECTED_OTHERWISE,
-    "unexpected",
-}
-"""Ends of a study that no other node can help."""
+from prefect_dicom.core.reasons import reason_for
 
 
 class AtNode(Protocol):
@@ -60,11 +50,6 @@ def node_to_ask(
         known.sort(key=lambda node: -counts[node])
     maybe = [n for n in left if n not in known]
     return next((node for node in (*known, *maybe) if node not in disabled), None)
-
-
-def helps_elsewhere(code: str) -> bool:
-    """Whether a study that ended so at one node may still be had from another."""
-    return code not in _OF_OUR_SIDE
 
 
 def reason_of_all(nodes: Sequence[str], copies: Mapping[str, AtNode]) -> str | None:

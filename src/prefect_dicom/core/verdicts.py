@@ -11,7 +11,7 @@ from prefect_dicom.core.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.core.reasons import BEYOND_THE_MAXIMUM, FILTER_UNDECIDED, LIST_UNPROVED
+from prefect_dicom.core.reasons import FILTER_UNDECIDED, LIST_UNPROVED, reason_for
 
 # PS3.3 C.7.3.1.1.1: what goes with images and says nothing of their size.
 _BESIDE_IMAGES = {"SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "PLAN", "AU"}
@@ -30,17 +30,6 @@ class StudyOutcome:
     withheld_instances: int = 0
     size_bytes: int = 0
     evidence: Evidence | None = None
-
-
-_ROW_VERDICTS = {
-    FILTER_UNDECIDED: Verdict.AMBIGUOUS,
-    BEYOND_THE_MAXIMUM: Verdict.EXCLUDED,
-    "window-empty": Verdict.EXCLUDED,
-    "no-match": Verdict.NOT_FOUND,
-    "several-patients": Verdict.AMBIGUOUS,
-    "name-disagrees": Verdict.AMBIGUOUS,
-    "excluded-by-filter": Verdict.EXCLUDED,
-}
 
 
 def row_verdict(
@@ -69,16 +58,16 @@ def row_verdict(
     tuple of Verdict and str
         ``(Verdict.PENDING, "interrupted")`` while any of it is unfinished.
     """
-    if reason is not None and not (reason in (LIST_UNPROVED, FILTER_UNDECIDED) and studies):
-        return _ROW_VERDICTS.get(reason, Verdict.FAILED), reason
+    if reason is not None and not (studies and reason_for(reason).beside_studies):
+        return reason_for(reason).row_verdict, reason
     if not_taken is not None and not studies and not unproved:
-        return _ROW_VERDICTS.get(not_taken, Verdict.FAILED), not_taken
+        return reason_for(not_taken).row_verdict, not_taken
     if not studies or any(s.state in (StudyState.PENDING, StudyState.LISTED) for s in studies):
         return Verdict.PENDING, "interrupted"
     if unproved or reason == FILTER_UNDECIDED:
         some = any(s.state is StudyState.ARCHIVED or s.stored_instances for s in studies)
         code = LIST_UNPROVED if unproved else FILTER_UNDECIDED
-        return Verdict.PARTIAL if some else _ROW_VERDICTS.get(code, Verdict.FAILED), code
+        return Verdict.PARTIAL if some else reason_for(code).row_verdict, code
     failed = [s for s in studies if s.state is StudyState.FAILED]
     withheld = any(s.withheld_instances for s in studies)
     if not failed and not withheld:

@@ -10,43 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
 from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.uid import UID, UID_dictionary
 
 from prefect_dicom.core.model import Identity, InstanceKey
+from prefect_dicom.core.reasons import REASONS, Consequence
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.dicom.part10 import PixelData, Scan, Structure
 
-
-class Consequence(StrEnum):
-    """What a finding asks for, gravest first."""
-
-    QUARANTINE = "quarantine"
-    """It is not what was asked for: never archived under this study."""
-    ASK_AGAIN = "ask-again"
-    """Faulty in transfer or at its source: asked for once more, then the site's policy."""
-    WARN = "warn"
-    """Archived as it came, and said so."""
-
-
-CONSEQUENCES: dict[str, Consequence] = {
-    "wrong-patient": Consequence.QUARANTINE,
-    "uid-mismatch": Consequence.QUARANTINE,
-    "instance-unreadable": Consequence.ASK_AGAIN,
-    "instance-truncated": Consequence.ASK_AGAIN,
-    "pixel-data-length": Consequence.ASK_AGAIN,
-    "wrong-transfer-syntax": Consequence.ASK_AGAIN,
-    "transfer-syntax-unknown": Consequence.WARN,
-    "not-inspected": Consequence.WARN,
-    "partly-inspected": Consequence.WARN,
-    "patient-id-missing": Consequence.WARN,
-    "patient-id-reencoded": Consequence.WARN,
-    "pixel-data-longer": Consequence.WARN,
-    "trailing-bytes": Consequence.WARN,
-}
-"""Every code a validation may find, and what follows from it."""
+_GRAVEST_FIRST = [
+    code
+    for consequence in Consequence
+    for code, reason in REASONS.items()
+    if reason.consequence is consequence
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +46,14 @@ class Validation:
     @property
     def consequence(self) -> Consequence | None:
         """What the gravest finding asks for; None where there is nothing to say."""
-        return CONSEQUENCES[self.findings[0]] if self.findings else None
+        return REASONS[self.findings[0]].consequence if self.findings else None
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """The findings that are only said."""
-        return tuple(code for code in self.findings if CONSEQUENCES[code] is Consequence.WARN)
+        return tuple(
+            code for code in self.findings if REASONS[code].consequence is Consequence.WARN
+        )
 
 
 def validate(scan: Scan, expected: Expected) -> Validation:
@@ -91,7 +71,7 @@ def validate(scan: Scan, expected: Expected) -> Validation:
         found.add("wrong-transfer-syntax")
     elif scan.fault is None and identity.inspected and structure.complete:
         found.update(_pixel_data(identity, structure))
-    return Validation(tuple(code for code in CONSEQUENCES if code in found))
+    return Validation(tuple(code for code in _GRAVEST_FIRST if code in found))
 
 
 # --- is it what was asked for

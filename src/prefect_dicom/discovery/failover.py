@@ -7,11 +7,11 @@ row nor shown that there is nothing: what it may have is said as a gap, or the r
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
 from prefect_dicom.core.model import CohortRow, Study
-from prefect_dicom.core.reasons import FILTER_UNDECIDED, LIST_UNPROVED
+from prefect_dicom.core.reasons import FILTER_UNDECIDED, LIST_UNPROVED, reason_for
 from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.ledger.records import RowFindings
 
@@ -19,20 +19,6 @@ Answer = Discovery | str | None
 """What a node made of a row, or the reason code for which it made nothing of it; None where it
 was not asked, because it is left alone."""
 
-_FOR_A_PERSON = ("several-patients", "name-disagrees")
-"""What no other node's answer can make good."""
-_NO_ANSWER = ("key-ignored", "identifier-missing")
-"""Reasons for which a node's answer tells nothing of the row."""
-_FROM_THE_FULLEST = (
-    FILTER_UNDECIDED,
-    LIST_UNPROVED,
-    *_NO_ANSWER,
-    "unsafe-uid",
-    "excluded-by-filter",
-    "window-empty",
-    "no-match",
-)
-"""Which reason says most of a row that found nothing anywhere."""
 _SHARED = "studies without a UID of their own"
 
 
@@ -43,9 +29,9 @@ def settles(row: CohortRow, answer: Answer, *, every: bool = False) -> bool:
     """
     if not isinstance(answer, Discovery):
         return False
-    if answer.reason in _FOR_A_PERSON:
-        return True
-    return answer.reason is None and not every and not is_window(row)
+    if answer.reason is None:
+        return not every and not is_window(row)
+    return reason_for(answer.reason).settles_row
 
 
 def combine_answers(
@@ -67,14 +53,12 @@ def combine_answers(
     """
     heard = [(node, each) for node, each in answers if isinstance(each, Discovery)]
     silent = [
-        node
-        for node, each in answers
-        if not isinstance(each, Discovery) or each.reason in _NO_ANSWER
+        node for node, each in answers if not isinstance(each, Discovery) or _is_inconclusive(each)
     ]
     near = [study for _, each in heard for study in each.near_misses]
-    for reason in _FOR_A_PERSON:
-        if any(each.reason == reason for _, each in heard):
-            return _findings(row, reason, near)
+    reason = _most_specific([each.reason for _, each in heard])
+    if reason is not None and reason_for(reason).settles_row:
+        return _findings(row, reason, near)
     found = [(node, study) for node, each in heard for study in each.studies]
     gaps = list(dict.fromkeys(gap for _, each in heard for gap in each.gaps))
     shared = _of_several_patients(row, found)
@@ -91,6 +75,16 @@ def combine_answers(
     undecided = any(each.reason == FILTER_UNDECIDED for _, each in heard)
     reason = LIST_UNPROVED if gaps else FILTER_UNDECIDED if undecided else None
     return _findings(row, reason, near, gaps, found)
+
+
+def _is_inconclusive(answer: Discovery) -> bool:
+    return answer.reason is not None and reason_for(answer.reason).inconclusive
+
+
+def _most_specific(codes: Iterable[str | None]) -> str | None:
+    """Of the nodes' reasons for a row, the one that says most."""
+    ranked = [code for code in codes if code is not None and reason_for(code).specificity]
+    return max(ranked, key=lambda code: reason_for(code).specificity, default=None)
 
 
 def _findings(
@@ -129,8 +123,7 @@ def _nothing(
     codes = [answer for answer in answers if isinstance(answer, str)]
     if codes:
         return _findings(row, codes[0], near)
-    reasons = {answer.reason for answer in answers}
-    reason = next((each for each in _FROM_THE_FULLEST if each in reasons), "no-match")
+    reason = _most_specific([answer.reason for answer in answers]) or "no-match"
     return _findings(row, LIST_UNPROVED if gaps else reason, near, gaps)
 
 

@@ -21,8 +21,8 @@ from prefect_dicom.cohort.filters import (
 )
 from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.model import CohortRow, Instance, Selection, Study
-from prefect_dicom.core.reasons import FILTER_UNDECIDED
+from prefect_dicom.core.model import CohortRow, Instance, Selection, Study, Verdict
+from prefect_dicom.core.reasons import FILTER_UNDECIDED, reason_for
 from prefect_dicom.network.find.list_instances import list_study
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
 from prefect_dicom.network.find.study_attributes import (
@@ -52,7 +52,7 @@ def filter_studies(
     PacsError
         See :func:`~prefect_dicom.network.find.query.find`.
     """
-    if is_window(row) and found.reason in ("no-match", "excluded-by-filter"):
+    if is_window(row) and _found_nothing(found):
         # Its days are all that it filters by.
         return replace(found, reason="window-empty")
     wanted, undecided = [], []
@@ -96,6 +96,12 @@ def filter_series(
     """
     answers = query_series_attributes(requestor, study, series_keywords(selection), capabilities)
     return choose_series(selection.series, _counted(answers, listed))
+
+
+def _found_nothing(found: Discovery) -> bool:
+    if found.reason is None:
+        return False
+    return reason_for(found.reason).row_verdict in (Verdict.NOT_FOUND, Verdict.EXCLUDED)
 
 
 def _judge(

@@ -328,7 +328,7 @@ class _Search:
             try:
                 some = self._some(first, last, count + 1)
             except PacsError as error:
-                if error.code not in ("answers-capped", "request-refused"):
+                if not error.reason.refuses_query:
                     raise
                 return False
             if len(some) > count:

@@ -27,7 +27,7 @@ from prefect_dicom.cohort.row_matching import (
 from prefect_dicom.config.capabilities import NodeProfile
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel, Study
-from prefect_dicom.core.reasons import LIST_UNPROVED
+from prefect_dicom.core.reasons import LIST_UNPROVED, Scope
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.discovery.partition import ListLimits, complete_list
 from prefect_dicom.discovery.query_cache import QueryCache
@@ -45,13 +45,6 @@ log = logging.getLogger(__name__)
 
 _WORTH_A_LIST = 10
 """UIDs from which on a list saves more than it costs where the node does not answer it."""
-_NO_TO_LISTS = {
-    "answer-unusable",
-    "answers-capped",
-    "association-lost",
-    "pacs-failure",
-    "request-refused",
-}
 
 
 @dataclass
@@ -202,7 +195,7 @@ def query_uid_lists(
                 capabilities.answers_lists = False
                 return
     except PacsError as error:
-        if error.code not in _NO_TO_LISTS:
+        if error.scope is not Scope.REQUEST:
             raise
         capabilities.answers_lists = False
         return

@@ -22,7 +22,6 @@ from prefect_dicom.cohort.filters import (
 )
 from prefect_dicom.core.model import (
     CohortRow,
-    Disposition,
     NodeOrder,
     PerPatient,
     RowVerdict,
@@ -390,12 +389,5 @@ def _best_of(nodes: Sequence[str], at: Mapping[str, Study]) -> str:
 
 
 def _ends_a_row(reason: str | None) -> bool:
-    """Whether discovery is over for a row that ended with this reason (None: it found studies).
-
-    Of the reasons a person has to act on, two concern the row itself and not the PACS.
-    """
-    return (
-        reason is None
-        or reason in ("several-patients", "filter-undecided")
-        or reason_for(reason).disposition is Disposition.PERMANENT
-    )
+    """Whether discovery is over for a row that ended with this reason (None: it found studies)."""
+    return reason is None or reason_for(reason).ends_discovery

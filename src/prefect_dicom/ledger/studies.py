@@ -26,7 +26,7 @@ from prefect_dicom.core.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.node_choice import helps_elsewhere, node_to_ask, reason_of_all
+from prefect_dicom.core.node_choice import node_to_ask, reason_of_all
 from prefect_dicom.core.reasons import (
     STUDY_GONE,
     reason_for,
@@ -338,7 +338,7 @@ class Studies:
                 "detail": detail,
                 "failed_at": utc_now(),
             }
-            if len(nodes) > 1 and helps_elsewhere(code):
+            if len(nodes) > 1 and reason_for(code).failover:
                 record_failed_at(connection, self._database.insert, reference, claim.node, code)
                 its_locations = read_study_locations(connection, [reference])[reference]
                 if node_to_ask(nodes, its_locations) is not None:

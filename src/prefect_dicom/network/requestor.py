@@ -19,6 +19,7 @@ from pynetdicom.sop_class import Verification
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import Interrupted, PacsError
 from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.reasons import Scope
 from prefect_dicom.network.association import TRANSFER_SYNTAXES, Association, associate
 from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
@@ -384,7 +385,7 @@ class Requestor:
         try:
             stream, granted = associate(node, request, LONGEST_PDU_BYTES + BUFFER_BYTES)
         except PacsError as error:
-            if error.code in ("association-lost", "answer-unusable"):
+            if error.scope is Scope.REQUEST:
                 # Nothing has been asked yet that could be at fault: it is the node's.
                 raise PacsError("pacs-reset", error.detail) from None
             raise

@@ -12,6 +12,7 @@ from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.capabilities import Service
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import RetrieveMethod
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
@@ -45,7 +46,6 @@ _GETS = 6
 """Most proposals of transfer syntaxes until an instance arrives."""
 _GUESSES = 9
 """SOP classes proposed in all common syntaxes where the node does not answer the class."""
-_NOT_FOR_US = {"not-permitted", "service-not-offered"}
 
 
 def probe_retrieval(
@@ -133,7 +133,7 @@ class _RetrieveProbe:
         try:
             offer = negotiate(node, proposed, roles=classes)
         except PacsError as error:
-            if error.code not in _NOT_FOR_US:
+            if not error.reason.refuses_service:
                 raise
             facts["c_get"] = Service.REFUSED
             return False
@@ -155,7 +155,7 @@ class _RetrieveProbe:
             facts["image_level_retrieve"] = arrived == 1
             return Service.WORKS
         code = outcome.lost or _reason(service, outcome)
-        if code in _NOT_FOR_US or code == "sop-classes-refused":
+        if _refuses_service(code) or code == "sop-classes-refused":
             return Service.REFUSED
         if facts.get("image_level_retrieve"):
             return Service.NOTHING_ARRIVED
@@ -210,7 +210,7 @@ class _RetrieveProbe:
                     outcome = RetrieveOutcome(None, lost=error.code)
                 tried += 1
                 code = outcome.lost or _reason(service, outcome)
-                if self._count_arrived() or code in _NOT_FOR_US or tried == _GETS:
+                if self._count_arrived() or _refuses_service(code) or tried == _GETS:
                     return outcome
         return outcome
 
@@ -255,6 +255,10 @@ class _RetrieveProbe:
         self._session.instances += arrived
         self._spool.drop(_PROBE)
         return arrived
+
+
+def _refuses_service(code: str | None) -> bool:
+    return code is not None and reason_for(code).refuses_service
 
 
 def _reason(service: str, outcome: RetrieveOutcome) -> str | None:

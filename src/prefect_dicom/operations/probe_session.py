@@ -38,7 +38,6 @@ _TIMEOUT_SECONDS = {"acse_seconds": 10.0, "find_seconds": 30.0, "first_byte_seco
 _STALL_SECONDS = 30.0
 _MOST_IN_A_ROW = 3
 """Failed queries in a row after which the failure is the node's and not the query's."""
-_OF_ONE_QUERY = {"answer-unusable", "association-lost", "association-stalled", "pacs-silent"}
 
 
 class RequestsSpent(Exception):
@@ -133,7 +132,7 @@ class ProbeSession:
             )
         except PacsError as error:
             self._failed_in_a_row += 1
-            if error.code not in _OF_ONE_QUERY or self._failed_in_a_row >= _MOST_IN_A_ROW:
+            if not error.reason.unanswered or self._failed_in_a_row >= _MOST_IN_A_ROW:
                 raise
             return Answers(None, ())
         self._failed_in_a_row = 0

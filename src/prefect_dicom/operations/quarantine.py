@@ -23,7 +23,7 @@ from prefect_dicom.core.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.reasons import reason_for
+from prefect_dicom.core.reasons import Consequence, reason_for
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.dicom.part10 import Scan, survey
 from prefect_dicom.ledger import InstanceRecord, Ledger, StudyRecord
@@ -204,7 +204,7 @@ def _check_place(ledger: Ledger, study: StudyRecord, scan: Scan, entry: Quaranti
         It does not, with the reason.
     """
     # Imported where it is wanted: pydicom takes its time, and a list has to come at once.
-    from prefect_dicom.dicom.validation import Consequence, Expected, listed_key, validate
+    from prefect_dicom.dicom.validation import Expected, listed_key, validate
 
     if study.state is StudyState.ARCHIVED:
         _check_archived(ledger, study, scan.identity, entry)

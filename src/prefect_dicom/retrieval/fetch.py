@@ -35,7 +35,7 @@ from prefect_dicom.core.model import (
     RetrieveMethod,
     StudyReference,
 )
-from prefect_dicom.core.reasons import OF_ONE_REQUEST, reason_for
+from prefect_dicom.core.reasons import Scope, reason_for
 from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.network.echo import echo
 from prefect_dicom.network.find.list_series import list_series
@@ -64,18 +64,6 @@ _ROUNDS = {RetrieveMethod.C_MOVE: 2, RetrieveMethod.C_GET: 3}
 """How often a study without a list is asked for with nothing new to show for it."""
 _SPARE_ROUNDS = 3
 """Rounds that brought nothing for reasons of our own, or only faulty objects, and are repeated."""
-_STAYS = {"conflicting-content", "evidence-too-weak", "study-gone", "unsafe-uid"}
-"""Failures that stand though nothing is missing; the others only say why something is."""
-_TELLS_MORE = {"wrong-patient", "uid-mismatch"}
-"""Why something is missing, better known than from the end of the request."""
-_MAY_MEAN_ANYTHING = {"move-destination-failed", "nothing-arrived", "pacs-failure", "study-gone"}
-"""Ends of a retrieve that brought nothing and have many causes; :meth:`Retrieval._find_out`."""
-_NO_C_GET = {"not-permitted", "service-not-offered", "sop-classes-refused"}
-"""Ends of a C-GET that another C-GET would end by as well."""
-_MAY_PASS = {"association-lost", "association-stalled"}
-"""Ends of a retrieve for which it is asked once more."""
-_MAY_HAVE_STOPPED = {"move-destination-failed", "pacs-failure"}
-"""Of these, ends of a retrieve that may have stopped at its first instance."""
 
 
 @dataclass(slots=True)
@@ -292,15 +280,17 @@ class Retrieval:
         for task in tasks:
             if task.missing():
                 task.failure = task.failure or "instances-missing"
-            elif task.failure not in _STAYS:
+            elif not task.failure_stands:
                 task.failure = None
-            if not arrived and task.untouched and task.failure not in _TELLS_MORE:
+            if not arrived and task.untouched and not task.failure_is_explained:
                 self._admission.record_nothing_sent(task.reference, task.failure)
         return arrived
 
     def _switches(self, code: str) -> bool:
         """Whether C-MOVE takes the place of a C-GET that ended so; says it once."""
-        if code not in _NO_C_GET or (code == "not-permitted" and self._admission.has_delivered):
+        if not (reason_for(code).refuses_service or code == "sop-classes-refused"):
+            return False
+        if code == "not-permitted" and self._admission.has_delivered:
             # What it has let us do before, it does not refuse us.
             return False
         try:
@@ -325,7 +315,7 @@ class Retrieval:
         no counts, as a whole until the PACS has sent what it says it has.
         """
         fruitless, spare_rounds = 0, _SPARE_ROUNDS
-        while task.incomplete and task.failure not in _STAYS:
+        while task.incomplete and not task.failure_stands:
             if task.is_listed:
                 return self._fetch_listed([task], arrived)
             if task.contradicts_counts:
@@ -347,7 +337,7 @@ class Retrieval:
                 came = self.ingest.scan([task])
                 self._heed(request, outcome, came)
                 brought += came
-                lost = lost or outcome is None or outcome.lost in _MAY_PASS
+                lost = lost or outcome is None or _is_cut(outcome)
                 if outcome is None:
                     continue
                 task.confirmed = request.level == "STUDY" and _is_confirmed(task, outcome)
@@ -373,7 +363,7 @@ class Retrieval:
 
         What the PACS tells of the study is read again: it may be gone, or be counted otherwise.
         """
-        if task.incomplete and task.failure not in _STAYS | _TELLS_MORE:
+        if task.incomplete and not (task.failure_stands or task.failure_is_explained):
             try:
                 if task.untouched:
                     with self._pool.request(self._requestor):
@@ -381,16 +371,16 @@ class Retrieval:
                 if self.listing.list(task, fresh=False) and task.is_listed:
                     return self._fetch_listed([task], arrived)
             except PacsError as error:
-                if error.code not in OF_ONE_REQUEST:
+                if error.scope is not Scope.REQUEST:
                     raise
         if task.incomplete:
             task.failure = task.failure or "instances-missing"
             uncounted = task.evidence is Evidence.SUBOPERATION_COUNTS
             if uncounted and task.failure == "instances-missing":
                 task.failure = "completeness-unknown"
-        elif task.failure not in _STAYS:
+        elif not task.failure_stands:
             task.failure = None
-        if not arrived and task.untouched and task.failure not in _TELLS_MORE:
+        if not arrived and task.untouched and not task.failure_is_explained:
             self._admission.record_nothing_sent(task.reference, task.failure)
         return arrived
 
@@ -437,7 +427,7 @@ class Retrieval:
         try:
             self.listing.list(task, fresh=False)
         except PacsError as error:
-            if error.code not in OF_ONE_REQUEST:
+            if error.scope is not Scope.REQUEST:
                 raise
         if not task.contradicts_counts:
             return
@@ -460,7 +450,7 @@ class Retrieval:
         PacsError
             The node does not answer, or sends nothing of several studies that it has.
         """
-        doubtful = [w for w in tasks if w.untouched and w.failure in _MAY_MEAN_ANYTHING]
+        doubtful = [w for w in tasks if w.untouched and w.failure_needs_diagnosis]
         if doubtful:
             with self._pool.request(self._requestor):
                 echo(self._requestor)
@@ -471,7 +461,7 @@ class Retrieval:
                         self._requestor, task.claim.study_instance_uid, task.claim.patient_id
                     )
             except PacsError as error:
-                if error.code not in OF_ONE_REQUEST:
+                if error.scope is not Scope.REQUEST:
                     raise
                 continue
             task.gone = not listed.series and not listed.unlistable
@@ -484,7 +474,7 @@ class Retrieval:
             if task.gone:
                 continue
             if delivers:
-                if task.failure in _MAY_HAVE_STOPPED:
+                if task.failure is not None and reason_for(task.failure).may_stop_midway:
                     # Once a part of it is here, the rest is asked for in ever smaller parts.
                     came += self._one_instance(task, alone=True) or 0
                 continue
@@ -532,11 +522,11 @@ class Retrieval:
     def _list_what_is_missing(self, tasks: Sequence[StudyTask]) -> None:
         """Read the lists again of what came in part: the rest may be gone from the PACS."""
         for task in tasks:
-            if task.missing() and not task.untouched and task.failure not in _TELLS_MORE:
+            if task.missing() and not task.untouched and not task.failure_is_explained:
                 try:
                     self.listing.list(task, fresh=False)
                 except PacsError as error:
-                    if error.code not in OF_ONE_REQUEST:
+                    if error.scope is not Scope.REQUEST:
                         raise
 
     def _manners(self) -> Iterator[_Manner]:
@@ -824,14 +814,19 @@ class Retrieval:
             raise PacsError(code)
         elif (
             first
-            and code not in _MAY_MEAN_ANYTHING
+            and not reason_for(code).needs_diagnosis
             and reason_for(code).disposition is Disposition.OPERATOR
         ):
             raise PacsError(code)
         for task in tasks:
-            if task.incomplete and task.failure not in _STAYS | _TELLS_MORE:
-                partly = code in _MAY_MEAN_ANYTHING and not task.untouched
+            if task.incomplete and not (task.failure_stands or task.failure_is_explained):
+                partly = reason_for(code).needs_diagnosis and not task.untouched
                 task.failure = "instances-missing" if partly else code
+
+
+def _is_cut(outcome: RetrieveOutcome) -> bool:
+    """Whether the transfer broke off under way."""
+    return outcome.lost is not None and reason_for(outcome.lost).cuts_transfer
 
 
 class _First:

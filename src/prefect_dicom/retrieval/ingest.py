@@ -8,8 +8,9 @@ from typing import NamedTuple
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.model import Instance, InstanceKey, InstanceState, ReceivedInstance
+from prefect_dicom.core.reasons import Consequence
 from prefect_dicom.dicom.part10 import survey
-from prefect_dicom.dicom.validation import Consequence, Validation, listed_key, validate
+from prefect_dicom.dicom.validation import Validation, listed_key, validate
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.retrieval.study_task import StudyTask
 

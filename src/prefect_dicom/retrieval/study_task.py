@@ -15,6 +15,7 @@ from prefect_dicom.core.model import (
     ReceivedInstance,
     StudyReference,
 )
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.core.uids import is_safe_key, is_uid
 from prefect_dicom.dicom.validation import Expected
 from prefect_dicom.ledger import Claim
@@ -62,6 +63,21 @@ class StudyTask:
     def reference(self) -> StudyReference:
         """The study's reference."""
         return self.claim.reference
+
+    @property
+    def failure_stands(self) -> bool:
+        """Whether the study keeps its failure though no instance is missing."""
+        return self.failure is not None and reason_for(self.failure).stands_though_complete
+
+    @property
+    def failure_is_explained(self) -> bool:
+        """Whether its failure explains missing instances better than the end of a request."""
+        return self.failure is not None and reason_for(self.failure).says_more_than_request
+
+    @property
+    def failure_needs_diagnosis(self) -> bool:
+        """Whether its failure may have several causes, which further queries tell apart."""
+        return self.failure is not None and reason_for(self.failure).needs_diagnosis
 
     def missing(self) -> list[InstanceKey]:
         """The listed instances that have neither arrived nor been given up."""

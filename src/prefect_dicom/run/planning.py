@@ -48,7 +48,7 @@ from prefect_dicom.core.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.core.reasons import OF_ONE_REQUEST, REASONS, reason_for
+from prefect_dicom.core.reasons import REASONS, Scope, reason_for
 from prefect_dicom.discovery.failover import Answer, combine_answers, settles
 from prefect_dicom.discovery.filter_queries import filter_studies
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
@@ -67,14 +67,6 @@ ROWS_PER_WRITE = 100
 """Rows that have been answered and are not in the ledger yet, at most."""
 _GROUPS_WORTH_AN_ASSOCIATION = 10
 """An association more is opened for no fewer: that costs as much as a handful of queries."""
-_OF_THE_NODE_IF_REPEATED = {
-    "answer-unusable",
-    "association-lost",
-    "pacs-failure",
-    "request-refused",
-}
-_SPEAKS_DICOM = {"not-permitted", "service-not-offered"}
-"""Ends of a C-ECHO that show a node which may well answer other requests."""
 _LOOK_SECONDS = 1.0
 _SAMPLE_SECONDS = 30.0
 _TURN_SECONDS = 0.2
@@ -313,7 +305,7 @@ class Plan:
             with self.pool.request(requestor):
                 result = retry_once(lambda: self._wanted_of(node, requestor, row))
         except PacsError as error:
-            if error.code not in OF_ONE_REQUEST:
+            if error.scope is not Scope.REQUEST:
                 raise
             self._count_failed_query(node, error.code)
             return error.code
@@ -412,7 +404,7 @@ class Plan:
                 echo(requestor)
             works = True
         except PacsError as error:
-            works = error.code in _SPEAKS_DICOM
+            works = error.reason.refuses_service  # It speaks DICOM, and may answer others.
             if not works:
                 admission.record_failure(error.code, asked_at)
                 raise
@@ -485,7 +477,7 @@ class Plan:
 
     def _count_failed_query(self, node: str, code: str) -> None:
         """One query that fails is its own affair; where one after the other does, stop asking."""
-        if code not in _OF_THE_NODE_IF_REPEATED:
+        if not reason_for(code).counts_against_node:
             return
         admission = self.admission(node)
         admission.record_failed_query()

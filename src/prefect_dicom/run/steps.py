@@ -55,8 +55,8 @@ from prefect_dicom.core.model import (
     StudyReference,
     WithheldInstance,
 )
-from prefect_dicom.core.node_choice import helps_elsewhere, node_to_ask
-from prefect_dicom.core.reasons import OF_ONE_REQUEST, SELECTED_OTHERWISE
+from prefect_dicom.core.node_choice import node_to_ask
+from prefect_dicom.core.reasons import SELECTED_OTHERWISE, Scope, reason_for
 from prefect_dicom.core.uids import manifest_key, object_key, study_prefix
 from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.discovery.row_query import discover
@@ -255,7 +255,7 @@ class Pull(Plan):
             with self.pool.request(requestor):
                 found = retry_once(lambda: discover(requestor, row, self.study_queries(claim.node)))
         except PacsError as error:
-            if error.code not in OF_ONE_REQUEST:
+            if error.scope is not Scope.REQUEST:
                 raise
             self._count_failed_query(claim.node, error.code)
             self._fail(StudyTask(claim), error.code)
@@ -290,7 +290,7 @@ class Pull(Plan):
             return set()
         except PacsError as error:
             # A PACS whose association breaks over a list of UIDs may well answer single ones.
-            if error.code not in OF_ONE_REQUEST:
+            if error.scope is not Scope.REQUEST:
                 raise
             return set()
 
@@ -311,7 +311,7 @@ class Pull(Plan):
             if not listed:
                 retry_once(lambda: retrieval.listing.list(task, fresh=True))
         except PacsError as error:
-            if error.code not in OF_ONE_REQUEST:
+            if error.scope is not Scope.REQUEST:
                 raise
             self._count_failed_query(task.claim.node, error.code)
             self._fail(task, error.code)
@@ -326,7 +326,7 @@ class Pull(Plan):
         try:
             return not self._archived_before(task, held)
         except ArchiveError as error:
-            if error.code not in ("manifest-unreadable", SELECTED_OTHERWISE):
+            if error.scope is not Scope.STUDY:
                 raise
             self._fail(task, error.code)
             return False
@@ -481,7 +481,7 @@ class Pull(Plan):
                 try:
                     changed = retry_once(lambda: retrieval.listing.list(task, fresh=False))
                 except PacsError as error:
-                    if error.code not in OF_ONE_REQUEST:
+                    if error.scope is not Scope.REQUEST:
                         raise
                     self._count_failed_query(task.claim.node, error.code)
                     return self._end_failed(task, error.code)
@@ -494,7 +494,11 @@ class Pull(Plan):
 
     def _may_turn(self, task: StudyTask) -> bool:
         """Whether the study has failed at its node, and there is another to be asked for it."""
-        if len(self.cohort.nodes) == 1 or task.failure is None or not helps_elsewhere(task.failure):
+        if (
+            len(self.cohort.nodes) == 1
+            or task.failure is None
+            or not reason_for(task.failure).failover
+        ):
             return False
         copies = dict(
             self.ledger.study_locations.of_studies([task.reference]).get(task.reference, {})

@@ -45,9 +45,6 @@ SELECTED_OTHERWISE = "selected-otherwise"
 STUDY_GONE = "study-gone"
 
 
-OF_ONE_REQUEST = {code for code, reason in REASONS.items() if reason.scope is Scope.REQUEST}
-
-
 def reason_for(code: str) -> Reason:
     """The reason with this code; an unknown code is a bug and raises KeyError."""
     return REASONS[code]

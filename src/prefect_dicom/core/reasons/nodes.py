@@ -146,6 +146,7 @@ Rejected without a reason of use; the three numbers (result, source, reason; PS3
 message. Seen with titles that the PACS does not know, nodes that are disabled, licences that ran
 out, and for a moment while a PACS starts or reads its tables again: so it is tried twice more, and
 then the node is left alone.""",
+        # A PACS that starts, or reads its tables again, may say this too.
         disables_node_after=3,
     ),
     Reason(

@@ -20,7 +20,6 @@ from prefect_dicom.network.query_keys import list_identifier
 from prefect_dicom.network.requestor import Requestor
 
 _MOST_TOGETHER = 1000
-_NO_SUPPORT_OF_LISTS = {"answer-unusable", "answers-capped", "pacs-failure", "request-refused"}
 
 
 def list_together(
@@ -66,7 +65,7 @@ def list_together(
             series += _list_series_of(requestor, wanted[first : first + most])
         together = _list_instances_of(requestor, series, most)
     except PacsError as error:
-        if error.code not in _NO_SUPPORT_OF_LISTS:
+        if not error.reason.fails_uid_list:
             raise
         together = {}
     requestor.answers_lists = bool(together)
