@@ -12,7 +12,6 @@ seen before all its bytes are on the disk.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -27,6 +26,7 @@ from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256
 from prefect_dicom.config.site import DirectoryArchive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.files import create_part, sweep_parts, sync_directory
 from prefect_dicom.core.model import ArchivedInstance
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -152,7 +152,7 @@ class FolderArchive(Archive):
                 except FileExistsError:
                     return self._compared(key, target, source, _size_of_file(target))
                 reached("object-linked")
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         return ArchivedInstance(key, source.sha256, source.size_bytes)
 
     def _compared(
@@ -163,7 +163,7 @@ class FolderArchive(Archive):
         if sha256_of(self.read(key)) != source.sha256:
             raise ArchiveConflict(detail="same size, another SHA-256")
         # Who linked it may have died before it was durable.
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
         return ArchivedInstance(key, source.sha256, source.size_bytes, already_there=True)
 
     def _make_directories(self, directory: Path) -> None:
@@ -173,23 +173,17 @@ class FolderArchive(Archive):
         self._make_directories(directory.parent)
         with suppress(FileExistsError):
             directory.mkdir(mode=0o700)
-        _sync_directory(directory.parent)
+        sync_directory(directory.parent)
 
     @contextmanager
-    def _part(self) -> Iterator[tuple[Path, int]]:
-        """A new file in ``.incoming``, held by a lock that dies with its writer."""
-        while True:
-            part = self._incoming / f"{secrets.token_hex(16)}.part"
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Another process may have swept it away between the two calls.
-            if os.fstat(descriptor).st_nlink:
-                break
-            os.close(descriptor)
+    def _part(self) -> Iterator[tuple[str, int]]:
+        """A new file in ``.incoming``, locked as long as its writer lives, and then deleted."""
+        part, descriptor = create_part(self._incoming)
         try:
             yield part, descriptor
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(part)
             os.close(descriptor)
 
     def _sweep_once(self) -> None:
@@ -198,15 +192,8 @@ class FolderArchive(Archive):
                 return
             with suppress(FileExistsError):
                 self._incoming.mkdir(mode=0o700)
-            self._sweep()
+            sweep_parts(self._incoming, strict=True)
             self._swept = True
-
-    def _sweep(self) -> None:
-        """Remove what dead writers left; a lock that can be taken has no writer."""
-        for part in self._incoming.glob("*.part"):
-            with suppress(FileNotFoundError, BlockingIOError), part.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink()
 
 
 def _copy(source: Source, descriptor: int) -> None:
@@ -228,14 +215,6 @@ def _size_of_file(path: Path) -> int | None:
     if not stat.S_ISREG(found.st_mode):
         raise ArchiveConflict(detail="something that is no file has the name")
     return found.st_size
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _walk(directory: Path, above: str, prefix: str) -> Iterator[tuple[str, int]]:

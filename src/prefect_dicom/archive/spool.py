@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -32,13 +30,13 @@ from pathlib import Path
 
 from prefect_dicom.core.errors import PrefectDicomError, SpoolFull
 from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.files import create_part, sweep_parts
 from prefect_dicom.core.model import StoreRequest, StudyReference
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.core.uids import is_sha256
 from prefect_dicom.dicom import part10
 
 _CHECK_EVERY_BYTES = 16 * 1024**2
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -94,15 +92,7 @@ class Part:
             raise spool.refuse(error) from None
 
     def _create(self) -> None:
-        while True:
-            self._name = f"{self._spool.incoming_path}/{secrets.token_hex(16)}.part"
-            descriptor = os.open(self._name, _NEW_FILE, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_nlink:
-                self._descriptor = descriptor
-                return
-            # Swept away before it was locked.
-            os.close(descriptor)
+        self._name, self._descriptor = create_part(self._spool.incoming_path)
 
     @property
     def path(self) -> Path:
@@ -345,22 +335,7 @@ class Spool:
 
     def sweep(self) -> int:
         """Delete parts whose writers are dead; returns how many."""
-        swept = 0
-        for path in self.incoming.glob("*.part"):
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Renamed between glob and lock: the name is gone, nothing is deleted.
-                path.unlink(missing_ok=True)
-                swept += 1
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(descriptor)
-        return swept
+        return sweep_parts(self.incoming)
 
     # --- private
 

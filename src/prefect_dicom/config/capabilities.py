@@ -8,8 +8,6 @@ no patient data.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,6 +18,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from prefect_dicom.config.yaml import Document, Settings, faults_of, text_of
 from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.model import InformationModel
 
 FOLDER = "profiles"
@@ -212,16 +211,12 @@ def write_profile(path: Path, profile: NodeProfile, probed_at: datetime) -> None
         When the node was probed; written into the file for its reader.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(profile_text(profile, probed_at))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    text = profile_text(profile, probed_at)
+    with (
+        atomic_write(path, sync=True) as draft,
+        open(create_file(draft), "w", encoding="utf-8") as file,
+    ):
+        file.write(text)
 
 
 def profile_text(profile: NodeProfile, probed_at: datetime) -> str:

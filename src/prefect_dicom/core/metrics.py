@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import logging
 import os
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:  # imported where metrics are served: nobody else pays for it
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import CollectorRegistry
+from prefect_dicom.core.files import is_locked, lock_file
 
 log = logging.getLogger(__name__)
 
@@ -311,12 +311,10 @@ class _Endpoint:
         """The first name that no living process has, with the port it is asked at."""
         for number in itertools.count(1):
             name = f"{process}-{number}"
-            slot = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 # Held for as long as the process lives, and given up however it dies.
-                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                slot = lock_file(self._folder / name, wait=False)
             except BlockingIOError:
-                os.close(slot)
                 continue
             os.truncate(slot, 0)
             os.write(slot, str(port).encode())
@@ -402,14 +400,7 @@ def _families(values: Iterable[Value]) -> Iterator[Metric]:
 
 def _port_of_the_living(slot: Path) -> int | None:
     try:
-        descriptor = os.open(slot, os.O_RDONLY)
+        text = slot.read_bytes() if is_locked(slot) else b""
     except OSError:
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.read(descriptor, 16)
-        return int(text) if text.isdigit() else None
-    finally:
-        os.close(descriptor)
-    return None
+    return int(text) if text.isdigit() else None

@@ -7,8 +7,6 @@ its lock, so that any number may ask at once and none of them looks like the run
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from typing import Protocol
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from prefect_dicom.core.files import file_lock, lock_file, looked_at_lock
 from prefect_dicom.ledger.errors import translate_database_errors, translate_file_errors
 
 # The first of the two integers of PostgreSQL's advisory locks: it keeps ours apart from those of
@@ -69,40 +68,26 @@ class FileLocks:
     @translate_file_errors
     def _take(self) -> tuple[int, int]:
         number = secrets.randbelow(2**31 - 1) + 1
-        # Not inherited by programs this one starts. A bare fork() does share the lock.
-        descriptor = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        return number, descriptor
+        return number, lock_file(self._path(number), wait=True, new=True)
 
     @translate_file_errors
     def is_held(self, connection: Connection, number: int) -> bool:
         try:
-            descriptor = os.open(self._path(number), os.O_RDWR)
+            with looked_at_lock(self._path(number)) as held:
+                if not held:
+                    # Killed: its number is never drawn again for a row that exists, so its file
+                    # may go.
+                    with suppress(OSError):
+                        self._path(number).unlink(missing_ok=True)
+                return held
         except FileNotFoundError:
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            return True
-        else:
-            # Killed: its number is never drawn again for a row that exists, so its file may go.
-            with suppress(OSError):
-                self._path(number).unlink(missing_ok=True)
-            return False
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def migrating(self) -> Iterator[None]:
         """Wait until nobody else creates or migrates the ledger, and keep others out."""
-        descriptor = os.open(self._directory / "schema.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with file_lock(self._directory / "schema.lock"):
             yield
-        finally:
-            os.close(descriptor)
 
 
 class SessionLocks:

@@ -6,7 +6,6 @@ the page's own policy lets no script run.
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import datetime, timedelta, tzinfo
 from functools import cache
@@ -18,6 +17,7 @@ from markupsafe import Markup, escape
 
 from prefect_dicom import __version__
 from prefect_dicom.config.access_schedule import AccessSchedule
+from prefect_dicom.core.files import create_file
 from prefect_dicom.core.model import CohortRow, DateRange, Disposition, StudyState, Verdict
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.report import plots
@@ -85,8 +85,7 @@ def write_page(
     data = page(summary, with_identifiers=with_identifiers).encode("utf-8", "replace")
     with replacing(target) as path:
         mode = 0o600 if with_identifiers else 0o666
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with open(handle, "wb") as file:
+        with open(create_file(path, mode), "wb") as file:
             file.write(data)
     return target
 

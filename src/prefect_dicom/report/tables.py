@@ -8,9 +8,9 @@ to choose by, names and birth dates too.
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.cohort.filters import why_undecided
 from prefect_dicom.cohort.row_matching import why_not_taken
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.model import (
     CohortRow,
     Evidence,
@@ -306,14 +306,15 @@ def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
     if first is None:
         target.unlink(missing_ok=True)
         return
-    with replacing(target) as path:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with (
+        replacing(target) as path,
         # With a byte order mark: spreadsheets take the file for Latin-1 without.
-        with open(handle, "w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, _CANDIDATE_COLUMNS)
-            writer.writeheader()
-            writer.writerow(first)
-            writer.writerows(candidates)
+        open(create_file(path), "w", newline="", encoding="utf-8-sig") as file,
+    ):
+        writer = csv.DictWriter(file, _CANDIDATE_COLUMNS)
+        writer.writeheader()
+        writer.writerow(first)
+        writer.writerows(candidates)
 
 
 def _candidate(
@@ -393,19 +394,6 @@ def _cell(value: Any) -> Any:
     return value
 
 
-class replacing:
-    """A path to write to, which takes the place of the target when all went well."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._temporary = target.with_name(f".{target.name}.{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        return self._temporary
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
-            reached("half-reported")
-            self._temporary.replace(self._target)
-        else:
-            self._temporary.unlink(missing_ok=True)
+def replacing(target: Path) -> AbstractContextManager[Path]:
+    """A path to write a report to, which replaces the target in one step when all went well."""
+    return atomic_write(target, fail_point="half-reported")

@@ -12,7 +12,6 @@ One folder holds everything::
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -30,6 +29,7 @@ from typing import Any
 
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.core.files import atomic_write, file_lock, is_locked, lock_file
 from prefect_dicom.server.settings import LOOPBACK, MARK, settings_of
 
 _FOLDER = "prefect-server"
@@ -119,23 +119,15 @@ class LocalServer:
 
     def write_status(self, status: ServerStatus) -> None:
         """Replace the state file atomically."""
-        draft = self.folder / "server.json.draft"
-        draft.write_text(json.dumps(asdict(status)))
-        os.replace(draft, self._status_path)
+        with atomic_write(self._status_path) as draft:
+            draft.write_text(json.dumps(asdict(status)))
 
     def is_supervised(self) -> bool:
         """Whether the supervisor process is alive: it holds the lock."""
         try:
-            descriptor = os.open(self._lock_path, os.O_RDWR)
+            return is_locked(self._lock_path)
         except OSError:
             return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
 
     @property
     def url(self) -> str | None:
@@ -322,12 +314,8 @@ class LocalServer:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the start lock: one process at a time starts the server."""
-        descriptor = os.open(self.folder / "start.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with file_lock(self.folder / "start.lock"):
             yield
-        finally:
-            os.close(descriptor)
 
     @property
     def _status_path(self) -> Path:
@@ -340,12 +328,12 @@ class LocalServer:
     @contextlib.contextmanager
     def supervisor_lock(self) -> Iterator[bool]:
         """Try to hold the supervisor's lock; yields whether this process holds it."""
-        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock_file(self._lock_path, wait=False)
         except BlockingIOError:
             yield False
-        else:
+            return
+        try:
             yield True
         finally:
             os.close(descriptor)

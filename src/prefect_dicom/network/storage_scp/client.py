@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import json
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.files import file_lock, is_locked
 from prefect_dicom.core.model import StudyReference
 from prefect_dicom.network.storage_scp.control_protocol import (
     LOCK_NAME,
@@ -233,7 +233,7 @@ def _connect_or_start(assignment: Assignment) -> Line:
     if line is not None:
         return line
     assignment.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _starting(assignment.spool):
+    with file_lock(assignment.spool / "receiver.starting"):
         deadline = time.monotonic() + _START_SECONDS
         while True:
             # Another run may have started it while this one waited for its turn.
@@ -256,24 +256,7 @@ def _connect_or_start(assignment: Assignment) -> Line:
 
 def _has_a_receiver(spool: Path) -> bool:
     """Whether a process has the spool, be it that it does not listen yet, or no longer."""
-    descriptor = os.open(spool / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-@contextlib.contextmanager
-def _starting(spool: Path) -> Iterator[None]:
-    descriptor = os.open(spool / "receiver.starting", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return is_locked(spool / LOCK_NAME, create=True)
 
 
 def _start(assignment: Assignment) -> None:

@@ -8,7 +8,6 @@ next run finds these objects in the spool instead of asking for them again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import json
 import logging
@@ -29,6 +28,7 @@ from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.site import Metrics, Receiver
 from prefect_dicom.core.errors import PrefectDicomError, ReceiverError
 from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.files import lock_file
 from prefect_dicom.core.metrics import RECEIVER, Seldom, Value, serving
 from prefect_dicom.network.storage_scp.control_protocol import (
     LOCK_NAME,
@@ -167,11 +167,9 @@ class ReceiverServer:
     # --- ownership
 
     def _own_the_spool(self) -> None:
-        descriptor = os.open(self._assignment.spool / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock_file(self._assignment.spool / LOCK_NAME, wait=False)
         except BlockingIOError:
-            os.close(descriptor)
             raise ReceiverError("receiver-taken", SPOOL_TAKEN) from None
         self._held.append(descriptor)
 
