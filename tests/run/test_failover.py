@@ -21,9 +21,9 @@ import yaml
 from prefect_dicom.cohort.row_matching import Discovery
 from prefect_dicom.config.site import load_site
 from prefect_dicom.core.errors import CohortError, PacsError, WindowClosed
+from prefect_dicom.core.failover import choose_node
 from prefect_dicom.core.failpoints import POINTS
 from prefect_dicom.core.model import CohortRow, DateRange, Study, Verdict
-from prefect_dicom.core.node_choice import node_to_ask
 from prefect_dicom.core.uids import is_uid
 from prefect_dicom.discovery.failover import combine_answers, settles
 from prefect_dicom.ledger import Ledger
@@ -557,4 +557,4 @@ class Known:
     ],
 )
 def test_the_fullest_copy_comes_first_then_the_order_then_who_may_have_it(copies, disabled, asked):
-    assert node_to_ask(["main", "vna"], copies, disabled) == asked
+    assert choose_node(["main", "vna"], copies, disabled) == asked

@@ -112,7 +112,7 @@ class FolderArchive(Archive):
     def close(self) -> None:
         """Nothing is held open; what a writer that has died meanwhile has left is removed."""
         with suppress(OSError):
-            self._sweep()
+            sweep_parts(self._incoming, strict=True)
 
     def _check_condition(self, key: str) -> Check:
         name = "nothing is overwritten"

@@ -20,6 +20,7 @@ from sqlalchemy import (
 from prefect_dicom.cohort.filters import (
     beyond_the_maximum,
 )
+from prefect_dicom.core.failover import choose_node
 from prefect_dicom.core.model import (
     CohortRow,
     NodeOrder,
@@ -29,7 +30,6 @@ from prefect_dicom.core.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.node_choice import node_to_ask
 from prefect_dicom.core.reasons import (
     BEYOND_THE_MAXIMUM,
     reason_for,
@@ -385,7 +385,7 @@ def _found_at(entries: Iterable[RowFindings], nodes: Sequence[str]) -> dict[str,
 def _best_of(nodes: Sequence[str], at: Mapping[str, Study]) -> str:
     """The node whose answer a study is known by."""
     known = {n: StudyLocation(n, number_of_instances=s.number_of_instances) for n, s in at.items()}
-    return node_to_ask([node for node in nodes if node in at], known) or nodes[0]
+    return choose_node([node for node in nodes if node in at], known) or nodes[0]
 
 
 def _ends_a_row(reason: str | None) -> bool:

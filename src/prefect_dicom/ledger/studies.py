@@ -20,13 +20,13 @@ from sqlalchemy import (
 )
 
 from prefect_dicom.core.errors import LedgerError
+from prefect_dicom.core.failover import choose_node, combined_reason
 from prefect_dicom.core.model import (
     Evidence,
     Study,
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.node_choice import node_to_ask, reason_of_all
 from prefect_dicom.core.reasons import (
     STUDY_GONE,
     reason_for,
@@ -341,10 +341,10 @@ class Studies:
             if len(nodes) > 1 and reason_for(code).failover:
                 record_failed_at(connection, self._database.insert, reference, claim.node, code)
                 its_locations = read_study_locations(connection, [reference])[reference]
-                if node_to_ask(nodes, its_locations) is not None:
+                if choose_node(nodes, its_locations) is not None:
                     values = {"state": StudyState.PENDING}
                 else:
-                    values["reason"] = reason_of_all(nodes, its_locations)
+                    values["reason"] = combined_reason(nodes, its_locations)
                 if code == STUDY_GONE:
                     # What it listed once nobody has to have any more.
                     connection.execute(

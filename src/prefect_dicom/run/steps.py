@@ -37,6 +37,7 @@ from prefect_dicom.core.errors import (
     SpoolFull,
 )
 from prefect_dicom.core.events import Event
+from prefect_dicom.core.failover import choose_node
 from prefect_dicom.core.failpoints import reached
 from prefect_dicom.core.metrics import upload_ended, upload_waits, uploaded
 from prefect_dicom.core.model import (
@@ -55,7 +56,6 @@ from prefect_dicom.core.model import (
     StudyReference,
     WithheldInstance,
 )
-from prefect_dicom.core.node_choice import node_to_ask
 from prefect_dicom.core.reasons import SELECTED_OTHERWISE, Scope, reason_for
 from prefect_dicom.core.uids import manifest_key, object_key, study_prefix
 from prefect_dicom.dicom.value_matching import unpadded
@@ -198,7 +198,7 @@ class Pull(Plan):
                 if all(each in copies and copies[each].reason is not None for each in nodes):
                     # Another cohort has tried them all for it; this one has not.
                     copies = {}
-                if node_to_ask(nodes, copies, disabled) == node:
+                if choose_node(nodes, copies, disabled) == node:
                     copy = copies.get(node)
                     yield record.reference, node, copy and copy.number_of_instances
             after = page[-1].reference
@@ -504,7 +504,7 @@ class Pull(Plan):
             self.ledger.study_locations.of_studies([task.reference]).get(task.reference, {})
         )
         copies[task.claim.node] = StudyLocation(task.claim.node, reason=task.failure)
-        return node_to_ask(self.cohort.nodes, copies) is not None
+        return choose_node(self.cohort.nodes, copies) is not None
 
     def _fetch_and_upload(self, retrieval: Retrieval, task: StudyTask) -> None:
         retrieval.fetch([task])
