@@ -25,13 +25,16 @@ def disarmed():
 
 
 def calls() -> Counter[object]:
-    """The arguments of all calls of ``reached`` in the package."""
+    """The names that are passed to ``reached``, there or by who is given them."""
     found: Counter[object] = Counter()
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "reached":
-                    found.update(getattr(argument, "value", None) for argument in node.args)
+                if not isinstance(node, ast.Call):
+                    continue
+                named = [k.value for k in node.keywords if k.arg == "fail_point"]
+                called = node.args if getattr(node.func, "id", "") == "reached" else []
+                found.update(a.value for a in (*called, *named) if isinstance(a, ast.Constant))
     return found
 
 
