@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.core import failpoints
-from prefect_dicom.core.failpoints import POINTS, VARIABLE, Fault, arm, reached
+from prefect_dicom.core.failpoints import POINTS, VARIABLE, InjectedError, arm, failpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("src/prefect_dicom", "flows", "tasks")
@@ -25,7 +25,7 @@ def disarmed():
 
 
 def calls() -> Counter[object]:
-    """The names that are passed to ``reached``, there or by who is given them."""
+    """The names that are passed to ``failpoint``, there or by who is given them."""
     found: Counter[object] = Counter()
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
@@ -33,7 +33,7 @@ def calls() -> Counter[object]:
                 if not isinstance(node, ast.Call):
                     continue
                 named = [k.value for k in node.keywords if k.arg == "fail_point"]
-                called = node.args if getattr(node.func, "id", "") == "reached" else []
+                called = node.args if getattr(node.func, "id", "") == "failpoint" else []
                 found.update(a.value for a in (*called, *named) if isinstance(a, ast.Constant))
     return found
 
@@ -51,34 +51,34 @@ def test_a_point_lies_between_two_things_that_are_said():
 def test_nothing_is_armed_where_the_variable_is_not_set():
     assert failpoints._armed is None
     for point in POINTS:
-        reached(point)
+        failpoint(point)
 
 
 def test_the_fault_happens_the_nth_time_and_once():
     arm("claimed:2:raise")
-    reached("claimed")
-    reached("list-recorded")
-    with pytest.raises(Fault):
-        reached("claimed")
-    reached("claimed")
+    failpoint("claimed")
+    failpoint("list-recorded")
+    with pytest.raises(InjectedError):
+        failpoint("claimed")
+    failpoint("claimed")
 
 
 def test_any_point_can_be_counted():
     arm("*:2:enospc")
-    reached("claimed")
+    failpoint("claimed")
     with pytest.raises(OSError) as caught:
-        reached("list-recorded")
+        failpoint("list-recorded")
     assert caught.value.errno == errno.ENOSPC
 
 
 def test_of_several_processes_the_one_that_writes_the_note_has_the_fault(tmp_path):
     note = tmp_path / "note"
     arm(f"claimed:1:raise:{note}")
-    with pytest.raises(Fault):
-        reached("claimed")
+    with pytest.raises(InjectedError):
+        failpoint("claimed")
     assert note.read_text().split()[1] == "claimed"
     arm(f"claimed:1:raise:{note}")
-    reached("claimed")
+    failpoint("claimed")
 
 
 @pytest.mark.parametrize("wrong", ["nowhere:1:kill", "claimed:0:kill", "claimed:1:harm", "claimed"])
@@ -89,8 +89,8 @@ def test_a_variable_that_names_no_fault_is_refused(wrong):
 
 def test_a_process_is_killed_where_its_environment_says():
     script = (
-        "from prefect_dicom.core.failpoints import reached; print(1, flush=True); "
-        "reached('claimed')"
+        "from prefect_dicom.core.failpoints import failpoint; print(1, flush=True); "
+        "failpoint('claimed')"
     )
     ended = subprocess.run(
         [sys.executable, "-c", script],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_dicom.core.failpoints import Fault, arm
+from prefect_dicom.core.failpoints import InjectedError, arm
 from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from prefect_dicom.testing.audit import INVARIANTS, Auditor
 from tests.support import crashes, postgres
@@ -61,7 +61,7 @@ def stopped_at(folder: Path, point: str) -> Iterator[tuple[Place, Auditor]]:
     with a_place(folder) as (place, auditor):
         arm(f"{point}:1:raise")
         try:
-            with pytest.raises(Fault):
+            with pytest.raises(InjectedError):
                 crashes.bring_to_its_end(place.file, place.folder / "cohort.csv")
         finally:
             arm(None)
@@ -223,7 +223,7 @@ def test_an_object_that_vanished_from_the_spool_is_named(tmp_path):
 def test_an_object_that_was_answered_and_never_kept_is_named(tmp_path):
     with a_place(tmp_path / "site") as (place, auditor):
         arm("request-ended:1:raise")
-        with pytest.raises(Fault):
+        with pytest.raises(InjectedError):
             crashes.bring_to_its_end(place.file, place.folder / "cohort.csv")
         arm(None)
         next((place.folder / "spool" / "ready").rglob("*.dcm")).unlink()
@@ -250,7 +250,7 @@ class _PacsThatStillSends:
 def test_an_object_that_arrives_while_the_auditor_looks_is_not_missed(tmp_path):
     with a_place(tmp_path / "site") as (place, _):
         arm("request-ended:1:raise")
-        with pytest.raises(Fault):
+        with pytest.raises(InjectedError):
             crashes.bring_to_its_end(place.file, place.folder / "cohort.csv")
         arm(None)
         file = next((place.folder / "spool" / "ready").rglob("*.dcm"))

@@ -25,7 +25,7 @@ from prefect_dicom.archive.base import BLOCK_BYTES, Archive, Check, ObjectFacts,
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
 from prefect_dicom.config.site import DirectoryArchive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import create_part, sweep_parts, sync_directory
 from prefect_dicom.core.model import ArchivedInstance
 
@@ -151,7 +151,7 @@ class FolderArchive(Archive):
                     os.link(part, target)
                 except FileExistsError:
                     return self._compared(key, target, source, _size_of_file(target))
-                reached("object-linked")
+                failpoint("object-linked")
             sync_directory(target.parent)
         return ArchivedInstance(key, source.sha256, source.size_bytes)
 

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 from prefect_dicom.archive.base import BLOCK_BYTES
 from prefect_dicom.core.errors import ArchiveError, Interrupted
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 
 
 class Source(Protocol):
@@ -62,7 +62,7 @@ class FileSource:
         self._file.close()
 
     def blocks(self, offset: int, length: int) -> Iterator[bytes]:
-        reached("put-begun")
+        failpoint("put-begun")
         # pread has no position that a failed attempt could leave in the middle.
         end = offset + length
         while offset < end:

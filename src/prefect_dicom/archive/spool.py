@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect_dicom.core.errors import PrefectDicomError, SpoolFull
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import create_part, sweep_parts
 from prefect_dicom.core.model import StoreRequest, StudyReference
 from prefect_dicom.core.reasons import REASONS
@@ -114,7 +114,7 @@ class Part:
         """
         size = sum(map(len, fragments))
         if self._meta:
-            reached("part-begun")
+            failpoint("part-begun")
             pieces, self._meta = (self._meta, *fragments), b""
         else:
             pieces = fragments
@@ -149,10 +149,10 @@ class Part:
         """Give the whole part its place and end writing."""
         if self._meta:
             self.write(())
-        reached("part-whole")
+        failpoint("part-whole")
         # Renamed before it is closed: the lock keeps a sweep away until it has its name.
         os.replace(self._name, target)
-        reached("part-kept")
+        failpoint("part-kept")
         self.close()
 
     def close(self) -> None:
@@ -331,7 +331,7 @@ class Spool:
         """Delete all that lies here for a study; only after it is archived."""
         for folder in (self.ready, self.suspect):
             shutil.rmtree(folder / str(study), ignore_errors=True)
-            reached("half-dropped")
+            failpoint("half-dropped")
 
     def sweep(self) -> int:
         """Delete parts whose writers are dead; returns how many."""
@@ -357,7 +357,7 @@ class Spool:
     def _note(self, sha256: str, reason: str, note: dict) -> None:
         note = {"reason": reason, "since": datetime.now(UTC).isoformat(), **note}
         self._note_path(sha256).write_text(json.dumps(note, indent=1))
-        reached("quarantine-noted")
+        failpoint("quarantine-noted")
 
     def _note_path(self, sha256: str) -> Path:
         return self.quarantined / f"{sha256}.json"

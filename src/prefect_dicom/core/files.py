@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 
 _PRIVATE = 0o600
 
@@ -181,7 +181,7 @@ def atomic_write(
         with draft.open("rb") as file:
             os.fsync(file.fileno())
     if fail_point is not None:
-        reached(fail_point)
+        failpoint(fail_point)
     draft.replace(target)
 
 

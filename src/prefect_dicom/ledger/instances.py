@@ -13,7 +13,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import (
     ArchivedInstance,
     Evidence,
@@ -146,7 +146,7 @@ class Instances:
                     for reference, (claim, listed, evidence) in zip(references, lists, strict=True)
                 ],
             )
-            reached("list-half-written")
+            failpoint("list-half-written")
             known: dict[StudyReference, dict[InstanceKey, Row[Any]]] = defaultdict(dict)
             for piece in slices(references):
                 for row in connection.execute(statements.LISTS, {"b_studies": piece}):

@@ -19,7 +19,7 @@ from pynetdicom.dsutils import encode
 
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.network.association import abort, associate
 from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
@@ -136,7 +136,7 @@ def c_get(
         raise ValueError("the identifier cannot be encoded")
     stream, accepted, peer_pdu_bytes = _associate(node, contexts)
     with contextlib.closing(stream.connection):
-        reached("associated")
+        failpoint("associated")
         request = _Request(
             stream, node, accepted, peer_pdu_bytes, intake, message_id, on_progress, should_stop
         )

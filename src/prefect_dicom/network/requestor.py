@@ -18,7 +18,7 @@ from pynetdicom.sop_class import Verification
 
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import Interrupted, PacsError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.reasons import Scope
 from prefect_dicom.network.association import TRANSFER_SYNTAXES, Association, associate
 from prefect_dicom.network.association_errors import aborted
@@ -396,7 +396,7 @@ class Requestor:
         self._check_that_it_stands(association)
         self._association = association
         self.touch()
-        reached("associated")
+        failpoint("associated")
         return association
 
     @staticmethod

@@ -26,7 +26,7 @@ from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.capabilities import NodeProfile, Service
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import PacsError, PrefectDicomError, ReceiverError, SpoolFull
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import (
     Disposition,
     Evidence,
@@ -242,7 +242,7 @@ class Retrieval:
                 members = [by_reference[r] for r in request.studies]
                 parts = _parts(request, members)
                 outcome = self._ask(request, members, contexts)
-                reached("request-ended")
+                failpoint("request-ended")
                 brought = self.ingest.scan(members)
                 self._heed(request, outcome, brought)
                 progress += brought
@@ -333,7 +333,7 @@ class Retrieval:
                 self._spool.check_reserve()
                 task.came.clear()
                 outcome = self._ask(request, [task], contexts)
-                reached("request-ended")
+                failpoint("request-ended")
                 came = self.ingest.scan([task])
                 self._heed(request, outcome, came)
                 brought += came

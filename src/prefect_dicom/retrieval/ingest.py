@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import Instance, InstanceKey, InstanceState, ReceivedInstance
 from prefect_dicom.core.reasons import Consequence
 from prefect_dicom.dicom.part10 import survey
@@ -51,7 +51,7 @@ class Ingest:
         grown = [(w.claim, one.added) for w, one in zip(tasks, judged, strict=True) if one.added]
         if grown:
             self._ledger.instances.extend_lists(grown)
-            reached("list-extended")
+            failpoint("list-extended")
         for task, one in zip(tasks, judged, strict=True):
             if one.superseded:
                 self._ledger.instances.record_lost(task.claim, one.superseded)
@@ -61,11 +61,11 @@ class Ingest:
             self._ledger.instances.record_received(
                 {task.reference: task.claim for task in tasks}, arrivals
             )
-            reached("received-recorded")
+            failpoint("received-recorded")
         for task, one in zip(tasks, judged, strict=True):
             if one.rejections:
                 self._ledger.instances.record_rejected(task.claim, one.rejections)
-                reached("rejection-recorded")
+                failpoint("rejection-recorded")
                 # Only now: nothing that arrived goes without a record of why.
                 for sha256 in one.rejected:
                     self._spool.remove(task.reference, sha256)
@@ -128,7 +128,7 @@ class Ingest:
                 if sha256 not in suspects:
                     # It may have been damaged on its way: ask once more before judging it.
                     self._spool.set_aside(task.reference, sha256)
-                    reached("set-aside")
+                    failpoint("set-aside")
                     task.set_aside += 1
                     continue
                 if self._leave_out_faulty:
@@ -157,7 +157,7 @@ class Ingest:
                 path.name,
             )
             arrivals.append(arrival)
-            reached("validated")
+            failpoint("validated")
             task.received[key] = arrival
             warnings[key] = verdict.findings
             if state is InstanceState.EXPECTED:

@@ -12,7 +12,7 @@ from prefect_dicom.admission.association_pool import AssociationPool
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.cohort.filters import series_text
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import (
     Evidence,
     Instance,
@@ -184,7 +184,7 @@ class Listing:
             selection=self._series_wanted,
             counted=_counted(answer),
         )
-        reached("list-recorded")
+        failpoint("list-recorded")
         self._expect(task, answer, change)
         return changed
 
@@ -249,7 +249,7 @@ class Listing:
             fresh=True,
             selection=self._series_wanted,
         )
-        reached("list-recorded")
+        failpoint("list-recorded")
         for task, change in zip(listed, changes, strict=True):
             self._expect(task, lists[task.reference], change)
         return {task.reference for task in listed}
@@ -322,7 +322,7 @@ class Listing:
             task.evidence,
             selection=self._series_wanted,
         )
-        reached("list-recorded")
+        failpoint("list-recorded")
 
 
 def _told(answer: ListedStudy) -> int:

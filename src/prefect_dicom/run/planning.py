@@ -37,7 +37,7 @@ from prefect_dicom.core.errors import (
     WindowClosed,
 )
 from prefect_dicom.core.events import Event, Subscriber
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.metrics import answered
 from prefect_dicom.core.model import (
     WHOLE,
@@ -297,7 +297,7 @@ class Plan:
                 if over.is_set():
                     return
                 take(row, self._discover_row(node, requestor, row))
-                reached("row-answered")
+                failpoint("row-answered")
 
     def _discover_row(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery | str:
         requestor.about = ("row", row.line)

@@ -14,7 +14,7 @@ from prefect_dicom.cohort.definition import (
 )
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import CohortError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import NodeOrder, Verdict
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.report import replacing
@@ -59,7 +59,7 @@ def register_cohort(
         if cohort is None:
             file = read_cohort_file(path)
             cohort = ledger.cohorts.add(digest, order, file.rows, name, file.selection)
-    reached("cohort-recorded")
+    failpoint("cohort-recorded")
     return cohort
 
 

@@ -38,7 +38,7 @@ from prefect_dicom.core.errors import (
 )
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.failover import choose_node
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.metrics import upload_ended, upload_waits, uploaded
 from prefect_dicom.core.model import (
     ArchivedInstance,
@@ -223,7 +223,7 @@ class Pull(Plan):
             self._left_to_others.update({*chunk.studies} - {claim.reference for claim in claims})
         tasks: list[StudyTask] = []
         try:
-            reached("claimed")
+            failpoint("claimed")
             if not claims:
                 return 0
             with self._asking(chunk.node) as requestor:
@@ -381,7 +381,7 @@ class Pull(Plan):
             return False
         if not task.is_listed:
             self.ledger.instances.extend_lists([(task.claim, [Instance(key) for key in named])])
-            reached("list-extended")
+            failpoint("list-extended")
         self._commit(task, manifest, data, rebuilt=True)
         return True
 
@@ -435,7 +435,7 @@ class Pull(Plan):
         whole = [w for w in tasks if w.is_listed and not (w.received or w.incomplete or w.failure)]
         lists: dict[StudyReference, ListedStudy] = {}
         if len(whole) > 1:
-            reached("study-stored")
+            failpoint("study-stored")
             node = whole[0].claim.node
             with contextlib.suppress(PrefectDicomError), self._asking(node) as requestor:
                 lists = self._listing(node, requestor).lists(whole)
@@ -477,7 +477,7 @@ class Pull(Plan):
                     continue
                 if task.failure is not None:
                     return self._end_failed(task, task.failure)
-                reached("study-stored")
+                failpoint("study-stored")
                 try:
                     changed = retry_once(lambda: retrieval.listing.list(task, fresh=False))
                 except PacsError as error:
@@ -513,9 +513,9 @@ class Pull(Plan):
     def _finish(self, task: StudyTask) -> bool:
         """Put the manifest of a study whose instances are all there, and commit it."""
         manifest = _manifest_of(task, self.ledger, self.cohort.selection)
-        reached("listed-again")
+        failpoint("listed-again")
         data = put_manifest(self.archive, manifest)
-        reached("manifest-put")
+        failpoint("manifest-put")
         self._commit(task, manifest, data)
         return True
 
@@ -530,7 +530,7 @@ class Pull(Plan):
         self.ledger.studies.record_archived(
             task.claim, data, **figures, rebuilt=rebuilt, evidence=manifest.evidence
         )
-        reached("archived-recorded")
+        failpoint("archived-recorded")
         _clear(self.spool, task.reference, manifest)
         node, reference = task.claim.node, task.reference
         at = self.clock.now()
@@ -588,7 +588,7 @@ class Pull(Plan):
                     continue
                 warnings = task.warnings.get(instance.key, ())
                 done[task.reference].append((instance.key, stored, warnings))
-                reached("put-answered")
+                failpoint("put-answered")
             for task in tasks:
                 if task.reference in done:
                     self._record_stored(task, done[task.reference])
@@ -611,7 +611,7 @@ class Pull(Plan):
 
     def _record_stored(self, task: StudyTask, done: list) -> None:
         self.ledger.instances.record_stored(task.claim, done)
-        reached("stored-recorded")
+        failpoint("stored-recorded")
         for key, stored, _ in done:
             task.states[key] = InstanceState.STORED
             task.stored_hashes[key] = stored.sha256

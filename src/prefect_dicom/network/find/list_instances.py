@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import Evidence, Instance, InstanceKey, Study
 from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.network.find.answers import belongs_to, uid_of
@@ -74,7 +74,7 @@ def list_study(requestor: Requestor, study: Study, capabilities: QueryCapabiliti
         return ListedStudy(unlistable=listed.unlistable, offline=listed.offline)
     if capabilities.answers.get("IMAGE") is False:
         return _by_counts(listed)
-    reached("list-half-read")
+    failpoint("list-half-read")
     try:
         # One that answers for others may only have failed to: it is asked twice.
         for last in (not capabilities.answers.get("IMAGE"), True):
@@ -156,7 +156,7 @@ def list_instances(
     study = Study(study_instance_uid, patient_id, number_of_series=number_of_series)
     capabilities = QueryCapabilities()
     listed = whole_list_of_series(requestor, study, capabilities)
-    reached("list-half-read")
+    failpoint("list-half-read")
     found = _instances_of(requestor, listed, study_instance_uid, patient_id, capabilities)
     if not (found.instances or found.unlistable) and any(
         series.number_of_instances != 0 for series in listed.series

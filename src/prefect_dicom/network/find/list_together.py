@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import InformationModel, Instance, InstanceKey, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid
 from prefect_dicom.network.find.answers import belongs_to, count_of, is_offline, uid_of
@@ -118,7 +118,7 @@ def _list_instances_of(
     found: dict[str, dict[InstanceKey, Instance]] = defaultdict(dict)
     odd: set[str] = set()
     for some in _portions(series, most):
-        reached("list-half-read")
+        failpoint("list-half-read")
         asked = {one.series: one for one in some}
         keys = {
             "StudyInstanceUID": list(dict.fromkeys(one.study for one in some)),

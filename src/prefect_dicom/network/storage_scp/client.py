@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ReceiverError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import file_lock, is_locked
 from prefect_dicom.core.model import StudyReference
 from prefect_dicom.network.storage_scp.control_protocol import (
@@ -272,7 +272,7 @@ def _start(assignment: Assignment) -> None:
         )
     process.stdin.write(assignment.to_json().encode())
     process.stdin.close()
-    reached("receiver-started")
+    failpoint("receiver-started")
     watchdog = threading.Timer(_START_SECONDS, process.kill)
     watchdog.start()
     try:

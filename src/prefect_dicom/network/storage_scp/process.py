@@ -27,7 +27,7 @@ from typing import Any
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.site import Metrics, Receiver
 from prefect_dicom.core.errors import PrefectDicomError, ReceiverError
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import lock_file
 from prefect_dicom.core.metrics import RECEIVER, Seldom, Value, serving
 from prefect_dicom.network.storage_scp.control_protocol import (
@@ -242,7 +242,7 @@ class ReceiverServer:
         match message:
             case {"verb": "expect", "studies": dict(studies), "originator": str(originator)}:
                 answer = self._expect(studies, originator, mine)
-                reached("expectation-noted")
+                failpoint("expectation-noted")
                 return answer
             case {"verb": "arrived", "message_id": int(number)} if number in mine:
                 expectation = mine[number]

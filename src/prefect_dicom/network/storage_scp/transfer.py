@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from prefect_dicom.core.errors import SpoolFull
-from prefect_dicom.core.failpoints import reached
+from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import StoreRequest
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.network.dimse import (
@@ -429,7 +429,7 @@ class Transfer:
         command = unsigned_short(elements, Element.COMMAND_FIELD) or 0
         if command == CommandField.C_STORE_RQ:
             self._answer(elements, command, self._store())
-            reached("store-answered")
+            failpoint("store-answered")
         elif command == CommandField.C_ECHO_RQ:
             self._answer(elements, command, StorageStatus.SUCCESS)
         elif command & RESPONSE:
