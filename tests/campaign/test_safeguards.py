@@ -64,12 +64,12 @@ SAFEGUARDS = {
     ),
     "counts of series": Safeguard(
         "retrieval/study_task.py",
-        {"return bool(self.short()) or self.contradicts_counts": "return False"},
+        {"return bool(self.short_series()) or self.contradicts_counts": "return False"},
         ("retrieval/test_completeness.py",),
     ),
     "counts of sub-operations": Safeguard(
-        "retrieval/fetch.py",
-        {"and outcome.completed == len(task.came) > 0": ""},
+        "retrieval/study_task.py",
+        {"and outcome.completed == len(sent) > 0": ""},
         ("retrieval/test_completeness.py",),
     ),
     "objects of series that are not listed": Safeguard(

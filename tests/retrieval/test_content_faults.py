@@ -1,4 +1,4 @@
-"""What arrives may be anything: each fault has one reaction, and none of them costs the promise.
+"""Received instances may be faulty: each fault has one reaction, and none breaks the promise.
 
 :data:`CASES` is the table: the fault, the knob of the scripted PACS (or the odd study it holds),
 and the reaction that has to be seen. Every case runs through the real steps, over real sockets, by
@@ -446,7 +446,7 @@ def again(place: Place) -> dict[Verdict, int]:
     subset([(case, method) for case in CASES for method in case.methods], FEW),
     ids=lambda pair: f"{pair[0]}, {pair[1]}",
 )
-def test_what_arrives_gets_its_reaction(around, case_and_method):
+def test_what_is_received_gets_its_reaction(around, case_and_method):
     case, retrieve = case_and_method
     objects, afflicted = case.objects(), case.objects()[-1]
     study = objects[0].study_instance_uid
@@ -498,7 +498,7 @@ def test_f40_all_studies_go_on_when_one_brings_another_patient(around, retrieve)
         keeps_the_promise(place)
 
 
-def test_f41_an_object_of_a_study_that_is_in_flight_too_is_assigned_to_it(around):
+def test_f41_an_instance_of_a_study_that_is_in_flight_too_is_assigned_to_it(around):
     objects = list(tiny_instances(2, instances=3))
     one, other = objects[0].study_instance_uid, objects[3].study_instance_uid
     hold = threading.Event()
@@ -522,7 +522,7 @@ def test_f41_an_object_of_a_study_that_is_in_flight_too_is_assigned_to_it(around
         keeps_the_promise(place)
 
 
-def test_f41_an_object_with_the_uid_of_a_study_in_flight_is_held_to_its_list(around):
+def test_f41_an_instance_with_the_uid_of_a_study_in_flight_is_held_to_its_list(around):
     objects = list(tiny_instances(2, instances=3))
     one, other = objects[0].study_instance_uid, objects[3].study_instance_uid
     mixed = Behaviour("store.other_study", study=one, study_instance_uid=other)
@@ -548,7 +548,7 @@ def test_f42_what_another_sender_sends_while_nothing_is_asked_for_is_kept_apart(
         keeps_the_promise(place)
 
 
-def test_f43_an_object_that_comes_again_after_it_was_archived_changes_nothing(around):
+def test_f43_an_instance_that_comes_again_after_it_was_archived_changes_nothing(around):
     objects = list(tiny_instances(1, instances=8))
     again = Behaviour("store.unsolicited", objects=objects[:4], originator=True)
     gone = Behaviour("move.drop_instances", instances=2, times=1)
@@ -603,7 +603,7 @@ def test_f47_no_text_of_a_pacs_becomes_a_formula_or_a_path_in_a_report(around, t
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_f4d_an_object_of_many_frames_goes_through_no_memory(around, retrieve, scale):
+def test_f4d_an_instance_of_many_frames_goes_through_no_memory(around, retrieve, scale):
     mebibytes = scale(40, 1024)
     script = [Behaviour("store.huge", instances=1, mebibytes=mebibytes)]
     objects = list(tiny_instances(1, instances=2, side=64))
@@ -627,7 +627,7 @@ def peak_bytes(pid: int) -> int:
     return int(peak.split()[1]) * 1024
 
 
-def test_f4e_thousands_of_tiny_objects_are_recorded_in_batches(around, scale):
+def test_f4e_thousands_of_tiny_instances_are_recorded_in_batches(around, scale):
     many = scale(50, 3_000)
     with around(tiny_instances(many // 50, instances=50)) as place:
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: many // 50}
@@ -716,7 +716,7 @@ ANSWERS = (
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer.situation)
-def test_a_sender_is_told_success_for_whatever_could_be_written(around, answer):
+def test_a_sender_gets_success_for_whatever_could_be_written(around, answer):
     with (
         around([]) as place,
         ReceiverLease(place.site) as lease,
@@ -739,7 +739,7 @@ def test_a_sender_is_told_success_for_whatever_could_be_written(around, answer):
         )
 
 
-def test_a_sender_is_told_of_want_of_resources_only_while_there_is_no_room(tmp_path):
+def test_a_sender_gets_out_of_resources_only_while_there_is_no_room(tmp_path):
     with small_disk(tmp_path / "disk", mebibytes=4) as disk:
         parts = {"spool": {"path": str(disk / "spool"), "reserve_bytes": 2 << 20}}
         with site_around(tmp_path, [], **parts) as place, ReceiverLease(place.site):
@@ -754,7 +754,7 @@ def test_a_sender_is_told_of_want_of_resources_only_while_there_is_no_room(tmp_p
             assert place.spooled() == []
 
 
-def test_a_receiver_that_shuts_down_answers_the_object_under_way_and_aborts(tmp_path):
+def test_a_receiver_that_shuts_down_answers_the_instance_under_way_and_aborts(tmp_path):
     with site_around(tmp_path, []) as place, ReceiverLease(place.site) as lease:
         receiver = place.site.receiver
         address = (LOOPBACK, receiver.port)

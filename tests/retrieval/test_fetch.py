@@ -48,7 +48,7 @@ def test_success_with_nothing_sent_once_is_asked_again_in_the_same_run(around, r
         place.audit()
 
 
-def test_what_arrives_after_the_final_response_is_waited_for(around):
+def test_what_is_received_after_the_final_response_is_waited_for(around):
     script = [Behaviour("move.early_success", after=1)]
     with around(
         tiny_instances(2, instances=6),
@@ -74,7 +74,7 @@ class Meanwhile(threading.Event):
         return True
 
 
-def test_what_arrives_too_late_counts_once_like_anything_else(around):
+def test_what_is_received_too_late_counts_once_like_anything_else(around):
     objects = list(tiny_instances(1, instances=4))
     late = threading.Event()
     script = [Behaviour("move.early_success", after=1, hold=late, times=1)]

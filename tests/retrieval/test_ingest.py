@@ -1,4 +1,4 @@
-"""What arrives is judged before it is archived; what nobody asked for is kept apart."""
+"""Received instances are validated before they are archived; unrequested ones are quarantined."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def notes(place: Place) -> list[dict]:
 @pytest.mark.parametrize(
     ("retrieve", "faulty"), zip(METHODS, ("archive", "leave-out"), strict=True)
 )
-def test_an_object_cut_on_its_way_is_asked_for_again(around, retrieve, faulty):
+def test_an_instance_cut_on_its_way_is_asked_for_again(around, retrieve, faulty):
     objects = list(tiny_instances(1, instances=3))
     script = [Behaviour("store.truncate", instances=1, times=1)]
     with around(
@@ -40,7 +40,7 @@ def test_an_object_cut_on_its_way_is_asked_for_again(around, retrieve, faulty):
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_that_is_cut_at_its_source_is_archived_with_a_warning(around, retrieve):
+def test_an_instance_that_is_cut_at_its_source_is_archived_with_a_warning(around, retrieve):
     objects = list(tiny_instances(1, instances=3))
     cut = objects[1].sop_instance_uid
     script = [Behaviour("store.truncate", instances=[cut])]
@@ -54,7 +54,7 @@ def test_an_object_that_is_cut_at_its_source_is_archived_with_a_warning(around, 
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_that_is_cut_at_its_source_is_left_out_and_named(around, retrieve):
+def test_an_instance_that_is_cut_at_its_source_is_left_out_and_named(around, retrieve):
     objects = list(tiny_instances(1, instances=3))
     cut = objects[1].sop_instance_uid
     script = [Behaviour("store.truncate", instances=[cut])]
@@ -77,7 +77,9 @@ def test_an_object_that_is_cut_at_its_source_is_left_out_and_named(around, retri
 
 
 @pytest.mark.parametrize("uids_per_request", [50, 1])
-def test_studies_of_which_every_object_is_cut_are_judged_object_by_object(around, uids_per_request):
+def test_studies_of_which_every_instance_is_cut_are_judged_instance_by_instance(
+    around, uids_per_request
+):
     # Cut before the study's UID, so that only a request for one study can tell where it belongs.
     script = [Behaviour("store.truncate", instances=5)]
     node = {"limits": {"uids_per_request": uids_per_request}}
@@ -88,7 +90,7 @@ def test_studies_of_which_every_object_is_cut_are_judged_object_by_object(around
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_of_another_patient_is_quarantined_and_fails_its_study_alone(around, retrieve):
+def test_an_instance_of_another_patient_is_quarantined_and_fails_its_study_alone(around, retrieve):
     objects = list(tiny_instances(2, instances=3))
     other = objects[1].sop_instance_uid
     script = [Behaviour("store.other_patient", instances=[other])]
@@ -117,7 +119,7 @@ def test_studies_that_bring_another_patient_do_not_disable_the_node(around):
         place.audit()
 
 
-def test_an_object_of_another_patient_that_comes_right_the_second_time_is_archived(around):
+def test_an_instance_of_another_patient_that_comes_right_the_second_time_is_archived(around):
     script = [Behaviour("store.other_patient", instances=1, times=1)]
     with around(tiny_instances(1, instances=3), script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
@@ -126,7 +128,7 @@ def test_an_object_of_another_patient_that_comes_right_the_second_time_is_archiv
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
-def test_an_object_that_comes_twice_counts_once(around, retrieve):
+def test_an_instance_that_comes_twice_counts_once(around, retrieve):
     script = [Behaviour("store.duplicate", instances=2)]
     objects = list(tiny_instances(1, instances=4))
     with around(objects, script=script, retrieve=retrieve) as place:
@@ -155,7 +157,7 @@ def test_two_contents_under_one_uid_are_nobodys_to_choose(around, retrieve):
 
 @pytest.mark.parametrize("retrieve", METHODS)
 @pytest.mark.parametrize("originator", [False, True])
-def test_an_object_that_comes_along_unasked_is_quarantined(around, retrieve, originator):
+def test_an_instance_that_comes_along_unasked_is_quarantined(around, retrieve, originator):
     wanted, stranger = tiny_instances(1, instances=3), list(tiny_instances(1, seed=7))
     script = [Behaviour("store.unsolicited", objects=stranger, originator=originator)]
     with around(wanted, script=script, retrieve=retrieve) as place:
@@ -171,7 +173,7 @@ def test_an_object_that_comes_along_unasked_is_quarantined(around, retrieve, ori
         place.audit()
 
 
-def test_an_object_sent_by_somebody_else_is_quarantined_with_a_note(around):
+def test_an_instance_sent_by_somebody_else_is_quarantined_with_a_note(around):
     stranger = next(tiny_instances(1, seed=7))
     with (
         around(tiny_instances(1)) as place,

@@ -1,4 +1,4 @@
-"""Orthanc answers C000 to nearly everything; what it means is found out by asking further."""
+"""Orthanc answers C000 to nearly everything; what it means is diagnosed by further requests."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def test_a_study_it_no_longer_has(setting, monkeypatch, retrieve):
     gone = place.pacs.holdings.study_instance_uids()[0]
     fetch = Pull._fetch
 
-    def meanwhile(self, retrieval, works):
-        if any(work.claim.study_instance_uid == gone for work in works):
+    def meanwhile(self, retrieval, tasks):
+        if any(task.claim.study_instance_uid == gone for task in tasks):
             setting.delete(gone)
-        return fetch(self, retrieval, works)
+        return fetch(self, retrieval, tasks)
 
     monkeypatch.setattr(Pull, "_fetch", meanwhile)
     assert place.pull().rows == {Verdict.ARCHIVED: STUDIES - 1, Verdict.FAILED: 1}

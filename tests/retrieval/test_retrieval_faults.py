@@ -1,4 +1,4 @@
-"""A retrieve may go wrong in any way: each fault has one reaction, and none costs the promise.
+"""A retrieve may go wrong in any way: each fault has one reaction, and none breaks the promise.
 
 :data:`CASES` is the table: the fault, the knobs of the scripted PACS that make it, and the
 reaction that has to be seen. Every case runs through the real steps, over real sockets, with the

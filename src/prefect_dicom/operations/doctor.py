@@ -37,7 +37,7 @@ from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveOutcome
 from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease
-from prefect_dicom.retrieval.fetch import wait_until_arrived
+from prefect_dicom.retrieval.send import wait_until_received
 
 _PROBE = 0
 """Study reference of what the doctor retrieves; the ledger begins at 1."""
@@ -284,7 +284,7 @@ def _retrieve_one(
                 title = site.receiver.ae_title
                 outcome = move(requestor, identifier, title, expected.message_id)
                 if outcome.status == 0:
-                    wait_until_arrived(expected, 1, node.timeouts.settle_seconds)
+                    wait_until_received(expected, 1, node.timeouts.settle_seconds)
         for file in spool.files(_PROBE):
             return f"arrives, {file.stat().st_size} bytes"
     finally:

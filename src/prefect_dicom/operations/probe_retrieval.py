@@ -36,7 +36,7 @@ from prefect_dicom.operations.probe_session import (
     ProbeSession,
     ascii_value,
 )
-from prefect_dicom.retrieval.fetch import wait_until_arrived
+from prefect_dicom.retrieval.send import wait_until_received
 
 _PROBE = 0
 """Study reference of what is retrieved; the ledger begins at 1."""
@@ -228,7 +228,7 @@ class _RetrieveProbe:
             ended = time.monotonic()
             arrived = expected.arrived()
             if outcome.status == SUCCESS and arrived.objects < wanted:
-                wait_until_arrived(expected, wanted, quiet)
+                wait_until_received(expected, wanted, quiet)
                 arrived = expected.arrived()
                 if arrived.objects:
                     late = time.monotonic() - ended - arrived.quiet_seconds

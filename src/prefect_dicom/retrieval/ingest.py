@@ -1,40 +1,58 @@
-"""What lies in the spool of a study: judged, and recorded as received, left out or kept apart."""
+"""Ingest of received instances: files in the spool are validated and recorded in the ledger.
+
+Each new file of a study is recorded as received, left out, set aside to be requested once more,
+or moved to quarantine.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.failpoints import failpoint
-from prefect_dicom.core.model import Instance, InstanceKey, InstanceState, ReceivedInstance
+from prefect_dicom.core.model import Instance, InstanceKey, ReceivedInstance
 from prefect_dicom.core.reasons import Consequence
-from prefect_dicom.dicom.part10 import survey
+from prefect_dicom.dicom.part10 import Scan, survey
 from prefect_dicom.dicom.validation import Validation, listed_key, validate
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.retrieval.study_task import StudyTask
 
 
-class _Judged(NamedTuple):
-    """What is new in the spool for a study; ``rejected`` are the hashes of the rejections.
+@dataclass(slots=True)
+class _Batch:
+    """New instances of one study that are to be recorded in the ledger."""
 
-    ``added`` are those of them that nobody had listed. ``confirmed`` had come from another node,
-    in the same bytes; ``superseded`` in others.
-    """
+    added: list[Instance] = field(default_factory=list)
+    """Instances that extend the list, because the PACS lists none."""
+    received: list[ReceivedInstance] = field(default_factory=list)
+    rejections: list[tuple[InstanceKey, str]] = field(default_factory=list)
+    """Instances that are left out, with the reason code."""
+    rejected_files: list[str] = field(default_factory=list)
+    """The hashes of their files."""
+    confirmed: list[InstanceKey] = field(default_factory=list)
+    """Instances of another node that this node has sent with the same bytes."""
+    superseded: list[InstanceKey] = field(default_factory=list)
+    """Instances of another node that this node has sent with other bytes."""
+    suspects: set[str] | None = None
+    """The hashes of files that had been set aside before; None until they are needed."""
 
-    added: list[Instance]
-    arrivals: list[ReceivedInstance]
-    rejections: list[tuple[InstanceKey, str]]
-    rejected: list[str]
-    confirmed: list[InstanceKey]
-    superseded: list[InstanceKey]
+    @property
+    def count(self) -> int:
+        """How many instances are new."""
+        return len(self.received) + len(self.rejections) + len(self.confirmed)
 
 
 class Ingest:
-    """Takes in what arrives for studies. Not thread-safe.
+    """Validates new files in the spool and records them. Not thread-safe.
 
     Parameters
     ----------
+    ledger : Ledger
+        Records what is received before a file that is left out is deleted.
+    spool : Spool
+        Holds the files, one folder for each study.
     leave_out_faulty : bool
         The site's policy for instances that are faulty at their source.
     """
@@ -45,135 +63,168 @@ class Ingest:
         self._leave_out_faulty = leave_out_faulty
 
     def scan(self, tasks: Sequence[StudyTask]) -> int:
-        """Look at the files that are new in the spool; returns how many instances they are."""
-        judged = [self._judge(task) for task in tasks]
-        arrivals = [arrival for one in judged for arrival in one.arrivals]
-        grown = [(w.claim, one.added) for w, one in zip(tasks, judged, strict=True) if one.added]
-        if grown:
-            self._ledger.instances.extend_lists(grown)
+        """Validate and record the files that are new in the spool.
+
+        Returns
+        -------
+        int
+            How many instances were received, left out or confirmed.
+        """
+        batches = [(task, self._examine(task)) for task in tasks]
+        received = [instance for _, batch in batches for instance in batch.received]
+        extended = [(task.claim, batch.added) for task, batch in batches if batch.added]
+        if extended:
+            self._ledger.instances.extend_lists(extended)
             failpoint("list-extended")
-        for task, one in zip(tasks, judged, strict=True):
-            if one.superseded:
-                self._ledger.instances.record_lost(task.claim, one.superseded)
-            if one.confirmed:
-                self._ledger.instances.record_confirmed(task.claim, one.confirmed)
-        if arrivals:
+        for task, batch in batches:
+            if batch.superseded:
+                self._ledger.instances.record_lost(task.claim, batch.superseded)
+            if batch.confirmed:
+                self._ledger.instances.record_confirmed(task.claim, batch.confirmed)
+        if received:
             self._ledger.instances.record_received(
-                {task.reference: task.claim for task in tasks}, arrivals
+                {task.reference: task.claim for task in tasks}, received
             )
             failpoint("received-recorded")
-        for task, one in zip(tasks, judged, strict=True):
-            if one.rejections:
-                self._ledger.instances.record_rejected(task.claim, one.rejections)
-                failpoint("rejection-recorded")
-                # Only now: nothing that arrived goes without a record of why.
-                for sha256 in one.rejected:
-                    self._spool.remove(task.reference, sha256)
-        return len(arrivals) + sum(len(one.rejections) + len(one.confirmed) for one in judged)
+        for task, batch in batches:
+            self._record_rejections(task, batch)
+        return sum(batch.count for _, batch in batches)
 
-    def _judge(self, task: StudyTask) -> _Judged:
-        added: list[Instance] = []
-        arrivals: list[ReceivedInstance] = []
-        rejections: list[tuple[InstanceKey, str]] = []
-        rejected: list[str] = []
-        warnings: dict[InstanceKey, tuple[str, ...]] = {}
-        confirmed: list[InstanceKey] = []
-        superseded: list[InstanceKey] = []
-        suspects: set[str] | None = None
+    def _record_rejections(self, task: StudyTask, batch: _Batch) -> None:
+        if not batch.rejections:
+            return
+        self._ledger.instances.record_rejected(task.claim, batch.rejections)
+        failpoint("rejection-recorded")
+        # Only now: nothing that was received goes without a record of why.
+        for sha256 in batch.rejected_files:
+            self._spool.remove(task.reference, sha256)
+
+    # --- one study
+
+    def _examine(self, task: StudyTask) -> _Batch:
+        batch = _Batch()
         for path in self._spool.files(task.reference):
-            sha256 = path.stem
-            if sha256 in task.seen:
-                key = task.see_again(path)
-                if key in task.elsewhere:
-                    task.elsewhere.discard(key)
-                    confirmed.append(key)
-                continue
-            scan = survey(path)
-            identity = scan.identity
-            key = task.key_of(listed_key(identity, task.listed))
-            held = task.received.get(key)
-            known = held.sha256 if held else task.stored_hashes.get(key)
-            if known == sha256:
-                task.came.add(key)
-                if key in task.elsewhere:
-                    task.elsewhere.discard(key)
-                    confirmed.append(key)
-                self._spool.remove(task.reference, sha256)
-                continue
-            verdict = None
-            wanted = key in task.listed or task.admits(key)
-            # Another node's version that is not archived yet gives way to this node's.
-            supersedes = held is not None and key in task.elsewhere
-            if wanted and (known is None or supersedes):
-                verdict = validate(scan, task.expects(key))
-            if _is_strange(verdict) and self._spool.is_damaged(task.reference, sha256):
-                # Nobody is to be blamed for what our own disk has made of it.
-                self._spool.remove(task.reference, sha256)
-                continue
-            if not wanted:
-                task.seen.add(sha256)
-                task.unlisted[sha256] = key
-                continue
-            if verdict is None:
-                self._spool.quarantine_file(task.reference, sha256, "conflicting-content")
-                task.failure = "conflicting-content"
-                continue
-            if verdict.consequence is Consequence.QUARANTINE:
-                self._spool.quarantine_file(task.reference, sha256, verdict.findings[0])
-                task.failure = verdict.findings[0]
-                continue
-            if verdict.consequence is Consequence.ASK_AGAIN:
-                if suspects is None:
-                    suspects = self._spool.suspects(task.reference)
-                if sha256 not in suspects:
-                    # It may have been damaged on its way: ask once more before judging it.
-                    self._spool.set_aside(task.reference, sha256)
-                    failpoint("set-aside")
-                    task.set_aside += 1
-                    continue
-                if self._leave_out_faulty:
-                    if supersedes:
-                        self._supersede(task, key)
-                    added += task.put_on_list(key, identity.sop_class_uid)
-                    rejected.append(sha256)
-                    rejections.append((key, verdict.findings[0]))
-                    task.states[key] = InstanceState.REJECTED
-                    task.came.add(key)
-                    continue
-            if supersedes:
-                self._supersede(task, key)
-                superseded.append(key)
-            added += task.put_on_list(key, identity.sop_class_uid)
-            task.see(path, key)
-            task.came.add(key)
-            state = task.states[key]
-            arrival = ReceivedInstance(
-                task.reference,
-                key,
-                identity.sop_class_uid or task.listed[key].sop_class_uid,
-                identity.transfer_syntax_uid,
-                sha256,
-                path.stat().st_size,
-                path.name,
-            )
-            arrivals.append(arrival)
-            failpoint("validated")
-            task.received[key] = arrival
-            warnings[key] = verdict.findings
-            if state is InstanceState.EXPECTED:
-                task.states[key] = InstanceState.RECEIVED
-        task.warnings.update(warnings)
-        return _Judged(added, arrivals, rejections, rejected, confirmed, superseded)
+            if task.files.is_examined(path.stem):
+                key = task.files.record_repeat(path)
+                if key is not None:
+                    self._record_repeat(task, key, batch)
+            else:
+                self._examine_file(task, path, batch)
+        return batch
 
-    def _supersede(self, task: StudyTask, key: InstanceKey) -> None:
-        """Keep apart what another node had sent, of which this one has other bytes."""
-        held = task.received.pop(key)
+    def _examine_file(self, task: StudyTask, path: Path, batch: _Batch) -> None:
+        sha256 = path.stem
+        scan = survey(path)
+        key = task.content.key_of(listed_key(scan.identity, task.instances.listed))
+        known = task.instances.known_hash(key)
+        if known == sha256:
+            self._record_repeat(task, key, batch)
+            self._spool.remove(task.reference, sha256)
+            return
+        validation = None
+        wanted = key in task.instances.listed or task.content.admits(key)
+        # Another node's version that is not archived yet gives way to this node's.
+        supersedes = key in task.instances.received and task.instances.is_from_elsewhere(key)
+        if wanted and (known is None or supersedes):
+            validation = validate(scan, task.expected(key))
+        if _is_suspicious(validation) and self._spool.is_damaged(task.reference, sha256):
+            # The local disk has damaged it; the PACS is not at fault.
+            self._spool.remove(task.reference, sha256)
+        elif not wanted:
+            task.files.record_unlisted(sha256, key)
+        elif validation is None:
+            self._quarantine(task, sha256, "conflicting-content")
+        elif validation.consequence is Consequence.QUARANTINE:
+            self._quarantine(task, sha256, validation.findings[0])
+        elif validation.consequence is not Consequence.ASK_AGAIN:
+            self._accept(task, path, key, scan, validation, batch)
+        elif not self._was_set_aside(task, sha256, batch):
+            # It may have been damaged on its way: request it once more before judging it.
+            self._spool.set_aside(task.reference, sha256)
+            failpoint("set-aside")
+            task.record_set_aside()
+        elif self._leave_out_faulty:
+            self._reject(task, sha256, key, scan, validation, batch)
+        else:
+            self._accept(task, path, key, scan, validation, batch)
+
+    def _was_set_aside(self, task: StudyTask, sha256: str, batch: _Batch) -> bool:
+        if batch.suspects is None:
+            batch.suspects = self._spool.suspects(task.reference)
+        return sha256 in batch.suspects
+
+    # --- what becomes of a file
+
+    @staticmethod
+    def _record_repeat(task: StudyTask, key: InstanceKey, batch: _Batch) -> None:
+        """The node has sent bytes that are here already."""
+        task.record_sent(key)
+        if task.instances.is_from_elsewhere(key):
+            task.instances.record_own(key)
+            batch.confirmed.append(key)
+
+    def _quarantine(self, task: StudyTask, sha256: str, code: str) -> None:
+        self._spool.quarantine_file(task.reference, sha256, code)
+        task.fail(code)
+
+    def _reject(
+        self,
+        task: StudyTask,
+        sha256: str,
+        key: InstanceKey,
+        scan: Scan,
+        validation: Validation,
+        batch: _Batch,
+    ) -> None:
+        """Leave a faulty instance out."""
+        self._supersede(task, key)
+        batch.added += task.instances.add(key, scan.identity.sop_class_uid)
+        batch.rejected_files.append(sha256)
+        batch.rejections.append((key, validation.findings[0]))
+        task.instances.record_rejected(key)
+        task.record_sent(key)
+
+    def _accept(
+        self,
+        task: StudyTask,
+        path: Path,
+        key: InstanceKey,
+        scan: Scan,
+        validation: Validation,
+        batch: _Batch,
+    ) -> None:
+        """Receive a valid instance, or a faulty one that the site wants as it is."""
+        if self._supersede(task, key):
+            batch.superseded.append(key)
+        identity = scan.identity
+        batch.added += task.instances.add(key, identity.sop_class_uid)
+        # Where receiving it again would be evidence.
+        watch = not task.is_listed or task.instances.is_from_elsewhere(key)
+        task.files.record_examined(path, key, watch=watch)
+        task.record_sent(key)
+        instance = ReceivedInstance(
+            task.reference,
+            key,
+            identity.sop_class_uid or task.instances.sop_class_of(key),
+            identity.transfer_syntax_uid,
+            path.stem,
+            path.stat().st_size,
+            path.name,
+        )
+        batch.received.append(instance)
+        failpoint("validated")
+        task.instances.record_received(instance, validation.findings)
+
+    def _supersede(self, task: StudyTask, key: InstanceKey) -> bool:
+        """Quarantine another node's version of an instance. Returns whether there was one."""
+        held = task.instances.received.get(key)
+        if held is None or not task.instances.is_from_elsewhere(key):
+            return False
+        task.supersede(key)
         self._spool.quarantine_file(task.reference, held.sha256, "conflicting-content")
-        task.places.pop(held.sha256, None)
-        task.elsewhere.discard(key)
-        task.states[key] = InstanceState.EXPECTED
+        return True
 
 
-def _is_strange(verdict: Validation | None) -> bool:
-    """Whether an object would be kept apart or asked for again; None: unlisted, or a second one."""
-    return verdict is None or verdict.consequence not in (None, Consequence.WARN)
+def _is_suspicious(validation: Validation | None) -> bool:
+    """Whether an instance would not be accepted as it is; None: unlisted, or a second version."""
+    return validation is None or validation.consequence not in (None, Consequence.WARN)

@@ -1,4 +1,8 @@
-"""The PACS's own instance list of a study, or what it tells in its place: the expected set."""
+"""Instance lists of studies, as the PACS returns them: the expected sets.
+
+Where the PACS lists no instances, its list of series or its counts take the place of the list, and
+the list grows by what is received.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import (
     Evidence,
     Instance,
+    InstanceKey,
     InstanceState,
     ReceivedInstance,
     Selection,
@@ -25,12 +30,12 @@ from prefect_dicom.core.reasons import COPY_INCOMPLETE
 from prefect_dicom.dicom.part10 import survey
 from prefect_dicom.dicom.validation import validate
 from prefect_dicom.discovery.filter_queries import filter_series
-from prefect_dicom.ledger import Ledger, ListChange
+from prefect_dicom.ledger import InstanceRecord, Ledger, ListChange
 from prefect_dicom.network.find.list_instances import ListedStudy, list_study
 from prefect_dicom.network.find.list_together import list_together
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
 from prefect_dicom.network.requestor import Requestor
-from prefect_dicom.retrieval.study_task import StudyTask
+from prefect_dicom.retrieval.study_task import StudyContent, StudyTask
 
 
 class Listing:
@@ -38,12 +43,18 @@ class Listing:
 
     Parameters
     ----------
+    requestor : Requestor
+        The association over which the node is queried.
+    ledger : Ledger
+        Keeps the lists as the expected sets.
+    spool : Spool
+        Holds what was received before.
     weakest : Evidence
         The weakest proof of completeness that the site accepts.
     pool : AssociationPool
-        Has the turn of each request; the requestor is borrowed from it.
+        The pool that the requestor is borrowed from; admits each request.
     capabilities : QueryCapabilities
-        What the node makes of the queries for a study's content.
+        The node's support of queries for a study's content.
     selection : Selection
         Says which series are wanted.
     """
@@ -69,7 +80,13 @@ class Listing:
         self._series_wanted = series_text(selection)
 
     def lists(self, tasks: Sequence[StudyTask]) -> dict[StudyReference, ListedStudy]:
-        """The PACS's instance lists of many studies by few queries; of some, or of none."""
+        """Query the instance lists of many studies together, without recording them.
+
+        Returns
+        -------
+        dict of study reference to ListedStudy
+            The lists of those studies that could be listed together.
+        """
         self._requestor.about = None
         with self._pool.request(self._requestor):
             together = list_together(
@@ -85,14 +102,14 @@ class Listing:
         return lists
 
     def _of_selection(self, task: StudyTask, answer: ListedStudy) -> ListedStudy:
-        """The list without the series that are not wanted; which these are is kept in ``task``.
+        """Remove the series that are not wanted from a list, and record them with the task.
 
         Raises
         ------
         PacsError
-            ``filter-undecided`` where the peer does not tell it, ``study-changed`` where nothing
-            that is there is wanted any more, ``evidence-too-weak`` where it counts instances in
-            the study as a whole at most.
+            ``filter-undecided`` where the peer does not return what the filters need,
+            ``study-changed`` where no series is wanted any more, ``evidence-too-weak`` where the
+            peer counts instances at most in the study as a whole.
         """
         listed = {instance.key.series_instance_uid for instance in answer.instances}
         if answer.evidence is not Evidence.INSTANCE_LIST and self._selection.series:
@@ -113,7 +130,7 @@ class Listing:
             raise PacsError("filter-undecided", f"{len(chosen.undecided)} series")
         if not listed <= {*chosen.wanted, *chosen.unwanted} or listed.isdisjoint(chosen.wanted):
             raise PacsError("study-changed", "other series than a moment before")
-        task.unwanted = chosen.unwanted
+        task.record_selection(chosen.unwanted)
         wanted = set(chosen.wanted)
         if answer.series is not None:
             if chosen.unwanted and answer.evidence is Evidence.SUBOPERATION_COUNTS:
@@ -126,10 +143,10 @@ class Listing:
         )
 
     def list(self, task: StudyTask, *, fresh: bool) -> bool:
-        """Read the PACS's instance list into the ledger as the expected set.
+        """Query the PACS's instance list and record it in the ledger as the expected set.
 
-        Where there is none, what is here already is the list, and grows by what arrives; what is
-        read then is what the PACS tells in its place.
+        Where the PACS lists none, the list is what is here already; what is compared then is
+        what the PACS returns in its place.
 
         Parameters
         ----------
@@ -144,37 +161,18 @@ class Listing:
         Raises
         ------
         PacsError
-            Also ``evidence-too-weak``, where the site does not accept what the PACS can tell.
+            Also ``evidence-too-weak``, where the site does not accept the evidence.
         """
-        self._requestor.about = task.reference
-        with self._pool.request(self._requestor):
-            answer = list_study(self._requestor, task.claim.study, self._capabilities)
-        if fresh and answer.offline:
-            raise PacsError("study-offline", f"{answer.offline} series")
-        if not answer.evidence.satisfies(self._weakest):
-            raise PacsError("evidence-too-weak")
-        if fresh and _told(answer) < task.claim.told_elsewhere:
-            raise PacsError(COPY_INCOMPLETE)
-        answer = self._of_selection(task, answer)
-        if fresh and task.claim.listed_by not in (None, task.claim.node):
-            self._compare_lists(task, answer)
+        answer = self._query(task, fresh=fresh)
         is_listed = answer.evidence is Evidence.INSTANCE_LIST
-        if not fresh and task.is_listed and not is_listed:
-            raise PacsError("request-refused", "the instances are not listed any more")
         if not fresh and is_listed and not answer.instances:
-            # What came of it is no study that anybody has now; the list stays as it was.
-            task.gone = True
-            task.failure = "study-gone"
+            # What was received of it is no study that the PACS has now; the list stays.
+            task.record_gone()
             return True
-        if is_listed:
-            changed = {instance.key for instance in answer.instances} != task.listed.keys()
-            if not (fresh or changed) and task.is_listed:
-                return False
-        else:
-            told = (answer.series, answer.number_of_instances)
-            changed = told != (task.series, task.number_of_instances)
-            if not (fresh or changed):
-                return False
+        changed = _differs(task, answer)
+        if not (fresh or changed) and (task.is_listed or not is_listed):
+            return False
+        if not is_listed:
             answer = replace(answer, instances=self._here(task, answer, fresh=fresh))
         change = self._ledger.instances.record_list(
             task.claim,
@@ -188,8 +186,26 @@ class Listing:
         self._expect(task, answer, change)
         return changed
 
+    def _query(self, task: StudyTask, *, fresh: bool) -> ListedStudy:
+        """Query the list of a study, without unwanted series, and check that it can be used."""
+        self._requestor.about = task.reference
+        with self._pool.request(self._requestor):
+            answer = list_study(self._requestor, task.claim.study, self._capabilities)
+        if fresh and answer.offline:
+            raise PacsError("study-offline", f"{answer.offline} series")
+        if not answer.evidence.satisfies(self._weakest):
+            raise PacsError("evidence-too-weak")
+        if fresh and _instance_count(answer) < task.claim.told_elsewhere:
+            raise PacsError(COPY_INCOMPLETE)
+        answer = self._of_selection(task, answer)
+        if fresh and task.claim.listed_by not in (None, task.claim.node):
+            self._compare_lists(task, answer)
+        if not fresh and task.is_listed and answer.evidence is not Evidence.INSTANCE_LIST:
+            raise PacsError("request-refused", "the instances are not listed any more")
+        return answer
+
     def _compare_lists(self, task: StudyTask, answer: ListedStudy) -> None:
-        """Make sure that all that another node has listed is listed here too.
+        """Check that every instance that another node has listed is listed here too.
 
         Raises
         ------
@@ -211,12 +227,12 @@ class Listing:
             raise PacsError(COPY_INCOMPLETE)
 
     def _here(self, task: StudyTask, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
-        """What stands for the list of a study of which none is told: what is here of its series.
+        """The instances that are here, as the list of a study of which the PACS returns none.
 
-        To an earlier run's word on what it had asked for nothing can be added: where no series
-        are counted, all is asked for once more.
+        The evidence of an earlier run's requests cannot be added to: where no series are
+        counted, everything is requested once more.
         """
-        known = list(task.listed.values())
+        known = list(task.instances.listed.values())
         if fresh:
             known = [
                 Instance(record.key, record.sop_class_uid)
@@ -231,7 +247,13 @@ class Listing:
         )
 
     def list_afresh(self, tasks: Sequence[StudyTask]) -> set[StudyReference]:
-        """The first lists of this run, of as many studies as :meth:`lists` can read together."""
+        """Record the first lists of this run, of those studies that can be listed together.
+
+        Returns
+        -------
+        set of study reference
+            The studies that are listed now.
+        """
         lists = {r: answer for r, answer in self.lists(tasks).items() if not answer.offline}
         listed = [
             task
@@ -255,77 +277,99 @@ class Listing:
         return {task.reference for task in listed}
 
     def _expect(self, task: StudyTask, answer: ListedStudy, change: ListChange) -> None:
-        task.listed = {instance.key: instance for instance in answer.instances}
-        task.listed_at = _now()
-        task.evidence = answer.evidence
-        task.series, task.number_of_instances = answer.series, answer.number_of_instances
-        task.confirmed = False
-        task.remarks.clear()
+        content = StudyContent(answer.evidence, answer.series, answer.number_of_instances, _now())
+        task.record_listed(content, answer.instances)
         if answer.unlistable:
-            task.failure = "unsafe-uid"
+            task.fail("unsafe-uid")
         if change.added == change.total:
             # Nothing to be read where nothing was known.
-            task.states.update(dict.fromkeys(task.listed, InstanceState.EXPECTED))
+            task.instances.expect_all()
         else:
-            self._read_states(task)
-        # What arrived unlisted may be on the list now.
-        task.seen.difference_update(task.unlisted)
-        task.unlisted.clear()
+            self._restore(task)
+        # What was received unlisted may be on the list now.
+        task.files.examine_unlisted_again()
 
-    def _read_states(self, task: StudyTask) -> None:
-        """Bring the ledger's instances and the spool's files together."""
+    def _restore(self, task: StudyTask) -> None:
+        """Reconcile the ledger's instances with the spool's files."""
         here = {path.stem for path in self._spool.files(task.reference)}
         lost = []
-        task.elsewhere.clear()
+        task.instances.forget_other_nodes()
         for record in self._ledger.instances.of_study(task.reference):
-            key, state = record.key, record.state
-            if state is InstanceState.RECEIVED and record.sha256 not in here:
-                lost.append(key)
-                state = InstanceState.EXPECTED
-            task.states[key] = state
-            is_here = state in (InstanceState.RECEIVED, InstanceState.STORED)
-            if is_here and record.node not in (None, task.claim.node):
-                task.elsewhere.add(key)
-            if state is InstanceState.RECEIVED:
-                task.received[key] = ReceivedInstance(
-                    task.reference,
-                    key,
-                    record.sop_class_uid,
-                    record.transfer_syntax_uid,
-                    record.sha256,
-                    record.size_bytes,
-                    f"{record.sha256}.dcm",
-                )
-                if key not in task.warnings:
-                    # Received by a run that died; what it found it took with it.
-                    path = self._spool.file(task.reference, record.sha256)
-                    task.warnings[key] = validate(survey(path), task.expects(key)).findings
-                task.see(self._spool.file(task.reference, record.sha256), key)
-            elif state is InstanceState.STORED:
-                task.stored_hashes[key] = record.sha256
+            if record.state is InstanceState.RECEIVED and record.sha256 not in here:
+                lost.append(record.key)
+                task.instances.restore(record.key, InstanceState.EXPECTED)
+                continue
+            task.instances.restore(
+                record.key,
+                record.state,
+                received=_received(task, record),
+                stored_hash=record.sha256 if record.state is InstanceState.STORED else None,
+                from_elsewhere=_is_from_elsewhere(task, record),
+            )
+            if record.state is InstanceState.RECEIVED:
+                self._restore_file(task, record.key)
         if lost:
             self._ledger.instances.record_lost(task.claim, lost)
 
-    def do_without_counts(self, task: StudyTask) -> None:
+    def _restore_file(self, task: StudyTask, key: InstanceKey) -> None:
+        """Validate again what a run that died has received: its findings were lost with it."""
+        path = self._spool.file(task.reference, task.instances.received[key].sha256)
+        if not task.instances.has_findings(key):
+            validation = validate(survey(path), task.expected(key))
+            task.instances.record_findings(key, validation.findings)
+        watch = not task.is_listed or task.instances.is_from_elsewhere(key)
+        task.files.record_examined(path, key, watch=watch)
+
+    def list_without_counts(self, task: StudyTask) -> None:
         """Make what is here of a study its list, and judge it without the counts of its series.
 
-        Where the site does not accept what is left to judge by, that is the study's failure.
+        Where the site does not accept the evidence that is left, the study fails.
         """
-        task.remarks.add("series-count-wrong")
-        task.evidence = Evidence.SUBOPERATION_COUNTS
-        if task.unwanted or not task.evidence.satisfies(self._weakest):
-            task.failure = "evidence-too-weak"
+        task.distrust_counts()
+        evidence = task.content.evidence
+        if task.unwanted_series or not evidence.satisfies(self._weakest):
+            task.fail("evidence-too-weak")
             return
         self._ledger.instances.record_list(
             task.claim,
-            [*task.listed.values()],
-            task.evidence,
+            [*task.instances.listed.values()],
+            evidence,
             selection=self._series_wanted,
         )
         failpoint("list-recorded")
 
 
-def _told(answer: ListedStudy) -> int:
+def _received(task: StudyTask, record: InstanceRecord) -> ReceivedInstance | None:
+    """A received instance as the ledger recorded it; None for one in another state."""
+    if record.state is not InstanceState.RECEIVED:
+        return None
+    assert record.sha256 is not None and record.size_bytes is not None
+    return ReceivedInstance(
+        task.reference,
+        record.key,
+        record.sop_class_uid,
+        record.transfer_syntax_uid or "",
+        record.sha256,
+        record.size_bytes,
+        f"{record.sha256}.dcm",
+    )
+
+
+def _is_from_elsewhere(task: StudyTask, record: InstanceRecord) -> bool:
+    """Whether an instance that is here was sent by another node than the claim's."""
+    is_here = record.state in (InstanceState.RECEIVED, InstanceState.STORED)
+    return is_here and record.node not in (None, task.claim.node)
+
+
+def _differs(task: StudyTask, answer: ListedStudy) -> bool:
+    """Whether the list, or what the peer returns in its place, differs from the task's."""
+    if answer.evidence is Evidence.INSTANCE_LIST:
+        return {instance.key for instance in answer.instances} != task.instances.listed.keys()
+    known = task.content
+    return (answer.series, answer.number_of_instances) != (known.series, known.number_of_instances)
+
+
+def _instance_count(answer: ListedStudy) -> int:
     """How many instances the peer lists or counts in a study; 0 where it does neither."""
     if answer.evidence is Evidence.INSTANCE_LIST:
         return len(answer.instances)
@@ -335,7 +379,7 @@ def _told(answer: ListedStudy) -> int:
 def _counted(answer: ListedStudy) -> int | None:
     """How many instances the peer counts in a study of which it lists none."""
     if answer.evidence is Evidence.SERIES_COUNTS:
-        return sum(answer.series.values())
+        return sum(count or 0 for count in (answer.series or {}).values())
     return answer.number_of_instances
 
 

@@ -1,15 +1,17 @@
-"""Chunks of studies and the requests for their instances, PS3.4 C.4.2.1.4. Pure."""
+"""Chunks of studies, and the requests for their instances, PS3.4 C.4.2.1.4; pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from prefect_dicom.core.model import (
-    Chunk,
-    InstanceKey,
-    StudyReference,
-)
+from prefect_dicom.core.model import Chunk, InstanceKey, StudyReference
+from prefect_dicom.retrieval.study_task import StudyTask
+
+Missing = dict[StudyReference, list[InstanceKey]]
+"""Missing instances by study."""
 
 
 def plan_chunks(
@@ -18,7 +20,7 @@ def plan_chunks(
     chunk_studies: int,
     chunk_instances: int,
 ) -> Iterator[Chunk]:
-    """Studies in the order given, cut into chunks of one node.
+    """Cut studies, in the order given, into chunks of one node.
 
     A chunk ends at ``chunk_studies`` studies, or before the study that would lift its known
     instances over ``chunk_instances``; a study is never cut (its requests are, see
@@ -27,7 +29,7 @@ def plan_chunks(
     Parameters
     ----------
     studies : iterable of (study reference, node, instances or None)
-        Unknown counts weigh nothing.
+        Unknown counts (None) are taken as 0.
     """
     number = 1
     members: list[StudyReference] = []
@@ -50,21 +52,30 @@ CHUNKS_WAITING_FOR_UPLOAD = 2
 
 
 def most_chunks_under_way(associations: int) -> int:
-    """How many chunks lie in the spool at a time, at most.
+    """The most chunks that lie in the spool at a time.
 
-    As many are retrieved as there are associations. A new one begins while fewer than that, and
-    :data:`CHUNKS_WAITING_FOR_UPLOAD`, are on their way into the archive.
+    As many chunks are retrieved as there are associations. A new one begins while fewer than
+    that, and :data:`CHUNKS_WAITING_FOR_UPLOAD`, are on their way into the archive.
     """
     return 2 * associations + CHUNKS_WAITING_FOR_UPLOAD - 1
 
 
 @dataclass(frozen=True, slots=True)
 class RetrieveRequest:
-    """One C-MOVE or C-GET to send: a level and the UIDs it names, PS3.4 C.4.2.1.4.1.
+    """One C-MOVE or C-GET: a level and the UIDs it names, PS3.4 C.4.2.1.4.1.
 
-    ``studies`` names one study, or several at STUDY level; ``series`` is empty at STUDY level,
-    ``instances`` everywhere but at IMAGE level. ``expected`` is what it should bring; None where
-    nobody knows, and it has brought what the peer says it has sent.
+    Parameters
+    ----------
+    level : str
+        STUDY, SERIES or IMAGE.
+    studies : tuple of study reference
+        One study, or several at STUDY level.
+    series : tuple of str
+        SeriesInstanceUIDs; empty at STUDY level.
+    instances : tuple of str
+        SOPInstanceUIDs; empty but at IMAGE level.
+    expected : int or None
+        How many instances the request should bring; None where that is unknown.
     """
 
     level: str
@@ -75,13 +86,13 @@ class RetrieveRequest:
 
 
 def plan_requests(
-    missing: dict[StudyReference, Sequence[InstanceKey]],
-    listed: dict[StudyReference, Sequence[InstanceKey]],
+    missing: Mapping[StudyReference, Sequence[InstanceKey]],
+    listed: Mapping[StudyReference, Sequence[InstanceKey]],
     *,
     request_instances: int,
     uids_per_request: int,
 ) -> list[RetrieveRequest]:
-    """The requests that ask for exactly what is missing, as few and as coarse as possible.
+    """Plan requests for exactly the missing instances, as few and as coarse as possible.
 
     Studies of which nothing is here yet go together by UID list, until ``request_instances``;
     a larger one goes by series; of a series that is partly here, or too large for one request,
@@ -134,5 +145,36 @@ def _requests_of_one_study(
             continue
         step = min(uids_per_request, request_instances)
         for start in range(0, count, step):
-            part = tuple(instances[start : start + step])
-            yield RetrieveRequest("IMAGE", (study,), (series,), part, expected=len(part))
+            uids = tuple(instances[start : start + step])
+            yield RetrieveRequest("IMAGE", (study,), (series,), uids, expected=len(uids))
+
+
+def plan_whole_requests(missing: Missing, level: str) -> Iterator[RetrieveRequest]:
+    """Plan requests for whole series or studies, though some of their instances are here."""
+    for study, keys in missing.items():
+        if level == "STUDY":
+            yield RetrieveRequest("STUDY", (study,), expected=len(keys))
+            continue
+        for series, count in Counter(key.series_instance_uid for key in keys).items():
+            yield RetrieveRequest("SERIES", (study,), (series,), expected=count)
+
+
+def from_both_ends(keys: Sequence[InstanceKey]) -> list[InstanceKey]:
+    """Order instances: the last, the first, the last but one, and so on.
+
+    Archives that stop at the first failure leave out what stands behind it, in whatever order
+    they send: what is left to be had is likelier at an end than in the middle.
+    """
+    middle = len(keys) // 2
+    pairs = zip_longest(reversed(keys[middle:]), keys[:middle])
+    return [key for pair in pairs for key in pair if key is not None]
+
+
+def targets_of(request: RetrieveRequest, tasks: Sequence[StudyTask]) -> list[set[InstanceKey]]:
+    """The missing instances that each UID of a request's list should bring."""
+    if request.level == "STUDY":
+        return [set(task.missing()) for task in tasks]
+    missing = [key for task in tasks for key in task.missing()]
+    if request.level == "SERIES":
+        return [{k for k in missing if k.series_instance_uid == uid} for uid in request.series]
+    return [{k for k in missing if k.sop_instance_uid == uid} for uid in request.instances]

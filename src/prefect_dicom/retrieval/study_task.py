@@ -1,11 +1,17 @@
-"""What a run knows of one study while it works on it."""
+"""Study task: what a run knows of one study while it retrieves and archives it.
+
+The fields of a :class:`StudyTask` and of its parts are written by their own methods only, each of
+which is named for what has happened (``record_listed``, ``record_received``, ``fail``).
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from prefect_dicom.core.model import (
     Evidence,
@@ -15,49 +21,289 @@ from prefect_dicom.core.model import (
     ReceivedInstance,
     StudyReference,
 )
-from prefect_dicom.core.reasons import reason_for
+from prefect_dicom.core.reasons import STUDY_GONE
 from prefect_dicom.core.uids import is_safe_key, is_uid
 from prefect_dicom.dicom.validation import Expected
 from prefect_dicom.ledger import Claim
+from prefect_dicom.network.retrieve_result import RetrieveOutcome
 
 
-@dataclass(slots=True)
-class StudyTask:
-    """What this run knows of one claimed study. One thread works on it at a time."""
+@dataclass(frozen=True, slots=True)
+class StudyContent:
+    """What the PACS lists or counts of a study, by which its completeness is judged.
 
-    claim: Claim
-    listed: dict[InstanceKey, Instance] = field(default_factory=dict)
-    states: dict[InstanceKey, InstanceState] = field(default_factory=dict)
-    received: dict[InstanceKey, ReceivedInstance] = field(default_factory=dict)
-    warnings: dict[InstanceKey, tuple[str, ...]] = field(default_factory=dict)
-    stored_hashes: dict[InstanceKey, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
-    unlisted: dict[str, InstanceKey] = field(default_factory=dict)
-    set_aside: int = 0
-    """Faulty arrivals that are to be asked for once more before they are judged."""
+    Parameters
+    ----------
+    evidence : Evidence
+        What completeness is judged by.
+    series : mapping of SeriesInstanceUID to int or None, optional
+        The series and how many instances the PACS counts in each, where it lists no instances.
+        None: it does not list series either.
+    number_of_instances : int, optional
+        How many instances the PACS counts in the whole study, where it lists no series.
+    listed_at : str
+        When it was read, ISO 8601 in UTC.
+    """
+
     evidence: Evidence = Evidence.INSTANCE_LIST
     series: Mapping[str, int | None] | None = None
-    """The series and their counts, where no instances are listed; None: neither are series."""
     number_of_instances: int | None = None
-    """What the PACS counts in the whole study, where it lists no series."""
-    came: set[InstanceKey] = field(default_factory=set)
-    """What the last request for the whole study brought, be it for the second time."""
-    places: dict[str, tuple[InstanceKey, int, int]] = field(default_factory=dict)
-    """Of what lies in the spool, by hash: what it is, and which file; one that comes again is
-    another file of the same name."""
-    confirmed: bool = False
-    """Such a request brought exactly what the PACS said it had sent, and that is all there is."""
-    remarks: set[str] = field(default_factory=set)
-    """What the manifest says about the study as a whole; reason codes."""
     listed_at: str = ""
-    failure: str | None = None
-    """Why the study cannot be archived, as far as is known; a reason code."""
-    unwanted: tuple[str, ...] = ()
-    """The UIDs of the series that the PACS lists and that the cohort does not want."""
-    gone: bool = False
-    """Whether the PACS does not have it any more; nothing of it is asked for then."""
-    elsewhere: set[InstanceKey] = field(default_factory=set)
-    """What is here of it from another node: it counts when this one has sent the same bytes."""
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the PACS lists the instances."""
+        return self.evidence is Evidence.INSTANCE_LIST
+
+    @property
+    def counted_instances(self) -> int:
+        """How many instances the PACS counts in the series that it lists."""
+        return sum(count or 0 for count in (self.series or {}).values())
+
+    def admits(self, key: InstanceKey) -> bool:
+        """Whether an instance that is not on the list is added to it on receipt."""
+        if self.is_listed or not all(map(is_safe_key, key)):
+            return False
+        return self.series is None or key.series_instance_uid in self.series
+
+    def key_of(self, key: InstanceKey) -> InstanceKey:
+        """The key, with the study's only series where the instance does not name its own."""
+        if key.series_instance_uid or self.series is None or len(self.series) != 1:
+            return key
+        (series,) = self.series
+        return InstanceKey(series, key.sop_instance_uid)
+
+
+class InstanceTable:
+    """Listed instances of a study and how far each has come."""
+
+    def __init__(self) -> None:
+        self._listed: dict[InstanceKey, Instance] = {}
+        self._states: dict[InstanceKey, InstanceState] = {}
+        self._received: dict[InstanceKey, ReceivedInstance] = {}
+        self._findings: dict[InstanceKey, tuple[str, ...]] = {}
+        self._stored_hashes: dict[InstanceKey, str] = {}
+        self._from_elsewhere: set[InstanceKey] = set()
+
+    @property
+    def listed(self) -> Mapping[InstanceKey, Instance]:
+        """The expected instances; where the PACS lists none, those that have been received."""
+        return self._listed
+
+    @property
+    def received(self) -> Mapping[InstanceKey, ReceivedInstance]:
+        """The instances in the spool that wait to be stored in the archive."""
+        return self._received
+
+    def stored(self) -> list[InstanceKey]:
+        """The instances that are in the archive."""
+        return [key for key, state in self._states.items() if state is InstanceState.STORED]
+
+    def missing(self) -> list[InstanceKey]:
+        """The listed instances that have neither been received nor been rejected.
+
+        One that another node has sent is missing until this node has sent the same bytes.
+        """
+        return [
+            key
+            for key in self._listed
+            if self._states.get(key) is InstanceState.EXPECTED or key in self._from_elsewhere
+        ]
+
+    def count_by_series(self) -> Counter[str]:
+        """How many instances are not missing, by SeriesInstanceUID."""
+        return Counter(
+            key.series_instance_uid
+            for key in self._listed
+            if self._states[key] is not InstanceState.EXPECTED and key not in self._from_elsewhere
+        )
+
+    def known_hash(self, key: InstanceKey) -> str | None:
+        """The SHA-256 (hex) of the bytes that are received or stored; None where there are none."""
+        received = self._received.get(key)
+        return received.sha256 if received else self._stored_hashes.get(key)
+
+    def findings_of(self, key: InstanceKey) -> tuple[str, ...]:
+        """What validation found in a received instance; reason codes."""
+        return self._findings.get(key, ())
+
+    def has_findings(self, key: InstanceKey) -> bool:
+        """Whether this run has validated the instance."""
+        return key in self._findings
+
+    def is_from_elsewhere(self, key: InstanceKey) -> bool:
+        """Whether another node has sent the instance, and this node has not confirmed it."""
+        return key in self._from_elsewhere
+
+    def sop_class_of(self, key: InstanceKey) -> str:
+        """The SOP class of an instance as listed; empty where the PACS does not return it."""
+        return self._listed[key].sop_class_uid if key in self._listed else ""
+
+    def class_to_propose(self, key: InstanceKey) -> str:
+        """The SOP class to propose for an instance; empty where no valid one is listed."""
+        sop_class = self.sop_class_of(key)
+        return sop_class if is_uid(sop_class) else ""
+
+    def record_listed(self, instances: Iterable[Instance]) -> None:
+        """Replace the list; the states of instances that leave it are kept."""
+        self._listed = {instance.key: instance for instance in instances}
+
+    def expect_all(self) -> None:
+        """Expect every listed instance."""
+        self._states.update(dict.fromkeys(self._listed, InstanceState.EXPECTED))
+
+    def forget_other_nodes(self) -> None:
+        """Clear the record of instances that other nodes have sent, before it is read again."""
+        self._from_elsewhere.clear()
+
+    def restore(
+        self,
+        key: InstanceKey,
+        state: InstanceState,
+        *,
+        received: ReceivedInstance | None = None,
+        stored_hash: str | None = None,
+        from_elsewhere: bool = False,
+    ) -> None:
+        """Take over the state of an instance from the ledger."""
+        self._states[key] = state
+        if from_elsewhere:
+            self._from_elsewhere.add(key)
+        if received is not None:
+            self._received[key] = received
+        if stored_hash is not None:
+            self._stored_hashes[key] = stored_hash
+
+    def add(self, key: InstanceKey, sop_class: str | None) -> list[Instance]:
+        """List an instance that was received unlisted. Returns the additions to the list."""
+        if key in self._listed:
+            return []
+        self._listed[key] = Instance(key, sop_class or "")
+        self._states[key] = InstanceState.EXPECTED
+        return [self._listed[key]]
+
+    def record_received(self, instance: ReceivedInstance, findings: tuple[str, ...]) -> None:
+        """A valid instance lies in the spool."""
+        key = instance.key
+        self._received[key] = instance
+        self._findings[key] = findings
+        if self._states[key] is InstanceState.EXPECTED:
+            self._states[key] = InstanceState.RECEIVED
+
+    def record_findings(self, key: InstanceKey, findings: tuple[str, ...]) -> None:
+        """Validation of an instance that an earlier run has received."""
+        self._findings[key] = findings
+
+    def record_rejected(self, key: InstanceKey) -> None:
+        """The instance is faulty and is left out."""
+        self._states[key] = InstanceState.REJECTED
+
+    def record_stored(self, key: InstanceKey, sha256: str) -> None:
+        """The instance is in the archive."""
+        self._states[key] = InstanceState.STORED
+        self._stored_hashes[key] = sha256
+        del self._received[key]
+
+    def record_own(self, key: InstanceKey) -> None:
+        """The instance no longer counts as sent by another node."""
+        self._from_elsewhere.discard(key)
+
+    def expect_lost(self, key: InstanceKey) -> None:
+        """Expect a stored instance again that the archive no longer has."""
+        self._states[key] = InstanceState.EXPECTED
+        del self._stored_hashes[key]
+
+    def expect_again(self, key: InstanceKey) -> ReceivedInstance:
+        """Expect a received instance again; returns what had been received."""
+        self._states[key] = InstanceState.EXPECTED
+        return self._received.pop(key)
+
+
+class SpoolFiles:
+    """Files of a study in the spool that have been examined, by their SHA-256 (hex)."""
+
+    def __init__(self) -> None:
+        self._examined: set[str] = set()
+        self._unlisted: dict[str, InstanceKey] = {}
+        self._watched: dict[str, tuple[InstanceKey, int, int]] = {}
+
+    @property
+    def unlisted(self) -> Collection[str]:
+        """The hashes of files whose instances are not on the list."""
+        return self._unlisted.keys()
+
+    def is_examined(self, sha256: str) -> bool:
+        """Whether the file has been examined."""
+        return sha256 in self._examined
+
+    def record_examined(self, path: Path, key: InstanceKey, *, watch: bool) -> None:
+        """Remember an examined file; ``watch`` it to notice when it is received again.
+
+        The same bytes received again are another file of the same name.
+        """
+        self._examined.add(path.stem)
+        if watch:
+            self._watch(path, key)
+
+    def record_repeat(self, path: Path) -> InstanceKey | None:
+        """Notice that a watched file was received again; returns its instance if it was."""
+        if path.stem not in self._watched:
+            return None
+        key, *file = self._watched[path.stem]
+        facts = path.stat()
+        if [facts.st_ino, facts.st_mtime_ns] == file:
+            return None
+        self._watched[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
+        return key
+
+    def record_unlisted(self, sha256: str, key: InstanceKey) -> None:
+        """Remember an examined file whose instance is not on the list."""
+        self._examined.add(sha256)
+        self._unlisted[sha256] = key
+
+    def examine_again(self, sha256: str) -> None:
+        """Examine a file again if it is received again."""
+        self._examined.discard(sha256)
+
+    def examine_unlisted_again(self) -> None:
+        """Examine unlisted files again: they may be on a new list."""
+        self._examined.difference_update(self._unlisted)
+        self._unlisted.clear()
+
+    def forget_unlisted(self) -> None:
+        """Forget the unlisted files, which have left the spool."""
+        self._unlisted.clear()
+
+    def stop_watching(self, sha256: str) -> None:
+        """Stop watching a file."""
+        self._watched.pop(sha256, None)
+
+    def _watch(self, path: Path, key: InstanceKey) -> None:
+        facts = path.stat()
+        self._watched[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
+
+
+class StudyTask:
+    """Retrieval and archiving of one claimed study. One thread works on it at a time.
+
+    Parameters
+    ----------
+    claim : Claim
+        The run's right to write about the study.
+    """
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim: Final = claim
+        self.instances: Final = InstanceTable()
+        self.files: Final = SpoolFiles()
+        self._content = StudyContent()
+        self._unwanted: tuple[str, ...] = ()
+        self._remarks: set[str] = set()
+        self._failure: str | None = None
+        self._gone = False
+        self._faulty = 0
+        self._sent: set[InstanceKey] = set()
+        self._confirmed = False
 
     @property
     def reference(self) -> StudyReference:
@@ -65,123 +311,150 @@ class StudyTask:
         return self.claim.reference
 
     @property
-    def failure_stands(self) -> bool:
-        """Whether the study keeps its failure though no instance is missing."""
-        return self.failure is not None and reason_for(self.failure).stands_though_complete
-
-    @property
-    def failure_is_explained(self) -> bool:
-        """Whether its failure explains missing instances better than the end of a request."""
-        return self.failure is not None and reason_for(self.failure).says_more_than_request
-
-    @property
-    def failure_needs_diagnosis(self) -> bool:
-        """Whether its failure may have several causes, which further queries tell apart."""
-        return self.failure is not None and reason_for(self.failure).needs_diagnosis
-
-    def missing(self) -> list[InstanceKey]:
-        """The listed instances that have neither arrived nor been given up."""
-        if self.gone:
-            return []
-        return [
-            key
-            for key in self.listed
-            if self.states.get(key) is InstanceState.EXPECTED or key in self.elsewhere
-        ]
+    def content(self) -> StudyContent:
+        """What the PACS lists or counts of the study."""
+        return self._content
 
     @property
     def is_listed(self) -> bool:
         """Whether the PACS lists its instances."""
-        return self.evidence is Evidence.INSTANCE_LIST
+        return self._content.is_listed
 
-    def admits(self, key: InstanceKey) -> bool:
-        """Whether an object that is not on the list becomes part of it by arriving."""
-        if self.is_listed or not all(map(is_safe_key, key)):
-            return False
-        return self.series is None or key.series_instance_uid in self.series
+    @property
+    def unwanted_series(self) -> tuple[str, ...]:
+        """The UIDs of the series that the PACS lists and that the cohort does not want."""
+        return self._unwanted
 
-    def key_of(self, key: InstanceKey) -> InstanceKey:
-        """The key, in the study's only series where the object does not tell which it is in."""
-        if key.series_instance_uid or self.series is None or len(self.series) != 1:
-            return key
-        return InstanceKey(*self.series, key.sop_instance_uid)
+    @property
+    def remarks(self) -> AbstractSet[str]:
+        """What the manifest notes about the study as a whole; reason codes."""
+        return self._remarks
 
-    def arrived(self) -> Counter[str]:
-        """How many instances are here, by series."""
-        return Counter(
-            key.series_instance_uid
-            for key in self.listed
-            if self.states[key] is not InstanceState.EXPECTED and key not in self.elsewhere
-        )
+    @property
+    def failure(self) -> str | None:
+        """Why the study cannot be archived, as far as is known; a reason code."""
+        return self._failure
 
-    def short(self) -> list[str]:
-        """The series of which less is here than the PACS counts."""
-        arrived = self.arrived()
-        return [uid for uid, count in (self.series or {}).items() if arrived[uid] < (count or 0)]
+    @property
+    def faulty_count(self) -> int:
+        """How many faulty instances were set aside, to be requested once more before a verdict."""
+        return self._faulty
 
     @property
     def contradicts_counts(self) -> bool:
         """Whether more is here of a series than the PACS counts in it."""
-        if self.evidence is not Evidence.SERIES_COUNTS:
+        if self._content.evidence is not Evidence.SERIES_COUNTS:
             return False
-        return any(count > self.series[uid] for uid, count in self.arrived().items())
+        counts = self._content.series or {}
+        return any(
+            count > (counts[uid] or 0) for uid, count in self.instances.count_by_series().items()
+        )
 
     @property
-    def incomplete(self) -> bool:
-        """Whether something is to be asked for, by what its completeness is judged by."""
-        if self.gone:
+    def is_incomplete(self) -> bool:
+        """Whether something is to be requested, by the evidence that completeness is judged by."""
+        if self._gone:
             return False
         if self.missing():
             return True
-        if self.evidence is Evidence.SERIES_COUNTS:
-            return bool(self.short()) or self.contradicts_counts
-        return not self.is_listed and not self.confirmed
+        if self._content.evidence is Evidence.SERIES_COUNTS:
+            return bool(self.short_series()) or self.contradicts_counts
+        return not self.is_listed and not self._confirmed
 
     @property
-    def untouched(self) -> bool:
-        """Whether none of its instances has been seen yet, in this run or before."""
-        return not self.set_aside and len(self.missing()) == len(self.listed)
+    def is_untouched(self) -> bool:
+        """Whether none of its instances has been received yet, in this run or before."""
+        return not self._faulty and len(self.missing()) == len(self.instances.listed)
 
-    def sop_class_of(self, key: InstanceKey) -> str:
-        """The SOP class of an instance as listed; empty where the PACS does not tell it."""
-        return self.listed[key].sop_class_uid if key in self.listed else ""
+    def missing(self) -> list[InstanceKey]:
+        """The instances that are to be requested; none where the PACS no longer has the study."""
+        return [] if self._gone else self.instances.missing()
 
-    def class_to_propose(self, key: InstanceKey) -> str:
-        """The SOP class to propose for an instance; empty where the PACS tells none that is one."""
-        sop_class = self.sop_class_of(key)
-        return sop_class if is_uid(sop_class) else ""
+    def short_series(self) -> list[str]:
+        """The UIDs of series of which less is here than the PACS counts."""
+        here = self.instances.count_by_series()
+        series = self._content.series or {}
+        return [uid for uid, count in series.items() if here[uid] < (count or 0)]
 
-    def put_on_list(self, key: InstanceKey, sop_class: str | None) -> list[Instance]:
-        """List what has come, unless it is listed; what that adds to the list."""
-        if key in self.listed:
-            return []
-        self.listed[key] = Instance(key, sop_class or "")
-        self.states[key] = InstanceState.EXPECTED
-        return [self.listed[key]]
-
-    def see(self, path: Path, key: InstanceKey) -> None:
-        """Remember an object in the spool that has been looked at."""
-        self.seen.add(path.stem)
-        if not self.is_listed or key in self.elsewhere:
-            facts = path.stat()
-            self.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
-
-    def see_again(self, path: Path) -> InstanceKey | None:
-        """Notice that an object which lies in the spool has come once more; which one, if so."""
-        if path.stem in self.places:
-            key, *file = self.places[path.stem]
-            facts = path.stat()
-            if [facts.st_ino, facts.st_mtime_ns] != file:
-                self.places[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
-                self.came.add(key)
-                return key
-        return None
-
-    def expects(self, key: InstanceKey) -> Expected:
-        """What an object of this key is validated against."""
+    def expected(self, key: InstanceKey) -> Expected:
+        """What an instance of this key is validated against."""
         return Expected(
             self.claim.study_instance_uid,
             key,
-            self.sop_class_of(key),
+            self.instances.sop_class_of(key),
             self.claim.patient_id or None,
         )
+
+    # --- transitions
+
+    def record_listed(self, content: StudyContent, instances: Iterable[Instance]) -> None:
+        """The PACS's list of the study has been read and is in the ledger."""
+        self._content = content
+        self.instances.record_listed(instances)
+        self._confirmed = False
+        self._remarks.clear()
+
+    def record_selection(self, unwanted: Iterable[str]) -> None:
+        """These series (UIDs) are not wanted by the cohort."""
+        self._unwanted = tuple(unwanted)
+
+    def distrust_counts(self) -> None:
+        """Judge completeness without the counts of series, which are wrong."""
+        self._remarks.add("series-count-wrong")
+        self._content = replace(self._content, evidence=Evidence.SUBOPERATION_COUNTS)
+
+    def record_gone(self) -> None:
+        """The PACS does not have the study any more."""
+        self._gone = True
+        self._failure = STUDY_GONE
+
+    def begin_request(self) -> None:
+        """Forget what the request before has brought."""
+        self._sent.clear()
+
+    def record_sent(self, key: InstanceKey) -> None:
+        """The current request has brought an instance, be it one that is here already."""
+        self._sent.add(key)
+
+    def record_end(self, level: str, outcome: RetrieveOutcome) -> None:
+        """A request has ended; of a whole study its counters may confirm that this is all."""
+        self._confirmed = level == "STUDY" and _is_confirmed(self, self._sent, outcome)
+
+    def record_set_aside(self) -> None:
+        """A faulty instance was set aside, to be requested once more."""
+        self._faulty += 1
+
+    def supersede(self, key: InstanceKey) -> None:
+        """Drop what another node had sent of an instance."""
+        held = self.instances.expect_again(key)
+        self.instances.record_own(key)
+        self.files.stop_watching(held.sha256)
+
+    def record_damaged(self, instance: ReceivedInstance) -> None:
+        """The spool has damaged a received instance: expect it again."""
+        self.instances.expect_again(instance.key)
+        self.files.examine_again(instance.sha256)
+
+    def fail(self, code: str) -> None:
+        """Set why the study cannot be archived, as far as is known; a reason code."""
+        self._failure = code
+
+    def clear_failure(self) -> None:
+        """Nothing is missing: what had failed no longer matters."""
+        self._failure = None
+
+
+def _is_confirmed(
+    task: StudyTask, sent: AbstractSet[InstanceKey], outcome: RetrieveOutcome
+) -> bool:
+    """Whether a request for a whole study brought what the peer says it sent, and all there is."""
+    sent_all = outcome.status == 0 and outcome.lost is None
+    others = (outcome.failed, outcome.warning, outcome.remaining or 0)
+    counted = task.content.number_of_instances or task.claim.number_of_instances or 0
+    return (
+        sent_all
+        and others == (0, 0, 0)
+        and outcome.completed == len(sent) > 0
+        and sent == task.instances.listed.keys()
+        and counted <= len(sent)
+    )

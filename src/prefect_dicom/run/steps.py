@@ -64,10 +64,12 @@ from prefect_dicom.ledger import Claim, Ledger, StudyLocation
 from prefect_dicom.network.find.list_instances import ListedStudy
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.storage_scp import ReceiverLease
-from prefect_dicom.retrieval.fetch import PeerCapabilities, Retrieval
+from prefect_dicom.retrieval.fetch import Retrieval
 from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import plan_chunks
+from prefect_dicom.retrieval.send import NodeAccess, Reception
+from prefect_dicom.retrieval.strategy import PeerCapabilities
 from prefect_dicom.retrieval.study_task import StudyTask
 from prefect_dicom.run.planning import Plan, at_work, current_plan
 
@@ -276,7 +278,7 @@ class Pull(Plan):
                 retrieval.fetch(tasks)
                 return
             except SpoolFull:
-                waiting = [task for task in tasks if task.received]
+                waiting = [task for task in tasks if task.instances.received]
                 if not waiting:
                     raise
                 self._upload(waiting)
@@ -319,7 +321,7 @@ class Pull(Plan):
         except ClaimLost:
             return False
         self.admission(task.claim.node).record_answer()
-        if task.is_listed and not task.listed:
+        if task.is_listed and not task.instances.listed:
             self._fail(task, task.failure or "instance-list-empty")
             return False
         self._expect_lost(task)
@@ -333,7 +335,7 @@ class Pull(Plan):
 
     def _expect_lost(self, task: StudyTask) -> None:
         """Expect again what an earlier run has stored and the archive no longer has."""
-        stored = [key for key, state in task.states.items() if state is InstanceState.STORED]
+        stored = task.instances.stored()
         if not stored:
             return
         uid = task.claim.study_instance_uid
@@ -346,8 +348,7 @@ class Pull(Plan):
         )
         self.ledger.instances.record_lost(task.claim, lost)
         for key in lost:
-            task.states[key] = InstanceState.EXPECTED
-            del task.stored_hashes[key]
+            task.instances.expect_lost(key)
 
     def _archived_before(self, task: StudyTask, held: Future[bytes | None]) -> bool:
         """Whether the archive holds exactly the listed instances and says so.
@@ -359,7 +360,7 @@ class Pull(Plan):
         ArchiveError
             ``selected-otherwise`` where it holds other series of the study than are wanted.
         """
-        if not task.incomplete:
+        if not task.is_incomplete:
             return False
         uid = task.claim.study_instance_uid
         data = held.result()
@@ -372,10 +373,10 @@ class Pull(Plan):
             InstanceKey(i.series_instance_uid, i.sop_instance_uid)
             for i in (*manifest.instances, *manifest.withheld)
         }
-        same = named == task.listed.keys()
-        if task.evidence is Evidence.SERIES_COUNTS:
+        same = named == task.instances.listed.keys()
+        if task.content.evidence is Evidence.SERIES_COUNTS:
             counts = Counter(key.series_instance_uid for key in named)
-            same = counts == Counter(task.series) and task.listed.keys() <= named
+            same = counts == Counter(task.content.series) and task.instances.listed.keys() <= named
         if not same or check_manifest(self.archive, manifest, Level.SIZE):
             # What is missing is put where the manifest has it; any other difference is a conflict.
             return False
@@ -432,7 +433,11 @@ class Pull(Plan):
         """
         with contextlib.suppress(PrefectDicomError):
             self._upload([task for task in tasks if not self._may_turn(task)])
-        whole = [w for w in tasks if w.is_listed and not (w.received or w.incomplete or w.failure)]
+        whole = [
+            w
+            for w in tasks
+            if w.is_listed and not (w.instances.received or w.is_incomplete or w.failure)
+        ]
         lists: dict[StudyReference, ListedStudy] = {}
         if len(whole) > 1:
             failpoint("study-stored")
@@ -443,7 +448,7 @@ class Pull(Plan):
             task
             for task in whole
             if task.reference in lists
-            and {i.key for i in lists[task.reference].instances} == task.listed.keys()
+            and {i.key for i in lists[task.reference].instances} == task.instances.listed.keys()
         ]
         finishing = {task.reference: self.aside.submit(self._finish, task) for task in settled}
         wait(finishing.values())
@@ -471,7 +476,7 @@ class Pull(Plan):
         with self._asking(task.claim.node) as requestor:
             retrieval = self._retrieval(task.claim.node, requestor)
             for _ in range(_LISTS_BEFORE_GIVING_UP):
-                if task.incomplete and task.failure is None:
+                if task.is_incomplete and task.failure is None:
                     # The spool lost files on the way to the archive.
                     self._fetch_and_upload(retrieval, task)
                     continue
@@ -553,10 +558,10 @@ class Pull(Plan):
         self.tell(Event(name="study.failed", at=at, node=node, reference=reference, reason=code))
 
     def _quarantine_strangers(self, task: StudyTask) -> None:
-        for sha256 in task.unlisted:
+        for sha256 in task.files.unlisted:
             with contextlib.suppress(FileNotFoundError):
                 self.spool.quarantine_file(task.reference, sha256, "not-requested")
-        task.unlisted.clear()
+        task.files.forget_unlisted()
 
     def _upload(self, tasks: Sequence[StudyTask]) -> None:
         """Store all received instances of the studies, many at once, recorded in batches.
@@ -566,7 +571,9 @@ class Pull(Plan):
         ArchiveError
             One could not be stored. What could is recorded, of all studies.
         """
-        received = [(task, instance) for task in tasks for instance in task.received.values()]
+        received = [
+            (task, instance) for task in tasks for instance in task.instances.received.values()
+        ]
         trouble: PrefectDicomError | None = None
         for first in range(0, len(received), _STORED_PER_WRITE):
             self._check_stop()
@@ -586,7 +593,7 @@ class Pull(Plan):
                     else:
                         trouble = trouble or error
                     continue
-                warnings = task.warnings.get(instance.key, ())
+                warnings = task.instances.findings_of(instance.key)
                 done[task.reference].append((instance.key, stored, warnings))
                 failpoint("put-answered")
             for task in tasks:
@@ -613,40 +620,34 @@ class Pull(Plan):
         self.ledger.instances.record_stored(task.claim, done)
         failpoint("stored-recorded")
         for key, stored, _ in done:
-            task.states[key] = InstanceState.STORED
-            task.stored_hashes[key] = stored.sha256
-            del task.received[key]
+            task.instances.record_stored(key, stored.sha256)
             self.spool.remove(task.reference, stored.sha256)
 
     def _forget_damaged(self, task: StudyTask, instance: ReceivedInstance) -> None:
         self.spool.remove(task.reference, instance.sha256)
         self.ledger.instances.record_lost(task.claim, [instance.key])
-        task.states[instance.key] = InstanceState.EXPECTED
-        task.seen.discard(instance.sha256)
-        del task.received[instance.key]
+        task.record_damaged(instance)
 
     # --- around
 
     def _retrieval(self, node: str, requestor: Requestor) -> Retrieval:
-        return Retrieval(
-            self._asked(node),
-            requestor,
-            self.spool,
-            listing=self._listing(node, requestor),
-            ingest=Ingest(
-                self.ledger,
-                self.spool,
-                leave_out_faulty=self.site.validation.faulty == "leave-out",
-            ),
-            destination=self.site.receiver.ae_title,
-            receiver=self.receiver,
-            stopping=partial(self.is_ending, node),
-            admission=self.admission(node),
-            leave=lambda: self.wait_for(node, holding=requestor),
+        access = NodeAccess(
+            node=self._asked(node),
+            requestor=requestor,
             pool=self.pool,
-            note=partial(self.note, node),
+            admission=self.admission(node),
             capabilities=self.peer_capabilities(node),
+            wait=lambda: self.wait_for(node, holding=requestor),
+            stopping=partial(self.is_ending, node),
+            note=partial(self.note, node),
         )
+        ingest = Ingest(
+            self.ledger,
+            self.spool,
+            leave_out_faulty=self.site.validation.faulty == "leave-out",
+        )
+        reception = Reception(self.spool, ingest, self.receiver, self.site.receiver.ae_title)
+        return Retrieval(access, reception, self._listing(node, requestor))
 
     def _listing(self, node: str, requestor: Requestor) -> Listing:
         return Listing(
@@ -729,8 +730,8 @@ class Pull(Plan):
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
         capabilities = self.peer_capabilities(node)
         return super()._seen_otherwise(node, requestor) | {
-            "uid_lists_in_retrieves": capabilities.one_uid,
-            "image_level_retrieve": capabilities.no_image_level,
+            "uid_lists_in_retrieves": capabilities.one_uid_only,
+            "image_level_retrieve": capabilities.refuses_image_level,
             "levels": self._lacks_a_level(node),
         }
 
@@ -850,16 +851,16 @@ def _manifest_of(task: StudyTask, ledger: Ledger, selection: str) -> StudyManife
                     record.warnings,
                 )
             )
-        elif record.key in task.listed:
+        elif record.key in task.instances.listed:
             withheld.append(WithheldInstance(*record.key, record.reason))
     return StudyManifest(
         task.claim.study_instance_uid,
         task.claim.node,
-        task.evidence,
-        task.listed_at,
+        task.content.evidence,
+        task.content.listed_at,
         tuple(instances),
         tuple(withheld),
         tuple(task.remarks),
         selection=selection,
-        unwanted_series=task.unwanted,
+        unwanted_series=task.unwanted_series,
     )

@@ -1,0 +1,299 @@
+"""Sending of one retrieve request, by C-MOVE or C-GET, and waiting for its instances."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+
+from prefect_dicom.admission.association_pool import AssociationPool, Spent
+from prefect_dicom.admission.circuit_breaker import NodeAdmission, RequestKind
+from prefect_dicom.archive.spool import Spool
+from prefect_dicom.config.site import PacsNode
+from prefect_dicom.core.errors import PacsError, PrefectDicomError, SpoolFull
+from prefect_dicom.core.model import RetrieveMethod, StudyReference
+from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.network.echo import echo
+from prefect_dicom.network.get import c_get
+from prefect_dicom.network.move import move
+from prefect_dicom.network.query_keys import retrieve_identifier
+from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease, Request
+from prefect_dicom.retrieval.ingest import Ingest
+from prefect_dicom.retrieval.requests import RetrieveRequest
+from prefect_dicom.retrieval.strategy import Contexts, PeerCapabilities
+from prefect_dicom.retrieval.study_task import StudyTask
+
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAccess:
+    """Access to the node that studies are retrieved from.
+
+    Parameters
+    ----------
+    node : PacsNode
+        Its configuration.
+    requestor : Requestor
+        An association to it, borrowed from the pool.
+    pool : AssociationPool
+        Admits each request.
+    admission : NodeAdmission
+        Records how requests end.
+    capabilities : PeerCapabilities
+        What is known of the node, and is learnt of it.
+    wait : callable
+        Waits until the node may be asked; returns the monotonic time, in seconds.
+    stopping : callable
+        Whether what is under way at the node is to be cancelled.
+    note : callable
+        Takes what a person should know of the node, in words without identifiers.
+    """
+
+    node: PacsNode
+    requestor: Requestor
+    pool: AssociationPool
+    admission: NodeAdmission
+    capabilities: PeerCapabilities
+    wait: Callable[[], float]
+    stopping: Callable[[], bool]
+    note: Callable[[str], None]
+
+    @property
+    def method(self) -> RetrieveMethod:
+        """The retrieve service that is used now."""
+        return self.capabilities.method or self.node.retrieve
+
+    def check_running(self) -> None:
+        """Raise the interruption if the run is to stop."""
+        if self.stopping():
+            raise self.pool.interruption(self.requestor)
+
+    def echo(self) -> None:
+        """Send a C-ECHO, as one request of its own."""
+        with self.pool.request(self.requestor):
+            echo(self.requestor)
+
+
+@dataclass(frozen=True, slots=True)
+class Reception:
+    """Reception of instances on this host.
+
+    Parameters
+    ----------
+    spool : Spool
+        Where received instances lie.
+    ingest : Ingest
+        Validates and records them.
+    receiver : callable
+        Returns the lease on the managed receiver, which may have to be started for it; None where
+        the site has none, and C-GET is the only way.
+    ae_title : str
+        The Move Destination of a C-MOVE.
+    """
+
+    spool: Spool
+    ingest: Ingest
+    receiver: Callable[[], ReceiverLease | None]
+    ae_title: str
+
+
+class RequestSender:
+    """Sends retrieve requests over one association. Not thread-safe."""
+
+    def __init__(self, access: NodeAccess, reception: Reception) -> None:
+        self._access = access
+        self._reception = reception
+        self._sent_at = access.admission.now()
+
+    @property
+    def sent_at(self) -> float:
+        """When the last request was sent, by the monotonic time of the admission, in seconds."""
+        return self._sent_at
+
+    def send(
+        self, request: RetrieveRequest, tasks: Sequence[StudyTask], contexts: Contexts
+    ) -> RetrieveOutcome | None:
+        """Send one request and wait for its end.
+
+        Returns
+        -------
+        RetrieveOutcome or None
+            None where the end says nothing about the PACS: the request was not sent, because
+            instances of an earlier one are still being received, or the receiver ended under it.
+
+        Raises
+        ------
+        PacsError
+            The node cannot be used.
+        SpoolFull
+            There is no room for more; what was received is recorded.
+        """
+        access = self._access
+        self._sent_at = access.wait()
+        identifier = retrieve_identifier(
+            access.node.information_model,
+            request.level,
+            tasks[0].claim.patient_id,
+            [task.claim.study_instance_uid for task in tasks],
+            list(request.series),
+            list(request.instances),
+            access.requestor.characters,
+        )
+        admitted = access.pool.request(
+            access.requestor, retrieve=True, objects=request.expected or 0
+        )
+        with admitted as spent:
+            # The pool may have let it wait.
+            self._sent_at = access.admission.now()
+            first = _FirstInstance(access.admission.now)
+            try:
+                if access.method is RetrieveMethod.C_GET:
+                    return self._get(identifier, contexts, tasks, first, spent)
+                return self._move(identifier, tasks, request.expected, first, spent)
+            finally:
+                if first.seconds is not None:
+                    access.admission.record_latency(
+                        RequestKind.RETRIEVE, first.seconds, request.studies[0]
+                    )
+
+    def _move(
+        self,
+        identifier: Dataset,
+        tasks: Sequence[StudyTask],
+        wanted: int | None,
+        first: _FirstInstance,
+        spent: Spent,
+    ) -> RetrieveOutcome | None:
+        access = self._access
+        settle_seconds = access.node.timeouts.settle_seconds
+        lease = self._reception.receiver()
+        assert lease is not None, "a site without a receiver retrieves by C-GET only"
+        with lease.expecting(_studies_by_uid(tasks), access.node.calling_ae_title) as expected:
+            if expected.quiet_seconds is not None:
+                wait_until_received(expected, None, settle_seconds, access.stopping)
+                return None
+            outcome = move(
+                access.requestor,
+                identifier,
+                self._reception.ae_title,
+                expected.message_id,
+                progress=lambda: first.look(_signs_of_life(expected)),
+                should_stop=lambda: "interrupted" if access.stopping() else None,
+            )
+            if _may_have_sent(outcome) or expected.arrived().objects:
+                if wanted is None:
+                    wanted = (outcome.completed or 0) + (outcome.warning or 0) or None
+                wait_until_received(expected, wanted, settle_seconds, access.stopping)
+            so_far = expected.arrived()
+            first.look(so_far.objects)
+            spent.objects, spent.size_bytes = so_far.objects, so_far.size_bytes
+            self._check_room(so_far.refused, tasks)
+            return None if expected.renewed else outcome
+
+    def _get(
+        self,
+        identifier: Dataset,
+        contexts: Contexts,
+        tasks: Sequence[StudyTask],
+        first: _FirstInstance,
+        spent: Spent,
+    ) -> RetrieveOutcome:
+        access = self._access
+        own = Expectation(_studies_by_uid(tasks))
+        intake = Intake(self._reception.spool, own)
+
+        def stopping() -> bool:
+            # Asked before each message.
+            first.look(own.objects)
+            return access.stopping()
+
+        # It goes over an association of its own, and the request is admitted for one.
+        access.requestor.close()
+        try:
+            outcome = c_get(
+                access.node,
+                identifier,
+                contexts=contexts,
+                intake=intake,
+                should_stop=stopping,
+            )
+        except PacsError as error:
+            if error.code != "sop-classes-refused":
+                raise
+            # These classes cannot come from this node; others may.
+            return RetrieveOutcome(None, lost=error.code)
+        finally:
+            spent.objects, spent.size_bytes = own.objects, own.size_bytes
+        access.capabilities.accepts_c_get = True
+        self._check_room(intake.refused_since(own), tasks)
+        return outcome
+
+    def _check_room(self, refused: str, tasks: Sequence[StudyTask]) -> None:
+        """Stop where the spool could not take an instance, whatever the peer makes of it."""
+        if not refused:
+            return
+        # What there was room for is recorded: it makes room when it is archived.
+        self._reception.ingest.scan(tasks)
+        raise SpoolFull() if refused == "spool-full" else PrefectDicomError(refused)
+
+
+class _FirstInstance:
+    """Latency of a request: the time until its first instance was seen here, in seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.seconds: float | None = None
+        self._now = now
+        self._sent_at = now()
+
+    def look(self, received: int) -> int:
+        """Note how much has been received, in whatever unit; returns it."""
+        if received and self.seconds is None:
+            self.seconds = self._now() - self._sent_at
+        return received
+
+
+def wait_until_received(
+    expected: Request,
+    wanted: int | None,
+    settle_seconds: float,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Wait until ``wanted`` instances were received, or none was for ``settle_seconds``.
+
+    Archives report the end of a C-MOVE before their last instances are received, and go on
+    sending after an association was lost.
+    """
+    began = time.monotonic()
+    open_bytes = -1
+    while not stopping():
+        so_far = expected.arrived()
+        if wanted is not None and so_far.objects >= wanted:
+            return
+        if so_far.open_bytes != open_bytes:
+            open_bytes, began = so_far.open_bytes, time.monotonic()
+        if min(so_far.quiet_seconds, time.monotonic() - began) >= settle_seconds:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _studies_by_uid(tasks: Sequence[StudyTask]) -> Mapping[str, StudyReference]:
+    return {normal_uid(task.claim.study_instance_uid): task.reference for task in tasks}
+
+
+def _signs_of_life(expected: Request) -> int:
+    """A number that changes while anything is received, be it one very large instance."""
+    so_far = expected.arrived()
+    return so_far.size_bytes + so_far.open_bytes
+
+
+def _may_have_sent(outcome: RetrieveOutcome) -> bool:
+    """Whether instances of a C-MOVE may still be on their way."""
+    if outcome.lost is not None or outcome.status is None or outcome.completed:
+        return True
+    # Success, or a warning, PS3.7 C.
+    return outcome.status == 0 or outcome.status >> 12 == 0xB

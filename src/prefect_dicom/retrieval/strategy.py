@@ -1,0 +1,351 @@
+"""Request strategy: in what form the missing instances are requested next.
+
+A strategy says how many UIDs a request lists, which presentation contexts a C-GET proposes, and
+whether whole series or studies are requested. The first one is the quickest that the peer's
+capabilities allow; after a round of requests that brought nothing the next one is tried. What a
+reason means for the next request is in the table of reasons (:mod:`prefect_dicom.core.reasons`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from prefect_dicom.config.capabilities import NodeProfile, Service
+from prefect_dicom.config.site import PacsNode
+from prefect_dicom.core.model import (
+    Evidence,
+    InformationModel,
+    InstanceKey,
+    RetrieveMethod,
+)
+from prefect_dicom.core.reasons import reason_for
+from prefect_dicom.core.uids import is_uid
+from prefect_dicom.network.find.query_capabilities import QueryCapabilities
+from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, proposals
+from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.status import reason_for_status
+from prefect_dicom.retrieval.requests import (
+    Missing,
+    RetrieveRequest,
+    from_both_ends,
+    plan_requests,
+    plan_whole_requests,
+)
+from prefect_dicom.retrieval.study_task import StudyTask
+
+Contexts = tuple[tuple[str, str], ...]
+"""Presentation contexts of a C-GET: SOP class and transfer syntax; empty for a C-MOVE."""
+
+PlannedRequest = tuple[RetrieveRequest, Contexts]
+
+_SHRINK = 7
+"""After a round that brought nothing, the UID lists of a C-MOVE get this much shorter."""
+_PROVES_IGNORED_LIST = 2
+"""A longer list that brought only what its first UID names was not taken as a list."""
+_ALL_PROPOSED_FROM = 2
+"""Fruitless rounds from which on a C-GET for an unlisted study proposes all transfer syntaxes."""
+
+
+@dataclass(slots=True)
+class PeerCapabilities:
+    """What a node was seen to support in retrieve requests; shared by all threads of a run."""
+
+    one_uid_only: bool = False
+    """Of a list of UIDs it sends what one of them names, or nothing."""
+    refuses_image_level: bool = False
+    """It refuses requests for instances, and answers those for whole series."""
+    answers_image_level: bool = False
+    """It has answered a request for instances with some."""
+    method: RetrieveMethod | None = None
+    """The service to use where that is not as configured: C-MOVE for a C-GET it does not offer."""
+    accepts_c_get: bool = False
+    """It has accepted a C-GET: classes that it refuses later are not for want of the service."""
+    queries: QueryCapabilities = field(default_factory=QueryCapabilities)
+    """Its support of the queries for a study's content."""
+
+    @classmethod
+    def of(cls, profile: NodeProfile, node: PacsNode, receives: bool) -> PeerCapabilities:
+        """What is known before the first request.
+
+        Parameters
+        ----------
+        profile : NodeProfile
+            What was learnt of the node before the run.
+        node : PacsNode
+            Its configuration.
+        receives : bool
+            Whether C-MOVE could be used, because the site has a receiver.
+        """
+        no_get = profile.c_get in (Service.REFUSED, Service.NOT_OFFERED)
+        by_move = node.retrieve is RetrieveMethod.C_GET and no_get and receives
+        return cls(
+            one_uid_only=profile.uid_lists_in_retrieves is False,
+            refuses_image_level=profile.image_level_retrieve is False,
+            method=RetrieveMethod.C_MOVE if by_move else None,
+            queries=QueryCapabilities.doubting(set(profile.levels) if profile.levels else None),
+        )
+
+    def record_answer(self, strategy: RequestStrategy, request: RetrieveRequest) -> None:
+        """A request has brought something: its form is supported."""
+        self.one_uid_only = self.one_uid_only or strategy.replaces_lists
+        if request.level == "IMAGE":
+            self.answers_image_level = True
+        elif strategy.whole:
+            self.refuses_image_level = True
+
+    def record_ignored_list(self) -> None:
+        """A list of UIDs has brought only what its first one names."""
+        self.one_uid_only = True
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStrategy:
+    """The form of the requests of one round.
+
+    Parameters
+    ----------
+    uids : int
+        The most UIDs in a list.
+    breadth : Breadth
+        Which transfer syntaxes a C-GET proposes together.
+    whole : str, optional
+        SERIES or STUDY, where whole series or studies are requested though some of their
+        instances are here.
+    replaces_lists : bool
+        Whether it takes the place of lists of UIDs, which were refused.
+    """
+
+    uids: int
+    breadth: Breadth
+    whole: str | None = None
+    replaces_lists: bool = False
+
+
+def strategies(
+    capabilities: PeerCapabilities, method: RetrieveMethod, uids_per_request: int
+) -> Iterator[RequestStrategy]:
+    """The strategies from the quickest on; the next one is for after a round without success."""
+    whole = "SERIES" if capabilities.refuses_image_level else None
+    most = 1 if capabilities.one_uid_only else uids_per_request
+    few = most // _SHRINK
+    yield RequestStrategy(most, Breadth.COMMON, whole)
+    if method is RetrieveMethod.C_GET:
+        yield RequestStrategy(most, Breadth.ALL, whole)
+        if few > 1:
+            yield RequestStrategy(few, Breadth.ALL, whole)
+        yield RequestStrategy(most, Breadth.SINGLE, whole)
+    elif few > 1:
+        yield RequestStrategy(few, Breadth.COMMON, whole)
+    if most > 1:
+        yield RequestStrategy(1, Breadth.ALL, whole)
+    if whole:
+        yield RequestStrategy(1, Breadth.ALL, "STUDY")
+
+
+def strategies_after_refusal(
+    strategy: RequestStrategy, request: RetrieveRequest, capabilities: PeerCapabilities
+) -> list[RequestStrategy]:
+    """The strategies that remain where a request was refused for its form; often none."""
+    if strategy.uids > 1:
+        return [
+            RequestStrategy(1, breadth, strategy.whole, replaces_lists=True)
+            for breadth in (Breadth.COMMON, Breadth.ALL)
+        ]
+    if request.level == "IMAGE" and not capabilities.answers_image_level:
+        return [RequestStrategy(1, Breadth.ALL, level) for level in ("SERIES", "STUDY")]
+    return []
+
+
+def ignores_list(targets: Sequence[set[InstanceKey]], missing: Collection[InstanceKey]) -> bool:
+    """Whether a list of UIDs brought only what its first one names.
+
+    Parameters
+    ----------
+    targets : sequence of set of InstanceKey
+        What each UID should have brought.
+    missing : collection of InstanceKey
+        What is missing after the request.
+    """
+    brought = [not target.issubset(missing) for target in targets]
+    return len(targets) > _PROVES_IGNORED_LIST and brought[0] and not any(brought[1:])
+
+
+# --- ends of requests
+
+
+def service_of(method: RetrieveMethod) -> str:
+    """The DIMSE service of a retrieve method."""
+    return "C-MOVE" if method is RetrieveMethod.C_MOVE else "C-GET"
+
+
+def code_of_end(outcome: RetrieveOutcome, method: RetrieveMethod) -> str:
+    """The reason code of a request that brought nothing."""
+    if outcome.lost is not None:
+        return outcome.lost
+    if outcome.status is not None:
+        return reason_for_status(service_of(method), outcome.status) or "nothing-arrived"
+    return "association-lost"
+
+
+def is_refused_for_form(outcome: RetrieveOutcome, method: RetrieveMethod) -> bool:
+    """Whether a request was refused for its form."""
+    if outcome.status is None or outcome.lost is not None:
+        return False
+    return reason_for_status(service_of(method), outcome.status) == "request-refused"
+
+
+def is_final(failure: str | None) -> bool:
+    """Whether a study's failure stands though no instance is missing."""
+    return failure is not None and reason_for(failure).stands_though_complete
+
+
+def is_specific(failure: str | None) -> bool:
+    """Whether a study's failure explains what is missing better than the end of a request does."""
+    return failure is not None and reason_for(failure).says_more_than_request
+
+
+def refuses_c_get(code: str) -> bool:
+    """Whether a C-GET ended so that another C-GET would end the same way."""
+    return code == "sop-classes-refused" or reason_for(code).refuses_service
+
+
+def is_worth_repeating(outcome: RetrieveOutcome | None) -> bool:
+    """Whether a request broke off, or ended in a way that says nothing about the PACS."""
+    if outcome is None:
+        return True
+    return outcome.lost is not None and reason_for(outcome.lost).cuts_transfer
+
+
+def code_of_strain(outcome: RetrieveOutcome, brought: int) -> str | None:
+    """The reason code where a request ended as if the node had too much to do; else None."""
+    if outcome.status is not None and outcome.status >> 8 == 0xA7:
+        return "pacs-busy"
+    if brought or (outcome.lost or "association-stalled") != "association-stalled":
+        return None
+    if outcome.lost is not None:
+        return outcome.lost
+    return "nothing-arrived" if outcome.status == 0 else None
+
+
+# --- the requests of a round
+
+
+def plan_round(
+    tasks: Sequence[StudyTask], strategy: RequestStrategy, node: PacsNode, method: RetrieveMethod
+) -> Iterator[PlannedRequest]:
+    """Plan the requests of one round for listed instances.
+
+    Each is planned when it is its turn: what an earlier one has brought is not in a later one.
+    """
+    if strategy.whole:
+        # The whole of a study is not requested where series of it are not wanted.
+        some = [t for t in tasks if strategy.whole == "SERIES" or not t.unwanted_series]
+        for missing, contexts in missing_by_proposal(some, strategy.breadth, method):
+            for request in plan_whole_requests(missing, strategy.whole):
+                yield request, contexts
+        return
+    # A series that is not wanted is listed, so that the study is not requested as a whole.
+    listed = {
+        task.reference: [
+            *task.instances.listed,
+            *(InstanceKey(series, "") for series in task.unwanted_series),
+        ]
+        for task in tasks
+    }
+    patient_root = node.information_model is InformationModel.PATIENT_ROOT
+    for missing, contexts in missing_by_proposal(tasks, strategy.breadth, method):
+        if strategy.uids == 1:
+            missing = {study: from_both_ends(keys) for study, keys in missing.items()}
+        # In the Patient Root a request names one patient, and so one study at a time.
+        groups = [{r: keys} for r, keys in missing.items()] if patient_root else [missing]
+        for group in groups:
+            for request in plan_requests(
+                group,
+                listed,
+                request_instances=node.limits.request_instances,
+                uids_per_request=strategy.uids,
+            ):
+                yield request, contexts
+
+
+def missing_by_proposal(
+    tasks: Sequence[StudyTask], breadth: Breadth, method: RetrieveMethod
+) -> Iterator[tuple[Missing, Contexts]]:
+    """The missing instances, for a C-GET in groups whose SOP classes fit into one proposal."""
+    if method is RetrieveMethod.C_MOVE:
+        yield {task.reference: task.missing() for task in tasks}, ()
+        return
+    classes = Counter(
+        sop_class
+        for task in tasks
+        for key in task.missing()
+        if (sop_class := task.instances.class_to_propose(key))
+    )
+    ordered = [sop_class for sop_class, _ in classes.most_common()]
+    for group, contexts in proposals(ordered, breadth):
+        if missing := _missing_of(tasks, group):
+            yield missing, contexts
+    # Some archives do not return the classes of their instances: all are tried in turn.
+    for _, contexts in proposals(STORAGE_CLASSES, breadth):
+        missing = _missing_of(tasks, {""})
+        if not missing:
+            return
+        yield missing, contexts
+
+
+def _missing_of(tasks: Sequence[StudyTask], sop_classes: Collection[str]) -> Missing:
+    missing: Missing = {}
+    for task in tasks:
+        keys = [k for k in task.missing() if task.instances.class_to_propose(k) in sop_classes]
+        if keys:
+            missing[task.reference] = keys
+    return missing
+
+
+def plan_unlisted_round(
+    task: StudyTask, node: PacsNode, method: RetrieveMethod, fruitless: int
+) -> Iterator[PlannedRequest]:
+    """Plan the requests of one round for a study of which no instances are listed.
+
+    Parameters
+    ----------
+    fruitless : int
+        How many rounds before have brought nothing.
+    """
+    whole = _asks_for_whole(task, node.limits.request_instances, fruitless)
+    for contexts in _contexts_of_unlisted(task, method, fruitless):
+        if whole:
+            yield RetrieveRequest("STUDY", (task.reference,), expected=None), contexts
+            continue
+        lost = {k.series_instance_uid for k in task.missing()}
+        for uid in dict.fromkeys([*task.short_series(), *lost]):
+            request = RetrieveRequest("SERIES", (task.reference,), (uid,), expected=None)
+            yield request, contexts
+
+
+def _asks_for_whole(task: StudyTask, most_instances: int, fruitless: int) -> bool:
+    if task.unwanted_series:
+        return False
+    if task.content.evidence is not Evidence.SERIES_COUNTS:
+        return True
+    # Some archives do not support retrieves at SERIES level: they alternate with STUDY level.
+    starts_whole = task.is_untouched and task.content.counted_instances <= most_instances
+    return starts_whole != (fruitless % 2 == 1)
+
+
+def _contexts_of_unlisted(
+    task: StudyTask, method: RetrieveMethod, fruitless: int
+) -> Iterator[Contexts]:
+    """What a C-GET proposes in turn: the classes that were received, and then all others."""
+    if method is RetrieveMethod.C_MOVE:
+        yield ()
+        return
+    known = Counter(instance.sop_class_uid for instance in task.instances.listed.values())
+    classes = [uid for uid, _ in known.most_common() if is_uid(uid)]
+    breadth = Breadth.ALL if fruitless >= _ALL_PROPOSED_FROM else Breadth.COMMON
+    for _, contexts in proposals([*classes, *STORAGE_CLASSES], breadth):
+        if not task.is_incomplete:
+            return
+        yield contexts
