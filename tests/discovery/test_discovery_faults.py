@@ -397,7 +397,7 @@ CASES = [
         every(only(MINE, LATER, STRANGER), warned_once("FF01")),
         others=({"PatientID": "KLM-9"},),
     ),
-    # --- F05: a cap that is told
+    # --- F05: a cap that is announced
     *(
         Case(
             "F05",
@@ -450,7 +450,7 @@ CASES = [
         UNPROVED,
         gaps("studies of any date"),
     ),
-    # --- F06: a cap that is not told
+    # --- F06: a cap that is not announced
     Case(
         "F06",
         "a round number of studies of one patient",

@@ -1,6 +1,6 @@
 """A PACS that stops in the middle of a list hides no study: all are found, or the gap is named.
 
-:data:`MATRIX` is every limit of answers, told and untold, with whatever else goes wrong beside
+:data:`MATRIX` is every limit of answers, announced or not, with whatever else goes wrong beside
 it, for a patient with many studies and for all studies of a month. The truth is computed from
 what the PACS holds by a rule of its own.
 """
@@ -107,7 +107,7 @@ class Case:
     row: str
 
     def __str__(self) -> str:
-        told = f"{self.status:04X}" if self.status else "untold"
+        told = f"{self.status:04X}" if self.status else "unannounced"
         return f"{self.row}, {self.cap} {told}, {self.fault}"
 
 
@@ -207,7 +207,7 @@ def ask(
 
 @pytest.mark.parametrize("case", subset(MATRIX, BY_DEFAULT), ids=str)
 @pytest.mark.needs("time")
-def test_every_study_is_found_or_its_window_is_named(case, seed):
+def test_every_study_is_found_or_its_days_are_named(case, seed):
     undated = 7 if case.fault == "undated" else 0
     held = archive(STUDIES[case.cap], seed=seed % 1000, undated=undated)
     row = ROWS[case.row]
@@ -278,7 +278,7 @@ def test_a_cap_that_was_shown_is_known_for_the_next_row():
     assert (len(first.studies), first.gaps) == (60, ())
     assert len(queries) <= 130
     assert capabilities.limits.caps == {10}
-    # All of a list of ten may be told, and it is asked for in parts at once.
+    # A list of ten may be whole, and it is partitioned at once.
     ten = [changed_day(o, 100 + n) for n, o in enumerate(held[:10])]
     (second,), queries = ask(ten, script, [CohortRow(3, patient_id="TEN")], capabilities)
     assert (len(second.studies), second.gaps) == (10, ())
@@ -292,7 +292,7 @@ def changed_day(stored: StoredInstance, days: int) -> StoredInstance:
 
 
 @pytest.mark.needs("time")
-def test_a_row_that_takes_all_its_questions_leaves_fewer_to_the_next():
+def test_a_row_that_takes_its_whole_query_budget_leaves_fewer_to_the_next():
     held = archive(47, seed=3)
     script = [
         Behaviour("find.cap", answers=10),
@@ -369,7 +369,7 @@ def test_no_gap_says_whose_studies_it_is_about(fault):
     assert found.gaps == ("studies of any date",)
 
 
-def test_a_patients_window_of_days_is_asked_for_alone_when_the_list_is_cut():
+def test_a_patients_range_of_days_is_asked_for_alone_when_the_list_is_cut():
     held = archive(47, seed=5, undated=5)
     row = CohortRow(2, patient_id=PATIENT, study_date=DateRange(date(2021, 1, 1), None))
     (found,), queries = ask(held, [Behaviour("find.cap", answers=10, status=0)], [row])
@@ -388,7 +388,7 @@ def truth_since(held: Sequence[StoredInstance], day: str) -> set[str]:
     }
 
 
-def test_a_window_in_which_nothing_is_found_counts_only_if_days_are_matched():
+def test_a_date_window_in_which_nothing_is_found_counts_only_if_days_are_matched():
     held = archive(47, seed=6)
     january = DateRange(date(2018, 1, 1), date(2018, 1, 31))
     row = CohortRow(2, patient_id=PATIENT, study_date=january)
@@ -404,7 +404,7 @@ def test_a_window_in_which_nothing_is_found_counts_only_if_days_are_matched():
     assert (found.reason, found.gaps) == ("list-unproved", ("20180101-20180131",))
 
 
-def test_a_study_uid_of_two_patients_leaves_a_gap_in_a_window():
+def test_a_study_uid_of_two_patients_leaves_a_gap_in_a_date_window():
     held = [study(n, PatientID=f"P{n}", StudyDate="20240214") for n in range(3)]
     shared = {"StudyInstanceUID": held[0].study_instance_uid, "PatientID": "P9"}
     twin = study(7, StudyDate="20240214", **shared)

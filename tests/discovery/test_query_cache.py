@@ -1,4 +1,4 @@
-"""Rows that ask the same share an answer, and rows that name studies go together where that works.
+"""Rows with the same query share an answer; rows that name studies share a query where possible.
 
 What is saved is never believed for it: a list of UIDs that is not answered as single queries are
 is not used.
@@ -148,5 +148,5 @@ def test_what_is_remembered_is_bounded_and_the_latest():
     assert cache.get({"PatientID": "95"}, ()) == [Study("1.2")]
     assert cache.get({"PatientID": "96"}, ()) is None
     assert cache.get({"PatientID": "new"}, ()) == []
-    # With other keys to be returned it is another question.
+    # With other keys to be returned it is another query.
     assert cache.get({"PatientID": "new"}, ("StudyDescription",)) is None

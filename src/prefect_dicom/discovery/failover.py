@@ -1,7 +1,8 @@
-"""A row that is asked of several nodes: when the next one is asked, and what the answers mean.
+"""Failover of a row to the next node: when it is queried, and what all answers together mean.
 
-Pure, as ``matching.py`` is of one node's answers. A node that gave no answer has neither found the
-row nor shown that there is nothing: what it may have is said as a gap, or the row stays open.
+Pure, as :mod:`prefect_dicom.cohort.row_matching` is for one node's answers. A node that gave no
+answer has neither found the row nor shown that there is nothing: what it may have is recorded as a
+gap, or the row stays open.
 """
 
 from __future__ import annotations
@@ -16,51 +17,54 @@ from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.ledger.records import RowFindings
 
 Answer = Discovery | str | None
-"""What a node made of a row, or the reason code for which it made nothing of it; None where it
-was not asked, because it is left alone."""
+"""What a node found for a row, or the reason code of a failed query; None where it was not
+queried, because it is disabled."""
 
 _SHARED = "studies without a UID of their own"
 
 
 def settles(row: CohortRow, answer: Answer, *, every: bool = False) -> bool:
-    """Whether the next node need not be asked for the row.
+    """Whether the next node need not be queried for the row.
 
-    A window stands for all studies of its days, so that each node is asked for it.
+    A date window stands for all studies of its days, so that each node is queried for it.
     """
     if not isinstance(answer, Discovery):
         return False
-    if answer.reason is None:
-        return not every and not is_window(row)
-    return reason_for(answer.reason).settles_row
+    if answer.reason is not None:
+        return reason_for(answer.reason).settles_row
+    return not every and not is_window(row)
 
 
 def combine_answers(
     row: CohortRow, answers: Sequence[tuple[str, Answer]], *, every: bool = False
 ) -> RowFindings | None:
-    """What a row has found, by the answers of its cohort's nodes.
+    """Combine the answers of a cohort's nodes to one row.
 
     Parameters
     ----------
     answers : sequence of (node, answer)
-        In the cohort's order, as far as it was asked.
+        In the cohort's order, as far as nodes were queried.
     every : bool
         Whether the row is meant to have what any of the nodes has.
 
     Returns
     -------
     RowFindings or None
-        None where the row stays as it is: a node that is left alone may have it.
+        None where the row stays as it is: a disabled node may have it.
     """
-    heard = [(node, each) for node, each in answers if isinstance(each, Discovery)]
+    answered = [(node, each) for node, each in answers if isinstance(each, Discovery)]
     silent = [
-        node for node, each in answers if not isinstance(each, Discovery) or _is_inconclusive(each)
+        node
+        for node, each in answers
+        if not isinstance(each, Discovery)
+        or (each.reason is not None and reason_for(each.reason).inconclusive)
     ]
-    near = [study for _, each in heard for study in each.near_misses]
-    reason = _most_specific([each.reason for _, each in heard])
-    if reason is not None and reason_for(reason).settles_row:
-        return _findings(row, reason, near)
-    found = [(node, study) for node, each in heard for study in each.studies]
-    gaps = list(dict.fromkeys(gap for _, each in heard for gap in each.gaps))
+    near = [study for _, each in answered for study in each.near_misses]
+    codes = [each.reason for _, each in answered if each.reason is not None]
+    if settling := [code for code in codes if reason_for(code).settles_row]:
+        return _findings(row, _most_specific(settling), near)
+    found = [(node, study) for node, each in answered for study in each.studies]
+    gaps = list(dict.fromkeys(gap for _, each in answered for gap in each.gaps))
     shared = _of_several_patients(row, found)
     if shared:
         near = [*(study for _, study in found if study.study_instance_uid in shared), *near]
@@ -72,19 +76,9 @@ def combine_answers(
         return _nothing(row, [each for _, each in answers], near, gaps)
     if silent and _may_have_more(row, every):
         gaps += [f"node {node}" for node in silent]
-    undecided = any(each.reason == FILTER_UNDECIDED for _, each in heard)
+    undecided = any(each.reason == FILTER_UNDECIDED for _, each in answered)
     reason = LIST_UNPROVED if gaps else FILTER_UNDECIDED if undecided else None
     return _findings(row, reason, near, gaps, found)
-
-
-def _is_inconclusive(answer: Discovery) -> bool:
-    return answer.reason is not None and reason_for(answer.reason).inconclusive
-
-
-def _most_specific(codes: Iterable[str | None]) -> str | None:
-    """Of the nodes' reasons for a row, the one that says most."""
-    ranked = [code for code in codes if code is not None and reason_for(code).specificity]
-    return max(ranked, key=lambda code: reason_for(code).specificity, default=None)
 
 
 def _findings(
@@ -105,7 +99,7 @@ def _findings(
 
 
 def _may_have_more(row: CohortRow, every: bool) -> bool:
-    """Whether a node that gave no answer may have studies of the row besides those found.
+    """Whether a node without an answer may have studies of the row besides those found.
 
     A StudyInstanceUID names one study, wherever it is found; an accession number is taken for as
     much where the row is not meant to have what any node has.
@@ -123,8 +117,14 @@ def _nothing(
     codes = [answer for answer in answers if isinstance(answer, str)]
     if codes:
         return _findings(row, codes[0], near)
-    reason = _most_specific([answer.reason for answer in answers]) or "no-match"
-    return _findings(row, LIST_UNPROVED if gaps else reason, near, gaps)
+    reasons = [each.reason for each in answers if isinstance(each, Discovery) and each.reason]
+    return _findings(row, LIST_UNPROVED if gaps else _most_specific(reasons), near, gaps)
+
+
+def _most_specific(codes: Iterable[str]) -> str:
+    """The reason that says most about a row without studies."""
+    compared = [code for code in codes if reason_for(code).specificity]
+    return max(compared, key=lambda code: reason_for(code).specificity, default="no-match")
 
 
 def _of_several_patients(row: CohortRow, found: Sequence[tuple[str, Study]]) -> set[str]:

@@ -1,8 +1,8 @@
-"""Which of a row's studies, and which of a study's series, a cohort's definition wants.
+"""Filter queries: which studies of a row, and which series of a study, a cohort's filters want.
 
-What the answer to the row's query tells is judged first; only then, and only of studies that are
-not out already, is asked for what the filters need besides: at STUDY level by the study's UID,
-so that no optional key can spoil the row's query, and at SERIES level.
+The answer to the row's query is judged first. Only studies that are not excluded by it are queried
+for what the filters need besides: at STUDY level by the study's UID, so that no optional key can
+spoil the row's query, and at SERIES level.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def filter_studies(
     selection: Selection,
     capabilities: QueryCapabilities,
 ) -> Discovery:
-    """What a row found, without the studies that its cohort does not want.
+    """Remove the studies that the cohort does not want from what a row found.
 
-    Those of which the peer does not tell enough are near misses, with what it told; where there
-    are any the reason is ``filter-undecided``, though others are wanted. A window of a cohort
-    without a list that holds nothing has the reason ``window-empty``.
+    Those of which the peer does not return enough are near misses, with what it returned; where
+    there are any the reason is ``filter-undecided``, though others are wanted. A date window of a
+    cohort without a list that holds nothing has the reason ``window-empty``.
 
     Raises
     ------
@@ -55,13 +55,14 @@ def filter_studies(
     if is_window(row) and _found_nothing(found):
         # Its days are all that it filters by.
         return replace(found, reason="window-empty")
-    wanted, undecided = [], []
+    wanted: list[Study] = []
+    undecided: list[Study] = []
     for study in found.studies:
-        judgement, told = _judge(requestor, study, selection, capabilities)
+        judgement, completed = _judge(requestor, study, selection, capabilities)
         if judgement:
             wanted.append(study)
         elif judgement is None:
-            undecided.append(told)
+            undecided.append(completed)
     reason = found.reason
     if reason is None and undecided:
         reason = FILTER_UNDECIDED
@@ -82,12 +83,13 @@ def filter_series(
     capabilities: QueryCapabilities,
     listed: Iterable[Instance],
 ) -> ChosenSeries:
-    """A study's series, sorted by whether they are to be retrieved.
+    """Query a study's series and sort them by whether they are to be retrieved.
 
     Parameters
     ----------
     listed : iterable of Instance
-        The peer's own list of the study, from which series are counted that it does not count.
+        The peer's own instance list of the study, by which series are counted that the peer does
+        not count.
 
     Raises
     ------
@@ -107,7 +109,7 @@ def _found_nothing(found: Discovery) -> bool:
 def _judge(
     requestor: Requestor, study: Study, selection: Selection, capabilities: QueryCapabilities
 ) -> tuple[bool | None, Study]:
-    """Whether a study is wanted, and the study with what was told to find that out."""
+    """Whether a study is wanted (None: undecided), and the study with the attributes queried."""
     judgement = judge_study(selection, study)
     if judgement is None and (keywords := not_told(selection, study)):
         study = query_study_attributes(requestor, study, keywords, capabilities)
@@ -118,7 +120,7 @@ def _judge(
                 requestor, study, series_keywords(selection), capabilities
             )
             judgement = judge_series(selection, answers)
-            if judgement is None and not all(_COUNT in told for told in answers.values()):
+            if judgement is None and not all(_COUNT in answer for answer in answers.values()):
                 listed = list_study(requestor, study, capabilities).instances
                 judgement = judge_series(selection, _counted(answers, listed))
         except PacsError as error:
@@ -131,9 +133,9 @@ def _judge(
 def _counted(
     answers: Mapping[str, Mapping[str, str]], listed: Iterable[Instance]
 ) -> dict[str, Mapping[str, str]]:
-    """The answers, with the number of a series' instances where only their list tells it."""
+    """Add the number of a series' instances from the instance list where the answer lacks it."""
     counts = Counter(instance.key.series_instance_uid for instance in listed)
     return {
-        uid: {_COUNT: str(counts[uid]), **told} if counts[uid] else told
-        for uid, told in answers.items()
+        uid: {_COUNT: str(counts[uid]), **answer} if counts[uid] else answer
+        for uid, answer in answers.items()
     }

@@ -1,10 +1,10 @@
-"""What one cohort row finds: asked by its identifiers, compared, and doubted where need be.
+"""Query of one cohort row: its identifiers are queried, and the answers compared and doubted.
 
 An archive may answer nothing to a key it does not support, everything to one it ignores, and
-stop at a number of answers without a word. Each shows, or can be made to show: by the same
-question with fewer keys, by answers that fit no question, by the parts of a list
-(:mod:`prefect_dicom.discovery.partition`). What cannot be told is neither found nor absent, and
-the row says why.
+stop at a number of answers without a word. Each shows, or can be made to show: by the same query
+with fewer keys, by answers that match no key, by the partitions of a list
+(:mod:`prefect_dicom.discovery.complete_list`). What cannot be decided is neither found nor absent,
+and the row says why.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel, Study
 from prefect_dicom.core.reasons import LIST_UNPROVED, Scope
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.discovery.partition import ListLimits, complete_list
+from prefect_dicom.discovery.complete_list import complete_list
+from prefect_dicom.discovery.partition import ListLimits
 from prefect_dicom.discovery.query_cache import QueryCache
 from prefect_dicom.network.find.list_series import list_series
 from prefect_dicom.network.find.list_studies import (
@@ -49,18 +50,18 @@ _WORTH_A_LIST = 10
 
 @dataclass
 class StudyQueryCapabilities:
-    """What a run has learned of how its node answers STUDY level queries."""
+    """What a run has learnt of its node's support of STUDY level queries."""
 
     simple: bool = False
-    """Ask by few keys, for few keys: with more the node answered nothing, or refused."""
+    """Query by few keys, for few keys: with more the node answered nothing, or refused."""
     understood: set[frozenset[str]] = field(default_factory=set)
     """The matching keys of queries that brought answers."""
     limits: ListLimits = field(default_factory=ListLimits)
     answers_lists: bool = True
     """Whether lists of StudyInstanceUIDs are worth a try: until one was not answered whole."""
     query_cache: QueryCache = field(default_factory=QueryCache)
-    """What rows were answered by their identifiers, for rows with the same ones."""
-    _told: set[str] = field(default_factory=set)
+    """The answers to rows' identifiers, for rows with the same ones."""
+    _warned: set[str] = field(default_factory=set)
 
     def start_from(self, profile: NodeProfile) -> None:
         """Begin with what was learnt of the node before the run."""
@@ -69,19 +70,19 @@ class StudyQueryCapabilities:
         self.limits.start_from(profile)
 
     def warn(self, words: str) -> None:
-        """Say something of the node once for the run, not for each row."""
-        if words not in self._told:
-            self._told.add(words)
+        """Log something about the node once for the run, not for each row."""
+        if words not in self._warned:
+            self._warned.add(words)
             log.warning("the PACS %s", words)
 
 
 def discover(
     requestor: Requestor, row: CohortRow, capabilities: StudyQueryCapabilities
 ) -> Discovery:
-    """Ask a PACS for the studies of a row.
+    """Query a PACS for the studies of a row.
 
-    A list that may have been cut short is asked for again in parts; where there may still be
-    more, the row says so (``list-unproved`` and its gaps) and has what was found.
+    A list that may have been cut short is completed by partitions; where there may still be more,
+    the row says so (``list-unproved`` and its gaps) and has what was found.
 
     Raises
     ------
@@ -90,14 +91,15 @@ def discover(
         named by its UID is there and is not among the answers.
     """
     keys, listed = _answers(requestor, row, study_query(row), capabilities)
-    answers, gaps = list(listed.studies), ()
+    answers = list(listed.studies)
+    gaps: tuple[str, ...] = ()
     if "StudyInstanceUID" not in keys:
         answers, gaps = complete_list(
             listed,
             keys,
             row.study_date,
             capabilities.limits,
-            lambda keys, wildcards: _ask(
+            lambda keys, wildcards: _query(
                 requestor, keys, _returned(row, capabilities.simple), capabilities, wildcards
             ),
             lambda first, last, most: find_some_studies(requestor, first, last, most),
@@ -106,7 +108,7 @@ def discover(
             capabilities.warn(
                 "ends lists of studies before their end, and not all could be had in parts"
             )
-    found = _judged(requestor, row, keys, answers, capabilities, capped=listed.capped)
+    found = _assessed(requestor, row, keys, answers, capabilities, capped=listed.capped)
     if is_window(row) and found.near_misses:
         # A request names a study by its UID: one that several share, or that is none, is left.
         gaps = (*gaps, "studies without a UID of their own")
@@ -116,7 +118,7 @@ def discover(
     return replace(found, reason=reason, gaps=gaps)
 
 
-def _judged(
+def _assessed(
     requestor: Requestor,
     row: CohortRow,
     keys: Mapping[str, str],
@@ -125,7 +127,7 @@ def _judged(
     *,
     capped: bool,
 ) -> Discovery:
-    """What the answers mean for the row, and what follows from those that are not its own."""
+    """What the answers mean for the row, and what follows from those that do not match it."""
     found = assess(row, answers)
     if requestor.ignores_keys:
         capabilities.warn("answers without regard to optional keys (FF01)")
@@ -153,27 +155,24 @@ def _judged(
 def query_uid_lists(
     requestor: Requestor, rows: Sequence[CohortRow], capabilities: StudyQueryCapabilities
 ) -> None:
-    """Ask by one list of UIDs for rows that name their studies; :func:`discover` then knows.
+    """Query rows that name their studies by one list of UIDs, and cache the answers.
 
-    An answer is remembered where all of the list shows that it is whole: each UID is answered
-    once, but for those that a query of their own does not find either. A node that fails over a
-    list, answers others than those asked for, or leaves out one that it has is asked one by one
-    from then on.
+    :func:`discover` takes them from the cache. An answer is cached where all of the list shows that
+    it is whole: each UID is answered once, but for those that a query of their own does not find
+    either. A node that fails over a list, answers with other studies, or leaves out one that it has
+    is queried one by one from then on.
 
     Raises
     ------
     PacsError
-        What concerns the node, not the question.
+        What concerns the node, not the query.
     """
     by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
     if by_patient or capabilities.simple or not capabilities.answers_lists:
         return
-    keys = {row.study_instance_uid: study_query(row) for row in rows}
-    uids = [
-        uid
-        for uid, key in keys.items()
-        if capabilities.query_cache.get(key, OPTIONAL_STUDY_KEYS) is None
-    ]
+    cache = capabilities.query_cache
+    keys = {uid: study_query(row) for row in rows if (uid := row.study_instance_uid) is not None}
+    uids = [uid for uid, key in keys.items() if cache.get(key, OPTIONAL_STUDY_KEYS) is None]
     if len(uids) < _WORTH_A_LIST:
         return
     if len(uids) % 10 == 0:
@@ -191,7 +190,7 @@ def query_uid_lists(
         for uid in uids:
             if normal_uid(uid) in found:
                 continue
-            if _ask(requestor, keys[uid], OPTIONAL_STUDY_KEYS, capabilities).studies:
+            if _query(requestor, keys[uid], OPTIONAL_STUDY_KEYS, capabilities).studies:
                 capabilities.answers_lists = False
                 return
     except PacsError as error:
@@ -201,7 +200,7 @@ def query_uid_lists(
         return
     for uid in uids:
         if normal_uid(uid) in found:
-            capabilities.query_cache.put(keys[uid], OPTIONAL_STUDY_KEYS, [found[normal_uid(uid)]])
+            cache.put(keys[uid], OPTIONAL_STUDY_KEYS, [found[normal_uid(uid)]])
 
 
 def _answers(
@@ -210,14 +209,14 @@ def _answers(
     keys: Mapping[str, str],
     capabilities: StudyQueryCapabilities,
 ) -> tuple[Mapping[str, str], ListedStudies]:
-    """The matching keys and the answers, asked again more simply where a key seems to spoil it."""
+    """The matching keys and the answers, queried again with fewer keys where one may spoil it."""
     if not capabilities.simple:
         asked = frozenset(keys)
         try:
-            listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, capabilities)
+            listed = _query(requestor, keys, OPTIONAL_STUDY_KEYS, capabilities)
             if listed.capped and not listed.studies:
                 # A700 may be of the moment.
-                listed = _ask(requestor, keys, OPTIONAL_STUDY_KEYS, capabilities)
+                listed = _query(requestor, keys, OPTIONAL_STUDY_KEYS, capabilities)
         except PacsError as error:
             if error.code != "request-refused":
                 raise
@@ -234,7 +233,7 @@ def _answers(
                 return keys, listed
     if "PatientID" in keys:
         keys = {"PatientID": keys["PatientID"]}
-    listed = _ask(requestor, keys, _returned(row, simply=True), capabilities)
+    listed = _query(requestor, keys, _returned(row, simply=True), capabilities)
     if not capabilities.simple and any(identifies(row, study) for study in listed.studies):
         capabilities.simple = True
         capabilities.warn("finds studies only when it is asked by few keys")
@@ -251,14 +250,14 @@ def _returned(row: CohortRow, simply: bool) -> list[str]:
     return [keyword for keyword in OPTIONAL_STUDY_KEYS if not simply or needed.get(keyword)]
 
 
-def _ask(
+def _query(
     requestor: Requestor,
     keys: Mapping[str, str],
     optional: Sequence[str],
     capabilities: StudyQueryCapabilities,
     wildcards: Mapping[str, str] | None = None,
 ) -> ListedStudies:
-    """Ask, unless the same was asked of late."""
+    """Query the node, unless the answers are in the cache."""
     asked = {**keys, **(wildcards or {})}
     answers = capabilities.query_cache.get(asked, optional)
     if answers is not None:
