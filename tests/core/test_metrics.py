@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from prefect_dicom.admission.circuit_breaker import BreakerState
 from prefect_dicom.config.site import Metrics
-from prefect_dicom.core import metrics
+from prefect_dicom.core import metrics, metrics_endpoint
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.network.storage_scp import ReceiverLease, Request, running_receiver
@@ -224,7 +224,7 @@ def test_without_a_port_nothing_is_counted_and_nothing_is_loaded(tmp_path):
 
 def test_what_takes_long_to_find_out_is_not_found_out_at_every_look(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    monkeypatch.setattr(metrics_endpoint.time, "monotonic", lambda: now)
     reads = []
 
     def read() -> int:
@@ -233,7 +233,7 @@ def test_what_takes_long_to_find_out_is_not_found_out_at_every_look(monkeypatch)
         reads.append(now)
         return len(reads)
 
-    seldom = metrics.Seldom(read)
+    seldom = metrics_endpoint.CachedReading(read)
     assert seldom() == 1
     now += 39
     assert seldom() == 1

@@ -23,6 +23,7 @@ said is kept in the ledger, beside the study it concerns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Self
 
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.reasons import Reason, Scope, reason_for
@@ -44,7 +45,7 @@ class PrefectDicomError(Exception):
         self.detail = detail
         super().__init__(f"{code}: {detail}" if detail else code)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         return type(self), (self.code, self.detail)
 
     @property
@@ -74,7 +75,7 @@ class FaultyFileError(PrefectDicomError):
         lines = "".join(f"\n  - {fault}" for fault in self.faults)
         super().__init__(self.code_of_class, f"{source}{lines}")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         return type(self), (self.source, self.faults)
 
 

@@ -1,6 +1,7 @@
 """What a run shows Prometheus: its cohort, its nodes and what waits, beside what it counts.
 
-:mod:`prefect_dicom.core.metrics` has the instruments and the port.
+:mod:`prefect_dicom.core.metrics` has the instruments, and
+:mod:`prefect_dicom.core.metrics_endpoint` the port.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from prefect_dicom.admission.circuit_breaker import BreakerState
 from prefect_dicom.config.access_schedule import schedule_state
 from prefect_dicom.core.events import Event
-from prefect_dicom.core.metrics import Seldom, Value, happened, serving
+from prefect_dicom.core.metrics import Value, happened
+from prefect_dicom.core.metrics_endpoint import CachedReading, serving
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.run.planning import Plan
 from prefect_dicom.run.steps import Pull
@@ -43,9 +45,9 @@ class _Values:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         # Of a large cohort not so often that counting is felt.
-        self._totals = Seldom(lambda: plan.ledger.progress.totals(plan.cohort.number))
+        self._totals = CachedReading(lambda: plan.ledger.progress.totals(plan.cohort.number))
         if isinstance(plan, Pull):
-            self._spool_bytes = Seldom(plan.spool.waiting_bytes)
+            self._spool_bytes = CachedReading(plan.spool.waiting_bytes)
 
     def __call__(self) -> Iterator[Value]:
         cohort = str(self.plan.cohort.number)

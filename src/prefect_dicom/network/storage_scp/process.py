@@ -29,7 +29,8 @@ from prefect_dicom.config.site import Metrics, Receiver
 from prefect_dicom.core.errors import PrefectDicomError, ReceiverError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import lock_file
-from prefect_dicom.core.metrics import RECEIVER, Seldom, Value, serving
+from prefect_dicom.core.metrics import Value
+from prefect_dicom.core.metrics_endpoint import RECEIVER, CachedReading, serving
 from prefect_dicom.network.storage_scp.control_protocol import (
     LOCK_NAME,
     SOCKET_NAME,
@@ -103,7 +104,7 @@ class ReceiverServer:
         self._orphans: dict[int, Expectation] = {}
         self._last_message_id = 0
         self._dead_runs = 0
-        self._spool_bytes = Seldom(self._spool.waiting_bytes)
+        self._spool_bytes = CachedReading(self._spool.waiting_bytes)
         self._connections: Counter[str] = Counter()
         self._stop = threading.Event()
         self._held: list[object] = []
@@ -315,7 +316,7 @@ class ReceiverServer:
             self._connections[event.happening.value] += 1
 
     def _values(self) -> Iterator[Value]:
-        """What the receiver is doing now, for :func:`~prefect_dicom.core.metrics.serving`."""
+        """Values of the receiver at present, for the metrics endpoint."""
         with self._lock:
             runs, requests, dead = self._leases, len(self._requests), self._dead_runs
             connections = dict(self._connections)
