@@ -15,7 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
-from prefect_dicom.report import in_words
+from prefect_dicom.report import format_totals
 from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.registration import register_new
 from prefect_dicom.run.steps import open_pull
@@ -51,5 +51,5 @@ def archive_new(site: str = "site.yaml", node: str | None = None, days: int = 7)
         with open_pull(settings, cohort.number, "pull") as pull, measured(pull):
             totals = run_pipeline(pull)
             end = end_of(pull, totals)
-    get_run_logger().info("cohort %s: %s", cohort.name, in_words(totals))
+    get_run_logger().info("cohort %s: %s", cohort.name, format_totals(totals))
     return end

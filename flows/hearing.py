@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, State
 
 from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Totals
-from prefect_dicom.report import in_words, unarchived_rows
+from prefect_dicom.report import format_totals, unarchived_rows
 from prefect_dicom.run.planning import Plan
 
 _LOOK_SECONDS = 2.0
@@ -93,7 +93,7 @@ def end_of(plan: Plan, totals: Totals) -> State:
     ``Cancelled`` where it was told to end, ``Completed`` otherwise: by the name of ``Partial``
     where rows are left.
     """
-    words = in_words(totals)
+    words = format_totals(totals)
     if not unarchived_rows(totals):
         return Completed(message=words)
     if plan.told() is RequestedState.CANCELLED:

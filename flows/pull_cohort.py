@@ -18,10 +18,10 @@ from prefect_dicom.cohort.definition import cohort_file_digest
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.flows.hearing import end_of
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline, run_plan
-from prefect_dicom.report import in_words
+from prefect_dicom.report import format_totals
+from prefect_dicom.report.formatting import format_estimate
 from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.planning import open_plan
-from prefect_dicom.run.progress import estimate_in_words
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull
 from prefect_dicom.tasks.edge import without_phi
@@ -79,12 +79,12 @@ def pull_cohort(
         registered = register_cohort(settings, Path(cohort), node, name, every_node=every_node)
         if dry_run:
             with open_plan(settings, registered.number) as plan, measured(plan):
-                words = estimate_in_words(run_plan(plan))
+                words = format_estimate(run_plan(plan))
                 if plan.is_stopping():
                     return end_of(plan, plan.ledger.progress.totals(registered.number))
             return Completed(name="Planned", message=words)
         with open_pull(settings, registered.number, "pull") as pull, measured(pull):
             totals = run_pipeline(pull)
             end = end_of(pull, totals)
-    get_run_logger().info("cohort %s: %s", registered.name, in_words(totals))
+    get_run_logger().info("cohort %s: %s", registered.name, format_totals(totals))
     return end

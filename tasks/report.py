@@ -22,13 +22,14 @@ from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report import (
     REPORT,
     finished_fraction,
-    in_words,
+    format_totals,
     next_count,
     reason_table,
     summary_markdown,
 )
 from prefect_dicom.report.estimate import Estimate
-from prefect_dicom.run.progress import Pace, estimate_in_words
+from prefect_dicom.report.formatting import format_estimate
+from prefect_dicom.run.progress import Pace
 
 _EVERY_SECONDS = 10.0
 
@@ -55,7 +56,7 @@ class ProgressArtifact:
         self._pace.note(began, totals)
         self._next = next_count(began, time.monotonic(), _EVERY_SECONDS)
         percent = round(100 * finished_fraction(totals), 1)
-        parts = (self._pace.work_in_words(), in_words(totals), self._pace.left_in_words(), waits)
+        parts = (self._pace.format_phase(), format_totals(totals), self._pace.format_left(), waits)
         words = "; ".join(filter(None, parts))
         with contextlib.suppress(Exception):
             if self._id is None:
@@ -93,7 +94,7 @@ def publish_estimate(cohort: Cohort, estimate: Estimate) -> None:
     create_table_artifact(
         [asdict(line) for line in lines],
         key=artifact_key("estimate", cohort.name),
-        description=estimate_in_words(estimate),
+        description=format_estimate(estimate),
     )
 
 

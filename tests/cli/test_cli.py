@@ -18,7 +18,7 @@ from prefect_dicom.cli import Exit
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.ledger import Totals
 from prefect_dicom.report import finished_fraction, next_count
-from prefect_dicom.run.progress import Pace, figures_in_words
+from prefect_dicom.run.progress import Pace, format_progress
 from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.generate import tiny_instances
 from tests.support.campaign import only_in
@@ -413,10 +413,10 @@ def test_a_cohort_that_takes_long_to_count_is_counted_less_often():
 def test_the_line_of_figures_says_what_is_going_on():
     pace = Pace()
     looking = Totals(Counter({Verdict.PENDING: 7}), Counter(), 0, 0, 0, 0, 0)
-    assert figures_in_words(looking, pace) == "finding the studies of 7 rows"
+    assert format_progress(looking, pace) == "finding the studies of 7 rows"
     pace.note(0.0, totals(4, 0, 0, expected=0, stored=0))
     under_way = totals(1, 1, 2, expected=40, stored=30)
     pace.note(10.0, under_way)
-    assert figures_in_words(under_way, pace) == (
+    assert format_progress(under_way, pace) == (
         "2 of 4 studies archived; 30 instances, 3/s, 3.0 kB/s"
     )

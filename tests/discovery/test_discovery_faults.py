@@ -22,7 +22,7 @@ from pydicom.datadict import dictionary_VR
 from prefect_dicom.core.errors import CohortError, PacsError
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.core.uids import is_safe_key
-from prefect_dicom.report import RESULTS, in_words, write_reports
+from prefect_dicom.report import RESULTS, format_totals, write_reports
 from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
 from prefect_dicom.testing.instances import changed
 from prefect_dicom.testing.script import KNOBS
@@ -183,7 +183,7 @@ def gaps(*expected: str) -> Check:
         assert place.verdicts()[-1].gaps == expected
         with place.ledger() as ledger:
             folder = write_reports(ledger, ledger.cohorts.get("1"), place.folder / "reports")
-            words = in_words(ledger.progress.totals(1))
+            words = format_totals(ledger.progress.totals(1))
         *_, told = csv.DictReader((folder / RESULTS).open(newline=""))
         assert told["gaps"] == "; ".join(expected)
         assert words.endswith(f"lists not proved whole: {expected[0]} (1 row)")

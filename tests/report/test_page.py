@@ -17,7 +17,7 @@ import pytest
 from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.report import REPORT, bytes_in_words
+from prefect_dicom.report import REPORT, format_bytes
 from prefect_dicom.report.background import EVERY_SECONDS, BackgroundPage
 from prefect_dicom.report.page import REPORT_WITH_IDENTIFIERS, page, write_page
 from prefect_dicom.report.summary import summarize
@@ -92,7 +92,7 @@ def agrees_with_the_ledger(said: dict[str, str], place: Place) -> None:
     assert said["studies-archived"] == f"{totals.studies[StudyState.ARCHIVED]:,}"
     assert said["studies-failed"] == f"{totals.studies[StudyState.FAILED]:,}"
     assert said["instances"] == f"{totals.stored:,}"
-    assert said["bytes"].replace("\N{NO-BREAK SPACE}", " ") == bytes_in_words(totals.size_bytes)
+    assert said["bytes"].replace("\N{NO-BREAK SPACE}", " ") == format_bytes(totals.size_bytes)
     well = totals.rows[Verdict.ARCHIVED] + totals.rows[Verdict.PENDING]
     assert said["rows-unwell"] == f"{totals.rows.total() - well:,}"
 

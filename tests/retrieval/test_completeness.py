@@ -20,7 +20,7 @@ from prefect_dicom.core.failpoints import POINTS
 from prefect_dicom.core.model import Evidence, Verdict
 from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.requestor import Requestor
-from prefect_dicom.report import RESULTS, in_words, write_reports
+from prefect_dicom.report import RESULTS, format_totals, write_reports
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
@@ -480,7 +480,7 @@ def test_weaker_evidence_is_shown_wherever_figures_are(around):
     with around(HELD, script=script, retrieve="c-get") as place:
         totals = place.pull()
         assert totals.evidence == {BY_COUNTS: 1, BY_LIST: 1}
-        assert ", 1 study by series counts" in in_words(totals)
+        assert ", 1 study by series counts" in format_totals(totals)
         with place.ledger() as ledger:
             cohort = ledger.cohorts.get("1")
             folder = write_reports(ledger, cohort, place.site.reports)

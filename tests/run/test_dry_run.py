@@ -24,8 +24,9 @@ from prefect_dicom.report.estimate import (
     modality_of,
     write_estimate,
 )
+from prefect_dicom.report.formatting import format_estimate
 from prefect_dicom.run.planning import open_plan
-from prefect_dicom.run.progress import Pace, estimate_in_words, figures_in_words
+from prefect_dicom.run.progress import Pace, format_progress
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import current_pull
 from prefect_dicom.testing import Behaviour, tiny_instances
@@ -168,7 +169,7 @@ def test_the_files_say_the_same_as_the_table_and_hold_no_patient(around, files):
         assert table[-1]["instances"] == sum(row["instances"] for row in table[:-1]) == len(files)
         assert table[-1]["seconds"] == estimate.seconds
         text = (folder / "estimate.csv").read_text() + json.dumps(estimate.as_result())
-        text += estimate_in_words(estimate)
+        text += format_estimate(estimate)
         for stored in objects:
             for keyword in ("PatientID", "PatientName", "AccessionNumber", "StudyInstanceUID"):
                 assert stored.attributes[keyword] not in text
@@ -210,15 +211,15 @@ def test_finding_and_pulling_have_a_time_left_of_their_own():
     for second in range(0, 101, 10):
         pace.note(second, finding(asked=second, rows=1000))
     assert pace.seconds_left() == pytest.approx(900)
-    assert (pace.work_in_words(), pace.left_in_words()) == (
+    assert (pace.format_phase(), pace.format_left()) == (
         "finding studies",
         "about 15 min 0 s left",
     )
-    assert figures_in_words(finding(100, 1000), pace) == (
+    assert format_progress(finding(100, 1000), pace) == (
         "finding studies: 100 of 1000 rows asked for, 1/s; 100 studies found"
     )
     pace.note(110, pulling(0, 1000))
-    assert (pace.work_in_words(), pace.seconds_left()) == ("", None)
+    assert (pace.format_phase(), pace.seconds_left()) == ("", None)
     pace.note(120, pulling(1, 1000))
     assert pace.seconds_left() == pytest.approx(9990)
 

@@ -27,7 +27,7 @@ from prefect_dicom.core.model import CohortRow, DateRange, Study, Verdict
 from prefect_dicom.core.uids import is_uid
 from prefect_dicom.discovery.failover import combine_answers, settles
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.report import RESULTS, in_words, write_reports
+from prefect_dicom.report import RESULTS, format_totals, write_reports
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredInstance
@@ -347,7 +347,7 @@ def test_results_and_the_summary_name_the_nodes(tmp_path):
         two.pull({"StudyInstanceUID": uid(A)}, {"StudyInstanceUID": uid(B)})
         with two.place.ledger() as ledger:
             folder = write_reports(ledger, ledger.cohorts.get("1"), two.place.site.reports)
-            words = in_words(ledger.progress.totals(1))
+            words = format_totals(ledger.progress.totals(1))
         with (folder / RESULTS).open(newline="") as file:
             assert [row["nodes"] for row in csv.DictReader(file)] == ["main", "vna"]
         assert "1 from main, 1 from vna" in words

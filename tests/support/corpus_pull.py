@@ -88,7 +88,7 @@ class Comparison:
         else:
             self.named["other-bytes"] += 1
 
-    def in_words(self) -> str:
+    def text(self) -> str:
         reasons = ", ".join(f"{count} {code}" for code, count in self.named.most_common())
         return (
             f"{self.held} instances held, {self.identical} archived byte for byte, "
@@ -318,7 +318,7 @@ def one_pull(
     cohort = pull_all(site, folder / "cohort.csv")
     seconds = time.monotonic() - began
     result = compare(site, cohort, list(held), lambda one: held[one]())
-    print(f"{title}: {result.in_words()} [{seconds:.0f} s]", flush=True)
+    print(f"{title}: {result.text()} [{seconds:.0f} s]", flush=True)
     for one in result.unexplained:
         print("  unexplained:", *one)
     return result

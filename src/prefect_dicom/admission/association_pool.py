@@ -159,9 +159,9 @@ class AssociationPool:
         """
         state = self.state(node)
         if state.closed:
-            raise WindowClosed(detail=f"node {node}: {self._closed_in_words(node, state)}")
+            raise WindowClosed(detail=f"node {node}: {self._format_closed(node, state)}")
 
-    def _closed_in_words(self, node: str, state: ScheduleState) -> str:
+    def _format_closed(self, node: str, state: ScheduleState) -> str:
         schedule = self._site.nodes[node].access_schedule
         if state.until is None:
             return "no window opens any more"
@@ -200,7 +200,7 @@ class AssociationPool:
             return 0.0
         return max(0.0, (state.until - self._time.now()).total_seconds())
 
-    def in_words(self, node: str) -> str:
+    def format_waits(self, node: str) -> str:
         """What the node's windows say, for people; empty where it has none."""
         schedule = self._site.nodes[node].access_schedule
         if schedule is None:

@@ -57,7 +57,7 @@ def verify(
     faults.explain()
     output.print(
         f"{counted(studies, 'study', 'studies')} with {counted(instances, 'instance')} checked "
-        f"at level {level}: {faults.in_words}"
+        f"at level {level}: {faults.text}"
     )
     return faults.exit
 
@@ -98,7 +98,7 @@ def rebuild_ledger(
     for outcome, meaning in _ADOPTIONS.items():
         if outcomes[outcome]:
             output.print(f"{outcomes[outcome]:>8} {meaning}", markup=False, soft_wrap=True)
-    output.print(f"Manifests naming {counted(instances, 'instance')} checked: {faults.in_words}")
+    output.print(f"Manifests naming {counted(instances, 'instance')} checked: {faults.text}")
     return faults.exit
 
 
@@ -136,7 +136,7 @@ class _Faults:
             )
 
     @property
-    def in_words(self) -> str:
+    def text(self) -> str:
         return f"[red]{len(self.studies)} with faults[/]" if self.studies else "[green]no faults[/]"
 
     @property

@@ -160,13 +160,13 @@ def _probe(
 
 
 def _print_profile(name: str, result: ProbeResult, path: Path) -> None:
-    from prefect_dicom.config.capabilities import in_words
+    from prefect_dicom.config.capabilities import format_profile
 
     table = Table(title=f"What {name} does", title_justify="left")
     table.add_column("key", no_wrap=True)
     table.add_column("value")
     table.add_column("means")
-    for key, value, meaning in in_words(result.profile):
+    for key, value, meaning in format_profile(result.profile):
         table.add_row(Text(key), Text(value), Text(meaning))
     output.print(table)
     for note in result.notes:

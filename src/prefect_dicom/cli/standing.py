@@ -54,7 +54,7 @@ def hands(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
     }
 
 
-def hands_in_words(cohort: Cohort, runs: Collection[LivingRun]) -> str:
+def format_runs(cohort: Cohort, runs: Collection[LivingRun]) -> str:
     """The same for people."""
     words = ["paused"] if cohort.paused else []
     if cohort.priority:
@@ -100,7 +100,7 @@ def show(
         CANDIDATES,
         REPORT,
         RESULTS,
-        in_words,
+        format_totals,
         reason_table,
         unarchived_rows,
     )
@@ -130,9 +130,9 @@ def show(
     for row in reasons:
         table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
     output.print(table)
-    output.print(in_words(totals), markup=False, soft_wrap=not output.is_terminal)
+    output.print(format_totals(totals), markup=False, soft_wrap=not output.is_terminal)
     if runs or cohort.paused or cohort.priority:
-        output.print(f"{hands_in_words(cohort, runs)}.".capitalize(), soft_wrap=True)
+        output.print(f"{format_runs(cohort, runs)}.".capitalize(), soft_wrap=True)
     print_windows(site, cohort.nodes)
     for node, words in notes:
         output.print(f"Noted of {node}: {words}.", markup=False, soft_wrap=True)
@@ -156,9 +156,9 @@ def show_estimate(
     error: BaseException | None = None,
 ) -> int:
     """What pulling a cohort would take; the exit code says whether all of its rows were found."""
-    from prefect_dicom.report import RESULTS, bytes_in_words
+    from prefect_dicom.report import RESULTS, format_bytes
     from prefect_dicom.report.estimate import ESTIMATE, estimate_pull
-    from prefect_dicom.run.progress import estimate_in_words
+    from prefect_dicom.report.formatting import format_estimate
 
     estimate = estimate_pull(ledger, cohort, site)
     folder = site.reports / cohort.name
@@ -180,15 +180,15 @@ def show_estimate(
         table.add_row(
             share.modality,
             *(f"{number:,}" for number in (share.studies, share.series, share.instances)),
-            bytes_in_words(share.size_bytes),
-            bytes_in_words(share.instance_bytes),
+            format_bytes(share.size_bytes),
+            format_bytes(share.instance_bytes),
             "" if share is estimate.total else "as archived before" if share.learned else "assumed",
         )
     output.print(table)
     for (word, reason), count in estimate.rows.most_common():
         what = f": {REASONS[reason].meaning} {REASONS[reason].what_to_do}" if reason else ""
         output.print(f"{counted(count, 'row')} {word}{what}", markup=False, soft_wrap=True)
-    output.print(estimate_in_words(estimate), markup=False, soft_wrap=not output.is_terminal)
+    output.print(format_estimate(estimate), markup=False, soft_wrap=not output.is_terminal)
     if (folder / RESULTS).exists():
         output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
         output.print(f"This table: {folder / ESTIMATE}.csv", markup=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from prefect_dicom.cli.app import (
 )
 from prefect_dicom.cli.running import site_of
 from prefect_dicom.cli.server import print_server
-from prefect_dicom.cli.standing import figures, hands, hands_in_words, print_windows, show
+from prefect_dicom.cli.standing import figures, format_runs, hands, print_windows, show
 from prefect_dicom.config.site import ledger_url
 from prefect_dicom.core.reasons import REASONS
 
@@ -40,7 +40,7 @@ def status(
     `up` has started a server, it says how that is, too.
     """
     from prefect_dicom.ledger import Ledger
-    from prefect_dicom.report import in_words
+    from prefect_dicom.report import format_totals
 
     settings = site_of(site)
     with Ledger.open(ledger_url(settings)) as ledger:
@@ -55,11 +55,10 @@ def status(
         print(json.dumps(results, indent=1))
         return Exit.ALL_WELL
     for known, totals, runs in lines:
-        words = (
-            f"{known.number}  [bold]{known.name}[/] ({', '.join(known.nodes)}): {in_words(totals)}"
-        )
+        nodes = ", ".join(known.nodes)
+        words = f"{known.number}  [bold]{known.name}[/] ({nodes}): {format_totals(totals)}"
         if runs or known.paused or known.priority:
-            words += f"; {hands_in_words(known, runs)}"
+            words += f"; {format_runs(known, runs)}"
         output.print(words, soft_wrap=not output.is_terminal)
     if not lines:
         console.print("No cohort yet: prefect-dicom pull cohort.csv")

@@ -19,7 +19,7 @@ from prefect_dicom.cli.app import (
     output,
 )
 from prefect_dicom.cli.running import site_of
-from prefect_dicom.cli.standing import hands, hands_in_words, print_how_to_go_on
+from prefect_dicom.cli.standing import format_runs, hands, print_how_to_go_on
 from prefect_dicom.config.site import ledger_url
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _steer(
     if as_json:
         print(json.dumps({"cohort": known.name, **hands(known, runs), "heard": heard}, indent=1))
     else:
-        output.print(f"Cohort {known.number}: {hands_in_words(known, runs)}.", soft_wrap=True)
+        output.print(f"Cohort {known.number}: {format_runs(known, runs)}.", soft_wrap=True)
         if not heard:
             output.print("Not all of them have heard of it yet: look at `status` again.")
         if left and (not runs or known.paused):

@@ -244,7 +244,7 @@ def values_of(profile: NodeProfile) -> dict[str, Any]:
     return profile.model_dump(mode="json", exclude_none=True)
 
 
-def in_words(profile: NodeProfile) -> list[tuple[str, str, str]]:
+def format_profile(profile: NodeProfile) -> list[tuple[str, str, str]]:
     """Every key with its value and meaning, for people; what is not known has no value."""
     known = values_of(profile)
     lines = []

@@ -38,7 +38,7 @@ from prefect_dicom.config.yaml import (
     Document,
     Settings,
     faults_of,
-    in_words,
+    format_fault,
     shown,
     text_of,
 )
@@ -549,7 +549,7 @@ def load_site(path: str | Path, environ: Mapping[str, str] = os.environ) -> Site
         try:
             ledger = Ledger(url=SecretStr(url))
         except ValidationError as error:
-            text = "; ".join(in_words(item) for item in error.errors(include_url=False))
+            text = "; ".join(format_fault(item) for item in error.errors(include_url=False))
             faults.append(f"environment variable {LEDGER_URL_VARIABLE}: {text}")
         else:
             site = site and site.model_copy(update={"ledger": ledger})
@@ -592,7 +592,7 @@ def on_this_host(site: Site, environ: Mapping[str, str] = os.environ) -> Site:
                 field = item["loc"][0]
                 its_own = [variable for variable in given if given[variable] == field]
                 names = ", ".join(its_own or given)
-                told = in_words(item, type(part).model_fields[field])
+                told = format_fault(item, type(part).model_fields[field])
                 faults.append(f"environment variable {names}: {told}")
             return part
 

@@ -257,17 +257,17 @@ def faults_of(
         elif item["type"] == "missing":
             told = f"missing; expected {_expected(field)}: {_lower(field.description)}"
         elif item["type"] == "value_error" and _is_group(item["input"]):
-            told = f"{in_words(item, field)}{where}"
+            told = f"{format_fault(item, field)}{where}"
         elif item["type"] == "archive_choice" and _is_group(item["input"]):
             found = "both" if "bucket" in item["input"] else "neither"
-            told = f"found {found}{where}; {in_words(item, field)}"
+            told = f"found {found}{where}; {format_fault(item, field)}"
         else:
-            told = f"found {show(item['input'])}{where}; {in_words(item, field)}"
+            told = f"found {show(item['input'])}{where}; {format_fault(item, field)}"
         faults.append(f"{_dotted(place)}: {told}" if place else told)
     return faults
 
 
-def in_words(item: Mapping[str, Any], field: FieldInfo | None = None) -> str:
+def format_fault(item: Mapping[str, Any], field: FieldInfo | None = None) -> str:
     """What was expected: in a validator's own words, or in those of the field."""
     if item["type"] == "archive_choice":
         return str(item["msg"])

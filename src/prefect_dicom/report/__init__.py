@@ -4,17 +4,19 @@ Imported from here is what most others want, and nothing heavy; the page and its
 (``page.py``, ``plots.py``) are imported where one is written.
 """
 
+from prefect_dicom.report.formatting import (
+    format_bytes,
+    format_duration,
+    format_evidence,
+    format_gaps,
+    format_totals,
+)
 from prefect_dicom.report.tables import (
     CANDIDATES,
     INSTANCES,
     REPORT,
     RESULTS,
-    bytes_in_words,
-    duration_in_words,
-    evidence_in_words,
     finished_fraction,
-    gaps_in_words,
-    in_words,
     next_count,
     reason_table,
     replacing,
@@ -28,12 +30,12 @@ __all__ = [
     "INSTANCES",
     "REPORT",
     "RESULTS",
-    "bytes_in_words",
-    "duration_in_words",
-    "evidence_in_words",
+    "format_bytes",
+    "format_duration",
+    "format_evidence",
     "finished_fraction",
-    "gaps_in_words",
-    "in_words",
+    "format_gaps",
+    "format_totals",
     "next_count",
     "reason_table",
     "replacing",

@@ -21,6 +21,7 @@ from prefect_dicom.core.files import create_file
 from prefect_dicom.core.model import CohortRow, DateRange, Disposition, StudyState, Verdict
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.report import plots
+from prefect_dicom.report.formatting import format_bytes, format_duration, format_gaps
 from prefect_dicom.report.summary import (
     MODALITIES_NAMED,
     ROWS_NAMED,
@@ -31,9 +32,6 @@ from prefect_dicom.report.summary import (
 )
 from prefect_dicom.report.tables import (
     REPORT,
-    bytes_in_words,
-    duration_in_words,
-    gaps_in_words,
     replacing,
     unarchived_rows,
 )
@@ -115,7 +113,7 @@ def page(summary: CohortSummary, *, with_identifiers: bool = False) -> str:
             late=summary.rates_of_late,
             all=summary.rates(),
             best=_best_hour(summary),
-            ends=_end_in_words(summary),
+            ends=_format_end(summary),
             window_use=summary.window_use,
             unwell=unwell,
             ambiguous=any(group.verdict is Verdict.AMBIGUOUS for group in unwell),
@@ -191,11 +189,11 @@ def _what_next(summary: CohortSummary, unwell: list[RowGroup]) -> list[str]:
     return steps
 
 
-def _end_in_words(summary: CohortSummary) -> str:
+def _format_end(summary: CohortSummary) -> str:
     left = summary.seconds_left
     if left is None:
         return ""
-    words = f"About {duration_in_words(left)} of work left"
+    words = f"About {format_duration(left)} of work left"
     if not summary.runs:
         return f"{words}, once a run is at work."
     ends = summary.ends_at
@@ -234,14 +232,14 @@ def _environment() -> Environment:
         number=lambda count: f"{count:,}",
         counted=_counted,
         # A number and its unit stay on one line.
-        bytes=lambda size: _kept_together(bytes_in_words(size)),
-        duration=lambda seconds: _kept_together(duration_in_words(seconds)),
+        bytes=lambda size: _kept_together(format_bytes(size)),
+        duration=lambda seconds: _kept_together(format_duration(seconds)),
         advice=_advice,
         lines=_lines,
         identity=_identity,
         asked_for=_asked_for,
         modality=_modality,
-        gaps=gaps_in_words,
+        gaps=format_gaps,
         moment=_moment_there,
     )
     return environment

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prefect_dicom.core.model import StudyState
+from prefect_dicom.report.formatting import format_bytes
 from prefect_dicom.report.summary import CohortSummary, Kind, Stretch, windows
-from prefect_dicom.report.tables import bytes_in_words
 
 _SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}
 """Inches, of 72 units each."""
@@ -118,11 +118,11 @@ def throughput(summary: CohortSummary) -> Markup:
         axes.set_ylim(0, max(1, *rates) * 1.08)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{bytes_in_words(value)}/s" if value else "0")
+            FuncFormatter(lambda value, _: f"{format_bytes(value)}/s" if value else "0")
         )
         _over_time(axes, begin, end, summary.zone, shape)
 
-    mean = bytes_in_words(summary.rates().bytes_per_second)
+    mean = format_bytes(summary.rates().bytes_per_second)
     return _drawn("throughput", f"Bytes archived per second over time; {mean}/s on average", draw)
 
 
@@ -136,7 +136,7 @@ def sizes(kinds: Sequence[Kind]) -> Markup:
         axes.barh(places, widths, color=_RATE, height=0.62, linewidth=0)
         for place, kind in zip(places, kinds, strict=True):
             axes.text(
-                kind.size_bytes + most * 0.015, place, bytes_in_words(kind.size_bytes), va="center"
+                kind.size_bytes + most * 0.015, place, format_bytes(kind.size_bytes), va="center"
             )
         axes.set_yticks(places, [kind.modality for kind in kinds])
         axes.invert_yaxis()
@@ -145,7 +145,7 @@ def sizes(kinds: Sequence[Kind]) -> Markup:
         axes.grid(False)
         axes.spines["bottom"].set_visible(False)
 
-    words = ", ".join(f"{kind.modality} {bytes_in_words(kind.size_bytes)}" for kind in kinds[:3])
+    words = ", ".join(f"{kind.modality} {format_bytes(kind.size_bytes)}" for kind in kinds[:3])
     return _drawn("sizes", f"Bytes archived by modality: {words}", draw, rows=len(kinds))
 
 

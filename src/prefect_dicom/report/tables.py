@@ -21,7 +21,6 @@ from prefect_dicom.cohort.row_matching import why_not_taken
 from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.model import (
     CohortRow,
-    Evidence,
     RowVerdict,
     Selection,
     Study,
@@ -31,6 +30,7 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.reasons import FILTER_UNDECIDED, reason_for
 from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
+from prefect_dicom.report.formatting import format_totals
 
 RESULTS = "results.csv"
 INSTANCES = "instances"
@@ -128,93 +128,6 @@ def unarchived_rows(totals: Totals) -> int:
     return sum(rows.values()) - rows[Verdict.ARCHIVED] - rows[Verdict.EXCLUDED]
 
 
-def in_words(totals: Totals) -> str:
-    """A cohort in one line."""
-    verdicts = ", ".join(f"{totals.rows[v]} {v}" for v in Verdict if totals.rows[v])
-    gaps = f"; {gaps_in_words(totals)}" if totals.unproved else ""
-    return (
-        f"{sum(totals.rows.values())} rows: {verdicts or 'none'}; "
-        f"{totals.studies[StudyState.ARCHIVED]} of {sum(totals.studies.values())} studies, "
-        f"{totals.stored} of {totals.expected} instances, "
-        f"{bytes_in_words(totals.size_bytes)} archived"
-        f"{nodes_in_words(totals)}{evidence_in_words(totals)}{gaps}"
-    )
-
-
-def evidence_in_words(totals: Totals) -> str:
-    """How many studies were archived by less than the PACS's own list of their instances.
-
-    Examples
-    --------
-    >>> of = Counter({Evidence.SERIES_COUNTS: 12, Evidence.INSTANCE_LIST: 3})
-    >>> evidence_in_words(Totals(Counter(), Counter(), 0, 0, 0, 0, 0, evidence=of))
-    ', 12 studies by series counts'
-    """
-    return "".join(
-        f", {count} {'study' if count == 1 else 'studies'} by {evidence.replace('-', ' ')}"
-        for evidence in Evidence
-        if evidence is not Evidence.INSTANCE_LIST and (count := totals.evidence[evidence])
-    )
-
-
-def nodes_in_words(totals: Totals) -> str:
-    """How many studies came from where, if they are from more than one node.
-
-    Examples
-    --------
-    >>> of = Counter(main=30, vna=12)
-    >>> nodes_in_words(Totals(Counter(), Counter(), 0, 0, 0, 0, 0, nodes=of))
-    ' (30 from main, 12 from vna)'
-    """
-    if len(totals.nodes) < 2:
-        return ""
-    named = ", ".join(f"{count} from {node}" for node, count in totals.nodes.most_common())
-    return f" ({named})"
-
-
-def gaps_in_words(totals: Totals, most: int = 3) -> str:
-    """The windows in which a PACS may have more studies of rows, by how many rows; ``most`` named.
-
-    Examples
-    --------
-    >>> nothing = Totals(Counter(), Counter(), 0, 0, 0, 0, 0, Counter({"20240305": 2}))
-    >>> gaps_in_words(nothing)
-    'lists not proved whole: 20240305 (2 rows)'
-    """
-    named = [
-        f"{gap} ({rows} row{'s' * (rows != 1)})" for gap, rows in totals.unproved.most_common(most)
-    ]
-    if more := len(totals.unproved) - len(named):
-        named.append(f"{more} more")
-    return f"lists not proved whole: {', '.join(named)}"
-
-
-def bytes_in_words(size_bytes: float) -> str:
-    """A size for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
-
-
-def duration_in_words(seconds: float) -> str:
-    """A duration for people.
-
-    Examples
-    --------
-    >>> [duration_in_words(s) for s in (4.2, 90, 12_000, 200_000)]
-    ['4 s', '1 min 30 s', '3 h 20 min', '2 d 7 h']
-    """
-    rest = round(seconds)
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
-        if count or parts:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2]) or "0 s"
-
-
 def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
     """Rows by verdict and reason, the most frequent first, each with what to do."""
     counts = Counter((v.verdict, v.reason) for v in verdicts)
@@ -248,7 +161,7 @@ def summary_markdown(
         for row in reasons
     )
     return (
-        f"# Cohort {cohort.name}\n\n{in_words(totals)}\n\n{lines}\n"
+        f"# Cohort {cohort.name}\n\n{format_totals(totals)}\n\n{lines}\n"
         f"On the worker, in `{folder}`:\n\n"
         f"- `{REPORT}`: one page for people, to be opened in a browser\n"
         f"- `{RESULTS}`: a verdict and a reason for every line of the cohort file\n"

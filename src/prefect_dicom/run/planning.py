@@ -440,7 +440,7 @@ class Plan:
                 how = f"`prefect-dicom resume {self.cohort.number}`"
             words.append(f"paused, until {how}")
         for node in self.admissions() or [self.cohort.node]:
-            words += [self._wait_of(node), self.pool.in_words(node)]
+            words += [self._wait_of(node), self.pool.format_waits(node)]
         return "; ".join(filter(None, words))
 
     def _wait_of(self, node: str) -> str:

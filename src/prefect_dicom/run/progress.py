@@ -19,8 +19,7 @@ from rich.text import Text
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.model import StudyState
 from prefect_dicom.ledger import Cohort, Ledger, Totals
-from prefect_dicom.report import bytes_in_words, duration_in_words, finished_fraction, next_count
-from prefect_dicom.report.estimate import Estimate
+from prefect_dicom.report import finished_fraction, format_bytes, format_duration, next_count
 
 _TICK_SECONDS = 1.0
 _RATE_SECONDS = 30.0
@@ -116,16 +115,16 @@ class Pace:
         """None while nothing has been finished that could be counted on from."""
         return self._left
 
-    def left_in_words(self) -> str:
+    def format_left(self) -> str:
         """The time left, for people; empty while nobody can tell."""
-        return "" if self._left is None else f"about {duration_in_words(self._left)} left"
+        return "" if self._left is None else f"about {format_duration(self._left)} left"
 
-    def work_in_words(self) -> str:
+    def format_phase(self) -> str:
         """Which of the two works it is, where that is not plain; empty while studies are pulled."""
         return "finding studies" if self._finding else ""
 
 
-def figures_in_words(totals: Totals, pace: Pace) -> str:
+def format_progress(totals: Totals, pace: Pace) -> str:
     """A pull under way in one line."""
     studies = sum(totals.studies.values())
     rows = sum(totals.rows.values())
@@ -141,25 +140,7 @@ def figures_in_words(totals: Totals, pace: Pace) -> str:
         words += f", {failed} failed so far"
     instances, size = pace.rates()
     here = totals.stored + totals.received
-    return f"{words}; {here} instances, {instances:.0f}/s, {bytes_in_words(size)}/s"
-
-
-def estimate_in_words(estimate: Estimate) -> str:
-    """What pulling a cohort would take, in one line."""
-    total = estimate.total
-    words = (
-        f"{total.studies} studies, {total.instances} instances, "
-        f"{bytes_in_words(total.size_bytes)}: about {duration_in_words(estimate.seconds)} of "
-        f"running at {bytes_in_words(estimate.bytes_per_second)}/s "
-        f"({'as earlier runs' if estimate.rate_learned else 'assumed'}), at most "
-        f"{bytes_in_words(estimate.spool_bytes)} in the spool at a time"
-    )
-    if estimate.ends is not None:
-        words += (
-            f"; within the node's windows {duration_in_words(estimate.ends.seconds)} of them, "
-            f"done by {estimate.ends.words}"
-        )
-    return f"at most {words}" if estimate.narrowed else words
+    return f"{words}; {here} instances, {instances:.0f}/s, {format_bytes(size)}/s"
 
 
 @contextlib.contextmanager
@@ -209,9 +190,9 @@ def _show_live(console: Console, site: Site, cohort: Cohort, done: threading.Eve
     figures = Text("  starting Prefect")
     with Live(Group(bar, figures), console=console, transient=True):
         for totals, pace, paused in _looks(site, cohort, done):
-            words = "paused" if paused else pace.left_in_words()
+            words = "paused" if paused else pace.format_left()
             bar.update(task, completed=finished_fraction(totals), description=words)
-            figures.plain = f"  {figures_in_words(totals, pace)}"
+            figures.plain = f"  {format_progress(totals, pace)}"
 
 
 def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Event) -> None:
@@ -220,8 +201,8 @@ def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Ev
     for totals, pace, paused in _looks(site, cohort, done):
         if time.monotonic() - said >= _LINE_SECONDS or paused != was_paused:
             said, was_paused = time.monotonic(), paused
-            left = "paused" if paused else pace.left_in_words()
-            words = ", ".join(filter(None, (figures_in_words(totals, pace), left)))
+            left = "paused" if paused else pace.format_left()
+            words = ", ".join(filter(None, (format_progress(totals, pace), left)))
             console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
