@@ -21,10 +21,9 @@ from prefect_dicom.report.estimate import (
     ASSUMED_BYTES_PER_SECOND,
     Estimate,
     estimate_pull,
-    modality_of,
     write_estimate,
 )
-from prefect_dicom.report.formatting import format_estimate
+from prefect_dicom.report.formatting import format_estimate, format_modalities
 from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.progress import Pace, format_progress
 from prefect_dicom.run.registration import register_cohort
@@ -187,7 +186,7 @@ def test_the_files_say_the_same_as_the_table_and_hold_no_patient(around, files):
     ],
 )
 def test_a_study_counts_as_what_its_images_are(modalities, counted_as):
-    assert modality_of(modalities) == counted_as
+    assert format_modalities(modalities) == counted_as
 
 
 # --- the time left

@@ -11,11 +11,7 @@ from prefect_dicom.core.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.core.reasons import FILTER_UNDECIDED, LIST_UNPROVED, reason_for
-
-# PS3.3 C.7.3.1.1.1: what goes with images and says nothing of their size.
-_BESIDE_IMAGES = {"SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "PLAN", "AU"}
-_UNKNOWN = "unknown"
+from prefect_dicom.core.reasons import reason_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +60,9 @@ def row_verdict(
         return reason_for(not_taken).row_verdict, not_taken
     if not studies or any(s.state in (StudyState.PENDING, StudyState.LISTED) for s in studies):
         return Verdict.PENDING, "interrupted"
-    if unproved or reason == FILTER_UNDECIDED:
+    if unproved or reason == "filter-undecided":
         some = any(s.state is StudyState.ARCHIVED or s.stored_instances for s in studies)
-        code = LIST_UNPROVED if unproved else FILTER_UNDECIDED
+        code = "list-unproved" if unproved else "filter-undecided"
         return Verdict.PARTIAL if some else reason_for(code).row_verdict, code
     failed = [s for s in studies if s.state is StudyState.FAILED]
     withheld = any(s.withheld_instances for s in studies)
@@ -84,15 +80,3 @@ def weakest_evidence(studies: Iterable[StudyOutcome]) -> Evidence | None:
     """The weakest proof among the archived studies; None where there are none."""
     proofs = {s.evidence for s in studies if s.state is StudyState.ARCHIVED}
     return next((proof for proof in reversed(Evidence) if proof in proofs), None)
-
-
-def modality_of(modalities: Iterable[str]) -> str:
-    """What a study counts as, by its Modalities in Study (0008,0061).
-
-    Examples
-    --------
-    >>> modality_of(["SR", "CT"]), modality_of(["PT", "CT"]), modality_of(["SR"]), modality_of([])
-    ('CT', 'CT+PT', 'SR', 'unknown')
-    """
-    named = {name.strip().upper() for name in modalities} - {""}
-    return "+".join(sorted(named - _BESIDE_IMAGES or named)) or _UNKNOWN

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
 from prefect_dicom.core.model import CohortRow, Study
-from prefect_dicom.core.reasons import FILTER_UNDECIDED, LIST_UNPROVED, reason_for
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.ledger.records import RowFindings
 
@@ -76,8 +76,8 @@ def combine_answers(
         return _nothing(row, [each for _, each in answers], near, gaps)
     if silent and _may_have_more(row, every):
         gaps += [f"node {node}" for node in silent]
-    undecided = any(each.reason == FILTER_UNDECIDED for _, each in answered)
-    reason = LIST_UNPROVED if gaps else FILTER_UNDECIDED if undecided else None
+    undecided = any(each.reason == "filter-undecided" for _, each in answered)
+    reason = "list-unproved" if gaps else "filter-undecided" if undecided else None
     return _findings(row, reason, near, gaps, found)
 
 
@@ -118,7 +118,7 @@ def _nothing(
     if codes:
         return _findings(row, codes[0], near)
     reasons = [each.reason for each in answers if isinstance(each, Discovery) and each.reason]
-    return _findings(row, LIST_UNPROVED if gaps else _most_specific(reasons), near, gaps)
+    return _findings(row, "list-unproved" if gaps else _most_specific(reasons), near, gaps)
 
 
 def _most_specific(codes: Iterable[str]) -> str:

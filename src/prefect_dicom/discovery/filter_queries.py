@@ -22,7 +22,7 @@ from prefect_dicom.cohort.filters import (
 from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, Instance, Selection, Study, Verdict
-from prefect_dicom.core.reasons import FILTER_UNDECIDED, reason_for
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.network.find.list_instances import list_study
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
 from prefect_dicom.network.find.study_attributes import (
@@ -65,7 +65,7 @@ def filter_studies(
             undecided.append(completed)
     reason = found.reason
     if reason is None and undecided:
-        reason = FILTER_UNDECIDED
+        reason = "filter-undecided"
     elif reason is None and found.studies and not wanted:
         reason = "excluded-by-filter"
     return replace(

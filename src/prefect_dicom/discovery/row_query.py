@@ -27,7 +27,7 @@ from prefect_dicom.cohort.row_matching import (
 from prefect_dicom.config.capabilities import NodeProfile
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel, Study
-from prefect_dicom.core.reasons import LIST_UNPROVED, Scope
+from prefect_dicom.core.reasons import Scope
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.discovery.complete_list import complete_list
 from prefect_dicom.discovery.partition import ListLimits
@@ -114,7 +114,7 @@ def discover(
         gaps = (*gaps, "studies without a UID of their own")
     if not gaps:
         return found
-    reason = found.reason if found.reason == "several-patients" else LIST_UNPROVED
+    reason = found.reason if found.reason == "several-patients" else "list-unproved"
     return replace(found, reason=reason, gaps=gaps)
 
 

@@ -24,9 +24,6 @@ from prefect_dicom.core.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.reasons import (
-    STUDY_GONE,
-)
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.database import Database, slices, standing_claims, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
@@ -226,7 +223,7 @@ def _at_node(
     others = [
         copy.number_of_instances or 0
         for copy in its_locations.values()
-        if copy.node not in (node, claim.listed_by) and copy.reason != STUDY_GONE
+        if copy.node not in (node, claim.listed_by) and copy.reason != "study-gone"
     ]
     if claim.listed_by not in (None, node):
         others.append(counted)

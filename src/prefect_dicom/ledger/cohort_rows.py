@@ -30,10 +30,7 @@ from prefect_dicom.core.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.reasons import (
-    BEYOND_THE_MAXIMUM,
-    reason_for,
-)
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger.database import Database, slices
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.queries import (
@@ -296,7 +293,7 @@ class CohortRows:
                 connection.execute(
                     update(row_studies)
                     .where(its_links, row_studies.c.study.in_(piece))
-                    .values(reason=BEYOND_THE_MAXIMUM)
+                    .values(reason="beyond-the-maximum")
                 )
         return len(beyond)
 

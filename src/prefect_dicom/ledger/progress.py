@@ -23,9 +23,6 @@ from prefect_dicom.core.model import (
     Evidence,
     StudyState,
 )
-from prefect_dicom.core.reasons import (
-    SELECTED_OTHERWISE,
-)
 from prefect_dicom.ledger.database import Database, slices, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.queries import (
@@ -323,7 +320,7 @@ def _state_of(cohort: int) -> ColumnElement[str]:
 
 
 def _reason_of(cohort: int) -> ColumnElement[str]:
-    return case((listable_with(selection_of(cohort)), studies.c.reason), else_=SELECTED_OTHERWISE)
+    return case((listable_with(selection_of(cohort)), studies.c.reason), else_="selected-otherwise")
 
 
 def _too_many(taken: list[datetime]) -> list[datetime]:

@@ -26,10 +26,7 @@ from prefect_dicom.core.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.reasons import (
-    SELECTED_OTHERWISE,
-    reason_for,
-)
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger.database import Database
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.records import (
@@ -181,7 +178,7 @@ def _met(connection: Connection, study: FoundStudy, row: Row[Any], *, claimed: b
     }
     otherwise = row.selection not in (None, study.manifest.selection)
     # One that failed because the archive has it otherwise is as the archive has it.
-    ours = listed and row.reason != SELECTED_OTHERWISE
+    ours = listed and row.reason != "selected-otherwise"
     if ours and (otherwise or listed != _named(study.manifest)):
         return Rebuilt(reference, RebuildOutcome.LISTED_OTHERWISE)
     connection.execute(

@@ -24,9 +24,6 @@ from prefect_dicom.core.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.core.reasons import (
-    SELECTED_OTHERWISE,
-)
 from prefect_dicom.core.verdicts import StudyOutcome, row_verdict, weakest_evidence
 from prefect_dicom.ledger.database import slices
 from prefect_dicom.ledger.queries import (
@@ -93,7 +90,7 @@ def judge_rows(
         its_nodes = nodes.setdefault(link.line, {})
         its_nodes.update(dict.fromkeys(_asked_of(link, known.get(link.reference, {}))))
         if not link.selected:
-            other = StudyOutcome(link.reference, StudyState.FAILED, SELECTED_OTHERWISE)
+            other = StudyOutcome(link.reference, StudyState.FAILED, "selected-otherwise")
             outcomes.setdefault(link.line, []).append(other)
             continue
         counted = figures[link.reference]

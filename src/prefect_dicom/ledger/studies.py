@@ -27,10 +27,7 @@ from prefect_dicom.core.model import (
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.reasons import (
-    STUDY_GONE,
-    reason_for,
-)
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.database import LIST_SIZE, Database, slices, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
@@ -345,7 +342,7 @@ class Studies:
                     values = {"state": StudyState.PENDING}
                 else:
                     values["reason"] = combined_reason(nodes, its_locations)
-                if code == STUDY_GONE:
+                if code == "study-gone":
                     # What it listed once nobody has to have any more.
                     connection.execute(
                         update(studies)

@@ -19,9 +19,9 @@ from typing import Any
 from prefect_dicom.config.access_schedule import RateLimits, format_time, schedule_states
 from prefect_dicom.config.site import PacsNode, Site
 from prefect_dicom.core.model import RowVerdict, StudyReference, StudyState, Verdict
-from prefect_dicom.core.verdicts import modality_of
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.report import replacing
+from prefect_dicom.report.formatting import format_modalities
 from prefect_dicom.retrieval.requests import most_chunks_under_way, plan_chunks
 
 ESTIMATE = "estimate"
@@ -180,7 +180,7 @@ def estimate_pull(
     assumed = site.asked(cohort.node).limits.instance_bytes
     learned: dict[str, _Group] = {}
     for modalities, studies, instances, size in ledger.progress.archived_by_modalities():
-        group = learned.setdefault(modality_of(modalities), _Group())
+        group = learned.setdefault(format_modalities(modalities), _Group())
         group.studies += studies
         group.counted += studies
         group.instances += instances
@@ -191,7 +191,7 @@ def estimate_pull(
         if study.state in (StudyState.ARCHIVED, StudyState.FAILED):
             ended[study.state] += 1
             continue
-        group = groups.setdefault(modality_of(study.study.modalities), _Group())
+        group = groups.setdefault(format_modalities(study.study.modalities), _Group())
         group.studies += 1
         group.series += study.study.number_of_series or 0
         if (instances := _left(study)) is not None:
@@ -293,7 +293,7 @@ def _spool_bytes(ledger: Ledger, cohort: Cohort, site: Site, shares: Sequence[Sh
         for study in ledger.studies.of_cohort(cohort.number):
             if study.state in (StudyState.ARCHIVED, StudyState.FAILED):
                 continue
-            share = of_modality[modality_of(study.study.modalities)]
+            share = of_modality[format_modalities(study.study.modalities)]
             instances = _left(study)
             if instances is None:
                 instances = round(share.instances / share.studies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prefect_dicom.core.model import Evidence, StudyState, Verdict
@@ -9,6 +10,10 @@ from prefect_dicom.ledger import Totals
 
 if TYPE_CHECKING:
     from prefect_dicom.report.estimate import Estimate
+
+# PS3.3 C.7.3.1.1.1: what goes with images and says nothing of their size.
+_BESIDE_IMAGES = {"SR", "PR", "KO", "DOC", "REG", "FID", "RWV", "PLAN", "AU"}
+_UNKNOWN = "unknown"
 
 
 def format_totals(totals: Totals) -> str:
@@ -29,6 +34,7 @@ def format_evidence(totals: Totals) -> str:
 
     Examples
     --------
+    >>> from collections import Counter
     >>> of = Counter({Evidence.SERIES_COUNTS: 12, Evidence.INSTANCE_LIST: 3})
     >>> format_evidence(Totals(Counter(), Counter(), 0, 0, 0, 0, 0, evidence=of))
     ', 12 studies by series counts'
@@ -45,6 +51,7 @@ def format_nodes(totals: Totals) -> str:
 
     Examples
     --------
+    >>> from collections import Counter
     >>> of = Counter(main=30, vna=12)
     >>> format_nodes(Totals(Counter(), Counter(), 0, 0, 0, 0, 0, nodes=of))
     ' (30 from main, 12 from vna)'
@@ -60,6 +67,7 @@ def format_gaps(totals: Totals, most: int = 3) -> str:
 
     Examples
     --------
+    >>> from collections import Counter
     >>> nothing = Totals(Counter(), Counter(), 0, 0, 0, 0, 0, Counter({"20240305": 2}))
     >>> format_gaps(nothing)
     'lists not proved whole: 20240305 (2 rows)'
@@ -114,3 +122,15 @@ def format_estimate(estimate: Estimate) -> str:
             f"done by {estimate.ends.words}"
         )
     return f"at most {words}" if estimate.narrowed else words
+
+
+def format_modalities(modalities: Iterable[str]) -> str:
+    """The modalities of a study, from its Modalities in Study (0008,0061): those of its images.
+
+    Examples
+    --------
+    >>> [format_modalities(names) for names in (["SR", "CT"], ["PT", "CT"], ["SR"], [])]
+    ['CT', 'CT+PT', 'SR', 'unknown']
+    """
+    named = {name.strip().upper() for name in modalities} - {""}
+    return "+".join(sorted(named - _BESIDE_IMAGES or named)) or _UNKNOWN

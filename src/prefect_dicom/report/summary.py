@@ -21,8 +21,8 @@ from prefect_dicom.config.access_schedule import (
 )
 from prefect_dicom.core.model import CohortRow, Disposition, RowVerdict, StudyState, Verdict
 from prefect_dicom.core.reasons import Reason, reason_for
-from prefect_dicom.core.verdicts import modality_of
 from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Sample, StudyGroup, StudyRecord, Totals
+from prefect_dicom.report.formatting import format_modalities
 from prefect_dicom.report.tables import finished_fraction
 
 ROWS_NAMED = 12
@@ -317,7 +317,7 @@ def summarize(
 
 def label_of(modalities: Iterable[str]) -> str:
     """Return the modality of a study for display; unprintable characters become ``?``."""
-    name = modality_of(modalities)[:24]
+    name = format_modalities(modalities)[:24]
     return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 

@@ -27,7 +27,7 @@ from prefect_dicom.core.model import (
     StudyState,
     Verdict,
 )
-from prefect_dicom.core.reasons import FILTER_UNDECIDED, reason_for
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report.formatting import format_totals
@@ -234,7 +234,7 @@ def _candidate(
     row: CohortRow, reason: str | None, study: Study, selection: Selection
 ) -> dict[str, Any]:
     why = why_not_taken(row, study)
-    if not why and reason == FILTER_UNDECIDED:
+    if not why and reason == "filter-undecided":
         why = why_undecided(selection, study)
     return {
         "Take": "",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.reasons import STUDY_GONE, Scope, reason_for
+from prefect_dicom.core.reasons import Scope, reason_for
 from prefect_dicom.network.find.list_series import list_series
 from prefect_dicom.network.presentation_contexts import Breadth
 from prefect_dicom.retrieval.requests import RetrieveRequest
@@ -85,7 +85,7 @@ class Diagnosis:
         if not listed.series and not listed.unlistable:
             task.record_gone()
             return False
-        if task.failure == STUDY_GONE:
+        if task.failure == "study-gone":
             task.fail("pacs-failure")
         return True
 

@@ -26,7 +26,6 @@ from prefect_dicom.core.model import (
     Selection,
     StudyReference,
 )
-from prefect_dicom.core.reasons import COPY_INCOMPLETE
 from prefect_dicom.dicom.part10 import survey
 from prefect_dicom.dicom.validation import validate
 from prefect_dicom.discovery.filter_queries import filter_series
@@ -196,7 +195,7 @@ class Listing:
         if not answer.evidence.satisfies(self._weakest):
             raise PacsError("evidence-too-weak")
         if fresh and _instance_count(answer) < task.claim.told_elsewhere:
-            raise PacsError(COPY_INCOMPLETE)
+            raise PacsError("copy-incomplete")
         answer = self._of_selection(task, answer)
         if fresh and task.claim.listed_by not in (None, task.claim.node):
             self._compare_lists(task, answer)
@@ -224,7 +223,7 @@ class Listing:
             counts = answer.series or {}
             lacks = any(count > (counts.get(uid) or 0) for uid, count in series.items())
         if lacks:
-            raise PacsError(COPY_INCOMPLETE)
+            raise PacsError("copy-incomplete")
 
     def _here(self, task: StudyTask, answer: ListedStudy, *, fresh: bool) -> tuple[Instance, ...]:
         """The instances that are here, as the list of a study of which the PACS returns none.

@@ -21,7 +21,6 @@ from prefect_dicom.core.model import (
     ReceivedInstance,
     StudyReference,
 )
-from prefect_dicom.core.reasons import STUDY_GONE
 from prefect_dicom.core.uids import is_safe_key, is_uid
 from prefect_dicom.dicom.validation import Expected
 from prefect_dicom.ledger import Claim
@@ -406,7 +405,7 @@ class StudyTask:
     def record_gone(self) -> None:
         """The PACS does not have the study any more."""
         self._gone = True
-        self._failure = STUDY_GONE
+        self._failure = "study-gone"
 
     def begin_request(self) -> None:
         """Forget what the request before has brought."""

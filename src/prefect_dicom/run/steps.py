@@ -56,7 +56,7 @@ from prefect_dicom.core.model import (
     StudyReference,
     WithheldInstance,
 )
-from prefect_dicom.core.reasons import SELECTED_OTHERWISE, Scope, reason_for
+from prefect_dicom.core.reasons import Scope, reason_for
 from prefect_dicom.core.uids import manifest_key, object_key, study_prefix
 from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.discovery.row_query import discover
@@ -368,7 +368,7 @@ class Pull(Plan):
             return False
         manifest = manifest_at(study_prefix(uid), data)
         if manifest.selection != self.cohort.selection:
-            raise ArchiveError(SELECTED_OTHERWISE)
+            raise ArchiveError("selected-otherwise")
         named = {
             InstanceKey(i.series_instance_uid, i.sop_instance_uid)
             for i in (*manifest.instances, *manifest.withheld)

@@ -17,14 +17,8 @@ from prefect_dicom.core.reasons.site import SITE
 from prefect_dicom.core.reasons.studies import STUDIES
 
 __all__ = [
-    "BEYOND_THE_MAXIMUM",
-    "COPY_INCOMPLETE",
-    "FILTER_UNDECIDED",
-    "LIST_UNPROVED",
     "PAGE",
     "REASONS",
-    "SELECTED_OTHERWISE",
-    "STUDY_GONE",
     "Consequence",
     "Reason",
     "Scope",
@@ -36,13 +30,6 @@ __all__ = [
 REASONS: dict[str, Reason] = {
     reason.code: reason for reason in (*ROWS, *STUDIES, *INSTANCES, *NODES, *SITE)
 }
-
-BEYOND_THE_MAXIMUM = "beyond-the-maximum"
-COPY_INCOMPLETE = "copy-incomplete"
-FILTER_UNDECIDED = "filter-undecided"
-LIST_UNPROVED = "list-unproved"
-SELECTED_OTHERWISE = "selected-otherwise"
-STUDY_GONE = "study-gone"
 
 
 def reason_for(code: str) -> Reason:
