@@ -13,6 +13,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests.support import peers, sites
+from tests.support.corpus import corpus_directory, full_corpus, small_corpus
 
 pytest_plugins = ["tests.support.campaign", "tests.support.radosgw", "tests.support.selection"]
 
@@ -29,7 +30,7 @@ def _starts_prefect(item: pytest.Item) -> bool:
 
 
 class ByFile(LoadFileScheduling):
-    """A file of tests is run by one process; those that share Prefect's server, by the same."""
+    """A file of tests is run by one process; those that share a Prefect server, by the same."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -67,7 +68,7 @@ def prefect_api(prefect_harness: None) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def corpus() -> Path:
     """The directory of the corpus of real DICOM files; skips where it is absent."""
-    directory = peers.corpus_directory()
+    directory = corpus_directory()
     if directory is None:
         pytest.skip("no corpus of real DICOM files (set PREFECT_DICOM_CORPUS)")
     return directory
@@ -76,8 +77,8 @@ def corpus() -> Path:
 @pytest.fixture(scope="session")
 def corpus_small(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Some 240 files of all kinds; generated ones where the corpus is absent."""
-    if peers.corpus_directory() is not None:
-        return peers.small_corpus()
+    if corpus_directory() is not None:
+        return small_corpus()
     from prefect_dicom.testing.generate import generate_cohort
 
     return generate_cohort(tmp_path_factory.mktemp("generated"), studies=20, seed=1)
@@ -112,7 +113,7 @@ def dcmqrscp(tmp_path_factory, receiver_port, corpus_small) -> Iterator[peers.Dc
 def orthanc_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Orthanc]:
     """An Orthanc that holds the whole corpus; for tests with the marker ``full``."""
     with peers.prepared(peers.Orthanc, tmp_path_factory, {peers.US: receiver_port}) as archive:
-        archive.load(peers.full_corpus())
+        archive.load(full_corpus())
         yield archive
 
 
@@ -120,7 +121,7 @@ def orthanc_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Orth
 def dcmqrscp_full(tmp_path_factory, receiver_port, corpus) -> Iterator[peers.Dcmqrscp]:
     """A dcmqrscp that holds what it takes of the whole corpus; for the marker ``full``."""
     with peers.prepared(peers.Dcmqrscp, tmp_path_factory, {peers.US: receiver_port}) as archive:
-        archive.load(peers.full_corpus())
+        archive.load(full_corpus())
         yield archive
 
 

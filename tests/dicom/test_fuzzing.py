@@ -50,7 +50,7 @@ from prefect_dicom.network.requestor import Requestor, Response
 from prefect_dicom.network.storage_scp.server import StorageScp, _Connection
 from prefect_dicom.network.storage_scp.store_handler import Expectation, Intake
 from prefect_dicom.testing import ScriptedPacs, tiny_instances
-from tests.support import peers
+from tests.support.corpus import corpus_directory, small_corpus
 from tests.support.mutations import Fuzz, damaged
 from tests.support.part10_objects import (
     BIG_ENDIAN,
@@ -396,8 +396,8 @@ def data_set_seeds() -> list[bytes]:
     seeds.append(received(whole + encapsulated(b"\xff\xd8" * 20, b"\xff\xd9" * 9), JPEG))
     pack = zlib.compressobj(wbits=-15)
     seeds.append(received(pack.compress(encoded(ct())) + pack.flush(), DEFLATED))
-    if peers.corpus_directory() is not None:
-        small = [path for path in peers.small_corpus() if path.stat().st_size < 64 * 1024]
+    if corpus_directory() is not None:
+        small = [path for path in small_corpus() if path.stat().st_size < 64 * 1024]
         seeds += [path.read_bytes() for path in small]
     return seeds
 

@@ -30,6 +30,7 @@ from prefect_dicom.dicom.part10 import (
     study_of,
     survey,
 )
+from tests.support.corpus import corpus_lines
 from tests.support.part10_objects import (
     BIG_ENDIAN,
     DEFLATED,
@@ -43,7 +44,6 @@ from tests.support.part10_objects import (
     SEQUENCE_END,
     SERIES,
     STUDY,
-    corpus,
     ct,
     element,
     encapsulated,
@@ -141,7 +141,7 @@ def test_no_request_makes_the_file_meta_raise(sop_class, instance, syntax):
 
 def test_a_scan_and_a_general_reader_agree_on_every_whole_file_of_the_corpus():
     compared = 0
-    for number, (path, line) in enumerate(corpus()):
+    for number, (path, line) in enumerate(corpus_lines()):
         name = line["path"]
         if name in _NOT_PART_10 | _CUT:
             continue
@@ -176,7 +176,7 @@ def test_a_scan_and_a_general_reader_agree_on_every_whole_file_of_the_corpus():
 
 def test_every_faulty_file_of_the_corpus_is_rejected_for_what_it_is():
     seen = set()
-    for path, line in corpus():
+    for path, line in corpus_lines():
         if line["path"] in _NOT_PART_10 | _CUT:
             seen.add(line["path"])
             with pytest.raises(InstanceRejected) as rejection:

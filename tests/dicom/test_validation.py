@@ -17,6 +17,7 @@ from prefect_dicom.core.model import InstanceKey, StoreRequest
 from prefect_dicom.core.reasons import Consequence
 from prefect_dicom.dicom.part10 import file_meta, survey
 from prefect_dicom.dicom.validation import Expected, validate
+from tests.support.corpus import corpus_lines
 from tests.support.part10_objects import (
     BIG_ENDIAN,
     CT_IMAGE,
@@ -31,7 +32,6 @@ from tests.support.part10_objects import (
     PRIVATE,
     RLE,
     SERIES,
-    corpus,
     ct,
     element,
     encapsulated,
@@ -114,7 +114,7 @@ _NOT_LISTED = {
 
 def test_of_the_whole_corpus_only_what_deserves_it_gets_a_finding(tmp_path):
     seen = {}
-    for path, line in corpus():
+    for path, line in corpus_lines():
         name, content = line["path"], path.read_bytes()
         uids = (
             line["sop_class_uid"],

@@ -22,6 +22,7 @@ from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
 from tests.support import corpus_oracle, peers
 from tests.support.campaign import subset
+from tests.support.corpus import full_corpus
 from tests.support.peers import prepared
 
 LIMIT = 4
@@ -143,12 +144,12 @@ def test_dcmqrscp_finds_what_the_corpus_holds(dcmqrscp, corpus, corpus_small, tm
 
 @pytest.mark.full
 def test_orthanc_finds_what_the_whole_corpus_holds(orthanc_full, corpus, tmp_path):
-    _compare(orthanc_full, corpus, peers.full_corpus(), tmp_path)
+    _compare(orthanc_full, corpus, full_corpus(), tmp_path)
 
 
 @pytest.mark.full
 def test_dcmqrscp_finds_what_the_whole_corpus_holds(dcmqrscp_full, corpus, tmp_path):
-    _compare(dcmqrscp_full, corpus, peers.full_corpus(), tmp_path)
+    _compare(dcmqrscp_full, corpus, full_corpus(), tmp_path)
 
 
 def _compare(archive, corpus, paths, folder):

@@ -35,7 +35,8 @@ from prefect_dicom.core.uids import is_safe_key, is_uid, normal_uid
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.steps import open_pull, work_through
-from tests.support.peers import US, Dcmqrscp, Held, Orthanc, Peer, free_port, full_corpus
+from tests.support.corpus import full_corpus
+from tests.support.peers import US, Dcmqrscp, Held, Orthanc, Peer, free_port
 from tests.support.radosgw import radosgw
 
 TITLE = "CORPUSPULL"

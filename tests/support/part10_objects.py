@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import struct
-from pathlib import Path
 
-import pytest
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -112,13 +108,3 @@ def encapsulated(*fragments: bytes) -> bytes:
     """An encapsulated PixelData element with an empty Basic Offset Table."""
     content = item(b"") + b"".join(item(fragment) for fragment in fragments) + SEQUENCE_END
     return element(0x7FE00010, b"OB", content, 0xFFFFFFFF)
-
-
-def corpus() -> list[tuple[Path, dict[str, str]]]:
-    """The files of a folder of real objects with their lines of MANIFEST.csv, or a skip."""
-    beside = Path(__file__).parents[3] / "shared" / "data" / "dicom"
-    folder = Path(os.environ.get("PREFECT_DICOM_CORPUS") or beside)
-    if not (folder / "MANIFEST.csv").is_file():
-        pytest.skip("no corpus: set PREFECT_DICOM_CORPUS to a folder with a MANIFEST.csv")
-    with (folder / "MANIFEST.csv").open(newline="", encoding="utf-8") as lines:
-        return [(folder / line["path"], line) for line in csv.DictReader(lines)]

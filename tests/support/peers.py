@@ -7,8 +7,6 @@ it did: its instances, and the C-STORE sub-operations it sent.
 from __future__ import annotations
 
 import contextlib
-import csv
-import itertools
 import json
 import os
 import re
@@ -20,29 +18,24 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pydicom
 import pytest
-from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
-from pynetdicom.presentation import build_context
 
 from prefect_dicom.config.site import Limits, PacsNode, Timeouts
 from prefect_dicom.core.model import RetrieveMethod
 from prefect_dicom.network.logging import quiet_pynetdicom
-from prefect_dicom.network.upper_layer.sockets import acknowledge, prepare
+from prefect_dicom.network.upper_layer.sockets import prepare
+from tests.support.corpus import corpus_rows
+from tests.support.loading import Loaded, acknowledge_received, load
 
 US = "PREFECTDICOM"
 """Our AE title, as caller and as destination."""
 
 _UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2")
-_CONTEXTS_PER_ASSOCIATION = 100
 _START_SECONDS = 30
 
 
@@ -53,18 +46,6 @@ class Held(NamedTuple):
     series: str
     sop: str
     id: str = ""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What became of files sent to an archive: C-STORE statuses, and those that were not sent."""
-
-    statuses: Counter
-    unsent: tuple[Path, ...]
-
-    @property
-    def stored(self) -> int:
-        return self.statuses[0x0000]
 
 
 # Below Linux's net.ipv4.ip_local_port_range.
@@ -82,51 +63,6 @@ def free_port() -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-
-
-def corpus_directory() -> Path | None:
-    """The corpus of real files, where there is one."""
-    named = os.environ.get("PREFECT_DICOM_CORPUS")
-    beside = Path(__file__).parents[3] / "shared" / "data" / "dicom"
-    directory = Path(named) if named else beside
-    return directory if (directory / "MANIFEST.csv").is_file() else None
-
-
-def corpus_rows() -> list[dict[str, str]]:
-    """The corpus's manifest: the files that an archive can be sent, in its order."""
-    directory = corpus_directory()
-    if directory is None:
-        return []
-    with open(directory / "MANIFEST.csv", newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["store_orthanc_1_10_1"] == "0x0000"]
-
-
-# Folders with a story: several studies of a patient, seven syntaxes in a study, a PatientID of
-# wildcards, one SOP Instance UID twice, character sets, odd UIDs, eight series.
-_SMALL = (
-    *("neurolabusc+dcm_qa_ts/", "neurolabusc+dcm_qa_uih/", "pydicom+pydicom/dicomdirtests/"),
-    *("synthetic/conflict/", "synthetic/charset/", "synthetic/odd/", "synthetic/bad/"),
-    *("synthetic/valid/eight_series/", "synthetic/valid/gaps/", "synthetic/valid/priors/"),
-)
-
-
-def small_corpus() -> list[Path]:
-    """About 200 files of all kinds: telling folders, and each class in each syntax once."""
-    directory = corpus_directory()
-    seen: set[tuple[str, str]] = set()
-    chosen = []
-    for row in sorted(corpus_rows(), key=lambda row: (int(row["size"]), row["path"])):
-        kind = (row["sop_class_uid"], row["transfer_syntax_uid"])
-        if row["path"].startswith(_SMALL) or kind not in seen:
-            seen.add(kind)
-            chosen.append(directory / row["path"])
-    return sorted(chosen)
-
-
-def full_corpus() -> list[Path]:
-    """Every file of the corpus that an archive takes."""
-    directory = corpus_directory()
-    return [directory / row["path"] for row in corpus_rows()]
 
 
 class Peer:
@@ -178,11 +114,7 @@ class Peer:
         return PacsNode(**{**settings, **overrides})
 
     def load(self, paths: Iterable[Path]) -> Loaded:
-        """Store files, each over a context of exactly its own class and transfer syntax.
-
-        Files without SOP class or transfer syntax cannot be sent, nor those that pydicom
-        cannot encode or the archive takes no context for.
-        """
+        """Store files in it: see :func:`tests.support.loading.load`."""
         return load(self.port, self.ae_title, paths, self.loading_associations)
 
     def start(self) -> None:
@@ -439,104 +371,6 @@ def _listens(port: int) -> bool:
     return True
 
 
-class _Sendable(NamedTuple):
-    path: Path
-    sop_class: str
-    syntax: str
-
-
-def load(port: int, ae_title: str, paths: Iterable[Path], associations: int = 1) -> Loaded:
-    """See :meth:`Peer.load`."""
-    quiet_pynetdicom()
-    sendable, unsent = [], []
-    for path in paths:
-        kind = _kind(path)
-        if kind is None:
-            unsent.append(path)
-        else:
-            sendable.append(_Sendable(path, *kind))
-    kinds = sorted({(one.sop_class, one.syntax) for one in sendable})
-    statuses: Counter = Counter()
-    with ThreadPoolExecutor(associations) as pool:
-        shares = []
-        for some in map(set, _batches(kinds, _CONTEXTS_PER_ASSOCIATION)):
-            files = [one for one in sendable if (one.sop_class, one.syntax) in some]
-            for start in range(min(associations, len(files))):
-                share = files[start::associations]
-                shares.append(pool.submit(_store, port, ae_title, share))
-        for share in shares:
-            some_statuses, some_unsent = share.result()
-            statuses.update(some_statuses)
-            unsent.extend(some_unsent)
-    return Loaded(statuses, tuple(sorted(unsent)))
-
-
-def _kind(path: Path) -> tuple[str, str] | None:
-    """SOP class and transfer syntax of a file, or None where it cannot be sent for want of them."""
-    try:
-        dataset = pydicom.dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], force=True)
-        kind = (str(dataset.SOPClassUID), str(dataset.file_meta.TransferSyntaxUID))
-    except (InvalidDicomError, AttributeError, OSError, ValueError, EOFError):
-        return None
-    return kind if all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in kind) else None
-
-
-def _store(port: int, ae_title: str, files: Sequence[_Sendable]) -> tuple[Counter, list[Path]]:
-    statuses: Counter = Counter()
-    unsent = []
-    application = AE(ae_title="LOADER")
-    application.acse_timeout = 30
-    # An answer takes milliseconds. Now and then pynetdicom's own thread takes it off the queue
-    # before send_c_store does; the object is then sent again.
-    application.dimse_timeout = 3
-    contexts = [build_context(*kind) for kind in sorted({one[1:] for one in files})]
-    association = None
-    for one in files:
-        for _attempt in range(2):
-            if association is None or not association.is_established:
-                association = application.associate(
-                    "127.0.0.1",
-                    port,
-                    ae_title=ae_title,
-                    contexts=contexts,
-                    evt_handlers=[
-                        (evt.EVT_CONN_OPEN, lambda event: prepare(event.assoc.dul.socket.socket)),
-                        (evt.EVT_DATA_RECV, _acknowledge),
-                    ],
-                )
-            if not association.is_established:
-                # None of its contexts was accepted.
-                unsent.append(one.path)
-                break
-            try:
-                status = association.send_c_store(pydicom.dcmread(one.path, force=True))
-            except Exception:
-                # Whatever pydicom cannot encode or the archive has no context for.
-                unsent.append(one.path)
-                break
-            if "Status" in status:
-                statuses[status.Status] += 1
-                break
-        else:
-            # An abort, twice: DCMTK dislikes values of odd length.
-            unsent.append(one.path)
-    if association is not None and association.is_established:
-        association.release()
-    return statuses, unsent
-
-
-def _acknowledge(event) -> None:
-    connection = event.assoc.dul.socket
-    if connection is not None and connection.socket is not None:
-        acknowledge(connection.socket)
-
-
-def _batches(items: Sequence, size: int) -> Iterator[list]:
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
-
-
 class Inbox:
     """A storage SCP that keeps nothing but who asked for what; for tests of C-MOVE alone."""
 
@@ -557,7 +391,7 @@ class Inbox:
             block=False,
             evt_handlers=[
                 (evt.EVT_CONN_OPEN, lambda event: prepare(event.assoc.dul.socket.socket)),
-                (evt.EVT_DATA_RECV, _acknowledge),
+                (evt.EVT_DATA_RECV, acknowledge_received),
                 (evt.EVT_C_STORE, self._store),
             ],
         )
