@@ -31,9 +31,9 @@ def cohort_in(ledger: Ledger, rows: int = 3) -> int:
 def test_a_sample_says_what_the_totals_say(ledger):
     cohort = cohort_in(ledger)
     with ledger.runs.begin("pull") as run:
-        assert ledger.progress.record_sample(cohort, run, window_open=True, at=NOON)
+        assert ledger.progress.record_sample(cohort, run, schedule_open=True, at=NOON)
     [sample] = ledger.progress.samples(cohort)
-    assert (sample.at, sample.run, sample.window_open) == (NOON, run.number, True)
+    assert (sample.at, sample.run, sample.schedule_open) == (NOON, run.number, True)
     totals = ledger.progress.totals(cohort)
     assert (sample.unasked, sample.studies, sample.stored) == (3, totals.studies, 0)
 
@@ -65,7 +65,7 @@ def test_months_of_samples_take_no_more_room_than_days(ledger, monkeypatch):
     kept = [sample.at for sample in ledger.progress.samples(cohort)]
     assert len(kept) <= 40
     assert (kept[0], kept[-1]) == (NOON, end)
-    # The beginning is told as closely as the end.
+    # The beginning is sampled as closely as the end.
     steps = [after - before for before, after in zip(kept, kept[1:], strict=False)]
     assert max(steps) <= 3 * (end - NOON) / 20
 

@@ -541,7 +541,7 @@ class Known:
 
 
 @pytest.mark.parametrize(
-    ("copies", "disabled", "asked"),
+    ("locations", "disabled", "asked"),
     [
         ({}, (), "main"),
         ({"main": Known(), "vna": Known()}, (), "main"),
@@ -556,5 +556,7 @@ class Known:
         ({}, ("main", "vna"), None),
     ],
 )
-def test_the_fullest_copy_comes_first_then_the_order_then_who_may_have_it(copies, disabled, asked):
-    assert choose_node(["main", "vna"], copies, disabled) == asked
+def test_the_fullest_location_comes_first_then_the_order_then_who_may_have_it(
+    locations, disabled, asked
+):
+    assert choose_node(["main", "vna"], locations, disabled) == asked

@@ -146,7 +146,7 @@ def _pull(
                 "received": 0,
                 "stored": stored,
                 "size_bytes": size,
-                "window_open": None if schedule is None else True,
+                "schedule_open": None if schedule is None else True,
             }
         )
     if runs:

@@ -1,11 +1,17 @@
-"""The states of studies and instances, and which may follow which; ``docs/promise.md``."""
+"""State transitions of studies and instances; ``docs/promise.md`` says what they promise.
+
+The ledger takes the states that its statements look for from these tables
+(:func:`predecessors`), so that no write can change a state otherwise.
+"""
 
 from __future__ import annotations
 
-from prefect_dicom.core.model import (
-    InstanceState,
-    StudyState,
-)
+from collections.abc import Mapping
+from typing import TypeVar
+
+from prefect_dicom.core.model import InstanceState, StudyState
+
+State = TypeVar("State", StudyState, InstanceState)
 
 STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     # Pending again: one node has failed, and another is asked.
@@ -31,3 +37,28 @@ INSTANCE_TRANSITIONS: dict[InstanceState, frozenset[InstanceState]] = {
     # A rerun asks again for what was left out.
     InstanceState.REJECTED: frozenset({InstanceState.EXPECTED}),
 }
+
+
+def predecessors(
+    transitions: Mapping[State, frozenset[State]], target: State, *only: State
+) -> tuple[State, ...]:
+    """Return the states that a change to ``target`` may start from.
+
+    Parameters
+    ----------
+    transitions : mapping of state to states
+        :data:`STUDY_TRANSITIONS` or :data:`INSTANCE_TRANSITIONS`.
+    target : StudyState or InstanceState
+    *only : StudyState or InstanceState
+        The states that one particular change starts from. Without any: all that are allowed.
+
+    Raises
+    ------
+    ValueError
+        The table does not allow the change from one of ``only``.
+    """
+    allowed = tuple(source for source, targets in transitions.items() if target in targets)
+    for source in only:
+        if source not in allowed:
+            raise ValueError(f"{source} cannot become {target}")
+    return only or allowed

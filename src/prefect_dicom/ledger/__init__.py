@@ -1,4 +1,4 @@
-"""Where the state of every cohort row, study and instance is kept, and who may write about it.
+"""The ledger: the state of every cohort row, study and instance, and the claims on studies.
 
 The only package that imports SQLAlchemy. It holds identifiers of patients: treat its file or
 database as you treat the images.

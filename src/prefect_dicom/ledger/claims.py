@@ -11,40 +11,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from sqlalchemy import (
-    Connection,
-    and_,
-    bindparam,
-    select,
-    update,
-)
+from sqlalchemy import Connection, and_, bindparam, select, update
 
 from prefect_dicom.core.errors import ClaimLost, LedgerError
-from prefect_dicom.core.model import (
-    StudyReference,
-    StudyState,
-)
+from prefect_dicom.core.model import StudyReference, StudyState
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.database import Database, slices, standing_claims, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.queries import (
-    STUDY_COLUMNS,
-    UNFINISHED,
-    listable_with,
-    study_of,
-)
-from prefect_dicom.ledger.records import (
-    Claim,
-    Run,
-)
-from prefect_dicom.ledger.schema import (
-    studies,
-)
-from prefect_dicom.ledger.study_locations import (
-    StudyLocations,
-    read_study_locations,
-    study_at,
-)
+from prefect_dicom.ledger.queries import STUDY_COLUMNS, UNFINISHED, listable_with, study_of
+from prefect_dicom.ledger.records import Claim, Run
+from prefect_dicom.ledger.schema import studies
+from prefect_dicom.ledger.study_locations import LocationsByNode, read_study_locations, study_at
 
 T = TypeVar("T")
 
@@ -63,18 +40,18 @@ class Claims:
         selection: str | None = None,
         node: str | None = None,
     ) -> list[Claim]:
-        """Claim those of the studies that are unfinished and that no living run holds.
+        """Claim the studies that are unfinished and that no living run has claimed.
 
-        A claim of a run that has died is taken over: ``attempt`` grows, and whatever still
-        writes for the dead run is refused from then on.
+        A claim of a dead run is taken over: ``attempt`` is incremented, and every later write for
+        the dead run is refused.
 
         Parameters
         ----------
         selection : str, optional
-            Only studies of which nothing is listed yet, or that were listed with these series.
+            Only studies that are not listed yet, or were listed with these series.
         node : str, optional
-            The node to ask for them, of a cohort that has several: the claims have the studies as
-            that one has them. Without it the node that they were found on last.
+            The node to retrieve from, of a cohort that has several: the claims describe the
+            studies as it does. By default the node that a study was found on last.
 
         Returns
         -------
@@ -151,7 +128,7 @@ class Claims:
 
     @translate_database_errors
     def release(self, claims: Iterable[Claim]) -> None:
-        """Give the claims up; the studies stay as they are. One that is lost is passed over."""
+        """Release claims; the studies keep their states. Claims that are lost are passed over."""
         ordered = sorted(claims, key=lambda claim: claim.reference)
         if not ordered:
             return
@@ -172,13 +149,13 @@ class Claims:
 
     @translate_database_errors
     def still_held(self, claims: Iterable[Claim]) -> list[Claim]:
-        """Those of the claims that still stand, for going on after a ClaimLost about several."""
+        """Return the claims that are not lost, to continue with after a ClaimLost about several."""
         with self._database.read() as connection:
             return standing_claims(connection, statements.CLAIMS, claims)
 
     @translate_database_errors
     def while_unclaimed(self, reference: StudyReference, act: Callable[[], T]) -> T:
-        """Do something short about a study that no run works on, and that none can claim then.
+        """Call ``act`` while no run works on a study and none can claim it; keep it short.
 
         Raises
         ------
@@ -195,7 +172,7 @@ class Claims:
 
     @translate_database_errors
     def live(self) -> list[Claim]:
-        """The claims of living runs, in order of reference."""
+        """Return the claims of living runs, in order of reference."""
         with self._database.read() as connection:
             rows = connection.execute(
                 select(studies).where(studies.c.run.is_not(None)).order_by(studies.c.reference)
@@ -216,21 +193,21 @@ class Claims:
 
 
 def _at_node(
-    connection: Connection, claim: Claim, node: str, its_locations: StudyLocations, counted: int
+    connection: Connection, claim: Claim, node: str, locations: LocationsByNode, counted: int
 ) -> Claim:
-    """The claim, with the study as a node has it that is asked for it now."""
-    told = study_at(connection, claim.reference, node)
+    """Return the claim with the study as the node describes it that is asked for it now."""
+    found = study_at(connection, claim.reference, node)
     others = [
-        copy.number_of_instances or 0
-        for copy in its_locations.values()
-        if copy.node not in (node, claim.listed_by) and copy.reason != "study-gone"
+        location.number_of_instances or 0
+        for location in locations.values()
+        if location.node not in (node, claim.listed_by) and location.reason != "study-gone"
     ]
     if claim.listed_by not in (None, node):
         others.append(counted)
     study = claim.study
-    if told is not None and node != claim.node:
-        study = replace(study, **told)
-        values = {"node": node, **told}
+    if found is not None and node != claim.node:
+        study = replace(study, **found)
+        values = {"node": node, **found}
         connection.execute(
             update(studies).where(studies.c.reference == claim.reference).values(**values)
         )
@@ -238,6 +215,6 @@ def _at_node(
         claim,
         node=node,
         study=study,
-        told_elsewhere=max(others, default=0),
-        is_found=told is not None,
+        counted_elsewhere=max(others, default=0),
+        is_found=found is not None,
     )

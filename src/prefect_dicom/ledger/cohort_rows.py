@@ -1,25 +1,14 @@
-"""Cohort rows: their discovery, what each found, and their verdicts."""
+"""Cohort rows: their discovery, the studies each has found, and their verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    and_,
-    bindparam,
-    delete,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 
-from prefect_dicom.cohort.filters import (
-    beyond_the_maximum,
-)
+from prefect_dicom.cohort.filters import beyond_the_maximum
 from prefect_dicom.core.failover import choose_node
 from prefect_dicom.core.model import (
     CohortRow,
@@ -42,23 +31,10 @@ from prefect_dicom.ledger.queries import (
     study_of_json,
     to_discover,
 )
-from prefect_dicom.ledger.records import (
-    Reopened,
-    RowFindings,
-    Run,
-    StudyLocation,
-)
+from prefect_dicom.ledger.records import RowFindings, Run, StudyLocation
 from prefect_dicom.ledger.row_verdicts import judge_rows
-from prefect_dicom.ledger.schema import (
-    cohort_rows,
-    cohorts,
-    row_studies,
-    runs,
-    studies,
-)
-from prefect_dicom.ledger.study_locations import (
-    record_found_at,
-)
+from prefect_dicom.ledger.schema import cohort_rows, cohorts, row_studies, runs, studies
+from prefect_dicom.ledger.study_locations import record_found_at
 
 
 class CohortRows:
@@ -71,15 +47,15 @@ class CohortRows:
     def to_discover(
         self, cohort: int, after_line: int = 0, limit: int = 500, run: Run | None = None
     ) -> list[CohortRow]:
-        """The next rows whose discovery has not ended, by line.
+        """Return the next rows whose discovery has not ended, by line.
 
-        Among them are rows whose last discovery failed for a reason that need not last; going
-        on behind the last line of each answer meets every row once.
+        Rows whose last discovery failed for a transient reason are among them. Calls that each
+        begin behind the last line of the page before return every row once.
 
         Parameters
         ----------
         run : Run, optional
-            Only those that this run has taken, or none.
+            Leave out the rows that other runs have taken.
         """
         chosen = to_discover(cohort, after_line)
         if run is not None:
@@ -92,11 +68,11 @@ class CohortRows:
     def take(self, run: Run, cohort: int, after_line: int = 0, limit: int = 500) -> list[CohortRow]:
         """Take the next rows whose discovery has not ended, so that no other run asks for them.
 
-        They are the run's until what became of them is recorded, or the run ends. Rows that
+        They belong to the run until their discovery is recorded or the run ends. Rows that
         another living run of the cohort has taken are passed over.
         """
         with self._database.write() as connection:
-            # One at a time: whoever takes sees what the others have taken.
+            # One run at a time: each sees what the others have taken.
             connection.execute(
                 select(cohorts.c.number)
                 .where(cohorts.c.number == cohort)
@@ -115,7 +91,13 @@ class CohortRows:
 
     @translate_database_errors
     def taken_by_others(self, run: Run, cohort: int) -> tuple[int, int]:
-        """How many rows other runs have taken and not asked for: living ones, and ended ones."""
+        """Count the rows that other runs have taken and not discovered.
+
+        Returns
+        -------
+        tuple of int and int
+            Those of living runs, and those that ended runs have left behind.
+        """
         with self._database.read() as connection:
             others = self._others(connection, run, cohort)
             its_run = cohort_rows.c.run
@@ -128,7 +110,7 @@ class CohortRows:
         return held, sum(count for _, count in taken) - held
 
     def _others(self, connection: Connection, run: Run, cohort: int) -> set[int]:
-        """The living runs of a cohort but this one."""
+        """Return the living runs of a cohort, without this one."""
         unended = and_(runs.c.cohort == cohort, runs.c.ended_at.is_(None))
         numbers = connection.execute(
             select(runs.c.number).where(unended, runs.c.number != run.number)
@@ -136,8 +118,10 @@ class CohortRows:
         return self._database.living_runs(connection, list(numbers))
 
     @translate_database_errors
-    def record_discoveries(self, cohort: int, found: Iterable[RowFindings | tuple]) -> None:
-        """Record what became of rows at discovery, and the studies they found.
+    def record_discoveries(
+        self, cohort: int, found: Iterable[RowFindings | tuple[Any, ...]]
+    ) -> None:
+        """Record the results of discovery for rows, with the studies they found.
 
         A study is one row of the ledger however many cohort rows and cohorts find it. Its node
         and attributes are refreshed unless it is archived or claimed; its state stays.
@@ -145,9 +129,9 @@ class CohortRows:
         Parameters
         ----------
         found : iterable of RowFindings
-            Or of their fields. ``several-patients`` and reasons that are permanent end the row;
-            others leave it to be discovered again. The near misses are kept for
-            :meth:`near_misses`.
+            Or of tuples of their fields. ``several-patients``, ``filter-undecided`` and permanent
+            reasons end the row's discovery; any other reason leaves the row to be discovered
+            again. Near misses are kept for :meth:`near_misses`.
         """
         entries = sorted((RowFindings(*entry) for entry in found), key=lambda entry: entry.line)
         for entry in entries:
@@ -161,61 +145,19 @@ class CohortRows:
                 select(cohorts.c.node).where(cohorts.c.number == cohort)
             ).scalar()
             if text is None:
-                return Reopened(0, 0)
+                return
             order = NodeOrder.of(text).names
-            found = _found_at(by_line.values(), order)
-            references = self._upsert_studies(connection, order, found)
+            answers = _answers_by_node(by_line.values(), order)
+            references = self._upsert_studies(connection, order, answers)
             if len(order) > 1:
                 by_node = [
                     (references[uid], node, study)
-                    for uid, at in found.items()
+                    for uid, at in answers.items()
                     for node, study in at.items()
                 ]
-                record_found_at(connection, self._database.insert, by_node)
-            connection.execute(
-                update(cohort_rows)
-                .where(
-                    cohort_rows.c.cohort == cohort,
-                    cohort_rows.c.line == bindparam("b_line"),
-                )
-                .values(
-                    discovered=bindparam("discovered"),
-                    reason=bindparam("reason"),
-                    near_misses=bindparam("near_misses"),
-                    gaps=bindparam("gaps"),
-                    run=None,
-                ),
-                [
-                    {
-                        "b_line": entry.line,
-                        "discovered": _ends_a_row(entry.reason),
-                        "reason": entry.reason,
-                        "near_misses": [asdict(study) for study in entry.near_misses] or None,
-                        "gaps": list(entry.gaps) or None,
-                    }
-                    for entry in by_line.values()
-                ],
-            )
-            # What could not be asked again has not lost what it found before.
-            asked = [e.line for e in by_line.values() if e.studies or _ends_a_row(e.reason)]
-            for piece in slices(asked):
-                connection.execute(
-                    delete(row_studies).where(
-                        row_studies.c.cohort == cohort, row_studies.c.line.in_(piece)
-                    )
-                )
-            links = sorted(
-                {
-                    (line, references[study.study_instance_uid])
-                    for line, entry in by_line.items()
-                    for study in entry.studies
-                }
-            )
-            if links:
-                connection.execute(
-                    insert(row_studies),
-                    [{"cohort": cohort, "line": line, "study": study} for line, study in links],
-                )
+                record_found_at(self._database, connection, by_node)
+            _update_rows(connection, cohort, by_line.values())
+            _link_studies(connection, cohort, by_line.values(), references)
 
     def _upsert_studies(
         self,
@@ -223,7 +165,7 @@ class CohortRows:
         nodes: Sequence[str],
         answers: Mapping[str, Mapping[str, Study]],
     ) -> dict[str, StudyReference]:
-        """Add or refresh studies, each as the node has it that is to be asked for it."""
+        """Add or refresh studies, each with the attributes of the node that is asked for it."""
         if not answers:
             return {}
         # In the order of references first (see claims.py), then the new ones by UID.
@@ -240,7 +182,7 @@ class CohortRows:
             [
                 {
                     "study_instance_uid": uid,
-                    "node": (node := _best_of(nodes, at)),
+                    "node": (node := _best_node(nodes, at)),
                     "patient_id": (study := at[node]).patient_id,
                     "accession_number": study.accession_number,
                     "study_date": study.study_date,
@@ -267,15 +209,15 @@ class CohortRows:
 
     @translate_database_errors
     def limit_per_patient(self, cohort: int, per_patient: PerPatient) -> int:
-        """Take of each patient no more studies than a cohort wants, of all its rows have found.
+        """Limit the studies of each patient to the maximum of the cohort, over all its rows.
 
-        Decided anew each time, by what is known of the studies and not by how far they are:
-        whatever the order in which rows were asked, the same studies are taken in the end.
+        The decision is made anew each time, from the attributes of the studies and not from
+        their states: the same studies are taken, whatever the order of the queries.
 
         Returns
         -------
         int
-            How many are not taken.
+            How many studies are not taken.
         """
         its_studies = select(row_studies.c.study).where(row_studies.c.cohort == cohort)
         with self._database.write() as connection:
@@ -299,7 +241,7 @@ class CohortRows:
 
     @translate_database_errors
     def near_misses(self, cohort: int, line: int) -> tuple[Study, ...]:
-        """The candidates that the row's discovery did not take."""
+        """Return the candidates that the row's discovery did not take."""
         with self._database.read() as connection:
             kept = connection.execute(
                 select(cohort_rows.c.near_misses).where(
@@ -309,7 +251,7 @@ class CohortRows:
         return tuple(map(study_of_json, kept or ()))
 
     def candidates(self, cohort: int) -> Iterator[tuple[CohortRow, str | None, tuple[Study, ...]]]:
-        """Each row that has near misses, with its reason and these, by line, in pages."""
+        """Yield each row that has near misses, with its reason and these, by line, in pages."""
         line = -1
         while page := self._candidate_page(cohort, line):
             yield from page
@@ -340,11 +282,11 @@ class CohortRows:
         ]
 
     def verdicts(self, cohort: int) -> Iterator[RowVerdict]:
-        """The verdict of every row of a cohort, by line, in pages."""
+        """Yield the verdict of every row of a cohort, by line, in pages."""
         return (verdict for _, verdict in self.with_verdicts(cohort))
 
     def with_verdicts(self, cohort: int) -> Iterator[tuple[CohortRow, RowVerdict]]:
-        """Every row of a cohort with its own keys and its verdict, by line, in pages."""
+        """Yield every row of a cohort with its verdict, by line, in pages."""
         line = 0
         while page := self._row_page(cohort, line):
             yield from page
@@ -369,8 +311,62 @@ class CohortRows:
         ]
 
 
-def _found_at(entries: Iterable[RowFindings], nodes: Sequence[str]) -> dict[str, dict[str, Study]]:
-    """What the entries have found: by StudyInstanceUID and node."""
+def _update_rows(connection: Connection, cohort: int, entries: Iterable[RowFindings]) -> None:
+    """Write the end of discovery, or the reason it failed, into the rows."""
+    connection.execute(
+        update(cohort_rows)
+        .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line == bindparam("b_line"))
+        .values(
+            discovered=bindparam("discovered"),
+            reason=bindparam("reason"),
+            near_misses=bindparam("near_misses"),
+            gaps=bindparam("gaps"),
+            run=None,
+        ),
+        [
+            {
+                "b_line": entry.line,
+                "discovered": _ends_discovery(entry.reason),
+                "reason": entry.reason,
+                "near_misses": [asdict(study) for study in entry.near_misses] or None,
+                "gaps": list(entry.gaps) or None,
+            }
+            for entry in entries
+        ],
+    )
+
+
+def _link_studies(
+    connection: Connection,
+    cohort: int,
+    entries: Collection[RowFindings],
+    references: Mapping[str, StudyReference],
+) -> None:
+    """Replace the links from rows to studies by what the rows have found now."""
+    # A row whose query failed keeps the studies that it found before.
+    answered = [e.line for e in entries if e.studies or _ends_discovery(e.reason)]
+    for piece in slices(answered):
+        connection.execute(
+            delete(row_studies).where(row_studies.c.cohort == cohort, row_studies.c.line.in_(piece))
+        )
+    links = sorted(
+        {
+            (entry.line, references[study.study_instance_uid])
+            for entry in entries
+            for study in entry.studies
+        }
+    )
+    if links:
+        connection.execute(
+            insert(row_studies),
+            [{"cohort": cohort, "line": line, "study": study} for line, study in links],
+        )
+
+
+def _answers_by_node(
+    entries: Iterable[RowFindings], nodes: Sequence[str]
+) -> dict[str, dict[str, Study]]:
+    """Return the studies that the rows have found, by StudyInstanceUID and node."""
     found: dict[str, dict[str, Study]] = {}
     for entry in entries:
         for number, study in enumerate(entry.studies):
@@ -379,12 +375,12 @@ def _found_at(entries: Iterable[RowFindings], nodes: Sequence[str]) -> dict[str,
     return found
 
 
-def _best_of(nodes: Sequence[str], at: Mapping[str, Study]) -> str:
-    """The node whose answer a study is known by."""
+def _best_node(nodes: Sequence[str], at: Mapping[str, Study]) -> str:
+    """Return the node whose answer describes a study: the one that is asked for it first."""
     known = {n: StudyLocation(n, number_of_instances=s.number_of_instances) for n, s in at.items()}
     return choose_node([node for node in nodes if node in at], known) or nodes[0]
 
 
-def _ends_a_row(reason: str | None) -> bool:
-    """Whether discovery is over for a row that ended with this reason (None: it found studies)."""
+def _ends_discovery(reason: str | None) -> bool:
+    """Return whether discovery is over with this reason (None: the row has found studies)."""
     return reason is None or reason_for(reason).ends_discovery

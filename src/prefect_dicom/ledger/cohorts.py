@@ -1,46 +1,20 @@
-"""Registered cohorts: files by digest and nodes, their selections, notes and reruns."""
+"""Registered cohorts: each a file and its nodes, with selection, notes and reruns."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import (
-    and_,
-    insert,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, and_, insert, or_, select, update
 
-from prefect_dicom.cohort.filters import (
-    decode_selection,
-    encode_selection,
-    series_text,
-)
+from prefect_dicom.cohort.filters import decode_selection, encode_selection, series_text
 from prefect_dicom.core.errors import LedgerError
-from prefect_dicom.core.model import (
-    WHOLE,
-    CohortRow,
-    Disposition,
-    NodeOrder,
-    Selection,
-    StudyState,
-)
-from prefect_dicom.core.reasons import (
-    REASONS,
-)
+from prefect_dicom.core.model import WHOLE, CohortRow, Disposition, NodeOrder, Selection, StudyState
+from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.ledger.database import Database, slices, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.queries import (
-    cohort_of,
-    listable_with,
-    selection_of,
-)
-from prefect_dicom.ledger.records import (
-    Cohort,
-    Reopened,
-)
+from prefect_dicom.ledger.queries import cohort_of, listable_with, selection_of
+from prefect_dicom.ledger.records import Cohort, Reopened
 from prefect_dicom.ledger.schema import (
     cohort_notes,
     cohort_rows,
@@ -50,13 +24,14 @@ from prefect_dicom.ledger.schema import (
     studies,
     study_locations,
 )
+from prefect_dicom.ledger.statements import study_can_become
 
 # Rows sent at a time by what writes.
 _BATCH_SIZE = 5000
 
 
 class Cohorts:
-    """Cohorts that have been registered."""
+    """Registered cohorts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -70,22 +45,22 @@ class Cohorts:
         name: str | None = None,
         selection: Selection = WHOLE,
     ) -> Cohort:
-        """Add a cohort with its rows, all or nothing; one that is there already is returned.
+        """Register a cohort with its rows, all or nothing; return it, or the one already there.
 
         Parameters
         ----------
         digest : str
-            Of the cohort file's content. With the nodes it is the cohort's identity.
+            SHA-256 of the cohort file's content. With the nodes it identifies the cohort.
         node : str
-            Name of the PACS node that will be asked, or the text of a
+            Name of the PACS node to query, or the text of a
             :class:`~prefect_dicom.core.model.NodeOrder`.
         rows : iterable of CohortRow
-            Not touched where the cohort is there already.
+            Not consumed where the cohort is registered already.
         name : str, optional
-            Its name for people; the first 12 characters of the digest where none is given, with
-            the node's name behind them where another node has that one.
+            Name for people. By default the first 12 characters of the digest, with the node's
+            name behind them where the cohort of another node has that name.
         selection : Selection
-            What it wants of what its rows find.
+            Filters on the studies and series that the rows find.
 
         Raises
         ------
@@ -132,7 +107,7 @@ class Cohorts:
 
     @translate_database_errors
     def get(self, name: str) -> Cohort:
-        """The cohort of this name, or of this number.
+        """Return the cohort of this name, or of this number.
 
         Raises
         ------
@@ -151,7 +126,7 @@ class Cohorts:
 
     @translate_database_errors
     def find(self, digest: str, node: str) -> Cohort | None:
-        """The cohort of this file and order of nodes, or None where it has not been added."""
+        """Return the cohort of this file and order of nodes, or None where it is not registered."""
         with self._database.read() as connection:
             row = connection.execute(
                 select(cohorts).where(cohorts.c.digest == digest, cohorts.c.node == node)
@@ -160,14 +135,14 @@ class Cohorts:
 
     @translate_database_errors
     def all(self) -> list[Cohort]:
-        """All cohorts, the latest first."""
+        """Return all cohorts, the latest first."""
         with self._database.read() as connection:
             rows = connection.execute(select(cohorts).order_by(cohorts.c.number.desc())).all()
         return [cohort_of(row) for row in rows]
 
     @translate_database_errors
     def selection(self, cohort: int) -> Selection:
-        """What a cohort wants of what its rows find."""
+        """Return the filters of a cohort on the studies and series that its rows find."""
         with self._database.read() as connection:
             body = connection.execute(
                 select(selections.c.body).where(selections.c.cohort == cohort)
@@ -176,12 +151,12 @@ class Cohorts:
 
     @translate_database_errors
     def add_note(self, cohort: int, node: str, words: str) -> None:
-        """Keep with a cohort what a run has found out about a node; the same again is once.
+        """Keep a note on a node with a cohort; a repeated note is kept once.
 
         Parameters
         ----------
         words : str
-            For people, without any identifier.
+            Text for people, without any identifier of a patient.
         """
         with self._database.write() as connection:
             connection.execute(
@@ -192,7 +167,7 @@ class Cohorts:
 
     @translate_database_errors
     def notes(self, cohort: int) -> list[tuple[str, str]]:
-        """Node and words of what runs of a cohort have found out about nodes, in their order."""
+        """Return the notes of a cohort as (node, words), in the order they were made."""
         columns = (cohort_notes.c.node, cohort_notes.c.words)
         query = select(*columns).where(cohort_notes.c.cohort == cohort)
         with self._database.read() as connection:
@@ -208,29 +183,29 @@ class Cohorts:
         nodes: Collection[str] = (),
         lines: Collection[int] = (),
     ) -> Reopened:
-        """Let a rerun try failed studies and rows again.
+        """Reopen failed studies and rows, for a rerun to try again.
 
-        Failed studies are pending again, with their instances as they are; rows that ended
-        without a study are to be discovered again.
+        Failed studies become pending, with their instances as they are. Rows that ended without
+        a study are discovered again.
 
         Parameters
         ----------
         reasons : collection of str
-            Exactly these, also permanent ones. Without any: all that are not permanent.
+            Only these, permanent ones too. Empty: all that are not permanent.
         nodes, lines : collection
             Only studies and rows of these nodes, and only these lines. Empty: all.
 
         Returns
         -------
         Reopened
-            How many of each.
+            How many studies and rows were reopened.
         """
         codes = sorted(reasons) or [
             code
             for code, reason in REASONS.items()
             if reason.disposition is not Disposition.PERMANENT
         ]
-        of_lines = [piece for piece in slices(sorted(lines))] or [None]
+        of_lines: list[list[int] | None] = [*slices(sorted(lines))] or [None]
         count_studies = count_rows = 0
         with self._database.write() as connection:
             text = connection.execute(
@@ -240,27 +215,7 @@ class Cohorts:
                 return Reopened(0, 0)
             order = NodeOrder.of(text).names
             for piece in of_lines:
-                linked = select(row_studies.c.study).where(
-                    row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
-                )
-                if piece is not None:
-                    linked = linked.where(row_studies.c.line.in_(piece))
-                chosen = and_(
-                    studies.c.reference.in_(linked),
-                    studies.c.state == StudyState.FAILED,
-                    studies.c.reason.in_(codes),
-                    listable_with(selection_of(cohort)),
-                )
-                failed_at = and_(
-                    study_locations.c.study.in_(linked), study_locations.c.reason.in_(codes)
-                )
-                if nodes:
-                    failed_at = and_(failed_at, study_locations.c.node.in_(sorted(nodes)))
-                    at_these = select(study_locations.c.study).where(failed_at)
-                    chosen = and_(
-                        chosen,
-                        or_(studies.c.node.in_(sorted(nodes)), studies.c.reference.in_(at_these)),
-                    )
+                chosen, failed_at = _failed(cohort, codes, nodes, piece)
                 self._database.lock_studies(connection, chosen)
                 count_studies += connection.execute(
                     update(studies)
@@ -268,7 +223,7 @@ class Cohorts:
                     .values(state=StudyState.PENDING, reason=None, detail="")
                 ).rowcount
                 if len(order) > 1:
-                    # Also of studies that are pending, because another node is still to be asked.
+                    # Pending studies too: another of their nodes is still to be asked.
                     connection.execute(update(study_locations).where(failed_at).values(reason=None))
                 if nodes and not set(order) & set(nodes):
                     continue
@@ -279,6 +234,32 @@ class Cohorts:
                     update(cohort_rows).where(again).values(discovered=False, reason=None)
                 ).rowcount
         return Reopened(count_studies, count_rows)
+
+
+def _failed(
+    cohort: int, codes: Collection[str], nodes: Collection[str], lines: Collection[int] | None
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Return the conditions on failed ``studies`` of a cohort, and on their ``study_locations``."""
+    linked = select(row_studies.c.study).where(
+        row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
+    )
+    if lines is not None:
+        linked = linked.where(row_studies.c.line.in_(lines))
+    chosen = and_(
+        studies.c.reference.in_(linked),
+        study_can_become(StudyState.PENDING, StudyState.FAILED),
+        studies.c.reason.in_(codes),
+        listable_with(selection_of(cohort)),
+    )
+    failed_at = and_(study_locations.c.study.in_(linked), study_locations.c.reason.in_(codes))
+    if nodes:
+        failed_at = and_(failed_at, study_locations.c.node.in_(sorted(nodes)))
+        at_these = select(study_locations.c.study).where(failed_at)
+        chosen = and_(
+            chosen,
+            or_(studies.c.node.in_(sorted(nodes)), studies.c.reference.in_(at_these)),
+        )
+    return chosen, failed_at
 
 
 def _values_of_row(cohort: int, row: CohortRow) -> dict[str, Any]:

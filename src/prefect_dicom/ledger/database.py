@@ -47,11 +47,11 @@ LIST_SIZE = 500
 """Values in one list of a statement (three parameters each at most; SQLite takes 32,766)."""
 
 _BUSY_SECONDS = 90
-"""How long a lock of another program is waited for."""
+"""Time to wait for a lock of another program."""
 _IDLE_SECONDS, _PROBE_SECONDS, _PROBES = 15, 5, 4
 _SILENT_SECONDS = _IDLE_SECONDS + _PROBE_SECONDS * _PROBES
-"""After so long without a sign of life from the other host its connections are given up, by the
-server as by us: a host that vanished keeps no studies, and a server that did keeps no run."""
+"""Time without a sign of life from the other host after which connections are closed, by the
+server and by us: a vanished host keeps no claims, and a vanished server keeps no run."""
 
 
 class Database:
@@ -161,7 +161,7 @@ def utc_now() -> datetime:
 @translate_database_errors
 @translate_file_errors
 def open_database(url: str) -> tuple[Engine, RunLocks]:
-    """The engine and the run locks of the ledger at ``url``, made or migrated as needed.
+    """Return the engine and the run locks of the ledger at ``url``; create or migrate it.
 
     Raises
     ------
@@ -201,12 +201,12 @@ def _open_sqlite(url: URL) -> tuple[Engine, RunLocks]:
 
 
 def for_writing(engine: Engine) -> Engine:
-    """The engine for transactions that write."""
+    """Return the engine for transactions that write."""
     return engine.execution_options(writing=True)
 
 
 def _make_private(path: Path) -> None:
-    """Make the file with mode 0600, which SQLite gives to its WAL too; refuse a wider one."""
+    """Create the file with mode 0600, which SQLite gives to its WAL too; refuse a wider one."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:

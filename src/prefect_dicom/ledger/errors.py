@@ -63,11 +63,11 @@ def _fault(error: Exception) -> LedgerError:
 
 
 translate_database_errors = _translate(SQLAlchemyError, sqlite3.Error)
-"""Decorator: a :class:`LedgerError` instead of what the database raised.
+"""Decorator: raise a :class:`LedgerError` instead of an error of the database.
 
 Statements and their parameters hold identifiers of patients, and so do messages of PostgreSQL:
-only the error's name or SQLSTATE passes.
+only the error's name or SQLSTATE is kept.
 """
 
 translate_file_errors = _translate(OSError)
-"""Decorator: a :class:`LedgerError` instead of an OSError, with its errno and no path."""
+"""Decorator: raise a :class:`LedgerError` instead of an OSError, with its errno and no path."""

@@ -1,4 +1,4 @@
-"""Instances of listed studies: from the PACS's list through the spool into the archive."""
+"""Instances of listed studies, from the PACS's instance list through the spool to the archive."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Row,
-    select,
-    tuple_,
-)
+from sqlalchemy import Connection, Row, select, tuple_
 
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import (
@@ -23,21 +18,12 @@ from prefect_dicom.core.model import (
     ReceivedInstance,
     StudyReference,
 )
-from prefect_dicom.core.reasons import (
-    reason_for,
-)
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.database import Database, slices, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.records import (
-    Claim,
-    InstanceRecord,
-    ListChange,
-)
-from prefect_dicom.ledger.schema import (
-    IS_LISTED,
-    NO_LONGER_LISTED,
-)
+from prefect_dicom.ledger.records import Claim, InstanceRecord, ListChange
+from prefect_dicom.ledger.schema import IS_LISTED, NO_LONGER_LISTED
 from prefect_dicom.ledger.schema import instances as instance_rows
 
 # Rows sent at a time by what writes.
@@ -45,16 +31,16 @@ _BATCH_SIZE = 5000
 
 
 class Instances:
-    """Instances of studies that are listed and not archived yet."""
+    """The instances of studies that are not archived yet."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @translate_database_errors
     def of_study(self, reference: StudyReference) -> list[InstanceRecord]:
-        """The instances of a study, by key; of an archived one the manifest has them instead.
+        """Return the instances of a study, by key; those of an archived one are in its manifest.
 
-        Those that are no longer listed are among them, rejected for that reason.
+        Instances that are no longer listed are among them, rejected for that reason.
         """
         with self._database.read() as connection:
             rows = connection.execute(statements.INSTANCES, {"b_study": reference}).all()
@@ -88,7 +74,7 @@ class Instances:
         selection: str = "",
         counted: int | None = None,
     ) -> ListChange:
-        """:meth:`record_lists` of one study."""
+        """Record the list of one study; see :meth:`record_lists`."""
         lists = [(claim, instances, evidence)]
         return self.record_lists(lists, fresh=fresh, selection=selection, counted=counted)[0]
 
@@ -101,85 +87,55 @@ class Instances:
         selection: str = "",
         counted: int | None = None,
     ) -> list[ListChange]:
-        """Make the PACS's instance lists the expected sets of studies, which are then listed.
+        """Record the PACS's instance lists as the expected instances of studies.
 
-        What is new on a list is expected. What is no longer on it is forgotten while it was
-        only expected; once received or stored it is rejected as ``no-longer-listed``, and keeps
-        the name of its object. All or nothing: with a ClaimLost nothing is recorded.
+        The studies become listed. A new instance is expected. One that has left the list is
+        deleted where it was only expected; a received or stored one is rejected as
+        ``no-longer-listed``, and keeps the name of its object. All or nothing: with a ClaimLost
+        nothing is recorded.
 
         Parameters
         ----------
         lists : sequence of (claim, instances, evidence)
         fresh : bool
             The first list of a rerun: listed instances that were rejected are expected again,
-            with no arrivals counted against them.
+            and their rejections no longer count.
         selection : str
-            The series that are on the lists, in words; empty for all of the studies.
+            The series that are on the lists, in words; empty for whole studies.
         counted : int, optional
             How many instances the PACS counts in a study of which it lists none.
 
         Returns
         -------
         list of ListChange
-            Compared with the lists before, in their order.
+            The changes from the lists before, in the order of ``lists``.
         """
         if not lists:
             return []
-        references = [claim.reference for claim, _, _ in lists]
         with self._database.write() as connection:
             self._database.require_claims(connection, [claim for claim, _, _ in lists])
-            now = utc_now()
-            connection.execute(
-                statements.STUDY_LISTED,
-                [
-                    {
-                        "b_study": reference,
-                        "b_evidence": evidence,
-                        "b_listed_at": now,
-                        # Of an empty list nothing is wanted, by whatever selection.
-                        "b_selection": None
-                        if evidence is Evidence.INSTANCE_LIST and not listed
-                        else selection,
-                        "b_counted": counted,
-                        "b_node": claim.node,
-                    }
-                    for reference, (claim, listed, evidence) in zip(references, lists, strict=True)
-                ],
-            )
+            _list_studies(connection, lists, selection, counted)
             failpoint("list-half-written")
-            known: dict[StudyReference, dict[InstanceKey, Row[Any]]] = defaultdict(dict)
-            for piece in slices(references):
-                for row in connection.execute(statements.LISTS, {"b_studies": piece}):
-                    key = InstanceKey(row.series_instance_uid, row.sop_instance_uid)
-                    known[row.study][key] = row
-            changes, new = [], []
-            for reference, (_, instances, _) in zip(references, lists, strict=True):
+            known = _known_instances(connection, [claim.reference for claim, _, _ in lists])
+            changes: list[ListChange] = []
+            new: list[dict[str, Any]] = []
+            for claim, instances, _ in lists:
+                before = known[claim.reference]
                 listed = {instance.key: instance for instance in instances}
-                added = [key for key in listed if key not in known[reference]]
-                new += [
-                    {
-                        "study": reference,
-                        "series_instance_uid": key.series_instance_uid,
-                        "sop_instance_uid": key.sop_instance_uid,
-                        "sop_class_uid": listed[key].sop_class_uid,
-                        "state": InstanceState.EXPECTED,
-                    }
-                    for key in added
-                ]
-                returned, left = _change_list(
-                    connection, reference, known[reference], listed, fresh
-                )
+                added = [key for key in listed if key not in before]
+                new += [_expected(claim.reference, listed[key]) for key in added]
+                returned, left = _change_list(connection, claim.reference, before, listed, fresh)
                 changes.append(ListChange(len(added) + returned, left, len(listed)))
-            for piece in slices(new, _BATCH_SIZE):
-                connection.execute(statements.EXPECT, piece)
+            for batch in slices(new, _BATCH_SIZE):
+                connection.execute(statements.EXPECT, batch)
         return changes
 
     @translate_database_errors
     def extend_lists(self, lists: Sequence[tuple[Claim, Sequence[Instance]]]) -> None:
-        """Expect further instances of studies whose PACS does not list them: what has arrived.
+        """Expect received instances of studies whose PACS does not list instances.
 
-        One that is on the list already stays as it is; one that had left it is expected again.
-        All or nothing.
+        An instance on the list stays as it is; one that had left it is expected again. All or
+        nothing.
         """
         with self._database.write() as connection:
             self._database.require_claims(connection, [claim for claim, _ in lists])
@@ -188,68 +144,60 @@ class Instances:
                 _change(connection, statements.RETURN, claim.reference, keys)
                 connection.execute(
                     self._database.insert(instance_rows).on_conflict_do_nothing(),
-                    [
-                        {
-                            "study": claim.reference,
-                            "series_instance_uid": instance.key.series_instance_uid,
-                            "sop_instance_uid": instance.key.sop_instance_uid,
-                            "sop_class_uid": instance.sop_class_uid,
-                            "state": InstanceState.EXPECTED,
-                        }
-                        for instance in instances
-                    ],
+                    [_expected(claim.reference, instance) for instance in instances],
                 )
 
     @translate_database_errors
     def record_received(
-        self, claims: Mapping[StudyReference, Claim], arrivals: Sequence[ReceivedInstance]
+        self, claims: Mapping[StudyReference, Claim], received: Sequence[ReceivedInstance]
     ) -> list[ReceivedInstance]:
-        """Record objects that lie in the spool. Of expected instances they are then received.
+        """Record instances in the spool: those that were expected are then received.
 
-        One that is received, stored or rejected already stays as it is. All or nothing: with a
-        ClaimLost nothing is recorded, and the call can be repeated with the claims that
+        An instance that is received, stored or rejected already stays as it is. All or nothing:
+        with a ClaimLost nothing is recorded, and the call can be repeated with the claims that
         ``ledger.claims.still_held`` returns.
 
         Parameters
         ----------
         claims : mapping of study reference to Claim
-            Those of the studies that the arrivals are for are made sure of.
+            Those of the studies concerned have to stand.
+        received : sequence of ReceivedInstance
 
         Returns
         -------
         list of ReceivedInstance
-            Those that are not on the list of their study, or for a study that is not claimed.
+            Those that are not on the list of their study, or whose study is not claimed.
         """
-        concerned = {a.study: claims[a.study] for a in arrivals if a.study in claims}
-        # A PACS may send one instance twice; the first arrival is the one that counts.
+        concerned = {one.study: claims[one.study] for one in received if one.study in claims}
+        # A PACS may send one instance twice; the first one counts.
         first: dict[tuple[StudyReference, str, str], ReceivedInstance] = {}
-        for arrival in arrivals:
-            if arrival.study in concerned:
-                first.setdefault((arrival.study, *arrival.key), arrival)
+        for one in received:
+            if one.study in concerned:
+                first.setdefault((one.study, *one.key), one)
         if not first:
-            return list(arrivals)
+            return list(received)
         with self._database.write() as connection:
             self._database.require_claims(connection, list(concerned.values()))
-            received = connection.execute(
+            recorded = connection.execute(
                 statements.RECEIVED,
                 [
                     {
                         "b_study": study,
-                        "b_series": series,
-                        "b_instance": instance,
-                        "b_sop_class_uid": arrival.sop_class_uid,
-                        "b_transfer_syntax_uid": arrival.transfer_syntax_uid,
-                        "b_sha256": arrival.sha256,
-                        "b_size_bytes": arrival.size_bytes,
-                        "b_spool_name": arrival.name,
+                        "b_series": series_uid,
+                        "b_instance": instance_uid,
+                        "b_sop_class_uid": one.sop_class_uid,
+                        "b_transfer_syntax_uid": one.transfer_syntax_uid,
+                        "b_sha256": one.sha256,
+                        "b_size_bytes": one.size_bytes,
+                        "b_spool_name": one.name,
                         "b_node": concerned[study].node,
                     }
-                    for (study, series, instance), arrival in first.items()
+                    for (study, series_uid, instance_uid), one in first.items()
                 ],
             ).rowcount
-            # Nearly always all of them were expected, and nothing is left to be asked.
-            listed = set(first) if received == len(first) else self._listed(connection, first)
-        return [a for a in arrivals if (a.study, *a.key) not in listed]
+            # Nearly always all of them were expected, and no further query is needed.
+            listed = set(first) if recorded == len(first) else self._listed(connection, first)
+        return [one for one in received if (one.study, *one.key) not in listed]
 
     def _listed(
         self, connection: Connection, identities: Iterable[tuple[StudyReference, str, str]]
@@ -270,9 +218,9 @@ class Instances:
 
     @translate_database_errors
     def record_lost(self, claim: Claim, keys: Iterable[InstanceKey]) -> None:
-        """Received or stored instances are expected again: the spool or the archive lost them.
+        """Expect received or stored instances again that the spool or the archive has lost.
 
-        Each counts one more rejection. Others stay as they are.
+        Each has one more rejection. Others stay as they are.
         """
         with self._database.write() as connection:
             self._database.require_claims(connection, [claim])
@@ -280,7 +228,7 @@ class Instances:
 
     @translate_database_errors
     def record_confirmed(self, claim: Claim, keys: Sequence[InstanceKey]) -> None:
-        """What another node had sent has come from the claim's node too, byte for byte."""
+        """Record that the claim's node has sent what another node had sent, byte for byte."""
         with self._database.write() as connection:
             self._database.require_claims(connection, [claim])
             node = [{"b_node": claim.node}] * len(keys)
@@ -288,7 +236,7 @@ class Instances:
 
     @translate_database_errors
     def record_rejected(self, claim: Claim, rejections: Sequence[tuple[InstanceKey, str]]) -> None:
-        """Leave expected or received instances out, each for the reason given with it."""
+        """Reject expected or received instances, each for the reason given with it."""
         for _, reason in rejections:
             reason_for(reason)
         with self._database.write() as connection:
@@ -307,14 +255,14 @@ class Instances:
         claim: Claim,
         stored: Sequence[tuple[InstanceKey, ArchivedInstance, tuple[str, ...]]],
     ) -> None:
-        """Received instances are in the archive, with the bytes that were received.
+        """Record that received instances are in the archive, with the bytes that were received.
 
-        One that is not received, or was received with another SHA-256 meanwhile, stays as it
-        is.
+        An instance that is not received, or was received with another SHA-256 meanwhile, stays
+        as it is.
 
         Parameters
         ----------
-        stored : sequence of (key, what the archive answered, warnings)
+        stored : sequence of (InstanceKey, ArchivedInstance, warnings)
         """
         with self._database.write() as connection:
             self._database.require_claims(connection, [claim])
@@ -335,6 +283,57 @@ class Instances:
             )
 
 
+def _list_studies(
+    connection: Connection,
+    lists: Sequence[tuple[Claim, Sequence[Instance], Evidence]],
+    selection: str,
+    counted: int | None,
+) -> None:
+    """Make the claimed studies listed."""
+    now = utc_now()
+    changed = connection.execute(
+        statements.STUDY_LISTED,
+        [
+            {
+                "b_study": claim.reference,
+                "b_evidence": evidence,
+                "b_listed_at": now,
+                # An empty list is the same with every selection.
+                "b_selection": None
+                if evidence is Evidence.INSTANCE_LIST and not listed
+                else selection,
+                "b_counted": counted,
+                "b_node": claim.node,
+            }
+            for claim, listed, evidence in lists
+        ],
+    ).rowcount
+    if changed != len(lists):
+        raise RuntimeError("a claimed study is in a state that cannot become listed")
+
+
+def _known_instances(
+    connection: Connection, references: Sequence[StudyReference]
+) -> dict[StudyReference, dict[InstanceKey, Row[Any]]]:
+    """Return the instances of studies with their states and reasons, by study and key."""
+    known: dict[StudyReference, dict[InstanceKey, Row[Any]]] = defaultdict(dict)
+    for piece in slices(references):
+        for row in connection.execute(statements.LISTS, {"b_studies": piece}):
+            known[row.study][InstanceKey(row.series_instance_uid, row.sop_instance_uid)] = row
+    return known
+
+
+def _expected(reference: StudyReference, instance: Instance) -> dict[str, Any]:
+    """Return the row of an instance that is expected."""
+    return {
+        "study": reference,
+        "series_instance_uid": instance.key.series_instance_uid,
+        "sop_instance_uid": instance.key.sop_instance_uid,
+        "sop_class_uid": instance.sop_class_uid,
+        "state": InstanceState.EXPECTED,
+    }
+
+
 def _change_list(
     connection: Connection,
     reference: StudyReference,
@@ -342,7 +341,7 @@ def _change_list(
     listed: Container[InstanceKey],
     fresh: bool,
 ) -> tuple[int, int]:
-    """Bring what is known to what is listed; how many returned to the list, how many left it."""
+    """Change known instances to agree with the list; return how many came back and left."""
     returned, retried, forgotten, withdrawn = [], [], [], []
     for key, row in before.items():
         if key in listed:
@@ -367,7 +366,7 @@ def _change(
     keys: Sequence[InstanceKey],
     values: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Run a statement for each of the keys, in one batch."""
+    """Execute a statement for each of the keys, in one batch."""
     if not keys:
         return
     parameters = [

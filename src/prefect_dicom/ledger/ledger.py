@@ -18,13 +18,13 @@ from prefect_dicom.ledger.rebuild import Rebuild
 from prefect_dicom.ledger.run_control import RunControl
 from prefect_dicom.ledger.runs import Runs
 from prefect_dicom.ledger.studies import Studies
-from prefect_dicom.ledger.study_locations import StudyLocationTable
+from prefect_dicom.ledger.study_locations import StudyLocations
 
 
 class Ledger:
     """The state of every cohort row, study and instance, in SQLite or PostgreSQL.
 
-    One object may be used by all threads of a process; it must not cross a fork. Every method of
+    Open one object in a process: all threads may use it. It must not cross a fork. Every method of
     a part that changes something is one short transaction, and raises
     :class:`~prefect_dicom.core.errors.LedgerError` (``ledger-unavailable``) where the database
     fails, without any text of its statements. A method that writes about a study takes the
@@ -35,6 +35,33 @@ class Ledger:
     ----------
     database : Database
         Shared by all parts.
+
+    Attributes
+    ----------
+    cohorts : Cohorts
+        Registered cohorts, their filters and notes; reopening them for a rerun.
+    rows : CohortRows
+        Rows of cohorts: discovery, near misses, verdicts.
+    studies : Studies
+        Studies and how they end.
+    study_locations : StudyLocations
+        The nodes of each study, for cohorts with several nodes.
+    instances : Instances
+        Instance lists, and instances on their way into the archive.
+    manifests : Manifests
+        Manifests of archived studies.
+    claims : Claims
+        Claims of runs on studies, with fencing.
+    runs : Runs
+        Runs under way, and how they ended.
+    run_control : RunControl
+        Requested state and priority of a cohort's runs.
+    rate_limits : RateLimits
+        Association slots and leaky buckets, per node.
+    progress : Progress
+        Totals and samples of cohorts.
+    rebuild : Rebuild
+        Import of archived studies.
 
     Examples
     --------
@@ -48,7 +75,7 @@ class Ledger:
         self.cohorts = Cohorts(database)
         self.rows = CohortRows(database)
         self.studies = Studies(database)
-        self.study_locations = StudyLocationTable(database)
+        self.study_locations = StudyLocations(database)
         self.instances = Instances(database)
         self.manifests = Manifests(database)
         self.claims = Claims(database)

@@ -5,24 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from sqlalchemy import (
-    select,
-)
+from sqlalchemy import select
 
-from prefect_dicom.core.model import (
-    StudyReference,
-)
+from prefect_dicom.core.model import StudyReference
 from prefect_dicom.ledger.database import Database
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.queries import (
-    listable_with,
-    selection_of,
-)
-from prefect_dicom.ledger.schema import (
-    manifests,
-    row_studies,
-    studies,
-)
+from prefect_dicom.ledger.queries import listable_with, selection_of
+from prefect_dicom.ledger.schema import manifests, row_studies, studies
 
 # Manifests read at a time: one can have megabytes.
 _PAGE_SIZE = 8
@@ -36,7 +25,7 @@ class Manifests:
 
     @translate_database_errors
     def get(self, reference: StudyReference) -> bytes | None:
-        """The manifest of an archived study."""
+        """Return the manifest of an archived study, or None."""
         with self._database.read() as connection:
             body = connection.execute(
                 select(manifests.c.body).where(manifests.c.study == reference)
@@ -44,14 +33,14 @@ class Manifests:
         return None if body is None else zlib.decompress(body)
 
     def of_cohort(self, cohort: int | None) -> Iterator[tuple[StudyReference, bytes]]:
-        """The manifests of the cohort's archived studies (None: all), by reference, in pages."""
+        """Yield the manifests of a cohort's archived studies (None: of all), by reference."""
         reference = 0
-        while page := self._manifest_page(cohort, reference):
+        while page := self._page(cohort, reference):
             yield from page
             reference = page[-1][0]
 
     @translate_database_errors
-    def _manifest_page(
+    def _page(
         self, cohort: int | None, after: StudyReference
     ) -> list[tuple[StudyReference, bytes]]:
         query = select(manifests.c.study, manifests.c.body).where(manifests.c.study > after)

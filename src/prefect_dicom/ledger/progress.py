@@ -1,7 +1,7 @@
-"""Progress of cohorts: where each stands, how it got there, and how fast.
+"""Progress of cohorts: their totals, samples of them over time, and throughput.
 
-A sample is a look at a cohort's figures, written by the runs that work on it. Whatever the
-length of a cohort, no more than :data:`MOST_SAMPLES` are kept.
+A sample is a snapshot of a cohort's totals, written by the runs that work on it. No more than
+:data:`MOST_SAMPLES` are kept of a cohort.
 """
 
 from __future__ import annotations
@@ -9,20 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    case,
-    delete,
-    func,
-    select,
-    text,
-)
+from sqlalchemy import ColumnElement, Connection, case, delete, func, select, text
 
-from prefect_dicom.core.model import (
-    Evidence,
-    StudyState,
-)
+from prefect_dicom.core.model import Evidence, StudyState
 from prefect_dicom.ledger.database import Database, slices, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.queries import (
@@ -32,42 +21,26 @@ from prefect_dicom.ledger.queries import (
     selection_of,
     taken_by,
 )
-from prefect_dicom.ledger.records import (
-    Run,
-    Sample,
-    StudyGroup,
-    Totals,
-)
+from prefect_dicom.ledger.records import Run, Sample, StudyGroup, Totals
 from prefect_dicom.ledger.row_verdicts import count_plain_rows, judge_rows
-from prefect_dicom.ledger.schema import (
-    IS_LISTED,
-    cohort_rows,
-    row_studies,
-    runs,
-    samples,
-    studies,
-)
+from prefect_dicom.ledger.schema import IS_LISTED, cohort_rows, row_studies, runs, samples, studies
 from prefect_dicom.ledger.schema import instances as instance_rows
-from prefect_dicom.ledger.study_counts import (
-    StudyCounts,
-    add_instances,
-    count_instances,
-)
+from prefect_dicom.ledger.study_counts import StudyCounts, add_instances, count_instances
 
 MOST_SAMPLES = 2000
-"""Of one cohort. With one more than that, it is thinned out to half as many."""
+"""Samples of one cohort. With one more, they are thinned out to half as many."""
 _RUNS_MEASURED = 20
 
 
 class Progress:
-    """Figures of cohorts, now and over time."""
+    """Totals of cohorts, now and over time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @translate_database_errors
     def totals(self, cohort: int) -> Totals:
-        """The cohort in figures."""
+        """Return the totals of a cohort."""
         with self._database.read() as connection:
             totals = count_cohort(connection, cohort)
             plain, others = count_plain_rows(connection, cohort)
@@ -85,7 +58,7 @@ class Progress:
 
     @translate_database_errors
     def study_totals(self, cohort: int) -> Totals:
-        """:meth:`totals` but for those of rows, which have to be judged one by one."""
+        """Return :meth:`totals` without those of rows, which have to be judged one by one."""
         with self._database.read() as connection:
             return count_cohort(connection, cohort)
 
@@ -95,22 +68,27 @@ class Progress:
         cohort: int,
         run: Run | None = None,
         *,
-        window_open: bool | None = None,
+        schedule_open: bool | None = None,
         least_seconds: float = 0.0,
         at: datetime | None = None,
     ) -> bool:
-        """Write down where a cohort stands; whether that was done.
+        """Record a sample of a cohort's totals.
 
         Parameters
         ----------
         run : Run, optional
-            The run that looks.
-        window_open : bool, optional
-            Whether the node may be asked now, where it has windows.
+            The run that takes the sample.
+        schedule_open : bool, optional
+            Whether the node's access schedule is open, where it has one.
         least_seconds : float
-            Leave it where the last sample, of whichever run, is younger.
+            Do nothing where the last sample, of any run, is younger than this.
         at : datetime, optional
-            The moment, where that is not now.
+            Time of the sample; by default now.
+
+        Returns
+        -------
+        bool
+            Whether a sample was recorded.
         """
         at = at or utc_now()
         with self._database.read() as connection:
@@ -130,7 +108,7 @@ class Progress:
             "received": totals.received,
             "stored": totals.stored,
             "size_bytes": totals.size_bytes,
-            "window_open": window_open,
+            "schedule_open": schedule_open,
         }
         with self._database.write() as connection:
             connection.execute(self._database.insert(samples).on_conflict_do_nothing(), values)
@@ -144,7 +122,7 @@ class Progress:
 
     @translate_database_errors
     def samples(self, cohort: int) -> list[Sample]:
-        """What was written down of a cohort, the earliest first; at most MOST_SAMPLES."""
+        """Return the samples of a cohort, the earliest first; at most MOST_SAMPLES."""
         with self._database.read() as connection:
             rows = connection.execute(
                 select(samples, runs.c.started_at)
@@ -163,16 +141,16 @@ class Progress:
                 received=row.received,
                 stored=row.stored,
                 size_bytes=row.size_bytes,
-                window_open=row.window_open,
+                schedule_open=row.schedule_open,
             )
             for row in rows
         ]
 
     @translate_database_errors
     def study_groups(self, cohort: int) -> list[StudyGroup]:
-        """The studies a cohort takes, counted by modalities, state and reason.
+        """Count the studies that a cohort takes, by modalities, state and reason.
 
-        What another cohort has with other series is failed, to this one.
+        A study that another cohort has listed with other series counts as failed.
         """
         sums = (studies.c.archived_instances, studies.c.archived_bytes)
         state, reason = _state_of(cohort), _reason_of(cohort)
@@ -196,7 +174,7 @@ class Progress:
 
     @translate_database_errors
     def archived_by_modalities(self) -> list[tuple[tuple[str, ...], int, int, int]]:
-        """All that is archived: studies, instances and bytes, by the studies' modalities."""
+        """Count all archived studies, instances and bytes, by the modalities of the studies."""
         sums = func.sum(studies.c.archived_instances), func.sum(studies.c.archived_bytes)
         with self._database.read() as connection:
             rows = connection.execute(
@@ -208,9 +186,9 @@ class Progress:
 
     @translate_database_errors
     def bytes_per_second(self, node: str) -> float | None:
-        """How fast the latest runs have archived what came from a node; None before the first.
+        """Return the throughput of a node in the latest runs; None before the first.
 
-        From the beginning of each to its last study: what it took to find the studies counts.
+        Each run counts from its beginning to its last study: discovery is part of it.
         """
         size = seconds = 0.0
         with self._database.read() as connection:
@@ -231,12 +209,12 @@ class Progress:
 
 
 def count_cohort(connection: Connection, cohort: int) -> Totals:
-    """The cohort in figures, but for those of its rows, which have to be judged one by one."""
+    """Return the totals of a cohort without those of its rows."""
     its_studies = select(row_studies.c.study).where(
         row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)
     )
     selected = listable_with(selection_of(cohort))
-    # To this cohort, what another has with other series is as good as failed.
+    # A study that another cohort has listed with other series counts as failed.
     its_state = case((selected, studies.c.state), else_=StudyState.FAILED.value)
     by_state = connection.execute(
         select(
@@ -324,19 +302,19 @@ def _reason_of(cohort: int) -> ColumnElement[str]:
 
 
 def _too_many(taken: list[datetime]) -> list[datetime]:
-    """Which of the samples to give up, so that half as many lie evenly over the whole time."""
+    """Return the samples to delete, so that half as many are spread evenly over the whole time."""
     if len(taken) <= MOST_SAMPLES:
         return []
     kept, apart = taken, timedelta(seconds=1)
     while len(kept) > MOST_SAMPLES // 2:
-        # By twos: what is far enough apart already stays, time after time.
+        # By powers of two: samples that are far enough apart stay, each time.
         apart *= 2
         kept = _apart(taken, apart)
     return sorted(set(taken) - set(kept))
 
 
 def _apart(taken: list[datetime], apart: timedelta) -> list[datetime]:
-    """The first and the last of the samples, and between them those that lie so far apart."""
+    """Return the first and the last sample, and between them those that are so far apart."""
     kept = taken[:1]
     for at in taken[1:-1]:
         if at - kept[-1] >= apart:

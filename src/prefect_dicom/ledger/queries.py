@@ -1,37 +1,18 @@
-"""Columns, conditions and records that several parts of the ledger share."""
+"""Columns, conditions and conversions of rows that several parts of the ledger share."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    and_,
-    or_,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, Row, and_, or_, select
 
-from prefect_dicom.core.model import (
-    CohortRow,
-    NodeOrder,
-    Study,
-    StudyState,
-)
-from prefect_dicom.ledger.records import (
-    Cohort,
-)
-from prefect_dicom.ledger.schema import (
-    cohort_rows,
-    cohorts,
-    row_studies,
-    studies,
-)
+from prefect_dicom.core.model import CohortRow, NodeOrder, Study, StudyState
+from prefect_dicom.ledger.records import Cohort
+from prefect_dicom.ledger.schema import cohort_rows, cohorts, row_studies, studies
 
 UNFINISHED = (StudyState.PENDING, StudyState.LISTED)
 PAGE_SIZE = 1000
-"""Rows read at a time by what streams."""
+"""Rows read at a time by generators."""
 
 ROW_COLUMNS = (
     cohort_rows.c.line,
@@ -62,17 +43,17 @@ ARCHIVED_COLUMNS = (
 
 
 def listable_with(selection: Any) -> ColumnElement[bool]:
-    """Of a row of ``studies``: nothing of it is listed yet, or with the same series."""
+    """Condition on ``studies``: not listed yet, or listed with the same series."""
     return or_(studies.c.selection.is_(None), studies.c.selection == selection)
 
 
 def selection_of(cohort: int) -> Any:
-    """The series a cohort wants, in words, within another statement."""
+    """Subquery for the series that a cohort selects, in words."""
     return select(cohorts.c.selection).where(cohorts.c.number == cohort).scalar_subquery()
 
 
 def to_discover(cohort: int, after_line: int = -1) -> ColumnElement[bool]:
-    """Of a row of ``cohort_rows``: its discovery has not ended."""
+    """Condition on ``cohort_rows``: discovery has not ended."""
     return and_(
         cohort_rows.c.cohort == cohort,
         cohort_rows.c.line > after_line,
@@ -81,7 +62,7 @@ def to_discover(cohort: int, after_line: int = -1) -> ColumnElement[bool]:
 
 
 def first_rows(connection: Connection, chosen: ColumnElement[bool], limit: int) -> list[CohortRow]:
-    """The first of the chosen rows of ``cohort_rows``, by line."""
+    """Return the first of the chosen rows of ``cohort_rows``, by line."""
     rows = connection.execute(
         select(*ROW_COLUMNS).where(chosen).order_by(cohort_rows.c.line).limit(limit)
     )
@@ -89,7 +70,7 @@ def first_rows(connection: Connection, chosen: ColumnElement[bool], limit: int) 
 
 
 def study_of(row: Row[Any]) -> Study:
-    """The study in a row that has STUDY_COLUMNS."""
+    """Return the study in a row that has STUDY_COLUMNS."""
     return Study(
         study_instance_uid=row.study_instance_uid,
         patient_id=row.patient_id,
@@ -103,7 +84,7 @@ def study_of(row: Row[Any]) -> Study:
 
 
 def study_of_json(study: dict[str, Any]) -> Study:
-    """The study in its ``asdict``, after JSON has made lists of what were tuples."""
+    """Return the study of an ``asdict`` that went through JSON, which has no tuples."""
     return Study(
         **{
             **study,
@@ -131,7 +112,7 @@ def cohort_of(row: Row[Any]) -> Cohort:
 
 
 def taken_by(cohort: int) -> ColumnElement[bool]:
-    """Of a row of ``studies``: a cohort takes it."""
+    """Condition on ``studies``: a cohort takes it."""
     return studies.c.reference.in_(
         select(row_studies.c.study).where(
             row_studies.c.cohort == cohort, row_studies.c.reason.is_(None)

@@ -15,38 +15,21 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import (
-    Connection,
-    and_,
-    delete,
-    extract,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, and_, delete, extract, func, insert, select, update
 
 from prefect_dicom.ledger.database import Database
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.records import (
-    Run,
-    Usage,
-)
-from prefect_dicom.ledger.schema import (
-    cohorts,
-    leaky_buckets,
-    runs,
-    slots,
-)
+from prefect_dicom.ledger.records import Run, Usage
+from prefect_dicom.ledger.schema import cohorts, leaky_buckets, runs, slots
 
 _LEAST_WAIT_SECONDS = 0.001
-"""Nobody waits for less; it is charged to the next request."""
-_LOOK_SECONDS = 1.0
+"""A shorter wait is not worth it; the rest is charged to the next request."""
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Buckets:
-    """The levels of a node's buckets at a moment."""
+    """The levels of a node's leaky buckets at a time."""
 
     at: float
     levels: Usage
@@ -60,19 +43,19 @@ class RateLimits:
 
     @translate_database_errors
     def take_slot(self, run: Run, node: str, most: int, waiting: int | None) -> tuple[int, bool]:
-        """Take a place at a node, or one in its queue.
+        """Take an association slot of a node, or join its queue.
 
         Parameters
         ----------
         most : int
-            How many slots there are now.
+            How many slots the node has now.
         waiting : int, optional
-            The number that an earlier call gave for the queue.
+            The number that an earlier call returned for the queue.
 
         Returns
         -------
         tuple of int and bool
-            The number, and whether it is a place; if not it is one in the queue.
+            The number, and whether it is a slot; if not, it is a place in the queue.
         """
         with self._database.write() as connection:
             self._lock_node(connection, node)
@@ -83,7 +66,7 @@ class RateLimits:
             if waiting in taken:
                 return waiting, True
             if waiting not in queue:
-                # Held to be dead meanwhile: its lock was gone for a moment.
+                # Taken for dead meanwhile: its run's lock was gone for a moment.
                 waiting = self._queue(connection, run, node)
                 taken, queue = self._slots(connection, node)
             if len(taken) + queue.index(waiting) >= most:
@@ -93,13 +76,13 @@ class RateLimits:
 
     @translate_database_errors
     def release_slot(self, number: int) -> None:
-        """Give up a place, or one in the queue; one that is gone is passed over."""
+        """Release a slot, or leave the queue; no effect where the number is gone."""
         with self._database.write() as connection:
             connection.execute(delete(slots).where(slots.c.number == number))
 
     @translate_database_errors
     def check_slot(self, number: int, run: Run, node: str, most: int) -> tuple[bool, bool]:
-        """Whether a place is among so many that there are, and whether other runs wait for one."""
+        """Return whether a slot is among the first ``most``, and whether other runs wait."""
         with self._database.read() as connection:
             rows = connection.execute(
                 select(slots.c.number, slots.c.run, slots.c.taken).where(slots.c.node == node)
@@ -110,14 +93,15 @@ class RateLimits:
         return there and before < most, others
 
     def _queue(self, connection: Connection, run: Run, node: str) -> int:
-        return connection.execute(
+        number: int = connection.execute(
             insert(slots)
             .values(node=node, run=run.number, taken=False, busy=False)
             .returning(slots.c.number)
         ).scalar_one()
+        return number
 
     def _slots(self, connection: Connection, node: str) -> tuple[list[int], list[int]]:
-        """The slots that are taken, and the queue in its order."""
+        """Return the slots that are taken, and the queue in its order."""
         rows = connection.execute(
             select(slots.c.number, slots.c.taken)
             .join_from(slots, runs, slots.c.run == runs.c.number)
@@ -147,24 +131,24 @@ class RateLimits:
         expected: Usage,
         now: float | None = None,
     ) -> float:
-        """Begin a request, if what was spent before allows it.
+        """Begin a request, if every bucket that limits it is empty, and charge its estimate.
 
         Parameters
         ----------
         slot : int
-            Over whose association it goes.
+            The slot of the association that it uses.
         rates : Usage
-            What is allowed in a second; None where it is not bounded.
+            Allowed usage per second; None where it is not limited.
         expected : Usage
-            What the request is expected to bring.
+            Estimated usage of the request.
         now : float, optional
-            Seconds of a clock that all runs on the ledger share; by default the database server's,
-            or this machine's, where the ledger is a file.
+            Seconds of a clock that all runs on the ledger share; by default that of the database
+            server, or of this machine where the ledger is a file.
 
         Returns
         -------
         float
-            0 where it has begun; otherwise the seconds after which it is worth asking again.
+            0 where it has begun; otherwise the seconds to wait before the next try.
         """
         with self._database.write() as connection:
             self._lock_node(connection, node)
@@ -183,14 +167,14 @@ class RateLimits:
         slot: int,
         rates: Usage,
         expected: Usage,
-        brought: Usage,
+        actual: Usage,
         now: float | None = None,
     ) -> None:
-        """A request has ended: charge what it brought in place of what was expected."""
+        """End a request: replace its estimate by its actual usage."""
         with self._database.write() as connection:
             self._lock_node(connection, node)
             buckets, _ = self._buckets(connection, node, rates, now)
-            self._write_buckets(connection, node, buckets.at, buckets.levels + (brought - expected))
+            self._write_buckets(connection, node, buckets.at, buckets.levels + (actual - expected))
             connection.execute(update(slots).where(slots.c.number == slot).values(busy=False))
 
     def _lock_node(self, connection: Connection, node: str) -> None:
@@ -207,14 +191,14 @@ class RateLimits:
     def _buckets(
         self, connection: Connection, node: str, rates: Usage, now: float | None
     ) -> tuple[_Buckets, int]:
-        """The leaky_buckets as they stand now, and how many requests are under way."""
+        """Return the levels of the buckets now, and how many requests are under way."""
         if now is None:
             now = _now(connection)
-        # First: what a run was busy with when it died has ended.
+        # First: requests of dead runs have ended.
         self._forget_dead(connection, node)
-        busy = connection.scalar(
+        busy = connection.execute(
             select(func.count()).where(and_(slots.c.node == node, slots.c.busy))
-        )
+        ).scalar_one()
         row = connection.execute(select(leaky_buckets).where(leaky_buckets.c.node == node)).first()
         if row is None:
             return _Buckets(now, Usage()), busy
@@ -239,23 +223,24 @@ class RateLimits:
 
 
 def _now(connection: Connection) -> float:
-    """The time that all who use the ledger share."""
+    """Return the time of the clock that all runs on the ledger share, in seconds."""
     if connection.dialect.name == "sqlite":
         return time.time()
-    return float(connection.scalar(select(extract("epoch", func.clock_timestamp()))))
+    return float(connection.execute(select(extract("epoch", func.clock_timestamp()))).scalar_one())
 
 
 def _seconds_until_paid(held: Usage, rates: Usage, busy: int, expected: Usage) -> list[float]:
-    """By bucket, how long it takes at least until it is down at nothing.
+    """Return how long each bucket takes at least until it is empty.
 
-    A query waits for no bucket of retrieves.
+    A query waits for none of the buckets of retrieves.
     """
     waits = []
     for name in Usage.BUCKETS if expected.retrieves else ("busy_seconds",):
         level, rate = getattr(held, name), getattr(rates, name)
         if rate is not None and level > 0:
             waits.append(level / rate)
-    if rates.busy_seconds is not None and held.busy_seconds > 0 and busy >= rates.busy_seconds:
-        # It does not fall before one of the requests has ended.
-        waits.append(_LOOK_SECONDS)
+    level, rate = held.busy_seconds, rates.busy_seconds
+    if level is not None and rate is not None and level > 0 and busy >= rate:
+        # The level does not fall before one of the requests has ended.
+        waits.append(_POLL_SECONDS)
     return waits

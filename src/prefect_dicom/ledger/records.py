@@ -1,4 +1,4 @@
-"""What the ledger says of cohorts, runs, studies and instances.
+"""Records of cohorts, runs, studies and instances.
 
 Texts of peers are kept out of ``repr``: a record may be printed, its study may not.
 """
@@ -28,7 +28,7 @@ from prefect_dicom.core.model import (
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that lives: its lock is held until it ends or its process does."""
+    """A run that is alive: its lock is held until it ends or its process does."""
 
     number: int
     kind: str
@@ -36,7 +36,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """A cohort file, by the digest of its content, to be asked of these nodes."""
+    """A registered cohort: a file, by the digest of its content, and the nodes to query."""
 
     number: int
     name: str
@@ -45,11 +45,11 @@ class Cohort:
     rows: int
     created_at: datetime
     selection: str = field(default="", repr=False)
-    """The series it wants, as :func:`~prefect_dicom.cohort.filters.series_text` puts it."""
+    """The series it selects, in the words of :func:`~prefect_dicom.cohort.filters.series_text`."""
     paused: bool = False
-    """Whether its runs ask for nothing until it is resumed."""
+    """Whether its runs are paused until it is resumed."""
     priority: int = 0
-    """Where runs share a node, those of higher numbers come first."""
+    """Runs of cohorts with higher numbers get the slots of a node first."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -70,35 +70,35 @@ class LivingRun:
     kind: str
     started_at: datetime
     cancelled: bool
-    """Whether it was told to end."""
+    """Whether its requested state is cancelled."""
     paused_at: datetime | None
-    """Since when it waits in place for its cohort to be resumed."""
+    """Since when it is paused."""
     waits: str = ""
-    """What it waits for, or goes slowly for; in words, as of the last change."""
+    """What it waits for, or is slowed down by; in words, as of the last change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right of one run to write about one study; void once another run has taken it.
+    """The right of one run to write about one study; lost once another run has claimed it.
 
-    ``attempt`` counts the claims of the study. Together with ``run`` it is the fencing token
-    that each write about the study is conditional on.
+    ``attempt`` counts the claims of the study. With ``run`` it is the fencing token that each
+    write about the study is conditional on.
     """
 
     reference: StudyReference
     run: int
     attempt: int
     node: str
-    """The node that it is asked of."""
+    """The node to retrieve it from."""
     state: StudyState
     study: Study = field(repr=False)
-    """As that node has it."""
+    """The study as that node describes it."""
     listed_by: str | None = None
-    """The node whose list of its instances the ledger has; None where there is none to be met."""
-    told_elsewhere: int = 0
-    """The most instances of it that another node counts, as far as that was asked."""
+    """The node whose instance list the ledger has; None where no list has to be retrieved."""
+    counted_elsewhere: int = 0
+    """The largest number of its instances that another node counts, as far as is known."""
     is_found: bool = True
-    """Whether the node is known to have it; it may have, where another node has failed."""
+    """Whether the node is known to have it; if not, it is tried because another has failed."""
 
     @property
     def study_instance_uid(self) -> str:
@@ -114,10 +114,11 @@ class Claim:
 
 
 class RowFindings(NamedTuple):
-    """What discovery made of a cohort row.
+    """The result of discovery for a cohort row.
 
-    ``reason`` is None where the row found its studies; with ``list-unproved`` it found some, and
-    ``gaps`` says where there may be more. The near misses are candidates that were not taken.
+    ``reason`` is None where the row has found its studies; with ``list-unproved`` it has found
+    some, and ``gaps`` says where there may be more. Near misses are candidates that were not
+    taken.
     """
 
     line: int
@@ -126,15 +127,15 @@ class RowFindings(NamedTuple):
     near_misses: Sequence[Study] = ()
     gaps: Sequence[str] = ()
     nodes: Sequence[str] = ()
-    """Of each study the node that has it, where the cohort has several: a study that is on two of
-    them is among ``studies`` twice."""
+    """The node of each study, where the cohort has several nodes: a study on two nodes is among
+    ``studies`` twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyLocation:
-    """A study at one of the nodes of a cohort that has several.
+    """A study at one node, for cohorts with several nodes.
 
-    ``reason`` is why it could not be had from there; None where it may be asked for.
+    ``reason`` is the code of the failure there; None where it may be retrieved from there.
     """
 
     node: str
@@ -145,12 +146,12 @@ class StudyLocation:
 
 @dataclass(frozen=True, slots=True)
 class StudyRecord:
-    """One study as the ledger knows it.
+    """One study in the ledger.
 
     ``expected`` counts the instances on the PACS's list, ``stored`` those in the archive,
-    ``withheld`` those listed ones that are left out for a reason; ``size_bytes`` is of the
-    stored ones. ``claimed`` is True while a living run works on it; ``claimed_at`` is when the last
-    run began to, ``failed_at`` when it failed last.
+    ``withheld`` the listed ones that are left out for a reason; ``size_bytes`` is of the stored
+    ones. ``claimed`` is True while a living run works on it; ``claimed_at`` is the time of the
+    last claim, ``failed_at`` that of the last failure.
     """
 
     reference: StudyReference
@@ -180,8 +181,9 @@ class StudyRecord:
 class InstanceRecord:
     """One instance of a study that is not archived yet.
 
-    ``sha256`` and ``size_bytes`` are of its last arrival, also where that was lost or rejected.
-    ``rejections`` counts the arrivals that were given up (:meth:`Ledger.record_lost`).
+    ``sha256`` and ``size_bytes`` are of the bytes received last, also where those were lost or
+    rejected. ``rejections`` counts the times it was lost
+    (:meth:`~prefect_dicom.ledger.instances.Instances.record_lost`).
     """
 
     key: InstanceKey = field(repr=False)
@@ -202,10 +204,10 @@ class InstanceRecord:
 
 @dataclass(frozen=True, slots=True)
 class FoundStudy:
-    """A study as it was found in the archive.
+    """A study that was found in the archive.
 
-    ``body`` is its manifest as it lies there. With a ``reason`` (a code) that is not to be
-    believed, and the manifest may be None.
+    ``body`` is its manifest as it is stored. With a ``reason`` (a code) the manifest cannot be
+    trusted, and may be None.
     """
 
     study_instance_uid: str = field(repr=False)
@@ -215,23 +217,23 @@ class FoundStudy:
 
 
 class RebuildOutcome(StrEnum):
-    """What the ledger made of a study that was found in the archive."""
+    """The outcome for one study of a rebuild of the ledger from the archive."""
 
     ADDED = "added"
-    """It did not know the study."""
+    """The study was unknown and was added."""
     COMPLETED = "completed"
-    """It had the study as unfinished or failed, and has it as archived now."""
+    """The study was unfinished or failed, and is archived now."""
     KNOWN = "known"
-    """It had the study already, and what it has stays."""
+    """The study was known; nothing was changed."""
     CLAIMED = "claimed"
     """A living run works on the study."""
     LISTED_OTHERWISE = "listed-otherwise"
-    """It has another list of the PACS than the manifest's; a pull has to settle that."""
+    """The PACS's list in the ledger differs from the manifest; a pull has to resolve that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """The end of one adoption; ``body`` is the manifest that was known of an archived study."""
+    """A study of a rebuild; ``body`` is the manifest that the ledger had of an archived study."""
 
     reference: StudyReference
     outcome: RebuildOutcome
@@ -249,7 +251,7 @@ class ListChange:
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
-    """How much a rerun will try again."""
+    """How many studies and rows a rerun will try again."""
 
     studies: int
     rows: int
@@ -257,10 +259,10 @@ class Reopened:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Where a cohort stood at a moment; the figures are those of :class:`Totals`.
+    """The totals of a cohort at a time; the fields are those of :class:`Totals`.
 
-    ``run`` is the one that looked, ``run_began`` when it had begun. ``window_open`` says whether
-    the node might be asked then, and is None where it has no windows.
+    ``run`` is the run that took the sample, ``run_began`` the time it began. ``schedule_open`` says
+    whether the node's access schedule was open, and is None where it has none.
     """
 
     at: datetime
@@ -271,13 +273,13 @@ class Sample:
     received: int
     stored: int
     size_bytes: int
-    window_open: bool | None = None
+    schedule_open: bool | None = None
     run_began: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StudyGroup:
-    """Studies of a cohort that are alike; instances and bytes are those that are archived."""
+    """A count of studies of a cohort; instances and bytes are those that are archived."""
 
     modalities: tuple[str, ...]
     state: StudyState
@@ -289,14 +291,14 @@ class StudyGroup:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """A cohort in figures.
+    """The totals of a cohort.
 
     ``rows`` counts every row once. The instances are those of the cohort's studies, each study
     once: listed (``expected``), in the spool now (``received``), in the archive (``stored``,
-    ``size_bytes`` of these), left out (``rejected``). ``unproved`` counts the rows by each window
-    in which the PACS may have more of their studies, ``evidence`` the archived studies by what
-    their completeness was judged by, ``nodes`` by where they came from. ``unasked`` rows have had
-    no answer yet.
+    ``size_bytes`` of these), left out (``rejected``). ``unproved`` counts the rows by each date
+    window in which the PACS may have more of their studies, ``evidence`` the archived studies by
+    the evidence of their completeness, ``nodes`` by the node they came from. ``unasked`` rows
+    have had no answer yet.
     """
 
     rows: Counter[Verdict]
@@ -314,7 +316,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What requests bring, or what is allowed of it in a second; None: not bounded."""
+    """Usage of a node by requests, or the rate allowed per second; None: not limited."""
 
     retrieves: float | None = 0.0
     instances: float | None = 0.0
@@ -331,11 +333,11 @@ class Usage:
         return Usage(*(getattr(self, m) - getattr(other, m) for m in self.BUCKETS))
 
     def after(self, seconds: float, rates: Usage, busy: int) -> Usage:
-        """What is left of it when it has fallen for so long, with so many requests under way."""
+        """Return the levels after ``seconds`` of leaking at ``rates``, with ``busy`` requests."""
         left = []
         for bucket in self.BUCKETS:
-            grows = busy if bucket == "busy_seconds" else 0
+            inflow = busy if bucket == "busy_seconds" else 0
             rate = getattr(rates, bucket)
-            level = getattr(self, bucket) + (grows - rate) * seconds if rate is not None else 0.0
+            level = getattr(self, bucket) + (inflow - rate) * seconds if rate is not None else 0.0
             left.append(max(0.0, level))
         return Usage(*left)

@@ -1,4 +1,4 @@
-"""The verdicts of cohort rows, judged from the studies that each row found."""
+"""Verdicts of cohort rows, from the studies that each row has found."""
 
 from __future__ import annotations
 
@@ -6,58 +6,27 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    and_,
-    case,
-    func,
-    or_,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select
 
-from prefect_dicom.core.model import (
-    Evidence,
-    RowVerdict,
-    StudyReference,
-    StudyState,
-    Verdict,
-)
+from prefect_dicom.core.model import Evidence, RowVerdict, StudyReference, StudyState, Verdict
 from prefect_dicom.core.verdicts import StudyOutcome, row_verdict, weakest_evidence
 from prefect_dicom.ledger.database import slices
-from prefect_dicom.ledger.queries import (
-    ARCHIVED_COLUMNS,
-    listable_with,
-    selection_of,
-)
-from prefect_dicom.ledger.records import (
-    StudyLocation,
-)
-from prefect_dicom.ledger.schema import (
-    IS_UNFINISHED,
-    cohort_rows,
-    row_studies,
-    studies,
-)
-from prefect_dicom.ledger.study_counts import (
-    counts_of,
-)
-from prefect_dicom.ledger.study_locations import (
-    StudyLocations,
-    read_study_locations,
-)
+from prefect_dicom.ledger.queries import ARCHIVED_COLUMNS, listable_with, selection_of
+from prefect_dicom.ledger.records import StudyLocation
+from prefect_dicom.ledger.schema import IS_UNFINISHED, cohort_rows, row_studies, studies
+from prefect_dicom.ledger.study_counts import counts_of
+from prefect_dicom.ledger.study_locations import LocationsByNode, read_study_locations
 
 
 def judge_rows(
     connection: Connection, cohort: int, page: Sequence[Row[Any]], lines: ColumnElement[bool]
 ) -> list[RowVerdict]:
-    """The verdicts of some rows of a cohort (with line, reason and gaps), in their order.
+    """Return the verdicts of rows of a cohort (with line, reason and gaps), in their order.
 
     Parameters
     ----------
     lines : ColumnElement
-        Of a row of ``row_studies``: it is of one of them.
+        Condition on ``row_studies`` that selects the links of these rows.
     """
     links = connection.execute(
         select(
@@ -143,20 +112,21 @@ def _verdict(
     )
 
 
-def _asked_of(study: Row[Any], copies: StudyLocations) -> list[str]:
-    """The nodes that a study was asked of, with the reasons of those that could not deliver it."""
-    failed = [f"{copy.node}: {copy.reason}" for copy in copies.values() if copy.reason is not None]
-    last = copies.get(study.node)
+def _asked_of(study: Row[Any], locations: LocationsByNode) -> list[str]:
+    """Return the nodes that a study was asked of, with the reasons of those that failed."""
+    failed = [f"{at.node}: {at.reason}" for at in locations.values() if at.reason is not None]
+    last = locations.get(study.node)
     return failed if last is not None and last.reason is not None else [*failed, study.node]
 
 
 def count_plain_rows(connection: Connection, cohort: int) -> tuple[Counter[Verdict], Sequence[int]]:
-    """Verdicts that follow from what studies are found and archived, counted by the database.
+    """Count the verdicts that the database can derive from found and archived studies.
 
     Returns
     -------
     tuple of Counter and sequence of int
-        And the lines of all other rows: with gaps, with studies that failed or are not taken.
+        The counts, and the lines of all other rows: those with gaps, or with studies that failed
+        or are not taken.
     """
     taken = and_(row_studies.c.reason.is_(None), listable_with(selection_of(cohort)))
     is_archived = and_(taken, studies.c.state == StudyState.ARCHIVED)

@@ -7,22 +7,13 @@ shares the ledger: it reads its requested state every second or so, by one row.
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    and_,
-    select,
-    update,
-)
+from sqlalchemy import and_, select, update
 
 from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger.database import Database, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.records import (
-    Run,
-)
-from prefect_dicom.ledger.schema import (
-    cohorts,
-    runs,
-)
+from prefect_dicom.ledger.records import Run
+from prefect_dicom.ledger.schema import cohorts, runs
 
 
 class RunControl:
@@ -33,7 +24,7 @@ class RunControl:
 
     @translate_database_errors
     def pause(self, cohort: int) -> None:
-        """Let no run of a cohort ask for anything until :meth:`resume`."""
+        """Pause all runs of a cohort until :meth:`resume`."""
         with self._database.write() as connection:
             connection.execute(
                 update(cohorts).where(cohorts.c.number == cohort).values(paused=True)
@@ -41,7 +32,7 @@ class RunControl:
 
     @translate_database_errors
     def resume(self, cohort: int) -> None:
-        """Let the runs of a cohort go on; one that is not paused stays as it is."""
+        """Resume the runs of a cohort; no effect where it is not paused."""
         with self._database.write() as connection:
             connection.execute(
                 update(cohorts).where(cohorts.c.number == cohort).values(paused=False)
@@ -49,18 +40,18 @@ class RunControl:
 
     @translate_database_errors
     def cancel(self, cohort: int) -> list[int]:
-        """Tell the runs of a cohort that are under way to end; returns their numbers."""
+        """Cancel the runs of a cohort that are under way; return their numbers."""
         with self._database.write() as connection:
-            # Those that were killed are told as well: they do not hear it.
+            # Also runs that were killed: it has no effect on them.
             unended = and_(runs.c.cohort == cohort, runs.c.ended_at.is_(None))
-            told = connection.execute(
+            cancelled = connection.execute(
                 update(runs).where(unended).values(cancelled=True).returning(runs.c.number)
             ).scalars()
-            return sorted(self._database.living_runs(connection, list(told)))
+            return sorted(self._database.living_runs(connection, list(cancelled)))
 
     @translate_database_errors
     def prioritise(self, cohort: int, priority: int) -> None:
-        """Where runs share a node, let those of cohorts with higher numbers come first."""
+        """Set the priority of a cohort: runs of higher ones get a node's slots first."""
         with self._database.write() as connection:
             connection.execute(
                 update(cohorts).where(cohorts.c.number == cohort).values(priority=priority)
@@ -82,11 +73,11 @@ class RunControl:
         return RequestedState.PAUSED if row.paused else RequestedState.RUNNING
 
     @translate_database_errors
-    def record_paused(self, run: Run, waits: bool) -> None:
-        """A run asks for nothing any more because its cohort is paused, or goes on again."""
+    def record_paused(self, run: Run, paused: bool) -> None:
+        """Record that a run has paused, as requested, or has resumed."""
         with self._database.write() as connection:
             connection.execute(
                 update(runs)
                 .where(runs.c.number == run.number)
-                .values(paused_at=utc_now() if waits else None)
+                .values(paused_at=utc_now() if paused else None)
             )

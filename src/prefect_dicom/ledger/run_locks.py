@@ -1,8 +1,8 @@
-"""RunLocks that live and die with a run. No clocks: nothing expires, nothing is renewed.
+"""Run locks: held while a run is alive. No clocks: nothing expires, nothing is renewed.
 
-A run is alive while its lock is held, and the operating system or the database server lets go
-of it when the process ends, however it ends. Asking whether a run lives means trying to share
-its lock, so that any number may ask at once and none of them looks like the run.
+The operating system or the database server releases the lock when the process ends, however it
+ends. To test whether a run is alive is to try a shared lock, so that any number of processes may
+test at once, and none of them is taken for the run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _MIGRATIONS = 0
 
 
 class RunLocks(Protocol):
-    """What the ledger needs of either kind of lock."""
+    """The locks of runs, as the ledger uses them."""
 
     def hold(self) -> AbstractContextManager[int]:
-        """Hold a new lock; its number, random and never 0, is the value."""
+        """Hold a new lock; its number, random and never 0, is the value of the block."""
 
     def is_held(self, connection: Connection, number: int) -> bool:
-        """Whether somebody, here or in any other process, holds the lock."""
+        """Return whether any process holds the lock, this one too."""
 
 
 class FileLocks:
@@ -59,8 +59,8 @@ class FileLocks:
         try:
             yield number
         finally:
-            # First the name, then the lock: no file of an ended run stays, and whoever has it
-            # open still gets the lock and the right answer.
+            # First the name, then the lock: no file of an ended run stays, and a process that
+            # has it open still gets the lock and the right answer.
             with suppress(OSError):
                 self._path(number).unlink(missing_ok=True)
             os.close(descriptor)
@@ -85,7 +85,7 @@ class FileLocks:
 
     @contextmanager
     def migrating(self) -> Iterator[None]:
-        """Wait until nobody else creates or migrates the ledger, and keep others out."""
+        """Wait until no other process creates or migrates the ledger, and keep others out."""
         with file_lock(self._directory / "schema.lock"):
             yield
 
@@ -135,7 +135,7 @@ class SessionLocks:
         return not shared
 
     def lock_migrations(self, connection: Connection) -> None:
-        """Wait until nobody else creates or migrates the ledger, until the transaction ends."""
+        """Wait for other migrations, and lock them out until the transaction ends."""
         connection.execute(
             text("SELECT pg_advisory_xact_lock(:namespace, :number)"),
             {"namespace": _NAMESPACE, "number": _MIGRATIONS},

@@ -1,33 +1,18 @@
-"""Runs: each lives while its lock is held."""
+"""Runs: each is alive while its lock is held."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from sqlalchemy import (
-    and_,
-    delete,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import and_, delete, insert, select, update
 
 from prefect_dicom.core.errors import LedgerError
-from prefect_dicom.core.reasons import (
-    reason_for,
-)
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger.database import Database, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.records import (
-    LivingRun,
-    Run,
-)
-from prefect_dicom.ledger.schema import (
-    runs,
-    slots,
-    studies,
-)
+from prefect_dicom.ledger.records import LivingRun, Run
+from prefect_dicom.ledger.schema import runs, slots, studies
 
 
 class Runs:
@@ -38,24 +23,24 @@ class Runs:
 
     @contextmanager
     def begin(self, kind: str, cohort: int | None = None) -> Iterator[Run]:
-        """A run that lives until the block or the process ends, however it ends.
+        """Begin a run that is alive until the block or the process ends, however it ends.
 
-        On the way out its claims are released. A run that was killed leaves its claims behind;
-        :meth:`~prefect_dicom.ledger.claims.Claims.acquire` gives them to the next one.
+        Its claims are released at the end of the block. A run that was killed leaves its claims
+        behind; :meth:`~prefect_dicom.ledger.claims.Claims.acquire` gives them to the next one.
 
         Parameters
         ----------
         kind : str
-            What it does ("pull", "rerun", …), for people.
+            Name of the kind of work ("pull", "rerun", …), for people.
         cohort : int, optional
-            The cohort it works on; what people want of that one's runs reaches it.
+            The cohort it works on; the state that is requested of the cohort's runs is its own.
         """
         with self._database.locks.hold() as lock:
             run = Run(self._begin(kind, lock, cohort), kind)
             try:
                 yield run
             except BaseException:
-                # What went wrong in the block is worth more than a database that is gone too.
+                # The error of the block matters more than a database that is gone too.
                 with suppress(LedgerError):
                     self._end(run)
                 raise
@@ -64,11 +49,12 @@ class Runs:
     @translate_database_errors
     def _begin(self, kind: str, lock: int, cohort: int | None) -> int:
         with self._database.write() as connection:
-            return connection.execute(
+            number: int = connection.execute(
                 insert(runs)
                 .values(lock=lock, kind=kind, started_at=utc_now(), cohort=cohort)
                 .returning(runs.c.number)
             ).scalar_one()
+        return number
 
     @translate_database_errors
     def _end(self, run: Run) -> None:
@@ -82,7 +68,7 @@ class Runs:
 
     @translate_database_errors
     def record_waits(self, run: Run, words: str) -> None:
-        """What a run waits for has changed; empty where it waits for nothing."""
+        """Record what a run waits for, in words; empty where it waits for nothing."""
         with self._database.write() as connection:
             connection.execute(
                 update(runs).where(runs.c.number == run.number).values(waits=words or None)
@@ -90,7 +76,7 @@ class Runs:
 
     @translate_database_errors
     def record_reason(self, run: Run, code: str) -> None:
-        """A run has been kept from its end.
+        """Record the reason that a run ended early.
 
         Parameters
         ----------
@@ -103,7 +89,7 @@ class Runs:
 
     @translate_database_errors
     def last_reason(self, cohort: int) -> str | None:
-        """What kept the last run of a cohort from its end; None where nothing did."""
+        """Return the reason that the last run of a cohort ended early, or None."""
         with self._database.read() as connection:
             return connection.execute(
                 select(runs.c.reason)
@@ -114,7 +100,7 @@ class Runs:
 
     @translate_database_errors
     def under_way(self, cohort: int) -> list[LivingRun]:
-        """The living runs of a cohort, the first of them first."""
+        """Return the living runs of a cohort, in the order they began."""
         with self._database.read() as connection:
             unended = and_(runs.c.cohort == cohort, runs.c.ended_at.is_(None))
             rows = connection.execute(select(runs).where(unended).order_by(runs.c.number)).all()

@@ -1,17 +1,14 @@
 """The tables, their constraints, and the migrations of released versions.
 
-What a constraint can keep, a constraint keeps: a failed study has a reason, an archived one was
-listed, a finished one has no claim, an instance in the spool has its SHA-256. A claim is two
-columns of its study (``run``, ``attempt``), so that no study can have two.
+The constraints ensure that a failed study has a reason, an archived one was listed, a finished one
+has no claim, and an instance in the spool has its SHA-256. A claim is two columns of its study
+(``run``, ``attempt``), so that no study can have two claims.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
-from datetime import UTC, date, datetime
-from typing import Any
+from datetime import UTC, datetime
 
 from sqlalchemy import (
     BigInteger,
@@ -19,7 +16,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Connection,
-    DateTime,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
@@ -29,7 +25,6 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     func,
     insert,
@@ -40,108 +35,10 @@ from sqlalchemy import (
 )
 
 from prefect_dicom.core.errors import LedgerError
-from prefect_dicom.core.model import DateRange, Evidence, InstanceState, StudyState
+from prefect_dicom.core.model import Evidence, InstanceState, StudyState
+from prefect_dicom.ledger.column_types import DicomDate, DicomDateRange, Json, PeerText, UtcTime
 
-_UNSTORABLE = re.compile("[\x00\x1a\ud800-\udfff]")
-_ESCAPED = re.compile("\x1a([0-9a-f]{4})")
-
-
-class PeerText(TypeDecorator[str]):
-    """Text of a peer, byte for byte the same when read again.
-
-    PostgreSQL takes no NUL and neither database takes a lone surrogate (what is left of bytes
-    in an undeclared character set). Both are escaped with SUBSTITUTE, which escapes itself.
-    """
-
-    impl = Text
-    cache_ok = True
-
-    # The processors themselves, not process_bind_param and its twin: these texts come by the
-    # hundred thousand, and each layer of calls shows.
-    def bind_processor(self, dialect: Any) -> Callable[[str | None], str | None]:
-        unstorable = _UNSTORABLE.search
-
-        def escape(value: str | None) -> str | None:
-            if value is None or unstorable(value) is None:
-                return value
-            return _UNSTORABLE.sub(lambda match: f"\x1a{ord(match[0]):04x}", value)
-
-        return escape
-
-    def result_processor(self, dialect: Any, coltype: Any) -> Callable[[str | None], str | None]:
-        def restore(value: str | None) -> str | None:
-            if value is None or "\x1a" not in value:
-                return value
-            return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), value)
-
-        return restore
-
-
-class Json(TypeDecorator[Any]):
-    """A list or dictionary as JSON in ASCII; None stays NULL."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Any) -> str | None:
-        return None if value is None else json.dumps(value, separators=(",", ":"))
-
-    def process_result_value(self, value: str | None, dialect: Any) -> Any:
-        return None if value is None else json.loads(value)
-
-
-class DicomDateRange(TypeDecorator[DateRange]):
-    """A range of dates as range matching writes it (PS3.4 C.2.2.2.5), with "-" for any date."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: DateRange | None, dialect: Any) -> str | None:
-        if value is None:
-            return None
-        return "-".join(f"{day:%Y%m%d}" if day else "" for day in (value.first, value.last))
-
-    def process_result_value(self, value: str | None, dialect: Any) -> DateRange | None:
-        if value is None:
-            return None
-        first, last = (
-            date(int(day[:-4]), int(day[-4:-2]), int(day[-2:])) if day else None
-            for day in value.split("-")
-        )
-        return DateRange(first, last)
-
-
-class DicomDate(TypeDecorator[date]):
-    """A day as DICOM writes it, PS3.5 6.2."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: date | None, dialect: Any) -> str | None:
-        return None if value is None else f"{value:%Y%m%d}"
-
-    def process_result_value(self, value: str | None, dialect: Any) -> date | None:
-        if value is None:
-            return None
-        return date(int(value[:-4]), int(value[-4:-2]), int(value[-2:]))
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """A moment: aware UTC in Python, whatever the database makes of it."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# SQLite gives out numbers by itself only in a column that is spelled INTEGER.
+# SQLite generates numbers only in a column that is spelled INTEGER.
 _Number = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -163,21 +60,21 @@ runs = Table(
     "runs",
     metadata,
     Column("number", _Number, primary_key=True),
-    # Names the lock that lives and dies with the run. Drawn at random: the number alone could
-    # come again, in a ledger that was put back from an older copy, while its first run lives.
+    # Number of the lock that is held while the run is alive. Random: in a ledger that was restored
+    # from a backup, the run's own number could come again while its first run is alive.
     Column("lock", BigInteger, nullable=False),
     Column("kind", Text, nullable=False),
     Column("started_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
-    # The cohort it works on, where it is about one.
+    # The cohort it works on, where there is one.
     Column("cohort", _Number),
-    # A person wants it to end.
+    # Its requested state is cancelled.
     Column("cancelled", Boolean, nullable=False, server_default=text("FALSE")),
-    # Since when it waits in place, because its cohort is paused.
+    # Since when it is paused, because its cohort is.
     Column("paused_at", UtcTime),
-    # What it waits for, or goes slowly for, in words for people.
+    # What it waits for, or is slowed down by, in words for people.
     Column("waits", Text),
-    # What kept it from its end.
+    # Reason code, where it ended early.
     Column("reason", Text),
     UniqueConstraint("lock"),
     sqlite_autoincrement=True,
@@ -192,11 +89,11 @@ cohorts = Table(
     Column("node", Text, nullable=False),
     Column("rows", BigInteger, nullable=False),
     Column("created_at", UtcTime, nullable=False),
-    # The series it wants, in words; empty for whole studies.
+    # The series it selects, in words; empty for whole studies.
     Column("selection", Text, nullable=False, server_default=""),
-    # No run asks for anything until a person has resumed it.
+    # The requested state of its runs is paused.
     Column("paused", Boolean, nullable=False, server_default=text("FALSE")),
-    # Where runs share a node, those of higher numbers come first.
+    # Runs of cohorts with higher numbers get the slots of a node first.
     Column("priority", Integer, nullable=False, server_default="0"),
     UniqueConstraint("name"),
     UniqueConstraint("digest", "node"),
@@ -223,9 +120,9 @@ cohort_rows = Table(
     Column("study_description", PeerText),
     Column("patient_name", PeerText),
     Column("patient_birth_date", DicomDate),
-    # Who asks for it, while its discovery has not ended.
+    # The run that discovers it, until its discovery has ended.
     Column("run", _Number),
-    # Discovery has ended for this row: it found studies, or never will.
+    # Discovery has ended: the row has found studies, or never will.
     Column("discovered", Boolean, nullable=False, server_default=text("FALSE")),
     Column("reason", Text),
     Column("near_misses", Json),
@@ -259,20 +156,20 @@ studies = Table(
     Column("run", _Number, ForeignKey(runs.c.number)),
     Column("attempt", BigInteger, nullable=False, server_default="0"),
     Column("evidence", Text),
-    # Where the PACS lists no instances: how many it counts.
+    # Instances that the PACS counts, where it lists none.
     Column("counted_instances", BigInteger),
     Column("listed_at", UtcTime),
     Column("archived_at", UtcTime),
-    # Of an archived study, whose instances are in its manifest and no longer rows here.
+    # Counts of an archived study, whose instances are in its manifest and no longer rows here.
     Column("archived_instances", BigInteger),
     Column("withheld_instances", BigInteger),
     Column("archived_bytes", BigInteger),
     # The series it was listed with, in words; empty for all. NULL while nothing is listed.
     Column("selection", PeerText),
-    # When the last run began to work on it, and when it failed last.
+    # Time of the last claim, and of the last failure.
     Column("claimed_at", UtcTime),
     Column("failed_at", UtcTime),
-    # The node whose list the instances are. NULL where there is none that has to be met.
+    # The node whose list the instances are. NULL where no list has to be retrieved.
     Column("listed_by", Text),
     UniqueConstraint("study_instance_uid"),
     CheckConstraint(_one_of("state", StudyState), "state"),
@@ -298,7 +195,7 @@ Index(
 )
 
 IS_UNFINISHED = text(f"studies.state IN ('{StudyState.PENDING}', '{StudyState.LISTED}')")
-"""Of a row of ``studies``. In words: a database uses an index of some rows for no parameters."""
+"""Condition on ``studies``, without parameters: else a database does not use a partial index."""
 Index(
     "ix_studies_unfinished",
     studies.c.reference,
@@ -312,24 +209,24 @@ row_studies = Table(
     Column("cohort", _Number, primary_key=True),
     Column("line", BigInteger, primary_key=True),
     Column("study", _Number, ForeignKey(studies.c.reference), primary_key=True),
-    # Why the cohort does not take the study, though the row found it.
+    # Reason code, where the cohort does not take a study that the row has found.
     Column("reason", Text),
     ForeignKeyConstraint(["cohort", "line"], [cohort_rows.c.cohort, cohort_rows.c.line]),
     Index("ix_row_studies_cohort_study", "cohort", "study"),
     sqlite_with_rowid=False,
 )
 
-# Of cohorts with several nodes: where a study is, or was looked for.
+# For cohorts with several nodes: the nodes that a study was found on or looked for.
 study_locations = Table(
     "study_locations",
     metadata,
     Column("study", _Number, ForeignKey(studies.c.reference), primary_key=True),
     Column("node", Text, primary_key=True),
-    # As the node has it; NULL where the study was not found there.
+    # The node's answer; NULL where the study was not found there.
     Column("patient_id", PeerText),
     Column("number_of_series", BigInteger),
     Column("number_of_instances", BigInteger),
-    # Why it could not be had from there; NULL where it may be asked for.
+    # Reason code of the failure there; NULL where the study may be retrieved from there.
     Column("reason", Text),
     sqlite_with_rowid=False,
 )
@@ -351,7 +248,7 @@ instances = Table(
     Column("version_id", Text),
     Column("warnings", Json),
     Column("rejections", BigInteger, nullable=False, server_default="0"),
-    # The node that has sent it. NULL where that was written before there could be several.
+    # The node that has sent it.
     Column("node", Text),
     CheckConstraint(_one_of("state", InstanceState), "state"),
     CheckConstraint("(state = 'rejected') = (reason IS NOT NULL)", "rejected_with_a_reason"),
@@ -374,7 +271,7 @@ manifests = Table(
 
 NO_LONGER_LISTED = "no-longer-listed"
 IS_LISTED = or_(instances.c.reason.is_(None), instances.c.reason != NO_LONGER_LISTED)
-"""Of a row of ``instances``: the PACS still lists it."""
+"""Condition on ``instances``: the PACS still lists it."""
 
 cohort_notes = Table(
     "cohort_notes",
@@ -393,7 +290,7 @@ samples = Table(
     metadata,
     Column("cohort", _Number, ForeignKey(cohorts.c.number), primary_key=True),
     Column("at", UtcTime, primary_key=True),
-    # The run that looked; NULL where nobody was at work.
+    # The run that took the sample; NULL where none was under way.
     Column("run", _Number, ForeignKey(runs.c.number)),
     Column("unasked", BigInteger, nullable=False),
     *(Column(str(state), BigInteger, nullable=False) for state in StudyState),
@@ -401,8 +298,8 @@ samples = Table(
     Column("received", BigInteger, nullable=False),
     Column("stored", BigInteger, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
-    # Whether the node might be asked then; NULL where it has no windows.
-    Column("window_open", Boolean),
+    # Whether the node's access schedule was open; NULL where it has none.
+    Column("schedule_open", Boolean),
     sqlite_with_rowid=False,
 )
 
@@ -424,7 +321,7 @@ leaky_buckets = Table(
     "leaky_buckets",
     metadata,
     Column("node", Text, primary_key=True),
-    # Seconds since 1970 by the clock that all runs share; how high the levels were then.
+    # Seconds since 1970 by the clock that all runs share, and the levels at that time.
     Column("at", Double, nullable=False),
     *(
         Column(bucket, Double, nullable=False, server_default="0")

@@ -1,15 +1,29 @@
-"""The statements that run for every study, built once: building one costs more than running it.
+"""Statements that run for every study, built once: building one costs more than running it.
 
-Parameters begin with ``b_``, so that none is taken for a column of the row.
+Each change of a state looks for the states that the tables of
+:mod:`prefect_dicom.core.transitions` allow it from. Parameters begin with ``b_``, so that none is
+taken for a column of the row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from prefect_dicom.core.model import InstanceState, StudyState
+from prefect_dicom.core.transitions import INSTANCE_TRANSITIONS, STUDY_TRANSITIONS, predecessors
 from prefect_dicom.ledger.schema import IS_LISTED, NO_LONGER_LISTED, instances, studies
 
 
@@ -22,9 +36,26 @@ def _of_key(statement: Any) -> Any:
     )
 
 
-def _in_state(*states: InstanceState) -> Any:
+def study_can_become(target: StudyState, *only: StudyState) -> ColumnElement[bool]:
+    """Condition on a row of ``studies``: its state may change to ``target``.
+
+    Parameters
+    ----------
+    *only : StudyState
+        The states that this change starts from; all that are allowed, where none is given.
+    """
+    return _in_states(studies, predecessors(STUDY_TRANSITIONS, target, *only))
+
+
+def _instance_can_become(target: InstanceState, *only: InstanceState) -> ColumnElement[bool]:
+    return _in_states(instances, predecessors(INSTANCE_TRANSITIONS, target, *only))
+
+
+def _in_states(
+    table: Table, states: Iterable[StudyState] | Iterable[InstanceState]
+) -> ColumnElement[bool]:
     # Spelled out: a list of values does not go with a batch.
-    return or_(*(instances.c.state == state for state in states))
+    return or_(*(table.c.state == state for state in states))
 
 
 _STUDIES = instances.c.study.in_(bindparam("b_studies", expanding=True))
@@ -40,7 +71,7 @@ HOLD_CLAIMS = CLAIMS.with_for_update(key_share=True)
 
 STUDY_LISTED = (
     update(studies)
-    .where(studies.c.reference == bindparam("b_study"))
+    .where(studies.c.reference == bindparam("b_study"), study_can_become(StudyState.LISTED))
     .values(
         state=StudyState.LISTED,
         evidence=bindparam("b_evidence", type_=studies.c.evidence.type),
@@ -55,7 +86,7 @@ STUDY_LISTED = (
 
 STUDY_ARCHIVED = (
     update(studies)
-    .where(studies.c.reference == bindparam("b_study"), studies.c.state == StudyState.LISTED)
+    .where(studies.c.reference == bindparam("b_study"), study_can_become(StudyState.ARCHIVED))
     .values(
         state=StudyState.ARCHIVED,
         run=None,
@@ -99,22 +130,39 @@ LISTS = select(
 EXPECT = insert(instances)
 
 EXPECT_AGAIN = _of_key(
-    update(instances).values(state=InstanceState.EXPECTED, reason=None, rejections=0)
+    update(instances)
+    .where(_instance_can_become(InstanceState.EXPECTED, InstanceState.REJECTED))
+    .values(state=InstanceState.EXPECTED, reason=None, rejections=0)
 )
 
 RETURN = _of_key(
     update(instances)
-    .where(instances.c.reason == NO_LONGER_LISTED)
+    .where(
+        instances.c.reason == NO_LONGER_LISTED,
+        _instance_can_become(InstanceState.EXPECTED, InstanceState.REJECTED),
+    )
     .values(state=InstanceState.EXPECTED, reason=None, rejections=0)
 )
 
 FORGET = _of_key(delete(instances))
 
-WITHDRAW = _of_key(update(instances).values(state=InstanceState.REJECTED, reason=NO_LONGER_LISTED))
+WITHDRAW = _of_key(
+    update(instances)
+    .where(
+        or_(
+            _instance_can_become(
+                InstanceState.REJECTED, InstanceState.RECEIVED, InstanceState.STORED
+            ),
+            # It was left out for another reason, and now for this one.
+            instances.c.state == InstanceState.REJECTED,
+        )
+    )
+    .values(state=InstanceState.REJECTED, reason=NO_LONGER_LISTED)
+)
 
 RECEIVED = _of_key(
     update(instances)
-    .where(instances.c.state == InstanceState.EXPECTED)
+    .where(_instance_can_become(InstanceState.RECEIVED))
     .values(
         state=InstanceState.RECEIVED,
         sop_class_uid=bindparam("b_sop_class_uid"),
@@ -128,13 +176,15 @@ RECEIVED = _of_key(
 
 CONFIRMED = _of_key(
     update(instances)
-    .where(_in_state(InstanceState.RECEIVED, InstanceState.STORED))
+    .where(_in_states(instances, (InstanceState.RECEIVED, InstanceState.STORED)))
     .values(node=bindparam("b_node"))
 )
 
 LOST = _of_key(
     update(instances)
-    .where(_in_state(InstanceState.RECEIVED, InstanceState.STORED))
+    .where(
+        _instance_can_become(InstanceState.EXPECTED, InstanceState.RECEIVED, InstanceState.STORED)
+    )
     .values(
         state=InstanceState.EXPECTED,
         spool_name=None,
@@ -146,14 +196,16 @@ LOST = _of_key(
 
 REJECTED = _of_key(
     update(instances)
-    .where(_in_state(InstanceState.EXPECTED, InstanceState.RECEIVED))
+    .where(
+        _instance_can_become(InstanceState.REJECTED, InstanceState.EXPECTED, InstanceState.RECEIVED)
+    )
     .values(state=InstanceState.REJECTED, reason=bindparam("b_reason"))
 )
 
 STORED = _of_key(
     update(instances)
     .where(
-        instances.c.state == InstanceState.RECEIVED,
+        _instance_can_become(InstanceState.STORED),
         instances.c.sha256 == bindparam("b_sha256"),
     )
     .values(

@@ -1,4 +1,4 @@
-"""Studies: how far each has come, and its ends."""
+"""Studies: their states, and how they end as archived or failed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    Select,
-    and_,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, insert, select, update
 
 from prefect_dicom.core.errors import LedgerError
 from prefect_dicom.core.failover import choose_node, combined_reason
-from prefect_dicom.core.model import (
-    Evidence,
-    Study,
-    StudyReference,
-    StudyState,
-)
+from prefect_dicom.core.model import Evidence, Study, StudyReference, StudyState
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.database import LIST_SIZE, Database, slices, utc_now
@@ -39,20 +24,9 @@ from prefect_dicom.ledger.queries import (
     study_of,
     taken_by,
 )
-from prefect_dicom.ledger.records import (
-    Claim,
-    StudyRecord,
-)
-from prefect_dicom.ledger.schema import (
-    IS_UNFINISHED,
-    manifests,
-    row_studies,
-    studies,
-)
-from prefect_dicom.ledger.study_counts import (
-    count_instances,
-    counts_of,
-)
+from prefect_dicom.ledger.records import Claim, StudyRecord
+from prefect_dicom.ledger.schema import IS_UNFINISHED, manifests, row_studies, studies
+from prefect_dicom.ledger.study_counts import count_instances, counts_of
 from prefect_dicom.ledger.study_locations import (
     read_study_locations,
     record_failed_at,
@@ -61,19 +35,19 @@ from prefect_dicom.ledger.study_locations import (
 
 
 class Studies:
-    """Studies of all cohorts, each once."""
+    """The studies of all cohorts, each kept once."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @translate_database_errors
     def get(self, reference: StudyReference) -> StudyRecord | None:
-        """The study with this reference, or None."""
+        """Return the study with this reference, or None."""
         return self._one_study(studies.c.reference == reference)
 
     @translate_database_errors
     def find(self, study_instance_uid: str) -> StudyRecord | None:
-        """The study with this StudyInstanceUID, or None."""
+        """Return the study with this StudyInstanceUID, or None."""
         return self._one_study(studies.c.study_instance_uid == study_instance_uid)
 
     def _one_study(self, condition: ColumnElement[bool]) -> StudyRecord | None:
@@ -82,7 +56,7 @@ class Studies:
             return next(iter(study_records(self._database, connection, rows)), None)
 
     def of_cohort(self, cohort: int) -> Iterator[StudyRecord]:
-        """Every study that a cohort takes, by reference, in pages."""
+        """Yield every study that a cohort takes, by reference, in pages."""
         reference = 0
         while page := self._study_page(cohort, reference, PAGE_SIZE):
             yield from page
@@ -92,10 +66,10 @@ class Studies:
     def to_pull(
         self, cohort: int, after: StudyReference = 0, limit: int = 1000
     ) -> list[StudyRecord]:
-        """The next unfinished studies of a cohort, by reference; claimed ones are among them.
+        """Return the next unfinished studies of a cohort, by reference, claimed ones too.
 
-        Those that are listed with other series than the cohort wants are not, and neither are
-        those beyond its maximum.
+        Studies that were listed with other series than the cohort selects are left out, and so
+        are those beyond its maximum per patient.
         """
         return self._study_page(cohort, after, limit, unfinished=True)
 
@@ -112,7 +86,7 @@ class Studies:
         with self._database.read() as connection:
             while len(chosen) < limit:
                 if unfinished:
-                    # Past those that are done, of whichever cohort, at one step.
+                    # Skip finished studies, of all cohorts, in one step.
                     following = connection.execute(
                         select(func.min(studies.c.reference)).where(
                             IS_UNFINISHED, studies.c.reference > after
@@ -121,7 +95,7 @@ class Studies:
                     if following is None:
                         break
                     after = following - 1
-                # By the index of the links alone, whatever else the ledger holds.
+                # By the index of the links alone, however large the ledger is.
                 references = (
                     connection.execute(
                         select(row_studies.c.study)
@@ -155,7 +129,7 @@ class Studies:
         Parameters
         ----------
         selection : str, optional
-            As for :meth:`claim`.
+            As for :meth:`~prefect_dicom.ledger.claims.Claims.acquire`.
         """
         found: dict[StudyReference, int | None] = {}
         columns = (studies.c.reference, studies.c.run)
@@ -172,7 +146,7 @@ class Studies:
 
     @translate_database_errors
     def slowest(self, cohort: int, most: int) -> list[StudyRecord]:
-        """The archived studies between whose last claim and end the most time lies."""
+        """Return the archived studies that took longest from their last claim to their end."""
         claimed, archived = studies.c.claimed_at, studies.c.archived_at
         if self._database.is_sqlite:
             took = func.julianday(archived) - func.julianday(claimed)
@@ -193,7 +167,7 @@ class Studies:
 
     @translate_database_errors
     def latest_failures(self, cohort: int, most_each: int) -> list[StudyRecord]:
-        """The studies that failed, no more than so many for each reason: the latest of them."""
+        """Return the latest failed studies, at most ``most_each`` for each reason."""
         newest_first = studies.c.failed_at.desc(), studies.c.reference
         rank = func.row_number().over(partition_by=studies.c.reason, order_by=newest_first)
         failed = (
@@ -209,28 +183,26 @@ class Studies:
         )
         return self._records(query)
 
-    def _records(self, query: Select) -> list[StudyRecord]:
+    def _records(self, query: Select[Any]) -> list[StudyRecord]:
         with self._database.read() as connection:
             return study_records(self._database, connection, connection.execute(query).all())
 
     @translate_database_errors
     def record_found(self, claim: Claim, study: Study) -> Claim:
-        """The claim's node has the study too, of which that was not known; the claim with it."""
+        """Record that the claim's node has the study; return the claim with the node's answer."""
         with self._database.write() as connection:
             self._database.require_claims(connection, [claim])
-            record_found_at(
-                connection, self._database.insert, [(claim.reference, claim.node, study)]
-            )
-            told = {
+            record_found_at(self._database, connection, [(claim.reference, claim.node, study)])
+            attributes = {
                 name: getattr(study, name)
                 for name in ("patient_id", "number_of_series", "number_of_instances")
             }
             connection.execute(
                 update(studies)
                 .where(studies.c.reference == claim.reference)
-                .values(node=claim.node, **told)
+                .values(node=claim.node, **attributes)
             )
-        return replace(claim, study=replace(claim.study, **told), is_found=True)
+        return replace(claim, study=replace(claim.study, **attributes), is_found=True)
 
     @translate_database_errors
     def record_archived(
@@ -244,31 +216,30 @@ class Studies:
         rebuilt: bool = False,
         evidence: Evidence | None = None,
     ) -> None:
-        """The manifest is in the archive: the study is archived and the claim given up.
+        """Record that the manifest is in the archive: the study is archived, the claim released.
 
-        The ledger keeps the manifest and forgets the instances, but for those that were stored
-        and left the PACS's list afterwards: only it still knows their objects.
+        The ledger keeps the manifest and deletes the instances, except those that were stored
+        and left the PACS's list afterwards: nothing else knows their objects.
 
         Parameters
         ----------
         manifest : bytes
-            As it is in the archive.
+            The manifest as it is in the archive.
         instances, withheld : int
-            How many it names and how many it says are left out.
+            How many instances it names, and how many it says are left out.
         size_bytes : int
-            Of the instances it names.
+            Size of the instances it names.
         rebuilt : bool
-            It is from the time of another ledger: that it speaks of as many instances as are
-            listed is enough, they need not have been stored by this one.
+            The manifest was written under another ledger: its counts have to agree with the
+            list, but this ledger need not have stored the instances.
         evidence : Evidence, optional
-            What the manifest says its completeness was judged by, where that is not what the
-            study was listed with.
+            The evidence in the manifest, where it is not that of the list.
 
         Raises
         ------
         LedgerError
-            ``instances-missing`` where the ledger does not know exactly as many as stored and
-            as rejected; nothing is written then.
+            ``instances-missing`` where the counts of stored and rejected instances differ from
+            those of the manifest; nothing is written then.
         """
         reference = claim.reference
         with self._database.write() as connection:
@@ -306,24 +277,24 @@ class Studies:
     def record_failed(
         self, claim: Claim, code: str, detail: str = "", nodes: Sequence[str] = ()
     ) -> bool:
-        """The study has failed, and the claim is given up; its instances stay as they are.
+        """Record the failure of a study and release the claim; its instances stay as they are.
 
-        Where its cohort has several nodes and one of them is left that may have it, it has failed
-        at the claim's node only, and is pending again.
+        Where the cohort has another node that may have the study, it has failed at the claim's
+        node only, and becomes pending.
 
         Parameters
         ----------
         code : str
-            A code of :mod:`prefect_dicom.core.reasons`; it carries the disposition.
+            A code of :mod:`prefect_dicom.core.reasons`.
         detail : str
-            What the peer said, perhaps; it stays in the ledger.
+            Text of the peer, perhaps; it stays in the ledger.
         nodes : sequence of str
-            Those of the cohort, in its order.
+            The nodes of the cohort, in its order.
 
         Returns
         -------
         bool
-            Whether it has failed; False where it is pending.
+            True where the study has failed, False where it is pending.
         """
         reason_for(code)
         reference = claim.reference
@@ -336,22 +307,29 @@ class Studies:
                 "failed_at": utc_now(),
             }
             if len(nodes) > 1 and reason_for(code).failover:
-                record_failed_at(connection, self._database.insert, reference, claim.node, code)
-                its_locations = read_study_locations(connection, [reference])[reference]
-                if choose_node(nodes, its_locations) is not None:
+                record_failed_at(self._database, connection, reference, claim.node, code)
+                locations = read_study_locations(connection, [reference])[reference]
+                if choose_node(nodes, locations) is not None:
                     values = {"state": StudyState.PENDING}
                 else:
-                    values["reason"] = combined_reason(nodes, its_locations)
+                    values["reason"] = combined_reason(nodes, locations)
                 if code == "study-gone":
-                    # What it listed once nobody has to have any more.
+                    # Its old list is no longer what has to be retrieved.
                     connection.execute(
                         update(studies)
                         .where(studies.c.reference == reference, studies.c.listed_by == claim.node)
                         .values(listed_by=None, counted_instances=None)
                     )
-            connection.execute(
-                update(studies).where(studies.c.reference == reference).values(run=None, **values)
-            )
+            changed = connection.execute(
+                update(studies)
+                .where(
+                    studies.c.reference == reference,
+                    statements.study_can_become(values["state"], *UNFINISHED),
+                )
+                .values(run=None, **values)
+            ).rowcount
+            if not changed:
+                raise RuntimeError(f"a claimed study cannot become {values['state']}")
         return values["state"] is StudyState.FAILED
 
 

@@ -1,4 +1,4 @@
-"""Instances of studies, counted by their state."""
+"""Counts of the instances of studies, by state."""
 
 from __future__ import annotations
 
@@ -6,23 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Row,
-)
+from sqlalchemy import Connection, Row
 
-from prefect_dicom.core.model import (
-    InstanceState,
-    StudyReference,
-    StudyState,
-)
+from prefect_dicom.core.model import InstanceState, StudyReference, StudyState
 from prefect_dicom.ledger import statements
 from prefect_dicom.ledger.database import slices
 
 
 @dataclass(slots=True)
 class StudyCounts:
-    """Instances of one study, counted."""
+    """Counts of the instances of one study; ``size_bytes`` is of the stored ones."""
 
     expected: int = 0
     received: int = 0
@@ -48,7 +41,7 @@ def count_instances(
 def counts_of(
     connection: Connection, rows: Sequence[Row[Any]]
 ) -> dict[StudyReference, StudyCounts]:
-    """The figures of studies: those written down of archived ones, counted of the others."""
+    """Return the counts of studies: recorded ones of archived studies, counted ones of others."""
     figures: dict[StudyReference, StudyCounts] = {}
     unfinished: dict[StudyReference, None] = {}
     for row in rows:
@@ -64,12 +57,13 @@ def counts_of(
     figures.update(count_instances(connection, unfinished))
     for row in rows:
         if row.reference in unfinished and row.counted_instances is not None:
-            its = figures[row.reference]
-            its.expected = max(its.expected, row.counted_instances)
+            counts = figures[row.reference]
+            counts.expected = max(counts.expected, row.counted_instances)
     return figures
 
 
 def add_instances(figures: StudyCounts, state: str, count: int, size_bytes: int) -> None:
+    """Add instances in one state to the counts."""
     figures.expected += count
     if state == InstanceState.RECEIVED:
         figures.received += count

@@ -6,33 +6,23 @@ Kept for cohorts that have several nodes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    select,
-)
+from sqlalchemy import Connection, select
 
-from prefect_dicom.core.model import (
-    Study,
-    StudyReference,
-)
+from prefect_dicom.core.model import Study, StudyReference
 from prefect_dicom.ledger.database import Database, slices
 from prefect_dicom.ledger.errors import translate_database_errors
-from prefect_dicom.ledger.records import (
-    StudyLocation,
-)
-from prefect_dicom.ledger.schema import (
-    study_locations,
-)
+from prefect_dicom.ledger.records import StudyLocation
+from prefect_dicom.ledger.schema import study_locations
 
-StudyLocations = Mapping[str, StudyLocation]
+LocationsByNode = Mapping[str, StudyLocation]
 """The locations of one study by node."""
 
 
-class StudyLocationTable:
-    """Where studies can be retrieved from."""
+class StudyLocations:
+    """The nodes that studies can be retrieved from."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -41,7 +31,7 @@ class StudyLocationTable:
     def of_studies(
         self, references: Iterable[StudyReference]
     ) -> dict[StudyReference, dict[str, StudyLocation]]:
-        """Of studies of cohorts with several nodes: by node, whether it can be had from there."""
+        """Return the locations of each study, by node; only cohorts with several nodes have any."""
         known: dict[StudyReference, dict[str, StudyLocation]] = {}
         with self._database.read() as connection:
             for piece in slices(references):
@@ -52,7 +42,7 @@ class StudyLocationTable:
 def read_study_locations(
     connection: Connection, references: Sequence[StudyReference]
 ) -> dict[StudyReference, dict[str, StudyLocation]]:
-    """The copies of each study, by node; as many studies as go into one statement."""
+    """Return the locations of each study, by node; as many studies as fit into one statement."""
     found: dict[StudyReference, dict[str, StudyLocation]] = defaultdict(dict)
     for row in connection.execute(
         select(study_locations).where(study_locations.c.study.in_(references))
@@ -66,8 +56,8 @@ def read_study_locations(
     return found
 
 
-def study_at(connection: Connection, reference: StudyReference, node: str) -> Mapping | None:
-    """What a node told of a study that it has: patient and counts; None where it was not found."""
+def study_at(connection: Connection, reference: StudyReference, node: str) -> dict[str, Any] | None:
+    """Return PatientID and counts of a study at a node; None where it was not found there."""
     row = connection.execute(
         select(
             study_locations.c.patient_id,
@@ -79,15 +69,15 @@ def study_at(connection: Connection, reference: StudyReference, node: str) -> Ma
             study_locations.c.patient_id.is_not(None),
         )
     ).first()
-    return None if row is None else row._mapping
+    return None if row is None else row._asdict()
 
 
 def record_found_at(
+    database: Database,
     connection: Connection,
-    upsert: Callable[..., Any],
     found: Iterable[tuple[StudyReference, str, Study]],
 ) -> None:
-    """A node has a study. That it could not be had from there before stays on record."""
+    """Record that nodes have studies. The reason of an earlier failure there is kept."""
     rows = {
         (reference, node): {
             "study": reference,
@@ -100,26 +90,26 @@ def record_found_at(
     }
     if not rows:
         return
-    statement = upsert(study_locations)
-    told = ("patient_id", "number_of_series", "number_of_instances")
+    statement = database.insert(study_locations)
+    attributes = ("patient_id", "number_of_series", "number_of_instances")
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=[study_locations.c.study, study_locations.c.node],
-            set_={name: statement.excluded[name] for name in told},
+            set_={name: statement.excluded[name] for name in attributes},
         ),
         [rows[key] for key in sorted(rows)],
     )
 
 
 def record_failed_at(
+    database: Database,
     connection: Connection,
-    upsert: Callable[..., Any],
     reference: StudyReference,
     node: str,
     reason: str,
 ) -> None:
-    """A study could not be had from a node."""
-    statement = upsert(study_locations).values(study=reference, node=node, reason=reason)
+    """Record why a study could not be retrieved from a node."""
+    statement = database.insert(study_locations).values(study=reference, node=node, reason=reason)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=[study_locations.c.study, study_locations.c.node],

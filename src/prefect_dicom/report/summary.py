@@ -84,7 +84,7 @@ class Stretch:
     """Rows that were queried."""
     done: float
     """Increment of the finished fraction of the cohort."""
-    window_open: bool
+    schedule_open: bool
 
     @property
     def seconds(self) -> float:
@@ -241,7 +241,7 @@ class CohortSummary:
             for at, until, is_open in windows(self.schedule, begin, self.at)
             if is_open
         )
-        used = sum(s.seconds for s in self.stretches if s.worked and s.window_open)
+        used = sum(s.seconds for s in self.stretches if s.worked and s.schedule_open)
         return opened, min(used, opened)
 
     @property
@@ -335,7 +335,7 @@ def _stretches(
     samples: Sequence[Sample], rows: int, schedule: AccessSchedule | None
 ) -> Iterator[Stretch]:
     for before, after in zip(samples, samples[1:], strict=False):
-        is_open = after.window_open
+        is_open = after.schedule_open
         if is_open is None:
             is_open = schedule is None or not schedule_state(schedule, before.at).closed
         # During discovery the number of studies grows, which says nothing of the pace.
@@ -349,7 +349,7 @@ def _stretches(
             studies=max(0, _ended(after) - _ended(before)),
             rows=max(0, before.unasked - after.unasked),
             done=max(0.0, _fraction(after, rows) - _fraction(before, rows)) if pulled else 0.0,
-            window_open=is_open,
+            schedule_open=is_open,
         )
 
 

@@ -194,7 +194,7 @@ class Listing:
             raise PacsError("study-offline", f"{answer.offline} series")
         if not answer.evidence.satisfies(self._weakest):
             raise PacsError("evidence-too-weak")
-        if fresh and _instance_count(answer) < task.claim.told_elsewhere:
+        if fresh and _instance_count(answer) < task.claim.counted_elsewhere:
             raise PacsError("copy-incomplete")
         answer = self._of_selection(task, answer)
         if fresh and task.claim.listed_by not in (None, task.claim.node):
@@ -260,7 +260,7 @@ class Listing:
             if task.reference in lists
             # What is compared with another node's list is listed by itself.
             and task.claim.listed_by in (None, task.claim.node)
-            and task.claim.told_elsewhere <= len(lists[task.reference].instances)
+            and task.claim.counted_elsewhere <= len(lists[task.reference].instances)
         ]
         changes = self._ledger.instances.record_lists(
             [

@@ -546,7 +546,7 @@ class Plan:
             self.ledger.progress.record_sample(
                 self.cohort.number,
                 self.run,
-                window_open=None if schedule is None else not schedule_state(schedule, at).closed,
+                schedule_open=None if schedule is None else not schedule_state(schedule, at).closed,
                 least_seconds=0 if now else _SAMPLE_SECONDS,
                 at=at,
             )

@@ -196,13 +196,13 @@ class Pull(Plan):
             known = self.ledger.study_locations.of_studies(record.reference for record in page)
             disabled = [each for each in nodes if self.admission(each).disabled_for]
             for record in page:
-                copies = known.get(record.reference, {})
-                if all(each in copies and copies[each].reason is not None for each in nodes):
+                locations = known.get(record.reference, {})
+                if all(each in locations and locations[each].reason is not None for each in nodes):
                     # Another cohort has tried them all for it; this one has not.
-                    copies = {}
-                if choose_node(nodes, copies, disabled) == node:
-                    copy = copies.get(node)
-                    yield record.reference, node, copy and copy.number_of_instances
+                    locations = {}
+                if choose_node(nodes, locations, disabled) == node:
+                    location = locations.get(node)
+                    yield record.reference, node, location and location.number_of_instances
             after = page[-1].reference
 
     def retrieve(self, chunk: Chunk) -> int:
@@ -230,7 +230,7 @@ class Pull(Plan):
                 return 0
             with self._asking(chunk.node) as requestor:
                 retrieval = self._retrieval(chunk.node, requestor)
-                claims = [*filter(None, (self._find_copy(requestor, claim) for claim in claims))]
+                claims = [*filter(None, (self._find_at_node(requestor, claim) for claim in claims))]
                 claimed = [StudyTask(claim) for claim in claims]
                 listed = self._list_together(retrieval, claimed)
                 manifests = self._held_manifests(claimed)
@@ -248,7 +248,7 @@ class Pull(Plan):
             self._tasks.update((task.reference, task) for task in tasks)
         return len(claims)
 
-    def _find_copy(self, requestor: Requestor, claim: Claim) -> Claim | None:
+    def _find_at_node(self, requestor: Requestor, claim: Claim) -> Claim | None:
         """The claim, where its node has the study: it may be asked because another has failed."""
         if claim.is_found:
             return claim
@@ -353,7 +353,7 @@ class Pull(Plan):
     def _archived_before(self, task: StudyTask, held: Future[bytes | None]) -> bool:
         """Whether the archive holds exactly the listed instances and says so.
 
-        The ledger was lost, or an older copy of it was put in its place.
+        The ledger was lost, or an older backup of it was put in its place.
 
         Raises
         ------
@@ -505,11 +505,11 @@ class Pull(Plan):
             or not reason_for(task.failure).failover
         ):
             return False
-        copies = dict(
+        locations = dict(
             self.ledger.study_locations.of_studies([task.reference]).get(task.reference, {})
         )
-        copies[task.claim.node] = StudyLocation(task.claim.node, reason=task.failure)
-        return choose_node(self.cohort.nodes, copies) is not None
+        locations[task.claim.node] = StudyLocation(task.claim.node, reason=task.failure)
+        return choose_node(self.cohort.nodes, locations) is not None
 
     def _fetch_and_upload(self, retrieval: Retrieval, task: StudyTask) -> None:
         retrieval.fetch([task])
