@@ -37,7 +37,7 @@ pytestmark = pytest.mark.campaign("concurrency")
 KEY = InstanceKey("1.2.3.4", "1.2.3.4.1")
 SHA256 = "ab" * 32
 
-# Claims all studies, says so, and lives until it is killed or told to go on.
+# Claims all studies, says so, and lives until it is killed or may go on.
 _HOLDER = """
 import json, sys
 from prefect_dicom.ledger import Ledger

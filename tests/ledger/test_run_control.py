@@ -72,14 +72,14 @@ def test_a_cancellation_is_for_the_runs_that_are_under_way(ledger, url, cohort, 
     assert ledger.run_control.cancel(cohort) == []
 
 
-def test_who_is_told_to_end_does_not_wait_to_be_resumed(ledger, cohort):
+def test_a_cancelled_run_does_not_wait_to_be_resumed(ledger, cohort):
     with ledger.runs.begin("pull", cohort) as run:
         ledger.run_control.pause(cohort)
         ledger.run_control.cancel(cohort)
         assert ledger.run_control.requested_state(run) is RequestedState.CANCELLED
 
 
-def test_a_run_about_no_cohort_is_not_told_anything(ledger, cohort):
+def test_the_requested_state_of_a_run_without_a_cohort_is_running(ledger, cohort):
     with ledger.runs.begin("doctor") as run:
         ledger.run_control.pause(cohort)
         assert ledger.run_control.cancel(cohort) == []
