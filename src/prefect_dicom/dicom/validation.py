@@ -1,9 +1,9 @@
-"""Is an object what was asked for, and whole? Findings, not exceptions; nothing is changed.
+"""Validation of a received instance: the requested one, and complete? Returns findings.
 
-Everything is judged by element headers (:mod:`prefect_dicom.dicom.part10`): declared lengths
+Everything is checked by element headers (:mod:`prefect_dicom.dicom.part10`): declared lengths
 against the bytes that are there, the length of the pixel data against the image's own figures
 (PS3.3 C.7.6.3), UIDs and PatientID against what the PACS listed. Pixels are not decoded; a
-changed bit in them is guarded by the SHA-256 taken on arrival, not by this.
+changed bit in them is detected by the SHA-256 taken on arrival, not here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from pydicom.charset import convert_encodings, decode_bytes, python_encoding
-from pydicom.uid import UID, UID_dictionary
+from pydicom.uid import UID, UID_dictionary  # type: ignore[attr-defined]  # not in __all__
 
 from prefect_dicom.core.model import Identity, InstanceKey
 from prefect_dicom.core.reasons import REASONS, Consequence
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.dicom.part10 import PixelData, Scan, Structure
+from prefect_dicom.dicom.part10 import Scan
+from prefect_dicom.dicom.structure import PixelData, Structure
 
 _GRAVEST_FIRST = [
     code
@@ -234,21 +235,15 @@ _MULTI_COMPONENT_OR_VIDEO = (
 
 
 def _native_length(structure: Structure) -> int | None:
-    """Bytes of pixel data as the header has them; None where a figure is missing."""
-    figures = (
-        structure.rows,
-        structure.columns,
-        structure.samples_per_pixel,
-        structure.bits_allocated,
-        structure.number_of_frames,
-    )
-    if None in figures:
+    """Return the bytes of native pixel data by the header; None if an attribute is missing."""
+    rows, columns, frames = structure.rows, structure.columns, structure.number_of_frames
+    samples, bits = structure.samples_per_pixel, structure.bits_allocated
+    if rows is None or columns is None or samples is None or bits is None or frames is None:
         return None
-    rows, columns, samples, bits, frames = figures
     # Two pixels share their chrominance: PS3.3 C.7.6.3.1.2.
     shared = {"YBR_FULL_422": 2, "YBR_PARTIAL_422": 2, "YBR_PARTIAL_420": 1.5}
-    samples = shared.get(structure.photometric_interpretation or "", samples)
-    return -(-int(rows * columns * samples * bits * frames) // 8)
+    stored = shared.get(structure.photometric_interpretation or "", samples)
+    return -(-int(rows * columns * stored * bits * frames) // 8)
 
 
 def _has_a_fragment_for_each_frame(
@@ -262,7 +257,7 @@ def _has_a_fragment_for_each_frame(
 
 
 def _encapsulates(transfer_syntax_uid: str) -> bool | None:
-    """Whether pixel data in this syntax is encapsulated, PS3.5 A.4; None if nobody knows."""
+    """Whether pixel data in this syntax is encapsulated, PS3.5 A.4; None if unknown."""
     if transfer_syntax_uid in _NEWER_THAN_PYDICOM:
         return True
     if UID_dictionary.get(transfer_syntax_uid, ("", ""))[1] != "Transfer Syntax":
@@ -271,7 +266,7 @@ def _encapsulates(transfer_syntax_uid: str) -> bool | None:
 
 
 def _should_be_an_image(identity: Identity, structure: Structure) -> bool:
-    """Whether pixel data is missed: an image without any is one that was cut between elements."""
+    """Whether pixel data is missing: an image without it was cut between elements."""
     if structure.has_pixel_data_provider or structure.has_spectroscopy_data:
         return False
     if "Image Storage" in UID_dictionary.get(identity.sop_class_uid or "", ("",))[0]:

@@ -257,7 +257,7 @@ def _check_free(record: InstanceRecord, entry: Quarantined) -> None:
 
 def _name_of_uid(uid: str | None) -> str | None:
     """A UID of the standard by its name; of others it is not for everybody to read."""
-    from pydicom.uid import UID_dictionary
+    from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]  # not in __all__
 
     if uid is None:
         return None
