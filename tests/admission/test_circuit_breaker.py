@@ -362,7 +362,7 @@ def test_a_study_that_has_gone_since_it_was_listed_is_told_so_and_never_asked_fo
             pacs.holdings.remove(stored.sop_instance_uid)
 
     script = [
-        Behaviour("archive.mutate", change=delete, level="IMAGE", times=1, study=gone),
+        Behaviour("pacs.mutate", change=delete, level="IMAGE", times=1, study=gone),
         Behaviour("move.zero_counts", status=0xC000, study=gone),
     ]
     with around(objects, script=script, node={"limits": {"chunk_studies": 1}}) as place:

@@ -223,7 +223,7 @@ def _standing_after(place: Place, moment: float) -> int:
 
 def _counts(place: Place) -> list[tuple[float, int]]:
     counts, standing = [], 0
-    for change in sorted(place.pacs.comings_and_goings, key=lambda change: change.at):
+    for change in sorted(place.pacs.association_changes, key=lambda change: change.at):
         standing += change.by
         counts.append((change.at, standing))
     return counts

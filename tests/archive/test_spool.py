@@ -157,7 +157,7 @@ def use_up_names(disk: Path, *, but: int) -> list[Path]:
 @pytest.mark.parametrize("retrieve", subset(METHODS, ["c-move"]))
 def test_a_quarantine_without_room_is_told_to_the_sender(tmp_path, retrieve):
     stranger = list(tiny_instances(1, seed=7, side=_SIDE))
-    script = [Behaviour("store.unsolicited", objects=stranger)]
+    script = [Behaviour("store.unsolicited", extra=stranger)]
     with on_a_disk(tmp_path, retrieve, inodes=64, script=script) as place, standing_by(place):
         # Enough for the stranger's part, and none for its note.
         names = use_up_names(disk_of(place), but=1)

@@ -18,7 +18,7 @@ from prefect_dicom.archive.verification import verify_cohort
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.model import Level
 from prefect_dicom.core.uids import manifest_key, object_key
-from prefect_dicom.testing.generate import tiny_instances
+from prefect_dicom.testing.tiny import tiny_instances
 from tests.support.s3_server import S3Server
 from tests.support.sites import Place, credentials, site_around
 

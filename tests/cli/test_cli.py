@@ -20,7 +20,7 @@ from prefect_dicom.ledger import Totals
 from prefect_dicom.report import finished_fraction, next_count
 from prefect_dicom.run.progress import Pace, format_progress
 from prefect_dicom.testing import Behaviour
-from prefect_dicom.testing.generate import tiny_instances
+from prefect_dicom.testing.tiny import tiny_instances
 from tests.support.campaign import only_in
 from tests.support.commands import CommandLine
 from tests.support.sites import site_around, until

@@ -129,7 +129,7 @@ def test_only_the_manifest_of_a_part_is_of_a_version_that_older_software_refuses
 
 
 def test_other_series_that_arrive_are_kept_apart_as_not_requested(tmp_path, standing, method):
-    script = [Behaviour("store.unsolicited", objects=[*SCOUT, *REPORT], times=1)]
+    script = [Behaviour("store.unsolicited", extra=[*SCOUT, *REPORT], times=1)]
     with site(tmp_path, method, script, standing) as place:
         assert pull(place) == [("archived", "all-archived")]
         assert objects_in_the_archive(place) == uids([*AXIAL, *PLAIN])
@@ -162,7 +162,7 @@ def test_a_wanted_series_that_comes_to_the_study_meanwhile_is_fetched_and_an_unw
         for stored in (*more, *other):
             pacs.holdings.add(stored)
 
-    script = [Behaviour("archive.mutate", level="IMAGE", change=grow, times=1)]
+    script = [Behaviour("pacs.mutate", level="IMAGE", change=grow, times=1)]
     with site(tmp_path, method, script, standing) as place:
         assert pull(place) == [("archived", "all-archived")]
         assert objects_in_the_archive(place) == uids([*AXIAL, *PLAIN, *more])
@@ -209,7 +209,7 @@ def test_series_that_turn_out_undecided_when_a_study_is_listed_are_not_guessed(t
     mute = Behaviour("find.omit_keys", keys=["SeriesDescription"])
     script = [
         Behaviour(
-            "archive.mutate", level="IMAGE", change=lambda pacs: pacs.script.append(mute), times=1
+            "pacs.mutate", level="IMAGE", change=lambda pacs: pacs.script.append(mute), times=1
         )
     ]
     with site(tmp_path, script=script) as place:
@@ -364,7 +364,7 @@ NOT_MET = {
 def test_a_run_that_was_killed_anywhere_goes_on_with_its_selection(tmp_path, point):
     folder = tmp_path / "site"
     folder.mkdir()
-    script = [Behaviour("store.unsolicited", objects=REPORT)]
+    script = [Behaviour("store.unsolicited", extra=REPORT)]
     with site(folder, script=script) as place:
         (folder / "list.csv").write_text("PatientID\nP1\nP2\n")
         cohort = folder / "cohort.yaml"

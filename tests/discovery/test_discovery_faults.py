@@ -967,7 +967,7 @@ CASES = [
     Case(
         "F1F",
         "an instance more after the list was read",
-        knobs("archive.mutate", change=add_an_instance, times=1),
+        knobs("pacs.mutate", change=add_an_instance, times=1),
         BY_ACCESSION,
         ARCHIVED,
         partial(counted, instances=3),
@@ -975,7 +975,7 @@ CASES = [
     Case(
         "F1F",
         "an instance less after the list was read",
-        knobs("archive.mutate", change=remove_one, times=1),
+        knobs("pacs.mutate", change=remove_one, times=1),
         BY_ACCESSION,
         ARCHIVED,
         partial(counted, instances=1),
@@ -983,7 +983,7 @@ CASES = [
     Case(
         "F1F",
         "a study that changes for ever",
-        knobs("archive.mutate", change="change"),
+        knobs("pacs.mutate", change="change"),
         BY_ACCESSION,
         ("partial", "study-changed"),
     ),

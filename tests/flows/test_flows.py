@@ -280,7 +280,7 @@ def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypat
 def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path, logged):
     a, b, c = ([stored] for stored in tiny_instances(3, instances=1))
     rejects = [Behaviour("assoc.reject", result=1, source=1, reason=7)]
-    corrupt = [Behaviour("archive.corrupt", study=a[0].study_instance_uid)]
+    corrupt = [Behaviour("pacs.corrupt", study=a[0].study_instance_uid)]
     rows = [{"StudyInstanceUID": each[0].study_instance_uid} for each in (a, b, c)]
     with two_nodes(tmp_path, [*a, *b], [*a, *c], faulty_main=corrupt) as two:
         # One study fails on the first node, one is on the second alone.

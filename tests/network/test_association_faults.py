@@ -25,7 +25,7 @@ from prefect_dicom.network import requestor
 from prefect_dicom.operations.doctor import examine
 from prefect_dicom.run.steps import work_through
 from prefect_dicom.testing import Behaviour, tiny_instances
-from prefect_dicom.testing.associating import ASSOCIATIONS
+from prefect_dicom.testing.knobs_association import ASSOCIATION_KNOBS
 from tests.support.campaign import subset
 from tests.support.peers import free_port
 from tests.support.sites import Place, site_around
@@ -169,7 +169,7 @@ CASES = [
 def test_every_knob_of_associations_is_in_a_table():
     used = {name for case in CASES for name, _ in case.knobs}
     used |= {"assoc.reject", "assoc.abort", "assoc.no_roles"}
-    assert used == {row[0] for row in ASSOCIATIONS}
+    assert used == {knob.name for knob in ASSOCIATION_KNOBS}
 
 
 # ------------------------------------------------------------------------------- the reaction

@@ -20,7 +20,8 @@ from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.operations import doctor
 from prefect_dicom.operations.doctor import Finding, entries_for_the_pacs, examine
 from prefect_dicom.testing import Behaviour
-from prefect_dicom.testing.generate import generate_cohort, tiny_instances
+from prefect_dicom.testing.generate import generate_cohort
+from prefect_dicom.testing.tiny import tiny_instances
 from tests.support import peers
 from tests.support.commands import CommandLine
 from tests.support.s3_server import S3Server

@@ -39,7 +39,8 @@ from prefect_dicom.ledger import Ledger, RebuildOutcome
 from prefect_dicom.operations.rebuild import RebuiltStudy, rebuild_ledger
 from prefect_dicom.run.progress import counting_shown
 from prefect_dicom.run.steps import open_pull, work_through
-from prefect_dicom.testing.generate import tiny_instances, uid
+from prefect_dicom.testing.generate import uid
+from prefect_dicom.testing.tiny import tiny_instances
 from tests.support.campaign import subset
 from tests.support.commands import CommandLine
 from tests.support.postgres import ledger_url as new_ledger_url

@@ -255,7 +255,7 @@ CASES = [
     ),
     Case(
         "one has failed on the PACS",
-        [NO_LIST, NO_COUNTS, ("archive.corrupt", {"study": UID})],
+        [NO_LIST, NO_COUNTS, ("pacs.corrupt", {"study": UID})],
         BY_SUBOPERATIONS,
         UNKNOWN,
         BY_SUBOPERATIONS,
@@ -396,7 +396,7 @@ def test_a_study_that_grew_meanwhile_is_asked_for_again(knobs, around):
     late, *early = LARGE
     script = [
         *scripted([NO_LIST, *knobs]),
-        Behaviour("archive.mutate", change=adds(late), level="SERIES", times=1),
+        Behaviour("pacs.mutate", change=adds(late), level="SERIES", times=1),
     ]
     accepted = {"evidence": "suboperation-counts"}
     if knobs:
@@ -412,7 +412,7 @@ def test_a_study_that_grew_meanwhile_is_asked_for_again(knobs, around):
 
 def test_what_comes_of_a_series_that_is_not_listed_is_not_requested(around):
     stranger = changed(LARGE[0], SeriesInstanceUID="1.2.3.4.5", SOPInstanceUID="1.2.3.4.5.6")
-    script = [*scripted([NO_LIST]), Behaviour("store.unsolicited", objects=[stranger], study=UID)]
+    script = [*scripted([NO_LIST]), Behaviour("store.unsolicited", extra=[stranger], study=UID)]
     with around(HELD, script=script, retrieve="c-get") as place:
         place.pull()
         assert place.reasons() == [ARCHIVED, ARCHIVED]

@@ -30,8 +30,8 @@ from prefect_dicom.network.upper_layer.pdu import Pdu
 from prefect_dicom.report import write_reports
 from prefect_dicom.run.steps import open_pull, work_through
 from prefect_dicom.testing import KNOBS, Behaviour, StoredInstance, tiny_instances
-from prefect_dicom.testing.generate import PECULIARITIES, peculiar_instances
 from prefect_dicom.testing.instances import changed, instance_of_bytes
+from prefect_dicom.testing.peculiar import PECULIARITIES, peculiar_instances
 from tests.support.campaign import subset
 from tests.support.disks import small_disk
 from tests.support.part10_objects import ct, encapsulated, encoded
@@ -180,14 +180,14 @@ CASES = (
         "objects that nobody asked for, with the originator's name",
         "store.unsolicited",
         Reaction(quarantine=("uid-mismatch",)),
-        {"objects": list(tiny_instances(1, seed=42)), "originator": True},
+        {"extra": list(tiny_instances(1, seed=42)), "originator": True},
     ),
     Case(
         "F42",
         "objects that nobody asked for",
         "store.unsolicited",
         Reaction(quarantine=("not-requested",)),
-        {"objects": list(tiny_instances(1, seed=42))},
+        {"extra": list(tiny_instances(1, seed=42))},
         # What comes over the association of our own request answers that.
         by_c_get=Reaction(quarantine=("uid-mismatch",)),
     ),
@@ -363,7 +363,7 @@ CASES = (
     Case(
         "F4J",
         "more than was listed",
-        "archive.mutate",
+        "pacs.mutate",
         ACCEPTED,
         {"change": lambda pacs: pacs.holdings.add(list(tiny_instances(1, instances=5))[-1])},
         times=1,
@@ -504,7 +504,7 @@ def test_f41_an_instance_of_a_study_that_is_in_flight_too_is_assigned_to_it(arou
     hold = threading.Event()
     script = [
         Behaviour("net.first_byte", service="C-MOVE", study=one, hold=hold, times=1),
-        Behaviour("store.unsolicited", study=other, objects=objects[:1], originator=True, times=1),
+        Behaviour("store.unsolicited", study=other, extra=objects[:1], originator=True, times=1),
     ]
     node = {"limits": {"chunk_studies": 1}}
     with (
@@ -550,7 +550,7 @@ def test_f42_what_another_sender_sends_while_nothing_is_asked_for_is_kept_apart(
 
 def test_f43_an_instance_that_comes_again_after_it_was_archived_changes_nothing(around):
     objects = list(tiny_instances(1, instances=8))
-    again = Behaviour("store.unsolicited", objects=objects[:4], originator=True)
+    again = Behaviour("store.unsolicited", extra=objects[:4], originator=True)
     gone = Behaviour("move.drop_instances", instances=2, times=1)
     with around(objects, script=[gone, again], archive={"connections": 1}) as place:
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: 1}
@@ -639,7 +639,7 @@ def test_f4e_thousands_of_tiny_instances_are_recorded_in_batches(around, scale):
 def test_f4j_what_comes_with_a_study_and_was_not_listed_counts_once_it_is_listed(around, retrieve):
     *listed, late = tiny_instances(1, instances=4)
     added = Behaviour(
-        "archive.mutate", change=lambda pacs: pacs.holdings.add(late), level="IMAGE", times=1
+        "pacs.mutate", change=lambda pacs: pacs.holdings.add(late), level="IMAGE", times=1
     )
     with around(listed, script=[added], retrieve=retrieve) as place:
         assert dict(place.pull().rows) == {Verdict.ARCHIVED: 1}
@@ -661,7 +661,7 @@ def test_faults_come_together_by_lot_and_the_promise_holds(around, seed, scale):
                 ("store.truncate", {}),
                 ("store.other_patient", {}),
                 ("store.coerce", {"elements": {"SeriesInstanceUID": "2.25.41"}}),
-                ("store.unsolicited", {"objects": list(tiny_instances(1, seed=42))}),
+                ("store.unsolicited", {"extra": list(tiny_instances(1, seed=42))}),
                 ("store.odd_length", {}),
                 ("store.wrong_syntax", {}),
             )

@@ -159,7 +159,7 @@ def test_two_contents_under_one_uid_are_nobodys_to_choose(around, retrieve):
 @pytest.mark.parametrize("originator", [False, True])
 def test_an_instance_that_comes_along_unasked_is_quarantined(around, retrieve, originator):
     wanted, stranger = tiny_instances(1, instances=3), list(tiny_instances(1, seed=7))
-    script = [Behaviour("store.unsolicited", objects=stranger, originator=originator)]
+    script = [Behaviour("store.unsolicited", extra=stranger, originator=originator)]
     with around(wanted, script=script, retrieve=retrieve) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         [note] = notes(place)
@@ -191,7 +191,7 @@ def test_an_instance_sent_by_somebody_else_is_quarantined_with_a_note(around):
 
 def test_an_instance_of_the_study_that_is_not_on_its_list_is_quarantined(around):
     *listed, unlisted = tiny_instances(1, instances=3)
-    script = [Behaviour("store.unsolicited", objects=[unlisted], originator=True)]
+    script = [Behaviour("store.unsolicited", extra=[unlisted], originator=True)]
     with around(listed, script=script) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert [note["reason"] for note in notes(place)] == ["not-requested"]

@@ -202,7 +202,7 @@ def test_a_study_that_grows_meanwhile_is_seen_to_have_grown(tmp_path):
     late = objects[1]
     with site_around(tmp_path, [o for o in objects if o is not late], retrieve="c-get") as place:
         place.pacs.script.append(
-            Behaviour("archive.mutate", change=lambda pacs: pacs.holdings.add(late), times=1)
+            Behaviour("pacs.mutate", change=lambda pacs: pacs.holdings.add(late), times=1)
         )
         assert place.pull().rows == {Verdict.ARCHIVED: 4}
         assert len(place.archived()) == 12 + 4

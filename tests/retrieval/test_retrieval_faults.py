@@ -228,14 +228,14 @@ def delete_when_listed(number: int | None = None) -> Script:
             for uid in gone:
                 pacs.holdings.remove(uid)
 
-        return [Behaviour("archive.mutate", change=change, times=1)]
+        return [Behaviour("pacs.mutate", change=change, times=1)]
 
     return script
 
 
 def one_corrupt(stops: bool) -> Script:
     def script(scene: Scene) -> list[Behaviour]:
-        corrupt = [Behaviour("archive.corrupt", instances=[scene.uids[4]])]
+        corrupt = [Behaviour("pacs.corrupt", instances=[scene.uids[4]])]
         return corrupt + ([Behaviour("move.stop_at_failure")] if stops else [])
 
     return script
@@ -243,7 +243,7 @@ def one_corrupt(stops: bool) -> Script:
 
 def many_corrupt(scene: Scene) -> list[Behaviour]:
     """More than are tried in a row, and others stand behind them."""
-    corrupt = Behaviour("archive.corrupt", instances=scene.uids[:25])
+    corrupt = Behaviour("pacs.corrupt", instances=scene.uids[:25])
     return [corrupt, Behaviour("move.stop_at_failure")]
 
 
@@ -292,7 +292,7 @@ def failed_list(kind: str) -> Script:
     def script(scene: Scene) -> list[Behaviour]:
         uids = scene.uids[:1] if kind == "incomplete" else lists[kind]
         return [
-            Behaviour("archive.corrupt", instances=2, times=1),
+            Behaviour("pacs.corrupt", instances=2, times=1),
             Behaviour("move.failed_list", uids=uids, times=1),
         ]
 
@@ -395,7 +395,7 @@ def never_waits_for_a_delayed_acknowledgement(scene: Scene) -> None:
 def goes_away(answers: int) -> Script:
     return lambda scene: [
         Behaviour(
-            "peer.restart", answers=answers, back=scene.released, times=1, service=scene.service
+            "pacs.restart", answers=answers, back=scene.released, times=1, service=scene.service
         )
     ]
 
@@ -424,7 +424,7 @@ CASES = (
       ever("move.success_nothing"), R.FAIL, "nothing-arrived"),
     C("F20", "success and nothing, once", "move.success_nothing",
       first("move.success_nothing"), R.MISSING),
-    C("F20", "success and nothing: the study is gone", "archive.mutate",
+    C("F20", "success and nothing: the study is gone", "pacs.mutate",
       delete_when_listed(), R.FAIL, "study-gone", rerun=False),
     C("F20", "the study is gone when it has been sent", "net.stall_after",
       delete_when_sent, R.FAIL, "study-gone", rerun=False, look=archived_but_not_complete),
@@ -459,7 +459,7 @@ CASES = (
       failed_list("incomplete"), R.MISSING),
     C("F28", "a list of others", "move.failed_list", failed_list("foreign"), R.MISSING),
     C("F28", "a list beyond 64 KiB", "move.failed_list", failed_list("too long"), R.MISSING),
-    C("F29", "unknown UIDs are skipped", "archive.mutate", delete_when_listed(2), R.ACCEPT,
+    C("F29", "unknown UIDs are skipped", "pacs.mutate", delete_when_listed(2), R.ACCEPT,
       sent_again=True),
     C("F2A", "of a list of studies the first is sent", "move.no_list",
       ever("move.no_list"), R.SWITCH, objects=studies(8), look=one_uid_at_a_time,
@@ -478,10 +478,10 @@ CASES = (
       sent_again=True),
     C("F2C", "others' studies come along", "store.unsolicited",
       lambda scene: [
-          Behaviour("store.unsolicited", objects=list(tiny_instances(3, instances=2, seed=7)),
+          Behaviour("store.unsolicited", extra=list(tiny_instances(3, instances=2, seed=7)),
                     originator=True)
       ], R.QUARANTINE, sent_again=True),
-    C("F2D", "one is corrupt on the PACS", "archive.corrupt", one_corrupt(stops=False),
+    C("F2D", "one is corrupt on the PACS", "pacs.corrupt", one_corrupt(stops=False),
       R.NARROW, "instances-missing", look=corrupt_alone),
     *(
         C("F2E", f"C-GET {words}", "get.disabled", ever("get.disabled", status=status), R.SWITCH,
@@ -542,9 +542,9 @@ CASES = (
       goes_on_when_cancelled("answer", after=0), R.ACCEPT, methods=(BY_MOVE,), node=FIRST_BYTE),
     C("F39", "a cancel is answered by an abort", "move.ignore_cancel",
       goes_on_when_cancelled("abort"), R.MISSING, methods=(BY_MOVE,), node=STALL),
-    C("F3A", "maintenance begins between two studies", "peer.restart",
+    C("F3A", "maintenance begins between two studies", "pacs.restart",
       lambda scene: [
-          Behaviour("peer.restart", back=scene.released, on_request=2, service=scene.service)
+          Behaviour("pacs.restart", back=scene.released, on_request=2, service=scene.service)
       ], R.WAIT, "pacs-refused", objects=studies(3), node={"limits": {"chunk_studies": 1}}),
     C("F3B", "an association for each object", "move.many_assocs",
       ever("move.many_assocs"), R.ACCEPT, methods=(BY_MOVE,), objects=studies(1, 15)),
@@ -556,10 +556,10 @@ CASES = (
       objects=studies(1, 60)),
     C("F3E", "scanners and health checks", "net.stall_after", knocking, R.ACCEPT,
       methods=(BY_MOVE,)),
-    C("F3F", "the PACS restarts and forgets the request", "peer.restart",
-      lambda scene: [Behaviour("peer.restart", answers=3, times=1, service=scene.service)],
+    C("F3F", "the PACS restarts and forgets the request", "pacs.restart",
+      lambda scene: [Behaviour("pacs.restart", answers=3, times=1, service=scene.service)],
       R.MISSING),
-    C("F3F", "the PACS goes down midway, and is away", "peer.restart",
+    C("F3F", "the PACS goes down midway, and is away", "pacs.restart",
       goes_away(3), R.WAIT, "pacs-refused"),
 )  # fmt: skip
 
@@ -736,7 +736,7 @@ def test_a_study_at_whose_first_instance_the_pacs_stops_still_gives_the_others(a
     objects = list(tiny_instances(3, instances=4))
     corrupt = objects[4].sop_instance_uid
     script = [
-        Behaviour("archive.corrupt", instances=[corrupt]),
+        Behaviour("pacs.corrupt", instances=[corrupt]),
         Behaviour("move.stop_at_failure"),
     ]
     with around(objects, retrieve=method, script=script) as place:

@@ -158,7 +158,7 @@ def scene(case: Case, stage: Stage) -> Iterator[Place]:
     script = []
     if case.point == "quarantine-noted":
         nobodys = list(tiny_instances(1, seed=7))
-        script.append(Behaviour("store.unsolicited", objects=nobodys))
+        script.append(Behaviour("store.unsolicited", extra=nobodys))
     elif case.point == "list-extended":
         script.append(Behaviour("find.no_image_level"))
     elif case.point in STRANGE:

@@ -10,7 +10,7 @@ import pytest
 from prefect_dicom.cli import Exit
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.testing import Behaviour
-from prefect_dicom.testing.generate import tiny_instances
+from prefect_dicom.testing.tiny import tiny_instances
 from tests.support.commands import CommandLine
 from tests.support.sites import Place, site_around
 

@@ -147,7 +147,7 @@ def test_a_study_that_is_on_both_comes_once_from_the_one_with_more_of_it(tmp_pat
 
 @pytest.mark.parametrize("retrieve", subset(["c-get", "c-move"], []))
 def test_a_study_that_one_node_cannot_send_comes_from_the_next(tmp_path, retrieve):
-    faulty = [Behaviour("archive.corrupt", study=uid(A), instances=3)]
+    faulty = [Behaviour("pacs.corrupt", study=uid(A), instances=3)]
     with two_nodes(tmp_path, [*A, *B], A, faulty_main=faulty, retrieve=retrieve) as two:
         two.pull({"StudyInstanceUID": uid(A)}, {"StudyInstanceUID": uid(B)})
         first, second = two.words()
@@ -160,7 +160,7 @@ def test_a_study_that_one_node_cannot_send_comes_from_the_next(tmp_path, retriev
 
 
 def test_a_study_of_which_a_part_came_is_asked_for_as_a_whole(tmp_path):
-    faulty = [Behaviour("archive.corrupt", instances=1)]
+    faulty = [Behaviour("pacs.corrupt", instances=1)]
     with two_nodes(tmp_path, A, A, faulty_main=faulty) as two:
         two.pull({"StudyInstanceUID": uid(A)})
         assert two.words() == [(*ARCHIVED, ("main: instances-missing", "vna"))]
@@ -171,7 +171,7 @@ def test_a_study_of_which_a_part_came_is_asked_for_as_a_whole(tmp_path):
 
 
 def test_versions_of_two_nodes_are_never_mixed(tmp_path):
-    faulty = [Behaviour("archive.corrupt", instances=1)]
+    faulty = [Behaviour("pacs.corrupt", instances=1)]
     coerced = [changed(stored, InstitutionName="VNA") for stored in A]
     with two_nodes(tmp_path, A, coerced, faulty_main=faulty) as two:
         two.pull({"StudyInstanceUID": uid(A)})
@@ -189,7 +189,7 @@ def test_versions_of_two_nodes_are_never_mixed(tmp_path):
 
 @whole_campaign
 def test_versions_of_two_nodes_are_a_conflict_where_one_was_archived(tmp_path):
-    faulty = [Behaviour("archive.corrupt", instances=1)]
+    faulty = [Behaviour("pacs.corrupt", instances=1)]
     coerced = [changed(stored, InstitutionName="VNA") for stored in A]
     with two_nodes(tmp_path, A, coerced, faulty_main=faulty) as two:
         # A part of the study is archived by a cohort that has the first node only.
@@ -207,7 +207,7 @@ def test_versions_of_two_nodes_are_a_conflict_where_one_was_archived(tmp_path):
 
 
 def test_less_than_another_node_lists_is_not_archived_as_the_study(tmp_path):
-    faulty = [Behaviour("archive.corrupt", instances=1)]
+    faulty = [Behaviour("pacs.corrupt", instances=1)]
     with two_nodes(tmp_path, A, A[:2], faulty_main=faulty) as two:
         two.pull({"StudyInstanceUID": uid(A)})
         ((verdict, reason, nodes),) = two.words()
@@ -235,7 +235,7 @@ def test_what_a_node_has_deleted_is_taken_from_the_next_as_that_has_it(tmp_path)
             pacs.holdings.remove(stored.sop_instance_uid)
 
     gone = [
-        Behaviour("archive.mutate", change=delete, level="IMAGE", times=1),
+        Behaviour("pacs.mutate", change=delete, level="IMAGE", times=1),
         Behaviour("move.success_nothing"),
     ]
     with two_nodes(tmp_path, A, A[:2], faulty_main=gone) as two:
@@ -416,7 +416,7 @@ _POINTS = [point for point in POINTS if "s3" not in point]
 
 @pytest.mark.parametrize("point", subset(_POINTS, ["received-recorded"]))
 def test_a_run_that_dies_between_two_nodes_is_gone_on_with(tmp_path, point):
-    faulty = [Behaviour("archive.corrupt", study=uid(A), instances=1)]
+    faulty = [Behaviour("pacs.corrupt", study=uid(A), instances=1)]
     with two_nodes(tmp_path, [*A, *B], [*A, *C], faulty_main=faulty) as two:
         two.cohort(*ROWS)
         definition = tmp_path / "cohort.yaml"

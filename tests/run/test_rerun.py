@@ -110,7 +110,7 @@ def test_a_rerun_asks_for_the_missing_instances_by_name(tmp_path, retrieve):
 
 def test_an_instance_that_joins_the_study_while_it_is_retrieved_is_archived_with_it(tmp_path):
     *objects, late = tiny_instances(1, instances=5)
-    join = Behaviour("archive.mutate", change=lambda pacs: pacs.holdings.add(late), times=1)
+    join = Behaviour("pacs.mutate", change=lambda pacs: pacs.holdings.add(late), times=1)
     with site_around(tmp_path, objects, script=[join]) as place:
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert len(place.manifest(late.study_instance_uid).instances) == 5
@@ -127,7 +127,7 @@ def test_an_instance_that_leaves_the_study_is_not_in_its_manifest(tmp_path):
     gone = objects[-1]
     # Listed, and deleted on the PACS once it has been sent.
     leave = Behaviour(
-        "archive.mutate",
+        "pacs.mutate",
         on_request=4,
         change=lambda pacs: pacs.holdings.remove(gone.sop_instance_uid),
         level="SERIES",
@@ -148,7 +148,7 @@ def test_a_study_that_never_settles_fails_for_now_and_is_archived_when_it_has(tm
         for stored in itertools.islice(late, 1):
             pacs.holdings.add(stored)
 
-    with site_around(tmp_path, objects, script=[Behaviour("archive.mutate", change=grow)]) as place:
+    with site_around(tmp_path, objects, script=[Behaviour("pacs.mutate", change=grow)]) as place:
         place.pull()
         assert place.reasons() == [("failed", "study-changed")]
         assert not any(key.endswith("manifest.json") for key in place.archived())

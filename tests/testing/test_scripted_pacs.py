@@ -1196,17 +1196,17 @@ def store_conflict(scene):
 
 def store_unsolicited(scene):
     (foreign,) = tiny_instances(1)
-    with scene.with_knob("store.unsolicited", objects=[foreign]):
+    with scene.with_knob("store.unsolicited", extra=[foreign]):
         last = scene.move()[-1]
     assert scene.receiver.uids[0] == foreign.sop_instance_uid
     assert scene.receiver.requests[0].MoveOriginatorMessageID is None
     assert last.NumberOfCompletedSuboperations == len(scene.uids)
 
 
-def archive_mutate(scene):
+def pacs_mutate(scene):
     gone = scene.uids[0]
     change = {"change": lambda pacs: pacs.holdings.remove(gone), "times": 1}
-    with scene.with_knob("archive.mutate", **change):
+    with scene.with_knob("pacs.mutate", **change):
         before, _ = scene.list_images()
         after, _ = scene.list_images()
     assert {a.SOPInstanceUID for a in before} - {a.SOPInstanceUID for a in after} == {gone}
@@ -1409,8 +1409,8 @@ def assoc_queue(scene):
     assert turn.acquire(timeout=20)
 
 
-def archive_corrupt(scene):
-    with scene.with_knob("archive.corrupt", instances=[scene.uids[0]]):
+def pacs_corrupt(scene):
+    with scene.with_knob("pacs.corrupt", instances=[scene.uids[0]]):
         for _ in range(2):
             last = scene.move()[-1]
             assert (last.Status, last.NumberOfFailedSuboperations) == (0xB000, 1)
@@ -1451,9 +1451,9 @@ def net_blackhole(scene):
         assert (len(logged.sent), logged.status) == (1, None)
 
 
-def peer_restart(scene):
+def pacs_restart(scene):
     back = threading.Event()
-    with scene.with_knob("peer.restart", answers=1, back=back, times=1) as pacs:
+    with scene.with_knob("pacs.restart", answers=1, back=back, times=1) as pacs:
         assert "Status" not in scene.move()[-1]
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", pacs.port))

@@ -6,18 +6,17 @@
 killed, has left is audited by :class:`prefect_dicom.testing.audit.Auditor`.
 """
 
-from prefect_dicom.testing.generate import (
-    generate_cohort,
-    peculiar_instances,
-    tiny_instances,
-    write_cohort_file,
-)
+from prefect_dicom.testing.generate import generate_cohort, write_cohort_file
 from prefect_dicom.testing.instances import StoredInstance
-from prefect_dicom.testing.pacs import PacsPolicy, Request, ScriptedPacs, Sent
+from prefect_dicom.testing.pacs import PacsPolicy, ScriptedPacs
+from prefect_dicom.testing.peculiar import peculiar_instances
+from prefect_dicom.testing.request_log import AssociationChange, Request, Sent
 from prefect_dicom.testing.script import KNOBS, Behaviour
+from prefect_dicom.testing.tiny import tiny_instances
 
 __all__ = [
     "KNOBS",
+    "AssociationChange",
     "Behaviour",
     "PacsPolicy",
     "Request",

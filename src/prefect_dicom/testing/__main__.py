@@ -7,6 +7,7 @@ import ast
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 from prefect_dicom.testing.pacs import ScriptedPacs
 from prefect_dicom.testing.script import Behaviour, knob_table
@@ -24,7 +25,8 @@ def _behaviour(text: str) -> Behaviour:
     knob, *arguments = text.split()
     try:
         values = dict(argument.split("=", 1) for argument in arguments)
-        return Behaviour(knob, **{name: _value(value) for name, value in values.items()})
+        parsed: dict[str, Any] = {name: _value(value) for name, value in values.items()}
+        return Behaviour(knob, **parsed)
     except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

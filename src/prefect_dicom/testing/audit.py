@@ -15,25 +15,26 @@ It remembers what it saw: what was archived once has to be there, unchanged, eve
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import os
-import sqlite3
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import boto3
-import pydicom
-from botocore.config import Config
-from pydicom.filereader import read_partial
-
-from prefect_dicom.config.site import DirectoryArchive, Site
+from prefect_dicom.config.site import Site
+from prefect_dicom.testing.audit_snapshot import (
+    SPOOL_FOLDERS,
+    Identity,
+    Row,
+    SetupReader,
+    Snapshot,
+    files_below,
+    inventory_of,
+    key_of,
+    manifests_in,
+    unescaped,
+)
 from prefect_dicom.testing.pacs import ScriptedPacs
 
 INVARIANTS = {
@@ -49,15 +50,10 @@ INVARIANTS = {
     "I9": "every row and study is there and ends archived, failed with a reason, or pending",
     "I10": "running again what is finished retrieves, writes and deletes nothing",
 }
+"""What has to hold, by the name of the invariant."""
 
-_TABLES = ("runs", "cohorts", "cohort_rows", "studies", "row_studies", "instances", "manifests")
 _STUDY_STATES = {"pending", "listed", "archived", "failed"}
-_IN_SPOOL = ("ready", "suspect", "quarantine")
 _OWN_SPOOL_FILES = ("receiver.",)
-_STORED_ANSWERS = {0x0000, 0xB000, 0xB006, 0xB007}
-
-Row = dict[str, Any]
-Identity = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,39 +67,6 @@ class Violation:
     invariant: str
     what: str
     where: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Object:
-    """One object of the archive as it was found."""
-
-    sha256: str
-    size_bytes: int
-    identity: Identity | None
-    """StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID; None where it is no DICOM object, and
-    the last alone, as requested, where it is damaged."""
-    data_set_sha256: str = ""
-    text: bytes = b""
-    """What a manifest holds."""
-
-
-@dataclass(slots=True)
-class _Seen:
-    """Everything there was at one time.
-
-    Looked at in the direction in which objects go, so that one that moves on is seen twice
-    rather than missed: the receiver may outlive a killed run for a moment.
-    """
-
-    answered: frozenset[str]
-    """SOP Instance UIDs of what the PACS was told to have been received."""
-    tables: dict[str, list[Row]]
-    objects: dict[str, _Object]
-    spool: dict[str, tuple[str, str]]
-    """Path below the spool -> SHA-256 and SOP Instance UID of the object files there."""
-
-    def by_reference(self) -> dict[int, Row]:
-        return {row["reference"]: row for row in self.tables["studies"]}
 
 
 class Auditor:
@@ -131,9 +94,12 @@ class Auditor:
         if pacs is not None and not isinstance(pacs, Mapping):
             pacs = dict.fromkeys(site.nodes, pacs)
         self._pacs = dict(pacs or {})
+        # Each PACS once, whatever nodes it stands for.
+        peers = list({id(one): one for one in self._pacs.values()}.values())
+        self._reader = SetupReader(site, peers)
         self._watch = watch
-        self._files_before = set(_files(watch)) if watch else set()
-        self._before: _Seen | None = None
+        self._files_before = set(files_below(watch)) if watch else set()
+        self._before: Snapshot | None = None
 
     def audit(self, *, finished: bool = False) -> list[Violation]:
         """Everything that does not hold now, by invariant.
@@ -144,7 +110,7 @@ class Auditor:
             The last run came to its end: nothing may be claimed or pending, and nothing may be
             left behind.
         """
-        now = self._look()
+        now = self._reader.look()
         checks = [
             *self._archived(now),
             *self._inventory(now),
@@ -161,23 +127,21 @@ class Auditor:
 
     def audit_rerun(self, rerun: Callable[[], object]) -> list[Violation]:
         """I10: call ``rerun``, a run on what is finished, and say what it did that it must not."""
-        objects, retrieves = self._held_objects(), self._retrieves()
-        traces = self._traces()
+        objects, retrieves = self._reader.archive_objects(), self._reader.count_retrieves()
+        traces = self._reader.archive_traces()
         rerun()
         found = []
-        if self._retrieves() != retrieves:
+        if self._reader.count_retrieves() != retrieves:
             found.append(Violation("I10", "the PACS was asked to send"))
-        if self._held_objects() != objects or self._traces() != traces:
+        if self._reader.archive_objects() != objects or self._reader.archive_traces() != traces:
             found.append(Violation("I10", "the archive was written to"))
         return found
 
-    # ------------------------------------------------------------------ the invariants
-
-    def _archived(self, now: _Seen) -> Iterator[Violation]:
-        manifests = _manifests(now)
+    def _archived(self, now: Snapshot) -> Iterator[Violation]:
+        manifests = manifests_in(now)
         bodies = {row["study"]: row["body"] for row in now.tables["manifests"]}
         for study in now.tables["studies"]:
-            uid, reference = _plain(study["study_instance_uid"]), study["reference"]
+            uid, reference = unescaped(study["study_instance_uid"]), study["reference"]
             if study["state"] != "archived":
                 continue
             if uid not in manifests:
@@ -195,7 +159,7 @@ class Auditor:
             columns = ("archived_instances", "withheld_instances", "archived_bytes")
             if figures != tuple(study[column] for column in columns):
                 yield Violation("I1", "the ledger's figures are not the manifest's", uid)
-            if _plain(study["selection"] or "") != manifest.get("selection", ""):
+            if unescaped(study["selection"] or "") != manifest.get("selection", ""):
                 yield Violation("I1", "the ledger's selection is not the manifest's", uid)
         # Also of a study that is not archived yet: the manifest is the last thing written.
         for _, manifest in manifests.values():
@@ -212,18 +176,18 @@ class Auditor:
                 ):
                     yield Violation("I1", "an object is another instance than its manifest says")
 
-    def _inventory(self, now: _Seen) -> Iterator[Violation]:
+    def _inventory(self, now: Snapshot) -> Iterator[Violation]:
         if not self._pacs:
             return
-        held_by = {id(pacs): _inventory_of(pacs) for pacs in self._pacs.values()}
-        for uid, (_, manifest) in _manifests(now).items():
+        held_by = {id(pacs): inventory_of(pacs) for pacs in self._pacs.values()}
+        for uid, (_, manifest) in manifests_in(now).items():
             if manifest["node"] not in self._pacs:
                 yield Violation("I2", "a manifest is of a node that there is not", uid)
                 continue
             # Of one node, all of it: what others hold of the study is no part of it.
             truth = held_by[id(self._pacs[manifest["node"]])]
-            named = [_key(each) for each in manifest["instances"]]
-            left_out = [_key(each) for each in manifest["withheld"]]
+            named = [key_of(each) for each in manifest["instances"]]
+            left_out = [key_of(each) for each in manifest["withheld"]]
             unwanted = set(manifest.get("unwanted_series", ()))
             if unwanted and not manifest.get("selection"):
                 yield Violation("I2", "a manifest leaves series out and does not say which", uid)
@@ -234,24 +198,24 @@ class Auditor:
                 yield Violation("I2", "a manifest leaves out a series that is not there", uid)
             for each in manifest["instances"]:
                 held = now.objects.get(each["key"])
-                sent = truth[uid].get(_key(each))
+                sent = truth[uid].get(key_of(each))
                 if held and sent and not each["warnings"] and held.data_set_sha256 != sent:
                     yield Violation("I2", "an object is not what the PACS holds", each["key"])
 
-    def _strangers(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+    def _strangers(self, now: Snapshot, finished: bool) -> Iterator[Violation]:
         studies = now.by_reference()
-        manifests = _manifests(now)
+        manifests = manifests_in(now)
         named = {each["key"] for _, m in manifests.values() for each in m["instances"]}
         named |= {row["object_key"] for row in now.tables["instances"] if row["object_key"]}
         listed = {
             (
-                _plain(studies[row["study"]]["study_instance_uid"]),
-                _plain(row["series_instance_uid"]),
-                _plain(row["sop_instance_uid"]),
+                unescaped(studies[row["study"]]["study_instance_uid"]),
+                unescaped(row["series_instance_uid"]),
+                unescaped(row["sop_instance_uid"]),
             )
             for row in now.tables["instances"]
         }
-        known = {_plain(study["study_instance_uid"]) for study in studies.values()}
+        known = {unescaped(study["study_instance_uid"]) for study in studies.values()}
         keys_of_manifests = {key for key, _ in manifests.values()}
         for key, held in now.objects.items():
             if key in named:
@@ -271,7 +235,7 @@ class Auditor:
             for study in studies.values()
         )
 
-    def _one_object(self, now: _Seen) -> Iterator[Violation]:
+    def _one_object(self, now: Snapshot) -> Iterator[Violation]:
         keys = Counter(held.identity for held in now.objects.values() if held.identity)
         for identity, count in keys.items():
             if count > 1:
@@ -282,13 +246,13 @@ class Auditor:
             elif now.objects[key].sha256 != held.sha256:
                 yield Violation("I4", "an object was replaced", key)
 
-    def _spool_is_kept(self, now: _Seen) -> Iterator[Violation]:
+    def _spool_is_kept(self, now: Snapshot) -> Iterator[Violation]:
         archived = Counter(held.sha256 for held in now.objects.values())
         here = {sha256 for sha256, _ in now.spool.values()}
         gone = set()
         rejected = set()
         for row in now.tables["instances"]:
-            sha256, where = row["sha256"], _plain(row["sop_instance_uid"])
+            sha256, where = row["sha256"], unescaped(row["sop_instance_uid"])
             if row["state"] == "received" and not (sha256 in here or archived[sha256]):
                 yield Violation("I5", "a received object is neither in spool nor archive", where)
             elif row["state"] == "stored":
@@ -297,42 +261,44 @@ class Auditor:
                     yield Violation("I5", "a stored object is not in the archive", where)
             elif row["state"] == "rejected":
                 rejected.add(where)
-        for manifest in _manifests(now).values():
+        for manifest in manifests_in(now).values():
             rejected |= {each["sop_instance_uid"] for each in manifest[1]["withheld"]}
         for sha256, uid in self._before.spool.values() if self._before else ():
             if not (sha256 in here or archived[sha256] or uid in rejected or sha256 in gone):
                 gone.add(sha256)
                 yield Violation("I5", "an object left the spool and is nowhere", uid)
 
-    def _answered(self, now: _Seen) -> Iterator[Violation]:
+    def _answered(self, now: Snapshot) -> Iterator[Violation]:
         somewhere = {uid for _, uid in now.spool.values()}
         somewhere |= {held.identity[2] for held in now.objects.values() if held.identity}
         for row in now.tables["instances"]:
             if row["state"] == "rejected":
-                somewhere.add(_plain(row["sop_instance_uid"]))
-        for _, manifest in _manifests(now).values():
+                somewhere.add(unescaped(row["sop_instance_uid"]))
+        for _, manifest in manifests_in(now).values():
             somewhere |= {each["sop_instance_uid"] for each in manifest["withheld"]}
         for uid in sorted(now.answered - somewhere):
             yield Violation("I6", "an object was answered with success and is nowhere", uid)
 
-    def _places(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+    def _places(self, now: Snapshot, finished: bool) -> Iterator[Violation]:
         spool = self._site.spool.path
-        for path in _files(spool):
+        for path in files_below(spool):
             top, _, rest = str(path.relative_to(spool)).partition("/")
-            if not (top in (*_IN_SPOOL, "incoming") and rest or top.startswith(_OWN_SPOOL_FILES)):
+            if not (
+                top in (*SPOOL_FOLDERS, "incoming") and rest or top.startswith(_OWN_SPOOL_FILES)
+            ):
                 yield Violation("I7", "a file that does not belong into the spool", str(path))
         if self._watch is not None:
-            for path in sorted(set(_files(self._watch)) - self._files_before):
+            for path in sorted(set(files_below(self._watch)) - self._files_before):
                 if not any(path.is_relative_to(place) for place in self._own_places()):
                     yield Violation(
                         "I7", "a file outside spool, ledger, archive, reports", str(path)
                     )
         if not finished:
             return
-        for path in _files(spool / "incoming"):
+        for path in files_below(spool / "incoming"):
             yield Violation("I7", "a part that nobody writes", str(path))
-        if self._directory is not None:
-            for path in _files(self._directory / ".incoming"):
+        if self._reader.archive_directory is not None:
+            for path in files_below(self._reader.archive_directory / ".incoming"):
                 yield Violation("I7", "a part in the archive that nobody writes", str(path))
         for study in now.tables["studies"]:
             if study["state"] == "archived":
@@ -344,13 +310,13 @@ class Auditor:
         site = self._site
         yield site.spool.path
         yield site.reports
-        if self._directory is not None:
-            yield self._directory
+        if self._reader.archive_directory is not None:
+            yield self._reader.archive_directory
         if site.ledger.path is not None:
             for ending in ("", "-wal", "-shm", "-journal", ".runs"):
                 yield site.ledger.path.with_name(site.ledger.path.name + ending)
 
-    def _claims(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+    def _claims(self, now: Snapshot, finished: bool) -> Iterator[Violation]:
         runs = {row["number"]: row for row in now.tables["runs"]}
         before = self._before.by_reference() if self._before else {}
         for study in now.tables["studies"]:
@@ -367,7 +333,7 @@ class Auditor:
             if earlier is not None and study["attempt"] < earlier["attempt"]:
                 yield Violation("I8", "a study's attempt went back", where)
 
-    def _rows(self, now: _Seen, finished: bool) -> Iterator[Violation]:
+    def _rows(self, now: Snapshot, finished: bool) -> Iterator[Violation]:
         studies = now.by_reference()
         links: dict[tuple[int, int], list[int]] = defaultdict(list)
         left_out = set()
@@ -398,7 +364,7 @@ class Auditor:
                 yield Violation("I9", "a row did not come to its end", where)
         yield from self._nothing_lost(now)
 
-    def _nothing_lost(self, now: _Seen) -> Iterator[Violation]:
+    def _nothing_lost(self, now: Snapshot) -> Iterator[Violation]:
         if self._before is None:
             return
         for table, key in (("cohort_rows", ("cohort", "line")), ("studies", ("reference",))):
@@ -411,166 +377,3 @@ class Auditor:
             later = studies.get(reference, study)
             if study["state"] == "archived" != later["state"]:
                 yield Violation("I9", "a study is archived no more", f"study {reference}")
-
-    # ------------------------------------------------------------------ looking
-
-    def _look(self) -> _Seen:
-        answered = frozenset(
-            sent.sop_instance_uid
-            for pacs in self._peers()
-            for request in list(pacs.log)
-            for sent in request.sent
-            if sent.status in _STORED_ANSWERS
-        )
-        spool = {}
-        for folder in _IN_SPOOL:
-            for path in _files(self._site.spool.path / folder):
-                if path.suffix == ".dcm":
-                    found = _describe(path.read_bytes())
-                    uid = found.identity[2] if found.identity else ""
-                    spool[str(path.relative_to(self._site.spool.path))] = (found.sha256, uid)
-        objects = {key: _describe(data) for key, data in self._read_archive()}
-        return _Seen(answered, self._read_ledger(), objects, spool)
-
-    def _read_ledger(self) -> dict[str, list[Row]]:
-        settings = self._site.ledger
-        if settings.url is not None:
-            import psycopg
-
-            url = settings.url.get_secret_value().replace("+psycopg", "", 1)
-            connection: Any = psycopg.connect(url)
-        elif settings.path is not None and settings.path.exists():
-            connection = sqlite3.connect(f"{settings.path.absolute().as_uri()}?mode=ro", uri=True)
-        else:
-            return {table: [] for table in _TABLES}
-        with contextlib.closing(connection):
-            return {table: _rows_of(connection, table) for table in _TABLES}
-
-    @property
-    def _directory(self) -> Path | None:
-        """The archive, where it is a directory."""
-        archive = self._site.archive
-        return archive.directory if isinstance(archive, DirectoryArchive) else None
-
-    def _read_archive(self) -> Iterator[tuple[str, bytes]]:
-        if self._directory is not None:
-            for path in _files(self._directory):
-                key = str(path.relative_to(self._directory))
-                if not key.startswith(".incoming/"):
-                    yield key, path.read_bytes()
-            return
-        archive = self._site.archive
-        client = self._client()
-        for entry in self._entries(client):
-            answer = client.get_object(Bucket=archive.bucket, Key=entry["Key"])
-            yield entry["Key"].removeprefix(self._prefix), answer["Body"].read()
-
-    @property
-    def _prefix(self) -> str:
-        prefix = self._site.archive.prefix
-        return f"{prefix}/" if prefix else ""
-
-    def _client(self) -> Any:
-        archive = self._site.archive
-        session = boto3.session.Session(profile_name=archive.profile, region_name=archive.region)
-        return session.client(
-            "s3",
-            endpoint_url=archive.endpoint,
-            config=Config(s3={"addressing_style": "path" if archive.endpoint else "auto"}),
-        )
-
-    def _entries(self, client: Any) -> Iterator[Row]:
-        pages = client.get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=self._site.archive.bucket, Prefix=self._prefix):
-            yield from page.get("Contents", ())
-
-    def _held_objects(self) -> dict[str, _Object]:
-        return {key: _describe(data) for key, data in self._read_archive()}
-
-    def _traces(self) -> set[tuple[str, object]]:
-        """What a write leaves even where the bytes stay the same."""
-        if self._directory is not None:
-            found = ((path, path.stat()) for path in _files(self._directory))
-            return {(str(path), (stat.st_mtime_ns, stat.st_ino)) for path, stat in found}
-        return {(each["Key"], each.get("LastModified")) for each in self._entries(self._client())}
-
-    def _retrieves(self) -> int:
-        return sum(
-            len(pacs.requests(service)) for pacs in self._peers() for service in ("C-MOVE", "C-GET")
-        )
-
-    def _peers(self) -> list[ScriptedPacs]:
-        """Each PACS once."""
-        return list({id(pacs): pacs for pacs in self._pacs.values()}.values())
-
-
-def _inventory_of(pacs: ScriptedPacs) -> dict[str, dict[tuple[str, str], str]]:
-    """What a PACS holds: by study, SHA-256 of each data set by series and instance."""
-    held: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
-    for stored in pacs.holdings:
-        key = stored.series_instance_uid, stored.sop_instance_uid
-        held[stored.study_instance_uid][key] = hashlib.sha256(stored.encoded()).hexdigest()
-    return held
-
-
-def _files(directory: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(directory):
-        for name in sorted(names):
-            path = Path(folder, name)
-            if path.is_file():
-                yield path
-
-
-def _rows_of(connection: Any, table: str) -> list[Row]:
-    cursor = connection.cursor()
-    try:
-        cursor.execute(f"SELECT * FROM {table}")
-    except Exception as error:
-        # A run that died before it had made the tables.
-        if "no such table" in str(error) or type(error).__name__ == "UndefinedTable":
-            connection.rollback()
-            return []
-        raise
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
-
-
-def _plain(text: str) -> str:
-    """What the ledger keeps escaped, because no database could hold it."""
-    plain, *escaped = text.split("\x1a")
-    return plain + "".join(chr(int(each[:4], 16)) + each[4:] for each in escaped)
-
-
-def _manifests(now: _Seen) -> dict[str, tuple[str, Row]]:
-    """The manifests in the archive, with their keys, by StudyInstanceUID."""
-    found = {}
-    for key, held in now.objects.items():
-        if key.endswith("/manifest.json"):
-            with contextlib.suppress(ValueError):
-                manifest = json.loads(held.text)
-                found[manifest["study_instance_uid"]] = (key, manifest)
-    return found
-
-
-def _key(each: Row) -> tuple[str, str]:
-    return each["series_instance_uid"], each["sop_instance_uid"]
-
-
-def _describe(data: bytes) -> _Object:
-    sha256 = hashlib.sha256(data).hexdigest()
-    if data[128:132] != b"DICM":
-        return _Object(sha256, len(data), None, text=data)
-    identity, data_set_sha256 = None, ""
-    with contextlib.suppress(Exception):
-        # What can be said of an object that is damaged.
-        meta = read_partial(BytesIO(data), stop_when=lambda *_: True).file_meta
-        identity = ("", "", str(meta.MediaStorageSOPInstanceUID))
-        # Behind the preamble, DICM and the group length, which counts the rest of group 2.
-        data_set_sha256 = hashlib.sha256(data[144 + meta.FileMetaInformationGroupLength :])
-        data_set_sha256 = data_set_sha256.hexdigest()
-        read = pydicom.dcmread(BytesIO(data), stop_before_pixels=True)
-        identity = tuple(
-            str(read[keyword].value)
-            for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-        )
-    return _Object(sha256, len(data), identity, data_set_sha256)

@@ -77,4 +77,5 @@ def prepared_demo(folder: Path, studies: int) -> Iterator[Demo]:
 def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        port: int = sock.getsockname()[1]
+        return port

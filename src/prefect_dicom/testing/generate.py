@@ -9,45 +9,27 @@ from __future__ import annotations
 
 import csv
 import random
-import struct
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     EncapsulatedPDFStorage,
-    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
-    GrayscaleSoftcopyPresentationStateStorage,
     ImplicitVRLittleEndian,
-    KeyObjectSelectionDocumentStorage,
     MRImageStorage,
-    RawDataStorage,
     RLELossless,
-    RTPlanStorage,
-    RTStructureSetStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-    TwelveLeadECGWaveformStorage,
     UltrasoundMultiFrameImageStorage,
-)
-
-from prefect_dicom.testing.instances import (
-    StoredInstance,
-    decoded,
-    encoded,
-    instance_of_bytes,
-    with_elements,
 )
 
 _BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
@@ -317,7 +299,7 @@ def _write(dataset: Dataset, transfer_syntax: str, path: Path) -> None:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = transfer_syntax
+    meta.TransferSyntaxUID = UID(transfer_syntax)
     file = FileDataset(str(path), dataset, file_meta=meta, preamble=b"\0" * 128)
     if transfer_syntax == RLELossless:
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -334,7 +316,7 @@ def write_cohort_file(path: Path, files: Sequence[Path]) -> Path:
     keywords = ["PatientID", "AccessionNumber", "StudyInstanceUID", "StudyDate"]
     studies: dict[str, Dataset] = {}
     for file in files:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=keywords)
+        dataset: Dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=keywords)
         studies.setdefault(str(dataset.StudyInstanceUID), dataset)
     ways = (("AccessionNumber",), ("PatientID", "StudyDate"), ("StudyInstanceUID",))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -345,230 +327,3 @@ def write_cohort_file(path: Path, files: Sequence[Path]) -> Path:
             way = ways[number % len(ways)]
             rows.writerow({keyword: str(dataset.get(keyword, "")) for keyword in way})
     return path
-
-
-def tiny_instances(
-    studies: int, *, instances: int = 1, seed: int = 0, side: int = 4
-) -> Iterator[StoredInstance]:
-    """Studies of one series of tiny secondary captures, made when they are sent.
-
-    For cohorts of thousands of studies: an object costs memory for its attributes only.
-
-    Parameters
-    ----------
-    studies, instances : int
-        How many studies, and instances in each.
-    seed : int
-        As for :func:`generate_cohort`.
-    side : int
-        Rows and columns of the images, 8 bits a pixel; sets the size of an object.
-    """
-    for number in range(studies):
-        day = date(2020, 1, 1) + timedelta(days=number % 1500)
-        study, series = uid(seed, "tiny", number), uid(seed, "tiny", number, 1)
-        for instance in range(1, instances + 1):
-            attributes = {
-                "SpecificCharacterSet": "ISO_IR 100",
-                "SOPClassUID": str(SecondaryCaptureImageStorage),
-                "SOPInstanceUID": uid(seed, "tiny", number, 1, instance),
-                "StudyDate": f"{day:%Y%m%d}",
-                "StudyTime": "120000",
-                "AccessionNumber": f"T{seed:03d}{number:07d}",
-                "Modality": "OT",
-                "ReferringPhysicianName": "",
-                "StudyDescription": "Tiny",
-                "PatientName": f"Tiny^Patient{number}",
-                "PatientID": f"{number:08d}",
-                "PatientBirthDate": "19500101",
-                "PatientSex": "O",
-                "StudyInstanceUID": study,
-                "SeriesInstanceUID": series,
-                "StudyID": str(number),
-                "SeriesNumber": "1",
-                "InstanceNumber": str(instance),
-            }
-            yield StoredInstance(attributes, str(ExplicitVRLittleEndian), _tiny(attributes, side))
-
-
-def _tiny(attributes: dict[str, str], side: int) -> Callable[[], bytes]:
-    def encoded() -> bytes:
-        elements = []
-        for keyword, value in attributes.items():
-            vr = pydicom.datadict.dictionary_VR(keyword)
-            raw = value.encode("latin-1")
-            raw += (b"\0" if vr == "UI" else b" ") * (len(raw) % 2)
-            tag = pydicom.datadict.tag_for_keyword(keyword)
-            elements.append((tag, vr.encode(), raw))
-        elements.append((0x00080064, b"CS", b"WSD "))
-        elements.append((0x00280004, b"CS", b"MONOCHROME2 "))
-        numbers = {
-            0x0002: 1,
-            0x0010: side,
-            0x0011: side,
-            0x0100: 8,
-            0x0101: 8,
-            0x0102: 7,
-            0x0103: 0,
-        }
-        for element, number in numbers.items():
-            elements.append((0x00280000 | element, b"US", struct.pack("<H", number)))
-        head = b"".join(
-            struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(raw)) + raw
-            for tag, vr, raw in sorted(elements)
-        )
-        shade = int(attributes["InstanceNumber"]) % 256
-        pixels = bytes([shade]) * (side * side)
-        pixels += b"\0" * (len(pixels) % 2)
-        return head + struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OB", 0, len(pixels)) + pixels
-
-    return encoded
-
-
-# --- studies that are odd, not wrong
-
-_PRIVATE_CLASS = "1.2.840.113619.4.30"
-_PRIVATE_SYNTAX = "1.2.840.113619.5.2"
-_RETIRED_CLASS = "1.2.840.10008.5.1.1.27"
-_HOSTILE = (
-    "../../../etc/passwd",
-    "..",
-    "/etc/passwd",
-    "=HYPERLINK(0)",
-    "@SUM(1)",
-    "%s%n%x",
-    "$(id)",
-    "<b>x</b>",
-)
-_ODD_UIDS = ("1.2.826.0.01.7", "1.2.826.0.1.8" + ".1" * 40, "1.2.826.A.9", "not a UID")
-
-
-def peculiar_instances(kind: str, *, seed: int = 0) -> list[StoredInstance]:
-    """A study of objects that are odd in one way, as archives hold them; small ones.
-
-    Parameters
-    ----------
-    kind : str
-        A name in :data:`PECULIARITIES`.
-    seed : int
-        As for :func:`generate_cohort`.
-    """
-    return list(PECULIARITIES[kind](seed))
-
-
-def _odd(
-    seed: int,
-    kind: str,
-    changes: Sequence[Mapping[str, Any]],
-    syntax: str = ExplicitVRLittleEndian,
-) -> Iterator[StoredInstance]:
-    """An object for each of the changes to a tiny one, all of one study."""
-    plain = tiny_instances(1, instances=len(changes), seed=seed)
-    for number, (stored, elements) in enumerate(zip(plain, changes, strict=True), 1):
-        own = {
-            "StudyInstanceUID": uid(seed, kind),
-            "SeriesInstanceUID": uid(seed, kind, 1),
-            "SOPInstanceUID": uid(seed, kind, 1, number),
-        }
-        data = with_elements(stored.encoded(), stored.transfer_syntax_uid, own | dict(elements))
-        if syntax != stored.transfer_syntax_uid:
-            data = encoded(decoded(data, stored.transfer_syntax_uid), syntax)
-        yield instance_of_bytes(data, syntax)
-
-
-def _odd_uids(seed: int) -> Iterator[StoredInstance]:
-    return _odd(seed, "odd-uids", [{"SOPInstanceUID": text} for text in _ODD_UIDS])
-
-
-def _hostile_text(seed: int) -> Iterator[StoredInstance]:
-    changes = [
-        {
-            "PatientID": _HOSTILE[3],
-            "PatientName": _HOSTILE[0],
-            "StudyInstanceUID": _HOSTILE[0],
-            "SeriesInstanceUID": _HOSTILE[number % 3],
-            "SOPInstanceUID": text,
-            "StudyDescription": _HOSTILE[4],
-        }
-        for number, text in enumerate(_HOSTILE)
-    ]
-    return _odd(seed, "hostile-text", changes)
-
-
-def _private_classes(seed: int) -> Iterator[StoredInstance]:
-    classes = [{"SOPClassUID": uid} for uid in (_PRIVATE_CLASS, _RETIRED_CLASS)]
-    return _odd(seed, "private-classes", classes)
-
-
-def _retired_syntaxes(seed: int) -> Iterator[StoredInstance]:
-    big_endian = list(_odd(seed, "retired-syntaxes", [{}, {}], ExplicitVRBigEndian))
-    yield big_endian[0]
-    # Its headers are those of Explicit VR Little Endian, its pixels big endian.
-    elements = {"SOPInstanceUID": uid(seed, "private-syntax")}
-    data = encoded(decoded(big_endian[1].encoded(), ExplicitVRBigEndian), ExplicitVRLittleEndian)
-    yield instance_of_bytes(with_elements(data, ExplicitVRLittleEndian, elements), _PRIVATE_SYNTAX)
-
-
-def _nameless(seed: int) -> Iterator[StoredInstance]:
-    empty = {"PatientID": "", "PatientName": "", "StudyDate": ""}
-    absent = dict.fromkeys((*empty, "Modality", "SeriesNumber"))
-    return _odd(seed, "nameless", [empty, absent])
-
-
-def _lying_character_sets(seed: int) -> Iterator[StoredInstance]:
-    umlaut = {"PatientName": b"M\xfcster^J\xf6rg"}
-    return _odd(
-        seed,
-        "lying-character-sets",
-        [
-            umlaut | {"SpecificCharacterSet": "ISO_IR 192"},
-            umlaut | {"SpecificCharacterSet": None},
-            umlaut | {"SpecificCharacterSet": "ISO_IR 999"},
-        ],
-    )
-
-
-def _non_images(seed: int) -> Iterator[StoredInstance]:
-    # A document or a plan has no pixels.
-    without_pixels = dict.fromkeys(
-        ("PixelData", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit")
-    )
-    modalities = {
-        _BASIC_TEXT_SR: "SR",
-        KeyObjectSelectionDocumentStorage: "KO",
-        GrayscaleSoftcopyPresentationStateStorage: "PR",
-        RTPlanStorage: "RTPLAN",
-        RTStructureSetStorage: "RTSTRUCT",
-        EncapsulatedPDFStorage: "DOC",
-        RawDataStorage: "OT",
-        TwelveLeadECGWaveformStorage: "ECG",
-    }
-    changes = [
-        without_pixels | {"SOPClassUID": sop_class, "Modality": modality}
-        for sop_class, modality in modalities.items()
-    ]
-    changes.append({"SOPClassUID": SegmentationStorage, "Modality": "SEG", "NumberOfFrames": "1"})
-    return _odd(seed, "non-images", changes)
-
-
-def _one_uid_in_two_series(seed: int) -> Iterator[StoredInstance]:
-    changes = [
-        {"SOPInstanceUID": uid(seed, "shared"), "SeriesInstanceUID": uid(seed, "shared", series)}
-        for series in (1, 2)
-    ]
-    return _odd(seed, "one-uid-in-two-series", changes)
-
-
-PECULIARITIES: dict[str, Callable[[int], Iterator[StoredInstance]]] = {
-    "odd-uids": _odd_uids,
-    "hostile-text": _hostile_text,
-    "private-classes": _private_classes,
-    "retired-syntaxes": _retired_syntaxes,
-    "nameless": _nameless,
-    "lying-character-sets": _lying_character_sets,
-    "non-images": _non_images,
-    "one-uid-in-two-series": _one_uid_in_two_series,
-}
-"""Kinds of :func:`peculiar_instances`: leading zeros, letters, more than 64 characters in UIDs;
-paths, formulas and format strings in UIDs and names; SOP classes and transfer syntaxes that are
-private or retired; no names, no PatientID, no Modality; character sets that are not those
-declared; objects that are no images; one SOP Instance UID in two series."""

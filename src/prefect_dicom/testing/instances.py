@@ -187,7 +187,7 @@ def with_elements(data: bytes, transfer_syntax_uid: str, elements: Mapping[str, 
     """
     dataset = decoded(data, transfer_syntax_uid)
     for keyword, value in elements.items():
-        tag = tag_for_keyword(keyword)
+        tag = tag_of(keyword)
         if value is None:
             dataset.pop(tag, None)
         else:
@@ -200,6 +200,20 @@ def changed(stored: StoredInstance, **elements: Any) -> StoredInstance:
     """The object with other values (see :func:`with_elements`), as an archive might hold it."""
     data = with_elements(stored.encoded(), stored.transfer_syntax_uid, elements)
     return instance_of_bytes(data, stored.transfer_syntax_uid)
+
+
+def tag_of(keyword: str) -> int:
+    """Return the tag of a keyword of the data dictionary.
+
+    Raises
+    ------
+    KeyError
+        If the dictionary (PS3.6) has no such keyword.
+    """
+    tag = tag_for_keyword(keyword)
+    if tag is None:
+        raise KeyError(keyword)
+    return tag
 
 
 def _encoding(transfer_syntax_uid: str) -> tuple[bool, bool, bool]:

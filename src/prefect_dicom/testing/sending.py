@@ -11,6 +11,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
@@ -30,8 +31,9 @@ def send_at_once(event: evt.Event) -> None:
 
     Together with delayed acknowledgements it costs 40 ms for each message.
     """
-    connection = event.assoc.dul.socket.socket
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    transport = event.assoc.dul.socket
+    assert transport is not None and transport.socket is not None, "it has just been opened"
+    transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def without_message_log(association: Association) -> None:
@@ -40,7 +42,8 @@ def without_message_log(association: Association) -> None:
     They write out every PDU and message, whether anybody listens or not: half of the time.
     """
     for event in (evt.EVT_DIMSE_SENT, evt.EVT_DIMSE_RECV, evt.EVT_PDU_SENT, evt.EVT_PDU_RECV):
-        for handler, _ in association.get_handlers(event):
+        handlers: Any = association.get_handlers(event)
+        for handler, _ in handlers:
             association.unbind(event, handler)
 
 
@@ -54,7 +57,7 @@ def contexts_to_send_in(association: Association) -> dict[tuple[str, str], int]:
     return {
         (str(context.abstract_syntax), str(context.transfer_syntax[0])): context.context_id
         for context in association.accepted_contexts
-        if context.as_scu
+        if context.as_scu and context.context_id is not None
     }
 
 
@@ -110,9 +113,10 @@ class StoreAssociation:
         association.dul._kill_thread = True
         association.join()
         association.dul.join()
-        connection = association.dul.socket.socket
-        connection.settimeout(60)
-        return connection
+        transport = association.dul.socket
+        assert transport is not None and transport.socket is not None, "it is established"
+        transport.socket.settimeout(60)
+        return transport.socket
 
     def context_id(self, stored: StoredInstance) -> int | None:
         """The accepted context for an object, or None."""
@@ -251,6 +255,7 @@ def _status(command: bytes) -> int:
     while position < len(command):
         group, element, length = struct.unpack_from("<HHL", command, position)
         if (group, element) == (0, 0x0900):
-            return struct.unpack_from("<H", command, position + 8)[0]
+            status: int = struct.unpack_from("<H", command, position + 8)[0]
+            return status
         position += 8 + length
     raise ConnectionError("the receiver's response has no status")

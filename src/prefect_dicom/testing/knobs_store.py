@@ -1,8 +1,4 @@
-"""Behaviours that change what arrives: other words, other bytes, another order.
-
-Each takes a retrieve plan and edits its sub-operations, as all do in
-:mod:`prefect_dicom.testing.script`, whose table they are rows of.
-"""
+"""Knobs for the instances that are sent: other values, other bytes, another order."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import FileMetaDataset
@@ -22,15 +19,16 @@ from pydicom.uid import (
 )
 
 from prefect_dicom.testing.instances import StoredInstance, decoded, encoded, with_elements
+from prefect_dicom.testing.plans import Knob, RetrievePlan, Stage, SubOperation
 
 if TYPE_CHECKING:
-    from prefect_dicom.testing.script import Behaviour, RetrievePlan
+    from prefect_dicom.testing.script import Behaviour
 
 _Instances = int | Sequence[str]
 _MEBIBYTE = 1 << 20
 
 
-def alter(
+def _alter(
     plan: RetrievePlan,
     by: Behaviour,
     instances: _Instances,
@@ -39,16 +37,22 @@ def alter(
     """Let ``change`` rewrite the data sets of these instances, on top of what others rewrite."""
     picked = by.pick(plan.operations, instances)
     for operation in picked:
-        operation.data = lambda before=operation.data, stored=operation.stored: change(
-            before(), stored
-        )
+        operation.data = partial(_changed, operation.data, operation.stored, change)
     return bool(picked)
+
+
+def _changed(
+    before: Callable[[], bytes],
+    stored: StoredInstance,
+    change: Callable[[bytes, StoredInstance], bytes],
+) -> bytes:
+    return change(before(), stored)
 
 
 def _coerce(
     plan: RetrievePlan, by: Behaviour, *, elements: Mapping[str, Any], instances: _Instances = 1
 ) -> bool:
-    return alter(
+    return _alter(
         plan,
         by,
         instances,
@@ -106,7 +110,7 @@ def _alter_uids(
         elements = {"SOPInstanceUID": oddly(stored.sop_instance_uid)}
         return with_elements(data, stored.transfer_syntax_uid, elements)
 
-    return alter(plan, by, instances, written_oddly)
+    return _alter(plan, by, instances, written_oddly)
 
 
 def _wrong_syntax(
@@ -122,7 +126,7 @@ def _wrong_syntax(
         other = ExplicitVRLittleEndian if implicit else ImplicitVRLittleEndian
         return encoded(decoded(data, own), transfer_syntax_uid or other)
 
-    return alter(plan, by, instances, written_otherwise)
+    return _alter(plan, by, instances, written_otherwise)
 
 
 def _transcode(
@@ -133,17 +137,18 @@ def _transcode(
     transfer_syntax_uid: str = ImplicitVRLittleEndian,
     lossy: bool = False,
 ) -> bool:
+    def re_encoded(data: bytes, stored: StoredInstance) -> bytes:
+        return _transcoded(data, stored.transfer_syntax_uid, transfer_syntax_uid, lossy=lossy)
+
     picked = by.pick(plan.operations, instances)
     for operation in picked:
-        stored, before = operation.stored, operation.data
+        stored = operation.stored
         operation.stored = replace(stored, transfer_syntax_uid=str(transfer_syntax_uid))
-        operation.data = lambda before=before, stored=stored: transcoded(
-            before(), stored.transfer_syntax_uid, transfer_syntax_uid, lossy=lossy
-        )
+        operation.data = partial(_changed, operation.data, stored, re_encoded)
     return bool(picked)
 
 
-def transcoded(data: bytes, syntax: str, into: str, *, lossy: bool = False) -> bytes:
+def _transcoded(data: bytes, syntax: str, into: str, *, lossy: bool = False) -> bytes:
     """A data set in another native transfer syntax; ``lossy`` costs its pixels their low bits."""
     dataset = decoded(data, syntax)
     if UID(syntax).is_encapsulated:
@@ -162,7 +167,7 @@ def _odd_length(plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1)
     picked = by.pick(plan.operations, instances)
     if any(o.stored.transfer_syntax_uid == DeflatedExplicitVRLittleEndian for o in picked):
         return False
-    return alter(plan, by, instances, lambda data, stored: data + _odd_element(stored))
+    return _alter(plan, by, instances, lambda data, stored: data + _odd_element(stored))
 
 
 def _odd_element(stored: StoredInstance) -> bytes:
@@ -182,14 +187,14 @@ def _odd_element(stored: StoredInstance) -> bytes:
 def _huge(
     plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1, mebibytes: int = 64
 ) -> bool:
-    return alter(plan, by, instances, lambda data, stored: _with_frames(data, stored, mebibytes))
+    return _alter(plan, by, instances, lambda data, stored: _with_frames(data, stored, mebibytes))
 
 
 def _with_frames(data: bytes, stored: StoredInstance, mebibytes: int) -> bytes:
     """As many frames of noise as fill this many MiB, in a native little endian syntax."""
     syntax = stored.transfer_syntax_uid
     image = decoded(data, syntax)
-    frame = image.Rows * image.Columns * image.SamplesPerPixel * image.BitsAllocated // 8
+    frame: int = image.Rows * image.Columns * image.SamplesPerPixel * image.BitsAllocated // 8
     frames = -(-mebibytes * _MEBIBYTE // frame)
     head = with_elements(data, syntax, {"NumberOfFrames": str(frames), "PixelData": None})
     noise = random.Random(stored.sop_instance_uid).randbytes(_MEBIBYTE)
@@ -206,49 +211,188 @@ def _shuffle(plan: RetrievePlan, by: Behaviour, *, lot: int = 0) -> bool:
     return len(plan.operations) > 1
 
 
-CONTENT: tuple[tuple[str, str, Callable[..., bool]], ...] = (
-    (
+def _async_flood(plan: RetrievePlan, by: Behaviour, *, window: int = 1000) -> bool:
+    plan.window = window
+    return len(plan.operations) > 1
+
+
+def _truncate(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: int | Sequence[str] = 1,
+    keep: float = 0.5,
+    less_bytes: int = 0,
+    behind: bytes = b"",
+) -> bool:
+    def cut(data: bytes, stored: StoredInstance) -> bytes:
+        length = int(len(data) * keep) // 2 * 2  # a PDV of odd length is another fault
+        return data[: length - less_bytes] + behind
+
+    return _alter(plan, by, instances, cut)
+
+
+def _other_patient(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: int | Sequence[str] = 1,
+    patient_id: str = "OTHER-000001",
+) -> bool:
+    other = {"PatientID": patient_id, "PatientName": "Other^Patient"}
+    return _alter(
+        plan,
+        by,
+        instances,
+        lambda data, stored: with_elements(data, stored.transfer_syntax_uid, other),
+    )
+
+
+def _duplicate(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1) -> bool:
+    return _insert_behind(plan, by, instances, lambda stored: stored)
+
+
+def _conflict(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: int | Sequence[str] = 1,
+    transfer_syntax_uid: str | None = None,
+) -> bool:
+    def second(stored: StoredInstance) -> StoredInstance:
+        own = stored.transfer_syntax_uid
+        other, comment = transfer_syntax_uid or own, {"ImageComments": "Second version."}
+
+        def data() -> bytes:
+            if transfer_syntax_uid is None:
+                return with_elements(stored.encoded(), own, comment)
+            return _transcoded(stored.encoded(), own, other)
+
+        return replace(stored, transfer_syntax_uid=other, encoded=data)
+
+    return _insert_behind(plan, by, instances, second)
+
+
+def _insert_behind(
+    plan: RetrievePlan,
+    by: Behaviour,
+    instances: int | Sequence[str],
+    again: Callable[[StoredInstance], StoredInstance],
+) -> bool:
+    picked = by.pick(plan.operations, instances)
+    for operation in picked:
+        copy = SubOperation.of(again(operation.stored), counted=False)
+        plan.operations.insert(plan.operations.index(operation) + 1, copy)
+    return bool(picked)
+
+
+def _unsolicited(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    extra: Sequence[StoredInstance],
+    originator: bool = False,
+) -> bool:
+    plan.operations[:0] = [
+        SubOperation.of(stored, counted=False, originator=originator) for stored in extra
+    ]
+    return bool(extra)
+
+
+STORE_KNOBS = (
+    Knob(
+        "store.truncate",
+        (Stage.RETRIEVE,),
+        "Sends the first part (`keep`, a share, and `less_bytes`) of the data set of these "
+        "`instances`, with these bytes `behind` it.",
+        _truncate,
+    ),
+    Knob(
+        "store.other_patient",
+        (Stage.RETRIEVE,),
+        "Sends these `instances` with another PatientID.",
+        _other_patient,
+    ),
+    Knob(
+        "store.async_flood",
+        (Stage.RETRIEVE,),
+        "Sends up to `window` C-STORE requests without waiting for a response.",
+        _async_flood,
+    ),
+    Knob(
+        "store.duplicate",
+        (Stage.RETRIEVE,),
+        "Sends these `instances` twice.",
+        _duplicate,
+    ),
+    Knob(
+        "store.conflict",
+        (Stage.RETRIEVE,),
+        "Sends these `instances` twice, the second time with another content, or the same in "
+        "another native `transfer_syntax_uid`.",
+        _conflict,
+    ),
+    Knob(
+        "store.unsolicited",
+        (Stage.RETRIEVE,),
+        "Sends these `extra` instances first, which nobody requested.",
+        _unsolicited,
+    ),
+    Knob(
         "store.coerce",
+        (Stage.RETRIEVE,),
         "Sends these `instances` with other `elements`, by keyword; None takes one away.",
         _coerce,
     ),
-    (
+    Knob(
         "store.other_study",
+        (Stage.RETRIEVE,),
         "Sends these `instances` under another `study_instance_uid`.",
         _other_study,
     ),
-    (
+    Knob(
         "store.uid_mismatch",
+        (Stage.RETRIEVE,),
         "Requests to store these `instances` name another `sop_instance_uid` than the data sets.",
         _uid_mismatch,
     ),
-    (
+    Knob(
         "store.odd_uid",
+        (Stage.RETRIEVE,),
         "Writes the SOP Instance UID of these `instances` oddly; `how`: blank or nul (behind it), "
         "zeros (leading), long (over 64 characters), letters.",
         _odd_uid,
     ),
-    (
+    Knob(
         "store.wrong_syntax",
+        (Stage.RETRIEVE,),
         "Sends these `instances` in another encoding (`transfer_syntax_uid`) than negotiated.",
         _wrong_syntax,
     ),
-    (
+    Knob(
         "store.transcode",
+        (Stage.RETRIEVE,),
         "Negotiates another native `transfer_syntax_uid` for these `instances` and re-encodes "
         "them; `lossy` changes their pixels too.",
         _transcode,
     ),
-    (
+    Knob(
         "store.odd_length",
+        (Stage.RETRIEVE,),
         "Sends these `instances` with a value of odd length at their end.",
         _odd_length,
     ),
-    (
+    Knob(
         "store.huge",
+        (Stage.RETRIEVE,),
         "Sends these native `instances` with so many frames that they fill `mebibytes`.",
         _huge,
     ),
-    ("store.shuffle", "Sends in an order drawn by `lot`, series interleaved.", _shuffle),
+    Knob(
+        "store.shuffle",
+        (Stage.RETRIEVE,),
+        "Sends in an order drawn by `lot`, series interleaved.",
+        _shuffle,
+    ),
 )
-"""Name, meaning and function of each; all edit the plan of a C-MOVE or C-GET."""
+"""All knobs for the C-STORE sub-operations."""

@@ -1,8 +1,4 @@
-"""Behaviours that change what a C-FIND finds and how it is answered.
-
-Each edits the plan of a C-FIND, as all do in :mod:`prefect_dicom.testing.script`, whose table
-they are rows of.
-"""
+"""Knobs for what a C-FIND finds and how it is answered."""
 
 from __future__ import annotations
 
@@ -13,19 +9,26 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pydicom.config import IGNORE
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from prefect_dicom.testing.instances import tag_of
 from prefect_dicom.testing.matching import COUNT_KEYWORDS, LEVELS, UNIQUE_KEYS
+from prefect_dicom.testing.plans import (
+    CANCEL,
+    IDENTIFIER_DOES_NOT_MATCH,
+    SUCCESS,
+    UNABLE_TO_PROCESS,
+    FindPlan,
+    Knob,
+    Stage,
+)
 
 if TYPE_CHECKING:
-    from prefect_dicom.testing.script import Behaviour, FindPlan
+    from prefect_dicom.testing.script import Behaviour
 
-_SUCCESS = 0x0000
 _PENDING_WITHOUT_OPTIONAL_KEYS = 0xFF01
-_IDENTIFIER_DOES_NOT_MATCH = 0xA900
-_QUERY, _ANSWER = "find-query", "find-answer"
 
 
 def _answers(plan: FindPlan, by: Behaviour) -> dict[int, Dataset]:
@@ -39,11 +42,8 @@ def _answers(plan: FindPlan, by: Behaviour) -> dict[int, Dataset]:
 
 def _put(answer: Dataset, keyword: str, value: object) -> None:
     """Set an element, however odd the value is."""
-    tag, vr = tag_for_keyword(keyword), dictionary_VR(keyword)
+    tag, vr = tag_of(keyword), dictionary_VR(keyword)
     answer.add(DataElement(tag, vr, value, validation_mode=IGNORE))
-
-
-# --- what is matched
 
 
 def _unsupported_key(
@@ -51,7 +51,7 @@ def _unsupported_key(
     by: Behaviour,
     *,
     keys: Sequence[str],
-    status: int = _SUCCESS,
+    status: int = SUCCESS,
     returned: bool = False,
 ) -> bool:
     if not any(plan.keys.get(key) or (returned and key in plan.keys) for key in keys):
@@ -102,7 +102,7 @@ def _no_list(plan: FindPlan, by: Behaviour, *, uids: bool = False) -> bool:
     return bool(lists) and _match_by(plan, lists, lambda key, value: False)
 
 
-def _strict(plan: FindPlan, by: Behaviour, *, status: int = _IDENTIFIER_DOES_NOT_MATCH) -> bool:
+def _strict(plan: FindPlan, by: Behaviour, *, status: int = IDENTIFIER_DOES_NOT_MATCH) -> bool:
     above = LEVELS[1 : LEVELS.index(plan.level)]
     if all(plan.keys.get(UNIQUE_KEYS[level]) for level in above):
         return False
@@ -116,7 +116,7 @@ def _demand_keys(
     *,
     keys: Sequence[str] = ("PatientID",),
     levels: Sequence[str] = ("SERIES", "IMAGE"),
-    status: int = _IDENTIFIER_DOES_NOT_MATCH,
+    status: int = IDENTIFIER_DOES_NOT_MATCH,
 ) -> bool:
     if plan.level not in levels or all(plan.keys.get(key) for key in keys):
         return False
@@ -129,9 +129,6 @@ def _no_series_level(plan: FindPlan, by: Behaviour, *, status: int = 0xC000) -> 
         return False
     plan.refuse = status
     return True
-
-
-# --- what is matched and answered
 
 
 def _pad_ids(
@@ -189,9 +186,6 @@ def _shifted(day: str, days: int) -> str:
         return f"{datetime.strptime(day, '%Y%m%d') + timedelta(days=days):%Y%m%d}"
     except ValueError:
         return day
-
-
-# --- what is answered
 
 
 def _omit_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str], empty: bool = False) -> bool:
@@ -258,9 +252,6 @@ def _say(plan: FindPlan, by: Behaviour, keyword: str, value: object) -> bool:
     return bool(found)
 
 
-# --- how it is answered
-
-
 def _time_hang(plan: FindPlan, by: Behaviour, *, hold: threading.Event) -> bool:
     if not (plan.keys.get("StudyDate") and plan.keys.get("StudyTime")):
         return False
@@ -286,133 +277,211 @@ def _cross_talk(plan: FindPlan, by: Behaviour, *, answers: Sequence[int] = (0,))
     return bool(found)
 
 
-ANSWERS = (
-    (
+def _cap(
+    plan: FindPlan,
+    by: Behaviour,
+    *,
+    answers: int,
+    status: int = CANCEL,
+    order: str = "",
+    level: str = "",
+) -> bool:
+    if len(plan.answers) <= answers or level not in ("", plan.level):
+        return False
+    if order:
+        plan.answers.sort(key=lambda answer: str(answer.get(order, "")))
+    del plan.answers[answers:]
+    plan.status = status
+    return True
+
+
+def _ignore_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str]) -> bool:
+    ignored = [key for key in keys if plan.keys.get(key)]
+    for key in ignored:
+        plan.keys[key] = ""
+    return bool(ignored)
+
+
+def _no_image_level(plan: FindPlan, by: Behaviour, *, status: int = UNABLE_TO_PROCESS) -> bool:
+    if plan.level != "IMAGE":
+        return False
+    plan.refuse = status
+    return True
+
+
+def _refuse_find(plan: FindPlan, by: Behaviour, *, status: int) -> None:
+    plan.refuse = status
+
+
+FIND_KNOBS = (
+    Knob(
+        "find.cap",
+        (Stage.FIND_ANSWER,),
+        "Ends after `answers` matches with `status` (FE00, A700, B001, or plain success 0000): "
+        "the first ones in the `order` of an attribute, or as they were stored; at one `level` or "
+        "at all.",
+        _cap,
+    ),
+    Knob(
+        "find.ignore_keys",
+        (Stage.FIND_QUERY,),
+        "Does not match by these `keys`.",
+        _ignore_keys,
+    ),
+    Knob(
+        "find.no_image_level",
+        (Stage.FIND_QUERY,),
+        "Answers queries at IMAGE level with `status`; 0000 makes it an empty list.",
+        _no_image_level,
+    ),
+    Knob(
+        "find.refuse",
+        (Stage.FIND_QUERY,),
+        "Answers with `status` and nothing else.",
+        _refuse_find,
+    ),
+    Knob(
         "find.unsupported_key",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Answers nothing, with `status`, where one of these `keys` has a value (`returned`: or is "
         "merely asked for).",
         _unsupported_key,
     ),
-    (
+    Knob(
         "find.substring",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Matches these `keys` wherever they occur in the value, in any case.",
         _substring,
     ),
-    ("find.case", (_QUERY,), "Matches these `keys` in any case.", _case),
-    (
+    Knob(
+        "find.case",
+        (Stage.FIND_QUERY,),
+        "Matches these `keys` in any case.",
+        _case,
+    ),
+    Knob(
         "find.pn_literal",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Matches PatientName to the letter: case, carets, component groups.",
         _pn_literal,
     ),
-    (
+    Knob(
         "find.query_charset",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Finds nothing by a text beyond ASCII unless the query declares one of these `sets`.",
         _query_charset,
     ),
-    (
+    Knob(
         "find.no_list",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Matches nothing by a list of values; with `uids` by a list of UIDs neither.",
         _no_list,
     ),
-    (
+    Knob(
         "find.strict",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Refuses, with `status`, a query without the unique keys above its level.",
         _strict,
     ),
-    (
+    Knob(
         "find.demand_keys",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Refuses, with `status`, a query at these `levels` in which one of these `keys` has no "
         "value.",
         _demand_keys,
     ),
-    (
+    Knob(
         "find.no_series_level",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Answers queries at SERIES and IMAGE level with `status`; 0000 makes it an empty list.",
         _no_series_level,
     ),
-    (
+    Knob(
         "find.pad_ids",
-        (_QUERY, _ANSWER),
+        (
+            Stage.FIND_QUERY,
+            Stage.FIND_ANSWER,
+        ),
         "Matches these `keys` without leading zeros, and answers them with text `before` and "
         "`after`, or without their zeros (`strip_zeros`).",
         _pad_ids,
     ),
-    (
+    Knob(
         "find.date_shift",
-        (_QUERY, _ANSWER),
+        (
+            Stage.FIND_QUERY,
+            Stage.FIND_ANSWER,
+        ),
         "Matches and answers every StudyDate so many `days` later; not `answered`: matches only.",
         _date_shift,
     ),
-    (
+    Knob(
         "find.date_ends",
-        (_QUERY,),
+        (Stage.FIND_QUERY,),
         "Leaves the `ends` of a range of dates out of it: first, last, both.",
         _date_ends,
     ),
-    (
+    Knob(
         "find.omit_keys",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "Leaves out these `keys`, or (`empty`) answers them without a value.",
         _omit_keys,
     ),
-    (
+    Knob(
         "find.counts",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "NumberOf…Related…: `how` is none (left out), zero, off_by (`by_number` more).",
         _counts,
     ),
-    ("find.ff01", (_ANSWER,), "Every match has the status FF01.", _ff01),
-    (
+    Knob(
+        "find.ff01",
+        (Stage.FIND_ANSWER,),
+        "Every match has the status FF01.",
+        _ff01,
+    ),
+    Knob(
         "find.duplicate",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "Gives every match `copies` times more, the copies with `patient_id` if that is given.",
         _duplicate,
     ),
-    (
+    Knob(
         "find.charset",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "Answers in Latin-1 without the letters it lacks, and declares that (`how`: strip), UTF-8 "
         "(lie) or nothing (none).",
         _charset,
     ),
-    (
+    Knob(
         "find.retrieve_aet",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "Names these `titles` as RetrieveAETitle.",
         _retrieve_aet,
     ),
-    (
+    Knob(
         "find.availability",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "Says this `value` as InstanceAvailability: ONLINE, NEARLINE, OFFLINE, UNAVAILABLE.",
         _availability,
     ),
-    (
+    Knob(
         "find.time_hang",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "Does not answer a query by date and time before `hold` is set.",
         _time_hang,
     ),
-    (
+    Knob(
         "find.garble",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "The `answers` with these numbers (from 0) do not decode (`how`: cut) or have no data set "
         "(absent).",
         _garble,
     ),
-    (
+    Knob(
         "find.cross_talk",
-        (_ANSWER,),
+        (Stage.FIND_ANSWER,),
         "The `answers` with these numbers (from 0) respond to the message before.",
         _cross_talk,
     ),
 )
-"""Name, stages, meaning and function of each."""
+"""All knobs for C-FIND."""

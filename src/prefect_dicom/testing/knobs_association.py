@@ -1,73 +1,15 @@
-"""Behaviours of a PACS before its first answer: connections, associations, contexts.
-
-Each edits the plan of one connection, as all do in :mod:`prefect_dicom.testing.script`, whose
-table they are rows of.
-"""
+"""Knobs for what happens before the first answer: connections, associations, contexts."""
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from prefect_dicom.testing.plans import WHENS, AssociationPlan, End, Knob, Stage
+
 if TYPE_CHECKING:
-    from prefect_dicom.testing.pacs import ScriptedPacs
     from prefect_dicom.testing.script import Behaviour
-
-WHENS = ("instead", "accepted", "request")
-"""When an association ends: in place of an acceptance, right after it, at the first request."""
-
-
-@dataclass
-class End:
-    """How an association ends: by A-ABORT, or the connection by "close" or "reset"."""
-
-    how: str = "abort"
-    source: int = 0
-    reason: int = 0
-
-    @property
-    def pdu(self) -> bytes:
-        """The A-ABORT, PS3.8 9.3.8; empty where there is none."""
-        if self.how != "abort":
-            return b""
-        return struct.pack(">BxL2x2B", 7, 4, self.source, self.reason)
-
-
-@dataclass
-class AssociationPlan:
-    """A connection, and the association that is about to be asked for on it."""
-
-    pacs: ScriptedPacs
-    end_at_once: End | None = None
-    """Before anything has been read from the connection."""
-    listen_again: threading.Event | None = None
-    """Nothing listens from now on until this is set."""
-    tls: bool = False
-    """TLS is expected of the peer."""
-    hold: threading.Event | None = None
-    """The answer waits for this."""
-    reject: tuple[int, int, int] | None = None
-    """Result, source and reason of an A-ASSOCIATE-RJ, PS3.8 9.3.4; any numbers."""
-    end: dict[str, End] = field(default_factory=dict)
-    """By when it ends, see :data:`WHENS`."""
-    refused: dict[str, int] = field(default_factory=dict)
-    """By service, or "all": the result its contexts are refused with, PS3.8 9.3.3.2."""
-    list_contexts: bool = True
-    """False: the acceptance says nothing of any context."""
-    roles: bool = True
-    """False: role selection is ignored, PS3.7 D.3.3.4."""
-
-    def concerns(self, study: str) -> bool:
-        """Never: an association names no study."""
-        return False
-
-    @property
-    def rejection(self) -> bytes:
-        """The A-ASSOCIATE-RJ of :attr:`reject`."""
-        return struct.pack(">BxLx3B", 3, 4, *self.reject)
 
 
 def _refuse(plan: AssociationPlan, by: Behaviour, *, back: threading.Event) -> None:
@@ -136,60 +78,75 @@ def _max(
     return True
 
 
-ASSOCIATIONS = (
-    (
+ASSOCIATION_KNOBS = (
+    Knob(
         "net.refuse",
-        "connect",
+        (Stage.CONNECT,),
         "Goes down when the connection comes; others are refused until `back` is set.",
         _refuse,
     ),
-    ("net.reset", "connect", "Resets the connection at once.", _reset),
-    ("net.tls", "connect", "Expects TLS, and gives up when plain DICOM comes.", _tls),
-    (
+    Knob(
+        "net.reset",
+        (Stage.CONNECT,),
+        "Resets the connection at once.",
+        _reset,
+    ),
+    Knob(
+        "net.tls",
+        (Stage.CONNECT,),
+        "Expects TLS, and gives up when plain DICOM comes.",
+        _tls,
+    ),
+    Knob(
         "assoc.silent",
-        "associate",
+        (Stage.ASSOCIATE,),
         "Does not answer the association request before `hold` is set.",
         _silent,
     ),
-    (
+    Knob(
         "assoc.reject",
-        "associate",
+        (Stage.ASSOCIATE,),
         "A-ASSOCIATE-RJ with any `result`, `source` and `reason`, reserved numbers too.",
         _reject,
     ),
-    (
+    Knob(
         "assoc.abort",
-        "associate",
+        (Stage.ASSOCIATE,),
         "A-ABORT with `source` and `reason`; `when`: instead (of an acceptance), accepted (right "
         "after it), request (in place of the first answer).",
         _abort,
     ),
-    (
+    Knob(
         "assoc.drop",
-        "associate",
+        (Stage.ASSOCIATE,),
         "Drops the connection; `when` as for assoc.abort, `how`: close, reset.",
         _drop,
     ),
-    (
+    Knob(
         "assoc.contexts",
-        "associate",
+        (Stage.ASSOCIATE,),
         "Refuses the presentation contexts of these `services` (all, C-ECHO, C-FIND, C-MOVE, "
         "C-GET, C-STORE) with `result` 1 to 4.",
         _contexts,
     ),
-    (
+    Knob(
         "assoc.no_contexts",
-        "associate",
+        (Stage.ASSOCIATE,),
         "Accepts the association and says nothing of its contexts.",
         _no_contexts,
     ),
-    ("assoc.no_roles", "associate", "Ignores role selection, which C-GET needs.", _no_roles),
-    (
+    Knob(
+        "assoc.no_roles",
+        (Stage.ASSOCIATE,),
+        "Ignores role selection, which C-GET needs.",
+        _no_roles,
+    ),
+    Knob(
         "assoc.max",
-        "associate",
+        (Stage.ASSOCIATE,),
         "Accepts so many `associations` at a time, and rejects one more with `result`, `source` "
         "and `reason`.",
         _max,
     ),
 )
-"""Name, stage, meaning and function of each."""
+"""All knobs for connections and associations."""
