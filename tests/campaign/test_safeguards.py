@@ -58,7 +58,7 @@ SAFEGUARDS = {
         "archive/directory.py",
         {
             "if (found := _size_of_file(target)) is not None:": "if False:",
-            "os.link(part, target)": "os.replace(part, target)",
+            "os.link(incoming, target)": "os.replace(incoming, target)",
         },
         ("archive/test_base.py",),
     ),

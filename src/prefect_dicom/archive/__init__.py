@@ -1,4 +1,4 @@
-"""The archive: conditional writes, proven bytes, one protocol for bucket and directory."""
+"""Archive: conditional writes and verified bytes, one protocol for bucket and directory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["Archive", "Check", "ObjectFacts", "open_archive"]
 
 
 def open_archive(settings: S3Archive | DirectoryArchive) -> Archive:
-    """The archive of a site. Nothing is asked of it yet; close it, or use it as a context.
+    """Open the archive of a site, without a request yet; a context manager.
 
-    One such object serves all threads of a process: it holds the pool of connections.
+    One archive serves all threads of a process: it holds the connection pool.
     """
-    # Imported where they are wanted: boto3 takes most of a second.
+    # Imported here: boto3 takes most of a second.
     if isinstance(settings, S3Archive):
         from prefect_dicom.archive.s3 import BucketArchive
 

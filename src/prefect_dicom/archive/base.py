@@ -1,8 +1,8 @@
-"""What an archive promises, whichever it is: a bucket or a directory.
+"""Protocol of an archive, a bucket or a directory.
 
-An object is put once and never replaced: a second put of the same bytes finds them there, other
-bytes are a conflict. The SHA-256 taken when the bytes arrived goes with every put, and the put
-fails unless the bytes still have it.
+An object is put once and never replaced: a second put of the same bytes succeeds, other bytes are
+a conflict. Every put states the SHA-256 taken on arrival, and fails unless the bytes still have
+it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,29 @@ from prefect_dicom.core.errors import ArchiveError
 from prefect_dicom.core.model import ArchivedInstance
 
 BLOCK_BYTES = 256 * 1024
-"""How much of an object is in memory at a time."""
+"""Bytes of an object in memory at a time."""
 
 _READS = 3
-"""A stream that breaks says nothing of the object: it is read from its beginning again."""
+"""Attempts to read an object: a broken stream is read again from its beginning."""
 _T = TypeVar("_T")
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectFacts:
-    """What the archive says of an object without handing it out.
+    """Metadata of an object in the archive.
 
-    ``sha256`` (hex) is None where the archive keeps none. ``sha256_by_store`` tells whether the
-    store computed it from the bytes it holds; otherwise it is what was recorded with the put.
+    Attributes
+    ----------
+    size_bytes : int
+        Size of the object.
+    sha256 : str or None
+        Hexadecimal hash; None if the archive keeps none.
+    version_id, etag : str or None
+        As the store answers them.
+    sha256_by_store : bool
+        Whether the store computed the hash from its bytes; else it is the one recorded with the
+        put.
     """
 
     size_bytes: int
@@ -44,7 +53,7 @@ class ObjectFacts:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of a check-up. Where it is not ``required``, failing weakens a proof only."""
+    """One result of a self-test. If it is not ``required``, failing only weakens a proof."""
 
     name: str
     ok: bool
@@ -53,31 +62,31 @@ class Check:
 
 
 class Archive(ABC):
-    """Where studies are kept. Keys are relative; all methods may be called from any thread."""
+    """Destination of studies. Keys are relative; all methods are thread-safe."""
 
     stopping: Callable[[], bool] = staticmethod(lambda: False)
-    """Whether the run is to stop: asked while a file is put, and between tries of a service that
-    is away. What is under way then ends with :class:`~prefect_dicom.core.errors.Interrupted`."""
+    """Whether the run is to stop: polled while a file is put, and between attempts to reach a
+    service. The call under way then ends with :class:`~prefect_dicom.core.errors.Interrupted`."""
 
     @abstractmethod
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
-        """Put a file under a key that nothing has yet.
+        """Put a file under a new key.
 
         Parameters
         ----------
         key : str
-            Components of letters, digits, ``.``, ``_`` and ``-``, parted by slashes.
+            Components of letters, digits, ``.``, ``_`` and ``-``, separated by slashes.
         path : Path
             The file; it is read in blocks.
         sha256 : str
-            Hexadecimal, taken when the bytes arrived.
+            Hexadecimal hash taken on arrival.
         size_bytes : int
             Size of the file in bytes.
 
         Returns
         -------
         ArchivedInstance
-            With ``already_there`` where the same bytes were under the key before.
+            With ``already_there`` if the same bytes were under the key before.
 
         Raises
         ------
@@ -90,28 +99,28 @@ class Archive(ABC):
 
     @abstractmethod
     def put_bytes(self, key: str, data: bytes) -> ArchivedInstance:
-        """Put bytes that are in memory, by the same rules as :meth:`put_file`."""
+        """Put bytes in memory, by the same rules as :meth:`put_file`."""
 
     @abstractmethod
     def head(self, key: str) -> ObjectFacts | None:
-        """What the archive says of the object; None where there is none."""
+        """Return the metadata of an object; None if there is none."""
 
     @abstractmethod
     def read(self, key: str) -> Iterator[bytes]:
-        """The object in blocks; opened when the first one is asked for.
+        """Yield the object in blocks; it is opened with the first one.
 
         Raises
         ------
         ArchiveError
-            ``archive-object-missing`` where there is none.
+            ``archive-object-missing`` if there is none.
         """
 
     def load(self, key: str) -> bytes:
-        """A small object as a whole; raises as :meth:`read`."""
+        """Return a small object as a whole; raises as :meth:`read`."""
         return self._retry_once(lambda: b"".join(self.read(key)))
 
     def digest(self, key: str) -> str:
-        """The SHA-256 (hex) of the object's bytes, which are read; raises as :meth:`read`."""
+        """Read an object and return its SHA-256 (hex); raises as :meth:`read`."""
 
         def read() -> str:
             digest = hashlib.sha256()
@@ -133,15 +142,15 @@ class Archive(ABC):
 
     @abstractmethod
     def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Key and size in bytes of all objects whose key begins so, in the keys' order."""
+        """Yield key and size in bytes of all objects with a prefix, in the order of keys."""
 
     @abstractmethod
     def check(self) -> list[Check]:
-        """Try on probe objects what this archive honours, and so which proofs it can give."""
+        """Self-test with probe objects: what the archive honours, and which proofs it can give."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of connections; the archive is not used afterwards."""
+        """Close connections; the archive is not used afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -151,13 +160,13 @@ class Archive(ABC):
 
 
 def checked_key(key: str) -> str:
-    """The key itself, if no component can be anything but a plain name.
+    """Return the key if all components are plain names.
 
     Raises
     ------
     ArchiveError
-        A component is empty, begins with a dot or has other characters: whoever built the key
-        did not use :mod:`prefect_dicom.core.uids`.
+        A component is empty, begins with a dot or has other characters: the key was not built
+        by :mod:`prefect_dicom.core.uids`.
 
     Examples
     --------

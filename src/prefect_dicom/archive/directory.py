@@ -1,12 +1,12 @@
-"""The archive in a directory, by the same protocol as a bucket.
+"""An archive in a directory, with the same protocol as a bucket.
 
 ::
 
     <directory>/.incoming/<random>.part     being written, locked by its writer
-    <directory>/studies/...                 whole
+    <directory>/studies/...                 complete
 
-A hard link is the conditional put: it fails where the name exists, and nothing of a name is
-seen before all its bytes are on the disk.
+A hard link is the conditional put: it fails if the name exists, and a name appears only when all
+its bytes are on the disk.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ _UNAVAILABLE = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno
 class FolderArchive(Archive):
     """An archive in a local or mounted directory.
 
-    The directory must exist: one that is missing is rather a disk that is not mounted.
+    Parameters
+    ----------
+    settings : DirectoryArchive
+        The directory, which must exist: a missing one is rather a disk that is not mounted.
     """
 
     def __init__(self, settings: DirectoryArchive) -> None:
@@ -55,17 +58,17 @@ class FolderArchive(Archive):
         return self._put(key, self._path(key), BytesSource(data))
 
     def head(self, key: str) -> ObjectFacts | None:
-        """Size only: a file system keeps no hash. :meth:`read` proves more."""
-        with _in_our_words():
+        """Return the size only: a file system keeps no hash. :meth:`read` proves more."""
+        with _translated_errors():
             size = _size_of_file(self._path(key))
             if size is None:
-                # Without it nothing would be there, and everything would be asked for.
+                # Without the directory every object would seem missing and be requested again.
                 self._must_exist()
         return None if size is None else ObjectFacts(size)
 
     def read(self, key: str) -> Iterator[bytes]:
         target = self._path(key)
-        with _in_our_words():
+        with _translated_errors():
             try:
                 file = target.open("rb", buffering=0)
             except FileNotFoundError:
@@ -75,7 +78,7 @@ class FolderArchive(Archive):
                     yield block
 
     def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        with _in_our_words():
+        with _translated_errors():
             self._must_exist()
             yield from _walk(self._root, "", prefix)
 
@@ -110,7 +113,7 @@ class FolderArchive(Archive):
         return checks
 
     def close(self) -> None:
-        """Nothing is held open; what a writer that has died meanwhile has left is removed."""
+        """Remove files of writers that died meanwhile; nothing is held open."""
         with suppress(OSError):
             sweep_parts(self._incoming, strict=True)
 
@@ -138,17 +141,17 @@ class FolderArchive(Archive):
             raise ArchiveError("archive-missing", "the directory of the archive does not exist")
 
     def _put(self, key: str, target: Path, source: Source) -> ArchivedInstance:
-        with _in_our_words():
+        with _translated_errors():
             self._must_exist()
             self._sweep_once()
             if (found := _size_of_file(target)) is not None:
                 return self._compared(key, target, source, found)
             self._make_directories(target.parent)
-            with self._part() as (part, descriptor):
+            with self._incoming_file() as (incoming, descriptor):
                 _copy(source, descriptor)
                 os.fsync(descriptor)
                 try:
-                    os.link(part, target)
+                    os.link(incoming, target)
                 except FileExistsError:
                     return self._compared(key, target, source, _size_of_file(target))
                 failpoint("object-linked")
@@ -162,12 +165,12 @@ class FolderArchive(Archive):
             raise ArchiveConflict(detail=f"{found} bytes there, {source.size_bytes} bytes here")
         if sha256_of(self.read(key)) != source.sha256:
             raise ArchiveConflict(detail="same size, another SHA-256")
-        # Who linked it may have died before it was durable.
+        # The process that linked it may have died before that was durable.
         sync_directory(target.parent)
         return ArchivedInstance(key, source.sha256, source.size_bytes, already_there=True)
 
     def _make_directories(self, directory: Path) -> None:
-        """Each one 0700, and durable in the one above it."""
+        """Create directories with mode 0700, each durable in its parent."""
         if directory == self._root or directory.is_dir():
             return
         self._make_directories(directory.parent)
@@ -176,14 +179,14 @@ class FolderArchive(Archive):
         sync_directory(directory.parent)
 
     @contextmanager
-    def _part(self) -> Iterator[tuple[str, int]]:
-        """A new file in ``.incoming``, locked as long as its writer lives, and then deleted."""
-        part, descriptor = create_part(self._incoming)
+    def _incoming_file(self) -> Iterator[tuple[str, int]]:
+        """Create a file in ``.incoming``, locked until its writer ends or dies, then deleted."""
+        incoming, descriptor = create_part(self._incoming)
         try:
-            yield part, descriptor
+            yield incoming, descriptor
         finally:
             with suppress(FileNotFoundError):
-                os.unlink(part)
+                os.unlink(incoming)
             os.close(descriptor)
 
     def _sweep_once(self) -> None:
@@ -218,7 +221,7 @@ def _size_of_file(path: Path) -> int | None:
 
 
 def _walk(directory: Path, above: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Files below, in the order of their keys: a directory counts as its name and a slash."""
+    """Yield the files below in the order of keys; a directory sorts as its name and a slash."""
     with os.scandir(directory) as entries:
         names = sorted(
             f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
@@ -232,7 +235,7 @@ def _walk(directory: Path, above: str, prefix: str) -> Iterator[tuple[str, int]]
                 yield from _walk(directory / name, key, prefix)
         elif key.startswith(prefix):
             size = None
-            # A link is no object of ours.
+            # A symbolic link is no object of the archive.
             with suppress(ArchiveConflict):
                 size = _size_of_file(directory / name)
             if size is not None:
@@ -240,8 +243,8 @@ def _walk(directory: Path, above: str, prefix: str) -> Iterator[tuple[str, int]]
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
-    """File system errors as ArchiveError, without the path, which holds UIDs."""
+def _translated_errors() -> Iterator[None]:
+    """Translate file-system errors into ArchiveError, without the path, which holds UIDs."""
     try:
         yield
     except OSError as error:

@@ -1,12 +1,13 @@
-"""The manifest of one study: the last object written of it, and the proof that it is whole.
+"""Manifest of a study: the last object written of it, and the proof that it is complete.
 
-JSON in one form only, so that equal manifests are equal bytes. ``listed_at`` alone may differ
+Canonical JSON, so that equal manifests are equal bytes. ``listed_at`` alone may differ
 between two runs that archived the same study, see :func:`same_manifest`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -19,13 +20,13 @@ from prefect_dicom.core.uids import is_name, is_sha256, manifest_key, object_key
 FORMAT = "prefect-dicom/study-manifest"
 VERSION = 1
 _VERSION_OF_A_SELECTION = 2
-"""Of the manifest of a part of a study, which no software must take for the whole."""
+"""Version of the manifest of a selection, which no software must take for a whole study."""
 
-_Part = TypeVar("_Part", ManifestInstance, WithheldInstance)
+_Entry = TypeVar("_Entry", ManifestInstance, WithheldInstance)
 
 
 def encode_manifest(manifest: StudyManifest) -> bytes:
-    """The manifest as canonical JSON: sorted keys, sorted lists, ASCII, a newline at the end."""
+    """Encode a manifest as canonical JSON: sorted keys, sorted lists, ASCII, a final newline."""
     body = asdict(_in_order(manifest))
     body |= {"format": FORMAT, "version": VERSION, "evidence": manifest.evidence.value}
     if manifest.selection:
@@ -37,7 +38,7 @@ def encode_manifest(manifest: StudyManifest) -> bytes:
 
 
 def decode_manifest(data: bytes) -> StudyManifest:
-    """The manifest in these bytes.
+    """Decode a manifest.
 
     Raises
     ------
@@ -59,8 +60,8 @@ def decode_manifest(data: bytes) -> StudyManifest:
             node=_text(body["node"]),
             evidence=Evidence(body["evidence"]),
             listed_at=_text(body["listed_at"]),
-            instances=tuple(_part(ManifestInstance, each) for each in body["instances"]),
-            withheld=tuple(_part(WithheldInstance, each) for each in body["withheld"]),
+            instances=tuple(_entry(ManifestInstance, each) for each in body["instances"]),
+            withheld=tuple(_entry(WithheldInstance, each) for each in body["withheld"]),
             warnings=_texts(body["warnings"]),
             selection=_text(body["selection"]) if selected else "",
             unwanted_series=_texts(body["unwanted_series"]) if selected else (),
@@ -75,10 +76,9 @@ def decode_manifest(data: bytes) -> StudyManifest:
 
 
 def manifest_at(prefix: str, data: bytes) -> StudyManifest:
-    """The manifest in these bytes, if it can be the proof of the study that lies at the prefix.
+    """Decode a manifest and check that it can prove the study at the prefix.
 
-    For a manifest nobody remembers: what it names must be what this software would have put
-    there.
+    For a manifest unknown to the ledger: its keys must be those this software would have used.
 
     Raises
     ------
@@ -93,9 +93,10 @@ def manifest_at(prefix: str, data: bytes) -> StudyManifest:
     for each in manifest.instances:
         if each.key != object_key(uid, each.series_instance_uid, each.sop_instance_uid):
             raise _unreadable("it names a key that its UIDs do not make")
-    parts = [*manifest.instances, *manifest.withheld]
-    named = {(part.series_instance_uid, part.sop_instance_uid) for part in parts}
-    if not parts or len(named) < len(parts):
+    entries: list[ManifestInstance | WithheldInstance]
+    entries = [*manifest.instances, *manifest.withheld]
+    named = {(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}
+    if not entries or len(named) < len(entries):
         raise _unreadable("it names nothing, or something twice")
     try:
         listed = datetime.fromisoformat(manifest.listed_at)
@@ -107,38 +108,40 @@ def manifest_at(prefix: str, data: bytes) -> StudyManifest:
 
 
 def same_manifest(one: bytes, other: bytes) -> bool:
-    """Whether both say the same of a study, whenever it was listed. Unreadable is never same.
+    """Whether two manifests describe a study equally; an unreadable one never does.
 
-    Which series the PACS had beside those that were wanted may differ too.
+    The time of listing may differ, and the series of the PACS beside those selected.
     """
     try:
         first, second = decode_manifest(one), decode_manifest(other)
     except ArchiveError:
         return False
-    blank = {"listed_at": "", "unwanted_series": ()}
-    return _in_order(replace(first, **blank)) == _in_order(replace(second, **blank))
+    first, second = (
+        _in_order(replace(each, listed_at="", unwanted_series=())) for each in (first, second)
+    )
+    return first == second
 
 
 def held_manifest(archive: Archive, study_instance_uid: str) -> bytes | None:
-    """The manifest of a study as it lies in the archive, or None where there is none."""
+    """Read the manifest of a study from the archive; None if there is none."""
     key = manifest_key(study_instance_uid)
     return None if archive.head(key) is None else archive.load(key)
 
 
 def put_manifest(archive: Archive, manifest: StudyManifest) -> bytes:
-    """Put the manifest last, once; one that says the same is there already counts as put.
+    """Put the manifest, last and once; an equal one in the archive counts as put.
 
-    That is the case after a crash between this put and the ledger's commit.
+    The latter happens after a crash between this put and the ledger's commit.
 
     Returns
     -------
     bytes
-        The manifest as it lies in the archive; it may name another time than the given one.
+        The manifest in the archive, whose time of listing may differ from the given one.
 
     Raises
     ------
     ArchiveConflict
-        A manifest that says something else is there.
+        Another manifest of the study is in the archive.
     """
     key = manifest_key(manifest.study_instance_uid)
     data = encode_manifest(manifest)
@@ -151,15 +154,15 @@ def put_manifest(archive: Archive, manifest: StudyManifest) -> bytes:
             raise ArchiveConflict(
                 detail="the study's manifest is there and says something else"
             ) from None
-        # The held bytes, put again, are found: that answers for their hash.
+        # Putting the held bytes again compares their hash.
         archive.put_bytes(key, held)
         return held
 
 
 def _in_order(manifest: StudyManifest) -> StudyManifest:
-    def place(part: ManifestInstance | WithheldInstance) -> tuple[str, ...]:
-        last = part.key if isinstance(part, ManifestInstance) else part.reason
-        return part.series_instance_uid, part.sop_instance_uid, last
+    def place(entry: ManifestInstance | WithheldInstance) -> tuple[str, ...]:
+        last = entry.key if isinstance(entry, ManifestInstance) else entry.reason
+        return entry.series_instance_uid, entry.sop_instance_uid, last
 
     return replace(
         manifest,
@@ -170,7 +173,8 @@ def _in_order(manifest: StudyManifest) -> StudyManifest:
     )
 
 
-def _part(kind: type[_Part], body: dict[str, Any]) -> _Part:
+def _entry(kind: type[_Entry], body: dict[str, Any]) -> _Entry:
+    readers: dict[str, Callable[[object], Any]]
     readers = {"size_bytes": _size, "version_id": _text_or_none, "warnings": _texts}
     return kind(
         **{each.name: readers.get(each.name, _text)(body[each.name]) for each in fields(kind)}

@@ -1,4 +1,4 @@
-"""What is put: a file of the spool or some bytes, read in blocks as often as needed."""
+"""Sources of a put: a file of the spool or bytes in memory, readable in blocks repeatedly."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from prefect_dicom.core.failpoints import failpoint
 
 
 class Source(Protocol):
-    """The bytes of one object, with the hash and size they are to have."""
+    """Bytes of one object, with their expected hash and size."""
 
     sha256: str
     size_bytes: int
 
     def blocks(self, offset: int, length: int) -> Iterator[bytes]:
-        """``length`` bytes from ``offset`` on; ArchiveError ``spool-damaged`` if they ended."""
+        """Yield ``length`` bytes from ``offset``; raises ``spool-damaged`` if there are fewer."""
 
     def damage(self) -> str | None:
-        """What is wrong with the bytes as they are now, or None."""
+        """Return how the bytes differ from their hash and size now, or None."""
 
 
 class FileSource:
-    """A file of the spool, open for reading. Use it as a context.
+    """A file of the spool, open for reading; a context manager.
 
     Raises
     ------
     ArchiveError
         ``spool-damaged``: the file is gone, cannot be read or has another size.
     Interrupted
-        While it is read, where ``stopping`` says so.
+        While it is read, if ``stopping`` returns True.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class FileSource:
 
 
 class BytesSource:
-    """Bytes in memory; their hash is taken here."""
+    """Bytes in memory; computes their hash."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -102,7 +102,7 @@ class BytesSource:
 
 
 def sha256_of(blocks: Iterator[bytes]) -> str:
-    """The SHA-256 of all blocks together, in hexadecimal."""
+    """Return the SHA-256 of all blocks together, in hexadecimal."""
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)

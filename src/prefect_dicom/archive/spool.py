@@ -1,17 +1,17 @@
-"""The spool: where arriving objects lie between the PACS and the archive.
+"""Spool: directory of received instances between the PACS and the archive.
 
 ::
 
     incoming/<random>.part          being written
-    ready/<study>/<sha256>.dcm      whole, attributed to a study (by its reference)
-    suspect/<study>/<sha256>.dcm    faulty as it arrived; asked for again before it is judged
-    quarantine/<sha256>.dcm, .json  whole, but nobody asked for it, or it is somebody else's
+    ready/<study>/<sha256>.dcm      complete, attributed to a study (by its reference)
+    suspect/<study>/<sha256>.dcm    faulty on arrival; requested again before it is judged
+    quarantine/<sha256>.dcm, .json  complete, but not requested, or of another patient
 
 A file's name is the SHA-256 taken as its bytes arrived, so a file proves itself: the archive
-refuses it when its bytes no longer have that hash. What lies in ``ready`` is therefore the whole
-truth about what has arrived, for the process that received it as for one that starts after a
-crash. The spool is a cache of the PACS: nothing here needs fsync (after a power loss damaged
-files fail their hash and are asked for again), while ledger and archive are durable.
+refuses it when its bytes no longer have that hash. ``ready`` is therefore the complete record of
+what has arrived, for the process that received it and for one that starts after a crash. The
+spool is a cache of the PACS: nothing here needs fsync (after a power loss damaged files fail
+their hash and are requested again), while ledger and archive are durable.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from prefect_dicom.core.errors import PrefectDicomError, SpoolFull
 from prefect_dicom.core.failpoints import failpoint
@@ -42,10 +43,22 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """An object in quarantine, as its note tells it; nothing of the object has been read.
+    """An instance in quarantine, by its note; the instance itself is not read.
 
-    ``sha256`` is of its bytes, and its name for good. ``study`` is the study it had been
-    attributed to, ``sender`` the calling AE title and the address it came from, where known.
+    Attributes
+    ----------
+    sha256 : str
+        Hash of its bytes, and its name.
+    reason : str
+        Reason code.
+    since : datetime
+        When it was put into quarantine.
+    size_bytes : int
+        Size of the file.
+    study : StudyReference or None
+        Study it had been attributed to.
+    sender : str
+        Calling AE title and address of its sender, if known.
     """
 
     sha256: str
@@ -56,11 +69,11 @@ class Quarantined:
     sender: str = ""
 
 
-class Part:
-    """An object being received: its bytes go to a file and, on the way, into a SHA-256.
+class IncomingInstance:
+    """An instance being received: its bytes go to a file and into a SHA-256.
 
-    The file's lock is held while it is written, so that a sweep can tell a part somebody is
-    writing from what a dead process left behind.
+    The file's lock is held while it is written, so that a sweep can tell a file under way
+    from what a dead process left behind.
     """
 
     __slots__ = (
@@ -81,7 +94,7 @@ class Part:
         self.began = time.monotonic()
         self._spool = spool
         self._unchecked = 0
-        # Goes to the disk with the first bytes of the data set, for one call instead of two.
+        # Written with the first bytes of the data set, in one call instead of two.
         self._meta = part10.file_meta(request)
         self._hash = hashlib.sha256(self._meta)
         self.size_bytes = self._data_set_at = len(self._meta)
@@ -96,7 +109,7 @@ class Part:
 
     @property
     def path(self) -> Path:
-        """The file while it is being written."""
+        """Path of the file while it is being written."""
         return Path(self._name)
 
     @property
@@ -105,14 +118,15 @@ class Part:
         return self._hash.hexdigest()
 
     def write(self, fragments: Sequence[bytes | memoryview]) -> None:
-        """Append bytes of the data set, which are only used during the call.
+        """Append bytes of the data set; the buffers are used only during the call.
 
         Raises
         ------
         SpoolFull
-            The disk, or the reserve that is kept on it, is reached.
+            The disk is full, or its reserve is reached.
         """
         size = sum(map(len, fragments))
+        pieces: Sequence[bytes | memoryview]
         if self._meta:
             failpoint("part-begun")
             pieces, self._meta = (self._meta, *fragments), b""
@@ -138,7 +152,7 @@ class Part:
                 rest = rest[os.write(self._descriptor, rest) :]
 
     def study_instance_uid(self) -> str | None:
-        """What the data set says; None where it does not, or cannot be read."""
+        """Read the StudyInstanceUID from the data set; None if it has none or is unreadable."""
         if self._meta:
             self.write(())
         return part10.study_of(
@@ -146,7 +160,7 @@ class Part:
         )
 
     def move(self, target: str) -> None:
-        """Give the whole part its place and end writing."""
+        """Move the complete file to its place and close it."""
         if self._meta:
             self.write(())
         failpoint("part-whole")
@@ -156,13 +170,13 @@ class Part:
         self.close()
 
     def close(self) -> None:
-        """End writing. The part is whole now; it still lies in ``incoming``."""
+        """Close the file, which is complete and still in ``incoming``."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def discard(self) -> None:
-        """Forget the part and free its space."""
+        """Delete the file."""
         self.path.unlink(missing_ok=True)
         self.close()
 
@@ -173,15 +187,15 @@ class Spool:
     Parameters
     ----------
     path : Path
-        Created with mode 0700 where it does not exist.
+        Directory; created with mode 0700 if it does not exist.
     reserve_bytes : int
-        Free space on its file system that is never used.
+        Free space on its file system that is kept free.
 
     Raises
     ------
     PrefectDicomError
         ``spool-unsafe`` if it is a symbolic link or open to other users, ``spool-unusable`` if
-        it cannot be made.
+        it cannot be created.
     """
 
     def __init__(self, path: Path, reserve_bytes: int = 0) -> None:
@@ -189,14 +203,14 @@ class Spool:
         self.reserve_bytes = reserve_bytes
         self.incoming = path / "incoming"
         self.ready = path / "ready"
-        # As text, for what happens with every object: making a Path costs more than a rename.
+        # Text for operations per instance: making a Path costs more than a rename.
         self.incoming_path = str(self.incoming)
         self._ready_path = str(self.ready)
         self._path = str(path)
         self.refusals = 0
-        """How many objects could not be written; a sender was told so, the run was not."""
+        """Instances that could not be written, whose senders got a failure status."""
         self.refusal = ""
-        """Why the last of them could not, a reason code."""
+        """Reason code of the last refusal."""
         self.suspect = path / "suspect"
         self.quarantined = path / "quarantine"
         try:
@@ -211,7 +225,7 @@ class Spool:
             raise PrefectDicomError("spool-unusable", os.strerror(error.errno or 0)) from None
 
     def free_bytes(self) -> int:
-        """Bytes that may still be written before the reserve is touched; may be negative."""
+        """Return the bytes free above the reserve; may be negative."""
         facts = os.statvfs(self._path)
         return facts.f_bavail * facts.f_frsize - self.reserve_bytes
 
@@ -221,87 +235,87 @@ class Spool:
             raise SpoolFull()
 
     def refuse(self, error: OSError | SpoolFull) -> OSError | SpoolFull:
-        """Note that an object could not be written; returns the error to raise."""
+        """Count an instance that could not be written; returns the error to raise."""
         if isinstance(error, OSError) and error.errno in _FULL:
             error = SpoolFull("spool-full", "the disk is full")
         self.refusal = error.code if isinstance(error, SpoolFull) else "spool-unusable"
         self.refusals += 1
         return error
 
-    # --- arriving
+    # --- receiving
 
-    def begin(self, request: StoreRequest) -> Part:
-        """Begin to receive an object; raises SpoolFull."""
-        return Part(self, request)
+    def begin(self, request: StoreRequest) -> IncomingInstance:
+        """Begin to receive an instance; raises SpoolFull."""
+        return IncomingInstance(self, request)
 
-    def keep(self, part: Part, study: StudyReference) -> None:
-        """Move a whole part to the study it belongs to. The same bytes again change nothing."""
-        target = f"{self._ready_path}/{int(study)}/{part.sha256}.dcm"
+    def keep(self, incoming: IncomingInstance, study: StudyReference) -> None:
+        """Move a complete instance to its study. The same bytes again change nothing."""
+        target = f"{self._ready_path}/{int(study)}/{incoming.sha256}.dcm"
         try:
-            part.move(target)
+            incoming.move(target)
         except FileNotFoundError:
-            # Its first object, or the first after the study was dropped.
+            # Its first instance, or the first after the study was dropped.
             self._study_folder(self.ready, study)
-            part.move(target)
+            incoming.move(target)
 
-    def quarantine(self, part: Part, reason: str) -> None:
-        """Keep a whole part apart, with a note of where it came from and why it is here."""
-        request = part.request
+    def quarantine(self, incoming: IncomingInstance, reason: str) -> None:
+        """Move a complete instance to quarantine, with a note of its sender and the reason."""
+        request = incoming.request
         note = {
             "calling_ae_title": request.calling_ae_title,
             "peer_address": request.peer_address,
             "sop_instance_uid": request.sop_instance_uid,
-            "size_bytes": part.size_bytes,
+            "size_bytes": incoming.size_bytes,
         }
-        self._note(part.sha256, reason, note)
-        part.move(f"{self.quarantined}/{part.sha256}.dcm")
+        self._note(incoming.sha256, reason, note)
+        incoming.move(f"{self.quarantined}/{incoming.sha256}.dcm")
 
-    # --- what lies in it
+    # --- contents
 
     def files(self, study: StudyReference) -> list[Path]:
-        """The files that have arrived for a study, in no order."""
+        """Return the files received for a study, in no order."""
         return self._files(self.ready / str(study))
 
     def studies(self) -> set[StudyReference]:
-        """The references of all studies of which something lies here."""
+        """Return the references of all studies with files in the spool."""
         parents = (self.ready, self.suspect)
         names = {entry.name for parent in parents for entry in os.scandir(parent)}
         return {int(name) for name in names if name.isdigit()}
 
     def waiting_bytes(self) -> int:
-        """Bytes of the objects that have arrived and are not archived; looks at each of them."""
+        """Return the bytes of received instances that are not archived; stats each file."""
         waiting = 0
         for study in os.scandir(self.ready):
-            # Studies end, and files go, while somebody looks.
+            # Studies end, and files go, meanwhile.
             with contextlib.suppress(OSError):
                 waiting += sum(file.stat().st_size for file in os.scandir(study))
         return waiting
 
     def suspects(self, study: StudyReference) -> set[str]:
-        """The hashes of the study's objects that were set aside as faulty."""
+        """Return the hashes of the study's instances that were set aside as faulty."""
         return {path.stem for path in self._files(self.suspect / str(study))}
 
     def is_damaged(self, study: StudyReference, sha256: str) -> bool:
-        """Whether an object's bytes are not those that its name was made of; reads all of them."""
+        """Whether an instance's bytes differ from the hash in its name; reads all of them."""
         with self.file(study, sha256).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() != sha256
 
     def file(self, study: StudyReference, sha256: str) -> Path:
-        """The path of an object that has arrived for a study."""
+        """Return the path of an instance received for a study."""
         return self.ready / str(study) / f"{sha256}.dcm"
 
     def set_aside(self, study: StudyReference, sha256: str) -> None:
-        """Take a faulty object out of the way until it has been asked for once more."""
+        """Set a faulty instance aside until it has been requested once more."""
         folder = self._study_folder(self.suspect, study)
         os.replace(self.file(study, sha256), folder / f"{sha256}.dcm")
 
     def quarantine_file(self, study: StudyReference, sha256: str, reason: str) -> None:
-        """Move an object that had been attributed to a study into quarantine."""
+        """Move an instance that had been attributed to a study into quarantine."""
         self._note(sha256, reason, {"study": study})
         os.replace(self.file(study, sha256), self.quarantined / f"{sha256}.dcm")
 
     def quarantine_entries(self) -> Iterator[Quarantined]:
-        """What lies in quarantine, in no order."""
+        """Yield the instances in quarantine, in no order."""
         with os.scandir(self.quarantined) as found:
             for entry in found:
                 sha256 = entry.name.removesuffix(".dcm")
@@ -309,32 +323,32 @@ class Spool:
                     yield _as_noted(sha256, entry.stat(), self._read_note(sha256))
 
     def quarantine_path(self, sha256: str) -> Path:
-        """The file of an object in quarantine."""
+        """Return the path of an instance in quarantine."""
         return self.quarantined / f"{sha256}.dcm"
 
     def give_back(self, sha256: str, study: StudyReference) -> None:
-        """Move an object out of quarantine, to what has arrived for a study."""
+        """Move an instance from quarantine to the received instances of a study."""
         folder = self._study_folder(self.ready, study)
         os.replace(self.quarantine_path(sha256), folder / f"{sha256}.dcm")
         self._note_path(sha256).unlink(missing_ok=True)
 
     def forget_quarantined(self, sha256: str) -> None:
-        """Delete an object in quarantine, for good."""
+        """Delete an instance in quarantine."""
         self.quarantine_path(sha256).unlink(missing_ok=True)
         self._note_path(sha256).unlink(missing_ok=True)
 
     def remove(self, study: StudyReference, sha256: str) -> None:
-        """Delete one object of a study (it is archived, or rejected and recorded)."""
+        """Delete one instance of a study (archived, or rejected and recorded)."""
         self.file(study, sha256).unlink(missing_ok=True)
 
     def drop(self, study: StudyReference) -> None:
-        """Delete all that lies here for a study; only after it is archived."""
+        """Delete all files of a study; only after it is archived."""
         for folder in (self.ready, self.suspect):
             shutil.rmtree(folder / str(study), ignore_errors=True)
             failpoint("half-dropped")
 
     def sweep(self) -> int:
-        """Delete parts whose writers are dead; returns how many."""
+        """Delete incoming files of dead writers; returns how many."""
         return sweep_parts(self.incoming)
 
     # --- private
@@ -354,7 +368,7 @@ class Spool:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
-    def _note(self, sha256: str, reason: str, note: dict) -> None:
+    def _note(self, sha256: str, reason: str, note: dict[str, Any]) -> None:
         note = {"reason": reason, "since": datetime.now(UTC).isoformat(), **note}
         self._note_path(sha256).write_text(json.dumps(note, indent=1))
         failpoint("quarantine-noted")
@@ -362,16 +376,16 @@ class Spool:
     def _note_path(self, sha256: str) -> Path:
         return self.quarantined / f"{sha256}.json"
 
-    def _read_note(self, sha256: str) -> dict:
+    def _read_note(self, sha256: str) -> dict[str, Any]:
         try:
             note = json.loads(self._note_path(sha256).read_bytes())
         except (OSError, ValueError):
-            # Lost or cut short in a crash: the object is there all the same.
+            # Lost or cut short in a crash; the instance is there all the same.
             return {}
         return note if isinstance(note, dict) else {}
 
 
-def _as_noted(sha256: str, facts: os.stat_result, note: dict) -> Quarantined:
+def _as_noted(sha256: str, facts: os.stat_result, note: dict[str, Any]) -> Quarantined:
     reason, study = note.get("reason"), note.get("study")
     try:
         since = datetime.fromisoformat(note["since"]).astimezone(UTC)
@@ -384,5 +398,5 @@ def _as_noted(sha256: str, facts: os.stat_result, note: dict) -> Quarantined:
         since,
         facts.st_size,
         study if isinstance(study, int) else None,
-        " at ".join(part for part in sender if isinstance(part, str) and part),
+        " at ".join(text for text in sender if isinstance(text, str) and text),
     )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from prefect_dicom.archive.spool import Part, Spool
+from prefect_dicom.archive.spool import IncomingInstance, Spool
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.metrics import first_object, object_received
 from prefect_dicom.core.model import StoreRequest, StudyReference
@@ -57,7 +57,7 @@ class Intake:
         self._lock = threading.Lock()
         self._own = own
         self._expectations: list[Expectation] = []
-        self._open: dict[int, Part] = {}
+        self._open: dict[int, IncomingInstance] = {}
         if own is not None:
             self.expect(own)
 
@@ -90,14 +90,14 @@ class Intake:
 
     # --- what the transfer loop calls
 
-    def begin(self, request: StoreRequest) -> Part:
+    def begin(self, request: StoreRequest) -> IncomingInstance:
         """Begin to receive an object; SpoolFull is answered with 0xA700."""
         part = self.spool.begin(request)
         with self._lock:
             self._open[id(part)] = part
         return part
 
-    def complete(self, part: Part) -> int:
+    def complete(self, part: IncomingInstance) -> int:
         """The object is whole: give it its place, and say what to answer the sender."""
         try:
             study_instance_uid = part.study_instance_uid()
@@ -136,14 +136,14 @@ class Intake:
         object_received(outcome, part.size_bytes, time.monotonic() - part.began)
         return StorageStatus.SUCCESS
 
-    def abandon(self, part: Part) -> None:
+    def abandon(self, part: IncomingInstance) -> None:
         """The association ended before the object was whole."""
         part.discard()
         self._closed(part)
 
     # --- private
 
-    def _closed(self, part: Part) -> None:
+    def _closed(self, part: IncomingInstance) -> None:
         with self._lock:
             self._open.pop(id(part), None)
 
