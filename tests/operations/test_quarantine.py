@@ -26,7 +26,7 @@ from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.model import InstanceState, StoreRequest, StudyState
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.operations.quarantine import (
-    Given,
+    Released,
     described,
     drop,
     in_quarantine,
@@ -67,7 +67,7 @@ def quarantined(
     return entry
 
 
-def given(place: Place, *entries: Quarantined) -> list[Given]:
+def given(place: Place, *entries: Quarantined) -> list[Released]:
     return list(release(place.site, entries))
 
 
@@ -197,7 +197,7 @@ def test_an_object_of_an_archived_study_stays(pulled):
     other = quarantined(pulled, changed(whole, StudyDescription="Other"))
     assert stays(pulled, other) == (
         "conflicting-content",
-        "another object is archived in its place",
+        "another instance is archived in its place",
     )
     more = quarantined(pulled, changed(whole, SOPInstanceUID="1.2.3.4"))
     assert "whole without it" in stays(pulled, more)[1]

@@ -1,4 +1,4 @@
-"""Prove a set-up before a long run: each half is tried with the least it takes.
+"""Check of a set-up before a long run, with as little traffic as possible.
 
 For a node: C-ECHO, a C-FIND, and the retrieval of one instance over the configured way. C-ECHO
 alone proves little: some archives answer it to anybody and abort the query that follows.
@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import chain
@@ -40,14 +40,28 @@ from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease
 from prefect_dicom.retrieval.send import wait_until_received
 
 _PROBE = 0
-"""Study reference of what the doctor retrieves; the ledger begins at 1."""
+"""Study reference of what the doctor retrieves; references of the ledger begin at 1."""
 _HERE = "`prefect-dicom doctor` prints the line to add."
 _WINDOWS_DAYS = (7, 90, 365, 3650)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's list. One that is ``ok`` and has an advice is a warning."""
+    """Result of one check. One that is ``ok`` and has an advice is a warning.
+
+    Attributes
+    ----------
+    part : str
+        What was checked: ``ledger``, ``spool``, ``archive``, ``receiver`` or the name of a node.
+    check : str
+        The check.
+    ok : bool
+        Whether it passed.
+    words : str
+        Details of the result.
+    advice : str
+        What to do.
+    """
 
     part: str
     check: str
@@ -58,7 +72,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line for a PACS's table of known nodes, and where on which product it goes."""
+    """A line for a PACS's table of known nodes, and its place in a product's configuration."""
 
     place: str
     line: str
@@ -67,17 +81,24 @@ class Entry:
 def examine(
     site: Site, nodes: tuple[str, ...] = (), row: CohortRow | None = None
 ) -> Iterator[Finding]:
-    """Examine ledger, spool, archive and PACS nodes, one finding after the other.
+    """Check ledger, spool, archive, receiver and PACS nodes.
 
     Parameters
     ----------
+    site : Site
+        Site to check.
     nodes : tuple of str
-        Only these nodes; all by default.
+        Names of the nodes to check; all by default.
     row : CohortRow, optional
-        Names the study to try with; by default a recent one is looked for.
+        Names the study to check with; by default a recent one is searched.
+
+    Yields
+    ------
+    Finding
+        For each check, as it is made.
     """
-    yield _try("ledger", "is whole and takes writes", lambda: _ledger(site))
-    yield _try("spool", "is private, writable, above its reserve", lambda: _spool(site))
+    yield _check("ledger", "is whole and takes writes", lambda: _ledger(site))
+    yield _check("spool", "is private, writable, above its reserve", lambda: _spool(site))
     yield from _archive(site)
     lease: ReceiverLease | None = None
     with contextlib.ExitStack() as stack:
@@ -95,7 +116,7 @@ def examine(
 
 
 def entries_for_the_pacs(site: Site, node: PacsNode) -> list[Entry]:
-    """What has to be in the PACS's table of known nodes, for the products we know."""
+    """Return the lines for the PACS's table of known nodes, for some products."""
     address, port = _address_for(site, node), site.receiver.port
     titles = {node.calling_ae_title: "query and retrieve"}
     if node.retrieve is RetrieveMethod.C_MOVE:
@@ -116,7 +137,7 @@ def entries_for_the_pacs(site: Site, node: PacsNode) -> list[Entry]:
 
 
 def _address_for(site: Site, node: PacsNode) -> str:
-    """The address at which the PACS finds this host."""
+    """Return the address at which the PACS reaches this host."""
     bind = site.receiver.bind
     if node.retrieve is RetrieveMethod.C_MOVE and not ipaddress.ip_address(bind).is_unspecified:
         return bind
@@ -125,30 +146,30 @@ def _address_for(site: Site, node: PacsNode) -> str:
 
 
 def _route_to(node: PacsNode) -> tuple[str, str]:
-    """Our address and the PACS's on the way to it; empty where it does not resolve."""
+    """Return our address and the PACS's on the route to it; empty if it does not resolve."""
     with contextlib.suppress(OSError):
         for family, kind, _, _, address in socket.getaddrinfo(
             node.host, node.port, type=socket.SOCK_DGRAM
         ):
-            # Nothing is sent: connecting a datagram socket only chooses the route.
+            # Sends nothing: connecting a datagram socket only chooses the route.
             with contextlib.suppress(OSError), socket.socket(family, kind) as sock:
                 sock.connect(address)
                 return sock.getsockname()[0], sock.getpeername()[0]
     return "", ""
 
 
-def _try(part: str, check: str, probe) -> Finding:
+def _check(part: str, check: str, run: Callable[[], str]) -> Finding:
     try:
-        return Finding(part, check, True, probe() or "")
+        return Finding(part, check, True, run())
     except PrefectDicomError as error:
         return _failed(part, check, error)
 
 
 def _failed(part: str, check: str, error: PrefectDicomError) -> Finding:
     words = f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
-    # The table of reasons sends people here; the lines are printed at the end.
-    told = error.reason.what_to_do.replace(_HERE, "The line to add is below.")
-    return Finding(part, check, False, words, told)
+    # The advice of the reason refers to this command, which prints the lines at the end.
+    advice = error.reason.what_to_do.replace(_HERE, "The line to add is below.")
+    return Finding(part, check, False, words, advice)
 
 
 def _ledger(site: Site) -> str:
@@ -177,7 +198,7 @@ def _archive(site: Site) -> Iterator[Finding]:
 
 
 def _way_back(site: Site, name: str, node: PacsNode) -> Iterator[Finding]:
-    """Warn of a receiver that listens where the PACS cannot come from."""
+    """Warn of a receiver that listens where the PACS cannot reach it."""
     bind = site.receiver.bind
     ours, theirs = _route_to(node)
     if (
@@ -252,12 +273,12 @@ def _retrieve_one(
     study: Study,
     instance: Instance,
 ) -> str:
-    """Retrieve one instance and throw it away; returns what to say of it.
+    """Retrieve one instance and drop it; returns the details of the result.
 
     Raises
     ------
     PrefectDicomError
-        It did not come, and why.
+        The instance did not arrive.
     """
     if node.retrieve is RetrieveMethod.C_MOVE and lease is None:
         raise PacsError("receiver-unreachable", "it does not run; not tried")
@@ -274,12 +295,14 @@ def _retrieve_one(
     spool.drop(_PROBE)
     try:
         if node.retrieve is RetrieveMethod.C_GET:
+            classes: Sequence[str]
             classes = [instance.sop_class_uid] if instance.sop_class_uid else STORAGE_CLASSES
             for _, contexts in chain.from_iterable(proposals(classes, b) for b in Breadth):
                 outcome = _get(node, identifier, contexts, Intake(spool, Expectation(studies)))
                 if spool.files(_PROBE):
                     break
         else:
+            assert lease is not None, "checked above"
             with lease.expecting(studies, node.calling_ae_title) as expected:
                 title = site.receiver.ae_title
                 outcome = move(requestor, identifier, title, expected.message_id)
@@ -300,7 +323,7 @@ def _get(
     except PacsError as error:
         if error.code != "sop-classes-refused":
             raise
-        # The next proposal may be to its taste.
+        # The node may accept the next proposal.
         return RetrieveOutcome(None, lost=error.code)
 
 
@@ -310,6 +333,6 @@ def _why_nothing_arrived(node: PacsNode, outcome: RetrieveOutcome) -> PacsError:
     service = node.retrieve.upper()
     code = reason_for_status(service, outcome.status) or "nothing-arrived"
     if service == "C-MOVE" and outcome.status >> 12 == 0xC:
-        # The same peer has just answered queries: what is left is what it knows of us.
+        # The node has just answered queries: most likely it does not know the move destination.
         code = "move-destination-failed"
     return PacsError(code, f"status {outcome.status:04X}")

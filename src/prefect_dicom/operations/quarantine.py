@@ -1,8 +1,8 @@
-"""What lies in quarantine, and the two ways out of it: back to its study, or away for good.
+"""Quarantine: list instances, release them to their studies, or delete them.
 
-An object is known by the beginning of its SHA-256. Giving it back puts it where arriving objects
-lie; the next run judges it there as if it had just come, and archives it by the one order of
-writes (``docs/promise.md``). Nothing here writes to the archive or the ledger.
+An instance is named by the beginning of its SHA-256. Releasing moves it to the received instances;
+the next run validates it as if it had just arrived, and archives it in the one order of writes
+(``docs/promise.md``). Nothing here writes to the archive or the ledger.
 """
 
 from __future__ import annotations
@@ -33,11 +33,19 @@ _FEWEST_DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What became of an object that was to go back to its study.
+class Released:
+    """Result of the release of one instance.
 
-    ``trouble`` says why it stays; ``reopened_by`` is the permanent reason, if any, that a rerun
-    has to be given for the study to be tried again.
+    Attributes
+    ----------
+    entry : Quarantined
+        The instance.
+    study : StudyReference or None
+        Study that it was released to.
+    trouble : PrefectDicomError or None
+        Why it stays in quarantine.
+    reopened_by : str or None
+        Permanent reason that must be passed to a rerun for the study to be retried.
     """
 
     entry: Quarantined
@@ -47,14 +55,14 @@ class Given:
 
 
 def name_of(entry: Quarantined) -> str:
-    """The name of an object in quarantine: it stays the same, and says nothing of a patient."""
+    """Return the name of an instance in quarantine, which is stable and free of patient data."""
     return entry.sha256[:_NAME_DIGITS]
 
 
 def in_quarantine(site: Site, reasons: Collection[str] = ()) -> list[Quarantined]:
-    """What lies in quarantine for one of the reasons (none: for any), the oldest first.
+    """Return the instances in quarantine for any of the reasons (default: all), oldest first.
 
-    Only the notes are read: it takes no longer for large objects.
+    Only the notes are read, so that large instances take no longer.
     """
     found = _spool(site).quarantine_entries()
     chosen = [entry for entry in found if not reasons or entry.reason in reasons]
@@ -62,12 +70,12 @@ def in_quarantine(site: Site, reasons: Collection[str] = ()) -> list[Quarantined
 
 
 def named(entries: Sequence[Quarantined], names: Collection[str]) -> list[Quarantined]:
-    """The entries with these names; the beginning of a SHA-256 of any length will do.
+    """Return the entries with these names, which are beginnings of their SHA-256.
 
     Raises
     ------
     ConfigurationError
-        With every name that fits none or several of them.
+        Lists every name that fits none or several entries.
     """
     chosen: dict[str, Quarantined] = {}
     faults = []
@@ -78,7 +86,7 @@ def named(entries: Sequence[Quarantined], names: Collection[str]) -> list[Quaran
         elif len(fitting) == 1:
             chosen[fitting[0].sha256] = fitting[0]
         else:
-            how_many = "nothing" if not fitting else f"{len(fitting)} objects"
+            how_many = "nothing" if not fitting else f"{len(fitting)} instances"
             faults.append(f"{ascii(name)[:80]}: {how_many} in quarantine has a name like this")
     if faults:
         raise ConfigurationError("command line", faults)
@@ -88,12 +96,16 @@ def named(entries: Sequence[Quarantined], names: Collection[str]) -> list[Quaran
 def described(
     site: Site, entry: Quarantined, *, with_identifiers: bool = False
 ) -> dict[str, str | int | None]:
-    """What is known of one object, read from its headers; nothing is decoded or inflated.
+    """Describe one instance by its headers; nothing is decoded or inflated.
 
     Parameters
     ----------
+    site : Site
+        Site with spool and ledger.
+    entry : Quarantined
+        The instance.
     with_identifiers : bool
-        Add what names a patient or leads to one: PatientID and UIDs.
+        Whether to add what identifies a patient: PatientID and UIDs.
     """
     scan = survey(_spool(site).quarantine_path(entry.sha256))
     identity, structure = scan.identity, scan.structure
@@ -131,29 +143,29 @@ def described(
     return facts
 
 
-def release(site: Site, entries: Sequence[Quarantined]) -> Iterator[Given]:
-    """Give objects back to the studies they belong to, each if its study still waits for it.
+def release(site: Site, entries: Sequence[Quarantined]) -> Iterator[Released]:
+    """Release instances to their studies, each if its study still lacks it.
 
-    That is: the ledger has the study, the PACS's list in it names the instance, nothing else is
+    That is: the ledger has the study, the PACS's instance list names the instance, no other is
     received or stored in its place, no run works on the study at this moment, and validation
-    finds nothing for which it would have to come back here.
+    finds nothing that would quarantine it again.
 
     Yields
     ------
-    Given
+    Released
         For each entry, as it is decided.
     """
     spool = _spool(site)
     with Ledger.open(ledger_url(site)) as ledger:
         for entry in entries:
             try:
-                yield _given_back(ledger, spool, entry)
+                yield _release(ledger, spool, entry)
             except PrefectDicomError as error:
-                yield Given(entry, trouble=error)
+                yield Released(entry, trouble=error)
 
 
 def drop(site: Site, entries: Sequence[Quarantined]) -> None:
-    """Delete objects in quarantine, for good."""
+    """Delete instances in quarantine."""
     spool = _spool(site)
     for entry in entries:
         spool.forget_quarantined(entry.sha256)
@@ -163,7 +175,7 @@ def _spool(site: Site) -> Spool:
     return Spool(site.spool.path, site.spool.reserve_bytes)
 
 
-def _given_back(ledger: Ledger, spool: Spool, entry: Quarantined) -> Given:
+def _release(ledger: Ledger, spool: Spool, entry: Quarantined) -> Released:
     path = spool.quarantine_path(entry.sha256)
     try:
         with path.open("rb") as file:
@@ -178,32 +190,33 @@ def _given_back(ledger: Ledger, spool: Spool, entry: Quarantined) -> Given:
         raise InstanceRejected("not-requested", "the ledger has no study of its StudyInstanceUID")
     reference = record.reference
 
-    def give() -> str | None:
-        # Read again: until here somebody may have worked on it.
+    def move() -> str | None:
+        # Read again: a run may have worked on it meanwhile.
         study = ledger.studies.get(reference)
+        assert study is not None, "no study is ever deleted"
         _check_place(ledger, study, scan, entry)
         spool.give_back(entry.sha256, reference)
         return study.reason if study.disposition is Disposition.PERMANENT else None
 
-    return Given(entry, reference, reopened_by=ledger.claims.while_unclaimed(reference, give))
+    return Released(entry, reference, reopened_by=ledger.claims.while_unclaimed(reference, move))
 
 
 def _study_of(ledger: Ledger, identity: Identity, entry: Quarantined) -> StudyRecord | None:
-    """By its own words; by the note where it has none (unreadable, or deflated)."""
+    """Find its study by its StudyInstanceUID, or by the note if it has none or is unreadable."""
     if identity.study_instance_uid is not None:
         return ledger.studies.find(normal_uid(identity.study_instance_uid))
     return None if entry.study is None else ledger.studies.get(entry.study)
 
 
 def _check_place(ledger: Ledger, study: StudyRecord, scan: Scan, entry: Quarantined) -> None:
-    """Whether the study waits for this object.
+    """Check that the study lacks this instance.
 
     Raises
     ------
     InstanceRejected
         It does not, with the reason.
     """
-    # Imported where it is wanted: pydicom takes its time, and a list has to come at once.
+    # Imported here: pydicom is slow to import, and listing should be fast.
     from prefect_dicom.dicom.validation import Expected, listed_key, validate
 
     if study.state is StudyState.ARCHIVED:
@@ -230,10 +243,12 @@ def _check_place(ledger: Ledger, study: StudyRecord, scan: Scan, entry: Quaranti
 def _check_archived(
     ledger: Ledger, study: StudyRecord, identity: Identity, entry: Quarantined
 ) -> None:
-    """Always raises: the study is whole as it is."""
+    """Raise: the study is complete as archived."""
     from prefect_dicom.dicom.validation import listed_key
 
-    manifest = decode_manifest(ledger.manifests.get(study.reference))
+    data = ledger.manifests.get(study.reference)
+    assert data is not None, "an archived study has its manifest"
+    manifest = decode_manifest(data)
     hashes = {
         InstanceKey(each.series_instance_uid, each.sop_instance_uid): each.sha256
         for each in manifest.instances
@@ -243,20 +258,20 @@ def _check_archived(
         raise InstanceRejected("not-requested", "its study is archived, whole without it")
     if held == entry.sha256:
         raise InstanceRejected("not-requested", "it is archived already and may be dropped")
-    raise InstanceRejected("conflicting-content", "another object is archived in its place")
+    raise InstanceRejected("conflicting-content", "another instance is archived in its place")
 
 
 def _check_free(record: InstanceRecord, entry: Quarantined) -> None:
     if record.state not in (InstanceState.RECEIVED, InstanceState.STORED):
         return
     if record.sha256 != entry.sha256:
-        raise InstanceRejected("conflicting-content", "another object has come in its place")
+        raise InstanceRejected("conflicting-content", "another instance was received in its place")
     if record.state is InstanceState.STORED:
         raise InstanceRejected("not-requested", "it is in the archive already and may be dropped")
 
 
 def _name_of_uid(uid: str | None) -> str | None:
-    """A UID of the standard by its name; of others it is not for everybody to read."""
+    """Return the name of a standard UID; others are not shown, as they may identify."""
     from pydicom.uid import UID_dictionary  # type: ignore[attr-defined]  # not in __all__
 
     if uid is None:

@@ -1,8 +1,8 @@
-"""A ledger that was lost, built anew from the manifests in the archive; the PACS is not asked.
+"""Rebuild of a lost ledger from the manifests in the archive; the PACS is not queried.
 
-A manifest was written when everything it names was stored, so it is all the ledger needs to
-know that a study is archived. Nothing is believed unseen: each must be a manifest of ours for
-the place it lies at, and what it names must be there.
+A manifest is written when everything it names is stored, so it proves to the ledger that a study
+is archived. Each is verified: it must be a manifest of this software for its prefix, and what it
+names must be in the archive.
 """
 
 from __future__ import annotations
@@ -23,17 +23,25 @@ from prefect_dicom.ledger import FoundStudy, Ledger, RebuildOutcome
 
 _STUDIES = "studies/"
 _MANIFEST = "manifest.json"
-# What is held in memory and written in one transaction.
+# Batch that is held in memory and written in one transaction.
 _MOST_STUDIES = 50
 _MOST_BYTES = 4 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class RebuiltStudy:
-    """What became of one study of the archive.
+    """Result for one study of the archive.
 
-    ``reference`` is None where the ledger has none for it; ``outcome`` where there is no
-    manifest, or none that says which study it is of. ``faults`` counts objects by reason code.
+    Attributes
+    ----------
+    reference : StudyReference or None
+        Reference in the ledger, if it has one.
+    outcome : RebuildOutcome or None
+        What the ledger did with the manifest; None without a manifest that names its study.
+    instances : int
+        Instances that the manifest names.
+    faults : Counter of str
+        Faulty objects by reason code.
     """
 
     reference: StudyReference | None
@@ -54,26 +62,28 @@ class _Found:
 
 
 def rebuild_ledger(site: Site, level: Level = Level.SIZE) -> Iterator[RebuiltStudy]:
-    """Bring into the ledger what the archive holds and it does not know.
+    """Add the studies of the archive that the ledger does not know.
 
-    What the ledger has stays, but for unfinished studies that the archive proves to be whole,
-    see :meth:`~prefect_dicom.ledger.rebuild.Rebuild.import_studies`. A study with faults is not
-    taken for archived: where it was unknown it is added as failed, for a rerun to complete.
-    Stopped in between, the same again goes on. Memory does not grow with the archive.
+    Entries of the ledger stay, except unfinished studies that the archive proves to be complete,
+    see :meth:`~prefect_dicom.ledger.rebuild.Rebuild.import_studies`. A study with faults does not
+    count as archived: an unknown one is added as failed, for a rerun to complete. After an
+    interruption the same call continues. Memory does not grow with the archive.
 
     Parameters
     ----------
+    site : Site
+        Site with ledger and archive.
     level : Level
-        How hard to look at the objects. ``exists`` looks at sizes too: a listing tells both.
+        Depth of the verification. ``exists`` compares sizes too: a listing holds both.
 
     Yields
     ------
     RebuiltStudy
-        For each study in the archive, as it is in the ledger.
+        For each study in the archive, when it is in the ledger.
     """
     with Ledger.open(ledger_url(site)) as ledger, open_archive(site.archive) as archive:
         batch: list[_Found] = []
-        for found in _look(archive, Level.SIZE if level is Level.EXISTS else level):
+        for found in _verified(archive, Level.SIZE if level is Level.EXISTS else level):
             batch.append(found)
             size_bytes = sum(each.size_bytes for each in batch)
             if len(batch) >= _MOST_STUDIES or size_bytes >= _MOST_BYTES:
@@ -82,14 +92,14 @@ def rebuild_ledger(site: Site, level: Level = Level.SIZE) -> Iterator[RebuiltStu
         yield from _imported(ledger, batch)
 
 
-def _look(archive: Archive, level: Level) -> Iterator[_Found]:
+def _verified(archive: Archive, level: Level) -> Iterator[_Found]:
     listing = (entry for entry in archive.keys(_STUDIES) if entry[0].count("/") > 1)
     for name, entries in itertools.groupby(listing, lambda entry: entry[0].split("/")[1]):
-        # The manifest and the objects of one study lie side by side.
-        yield _look_at(archive, f"{_STUDIES}{name}/", dict(entries), level)
+        # The manifest and the objects of one study share a prefix.
+        yield _verify(archive, f"{_STUDIES}{name}/", dict(entries), level)
 
 
-def _look_at(archive: Archive, prefix: str, sizes: Mapping[str, int], level: Level) -> _Found:
+def _verify(archive: Archive, prefix: str, sizes: Mapping[str, int], level: Level) -> _Found:
     if prefix + _MANIFEST not in sizes:
         return _Found(None)
     body = archive.load(prefix + _MANIFEST)
@@ -100,21 +110,21 @@ def _look_at(archive: Archive, prefix: str, sizes: Mapping[str, int], level: Lev
         study = None if uid is None else FoundStudy(uid, reason=error.code)
         return _Found(study, faults=Counter([error.code]))
     faults = check_manifest(archive, manifest, level, sizes)
-    # What is missing can be had again; it is said before what is other than it was.
+    # What is missing can be retrieved again, so it comes before what has changed.
     reason = next((code for code in ("archive-object-missing", *faults) if faults[code]), None)
     study = FoundStudy(manifest.study_instance_uid, manifest, body, reason)
     return _Found(study, len(manifest.instances), faults)
 
 
 def _imported(ledger: Ledger, batch: list[_Found]) -> Iterator[RebuiltStudy]:
-    answers = iter(
+    imported = iter(
         ledger.rebuild.import_studies([found.study for found in batch if found.study is not None])
     )
     for found in batch:
         if found.study is None:
             yield RebuiltStudy(None, faults=found.faults)
             continue
-        one = next(answers)
+        one = next(imported)
         faults = found.faults
         if one.body is not None and not faults and not _same(one.body, found.study.body):
             faults = Counter(["archive-checksum"])
