@@ -136,6 +136,7 @@ class BackgroundPage:
             start_new_session=True,
         )
         # Not on its command line: the URL of a ledger may have a password.
+        assert process.stdin is not None, "it is a pipe"
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(order).encode())
             process.stdin.close()

@@ -129,7 +129,7 @@ class Estimate:
 
     def as_result(self) -> dict[str, Any]:
         """Plain values, for programs."""
-        rows = Counter()
+        rows: Counter[Verdict | str] = Counter()
         for (word, _), count in self.rows.items():
             rows[word] += count
         return {
@@ -194,9 +194,9 @@ def estimate_pull(
         group = groups.setdefault(format_modalities(study.study.modalities), _Group())
         group.studies += 1
         group.series += study.study.number_of_series or 0
-        if (instances := _left(study)) is not None:
+        if (left := _left(study)) is not None:
             group.counted += 1
-            group.instances += instances
+            group.instances += left
     shares = []
     for modality, group in sorted(groups.items(), key=lambda item: (-item[1].studies, item[0])):
         known = learned.get(modality, _Group())

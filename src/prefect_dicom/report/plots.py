@@ -1,7 +1,7 @@
-"""The pictures of a report, as SVG that takes its colours and its font from the page around it.
+"""Plots of the report page, as SVG with the colours and the font of the page around it.
 
 Drawn by matplotlib without pyplot. Each picture is drawn twice, for wide and for narrow screens:
-one that is merely scaled has letters nobody can read on a phone.
+a merely scaled one has unreadable letters on a phone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, tzinfo
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -22,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prefect_dicom.core.model import StudyState
 from prefect_dicom.report.formatting import format_bytes
+from prefect_dicom.ledger import Sample
 from prefect_dicom.report.summary import CohortSummary, Kind, Stretch, windows
 
 _SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}
@@ -52,7 +54,7 @@ _VARIABLES = {
     _FILLS[StudyState.PENDING]: "pending",
     _RATE: "rate",
 }
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "prefect-dicom",
     # A label is a label, whatever a PACS has put into it.
@@ -83,7 +85,7 @@ _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 def progress(summary: CohortSummary) -> Markup:
     """Studies by state over time."""
     samples = list(_thinned(summary.samples, _POINTS))
-    times = [sample.at for sample in samples]
+    times: Any = [sample.at for sample in samples]
     order = [*_FILLS]
     layers = [[sample.studies[state] for sample in samples] for state in order]
 
@@ -101,7 +103,7 @@ def progress(summary: CohortSummary) -> Markup:
 
 
 def throughput(summary: CohortSummary) -> Markup:
-    """Bytes archived per second over time, with the times at which the node is left alone."""
+    """Bytes archived per second over time, with the times at which the schedule is closed."""
     begin, end = summary.samples[0].at, summary.samples[-1].at
 
     def draw(axes: Axes, shape: str) -> None:
@@ -112,9 +114,13 @@ def throughput(summary: CohortSummary) -> Markup:
                 for at, until, is_open in windows(summary.schedule, begin, end)
                 if not is_open
             ]
+            # Times are data of matplotlib, which its types do not know.
+            at: Any
+            until: Any
             for at, until in shades[:_MOST_WINDOWS]:
                 axes.axvspan(at, until, color=_CLOSED, linewidth=0, zorder=0)
-        axes.stairs(rates, edges, fill=True, color=_RATE, linewidth=0)
+        slots: Any = edges
+        axes.stairs(rates, slots, fill=True, color=_RATE, linewidth=0)
         axes.set_ylim(0, max(1, *rates) * 1.08)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(
@@ -152,7 +158,7 @@ def sizes(kinds: Sequence[Kind]) -> Markup:
 def _rates(
     stretches: Iterable[Stretch], begin: datetime, end: datetime, slots: int
 ) -> tuple[list[datetime], list[float]]:
-    """The edges of equal times from one moment to another, and the bytes per second in each."""
+    """Return the edges of equal time slots, and the bytes per second in each."""
     width = max(timedelta(seconds=1), (end - begin) / slots)
     sums = [0.0] * slots
     for stretch in stretches:
@@ -171,24 +177,27 @@ def _rates(
 
 
 def _over_time(axes: Axes, begin: datetime, end: datetime, zone: tzinfo, shape: str) -> None:
-    axes.set_xlim(begin, max(end, begin + timedelta(seconds=1)))
-    locator = AutoDateLocator(tz=zone, maxticks=8 if shape == "wide" else 4, minticks=3)
+    limits: Any = begin, max(end, begin + timedelta(seconds=1))
+    axes.set_xlim(*limits)
+    locator = AutoDateLocator(  # type: ignore[no-untyped-call]
+        tz=zone, maxticks=8 if shape == "wide" else 4, minticks=3
+    )
     axes.xaxis.set_major_locator(locator)
-    formatter = ConciseDateFormatter(
+    formatter = ConciseDateFormatter(  # type: ignore[no-untyped-call]
         locator, tz=zone, formats=_TIMES, zero_formats=_TIMES_AT_ZERO, show_offset=False
     )
     axes.xaxis.set_major_formatter(formatter)
 
 
-def _thinned(samples: Sequence, most: int) -> Iterable:
-    """So many of the samples at most, evenly chosen, the first and the last among them."""
+def _thinned(samples: Sequence[Sample], most: int) -> Iterable[Sample]:
+    """Return at most ``most`` samples, evenly chosen, including the first and the last."""
     if len(samples) <= most:
         return samples
     return [samples[round(i * (len(samples) - 1) / (most - 1))] for i in range(most)]
 
 
 def _drawn(name: str, title: str, draw: Callable[[Axes, str], None], rows: int = 0) -> Markup:
-    """The picture in both shapes, each in an element that shows it where it fits."""
+    """Draw a plot in both shapes, each in an element that is shown where it fits."""
     pictures = []
     for shape, (width, height) in _SIZES.items():
         height = 0.32 * rows + 0.2 if rows else height
@@ -198,7 +207,8 @@ def _drawn(name: str, title: str, draw: Callable[[Axes, str], None], rows: int =
             figure = Figure(figsize=(width, height), layout="constrained")
             draw(figure.add_subplot(), shape)
             target = io.StringIO()
-            FigureCanvasSVG(figure).print_svg(target, metadata=_NO_METADATA)
+            canvas: Any = FigureCanvasSVG(figure)
+            canvas.print_svg(target, metadata=_NO_METADATA)
         pictures.append(
             f'<div class="{shape}">{_styled(target.getvalue(), f"{name}-{shape}", title)}</div>'
         )
@@ -206,7 +216,7 @@ def _drawn(name: str, title: str, draw: Callable[[Axes, str], None], rows: int =
 
 
 def _styled(svg: str, name: str, title: str) -> str:
-    """An SVG document as an element of a page: its colours, its font, names of its own."""
+    """Turn an SVG document into an element of a page: its colours, its font, unique ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)

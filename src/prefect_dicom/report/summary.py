@@ -298,7 +298,7 @@ def summarize(
     return CohortSummary(
         cohort=cohort,
         at=at or datetime.now(UTC),
-        zone=zone,
+        zone=zone or UTC,
         totals=totals,
         row_groups=sorted(row_groups.values(), key=lambda e: (-e.rows, e.verdict, e.reason.code)),
         groups=groups,
