@@ -1,9 +1,9 @@
-"""A PACS to test against, and studies made from nothing. For the tests of your own set-up, too.
+"""Scripted PACS and generated studies, for the tests of your own set-up too.
 
 :class:`ScriptedPacs` is a small DICOM peer on loopback that misbehaves on request
 (:class:`Behaviour`); :func:`generate_cohort` writes valid files of invented patients, and
-:func:`write_cohort_file` the cohort file that names their studies. What a run, or one that was
-killed, has left is audited by :class:`prefect_dicom.testing.audit.Auditor`.
+:func:`write_cohort_file` the cohort file that names their studies.
+:class:`prefect_dicom.testing.audit.Auditor` audits the state after a run, or after a killed one.
 """
 
 from prefect_dicom.testing.generate import generate_cohort, write_cohort_file

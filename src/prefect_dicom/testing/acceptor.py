@@ -87,7 +87,7 @@ class Acceptor:
     Parameters
     ----------
     pacs : ScriptedPacs
-        Whose script and holdings decide.
+        The PACS, whose script and holdings decide.
     """
 
     def __init__(self, pacs: ScriptedPacs) -> None:
@@ -95,6 +95,7 @@ class Acceptor:
         self._contexts = self._supported_contexts()
 
     def handler_class(self) -> type[RequestHandler]:
+        """Return the handler of connections for pynetdicom's server."""
         acceptor = self
 
         class Handler(RequestHandler):
@@ -121,7 +122,7 @@ class Acceptor:
         return Handler
 
     def _begin(self, connection: socket.socket) -> tuple[AssociationPlan, int] | None:
-        """What is to become of a new connection, and its number; None where that was its end."""
+        """Return the plan of a new connection and its number; None if the script ended it."""
         number, plan = self._pacs._number("A-ASSOCIATE"), AssociationPlan(self._pacs)
         self._pacs._apply(Stage.CONNECT, "A-ASSOCIATE", number, plan)
         if plan.listen_again is not None:
@@ -163,7 +164,7 @@ class Acceptor:
         association.kill()
 
     def _accept(self, association: ScriptedAssociation, send: Callable[[], None]) -> None:
-        """Accept the association, with the contexts that the script leaves."""
+        """Accept the association with the contexts that the script leaves."""
         plan = association.scripted
         for number, context in list(association._accepted_cx.items()):
             service = _SERVICE_OF.get(str(context.abstract_syntax), "C-STORE")
@@ -188,7 +189,7 @@ class Acceptor:
         known = [str(context.abstract_syntax) for context in AllStoragePresentationContexts]
         for uid in dict.fromkeys([*known, *held]):
             # The acceptor's order decides: a C-GET that offers a choice of syntaxes in one
-            # context gets the one most objects of the class are stored in.
+            # context gets the one most instances of the class are stored in.
             syntaxes = [syntax for syntax, _ in held.get(uid, Counter()).most_common()]
             contexts.append(_storage_context(uid, *dict.fromkeys(syntaxes + _STORAGE_SYNTAXES)))
         return contexts
@@ -196,7 +197,7 @@ class Acceptor:
 
 @cache
 def _storage_context(uid: str, *syntaxes: str) -> PresentationContext:
-    """What is offered for a class; made once: a PACS has hundreds, of many syntaxes each."""
+    """Return the supported context of a class; cached, as there are hundreds of many syntaxes."""
     context = build_context(uid, list(syntaxes))
     context.scu_role = context.scp_role = True  # C-GET: we send, the requestor takes
     return context

@@ -55,7 +55,21 @@ _COUNTERS = (
 
 
 class Exchange:
-    """One request and its answers."""
+    """One request and its responses.
+
+    Parameters
+    ----------
+    pacs : ScriptedPacs
+        The PACS that answers.
+    association : Association
+        Association of the request.
+    context : PresentationContext
+        Presentation context of the request.
+    message : object
+        The request as a DIMSE primitive of pynetdicom.
+    request : Request
+        Its entry in the log.
+    """
 
     def __init__(
         self,
@@ -170,7 +184,7 @@ class Exchange:
     # --- identifiers
 
     def read_identifier(self) -> int | None:
-        """Fill the request's level and keys; the status to refuse it with, or None.
+        """Read level and keys into the log; returns the status of a refusal, or None.
 
         Baseline behaviour, PS3.4 C.4.1.2.1 and C.4.2.2.1: one value for each unique key above
         the level, Patient Root from the patient on, Study Root from the study on.
@@ -202,7 +216,7 @@ class Exchange:
         return None
 
     def answer(self, known: Mapping[str, str]) -> Dataset:
-        """The identifier of one match: what was asked for, as far as it is known."""
+        """Return the identifier of one match: the requested keys that are known."""
         level = self.request.level
         keywords = [k for k in self.asked if k in known]
         keywords += [UNIQUE_KEYS[one] for one in levels_down_to(level) if one != "PATIENT"]
@@ -300,7 +314,7 @@ class Exchange:
         return cancel is not None and self.on_cancel == "stop"
 
     def pass_by(self, connection: Connection, answers: int) -> None:
-        """Hold or drop the association, if the script says so at this number of answers."""
+        """Hold, mute or drop the association, if the script says so at this number of answers."""
         hold = connection.hold_before.get(answers)
         if hold is not None:
             self.wait_for(hold)
@@ -333,5 +347,5 @@ def _set(answer: Dataset, keyword: str, text: str) -> None:
         value = text.split("\\")
     elif vr == "US":
         value = int(text)
-    # As stored, however odd: an archive does not repair what it was given.
+    # As stored, however odd: a PACS does not correct what it received.
     answer.add(DataElement(tag_of(keyword), vr, value, validation_mode=IGNORE))

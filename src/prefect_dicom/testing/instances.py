@@ -1,8 +1,8 @@
-"""What a :class:`~prefect_dicom.testing.pacs.ScriptedPacs` holds: objects, found by their keys.
+"""Instances that a :class:`~prefect_dicom.testing.pacs.ScriptedPacs` holds, indexed by keys.
 
-An object is its attributes as text (what a C-FIND can ask for) and a function that returns its
-encoded data set when it has to be sent. So an archive of ten thousand studies costs memory for
-the texts only, and what is sent is byte for byte what is stored.
+An instance is its attributes as text (the keys of a C-FIND) and a function that returns its
+encoded data set when it is sent. So a PACS with ten thousand studies costs memory for the texts
+only, and what is sent is byte for byte what is stored.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ KEYWORDS = PATIENT_KEYWORDS + STUDY_KEYWORDS + SERIES_KEYWORDS + IMAGE_KEYWORDS
 
 @dataclass(frozen=True, slots=True)
 class StoredInstance:
-    """One composite object.
+    """One SOP instance.
 
     Parameters
     ----------
     attributes : mapping of str to str
         Keyword to text, values joined by backslashes; at least those of the four unique keys
-        that the object has. ``SpecificCharacterSet`` tells how answers about it are encoded.
+        that the instance has. ``SpecificCharacterSet`` is the one of C-FIND answers about it.
     transfer_syntax_uid : str
-        How ``encoded()`` is encoded.
+        Transfer syntax of ``encoded()``.
     encoded : callable
         Returns the data set, without preamble and file meta information.
     """
@@ -95,7 +95,7 @@ class StoredInstance:
 
 
 def text_of(dataset: Dataset, keyword: str) -> str:
-    """The value of an element as text, values joined by backslashes; empty where it has none."""
+    """Return the value of an element as text, values joined by backslashes; empty if none."""
     try:
         value = dataset.get(keyword)
         if value is None:
@@ -108,7 +108,7 @@ def text_of(dataset: Dataset, keyword: str) -> str:
 
 
 def attributes_of(dataset: Dataset) -> dict[str, str]:
-    """The attributes a C-FIND can ask for, of a data set."""
+    """Return the attributes of a data set that a C-FIND can request."""
     found = {keyword: text_of(dataset, keyword) for keyword in KEYWORDS if keyword in dataset}
     if "SpecificCharacterSet" in dataset:
         found["SpecificCharacterSet"] = text_of(dataset, "SpecificCharacterSet")
@@ -116,7 +116,7 @@ def attributes_of(dataset: Dataset) -> dict[str, str]:
 
 
 def instance_of_file(path: Path) -> StoredInstance:
-    """A Part 10 file as an object; its data set stays on the disk until it is sent.
+    """Read a Part 10 file as an instance, whose data set stays on the disk until it is sent.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def instance_of_file(path: Path) -> StoredInstance:
 def instance_of_bytes(
     data: bytes, transfer_syntax_uid: str, *, sop_class_uid: str = "", sop_instance_uid: str = ""
 ) -> StoredInstance:
-    """An encoded data set in memory as an object (what a C-STORE brings)."""
+    """Return an encoded data set in memory as an instance, as received by C-STORE."""
     dataset = decoded(data, transfer_syntax_uid)
     attributes = attributes_of(dataset)
     attributes.setdefault("SOPClassUID", sop_class_uid)
@@ -159,12 +159,12 @@ def instance_of_bytes(
 
 
 def decoded(data: bytes, transfer_syntax_uid: str) -> Dataset:
-    """The data set of an object's encoded bytes."""
+    """Decode a data set."""
     return dsutils.decode(BytesIO(data), *_encoding(transfer_syntax_uid))
 
 
 def encoded(dataset: Dataset, transfer_syntax_uid: str) -> bytes:
-    """The bytes of a data set in a transfer syntax; its pixel data must be in that syntax.
+    """Encode a data set in a transfer syntax, in which its pixel data must be already.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def encoded(dataset: Dataset, transfer_syntax_uid: str) -> bytes:
 
 
 def with_elements(data: bytes, transfer_syntax_uid: str, elements: Mapping[str, Any]) -> bytes:
-    """An encoded data set with other values, whatever they are; None takes an element away.
+    """Replace elements of an encoded data set by any values; None removes an element.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def with_elements(data: bytes, transfer_syntax_uid: str, elements: Mapping[str, 
 
 
 def changed(stored: StoredInstance, **elements: Any) -> StoredInstance:
-    """The object with other values (see :func:`with_elements`), as an archive might hold it."""
+    """Return the instance with other values, see :func:`with_elements`."""
     data = with_elements(stored.encoded(), stored.transfer_syntax_uid, elements)
     return instance_of_bytes(data, stored.transfer_syntax_uid)
 
@@ -224,19 +224,24 @@ def _encoding(transfer_syntax_uid: str) -> tuple[bool, bool, bool]:
 
 
 class Holdings:
-    """The objects of an archive, by study; safe to use from several threads.
+    """Instances of a PACS by study; thread-safe.
 
-    One object is one (study, series, SOP instance): the same SOP Instance UID in two series is
-    two objects, and storing an object again replaces it.
+    An instance is one (study, series, SOP instance): the same SOP Instance UID in two series is
+    two instances, and storing an instance again replaces it.
+
+    Parameters
+    ----------
+    instances : iterable of StoredInstance
+        Instances to begin with.
     """
 
     _INDEXED = ("PatientID", "AccessionNumber")
 
-    def __init__(self, objects: Iterable[StoredInstance] = ()) -> None:
+    def __init__(self, instances: Iterable[StoredInstance] = ()) -> None:
         self._lock = threading.Lock()
         self._studies: dict[str, dict[tuple[str, str], StoredInstance]] = {}
         self._studies_by: dict[str, dict[str, set[str]]] = {name: {} for name in self._INDEXED}
-        for stored in objects:
+        for stored in instances:
             self.add(stored)
 
     def __len__(self) -> int:
@@ -245,11 +250,11 @@ class Holdings:
 
     def __iter__(self) -> Iterator[StoredInstance]:
         with self._lock:
-            objects = [stored for study in self._studies.values() for stored in study.values()]
-        return iter(objects)
+            instances = [stored for study in self._studies.values() for stored in study.values()]
+        return iter(instances)
 
     def add(self, stored: StoredInstance) -> None:
-        """Store an object, in place of the one with the same UIDs."""
+        """Store an instance, in place of the one with the same UIDs."""
         uid = stored.study_instance_uid
         with self._lock:
             study = self._studies.setdefault(uid, {})
@@ -258,7 +263,7 @@ class Holdings:
                 index.setdefault(stored.attributes.get(name, ""), set()).add(uid)
 
     def remove(self, sop_instance_uid: str) -> None:
-        """Take away every object with this SOP Instance UID."""
+        """Remove every instance with this SOP Instance UID."""
         with self._lock:
             for uid, study in list(self._studies.items()):
                 for key in [key for key in study if key[1] == sop_instance_uid]:
@@ -267,12 +272,12 @@ class Holdings:
                     del self._studies[uid]
 
     def study_instance_uids(self) -> list[str]:
-        """The studies, in the order they came."""
+        """Return the StudyInstanceUIDs in the order of storing."""
         with self._lock:
             return list(self._studies)
 
     def studies(self, keys: Mapping[str, str]) -> list[list[StoredInstance]]:
-        """The objects of every study that the keys may select, a list for each study.
+        """Return the instances of every study that the keys may select, a list per study.
 
         Only StudyInstanceUID, PatientID and AccessionNumber narrow it, and only where they are
         exact: what is returned still has to be matched.

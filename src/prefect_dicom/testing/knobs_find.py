@@ -344,7 +344,7 @@ FIND_KNOBS = (
         "find.unsupported_key",
         (Stage.FIND_QUERY,),
         "Answers nothing, with `status`, where one of these `keys` has a value (`returned`: or is "
-        "merely asked for).",
+        "merely requested).",
         _unsupported_key,
     ),
     Knob(

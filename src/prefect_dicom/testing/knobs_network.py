@@ -111,7 +111,7 @@ NETWORK_KNOBS = (
         _nagle,
     ),
     Knob(
-        "peer.restart",
+        "pacs.restart",
         _ANY,
         "Goes down after so many `answers`, forgets all requests, and is back when `back` is set.",
         _restart,

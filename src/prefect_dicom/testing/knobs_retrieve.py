@@ -278,7 +278,7 @@ RETRIEVE_KNOBS = (
     Knob(
         "move.many_assocs",
         (Stage.RETRIEVE,),
-        "Opens another association to the destination after `each` objects.",
+        "Opens another association to the destination after `each` instances.",
         _many_assocs,
     ),
     Knob(
@@ -297,7 +297,7 @@ RETRIEVE_KNOBS = (
     Knob(
         "get.stop_on_class",
         (Stage.RETRIEVE,),
-        "Stops with C000 at the first object for which there is no presentation context.",
+        "Stops with C000 at the first instance for which there is no presentation context.",
         _stop_on_class,
     ),
     Knob(
@@ -307,7 +307,7 @@ RETRIEVE_KNOBS = (
         _queue,
     ),
     Knob(
-        "archive.corrupt",
+        "pacs.corrupt",
         (Stage.RETRIEVE,),
         "Cannot read these `instances`: listed, and counted as failed whenever they are due.",
         _corrupt,

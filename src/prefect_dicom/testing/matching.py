@@ -112,7 +112,7 @@ def _in_range(vr: str, key: str, value: str) -> bool:
 
 
 def entities(level: str, study: Iterable[StoredInstance]) -> Iterator[list[StoredInstance]]:
-    """The entities of a level within one study's objects, each as the list of its objects.
+    """Yield the entities of a level within one study, each as the list of its instances.
 
     A study UID that two patients share makes two entities at STUDY level.
     """
@@ -130,7 +130,7 @@ def entities(level: str, study: Iterable[StoredInstance]) -> Iterator[list[Store
 
 
 def entity_attributes(level: str, members: list[StoredInstance]) -> dict[str, str]:
-    """What an archive can say of an entity: its own attributes, those above it, and counts."""
+    """Return what a PACS answers of an entity: its attributes, those above it, and counts."""
     first = members[0].attributes
     known = {
         keyword: first.get(keyword, "")
@@ -164,9 +164,9 @@ def select(
     keys: Mapping[str, str],
     match: Callable[[str, str, str], bool] = matches,
 ) -> Iterator[tuple[dict[str, str], list[StoredInstance]]]:
-    """The entities of a level that match the keys: their attributes and their objects.
+    """Return the entities of a level that match the keys: attributes and instances.
 
-    Keys that the level does not have are left out of matching, as an archive does with
+    Keys that the level does not have are left out of matching, as a PACS does with
     optional keys it does not support (PS3.4 C.2.2.1.3). ``match`` takes the place of
     :func:`matches`.
     """

@@ -1,4 +1,4 @@
-"""A small PACS on loopback that can be told to misbehave.
+"""A small scriptable PACS on loopback that misbehaves on request.
 
 It is a real DICOM peer: associations, presentation contexts, hierarchical C-FIND with the
 matching of PS3.4 C.2.2.2, C-MOVE with Move Originator fields, C-GET, C-STORE, C-CANCEL and
@@ -7,7 +7,7 @@ C-ECHO. What it sends is byte for byte what it holds. Every request it gets is i
 Examples
 --------
 >>> from prefect_dicom.testing import Behaviour, ScriptedPacs
->>> with ScriptedPacs(["archive"], destinations={"ME": ("127.0.0.1", 11112)}) as pacs:
+>>> with ScriptedPacs(["dicom-files"], destinations={"ME": ("127.0.0.1", 11112)}) as pacs:
 ...     pacs.script.append(Behaviour("move.drop_instances", instances=2, times=1))
 ...     # ... let the set-up under test pull from ("127.0.0.1", pacs.port) ...
 ...     moves = pacs.requests("C-MOVE")  # doctest: +SKIP
@@ -182,7 +182,12 @@ class ScriptedPacs:
         self.close()
 
     def start(self) -> ScriptedPacs:
-        """Listen. :attr:`port` is the port from here on.
+        """Start listening and set :attr:`port`.
+
+        Returns
+        -------
+        ScriptedPacs
+            The PACS itself.
 
         Raises
         ------
@@ -211,7 +216,7 @@ class ScriptedPacs:
         self._run(self._server.serve_forever, 0.05)
 
     def close(self) -> None:
-        """End all associations and stop listening. What was held and logged stays."""
+        """End all associations and stop listening; holdings and log stay."""
         self._closing.set()
         server, self._server = self._server, None
         if server is not None:
@@ -223,12 +228,12 @@ class ScriptedPacs:
         self._threads.clear()
 
     def restart(self, back: threading.Event | None = None) -> None:
-        """Go down as in a crash, with all associations, and come back at the same port.
+        """Crash with all associations, and restart on the same port.
 
         Parameters
         ----------
         back : threading.Event, optional
-            Comes back when it is set; None: at once.
+            Restarts when it is set; None: at once.
         """
         server, self._server = self._server, None
         if server is None:
@@ -252,18 +257,18 @@ class ScriptedPacs:
         self._threads.append(thread)
         thread.start()
 
-    # --- what a test asks
+    # --- for tests
 
     def requests(self, service: str) -> list[Request]:
-        """The logged requests of one service ("C-MOVE", "C-FIND", ...)."""
+        """Return the logged requests of one service ("C-MOVE", "C-FIND", ...)."""
         return [request for request in list(self.log) if request.service == service]
 
     def sent_instances(self) -> list[str]:
-        """The SOP Instance UIDs of all sub-operations, in the order they were made."""
+        """Return the SOP Instance UIDs of all sub-operations in order."""
         return [sent.sop_instance_uid for request in list(self.log) for sent in request.sent]
 
     def add(self, *files: Path) -> None:
-        """Hold these Part 10 files too. Their SOP classes should be standard ones."""
+        """Hold further Part 10 files, whose SOP classes should be standard ones."""
         for path in files:
             self.holdings.add(instance_of_file(Path(path)))
 
@@ -331,7 +336,7 @@ class ScriptedPacs:
 
     @property
     def connections(self) -> int:
-        """How many connections have come."""
+        """Number of connections so far."""
         return self._numbers.get("A-ASSOCIATE", 0)
 
     def _note_established(self, event: evt.Event) -> None:
@@ -351,12 +356,13 @@ class ScriptedPacs:
             self.association_changes.append(change)
 
     def most_associations(self, vanished: Mapping[str, float] | None = None) -> int:
-        """The most associations that stood at a time.
+        """Return the most associations at the same time.
 
         Parameters
         ----------
         vanished : mapping of str to float, optional
-            Calling AE titles whose host is gone, and since when: theirs are none from then on.
+            Monotonic time by calling AE title of a vanished host, whose associations do not count
+            from then on.
         """
         gone = vanished or {}
         standing: Counter[str] = Counter()
@@ -372,7 +378,7 @@ class ScriptedPacs:
         return most
 
     def established(self) -> int:
-        """How many associations stand."""
+        """Return the number of established associations."""
         server = self._server
         return 0 if server is None else sum(a.is_established for a in server.active_associations)
 

@@ -1,4 +1,4 @@
-"""Studies with peculiar instances: odd, as archives hold them, but not wrong."""
+"""Studies with peculiar instances: odd, as real PACS hold them, but not wrong."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ODD_UIDS = ("1.2.826.0.01.7", "1.2.826.0.1.8" + ".1" * 40, "1.2.826.A.9", "not 
 
 
 def peculiar_instances(kind: str, *, seed: int = 0) -> list[StoredInstance]:
-    """A study of objects that are odd in one way, as archives hold them; small ones.
+    """Make a study of small instances that are odd in one way, as real PACS hold them.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def _odd(
     changes: Sequence[Mapping[str, Any]],
     syntax: str = ExplicitVRLittleEndian,
 ) -> Iterator[StoredInstance]:
-    """An object for each of the changes to a tiny one, all of one study."""
+    """Yield an instance for each of the changes to a tiny one, all of one study."""
     plain = tiny_instances(1, instances=len(changes), seed=seed)
     for number, (stored, elements) in enumerate(zip(plain, changes, strict=True), 1):
         own = {
@@ -174,4 +174,4 @@ PECULIARITIES: dict[str, Callable[[int], Iterator[StoredInstance]]] = {
 """Kinds of :func:`peculiar_instances`: leading zeros, letters, more than 64 characters in UIDs;
 paths, formulas and format strings in UIDs and names; SOP classes and transfer syntaxes that are
 private or retired; no names, no PatientID, no Modality; character sets that are not those
-declared; objects that are no images; one SOP Instance UID in two series."""
+declared; instances that are no images; one SOP Instance UID in two series."""

@@ -35,7 +35,7 @@ WHENS = ("instead", "accepted", "request")
 
 
 class Stage(StrEnum):
-    """When a behaviour edits the plan."""
+    """Point in the processing of a request at which a behaviour edits the plan."""
 
     CONNECT = "connect"
     """A connection has come, nothing has been read from it."""
@@ -53,7 +53,7 @@ class Stage(StrEnum):
 
 @dataclass
 class End:
-    """How an association ends: by A-ABORT, or the connection by "close" or "reset"."""
+    """End of an association: A-ABORT, or "close" or "reset" of the connection."""
 
     how: str = "abort"
     source: int = 0
@@ -69,7 +69,7 @@ class End:
 
 @dataclass
 class AssociationPlan:
-    """A connection, and the association that is about to be asked for on it."""
+    """Plan of a connection and of the association to be requested on it."""
 
     pacs: ScriptedPacs
     end_at_once: End | None = None
@@ -98,7 +98,7 @@ class AssociationPlan:
     @property
     def rejection(self) -> bytes:
         """The A-ASSOCIATE-RJ of :attr:`reject`."""
-        assert self.reject is not None, "asked for where the script rejects"
+        assert self.reject is not None, "used only where the script rejects"
         return struct.pack(">BxLx3B", 3, 4, *self.reject)
 
 
@@ -106,9 +106,9 @@ class AssociationPlan:
 class SubOperation:
     """One C-STORE to be sent.
 
-    ``counted`` is False for what the peer did not ask for and is not told of; ``originator``
-    is False where the Move Originator fields (PS3.7 9.1.1.1) are left out; ``readable`` is False
-    where the PACS cannot read its own copy: it fails without being sent.
+    ``counted`` is False for instances that were not requested and are not reported; ``originator``
+    is False if the Move Originator fields (PS3.7 9.1.1.1) are left out; ``readable`` is False if
+    the PACS cannot read its own copy, which fails without being sent.
     """
 
     stored: StoredInstance
@@ -120,7 +120,7 @@ class SubOperation:
 
     @classmethod
     def of(cls, stored: StoredInstance, **changes: Any) -> SubOperation:
-        """The honest sub-operation for an object."""
+        """Return the correct sub-operation for an instance."""
         values: dict[str, Any] = {
             "sop_instance_uid": stored.sop_instance_uid,
             "data": stored.encoded,
@@ -130,7 +130,7 @@ class SubOperation:
 
 @dataclass
 class Connection:
-    """What may happen to the request's own association, by the number of answers before it."""
+    """Events on the request's association, by the number of answers before them."""
 
     hold_before: dict[int, threading.Event] = field(default_factory=dict)
     pause_seconds: float = 0
@@ -138,7 +138,7 @@ class Connection:
     drop_after: int | None = None
     drop_by: End = field(default_factory=End)
     mute_after: int | None = None
-    """From here on nothing is sent, and nothing that comes is heeded: no abort either."""
+    """From here on nothing is sent, and everything received is ignored, an abort too."""
     restart_after: int | None = None
     """The whole PACS goes down here, and comes back when ``back`` is set (None: at once)."""
     back: threading.Event | None = None
@@ -146,7 +146,7 @@ class Connection:
 
 @dataclass
 class FindPlan:
-    """A C-FIND about to be answered."""
+    """Plan of the answers to a C-FIND."""
 
     pacs: ScriptedPacs
     level: str
@@ -180,7 +180,7 @@ class FindPlan:
 
 @dataclass
 class RetrievePlan:
-    """A C-MOVE or C-GET about to be carried out."""
+    """Plan of the sub-operations and responses of a C-MOVE or C-GET."""
 
     pacs: ScriptedPacs
     level: str
@@ -205,7 +205,7 @@ class RetrievePlan:
     """The final response goes out before this many sub-operations have been made."""
     stop_at_failure: bool = False
     stop_at_class: bool = False
-    """Stop at the first object for which the association has no presentation context."""
+    """Stop at the first instance for which the association has no presentation context."""
     keep_sending: bool = False
     """Go on with the sub-operations when the request's association has been lost."""
     on_cancel: str = "stop"
@@ -216,7 +216,7 @@ class RetrievePlan:
     turn: threading.Semaphore | None = None
     """To be had before anything is sent."""
     each_association: int | None = None
-    """How many objects go over one association to the destination; None: as many as it takes."""
+    """Instances that go over one association to the destination; None: as many as it takes."""
     empty_associations: int = 0
     """Opened to the destination first, with nothing sent over them."""
     empty_stay_open: bool = False
@@ -227,7 +227,7 @@ class RetrievePlan:
     connection: Connection = field(default_factory=Connection)
 
     def concerns(self, study: str) -> bool:
-        """Whether an object of this study is to be sent."""
+        """Whether an instance of this study is to be sent."""
         return any(o.stored.study_instance_uid == study for o in self.operations)
 
 
@@ -236,9 +236,18 @@ Plan = AssociationPlan | FindPlan | RetrievePlan
 
 @dataclass(frozen=True)
 class Knob:
-    """One row of the table: what a real PACS was seen to do, and how the plan comes to it.
+    """One kind of misbehaviour, observed on a real PACS, and the edit of the plan for it.
 
-    ``apply`` may return False to say that it found nothing to do.
+    Attributes
+    ----------
+    name : str
+        Name of the knob.
+    stages : tuple of Stage
+        Where it edits the plan.
+    meaning : str
+        What the PACS does, with the names of the arguments.
+    apply : callable
+        Edits a plan; returns False if it found nothing to do.
     """
 
     name: str
@@ -248,6 +257,6 @@ class Knob:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The knob's own arguments with their defaults; ``inspect.Parameter.empty``: none."""
+        """Arguments of the knob with their defaults; ``inspect.Parameter.empty`` if required."""
         parameters = list(inspect.signature(self.apply).parameters.values())[2:]
         return {parameter.name: parameter.default for parameter in parameters}

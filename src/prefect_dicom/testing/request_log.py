@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Sent:
-    """A C-STORE sub-operation that was made.
+    """A C-STORE sub-operation.
 
-    ``status`` is the receiver's answer, None while there is none (or if there never was); ``at``
-    is the time of ``time.monotonic`` when it began.
+    Attributes
+    ----------
+    study_instance_uid, series_instance_uid, sop_instance_uid : str
+        UIDs of the instance.
+    status : int or None
+        Status in the receiver's response; None without one.
+    at : float
+        Begin, in seconds of ``time.monotonic``.
     """
 
     study_instance_uid: str
@@ -23,11 +29,34 @@ class Sent:
 
 @dataclass
 class Request:
-    """A request as it came, and what became of it.
+    """A request and its result.
 
-    ``number`` counts the requests of one ``service`` from 1. ``status`` is the final status, None
-    while there is none (or if the association ended before there was). ``at`` is the time of
-    ``time.monotonic`` when it came.
+    Attributes
+    ----------
+    service : str
+        "C-ECHO", "C-FIND", "C-MOVE", "C-GET", "C-STORE" or "C-CANCEL".
+    number : int
+        Counts the requests of one service from 1.
+    message_id : int
+        Message ID (0000,0110); of a C-CANCEL, that of the cancelled request.
+    calling_ae_title, called_ae_title : str
+        AE titles of the association.
+    sop_class_uid : str
+        Affected SOP Class UID.
+    level : str
+        Query/Retrieve Level (0008,0052).
+    keys : dict of str to str
+        Keys of the identifier, by keyword.
+    destination : str
+        Move Destination (0000,0600).
+    status : int or None
+        Final status; None without one, or if the association ended before it.
+    answers : int
+        Matches sent in response to a C-FIND.
+    sent : list of Sent
+        Sub-operations of a C-MOVE or C-GET.
+    at : float
+        Arrival, in seconds of ``time.monotonic``.
     """
 
     service: str
@@ -47,9 +76,9 @@ class Request:
 
 @dataclass(frozen=True)
 class AssociationChange:
-    """An association was accepted (``by`` 1), or has ended (-1); ``at`` is of the monotonic clock.
+    """Begin (``by`` 1) or end (-1) of an association, at a time of ``time.monotonic``.
 
-    One whose peer has vanished ends when the PACS does: nothing tells it.
+    An association whose peer has vanished ends with the PACS, which does not notice before.
     """
 
     at: float

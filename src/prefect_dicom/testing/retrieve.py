@@ -188,7 +188,7 @@ class Retrieval:
 
 
 class Sender:
-    """Sends objects, each in its own SOP class and transfer syntax."""
+    """Sender of instances, each in its own SOP class and transfer syntax."""
 
     def __init__(self, exchange: Exchange, plan: RetrievePlan) -> None:
         self.exchange = exchange
@@ -198,7 +198,7 @@ class Sender:
         """Sent, and not answered yet: more than one only within a window."""
 
     def has_context(self, operation: SubOperation) -> bool:
-        """Whether the receiver takes the object's SOP class in its transfer syntax."""
+        """Whether the receiver accepted the instance's SOP class in its transfer syntax."""
         raise NotImplementedError
 
     def begin(self, operation: SubOperation, sent: Sent) -> None:
@@ -210,7 +210,7 @@ class Sender:
         raise NotImplementedError
 
     def send(self, operation: SubOperation) -> int | None:
-        """The status the receiver answered; None without an answer or a context."""
+        """Send an instance; returns the receiver's status, None without a response or a context."""
         if not self.under_way:
             if not self.has_context(operation):
                 return None
@@ -222,7 +222,7 @@ class Sender:
         return sent.status
 
     def ahead(self, operation: SubOperation) -> Iterator[SubOperation]:
-        """What goes out together with an object, before the first response is read."""
+        """Yield what is sent together with an instance, before the first response is read."""
         if self.plan.window == 1:
             return
         start = self.plan.operations.index(operation)
@@ -244,7 +244,7 @@ class Sender:
 
 
 class GetSender(Sender):
-    """Over the association of the C-GET, where the requestor took the SCP role."""
+    """Sender over the association of the C-GET, on which the requestor took the SCP role."""
 
     def __init__(self, exchange: Exchange, plan: RetrievePlan) -> None:
         super().__init__(exchange, plan)
@@ -276,7 +276,7 @@ class GetSender(Sender):
 
 
 class MoveSender(Sender):
-    """Over associations to the move destination; another one past each 128 contexts."""
+    """Sender over associations to the move destination, with at most 128 contexts each."""
 
     def __init__(self, exchange: Exchange, plan: RetrievePlan, address: tuple[str, int]) -> None:
         super().__init__(exchange, plan)

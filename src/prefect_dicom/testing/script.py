@@ -39,27 +39,27 @@ KNOBS: dict[str, Knob] = {
 
 
 class Behaviour:
-    """One line of the script.
+    """One misbehaviour in the script of a PACS: a knob, its arguments, and limits.
 
     Parameters
     ----------
     knob : str
-        A name in :data:`KNOBS`.
+        Name in :data:`KNOBS`.
     service : str, optional
         Only requests of this service ("A-ASSOCIATE", "C-FIND", "C-MOVE", "C-GET").
     on_request : int, optional
         Only the request with this number, counted for each service from 1; every connection
         that comes is a request of A-ASSOCIATE.
     study : str, optional
-        Only requests that concern this StudyInstanceUID, and of those only its objects.
+        Only requests that concern this StudyInstanceUID, and of those only its instances.
     times : int, optional
         Only so many times; requests at which the knob found nothing to do do not count.
     probability : float, optional
-        Only by lot, drawn for each request that all of the above lets through.
+        Only with this probability, drawn for each request that all of the above lets through.
     seed : int
-        Of these lots: the same seed draws the same ones.
+        Seed of these draws.
     **arguments
-        Those of the knob.
+        Arguments of the knob.
 
     Raises
     ------
@@ -92,7 +92,7 @@ class Behaviour:
         self.seed = seed
         self.arguments = arguments
         self.chosen: dict[str, frozenset[str]] = {}
-        """Per study: the SOP Instance UIDs picked by number, so that it stays with them."""
+        """SOP Instance UIDs picked by number, per study, for later requests."""
         self._lock = threading.Lock()
         self._lots = random.Random(seed)
         self._used = 0
@@ -113,11 +113,11 @@ class Behaviour:
 
     @property
     def used(self) -> int:
-        """How many requests it has changed."""
+        """Number of requests changed so far."""
         return self._used
 
     def apply(self, stage: Stage, service: str, number: int, plan: Plan) -> None:
-        """Edit the plan of the service's request with this number, if it is its turn."""
+        """Edit the plan of a request, if the limits of the behaviour allow it."""
         if stage not in self._row.stages:
             return
         if self.service not in (None, service):
@@ -137,10 +137,15 @@ class Behaviour:
     def pick(
         self, operations: Iterable[SubOperation], instances: int | Sequence[str]
     ) -> list[SubOperation]:
-        """The sub-operations meant by ``instances``.
+        """Select sub-operations.
 
-        A number means so many of each study, the last ones of the first request that sends
-        it; the same ones in later requests. UIDs mean themselves.
+        Parameters
+        ----------
+        operations : iterable of SubOperation
+            Sub-operations of the plan.
+        instances : int or sequence of str
+            SOP Instance UIDs, or a number per study: the last ones of the first request that sends
+            the study, and the same ones in later requests.
         """
         operations = [o for o in operations if self.study in (None, o.stored.study_instance_uid)]
         if not isinstance(instances, int):
@@ -160,7 +165,7 @@ class Behaviour:
 
 
 def knob_table() -> str:
-    """All knobs as a table in Markdown, in the order of their names."""
+    """Return all knobs as a Markdown table, sorted by name."""
     lines = ["| knob | arguments | what the PACS does |", "|---|---|---|"]
     for _, knob in sorted(KNOBS.items()):
         words = ", ".join(_argument(name, default) for name, default in knob.arguments.items())

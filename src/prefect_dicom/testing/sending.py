@@ -1,6 +1,6 @@
-"""Sending stored objects to a storage SCP.
+"""C-STORE of stored instances to a storage SCP.
 
-The association is pynetdicom's; once it stands, its socket is spoken to directly (PS3.8 9.3.5,
+pynetdicom negotiates the association; then its socket is used directly (PS3.8 9.3.5,
 PS3.7 9.3.1). pynetdicom's threads poll, which costs milliseconds for each message; what a test
 or a benchmark measures here should be the receiver.
 """
@@ -48,7 +48,7 @@ def without_message_log(association: Association) -> None:
 
 
 def context_key(stored: StoredInstance) -> tuple[str, str]:
-    """What an object needs a presentation context for: its SOP class and transfer syntax."""
+    """Return SOP class and transfer syntax, for which an instance needs a context."""
     return stored.sop_class_uid, stored.transfer_syntax_uid
 
 
@@ -62,7 +62,7 @@ def contexts_to_send_in(association: Association) -> dict[tuple[str, str], int]:
 
 
 class StoreAssociation:
-    """An association over which objects are stored.
+    """An association for C-STORE requests.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class StoreAssociation:
         return transport.socket
 
     def context_id(self, stored: StoredInstance) -> int | None:
-        """The accepted context for an object, or None."""
+        """Return the id of the accepted context for an instance, or None."""
         return self._contexts.get(context_key(stored))
 
     def store(
@@ -182,7 +182,7 @@ class StoreAssociation:
             raise ConnectionError("the association with the receiver was lost") from error
 
     def response(self) -> int:
-        """The status of the next response, in the order of the requests."""
+        """Read the status of the next response, in the order of the requests."""
         try:
             return self._receive_status()
         except (OSError, struct.error) as error:
@@ -217,13 +217,13 @@ class StoreAssociation:
                     return _status(command)
 
     def _read(self, length: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < length:
-            part = self._socket.recv(length - len(parts))
-            if not part:
+        data = bytearray()
+        while len(data) < length:
+            received = self._socket.recv(length - len(data))
+            if not received:
                 raise ConnectionError("the receiver closed the connection")
-            parts += part
-        return bytes(parts)
+            data += received
+        return bytes(data)
 
     def release(self) -> None:
         """A-RELEASE (PS3.8 9.3.6), and close."""

@@ -16,18 +16,18 @@ from prefect_dicom.testing.instances import StoredInstance, tag_of
 def tiny_instances(
     studies: int, *, instances: int = 1, seed: int = 0, side: int = 4
 ) -> Iterator[StoredInstance]:
-    """Studies of one series of tiny secondary captures, made when they are sent.
+    """Make studies of one series of tiny secondary captures, encoded when they are sent.
 
-    For cohorts of thousands of studies: an object costs memory for its attributes only.
+    For cohorts of thousands of studies: an instance costs memory for its attributes only.
 
     Parameters
     ----------
     studies, instances : int
-        How many studies, and instances in each.
+        Number of studies, and of instances in each.
     seed : int
         As for :func:`generate_cohort`.
     side : int
-        Rows and columns of the images, 8 bits a pixel; sets the size of an object.
+        Rows and columns of the images, 8 bits a pixel; sets the size of an instance.
     """
     for number in range(studies):
         day = date(2020, 1, 1) + timedelta(days=number % 1500)
