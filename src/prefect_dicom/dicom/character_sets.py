@@ -1,9 +1,9 @@
-"""Texts and their bytes, by the character set an answer declares or a query is to declare.
+"""Decoding and encoding of texts by Specific Character Set.
 
 PS3.3 C.12.1.1.2 has the defined terms and escape sequences, PS3.5 6.1 the code extensions of
-ISO/IEC 2022. What does not decode as declared is read as UTF-8, or else as Latin-1, which gives
-every byte a character of its own: such a text is *guessed*, and whoever compares it compares its
-bytes too. Nothing here replaces or drops a character.
+ISO/IEC 2022. Bytes that do not decode as declared are read as UTF-8, or else as Latin-1, which has
+a character for every byte: such a text is *guessed*, and comparisons use its bytes too. No
+character is replaced or dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SINGLE = {
     "166": "tis_620",
     "203": "iso8859_15",
 }
-"""Registration number to Python's name, of sets whose upper half is one byte a character."""
+"""Python codec by registration number, of sets with one byte per character."""
 _WHOLE = {"ISO_IR 192": "utf_8", "GB18030": "gb18030", "GBK": "gbk"}
 """Sets that have no code extensions."""
 _KATAKANA, _JIS, _JIS_SUPPLEMENT, _KOREAN, _CHINESE = "13", "87", "159", "149", "58"
@@ -60,27 +60,27 @@ USUAL = (
     *(f"ISO_IR {number}" for number in ("101", "144", "126", "127", "138", "148", "166", "110")),
     *("\\ISO 2022 IR 87", "ISO_IR 13", "\\ISO 2022 IR 149", "GB18030", "\\ISO 2022 IR 58"),
 )
-"""Values of Specific Character Set that archives work with, in the order to try them in."""
+"""Values of Specific Character Set in use by PACS, most likely first."""
 
 
 class Text(NamedTuple):
-    """A decoded text; ``guessed``: not by the character set that was declared."""
+    """A decoded text; ``guessed`` if not by the declared character set."""
 
     text: str
     guessed: bool = False
 
 
 class _Undecodable(ValueError):
-    """The bytes are not in the set they are said to be in."""
+    """The bytes are not in the declared character set."""
 
 
 def decoded(raw: bytes, declared: str = "") -> Text:
-    """The text of a value, PS3.5 6.1; several values keep their backslashes.
+    """Decode a value, PS3.5 6.1; several values keep their backslashes.
 
     Parameters
     ----------
     raw : bytes
-        As they came, with their padding.
+        The value as received, with its padding.
     declared : str
         Specific Character Set of the same data set, its values joined by backslashes.
 
@@ -110,9 +110,7 @@ def decoded(raw: bytes, declared: str = "") -> Text:
 
 
 def encoded(text: str, declared: str) -> bytes | None:
-    """The bytes of a text in a character set, or None where it lacks one of the characters.
-
-    None too for a set that is not among the usual ones.
+    """Encode a text in a character set; None if the set lacks a character or is not supported.
 
     Examples
     --------
@@ -138,21 +136,21 @@ def encoded(text: str, declared: str) -> bytes | None:
 
 
 def character_sets_for(texts: Sequence[str], first: str = "") -> Iterator[str]:
-    """The character sets to try a query with these values in, the likeliest first.
+    """Yield character sets for a query with these values, most likely first.
 
     Parameters
     ----------
     texts : sequence of str
-        The values, none with a wildcard. Where all are ASCII, one empty text comes: nothing need
-        be declared.
+        The values, none with a wildcard. If all are ASCII, one empty text is yielded: no set needs
+        to be declared.
     first : str
-        The set that the peer is known to understand.
+        Set that the peer is known to understand.
 
     Yields
     ------
     str
-        Of :data:`USUAL`, those that have all the characters, each as other bytes than those before
-        it and none as a byte that might be taken for a wildcard.
+        Sets of :data:`USUAL` with all characters, which differ in their bytes and have none that
+        could be read as a wildcard.
 
     Examples
     --------
@@ -200,7 +198,7 @@ def _extended(raw: bytes, terms: Sequence[str]) -> str:
     Raises
     ------
     ValueError
-        Where a term is not known, or the bytes are not in these sets.
+        A term is unknown, or the bytes are not in these sets.
     """
     numbers = []
     for place, term in enumerate(terms):
@@ -247,7 +245,7 @@ def _designation(raw: bytes, at: int) -> tuple[int, dict[bytes, str], str]:
 
 
 def _character(pair: bytes, number: str | None) -> tuple[str, int]:
-    """The character at the beginning of two bytes, and how many of them it takes."""
+    """Decode the character at the beginning of two bytes; returns it and its length in bytes."""
     if number in _SINGLE:
         return pair[:1].decode(_SINGLE[number]), 1
     if number == _KATAKANA:
@@ -270,7 +268,7 @@ def _character(pair: bytes, number: str | None) -> tuple[str, int]:
 
 
 def _designated(text: str, escape: bytes, encoding: str) -> bytes:
-    """Every part between delimiters that needs the set says so at its beginning."""
+    """Encode a text, designating the set after each delimiter where it is needed."""
     parts = []
     for part in re.split(r"([\\^=])", text):
         raw = part.encode(encoding)

@@ -30,7 +30,7 @@ _GRAVEST_FIRST = [
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the PACS listed. Empty ``sop_class_uid`` or ``patient_id``: not known, not compared."""
+    """What the PACS listed. Empty ``sop_class_uid`` or ``patient_id``: unknown, not compared."""
 
     study_instance_uid: str
     key: InstanceKey
@@ -40,28 +40,35 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """The findings on one object, codes of :mod:`prefect_dicom.core.reasons`, gravest first."""
+    """Findings on one instance: codes of :mod:`prefect_dicom.core.reasons`, gravest first."""
 
     findings: tuple[str, ...] = ()
 
     @property
     def consequence(self) -> Consequence | None:
-        """What the gravest finding asks for; None where there is nothing to say."""
+        """Consequence of the gravest finding; None without findings."""
         return REASONS[self.findings[0]].consequence if self.findings else None
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """The findings that are only said."""
+        """Findings that are only warnings."""
         return tuple(
             code for code in self.findings if REASONS[code].consequence is Consequence.WARN
         )
 
 
 def validate(scan: Scan, expected: Expected) -> Validation:
-    """Compare what a Part 10 file holds with what was expected under its name; never raises.
+    """Compare a scanned Part 10 file with the listed instance; never raises.
 
-    A faulty object is compared as far as it can be read: half an image of another patient is
+    A faulty instance is compared as far as it can be read: half an image of another patient is
     another patient's.
+
+    Parameters
+    ----------
+    scan : Scan
+        Result of the scan of the file.
+    expected : Expected
+        What the PACS listed of the instance.
     """
     identity, structure = scan.identity, scan.structure
     found = set(_foreign(identity, structure, expected, whole=scan.fault is None))
@@ -75,11 +82,11 @@ def validate(scan: Scan, expected: Expected) -> Validation:
     return Validation(tuple(code for code in _GRAVEST_FIRST if code in found))
 
 
-# --- is it what was asked for
+# --- identity
 
 
 def listed_key(identity: Identity, listed: Collection[InstanceKey]) -> InstanceKey:
-    """Which of the listed instances the object is; where it is none of them, its own words."""
+    """Return the listed key of an instance, or its own UIDs if it is not listed."""
     sop = normal_uid(identity.sop_instance_uid or identity.requested_sop_instance_uid or "")
     if identity.series_instance_uid is not None:
         return InstanceKey(normal_uid(identity.series_instance_uid), sop)
@@ -91,7 +98,7 @@ def listed_key(identity: Identity, listed: Collection[InstanceKey]) -> InstanceK
 def _foreign(
     identity: Identity, structure: Structure, expected: Expected, *, whole: bool
 ) -> Iterator[str]:
-    """Where the object's own words differ from what was listed and requested."""
+    """Yield findings where the instance differs from what was listed and requested."""
     said_and_listed = (
         (identity.study_instance_uid, expected.study_instance_uid),
         (identity.series_instance_uid, expected.key.series_instance_uid),
@@ -100,7 +107,7 @@ def _foreign(
     )
     for said, listed in said_and_listed:
         if said is None:
-            # Of a cut object, or one not looked into, absence says nothing.
+            # Of a truncated or uninspected instance, absence proves nothing.
             if whole and identity.inspected:
                 yield "uid-mismatch"
         elif normal_uid(said) != normal_uid(listed):
@@ -132,11 +139,11 @@ def _foreign(
 
 
 def _patient(raw: bytes, character_set: str | None, listed: str) -> str | None:
-    """Compare PatientIDs; exactly, but for what character sets do to letters on the way.
+    """Compare PatientIDs exactly, except for letters changed by a character set.
 
-    Archives answer queries in a character set of their own and drop letters it does not have,
-    put question marks for them, or take UTF-8 for Latin-1. That is told from another patient
-    by what is left in ASCII, as long as something is left.
+    PACS answer queries in a character set of their own and drop letters that it lacks, replace
+    them by question marks, or read UTF-8 as Latin-1. The remaining ASCII characters distinguish
+    that from another patient, if there are any.
     """
     said = _decoded(raw, character_set)
     if said == listed:
@@ -177,7 +184,7 @@ def _ascii_rest(text: str) -> str:
     return "".join(c for c in text if c.isascii() and c != "?")
 
 
-# --- is it whole
+# --- completeness
 
 
 def _remarks(identity: Identity, structure: Structure) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Values compared in DICOM's terms: what differs in meaning, and what only looks different.
+"""Comparison of values as DICOM means it: identifiers, dates, descriptions, person names.
 
 Value representations are those of PS3.5 6.2, matching is that of PS3.4 C.2.2.2. Identifiers are
-compared to the character. Person names never identify anybody here; they are compared as people
-write them, because the same name is typed with and without accents, in capitals, in Latin letters
+compared character by character. Person names never identify a patient; they are compared
+tolerantly, because the same name is typed with and without accents, in capitals, in Latin letters
 or in others.
 """
 
@@ -29,12 +29,12 @@ _Group = tuple[str, ...]
 
 
 def unpadded(text: str) -> str:
-    """The text without what DICOM calls insignificant at its ends, PS3.5 6.2."""
+    """Remove insignificant padding at both ends, PS3.5 6.2."""
     return text.rstrip(" \0").lstrip(" ")
 
 
 def study_day(study_date: str) -> date | None:
-    """The day of a StudyDate as it was answered, PS3.5 6.2; None where it is not readable."""
+    """Parse a StudyDate, PS3.5 6.2; None if it is not a date."""
     match = _DAY.fullmatch(unpadded(study_date))
     if match is None:
         return None
@@ -48,16 +48,16 @@ def study_day(study_date: str) -> date | None:
 
 
 def like(pattern: str, text: str) -> bool:
-    """Whether a text is what a pattern with ``*`` and ``?`` says, in whatever case."""
+    """Whether a text matches a pattern with ``*`` and ``?``, ignoring case."""
     return _glob(unpadded(pattern)).fullmatch(unpadded(text)) is not None
 
 
 @lru_cache(maxsize=256)
 def _glob(pattern: str) -> re.Pattern[str]:
-    """A description pattern as a regular expression that cannot take long.
+    """Compile a pattern to a regular expression without backtracking.
 
-    Each piece between two stars is found at its first place for good (an atomic group): any
-    later place leaves less text for the pieces after it.
+    Each piece between two stars is matched at its first place (an atomic group): any later place
+    leaves less text for the pieces after it.
     """
     first, *pieces = pattern.split("*")
     text = _literal(first)
@@ -94,17 +94,18 @@ _BLURS: dict[str, Callable[[str], str]] = {
     "case": str.casefold,
     "leading zeros": _without_leading_zeros,
 }
-"""What a person overlooks in an identifier, and how to overlook it."""
+"""Differences in identifiers that people overlook, and functions that remove them."""
 
 
 def blurred(identifier: str, but: str = "") -> str:
-    """The same text for identifiers that a person might take for each other.
+    """Normalize an identifier, so that easily confused ones become equal.
 
     Parameters
     ----------
+    identifier : str
+        The identifier.
     but : str
-        One of the things that are overlooked otherwise: "Unicode form", "blanks", "case" or
-        "leading zeros".
+        Difference to keep: "Unicode form", "blanks", "case" or "leading zeros".
     """
     for name, blur in _BLURS.items():
         if name != but:
@@ -113,12 +114,12 @@ def blurred(identifier: str, but: str = "") -> str:
 
 
 def overlooked(given: str, found: str) -> tuple[str, ...]:
-    """In what two identifiers differ that a person might take for each other.
+    """Name the differences between two easily confused identifiers.
 
     Returns
     -------
     tuple of str
-        In words; empty where they are the same, or differ in more than that.
+        Differences in words; empty if the identifiers are equal or differ in more.
 
     Examples
     --------
@@ -136,60 +137,60 @@ def overlooked(given: str, found: str) -> tuple[str, ...]:
 # --- person names
 
 
-def names_agree(asked: str, told: str) -> bool | None:
-    """Whether an answered PatientName may be the one that was asked for, PS3.5 6.2.1.
+def names_agree(wanted: str, answered: str) -> bool | None:
+    """Whether an answered PatientName may be the requested one, PS3.5 6.2.1.
 
     Component groups (alphabetic, ideographic, phonetic) are compared with their counterparts; a
     name of one group with any group, PS3.4 C.2.2.2.1. Within a group, components that were not
-    asked for are not compared, so that a title or a second name does no harm. Case, accents of
-    Latin letters, the width of letters and blanks are of no account. ``*`` and ``?`` are
+    requested are not compared, so that a title or a second name does no harm. Case, accents of
+    Latin letters, the width of letters and blanks are ignored. ``*`` and ``?`` are
     wildcards.
 
     Parameters
     ----------
-    asked : str
-        As a person wrote it into the cohort.
-    told : str
-        As the PACS answered it.
+    wanted : str
+        Name in the cohort.
+    answered : str
+        Name in the answer of the PACS.
 
     Returns
     -------
     bool or None
-        None where the answer has nothing to compare: no name, or one in other letters.
+        None if the answer has nothing to compare: no name, or one in another script.
 
     Examples
     --------
     >>> names_agree("Muller^Jorg", "MÜLLER^Jörg^^Dr."), names_agree("Muller^Jorg", "Müller^Karl")
     (True, False)
     """
-    wanted, found = _groups(asked), _groups(told)
-    if len(wanted) > 1:
-        pairs = [(a, b) for a, b in zip(wanted, found, strict=False) if a and b]
+    groups, found = _groups(wanted), _groups(answered)
+    if len(groups) > 1:
+        pairs = [(a, b) for a, b in zip(groups, found, strict=False) if a and b]
         judged = [_group_agrees(a, b) for a, b in pairs]
         return all(judged) if judged else None
-    if not wanted:
+    if not groups:
         return None
-    comparable = [group for group in found if group and _script(group) == _script(wanted[0])]
-    return any(_group_agrees(wanted[0], group) for group in comparable) if comparable else None
+    comparable = [group for group in found if group and _script(group) == _script(groups[0])]
+    return any(_group_agrees(groups[0], group) for group in comparable) if comparable else None
 
 
-def written_otherwise(asked: str, told: str) -> bool:
-    """Whether two names that do not agree may still be one person's.
+def written_otherwise(wanted: str, answered: str) -> bool:
+    """Whether two names that do not agree may be spellings of one name.
 
-    The comma form, family and given name exchanged, umlauts as two letters, names divided
-    otherwise.
+    The comma form, family and given name exchanged, umlauts as two letters, names split
+    differently.
 
     Examples
     --------
     >>> written_otherwise("Müller, Jörg", "Mueller^Joerg")
     True
     """
-    wanted = _letters(asked)
-    return any(wanted == _letters(group) for group in told.split("=")) if wanted else False
+    letters = _letters(wanted)
+    return any(letters == _letters(group) for group in answered.split("=")) if letters else False
 
 
 def _groups(name: str) -> list[_Group]:
-    """The component groups of a name, each without empty components at its end."""
+    """Split a name into component groups, without empty components at their ends."""
     groups = []
     for group in unpadded(name).split("=")[:_MOST_GROUPS]:
         components = [_folded(component) for component in group.split("^")]
@@ -202,7 +203,7 @@ def _groups(name: str) -> list[_Group]:
 
 
 def _folded(text: str) -> str:
-    """A component of a name without what is written now so, now otherwise."""
+    """Normalize a component of a name: case, width, accents and blanks."""
     text = unicodedata.normalize("NFKC", text).casefold().translate(_STROKES)
     text = _ACCENTED.sub("", unicodedata.normalize("NFD", text))
     return " ".join(unicodedata.normalize("NFC", text).split())
