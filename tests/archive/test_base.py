@@ -90,9 +90,7 @@ def test_a_file_comes_back_byte_for_byte_with_the_hash_of_its_arrival(archive, t
     "size, blocks",
     [(1, 0), (2 * BLOCK_BYTES, 1), (2 * PART_BYTES + 1, PART_BYTES // BLOCK_BYTES + 9)],
 )
-def test_a_put_that_is_told_to_stop_ends_half_way_and_leaves_nothing(
-    archive, tmp_path, size, blocks
-):
+def test_a_put_that_is_stopped_ends_half_way_and_leaves_nothing(archive, tmp_path, size, blocks):
     file = arrival(tmp_path, os.urandom(size))
     looks = itertools.count()
     archive.stopping = lambda: next(looks) >= blocks

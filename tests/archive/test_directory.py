@@ -112,7 +112,7 @@ def test_a_failed_put_leaves_nothing_behind(root, tmp_path):
     assert [found for found in root.rglob("*") if found.is_file()] == []
 
 
-def test_a_full_disk_is_told_and_the_next_smaller_object_still_fits(small_disk, tmp_path):
+def test_a_full_disk_is_reported_and_the_next_smaller_object_still_fits(small_disk, tmp_path):
     data = os.urandom(1024**2)
     path = tmp_path / "arrived.dcm"
     path.write_bytes(data)

@@ -61,7 +61,7 @@ def test_a_manifest_survives_being_written_and_read(manifest):
     assert encode_manifest(read) == data
 
 
-def test_the_order_in_which_instances_came_does_not_matter():
+def test_the_order_in_which_instances_arrived_does_not_matter():
     other = replace(MANIFEST, instances=MANIFEST.instances[::-1])
     assert encode_manifest(other) == encode_manifest(MANIFEST)
 

@@ -213,7 +213,7 @@ def test_a_wrong_secret_key_is_refused_by_all_operations(s3, put):
         assert code_of(lambda: list(stranger.keys())) == "archive-refused"
 
 
-def test_no_credentials_at_all_are_told_as_such(s3, monkeypatch):
+def test_no_credentials_at_all_are_reported(s3, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)

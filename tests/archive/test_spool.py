@@ -155,7 +155,7 @@ def use_up_names(disk: Path, *, but: int) -> list[Path]:
 
 
 @pytest.mark.parametrize("retrieve", subset(METHODS, ["c-move"]))
-def test_a_quarantine_without_room_is_told_to_the_sender(tmp_path, retrieve):
+def test_a_quarantine_without_room_is_reported_to_the_sender(tmp_path, retrieve):
     stranger = list(tiny_instances(1, seed=7, side=_SIDE))
     script = [Behaviour("store.unsolicited", extra=stranger)]
     with on_a_disk(tmp_path, retrieve, inodes=64, script=script) as place, standing_by(place):
@@ -218,7 +218,7 @@ def test_a_spool_that_becomes_read_only_stops_the_run_and_fails_no_study(tmp_pat
 
 
 @pytest.mark.parametrize("retrieve", subset(METHODS, ["c-get"]))
-def test_an_object_that_is_larger_than_a_quota_allows_stops_the_run(tmp_path, retrieve):
+def test_an_instance_that_is_larger_than_a_quota_allows_stops_the_run(tmp_path, retrieve):
     objects = list(tiny_instances(1, instances=MANY, side=64))
     script = [Behaviour("store.huge", instances=1, mebibytes=12)]
     with site_around(tmp_path, objects, retrieve=retrieve, script=script) as place:

@@ -221,7 +221,7 @@ def _held(patient: str):
         ("山-1", ["GB18030"], 4),
     ],
 )
-def test_an_archive_is_asked_in_one_set_after_the_other_and_then_in_the_one_it_knows(
+def test_a_pacs_is_asked_in_one_set_after_the_other_and_then_in_the_one_it_knows(
     patient, sets, queries
 ):
     with ScriptedPacs(script=[Behaviour("find.query_charset", sets=sets)]) as pacs:
@@ -248,7 +248,7 @@ def test_in_the_patient_root_a_list_is_asked_for_in_the_set_that_found_the_study
             assert list_instances(requestor, found.study_instance_uid, "Ü-1").instances
 
 
-def test_a_set_that_an_archive_refuses_does_not_keep_it_from_the_next():
+def test_a_set_that_a_pacs_refuses_does_not_keep_it_from_the_next():
     script = [Behaviour("find.unsupported_key", keys=["PatientID"], status=0xC000, times=1)]
     with ScriptedPacs(script=script) as pacs:
         for stored in _held("Ü-1"):

@@ -112,7 +112,7 @@ def test_the_file_meta_is_the_one_of_the_standard():
     assert len(meta) % 2 == 0
 
 
-def test_the_same_object_gets_the_same_file_meta_however_it_comes():
+def test_the_same_instance_gets_the_same_file_meta_however_it_arrives():
     one = StoreRequest(1, "1.2", "1.2.3", EXPLICIT)
     other = StoreRequest(9, "1.2", "1.2.3", EXPLICIT, "PACS", "US", "192.0.2.1", "US", 3)
     assert file_meta(one) == file_meta(other)
@@ -120,7 +120,7 @@ def test_the_same_object_gets_the_same_file_meta_however_it_comes():
 
 
 @pytest.mark.parametrize("uid", ["", "..", "../../etc/x", "1.2\n", "é\udce9", "漢", "\ud800"])
-def test_hostile_uids_are_written_as_they_came(uid, file):
+def test_hostile_uids_are_written_unchanged(uid, file):
     meta = file_meta(StoreRequest(1, uid, uid, EXPLICIT))
     assert scan(file(meta + encoded(ct()))).identity.sop_instance_uid == INSTANCE
 
@@ -227,7 +227,7 @@ def test_fragments_are_counted_without_the_offset_table(file):
 
 @pytest.mark.parametrize("syntax", _SYNTAXES)
 @pytest.mark.parametrize("undefined", [True, False])
-def test_nothing_inside_a_sequence_is_taken_for_the_objects_own(syntax, undefined, file):
+def test_nothing_inside_a_sequence_is_taken_for_the_instances_own(syntax, undefined, file):
     inner = ct(StudyInstanceUID="1.9.9", PatientID="OTHER", Rows=99)
     inner.add_new(0x00081115, "SQ", sequence_of(ct(SOPInstanceUID="1.8"), undefined=undefined))
     image = ct(Rows=None)
@@ -353,7 +353,7 @@ def test_a_missing_delimiter_is_a_truncation(body, file):
     assert rejection.value.code == "instance-truncated"
 
 
-def test_what_was_read_before_the_fault_is_told(file):
+def test_what_was_read_before_the_fault_is_kept(file):
     found = survey(file(received(encoded(ct()))[:-1]))
     assert found.fault.code == "instance-truncated"
     assert found.identity.patient_id == PATIENT.encode()

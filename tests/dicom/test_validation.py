@@ -164,15 +164,15 @@ def test_what_was_expected_has_no_findings(syntax, findings):
     "attribute", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
 )
 @pytest.mark.parametrize("value", ["1.2.826.0.1.8", "", None])
-def test_an_object_with_another_uid_or_none_is_foreign(attribute, value, findings):
+def test_an_instance_with_another_uid_or_none_is_foreign(attribute, value, findings):
     assert findings(_image(**{attribute: value})) == ("uid-mismatch",)
 
 
-def test_an_object_sent_under_another_uid_than_its_own_is_foreign(findings):
+def test_an_instance_sent_under_another_uid_than_its_own_is_foreign(findings):
     assert findings(received(encoded(ct()), instance="1.2.3")) == ("uid-mismatch",)
 
 
-def test_an_object_with_two_studies_is_foreign(findings):
+def test_an_instance_with_two_studies_is_foreign(findings):
     twice = element(0x0020000D, b"UI", b"1.9\0")
     assert findings(received(encoded(ct()) + twice)) == ("uid-mismatch",)
 
@@ -225,7 +225,7 @@ def test_a_missing_patient_id_is_a_remark(value, findings):
         ("Müller-1".encode(), "ISO_IR 192", "Müller-2", "wrong-patient"),
     ],
 )
-def test_letters_lost_on_the_way_are_told_from_another_patient(
+def test_letters_lost_on_the_way_are_distinguished_from_another_patient(
     raw, character_set, listed, finding, findings
 ):
     declared = element(0x00080005, b"CS", character_set.encode())
@@ -235,7 +235,7 @@ def test_letters_lost_on_the_way_are_told_from_another_patient(
     assert findings(received(body), expected) == ((finding,) if finding else ())
 
 
-def test_a_cut_object_of_another_patient_is_another_patients(findings):
+def test_a_truncated_instance_of_another_patient_is_another_patients(findings):
     assert findings(_image(PatientID="OTHER")[:-1]) == ("wrong-patient", "instance-truncated")
 
 
@@ -377,7 +377,7 @@ def test_a_cut_in_a_private_syntax_that_can_be_read_is_still_a_cut(findings):
     assert "instance-truncated" in findings(_image(PRIVATE)[:-1])
 
 
-def test_a_deflated_object_is_known_by_its_request_alone(findings):
+def test_a_deflated_instance_is_known_by_its_request_alone(findings):
     assert findings(received(b"deflated", DEFLATED)) == ("not-inspected",)
     other = received(b"deflated", DEFLATED, instance="1.2.3")
     assert findings(other) == ("uid-mismatch", "not-inspected")

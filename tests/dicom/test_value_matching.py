@@ -112,7 +112,7 @@ def test_where_nothing_can_be_compared_nothing_is_said(asked, told):
         ("Müller^Jörg", "", False),
     ],
 )
-def test_another_way_of_writing_is_told_from_another_name(asked, told, otherwise):
+def test_another_way_of_writing_is_distinguished_from_another_name(asked, told, otherwise):
     assert written_otherwise(asked, told) is otherwise
 
 

@@ -121,7 +121,7 @@ def test_a_set_up_that_works_is_proven_to_its_last_step(clinic, kind, retrieve):
 # --- the PACS
 
 
-def test_a_pacs_that_is_down_is_told_by_the_first_step(clinic):
+def test_a_pacs_that_is_down_is_found_by_the_first_step(clinic):
     one = clinic(peers.Dcmqrscp)
     site = one.write()
     one.archive.stop()
@@ -135,7 +135,7 @@ def test_a_wrong_called_ae_title_is_named(clinic):
     assert "case matters" in last(findings).advice
 
 
-def test_an_archive_that_echoes_to_strangers_and_aborts_their_queries_lacks_a_permission(clinic):
+def test_a_pacs_that_echoes_to_strangers_and_aborts_their_queries_lacks_a_permission(clinic):
     site = clinic(peers.Orthanc).write(node={"calling_ae_title": "NOBODY"})
     findings = list(examine(site))
     assert [f.ok for f in findings if f.check == "C-ECHO"] == [True]

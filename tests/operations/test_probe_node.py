@@ -351,7 +351,7 @@ def was_harmless(place: Place, result) -> None:
 
 
 @pytest.mark.parametrize("held", [0, 1])
-def test_of_an_empty_pacs_as_much_is_learnt_as_can_be(around, held):
+def test_of_an_empty_pacs_as_much_is_found_as_can_be(around, held):
     with around(holdings(held, 1)) as place:
         result = probe_node(place.site, "pacs")
         assert result.profile.find_models and result.profile.associations == 4
@@ -430,7 +430,7 @@ def test_there_is_an_end_to_it_whatever_the_pacs_does(around, monkeypatch):
         assert result.profile.find_models and result.profile.associations is None
 
 
-def test_a_pacs_that_aborts_every_query_is_no_pacs_to_learn_from(around):
+def test_a_pacs_that_aborts_every_query_is_no_pacs_to_probe(around):
     drop = Behaviour("net.drop_after", answers=0, service="C-FIND")
     with around(HELD, script=[drop]) as place, pytest.raises(PacsError):
         probe_node(place.site, "pacs")
@@ -524,7 +524,7 @@ def clinic(tmp_path, new_archive):
 
 
 @pytest.mark.parametrize("name", subset(REAL, ["dcmqrscp"]))
-def test_the_right_profile_of_a_real_archive_is_learnt(clinic, tmp_path, name):
+def test_the_right_profile_of_a_real_pacs_is_found(clinic, tmp_path, name):
     kind, settings, expected = REAL[name]
     archive, held = clinic(kind, settings, "c-move")
     if expected["longest_list"] is not None:
@@ -548,7 +548,7 @@ def test_the_right_profile_of_a_real_archive_is_learnt(clinic, tmp_path, name):
     assert archive.moves() - before == result.instances <= 3 * MOST_INSTANCES
 
 
-def test_a_pull_from_an_archive_without_c_get_works_by_profile(clinic, tmp_path, capsys):
+def test_a_pull_from_a_pacs_without_c_get_works_by_profile(clinic, tmp_path, capsys):
     """Though the site says C-GET, and nobody changes a line by hand."""
     _, held = clinic(peers.Dcmqrscp, {"arguments": ["--disable-get"]}, "c-get")
     file = str(tmp_path / "site.yaml")
@@ -713,7 +713,7 @@ LONGER = [{"longest_list": 2000}, {"answer_cap": 500}]
 
 
 @pytest.mark.parametrize("stale", subset(LONGER, 1), ids=str)
-def test_a_list_is_not_believed_because_longer_ones_were_whole_when_it_was_learnt(around, stale):
+def test_a_list_is_not_believed_because_longer_ones_were_whole_when_it_was_probed(around, stale):
     """The PACS's limit may be a lower one by now, and nothing is lost by that."""
     objects = [changed(o, PatientID="Pat-000") for o in tiny_instances(26)]
     cap = Behaviour("find.cap", answers=22, status=0x0000)

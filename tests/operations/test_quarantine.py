@@ -149,7 +149,7 @@ def test_what_was_given_back_and_has_rotted_meanwhile_is_not_archived(pulled):
     pulled.audit()
 
 
-def test_an_object_that_was_attributed_once_is_found_by_its_note_too(pulled):
+def test_an_instance_that_was_attributed_once_is_found_by_its_note_too(pulled):
     spool = Spool(pulled.site.spool.path)
     entry = quarantined(pulled, LATE)
     (answer,) = given(pulled, entry)
@@ -173,24 +173,24 @@ def test_a_study_that_failed_for_good_names_the_reason_for_its_rerun(pulled):
 # --- what stays, and why
 
 
-def test_an_object_of_a_study_that_nobody_knows_stays(pulled):
+def test_an_instance_of_a_study_that_nobody_knows_stays(pulled):
     code, why = stays(pulled, quarantined(pulled, STRANGER))
     assert (code, why) == ("not-requested", "the ledger has no study of its StudyInstanceUID")
 
 
-def test_an_object_that_the_pacs_does_not_list_stays(pulled):
+def test_an_instance_that_the_pacs_does_not_list_stays(pulled):
     other = changed(LATE, SOPInstanceUID="1.2.3.4")
     assert "does not list it" in stays(pulled, quarantined(pulled, other))[1]
 
 
-def test_an_object_of_a_study_that_is_not_listed_yet_stays(place):
+def test_an_instance_of_a_study_that_is_not_listed_yet_stays(place):
     with place.opened() as pull:
         for lines in pull.discovery_pages():
             pull.discover(*lines)
     assert "has not listed its study yet" in stays(place, quarantined(place, LATE))[1]
 
 
-def test_an_object_of_an_archived_study_stays(pulled):
+def test_an_instance_of_an_archived_study_stays(pulled):
     whole = OBJECTS[3]
     same = quarantined(pulled, whole)
     assert "archived already" in stays(pulled, same)[1]
@@ -203,25 +203,25 @@ def test_an_object_of_an_archived_study_stays(pulled):
     assert "whole without it" in stays(pulled, more)[1]
 
 
-def test_an_object_whose_place_is_taken_stays(pulled):
+def test_an_instance_whose_place_is_taken_stays(pulled):
     stored = FIRST_STUDY[0]
     assert "in the archive already" in stays(pulled, quarantined(pulled, stored))[1]
     other = quarantined(pulled, changed(stored, StudyDescription="Other"))
     assert stays(pulled, other)[0] == "conflicting-content"
 
 
-def test_an_object_of_another_patient_stays(pulled):
+def test_an_instance_of_another_patient_stays(pulled):
     other = quarantined(pulled, changed(LATE, PatientID="SOMEBODY"), "wrong-patient")
     assert stays(pulled, other) == ("wrong-patient", "it would come back here")
 
 
-def test_an_object_that_is_no_longer_listed_stays(pulled):
+def test_an_instance_that_is_no_longer_listed_stays(pulled):
     pulled.pacs.holdings.remove(LATE.sop_instance_uid)
     pulled.rerun()
     assert "archived, whole without it" in stays(pulled, quarantined(pulled, LATE))[1]
 
 
-def test_an_object_that_has_rotted_stays(pulled):
+def test_an_instance_that_has_rotted_stays(pulled):
     entry = quarantined(pulled, LATE)
     path = Spool(pulled.site.spool.path).quarantine_path(entry.sha256)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -232,7 +232,7 @@ def test_an_object_that_has_rotted_stays(pulled):
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_an_object_stays_while_a_run_works_on_its_study(place, tmp_path, kind):
+def test_an_instance_stays_while_a_run_works_on_its_study(place, tmp_path, kind):
     if kind == "postgresql":
         place.change(ledger={"path": None, "url": new_ledger_url(kind, tmp_path)})
     place.pull()
@@ -435,7 +435,7 @@ def test_an_empty_quarantine_is_said_to_be_empty(pulled, tmp_path):
     assert "Nothing lies in quarantine." in ended.complaints
 
 
-def test_one_object_is_shown_by_its_headers_and_its_patient_on_demand_only(pulled, tmp_path):
+def test_one_instance_is_shown_by_its_headers_and_its_patient_on_demand_only(pulled, tmp_path):
     entry = quarantined(pulled, LATE)
     command = CommandLine(pulled.folder, tmp_path / "home")
     shown = command("quarantine", "show", name_of(entry))
@@ -468,7 +468,7 @@ def test_what_a_peer_wrote_cannot_move_the_cursor(pulled, tmp_path):
     assert all(c == "\n" or " " <= c <= "~" for c in ended.output)
 
 
-def test_an_object_that_is_no_dicom_at_all_is_shown_and_stays(pulled):
+def test_an_instance_that_is_no_dicom_at_all_is_shown_and_stays(pulled):
     entry = quarantined(pulled, LATE)
     spool = Spool(pulled.site.spool.path)
     garbage = spool.quarantine_path(entry.sha256)
@@ -479,7 +479,7 @@ def test_an_object_that_is_no_dicom_at_all_is_shown_and_stays(pulled):
 
 
 @pytest.mark.parametrize("note", [None, b"", b"{", b"[]", b'{"reason": 7, "since": {}}', b"\xff"])
-def test_an_object_whose_note_is_lost_or_cut_is_there_all_the_same(pulled, note):
+def test_an_instance_whose_note_is_lost_or_cut_is_there_all_the_same(pulled, note):
     entry = quarantined(pulled, LATE)
     path = pulled.site.spool.path / "quarantine" / f"{entry.sha256}.json"
     path.unlink()
@@ -491,7 +491,7 @@ def test_an_object_whose_note_is_lost_or_cut_is_there_all_the_same(pulled, note)
     assert given(pulled, found)[0].trouble is None
 
 
-def test_a_note_without_its_object_and_other_files_are_not_listed(pulled):
+def test_a_note_without_its_instance_and_other_files_are_not_listed(pulled):
     folder = pulled.site.spool.path / "quarantine"
     (folder / ("a" * 64 + ".json")).write_text("{}")
     (folder / "README.dcm").write_text("")

@@ -370,7 +370,7 @@ def test_the_first_screen_answers_on_every_screen_and_on_paper(ledger, shown, tm
 
 @pytest.mark.timeout(900)
 @pytest.mark.campaign("operations")
-def test_a_cohort_that_was_really_pulled_is_told_as_it_went(around, scale, shown):
+def test_a_cohort_that_was_really_pulled_is_reported_as_it_went(around, scale, shown):
     """As many studies as the scale says, some of which fail in three ways."""
     studies = scale(20, 500)
     objects = list(tiny_instances(studies, instances=2, seed=11))

@@ -109,7 +109,7 @@ def test_the_result_table_says_what_the_ledger_says(place):
         assert row["what_to_do"]
 
 
-def test_the_instance_tables_name_every_archived_object_once(place):
+def test_the_instance_tables_name_every_archived_instance_once(place):
     results(place)
     [folder] = (place.folder / "reports").iterdir()
     table = pyarrow.parquet.read_table(folder / f"{INSTANCES}.parquet").to_pylist()

@@ -212,7 +212,7 @@ def test_what_was_broken_is_named(finished, way):
     assert broken(auditor) == expected
 
 
-def test_an_object_that_vanished_from_the_spool_is_named(tmp_path):
+def test_an_instance_that_vanished_from_the_spool_is_named(tmp_path):
     with stopped_at(tmp_path / "site", "received-recorded") as (place, auditor):
         ready = sorted((place.folder / "spool" / "ready").rglob("*.dcm"))
         assert len(ready) >= INSTANCES
@@ -220,7 +220,7 @@ def test_an_object_that_vanished_from_the_spool_is_named(tmp_path):
         assert broken(auditor, finished=False) == {"I5", "I6"}
 
 
-def test_an_object_that_was_answered_and_never_kept_is_named(tmp_path):
+def test_an_instance_that_was_answered_and_never_kept_is_named(tmp_path):
     with a_place(tmp_path / "site") as (place, auditor):
         arm("request-ended:1:raise")
         with pytest.raises(InjectedError):
@@ -247,7 +247,7 @@ class _PacsThatStillSends:
         return getattr(self._pacs, name)
 
 
-def test_an_object_that_arrives_while_the_auditor_looks_is_not_missed(tmp_path):
+def test_an_instance_that_arrives_while_the_auditor_looks_is_not_missed(tmp_path):
     with a_place(tmp_path / "site") as (place, _):
         arm("request-ended:1:raise")
         with pytest.raises(InjectedError):
@@ -260,7 +260,7 @@ def test_an_object_that_arrives_while_the_auditor_looks_is_not_missed(tmp_path):
         assert broken(auditor, finished=False) == set()
 
 
-def test_an_object_said_to_be_stored_that_is_not_there_is_named(tmp_path):
+def test_an_instance_said_to_be_stored_that_is_not_there_is_named(tmp_path):
     with stopped_at(tmp_path / "site", "study-stored") as (place, auditor):
         objects_of(place)[-1].unlink()
         assert {"I4", "I5"} <= broken(auditor, finished=False)
