@@ -299,7 +299,7 @@ def test_a_name_that_fits_none_or_several_is_refused_with_all_its_faults(pulled)
     with pytest.raises(ConfigurationError) as caught:
         named([*entries, *twins], ["aaaaaa", "123456789", "12", ""])
     several, nothing, short, empty = caught.value.faults
-    assert "2 objects" in several and "nothing" in nothing
+    assert "2 instances fit" in several and "no instance fits" in nothing
     assert "at least" in short and "at least" in empty
 
 

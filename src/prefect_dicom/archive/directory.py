@@ -50,11 +50,13 @@ class FolderArchive(Archive):
         self._swept = False
 
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
+        """Put a file under a new key."""
         target = self._path(key)
         with FileSource(path, sha256, size_bytes, self.stopping) as source:
             return self._put(key, target, source)
 
     def put_bytes(self, key: str, data: bytes) -> ArchivedInstance:
+        """Put bytes in memory under a new key."""
         return self._put(key, self._path(key), BytesSource(data))
 
     def head(self, key: str) -> ObjectFacts | None:
@@ -67,6 +69,7 @@ class FolderArchive(Archive):
         return None if size is None else ObjectFacts(size)
 
     def read(self, key: str) -> Iterator[bytes]:
+        """Yield an object in blocks."""
         target = self._path(key)
         with _translated_errors():
             try:
@@ -78,11 +81,13 @@ class FolderArchive(Archive):
                     yield block
 
     def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield key and size in bytes of all objects with a prefix, in the order of keys."""
         with _translated_errors():
             self._must_exist()
             yield from _walk(self._root, "", prefix)
 
     def check(self) -> list[Check]:
+        """Run the self-test of the directory."""
         name = "the directory exists"
         try:
             self._must_exist()

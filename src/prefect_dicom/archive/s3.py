@@ -62,14 +62,17 @@ class BucketArchive(Archive):
         self._prefix = self._s3.prefix
 
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
+        """Put a file under a new key."""
         checked_key(key)
         with FileSource(path, sha256, size_bytes, self.stopping) as source:
             return self._put(key, source)
 
     def put_bytes(self, key: str, data: bytes) -> ArchivedInstance:
+        """Put bytes in memory under a new key."""
         return self._put(checked_key(key), BytesSource(data))
 
     def head(self, key: str) -> ObjectFacts | None:
+        """Return the metadata of an object; None if there is none."""
         name = self._prefix + checked_key(key)
         try:
             return _facts(self._s3.call(lambda clients: self._head(clients, name)))
@@ -79,6 +82,7 @@ class BucketArchive(Archive):
             raise refused.archive_error() from None
 
     def read(self, key: str) -> Iterator[bytes]:
+        """Yield an object in blocks."""
         name = self._prefix + checked_key(key)
         try:
             body = self._s3.call(
@@ -94,6 +98,7 @@ class BucketArchive(Archive):
             body.close()
 
     def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield key and size in bytes of all objects with a prefix, in the order of keys."""
         more: dict[str, str] = {}
         while True:
 
@@ -111,9 +116,11 @@ class BucketArchive(Archive):
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def check(self) -> list[Check]:
+        """Run the self-test of the bucket."""
         return S3SelfTest(self, self._s3, self._settings.bucket).checks()
 
     def close(self) -> None:
+        """Close the connections."""
         self._s3.close()
 
     # ------------------------------------------------------------------ putting

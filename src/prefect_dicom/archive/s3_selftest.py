@@ -44,6 +44,7 @@ class S3SelfTest:
         self._written: set[str] = set()
 
     def checks(self) -> list[Check]:
+        """Run all steps; stops early if the bucket cannot be listed or written."""
         checks = [
             self._check_step("the bucket exists and may be listed", True, self._listed),
         ]

@@ -62,6 +62,7 @@ class FileSource:
         self._file.close()
 
     def blocks(self, offset: int, length: int) -> Iterator[bytes]:
+        """Yield blocks of the file."""
         failpoint("put-begun")
         # pread has no position that a failed attempt could leave in the middle.
         end = offset + length
@@ -78,6 +79,7 @@ class FileSource:
             yield block
 
     def damage(self) -> str | None:
+        """Return how the file differs from its hash and size now, or None."""
         if os.fstat(self._file.fileno()).st_size != self.size_bytes:
             return "the file has another size than on arrival"
         if sha256_of(self.blocks(0, self.size_bytes)) != self.sha256:
@@ -94,10 +96,12 @@ class BytesSource:
         self.size_bytes = len(data)
 
     def blocks(self, offset: int, length: int) -> Iterator[bytes]:
+        """Yield the bytes as one block."""
         if length:
             yield self._data[offset : offset + length]
 
     def damage(self) -> str | None:
+        """Return None: bytes in memory do not change."""
         return None
 
 

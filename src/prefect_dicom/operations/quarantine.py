@@ -86,8 +86,8 @@ def named(entries: Sequence[Quarantined], names: Collection[str]) -> list[Quaran
         elif len(fitting) == 1:
             chosen[fitting[0].sha256] = fitting[0]
         else:
-            how_many = "nothing" if not fitting else f"{len(fitting)} instances"
-            faults.append(f"{ascii(name)[:80]}: {how_many} in quarantine has a name like this")
+            count = f"{len(fitting)} instances fit" if fitting else "no instance fits"
+            faults.append(f"{ascii(name)[:80]}: {count} this name in quarantine")
     if faults:
         raise ConfigurationError("command line", faults)
     return list(chosen.values())

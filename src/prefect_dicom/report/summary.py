@@ -88,6 +88,7 @@ class Stretch:
 
     @property
     def seconds(self) -> float:
+        """Length of the interval in seconds."""
         return (self.end - self.begin).total_seconds()
 
 
@@ -104,14 +105,17 @@ class Rates:
 
     @property
     def bytes_per_second(self) -> float:
+        """Bytes archived per second of work."""
         return self.size_bytes / self.seconds if self.seconds else 0.0
 
     @property
     def instances_per_second(self) -> float:
+        """Instances archived per second of work."""
         return self.instances / self.seconds if self.seconds else 0.0
 
     @property
     def studies_per_hour(self) -> float:
+        """Studies that ended per hour of work."""
         return 3600 * self.studies / self.seconds if self.seconds else 0.0
 
 
@@ -141,6 +145,7 @@ class CohortSummary:
 
     @property
     def fraction(self) -> float:
+        """Finished fraction of the cohort, from 0 to 1."""
         return finished_fraction(self.totals)
 
     @property
@@ -150,6 +155,7 @@ class CohortSummary:
 
     @property
     def studies(self) -> int:
+        """Number of studies."""
         return self.totals.studies.total()
 
     @property
@@ -190,6 +196,7 @@ class CohortSummary:
 
     @cached_property
     def stretches(self) -> list[Stretch]:
+        """Intervals between the samples."""
         return list(_stretches(self.samples, self.cohort.rows, self.schedule))
 
     def rates(self, of_late: timedelta | None = None) -> Rates:
@@ -210,6 +217,7 @@ class CohortSummary:
 
     @property
     def rates_of_late(self) -> Rates:
+        """Rates of the last minutes of work."""
         return self.rates(_LATE)
 
     @property

@@ -77,6 +77,8 @@ _SERVICE_OF = {
 
 
 class AssociationServer(ThreadedAssociationServer):
+    """Server with a long backlog, whose threads end with the process."""
+
     request_queue_size = 128
     daemon_threads = True
 
@@ -100,6 +102,7 @@ class Acceptor:
 
         class Handler(RequestHandler):
             def handle(self) -> None:
+                """Negotiate and serve an association, unless the script ends the connection."""
                 self.begun = acceptor._begin(self.request)
                 if self.begun is not None:
                     super().handle()

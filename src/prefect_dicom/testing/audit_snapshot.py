@@ -64,6 +64,7 @@ class Snapshot:
     """Path below the spool -> SHA-256 and SOP Instance UID of the object files there."""
 
     def by_reference(self) -> dict[int, Row]:
+        """Return the ledger's studies by their reference."""
         return {row["reference"]: row for row in self.tables["studies"]}
 
 
@@ -83,6 +84,7 @@ class SetupReader:
         self._pacs = pacs
 
     def look(self) -> Snapshot:
+        """Take a snapshot."""
         answered = frozenset(
             sent.sop_instance_uid
             for pacs in self._pacs
@@ -157,6 +159,7 @@ class SetupReader:
             yield from page.get("Contents", ())
 
     def archive_objects(self) -> dict[str, HeldObject]:
+        """Read every object of the archive, by key."""
         return {key: _describe(data) for key, data in self._read_archive()}
 
     def archive_traces(self) -> set[tuple[str, object]]:
@@ -167,6 +170,7 @@ class SetupReader:
         return {(each["Key"], each.get("LastModified")) for each in self._entries(self._client())}
 
     def count_retrieves(self) -> int:
+        """Count the C-MOVE and C-GET requests of all PACS."""
         return sum(
             len(pacs.requests(service)) for pacs in self._pacs for service in ("C-MOVE", "C-GET")
         )
@@ -182,6 +186,7 @@ def inventory_of(pacs: ScriptedPacs) -> dict[str, dict[tuple[str, str], str]]:
 
 
 def files_below(directory: Path) -> Iterator[Path]:
+    """Yield all files below a directory."""
     for folder, _, names in os.walk(directory):
         for name in sorted(names):
             path = Path(folder, name)
@@ -221,6 +226,7 @@ def manifests_in(now: Snapshot) -> dict[str, tuple[str, Row]]:
 
 
 def key_of(each: Row) -> tuple[str, str]:
+    """Return series and instance UID of an entry of a manifest."""
     return each["series_instance_uid"], each["sop_instance_uid"]
 
 

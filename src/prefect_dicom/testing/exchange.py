@@ -92,9 +92,11 @@ class Exchange:
     # --- services
 
     def c_echo(self) -> None:
+        """Answer a C-ECHO."""
         self.respond(SUCCESS)
 
     def c_store(self) -> None:
+        """Store the instance of a C-STORE in the holdings."""
         message = self.message
         if message.DataSet is not None:
             data = message.DataSet.getvalue()
@@ -119,6 +121,7 @@ class Exchange:
         self.respond(SUCCESS)
 
     def c_find(self) -> None:
+        """Answer a C-FIND as planned."""
         fault = self.read_identifier()
         if fault is not None:
             self.respond(fault)
@@ -146,6 +149,7 @@ class Exchange:
         self.respond(plan.status)
 
     def c_move(self) -> None:
+        """Carry out a C-MOVE as planned."""
         self.request.destination = (self.message.MoveDestination or "").strip()
         plan = self.retrieve_plan()
         if plan is None:
@@ -157,11 +161,13 @@ class Exchange:
         Retrieval(self, plan, MoveSender(self, plan, address)).run()
 
     def c_get(self) -> None:
+        """Carry out a C-GET as planned."""
         plan = self.retrieve_plan()
         if plan is not None:
             Retrieval(self, plan, GetSender(self, plan)).run()
 
     def retrieve_plan(self) -> RetrievePlan | None:
+        """Return the plan of a C-MOVE or C-GET; None if it was refused."""
         fault = self.read_identifier()
         request = self.request
         unique = UNIQUE_KEYS.get(request.level, "")
@@ -279,6 +285,7 @@ class Exchange:
             dimse.dul.send_pdu(primitive)
 
     def encode(self, identifier: Dataset) -> bytes:
+        """Encode an identifier, in UTF-8 if its character set lacks a character."""
         syntax = self.context.transfer_syntax[0]
         how = syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated
         data = dsutils.encode(identifier, *how)
@@ -292,6 +299,7 @@ class Exchange:
     # --- the association
 
     def connected(self) -> bool:
+        """Whether responses can still be sent."""
         association = self.association
         return (
             association.is_established
@@ -303,6 +311,7 @@ class Exchange:
         )
 
     def cancelled(self) -> bool:
+        """Whether a C-CANCEL has arrived that stops the request."""
         cancel = self.association.dimse.cancel_req.get(self.message.MessageID)
         if cancel is not None and not self.noted_cancel:
             self.noted_cancel = True
@@ -330,12 +339,14 @@ class Exchange:
             self.drop(connection.drop_by)
 
     def wait_for(self, hold: threading.Event, most_seconds: float = math.inf) -> None:
+        """Wait for an event, the end of the PACS or a C-CANCEL."""
         until = time.monotonic() + most_seconds
         while not hold.wait(0.02) and time.monotonic() < until:
             if self.pacs._closing.is_set() or self.cancelled():
                 return
 
     def drop(self, end: End) -> None:
+        """End the association and the exchange."""
         end_association(self.association, end)
         raise AssociationLost
 

@@ -52,6 +52,7 @@ class Retrieval:
         self.lost = False
 
     def run(self) -> None:
+        """Carry out the plan, when it has its turn."""
         turn, exchange = self.plan.turn, self.exchange
         if turn is None:
             self.run_now()
@@ -64,6 +65,7 @@ class Retrieval:
             self.run_now()
 
     def run_now(self) -> None:
+        """Send the instances and the responses as planned."""
         plan, pacs = self.plan, self.exchange.pacs
         if plan.final_before is None:
             self.carry_out(plan.operations, 0)
@@ -85,11 +87,13 @@ class Retrieval:
     def send_the_rest(
         self, operations: Sequence[SubOperation], number: int, hold: threading.Event | None
     ) -> None:
+        """Send instances after the final response."""
         if hold is not None:
             self.exchange.wait_for(hold)
         self.carry_out(operations, number)
 
     def carry_out(self, operations: Sequence[SubOperation], first_number: int) -> None:
+        """Make sub-operations, with pending responses between them."""
         exchange, plan = self.exchange, self.plan
         try:
             for number, operation in enumerate(operations, first_number):
@@ -118,6 +122,7 @@ class Retrieval:
             self.sender.end()
 
     def pass_by(self, number: int) -> None:
+        """Apply the events on the request's association at this number of answers."""
         try:
             self.exchange.pass_by(self.plan.connection, number)
         except AssociationLost:
@@ -127,9 +132,11 @@ class Retrieval:
 
     @property
     def remaining(self) -> int:
+        """Sub-operations that have not been made."""
         return self.total - self.completed - self.failed - self.warnings
 
     def count(self, operation: SubOperation, status: int | None) -> None:
+        """Count the result of a sub-operation."""
         if not operation.counted:
             return
         if status == SUCCESS and not self.plan.disown:
@@ -141,6 +148,7 @@ class Retrieval:
             self.failed_uids.append(operation.sop_instance_uid)
 
     def report(self, status: int, identifier: Dataset | None = None) -> None:
+        """Send a response with the counters."""
         remaining = self.remaining if status in (PENDING, CANCEL) else None
         counts: Sequence[int | None]
         counts = (remaining, self.completed, self.failed, self.warnings)
@@ -165,6 +173,7 @@ class Retrieval:
         return self.exchange.request.status is not None
 
     def finish(self) -> None:
+        """Send the final response."""
         if self.lost or self.request_is_answered():
             return
         status = self.plan.status
@@ -235,6 +244,7 @@ class Sender:
         """End what was opened for sending."""
 
     def note(self, operation: SubOperation) -> Sent:
+        """Log a sub-operation."""
         stored = operation.stored
         sent = Sent(
             stored.study_instance_uid, stored.series_instance_uid, operation.sop_instance_uid
@@ -254,9 +264,11 @@ class GetSender(Sender):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
 
     def has_context(self, operation: SubOperation) -> bool:
+        """Whether the requestor accepted the instance's context."""
         return context_key(operation.stored) in self.contexts
 
     def begin(self, operation: SubOperation, sent: Sent) -> None:
+        """Send the C-STORE request."""
         stored = operation.stored
         if not self.exchange.connected():
             raise AssociationLost
@@ -269,6 +281,7 @@ class GetSender(Sender):
         self.exchange.association.dimse.send_msg(message, self.contexts[context_key(stored)])
 
     def response(self) -> int:
+        """Wait for the C-STORE response."""
         _, response = self.exchange.association.dimse.get_msg(block=True)
         if response is None:
             raise AssociationLost
@@ -287,6 +300,7 @@ class MoveSender(Sender):
         self.empty: list[StoreAssociation] = []
 
     def has_context(self, operation: SubOperation) -> bool:
+        """Whether the receiver accepted the instance's context; opens associations as needed."""
         stored = operation.stored
         if self.under_way:
             return self.receiver is not None and self.receiver.context_id(stored) is not None
@@ -300,6 +314,7 @@ class MoveSender(Sender):
         return self.receiver is not None and self.receiver.context_id(stored) is not None
 
     def send(self, operation: SubOperation) -> int | None:
+        """Send an instance; a lost association fails it and the rest of its contexts."""
         try:
             return super().send(operation)
         except ConnectionError:
@@ -310,6 +325,7 @@ class MoveSender(Sender):
             return None
 
     def begin(self, operation: SubOperation, sent: Sent) -> None:
+        """Send the C-STORE request."""
         exchange, stored = self.exchange, operation.stored
         originator = exchange.association.requestor.ae_title, exchange.message.MessageID
         receiver = self.receiver
@@ -326,10 +342,12 @@ class MoveSender(Sender):
         )
 
     def response(self) -> int:
+        """Wait for the C-STORE response."""
         assert self.receiver is not None, "a request was sent over it"
         return self.receiver.response()
 
     def open(self, first: tuple[str, str]) -> None:
+        """Open an association with contexts for this and as many further instances as possible."""
         pairs = dict.fromkeys([first, *(context_key(o.stored) for o in self.plan.operations)])
         contexts = list(itertools.islice(pairs, CONTEXTS_PER_ASSOCIATION))
         self.proposed = set(contexts)
@@ -338,6 +356,7 @@ class MoveSender(Sender):
             self.receiver = self.association(contexts)
 
     def open_empty(self, context: tuple[str, str]) -> None:
+        """Open an association over which nothing is sent."""
         with contextlib.suppress(ConnectionError):
             association = self.association([context])
             if self.plan.empty_stay_open:
@@ -346,6 +365,7 @@ class MoveSender(Sender):
                 association.release()
 
     def association(self, contexts: Sequence[tuple[str, str]]) -> StoreAssociation:
+        """Open an association to the move destination."""
         return StoreAssociation(
             self.exchange.pacs.ae_title,
             self.exchange.request.destination,
@@ -355,12 +375,14 @@ class MoveSender(Sender):
         )
 
     def release(self) -> None:
+        """Release the association."""
         self.proposed.clear()
         if self.receiver is not None:
             self.receiver.release()
             self.receiver = None
 
     def end(self) -> None:
+        """Release all associations."""
         self.release()
         while self.empty:
             self.empty.pop().release()
