@@ -500,7 +500,7 @@ def test_a_note_without_its_instance_and_other_files_are_not_listed(pulled):
     assert len(list(folder.iterdir())) == 2
 
 
-@pytest.mark.campaign("repair")
+@pytest.mark.campaign("rebuild")
 def test_thousands_are_listed_at_once_however_large_they_are(pulled, tmp_path, scale):
     folder = pulled.site.spool.path / "quarantine"
     number = scale(2000, 50_000)

@@ -476,7 +476,7 @@ def empty_site(folder: Path, url: str | None = None) -> Site:
     )
 
 
-@pytest.mark.campaign("repair")
+@pytest.mark.campaign("rebuild")
 @pytest.mark.parametrize("kind", subset(["sqlite", "postgresql"], ["sqlite"]))
 @pytest.mark.needs("time")
 def test_memory_does_not_grow_with_the_archive(tmp_path, kind, scale):

@@ -165,7 +165,7 @@ def character_sets_for(texts: Sequence[str], first: str = "") -> Iterator[str]:
         bytes_of_all = [encoded(text, declared) for text in texts]
         whole = tuple(raw for raw in bytes_of_all if raw is not None and _is_single(raw))
         if len(whole) == len(texts) and whole not in tried:
-            # In GB18030 every text has bytes; archives that use it hold Chinese.
+            # In GB18030 every text has bytes; PACS that use it hold Chinese.
             if declared == "GB18030" and not any(map(_is_han, "".join(texts))):
                 continue
             tried.add(whole)
@@ -173,7 +173,7 @@ def character_sets_for(texts: Sequence[str], first: str = "") -> Iterator[str]:
 
 
 def _is_single(raw: bytes) -> bool:
-    # Half of a character may be the byte of a wildcard: some archives match byte by byte.
+    # Half of a character may be the byte of a wildcard: some PACS match byte by byte.
     return not any(byte in b"*?\\" for byte in raw)
 
 

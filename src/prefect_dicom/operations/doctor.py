@@ -1,7 +1,7 @@
 """Check of a set-up before a long run, with as little traffic as possible.
 
 For a node: C-ECHO, a C-FIND, and the retrieval of one instance over the configured way. C-ECHO
-alone proves little: some archives answer it to anybody and abort the query that follows.
+alone proves little: some PACS answer it to anybody and abort the query that follows.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""An auditor of a whole set-up: does the ledger say what PACS, archive and spool show?
+"""Auditor of a set-up: does the ledger agree with PACS, archive and spool?
 
-Nothing here is shared with what it audits but the site file's settings: the ledger's tables are
-read with plain SQL, manifests as JSON, objects and spool files by pydicom and hashlib, a bucket
-by boto3. Ask it when nothing runs, as after a crash, and again when a run has come to its end::
+It shares nothing with what it audits but the site file's settings: the ledger's tables are read
+with plain SQL, manifests as JSON, objects and spool files by pydicom and hashlib, a bucket by
+boto3. Audit when nothing runs, as after a crash, and again when a run has ended::
 
     auditor = Auditor(load_site("site.yaml"), pacs)
     ...                                        # a run that is killed
     assert auditor.audit() == []
-    ...                                        # a run that comes to its end
+    ...                                        # a run that ends by itself
     assert auditor.audit(finished=True) == []
 
-It remembers what it saw: what was archived once has to be there, unchanged, ever after.
+It remembers its snapshots: what was archived once must stay in the archive unchanged.
 """
 
 from __future__ import annotations
@@ -58,10 +58,16 @@ _OWN_SPOOL_FILES = ("receiver.",)
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One invariant that does not hold.
+    """A violated invariant.
 
-    ``where`` names the place for whoever looks into it. It may hold UIDs and paths; what is
-    said of ``what`` does not.
+    Attributes
+    ----------
+    invariant : str
+        Name in :data:`INVARIANTS`.
+    what : str
+        Description, without UIDs and paths.
+    where : str
+        Place for debugging; may hold UIDs and paths.
     """
 
     invariant: str
@@ -70,18 +76,17 @@ class Violation:
 
 
 class Auditor:
-    """Audits one site. It knows what it saw before; make it before the first run.
+    """Auditor of one site, which compares with its previous snapshot; make it before the first run.
 
     Parameters
     ----------
     site : Site
-        Says where ledger, archive, spool and reports are. Credentials of a bucket are found as
-        boto3 finds them.
+        Site with ledger, archive, spool and reports. Credentials of a bucket are found as boto3
+        finds them.
     pacs : ScriptedPacs or mapping of node to ScriptedPacs, optional
-        What the site's node holds, and what it sent; by name where there are several. Without it
-        I2 and I6 cannot be told.
+        The PACS of the site, by node if there are several. I2 and I6 need it.
     watch : Path, optional
-        A directory in which nothing may appear but ledger, archive, spool and reports.
+        Directory in which only ledger, archive, spool and reports may appear.
     """
 
     def __init__(
@@ -102,13 +107,12 @@ class Auditor:
         self._before: Snapshot | None = None
 
     def audit(self, *, finished: bool = False) -> list[Violation]:
-        """Everything that does not hold now, by invariant.
+        """Return all violations, sorted by invariant.
 
         Parameters
         ----------
         finished : bool
-            The last run came to its end: nothing may be claimed or pending, and nothing may be
-            left behind.
+            Whether the last run ended by itself: nothing may be claimed, pending or left behind.
         """
         now = self._reader.look()
         checks = [
@@ -126,7 +130,7 @@ class Auditor:
         return sorted(checks, key=lambda each: (int(each.invariant[1:]), each.what, each.where))
 
     def audit_rerun(self, rerun: Callable[[], object]) -> list[Violation]:
-        """I10: call ``rerun``, a run on what is finished, and say what it did that it must not."""
+        """Check I10: call ``rerun``, a run on a finished cohort, and return its violations."""
         objects, retrieves = self._reader.archive_objects(), self._reader.count_retrieves()
         traces = self._reader.archive_traces()
         rerun()

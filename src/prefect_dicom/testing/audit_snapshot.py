@@ -36,7 +36,7 @@ Identity = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class HeldObject:
-    """One object of the archive as it was found."""
+    """An object of the archive."""
 
     sha256: str
     size_bytes: int
@@ -50,18 +50,18 @@ class HeldObject:
 
 @dataclass(slots=True)
 class Snapshot:
-    """Everything there was at one time.
+    """State of the set-up at one time.
 
-    Looked at in the direction in which objects go, so that one that moves on is seen twice
-    rather than missed: the receiver may outlive a killed run for a moment.
+    Read in the direction in which instances move, so that a moving one is seen twice rather than
+    missed: the receiver may outlive a killed run for a moment.
     """
 
     answered: frozenset[str]
-    """SOP Instance UIDs of what the PACS was told to have been received."""
+    """SOP Instance UIDs that were answered with success."""
     tables: dict[str, list[Row]]
     objects: dict[str, HeldObject]
     spool: dict[str, tuple[str, str]]
-    """Path below the spool -> SHA-256 and SOP Instance UID of the object files there."""
+    """SHA-256 and SOP Instance UID of the instance files, by path below the spool."""
 
     def by_reference(self) -> dict[int, Row]:
         """Return the ledger's studies by their reference."""
@@ -118,7 +118,7 @@ class SetupReader:
 
     @property
     def archive_directory(self) -> Path | None:
-        """The archive, where it is a directory."""
+        """Directory of the archive; None for a bucket."""
         archive = self._site.archive
         return archive.directory if isinstance(archive, DirectoryArchive) else None
 
@@ -163,7 +163,7 @@ class SetupReader:
         return {key: _describe(data) for key, data in self._read_archive()}
 
     def archive_traces(self) -> set[tuple[str, object]]:
-        """What a write leaves even where the bytes stay the same."""
+        """Return traces of writes that leave the bytes unchanged: times and inodes."""
         if self.archive_directory is not None:
             found = ((path, path.stat()) for path in files_below(self.archive_directory))
             return {(str(path), (stat.st_mtime_ns, stat.st_ino)) for path, stat in found}
@@ -177,7 +177,7 @@ class SetupReader:
 
 
 def inventory_of(pacs: ScriptedPacs) -> dict[str, dict[tuple[str, str], str]]:
-    """What a PACS holds: by study, SHA-256 of each data set by series and instance."""
+    """Return the SHA-256 of each data set of a PACS, by study, series and instance."""
     held: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
     for stored in pacs.holdings:
         key = stored.series_instance_uid, stored.sop_instance_uid
@@ -209,13 +209,13 @@ def _rows_of(connection: Any, table: str) -> list[Row]:
 
 
 def unescaped(text: str) -> str:
-    """What the ledger keeps escaped, because no database could hold it."""
+    """Undo the ledger's escapes of characters that a database cannot hold."""
     plain, *escaped = text.split("\x1a")
     return plain + "".join(chr(int(each[:4], 16)) + each[4:] for each in escaped)
 
 
 def manifests_in(now: Snapshot) -> dict[str, tuple[str, Row]]:
-    """The manifests in the archive, with their keys, by StudyInstanceUID."""
+    """Return key and content of the manifests in the archive, by StudyInstanceUID."""
     found = {}
     for key, held in now.objects.items():
         if key.endswith("/manifest.json"):
