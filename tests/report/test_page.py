@@ -181,8 +181,8 @@ def test_both_databases_tell_the_same(database, tmp_path):
         summary = summarize(ledger, cohort)
         totals = summary.totals
         assert totals == ledger.progress.totals(cohort.number)
-        assert sum(kind.size_bytes for kind in summary.kinds) == totals.size_bytes
-        assert sum(kind.studies for kind in summary.kinds) == totals.studies.total()
+        assert sum(kind.size_bytes for kind in summary.modalities) == totals.size_bytes
+        assert sum(kind.studies for kind in summary.modalities) == totals.studies.total()
         assert summary.failures.total() == totals.studies[StudyState.FAILED]
         assert {s.reason for s in summary.failed} == set(summary.failures)
         all_of_them = list(ledger.studies.of_cohort(cohort.number))

@@ -93,7 +93,7 @@ def page(summary: CohortSummary, *, with_identifiers: bool = False) -> str:
     totals = summary.totals
     unwell = [group for group in summary.row_groups if group.verdict not in _WELL]
     drawable = len(summary.samples) > 1 and summary.samples[-1].studies.total() > 0
-    kinds = summary.kinds[:MODALITIES_NAMED]
+    kinds = summary.modalities[:MODALITIES_NAMED]
     identifying = "PatientID, AccessionNumber, StudyDate, StudyDescription"
     return (
         _environment()
@@ -110,7 +110,7 @@ def page(summary: CohortSummary, *, with_identifiers: bool = False) -> str:
                 ("under way", totals.studies[StudyState.LISTED], "under-way"),
                 ("pending", totals.studies[StudyState.PENDING], "pending"),
             ],
-            late=summary.rates_of_late,
+            late=summary.recent_rates,
             all=summary.rates(),
             best=_best_hour(summary),
             ends=_format_end(summary),
@@ -204,18 +204,18 @@ def _format_end(summary: CohortSummary) -> str:
 
 def _best_hour(summary: CohortSummary) -> float | None:
     """The most bytes per second over an hour; None where it has not worked for two."""
-    stretches = summary.stretches
-    if not stretches or stretches[-1].end - stretches[0].begin < timedelta(hours=2):
+    intervals = summary.intervals
+    if not intervals or intervals[-1].end - intervals[0].begin < timedelta(hours=2):
         return None
     best, size, first = 0.0, 0, 0
-    for stretch in stretches:
-        size += stretch.size_bytes
-        while stretch.end - stretches[first].begin > timedelta(hours=1) and (
-            stretches[first] is not stretch
+    for interval in intervals:
+        size += interval.size_bytes
+        while interval.end - intervals[first].begin > timedelta(hours=1) and (
+            intervals[first] is not interval
         ):
-            size -= stretches[first].size_bytes
+            size -= intervals[first].size_bytes
             first += 1
-        seconds = (stretch.end - stretches[first].begin).total_seconds()
+        seconds = (interval.end - intervals[first].begin).total_seconds()
         best = max(best, size / max(3600.0, seconds))
     return best
 

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from prefect_dicom.core.model import StudyState
 from prefect_dicom.report.formatting import format_bytes
 from prefect_dicom.ledger import Sample
-from prefect_dicom.report.summary import CohortSummary, Kind, Stretch, windows
+from prefect_dicom.report.summary import CohortSummary, Interval, ModalityTotals, windows
 
 _SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}
 """Inches, of 72 units each."""
@@ -107,7 +107,7 @@ def throughput(summary: CohortSummary) -> Markup:
     begin, end = summary.samples[0].at, summary.samples[-1].at
 
     def draw(axes: Axes, shape: str) -> None:
-        edges, rates = _rates(summary.stretches, begin, end, _SLOTS[shape])
+        edges, rates = _rates(summary.intervals, begin, end, _SLOTS[shape])
         if summary.schedule is not None:
             shades = [
                 (at, until)
@@ -132,7 +132,7 @@ def throughput(summary: CohortSummary) -> Markup:
     return _drawn("throughput", f"Bytes archived per second over time; {mean}/s on average", draw)
 
 
-def sizes(kinds: Sequence[Kind]) -> Markup:
+def sizes(kinds: Sequence[ModalityTotals]) -> Markup:
     """Bytes archived of each modality."""
 
     def draw(axes: Axes, shape: str) -> None:
@@ -156,22 +156,22 @@ def sizes(kinds: Sequence[Kind]) -> Markup:
 
 
 def _rates(
-    stretches: Iterable[Stretch], begin: datetime, end: datetime, slots: int
+    intervals: Iterable[Interval], begin: datetime, end: datetime, slots: int
 ) -> tuple[list[datetime], list[float]]:
     """Return the edges of equal time slots, and the bytes per second in each."""
     width = max(timedelta(seconds=1), (end - begin) / slots)
     sums = [0.0] * slots
-    for stretch in stretches:
-        if not stretch.size_bytes:
+    for interval in intervals:
+        if not interval.size_bytes:
             continue
-        length = max(stretch.end - stretch.begin, timedelta(microseconds=1))
-        first = int((stretch.begin - begin) / width)
-        last = min(slots - 1, int((stretch.end - begin) / width))
+        length = max(interval.end - interval.begin, timedelta(microseconds=1))
+        first = int((interval.begin - begin) / width)
+        last = min(slots - 1, int((interval.end - begin) / width))
         for slot in range(min(first, slots - 1), last + 1):
-            overlap = min(stretch.end, begin + (slot + 1) * width) - max(
-                stretch.begin, begin + slot * width
+            overlap = min(interval.end, begin + (slot + 1) * width) - max(
+                interval.begin, begin + slot * width
             )
-            sums[slot] += stretch.size_bytes * (max(timedelta(), overlap) / length)
+            sums[slot] += interval.size_bytes * (max(timedelta(), overlap) / length)
     edges = [begin + number * width for number in range(slots + 1)]
     return edges, [size / width.total_seconds() for size in sums]
 

@@ -57,7 +57,7 @@ class RowGroup:
 
 
 @dataclass(slots=True)
-class Kind:
+class ModalityTotals:
     """Studies of one modality: counts and size."""
 
     modality: str
@@ -69,7 +69,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Interval:
     """Time between two samples of the ledger, and the increments in it."""
 
     begin: datetime
@@ -170,12 +170,12 @@ class CohortSummary:
         return not self.left and not self.totals.rows[Verdict.PENDING]
 
     @cached_property
-    def kinds(self) -> list[Kind]:
+    def modalities(self) -> list[ModalityTotals]:
         """Studies by modality, largest first."""
-        kinds: dict[str, Kind] = {}
+        kinds: dict[str, ModalityTotals] = {}
         for group in self.groups:
             name = label_of(group.modalities)
-            kind = kinds.setdefault(name, Kind(name))
+            kind = kinds.setdefault(name, ModalityTotals(name))
             kind.studies += group.studies
             kind.archived += group.studies * (group.state is StudyState.ARCHIVED)
             kind.failed += group.studies * (group.state is StudyState.FAILED)
@@ -195,28 +195,28 @@ class CohortSummary:
     # --- how fast
 
     @cached_property
-    def stretches(self) -> list[Stretch]:
+    def intervals(self) -> list[Interval]:
         """Intervals between the samples."""
-        return list(_stretches(self.samples, self.cohort.rows, self.schedule))
+        return list(_intervals(self.samples, self.cohort.rows, self.schedule))
 
-    def rates(self, of_late: timedelta | None = None) -> Rates:
+    def rates(self, recent: timedelta | None = None) -> Rates:
         """Sum up the latest work time, by default all of it."""
-        worked = [s for s in reversed(self.stretches) if s.worked]
+        worked = [s for s in reversed(self.intervals) if s.worked]
         seconds = done = 0.0
         instances = size = studies = rows = 0
-        for stretch in worked:
-            if of_late is not None and seconds >= of_late.total_seconds():
+        for interval in worked:
+            if recent is not None and seconds >= recent.total_seconds():
                 break
-            seconds += stretch.seconds
-            instances += stretch.instances
-            size += stretch.size_bytes
-            studies += stretch.studies
-            rows += stretch.rows
-            done += stretch.done
+            seconds += interval.seconds
+            instances += interval.instances
+            size += interval.size_bytes
+            studies += interval.studies
+            rows += interval.rows
+            done += interval.done
         return Rates(seconds, instances, size, studies, rows, done)
 
     @property
-    def rates_of_late(self) -> Rates:
+    def recent_rates(self) -> Rates:
         """Rates of the last minutes of work."""
         return self.rates(_LATE)
 
@@ -249,7 +249,7 @@ class CohortSummary:
             for at, until, is_open in windows(self.schedule, begin, self.at)
             if is_open
         )
-        used = sum(s.seconds for s in self.stretches if s.worked and s.schedule_open)
+        used = sum(s.seconds for s in self.intervals if s.worked and s.schedule_open)
         return opened, min(used, opened)
 
     @property
@@ -339,16 +339,16 @@ def windows(
         yield at, min(end, state.until or end), not state.closed
 
 
-def _stretches(
+def _intervals(
     samples: Sequence[Sample], rows: int, schedule: AccessSchedule | None
-) -> Iterator[Stretch]:
+) -> Iterator[Interval]:
     for before, after in zip(samples, samples[1:], strict=False):
         is_open = after.schedule_open
         if is_open is None:
             is_open = schedule is None or not schedule_state(schedule, before.at).closed
         # During discovery the number of studies grows, which says nothing of the pace.
         pulled = not before.unasked and not after.unasked
-        yield Stretch(
+        yield Interval(
             begin=before.at,
             end=after.at,
             worked=after.run_began is not None and after.run_began <= before.at,
