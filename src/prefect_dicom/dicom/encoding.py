@@ -13,7 +13,7 @@ ITEM_GROUP, ITEM, ITEM_END, SEQUENCE_END = 0xFFFE, 0xE000, 0xE00D, 0xE0DD
 # PS3.5 7.1 has no elements in these; groups 0 and 2 are the command set and the file meta.
 SPECIAL_GROUPS = frozenset({0x0000, 0x0001, 0x0002, 0x0003, 0x0005, 0x0007, ITEM_GROUP, 0xFFFF})
 
-# How the elements of a nested data set are written; of those under UN, nobody can be sure.
+# How the elements of a nested data set are written; under UN writers differ.
 EXPLICIT_MODE, IMPLICIT_MODE, UNSURE_MODE = 0, 1, 2
 INSIDE_ITEM = 4
 

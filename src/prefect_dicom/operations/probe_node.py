@@ -4,7 +4,7 @@ At most ``MOST_REQUESTS`` associations and requests, one after the other except 
 find how many associations are served at a time. Every query names one study, series or range of
 days, and is cancelled after ``MOST_ANSWERS`` answers. Retrieval is probed with a handful of
 instances of one study, requested by UID, at most ``MOST_INSTANCES`` by one request (or one short
-series, where the node sends no single ones), which are thrown away. Nothing is sent to the node
+series, where the node sends no single ones), which are dropped. Nothing is sent to the node
 for storage, and nothing is moved elsewhere or deleted.
 """
 

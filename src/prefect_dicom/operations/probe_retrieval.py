@@ -1,4 +1,4 @@
-"""Probe of C-MOVE and C-GET: a few instances of one study, retrieved and thrown away."""
+"""Probe of C-MOVE and C-GET: a few instances of one study, retrieved and dropped."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ ASSUMED_BYTES_PER_SECOND = 12_500_000
 """Where no run has been measured yet: 100 Mbit/s."""
 _LOOK_AHEAD = timedelta(days=400)
 FOUND, NOT_ASKED = "found", "not-asked"
-"""Ends of a row that is pending: its studies are known, or it has not been asked for."""
+"""Verdicts of a pending row: its studies are known, or it has not been queried."""
 
 _COLUMNS = {
     "modality": "string",
@@ -231,7 +231,7 @@ def estimate_pull(
 
 
 def _end(estimate: Estimate, node: PacsNode, now: datetime) -> End | None:
-    """When all of it is pulled, if the node is asked for as much as its windows allow."""
+    """Estimate when all is pulled, if the node is used as much as its schedule allows."""
     if node.access_schedule is None:
         return None
     left, seconds = float(estimate.total.size_bytes), 0.0
@@ -272,7 +272,7 @@ def _rate_within(rate_limits: RateLimits, node: PacsNode, estimate: Estimate) ->
 
 
 def _left(study: StudyRecord) -> int | None:
-    """Instances of a study that are not archived yet; None where nobody has counted them."""
+    """Return the instances of a study that are not archived yet; None if unknown."""
     if study.state is StudyState.LISTED and study.expected:
         return max(0, study.expected - study.stored)
     return study.study.number_of_instances

@@ -44,7 +44,7 @@ INVARIANTS = {
     "I3": "every object in the archive is one the ledger or a manifest knows",
     "I4": "an instance has one object, which stays as it was",
     "I5": "no file leaves the spool before the archive has its bytes, or a record says why",
-    "I6": "what the PACS was told to have been received is in the spool, archived or on record",
+    "I6": "what was answered with success is in the spool, archived or on record",
     "I7": "nothing is written elsewhere, and of an archived study nothing stays in the spool",
     "I8": "a claim belongs to an unfinished study and a run that has not ended; attempts grow",
     "I9": "every row and study is there and ends archived, failed with a reason, or pending",
@@ -300,10 +300,10 @@ class Auditor:
         if not finished:
             return
         for path in files_below(spool / "incoming"):
-            yield Violation("I7", "a part that nobody writes", str(path))
+            yield Violation("I7", "an incoming file without a writer", str(path))
         if self._reader.archive_directory is not None:
             for path in files_below(self._reader.archive_directory / ".incoming"):
-                yield Violation("I7", "a part in the archive that nobody writes", str(path))
+                yield Violation("I7", "an incoming file in the archive without a writer", str(path))
         for study in now.tables["studies"]:
             if study["state"] == "archived":
                 for folder in ("ready", "suspect"):

@@ -82,7 +82,7 @@ ASSOCIATION_KNOBS = (
     Knob(
         "net.refuse",
         (Stage.CONNECT,),
-        "Goes down when the connection comes; others are refused until `back` is set.",
+        "Goes down on the connection; others are refused until `back` is set.",
         _refuse,
     ),
     Knob(
@@ -94,7 +94,7 @@ ASSOCIATION_KNOBS = (
     Knob(
         "net.tls",
         (Stage.CONNECT,),
-        "Expects TLS, and gives up when plain DICOM comes.",
+        "Expects TLS, and closes the connection on plain DICOM.",
         _tls,
     ),
     Knob(
@@ -132,7 +132,7 @@ ASSOCIATION_KNOBS = (
     Knob(
         "assoc.no_contexts",
         (Stage.ASSOCIATE,),
-        "Accepts the association and says nothing of its contexts.",
+        "Accepts the association without a list of contexts.",
         _no_contexts,
     ),
     Knob(
@@ -144,7 +144,7 @@ ASSOCIATION_KNOBS = (
     Knob(
         "assoc.max",
         (Stage.ASSOCIATE,),
-        "Accepts so many `associations` at a time, and rejects one more with `result`, `source` "
+        "Accepts at most `associations` at a time, and rejects one more with `result`, `source` "
         "and `reason`.",
         _max,
     ),

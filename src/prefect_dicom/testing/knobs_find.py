@@ -412,7 +412,7 @@ FIND_KNOBS = (
             Stage.FIND_QUERY,
             Stage.FIND_ANSWER,
         ),
-        "Matches and answers every StudyDate so many `days` later; not `answered`: matches only.",
+        "Matches and answers every StudyDate `days` days later; not `answered`: matches only.",
         _date_shift,
     ),
     Knob(
@@ -461,7 +461,7 @@ FIND_KNOBS = (
     Knob(
         "find.availability",
         (Stage.FIND_ANSWER,),
-        "Says this `value` as InstanceAvailability: ONLINE, NEARLINE, OFFLINE, UNAVAILABLE.",
+        "Answers `value` as InstanceAvailability: ONLINE, NEARLINE, OFFLINE, UNAVAILABLE.",
         _availability,
     ),
     Knob(

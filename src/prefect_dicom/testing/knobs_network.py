@@ -93,14 +93,14 @@ NETWORK_KNOBS = (
     Knob(
         "net.drop_after",
         _ANY,
-        "Loses the request's association after so many `answers`; `how`: abort (with `source` and "
+        "Loses the request's association after `answers` answers; `how`: abort (with `source` and "
         "`reason`), close, reset.",
         _drop_after,
     ),
     Knob(
         "net.blackhole",
         _ANY,
-        "After so many `answers` neither sends nor heeds anything, as behind a firewall that has "
+        "After `answers` answers neither sends nor reads anything, as behind a firewall that has "
         "forgotten the connection.",
         _blackhole,
     ),
@@ -113,13 +113,13 @@ NETWORK_KNOBS = (
     Knob(
         "pacs.restart",
         _ANY,
-        "Goes down after so many `answers`, forgets all requests, and is back when `back` is set.",
+        "Goes down after `answers` answers, forgets all requests, and is back when `back` is set.",
         _restart,
     ),
     Knob(
         "net.slow",
         _ANY,
-        "Waits so many `seconds` before each answer.",
+        "Waits `seconds` seconds before each answer.",
         _slow,
     ),
     Knob(
@@ -131,7 +131,7 @@ NETWORK_KNOBS = (
     Knob(
         "net.stall_after",
         _ANY,
-        "Falls silent after so many `answers` until `hold` is set.",
+        "Falls silent after `answers` answers until `hold` is set.",
         _stall_after,
     ),
 )

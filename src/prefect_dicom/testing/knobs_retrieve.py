@@ -193,7 +193,7 @@ RETRIEVE_KNOBS = (
     Knob(
         "move.drop_instances",
         (Stage.RETRIEVE,),
-        "Never sends these `instances` (UIDs, or so many of each study), and reports success.",
+        "Never sends these `instances` (UIDs, or a number per study), and reports success.",
         _drop_instances,
     ),
     Knob(

@@ -385,7 +385,7 @@ STORE_KNOBS = (
     Knob(
         "store.huge",
         (Stage.RETRIEVE,),
-        "Sends these native `instances` with so many frames that they fill `mebibytes`.",
+        "Sends these native `instances` with as many frames as fill `mebibytes` MiB.",
         _huge,
     ),
     Knob(

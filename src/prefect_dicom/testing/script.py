@@ -53,7 +53,7 @@ class Behaviour:
     study : str, optional
         Only requests that concern this StudyInstanceUID, and of those only its instances.
     times : int, optional
-        Only so many times; requests at which the knob found nothing to do do not count.
+        Only this number of times; requests at which the knob found nothing to do do not count.
     probability : float, optional
         Only with this probability, drawn for each request that all of the above lets through.
     seed : int
