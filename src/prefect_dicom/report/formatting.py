@@ -98,7 +98,7 @@ def format_duration(seconds: float) -> str:
     ['4 s', '1 min 30 s', '3 h 20 min', '2 d 7 h']
     """
     rest = round(seconds)
-    parts = []
+    parts: list[str] = []
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
         count, rest = divmod(rest, size)
         if count or parts:

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from prefect_dicom.core.model import StudyState
-from prefect_dicom.report.formatting import format_bytes
 from prefect_dicom.ledger import Sample
+from prefect_dicom.report.formatting import format_bytes
 from prefect_dicom.report.summary import CohortSummary, Interval, ModalityTotals, windows
 
 _SIZES = {"wide": (7.6, 2.5), "narrow": (3.7, 2.5)}
