@@ -38,7 +38,7 @@ def _share_of(plan: Plan, node: str) -> Iterator[None]:
     if known is None or not known.active:
         yield
         return
-    occupied = plan.site.asked(node).limits.associations
+    occupied = plan.site.effective_node(node).limits.associations
     if known.limit < occupied:
         # Prefect would wait for ever.
         fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"

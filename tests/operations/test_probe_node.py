@@ -1,7 +1,7 @@
 """`doctor --probe` finds out what a PACS does, harmlessly, and runs go by it.
 
-Each variant of the scripted PACS does one thing otherwise than an honest one, and the profile has
-to say exactly that and nothing else. Orthanc and dcmqrscp are asked as they are installed.
+Each variant of the scripted PACS does one thing otherwise than an honest one, and the capabilities
+have to say exactly that and nothing else. Orthanc and dcmqrscp are asked as they are installed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import yaml
 from prefect_dicom.cli.doctor import doctor
 from prefect_dicom.cli.status import status
 from prefect_dicom.config.capabilities import (
-    NodeProfile,
-    load_profile,
-    profile_path,
+    NodeCapabilities,
+    capabilities_path,
+    load_capabilities,
     values_of,
-    write_profile,
+    write_capabilities,
 )
 from prefect_dicom.config.site import load_site
 from prefect_dicom.core.errors import ConfigurationError, PacsError
@@ -50,7 +50,7 @@ from tests.support import peers
 from tests.support.campaign import subset
 from tests.support.sites import Place, site_around
 
-pytestmark = pytest.mark.campaign("PACS: profile")
+pytestmark = pytest.mark.campaign("PACS: capabilities")
 
 NAME = "M\xfcller^J\xf6rg"
 
@@ -313,7 +313,7 @@ def test_exactly_what_a_pacs_does_otherwise_is_found(around, variant):
     with around(HELD, script=script, node=variant.node) as place:
         place.pacs.policy.relational = variant.relational
         result = probe_node(place.site, "pacs", variant.row)
-        known = values_of(result.profile)
+        known = values_of(result.capabilities)
         syntaxes = known.pop("get_transfer_syntaxes", None)
         expected = {**HONEST, **{k: v for k, v in variant.found.items() if k != "keys"}}
         expected["keys"] = {
@@ -354,10 +354,10 @@ def was_harmless(place: Place, result) -> None:
 def test_of_an_empty_pacs_as_much_is_found_as_can_be(around, held):
     with around(holdings(held, 1)) as place:
         result = probe_node(place.site, "pacs")
-        assert result.profile.find_models and result.profile.associations == 4
-        assert (result.profile.levels is None) == (held == 0)
+        assert result.capabilities.find_models and result.capabilities.associations == 4
+        assert (result.capabilities.levels is None) == (held == 0)
         assert ("no study was found" in " ".join(result.notes)) == (held == 0)
-        assert result.profile.uid_lists_in_queries is None
+        assert result.capabilities.uid_lists_in_queries is None
 
 
 def test_an_answer_that_is_cut_tells_nothing_of_lists_of_uids(around):
@@ -367,8 +367,8 @@ def test_an_answer_that_is_cut_tells_nothing_of_lists_of_uids(around):
         for number, stored in enumerate(holdings(2, 2))
     ]
     with around(held, script=[Behaviour("find.cap", answers=2, status=0xFE00)]) as place:
-        profile = probe_node(place.site, "pacs").profile
-        assert (profile.uid_lists_in_queries, profile.uid_lists_above) == (True, None)
+        known = probe_node(place.site, "pacs").capabilities
+        assert (known.uid_lists_in_queries, known.uid_lists_above) == (True, None)
 
 
 ADVICE = {
@@ -409,7 +409,7 @@ def test_where_queries_are_offered_in_another_model_that_is_said(around, monkeyp
             "set `information_model",
             "set `information_model",
         ]
-        assert result.profile.associations == 4 and result.profile.levels is None
+        assert result.capabilities.associations == 4 and result.capabilities.levels is None
 
 
 def test_the_study_that_is_named_is_tried(around):
@@ -427,7 +427,7 @@ def test_there_is_an_end_to_it_whatever_the_pacs_does(around, monkeypatch):
         assert result.requests == 15
         assert "requests are enough" in " ".join(result.notes)
         # What was found by then is kept.
-        assert result.profile.find_models and result.profile.associations is None
+        assert result.capabilities.find_models and result.capabilities.associations is None
 
 
 def test_a_pacs_that_aborts_every_query_is_no_pacs_to_probe(around):
@@ -524,14 +524,14 @@ def clinic(tmp_path, new_archive):
 
 
 @pytest.mark.parametrize("name", subset(REAL, ["dcmqrscp"]))
-def test_the_right_profile_of_a_real_pacs_is_found(clinic, tmp_path, name):
+def test_the_right_capabilities_of_a_real_pacs_are_found(clinic, tmp_path, name):
     kind, settings, expected = REAL[name]
     archive, held = clinic(kind, settings, "c-move")
     if expected["longest_list"] is not None:
         expected = {**expected, "longest_list": len(held)}
     before = archive.moves()
     result = probe_node(load_site(tmp_path / "site.yaml"), "main")
-    known = values_of(result.profile)
+    known = values_of(result.capabilities)
     assert {k: known.get(k) for k in expected if k not in CHANGES} == {
         k: v for k, v in expected.items() if k not in CHANGES
     }
@@ -548,15 +548,15 @@ def test_the_right_profile_of_a_real_pacs_is_found(clinic, tmp_path, name):
     assert archive.moves() - before == result.instances <= 3 * MOST_INSTANCES
 
 
-def test_a_pull_from_a_pacs_without_c_get_works_by_profile(clinic, tmp_path, capsys):
+def test_a_pull_from_a_pacs_without_c_get_works_by_its_capabilities(clinic, tmp_path, capsys):
     """Though the site says C-GET, and nobody changes a line by hand."""
     _, held = clinic(peers.Dcmqrscp, {"arguments": ["--disable-get"]}, "c-get")
     file = str(tmp_path / "site.yaml")
     assert doctor(site=file, probe=True, json_=True) == 0
     told = json.loads(capsys.readouterr().out)["main"]
-    assert told["profile"]["c_get"] == "not-offered"
+    assert told["capabilities"]["c_get"] == "not-offered"
     assert told["requests"] <= MOST_REQUESTS
-    assert told["file"] == str(profile_path(tmp_path, "main"))
+    assert told["file"] == str(capabilities_path(tmp_path, "main"))
 
     cohort = tmp_path / "cohort.csv"
     cohort.write_text("\n".join(["StudyInstanceUID", *held]))
@@ -566,7 +566,7 @@ def test_a_pull_from_a_pacs_without_c_get_works_by_profile(clinic, tmp_path, cap
         work_through(pull)
         assert pull.ledger.progress.totals(registered.number).rows == {Verdict.ARCHIVED: len(held)}
     assert status(registered.name, site=file) == 0
-    words = "C-GET is not to be had, says its profile; asked by C-MOVE"
+    words = "its capabilities say that it refuses C-GET; C-MOVE is used"
     assert f"Noted of main: {words}." in capsys.readouterr().out
 
 
@@ -581,13 +581,13 @@ def learnt_place(around):
 
 def test_it_is_written_beside_the_site_and_read_with_it_and_names_no_patient(learnt_place, capsys):
     place = learnt_place
-    assert place.site.profiles["pacs"] == NodeProfile()
+    assert place.site.capabilities["pacs"] == NodeCapabilities()
     assert doctor(site=str(place.file), probe=True) == 0
-    path = profile_path(place.folder, "pacs")
+    path = capabilities_path(place.folder, "pacs")
     printed = capsys.readouterr()
     assert str(path) in printed.out and "answer_character_sets" in printed.out
-    profile = place.site.profiles["pacs"]
-    assert profile == load_profile(path) and profile.levels
+    known = place.site.capabilities["pacs"]
+    assert known == load_capabilities(path) and known.levels
     text = path.read_text()
     assert "It may be edited" in text and "Found by `prefect-dicom doctor --probe` at 20" in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -598,10 +598,10 @@ def test_it_is_written_beside_the_site_and_read_with_it_and_names_no_patient(lea
         assert not any(secret in said for secret in secrets)
     # Edited by hand, it counts.
     path.write_text(text.replace("associations: 4", "associations: 1"))
-    assert place.site.asked("pacs").limits.associations == 1
+    assert place.site.effective_node("pacs").limits.associations == 1
     # Written again, it is whole in the place of the other.
-    write_profile(path, profile, datetime.now(UTC))
-    assert place.site.profiles["pacs"] == profile
+    write_capabilities(path, known, datetime.now(UTC))
+    assert place.site.capabilities["pacs"] == known
     assert sorted(p.name for p in path.parent.iterdir()) == ["pacs.yaml"]
 
 
@@ -617,12 +617,12 @@ def test_a_node_that_cannot_be_asked_is_named_with_its_reason_and_nothing_is_wri
         assert doctor(site=str(place.file), probe=True) == 2
     printed = capsys.readouterr()
     assert "nothing was found out" in printed.out and "(pacs-refused)" in printed.err
-    assert not profile_path(place.folder, "pacs").exists()
+    assert not capabilities_path(place.folder, "pacs").exists()
 
 
-def test_a_faulty_profile_is_refused_with_all_its_faults(tmp_path):
+def test_faulty_capabilities_are_refused_with_all_its_faults(tmp_path):
     with site_around(tmp_path, ()) as place:
-        path = profile_path(tmp_path, "pacs")
+        path = capabilities_path(tmp_path, "pacs")
         path.parent.mkdir()
         path.write_text(
             "levels: [STUDY, SLICE]\n"
@@ -653,15 +653,15 @@ def test_a_faulty_profile_is_refused_with_all_its_faults(tmp_path):
             assert any(f.startswith(f"{place_of_fault}: ") and words in f for f in faults), faults
 
 
-def test_a_site_of_blocks_has_no_place_for_a_profile():
+def test_a_site_of_blocks_has_no_place_for_capabilities():
     with pytest.raises(ConfigurationError, match="blocks have none"):
         doctor(site="block:clinic", probe=True)
 
 
 def test_every_key_is_on_the_page_in_the_words_of_the_file():
-    page = Path(__file__).resolve().parents[2] / "docs" / "profile.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "capabilities.md"
     told = re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", page.read_text(), re.MULTILINE)
-    assert told == [(name, f.description) for name, f in NodeProfile.model_fields.items()]
+    assert told == [(name, f.description) for name, f in NodeCapabilities.model_fields.items()]
     for most in (MOST_REQUESTS, probe_session.MOST_ANSWERS):
         assert f"{most:,}" in page.read_text()
 
@@ -669,10 +669,10 @@ def test_every_key_is_on_the_page_in_the_words_of_the_file():
 # --- what runs make of it
 
 
-def with_profile(place: Place, **known: Any) -> None:
-    path = profile_path(place.folder, "pacs")
+def with_capabilities(place: Place, **known: Any) -> None:
+    path = capabilities_path(place.folder, "pacs")
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(values_of(NodeProfile(**known))))
+    path.write_text(yaml.safe_dump(values_of(NodeCapabilities(**known))))
 
 
 def notes_of(place: Place) -> list[str]:
@@ -684,7 +684,7 @@ def test_what_is_known_is_not_tried_again(around):
     script = [Behaviour("move.no_image_level"), Behaviour("find.no_list", uids=True)]
     drop = Behaviour("move.drop_instances", instances=2, times=1)
     with around(HELD, script=[*script, drop]) as place:
-        with_profile(place, image_level_retrieve=False, uid_lists_above=False)
+        with_capabilities(place, image_level_retrieve=False, uid_lists_above=False)
         assert place.pull().rows == {Verdict.ARCHIVED: 9}
         assert "IMAGE" not in {r.level for r in place.pacs.requests("C-MOVE")}
         assert not any("\\" in r.keys["StudyInstanceUID"] for r in place.pacs.requests("C-FIND"))
@@ -694,17 +694,17 @@ def test_what_is_known_is_not_tried_again(around):
 
 def test_no_more_associations_are_used_than_the_node_serves(around):
     with around(HELD) as place:
-        with_profile(place, associations=1)
+        with_capabilities(place, associations=1)
         with place.opened() as pull:
             assert pull.admission("pacs").associations == 1
 
 
-def test_a_pacs_that_answers_no_counts_is_pulled_by_its_profile(around):
+def test_a_pacs_that_answers_no_counts_is_pulled_by_its_capabilities(around):
     with around(HELD, script=[Behaviour("find.counts", how="none")]) as place:
-        path = profile_path(place.folder, "pacs")
-        probed = probe_node(place.site, "pacs").profile
-        with_profile(place, **probed.model_dump(exclude_none=True))
-        assert load_profile(path).study_counts is False
+        path = capabilities_path(place.folder, "pacs")
+        probed = probe_node(place.site, "pacs").capabilities
+        with_capabilities(place, **probed.model_dump(exclude_none=True))
+        assert load_capabilities(path).study_counts is False
         assert place.pull().rows == {Verdict.ARCHIVED: 9}
         place.audit()
 
@@ -718,7 +718,7 @@ def test_a_list_is_not_believed_because_longer_ones_were_whole_when_it_was_probe
     objects = [changed(o, PatientID="Pat-000") for o in tiny_instances(26)]
     cap = Behaviour("find.cap", answers=22, status=0x0000)
     with around(objects, script=[cap]) as place:
-        with_profile(place, **stale)
+        with_capabilities(place, **stale)
         place.pull(place.cohort([{"PatientID": "Pat-000"}]))
         assert len(place.studies()) == 26
         place.audit()
@@ -733,12 +733,12 @@ STALE = {
 
 
 @pytest.mark.parametrize("key", subset(STALE, ["uid_lists_above"]))
-def test_what_a_run_sees_counts_more_than_a_stale_profile_and_is_said_once(around, key, caplog):
+def test_what_a_run_sees_counts_more_than_stale_capabilities_and_is_said_once(around, key, caplog):
     method = "c-get" if key == "c_get" else "c-move"
     with around(HELD, script=[STALE[key]], retrieve=method) as place:
         place.change(node={"limits": {"chunk_studies": 5}})
         told = {"c_get": "works", "levels": ["STUDY", "SERIES", "IMAGE"]}
-        with_profile(place, **{key: told.get(key, True)})
+        with_capabilities(place, **{key: told.get(key, True)})
         assert place.pull().rows == {Verdict.ARCHIVED: 9}
         [note] = notes_of(place)
         assert "prefect-dicom doctor --probe" in note

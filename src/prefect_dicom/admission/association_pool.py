@@ -145,7 +145,7 @@ class AssociationPool:
 
     def associations(self, node: str) -> int:
         """How many associations all runs together may have open now; 0 where none."""
-        most = self._site.asked(node).limits.associations
+        most = self._site.effective_node(node).limits.associations
         rate_limits = self.state(node).rate_limits
         return 0 if rate_limits is None else min(most, rate_limits.associations or most)
 
@@ -205,14 +205,14 @@ class AssociationPool:
         schedule = self._site.nodes[node].access_schedule
         if schedule is None:
             return ""
-        most = self._site.asked(node).limits.associations
+        most = self._site.effective_node(node).limits.associations
         return f"node {node}: {format_schedule_state(schedule, self._time.now(), most)}"
 
     # --- sizes
 
     def request_instances(self, node: str) -> int:
         """The most listed instances of a request: those that come in a minute."""
-        limits = self._site.asked(node).limits
+        limits = self._site.effective_node(node).limits
         rate_limits = self.state(node).rate_limits or _UNLIMITED
         bound = rate_limits.request_instances(max(1, int(self._mean_bytes(node))))
         return min(limits.request_instances, bound or limits.request_instances)

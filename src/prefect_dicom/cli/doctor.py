@@ -58,11 +58,11 @@ def doctor(
     prints the line to add to the PACS's table of known nodes.
 
     With `--probe` it finds out what each node does, by some 60 requests and at most 120, and
-    writes that beside the site file, where runs find it: profiles/NODE.yaml. Nothing is stored on
-    the node or deleted; a handful of instances is retrieved and thrown away.
+    writes that beside the site file, where runs find it: capabilities/NODE.yaml. Nothing is stored
+    on the node or deleted; a handful of instances is retrieved and thrown away.
     """
     if probe and site.startswith("block:"):
-        fault = "--probe: a profile lies beside a site file, and blocks have none; name a file"
+        fault = "--probe: capabilities lie beside a site file, and blocks have none; name a file"
         raise ConfigurationError("command line", [fault])
     settings = site_of(site)
     check_known("--node", node, settings.nodes)
@@ -123,7 +123,7 @@ def doctor(
 def _probe(
     site: Site, reference: str, nodes: Collection[str], row: CohortRow | None, as_json: bool
 ) -> int:
-    from prefect_dicom.config.capabilities import profile_path, values_of, write_profile
+    from prefect_dicom.config.capabilities import capabilities_path, values_of, write_capabilities
     from prefect_dicom.operations.probe_node import probe_node
 
     folder = Path(reference).expanduser().absolute().parent
@@ -139,34 +139,34 @@ def _probe(
             results[name] = {"error": error.code}
             code = Exit.NOT_ALL
             continue
-        path = profile_path(folder, name)
+        path = capabilities_path(folder, name)
         try:
-            write_profile(path, result.profile, datetime.now(UTC))
+            write_capabilities(path, result.capabilities, datetime.now(UTC))
         except OSError as error:
             fault = f"cannot be written ({error.strerror}); let this user write there"
             raise ConfigurationError(str(path), [fault]) from None
         results[name] = {
-            "profile": values_of(result.profile),
+            "capabilities": values_of(result.capabilities),
             "file": str(path),
             "requests": result.requests,
             "instances": result.instances,
             "notes": result.notes,
         }
         if not as_json:
-            _print_profile(name, result, path)
+            _print_capabilities(name, result, path)
     if as_json:
         print(json.dumps(results, indent=1))
     return code
 
 
-def _print_profile(name: str, result: ProbeResult, path: Path) -> None:
-    from prefect_dicom.config.capabilities import format_profile
+def _print_capabilities(name: str, result: ProbeResult, path: Path) -> None:
+    from prefect_dicom.config.capabilities import format_capabilities
 
     table = Table(title=f"What {name} does", title_justify="left")
     table.add_column("key", no_wrap=True)
     table.add_column("value")
     table.add_column("means")
-    for key, value, meaning in format_profile(result.profile):
+    for key, value, meaning in format_capabilities(result.capabilities):
         table.add_row(Text(key), Text(value), Text(meaning))
     output.print(table)
     for note in result.notes:

@@ -29,7 +29,7 @@ def windows(site: Site, nodes: Iterable[str]) -> dict[str, str]:
     now = datetime.now(UTC)
     return {
         name: f"node {name}: "
-        + format_schedule_state(schedule, now, site.asked(name).limits.associations)
+        + format_schedule_state(schedule, now, site.effective_node(name).limits.associations)
         for name in nodes
         if name in site.nodes and (schedule := site.nodes[name].access_schedule) is not None
     }

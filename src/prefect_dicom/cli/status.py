@@ -93,7 +93,7 @@ def report(
     with Ledger.open(ledger_url(settings)) as ledger:
         known = ledger.cohorts.get(cohort)
         # A ledger may be older than the site's name for a node.
-        node = settings.asked(known.node) if known.node in settings.nodes else None
+        node = settings.effective_node(known.node) if known.node in settings.nodes else None
         path = write_page(
             ledger,
             known,

@@ -21,8 +21,8 @@ from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.model import InformationModel
 
-FOLDER = "profiles"
-"""Beside the site file; a node's profile in it has the node's name and ``.yaml``."""
+FOLDER = "capabilities"
+"""Beside the site file; the file of a node has its name and ``.yaml``."""
 _LONGEST_LINE = 100
 _MANY = 6
 """Values of a list up to which a person wants to read them all."""
@@ -61,7 +61,7 @@ class Match(StrEnum):
     """Nothing is found, or the query is refused, though the value is the study's own."""
 
 
-class KeyHabit(Settings):
+class KeyCapability(Settings):
     """What a node makes of one matching key."""
 
     match: Match | None = Field(default=None, description="What becomes of a query with this key.")
@@ -69,7 +69,7 @@ class KeyHabit(Settings):
     case_sensitive: bool | None = Field(default=None, description="Whether case counts in it.")
 
 
-class NodeProfile(Settings):
+class NodeCapabilities(Settings):
     """What a node was seen to do. A key that is left out is not known."""
 
     # --- queries
@@ -111,7 +111,7 @@ class NodeProfile(Settings):
         description="Whether it finds a study when ModalitiesInStudy, StudyDescription and the "
         "counts are to be returned.",
     )
-    keys: dict[Keyword, KeyHabit] | None = Field(
+    keys: dict[Keyword, KeyCapability] | None = Field(
         None, description="What it makes of matching keys at STUDY level."
     )
     answer_character_sets: tuple[str, ...] | None = Field(
@@ -161,29 +161,29 @@ class NodeProfile(Settings):
     )
 
 
-def profile_path(folder: Path, node: str) -> Path:
-    """Where the profile of a node lies, seen from the folder of its site file."""
+def capabilities_path(folder: Path, node: str) -> Path:
+    """Path of the capabilities of a node, given the folder of its site file."""
     return folder / FOLDER / f"{node}.yaml"
 
 
-def load_profiles(folder: Path, nodes: Iterable[str]) -> dict[str, NodeProfile]:
-    """The profiles of those nodes that have one.
+def load_all_capabilities(folder: Path, nodes: Iterable[str]) -> dict[str, NodeCapabilities]:
+    """Read the capabilities of those nodes that have a file of them.
 
     Raises
     ------
     ConfigurationError
         With every fault of the first faulty file.
     """
-    profiles = {}
+    found = {}
     for node in nodes:
-        path = profile_path(folder, node)
+        path = capabilities_path(folder, node)
         if path.exists():
-            profiles[node] = load_profile(path)
-    return profiles
+            found[node] = load_capabilities(path)
+    return found
 
 
-def load_profile(path: Path) -> NodeProfile:
-    """Read one profile.
+def load_capabilities(path: Path) -> NodeCapabilities:
+    """Read one file of capabilities.
 
     Raises
     ------
@@ -191,19 +191,19 @@ def load_profile(path: Path) -> NodeProfile:
         With every fault of the file.
     """
     source = str(path)
-    document = Document(text_of(source, path), source, ", ".join(NodeProfile.model_fields))
+    document = Document(text_of(source, path), source, ", ".join(NodeCapabilities.model_fields))
     faults = document.faults
     try:
-        profile = NodeProfile.model_validate(document.values)
+        capabilities = NodeCapabilities.model_validate(document.values)
     except ValidationError as error:
-        faults += faults_of(error, NodeProfile, document.lines)
+        faults += faults_of(error, NodeCapabilities, document.lines)
     if faults:
         raise ConfigurationError(source, faults)
-    return profile
+    return capabilities
 
 
-def write_profile(path: Path, profile: NodeProfile, probed_at: datetime) -> None:
-    """Put a profile in its place, in one step: a run that starts meanwhile reads all or nothing.
+def write_capabilities(path: Path, capabilities: NodeCapabilities, probed_at: datetime) -> None:
+    """Write a file of capabilities atomically: a run that starts meanwhile reads all or nothing.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def write_profile(path: Path, profile: NodeProfile, probed_at: datetime) -> None
         When the node was probed; written into the file for its reader.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = profile_text(profile, probed_at)
+    text = capabilities_text(capabilities, probed_at)
     with (
         atomic_write(path, sync=True) as draft,
         open(create_file(draft), "w", encoding="utf-8") as file,
@@ -219,16 +219,17 @@ def write_profile(path: Path, profile: NodeProfile, probed_at: datetime) -> None
         file.write(text)
 
 
-def profile_text(profile: NodeProfile, probed_at: datetime) -> str:
-    """A profile as a YAML file with a line of explanation for each key."""
+def capabilities_text(capabilities: NodeCapabilities, probed_at: datetime) -> str:
+    """YAML text of the capabilities, with a line of explanation for each key."""
     lines = [
         f"# Found by `prefect-dicom doctor --probe` at {probed_at.astimezone(UTC):%Y-%m-%d %H:%M} "
         "UTC.",
         "# It may be edited: a key that is left out is not known, and found out by each run. What",
-        "# a run sees otherwise counts more. Probing again writes it anew. Keys: docs/profile.md.",
+        "# a run sees otherwise counts more. Probing again writes it anew. Keys:",
+        "# docs/capabilities.md.",
     ]
-    for name, value in values_of(profile).items():
-        lines.append(f"\n# {NodeProfile.model_fields[name].description}")
+    for name, value in values_of(capabilities).items():
+        lines.append(f"\n# {NodeCapabilities.model_fields[name].description}")
         # JSON is YAML too, with every text in quotes: 0000 stays a text.
         line = f"{name}: {json.dumps(value)}"
         if isinstance(value, dict):
@@ -239,19 +240,19 @@ def profile_text(profile: NodeProfile, probed_at: datetime) -> str:
     return "\n".join(lines) + "\n"
 
 
-def values_of(profile: NodeProfile) -> dict[str, Any]:
+def values_of(capabilities: NodeCapabilities) -> dict[str, Any]:
     """What is known, as plain values."""
-    return profile.model_dump(mode="json", exclude_none=True)
+    return capabilities.model_dump(mode="json", exclude_none=True)
 
 
-def format_profile(profile: NodeProfile) -> list[tuple[str, str, str]]:
+def format_capabilities(capabilities: NodeCapabilities) -> list[tuple[str, str, str]]:
     """Every key with its value and meaning, for people; what is not known has no value."""
-    known = values_of(profile)
+    known = values_of(capabilities)
     lines = []
-    for name, field in NodeProfile.model_fields.items():
+    for name, field in NodeCapabilities.model_fields.items():
         value = known.get(name)
         if isinstance(value, dict):
-            words = "\n".join(f"{key}: {_habit(habit)}" for key, habit in value.items())
+            words = "\n".join(f"{key}: {_format_key(habit)}" for key, habit in value.items())
         elif isinstance(value, list):
             words = f"{len(value)}" if len(value) > _MANY else ", ".join(map(str, value)) or "none"
         elif isinstance(value, bool):
@@ -262,7 +263,7 @@ def format_profile(profile: NodeProfile) -> list[tuple[str, str, str]]:
     return lines
 
 
-def _habit(habit: dict[str, Any]) -> str:
+def _format_key(habit: dict[str, Any]) -> str:
     words = [habit.get("match", "not known")]
     if "wildcards" in habit:
         words.append("wildcards" if habit["wildcards"] else "no wildcards")

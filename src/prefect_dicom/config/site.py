@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from prefect_dicom.config.access_schedule import AccessSchedule
-from prefect_dicom.config.capabilities import NodeProfile, load_profiles
+from prefect_dicom.config.capabilities import NodeCapabilities, load_all_capabilities
 from prefect_dicom.config.yaml import (
     LEDGER_URL_VARIABLE,
     SECRET_KEY,
@@ -57,7 +57,7 @@ CALLING_VARIABLE = "PREFECT_DICOM_CALLING_AE_TITLE"
 """Environment variable that takes the place of every node's ``calling_ae_title``."""
 
 _SETTLES_WITHIN = 2
-"""Factor on the settle time of the profile: the next one may be slower."""
+"""Factor on the settle time among the capabilities: the next one may be slower."""
 
 
 def _ae_title(title: str) -> str:
@@ -469,18 +469,18 @@ class Site(Settings):
     )
     reports: PlacedPath = Field(Path("reports"), description="Where result tables are written.")
     metrics: Metrics = Field(default_factory=Metrics, description="Counts for Prometheus.")
-    _profiles: dict[str, NodeProfile] = PrivateAttr(default_factory=dict)
+    _capabilities: dict[str, NodeCapabilities] = PrivateAttr(default_factory=dict)
 
     @property
-    def profiles(self) -> Mapping[str, NodeProfile]:
-        """Profile of each probed node; empty where there is no file beside the site file."""
-        return {name: self._profiles.get(name, NodeProfile()) for name in self.nodes}
+    def capabilities(self) -> Mapping[str, NodeCapabilities]:
+        """Capabilities of each node; empty where there is no file beside the site file."""
+        return {name: self._capabilities.get(name, NodeCapabilities()) for name in self.nodes}
 
-    def asked(self, node: str) -> PacsNode:
-        """A node within its profile: no more associations, no shorter quiet."""
-        profile, plain = self.profiles[node], self.nodes[node]
-        most = min(plain.limits.associations, profile.associations or plain.limits.associations)
-        quiet = max(plain.timeouts.settle_seconds, _SETTLES_WITHIN * (profile.settle_seconds or 0))
+    def effective_node(self, node: str) -> PacsNode:
+        """Node within its capabilities: no more associations, no shorter settle time."""
+        known, plain = self.capabilities[node], self.nodes[node]
+        most = min(plain.limits.associations, known.associations or plain.limits.associations)
+        quiet = max(plain.timeouts.settle_seconds, _SETTLES_WITHIN * (known.settle_seconds or 0))
         return plain.model_copy(
             update={
                 "limits": plain.limits.model_copy(update={"associations": most}),
@@ -528,9 +528,9 @@ def load_site(path: str | Path, environ: Mapping[str, str] = os.environ) -> Site
     Raises
     ------
     ConfigurationError
-        With every fault of the file, or of the first faulty profile beside it: its key, what
-        was found in which line, what was expected. Neither secrets nor the lines themselves are
-        repeated.
+        With every fault of the file, or of the first faulty file of capabilities beside it: its
+        key, what was found in which line, what was expected. Neither secrets nor the lines
+        themselves are repeated.
     """
     source = str(path)
     document = Document(text_of(source, path), source, "nodes, archive, spool; see configs/")
@@ -560,7 +560,7 @@ def load_site(path: str | Path, environ: Mapping[str, str] = os.environ) -> Site
             faults += error.faults
     if faults or site is None:
         raise ConfigurationError(source, faults)
-    site._profiles.update(load_profiles(folder, site.nodes))
+    site._capabilities.update(load_all_capabilities(folder, site.nodes))
     return site
 
 

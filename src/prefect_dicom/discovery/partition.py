@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
-from prefect_dicom.config.capabilities import Match, NodeProfile
+from prefect_dicom.config.capabilities import Match, NodeCapabilities
 from prefect_dicom.core.model import Study
 from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.network.find.list_studies import ListedStudies
@@ -51,15 +51,15 @@ class ListLimits:
     last_day_matches: bool | None = None
     """Whether the last day is; None: not seen yet."""
 
-    def start_from(self, profile: NodeProfile) -> None:
+    def start_from(self, known: NodeCapabilities) -> None:
         """Begin with what was learnt of the node before the run.
 
         That is what makes lists doubtful. How long they were then proves nothing of today's: a
         limit may have been set, or lowered, meanwhile.
         """
-        cap, unannounced = profile.answer_cap, profile.answer_cap_status in (None, "0000")
+        cap, unannounced = known.answer_cap, known.answer_cap_status in (None, "0000")
         self.caps = {cap} if cap is not None and unannounced else set()
-        for keyword, key in (profile.keys or {}).items():
+        for keyword, key in (known.keys or {}).items():
             if key.match in (Match.IGNORED, Match.EMPTIES):
                 self.useless.add(keyword)
             if key.wildcards is False:

@@ -24,7 +24,7 @@ from prefect_dicom.cohort.row_matching import (
     study_query,
     tells,
 )
-from prefect_dicom.config.capabilities import NodeProfile
+from prefect_dicom.config.capabilities import NodeCapabilities
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel, Study
 from prefect_dicom.core.reasons import Scope
@@ -63,11 +63,11 @@ class StudyQueryCapabilities:
     """The answers to rows' identifiers, for rows with the same ones."""
     _warned: set[str] = field(default_factory=set)
 
-    def start_from(self, profile: NodeProfile) -> None:
+    def start_from(self, known: NodeCapabilities) -> None:
         """Begin with what was learnt of the node before the run."""
-        self.simple = profile.optional_return_keys is False
-        self.answers_lists = profile.uid_lists_in_queries is not False
-        self.limits.start_from(profile)
+        self.simple = known.optional_return_keys is False
+        self.answers_lists = known.uid_lists_in_queries is not False
+        self.limits.start_from(known)
 
     def warn(self, words: str) -> None:
         """Log something about the node once for the run, not for each row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from prefect_dicom.config.capabilities import KeyHabit, Match
+from prefect_dicom.config.capabilities import KeyCapability, Match
 from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.network.probe import text
 from prefect_dicom.operations.probe_session import ProbeSession, ascii_value, raw_value
@@ -49,7 +49,7 @@ class KeyProbe:
         study = {**study, **(rows[0] if rows else {})}
         for key in OTHER_VALUES:
             if key in spoil:
-                habits[key] = KeyHabit(match=Match.EMPTIES)
+                habits[key] = KeyCapability(match=Match.EMPTIES)
                 continue
             value = ascii_value(study, key).split("\\")[0]
             habit = self._key(study, key, value if is_safe_key(value) else "")
@@ -64,7 +64,7 @@ class KeyProbe:
             study.update(rows[0])
         return bool(rows)
 
-    def _key(self, study: dict[str, bytes], key: str, value: str) -> KeyHabit:
+    def _key(self, study: dict[str, bytes], key: str, value: str) -> KeyCapability:
         """Probe one key beside the study's unique keys."""
 
         def found(value: str) -> bool:
@@ -72,13 +72,13 @@ class KeyProbe:
 
         other = OTHER_VALUES[key]
         if found("F" if other == value else other):
-            return KeyHabit(match=Match.IGNORED)
+            return KeyCapability(match=Match.IGNORED)
         if not value:
-            return KeyHabit()
+            return KeyCapability()
         if not found(value):
-            return KeyHabit(match=Match.EMPTIES)
+            return KeyCapability(match=Match.EMPTIES)
         swapped = value.swapcase()
-        return KeyHabit(
+        return KeyCapability(
             match=Match.MATCHED,
             wildcards=found(f"{value[:1]}*") if key in _WITH_WILDCARDS else None,
             case_sensitive=not found(swapped) if key in _WITH_CASE and swapped != value else None,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from prefect_dicom.config.capabilities import NodeProfile, Service
+from prefect_dicom.config.capabilities import NodeCapabilities, Service
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, InformationModel, RetrieveMethod
@@ -38,7 +38,7 @@ class ProbeResult:
 
     Attributes
     ----------
-    profile : NodeProfile
+    capabilities : NodeCapabilities
         What the node does; fields that could not be probed are unset.
     requests, instances : int
         Requests sent and instances received for it.
@@ -46,7 +46,7 @@ class ProbeResult:
         Text for people: what could not be probed, and why.
     """
 
-    profile: NodeProfile
+    capabilities: NodeCapabilities
     requests: int
     instances: int
     notes: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ def probe_node(site: Site, name: str, row: CohortRow | None = None) -> ProbeResu
     Returns
     -------
     ProbeResult
-        The node's profile, and the requests and instances it took.
+        The node's capabilities, and the requests and instances it took.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def probe_node(site: Site, name: str, row: CohortRow | None = None) -> ProbeResu
         with contextlib.suppress(RequestsSpent):
             _NodeProbe(session).run(row)
     return ProbeResult(
-        NodeProfile.model_validate(session.facts),
+        NodeCapabilities.model_validate(session.facts),
         session.requests,
         session.instances,
         tuple(session.notes),

@@ -68,7 +68,7 @@ class ProbeSession:
     Attributes
     ----------
     facts : dict
-        Fields of :class:`~prefect_dicom.config.capabilities.NodeProfile` found so far.
+        Fields of :class:`~prefect_dicom.config.capabilities.NodeCapabilities` found so far.
     notes : list of str
         Text for people: what could not be probed, and why.
     requests, instances : int

@@ -89,7 +89,7 @@ class BackgroundPage:
         from prefect_dicom.report.page import write_page
 
         self._stop_writing()
-        node = self._site.asked(self._cohort.node)
+        node = self._site.effective_node(self._cohort.node)
         try:
             write_page(
                 ledger,
@@ -117,7 +117,7 @@ class BackgroundPage:
             self._writer = None
 
     def _start(self, without_run: int | None = None) -> subprocess.Popen[bytes]:
-        node = self._site.asked(self._cohort.node)
+        node = self._site.effective_node(self._cohort.node)
         order = {
             "ledger": ledger_url(self._site),
             "cohort": self._cohort.number,

@@ -177,7 +177,7 @@ def estimate_pull(
     now : datetime, optional
         When the pull is to begin, for its end within the windows of its node.
     """
-    assumed = site.asked(cohort.node).limits.instance_bytes
+    assumed = site.effective_node(cohort.node).limits.instance_bytes
     learned: dict[str, _Group] = {}
     for modalities, studies, instances, size in ledger.progress.archived_by_modalities():
         group = learned.setdefault(format_modalities(modalities), _Group())
@@ -227,7 +227,9 @@ def estimate_pull(
         rate_learned=rate is not None,
         narrowed=bool(ledger.cohorts.selection(cohort.number).series),
     )
-    return replace(estimate, ends=_end(estimate, site.asked(cohort.node), now or datetime.now(UTC)))
+    return replace(
+        estimate, ends=_end(estimate, site.effective_node(cohort.node), now or datetime.now(UTC))
+    )
 
 
 def _end(estimate: Estimate, node: PacsNode, now: datetime) -> End | None:
@@ -300,8 +302,8 @@ def _spool_bytes(ledger: Ledger, cohort: Cohort, site: Site, shares: Sequence[Sh
             sizes[study.reference] = instances * share.instance_bytes
             yield study.reference, study.node, study.study.number_of_instances
 
-    limits = site.asked(cohort.node).limits
-    associations = sum(site.asked(node).limits.associations for node in cohort.nodes)
+    limits = site.effective_node(cohort.node).limits
+    associations = sum(site.effective_node(node).limits.associations for node in cohort.nodes)
     chunks = plan_chunks(
         to_pull(), chunk_studies=limits.chunk_studies, chunk_instances=limits.chunk_instances
     )

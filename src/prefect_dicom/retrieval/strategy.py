@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from prefect_dicom.config.capabilities import NodeProfile, Service
+from prefect_dicom.config.capabilities import NodeCapabilities, Service
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.model import (
     Evidence,
@@ -66,25 +66,25 @@ class PeerCapabilities:
     """Its support of the queries for a study's content."""
 
     @classmethod
-    def of(cls, profile: NodeProfile, node: PacsNode, receives: bool) -> PeerCapabilities:
+    def of(cls, known: NodeCapabilities, node: PacsNode, receives: bool) -> PeerCapabilities:
         """What is known before the first request.
 
         Parameters
         ----------
-        profile : NodeProfile
+        known : NodeCapabilities
             What was learnt of the node before the run.
         node : PacsNode
             Its configuration.
         receives : bool
             Whether C-MOVE could be used, because the site has a receiver.
         """
-        no_get = profile.c_get in (Service.REFUSED, Service.NOT_OFFERED)
+        no_get = known.c_get in (Service.REFUSED, Service.NOT_OFFERED)
         by_move = node.retrieve is RetrieveMethod.C_GET and no_get and receives
         return cls(
-            one_uid_only=profile.uid_lists_in_retrieves is False,
-            refuses_image_level=profile.image_level_retrieve is False,
+            one_uid_only=known.uid_lists_in_retrieves is False,
+            refuses_image_level=known.image_level_retrieve is False,
             method=RetrieveMethod.C_MOVE if by_move else None,
-            queries=QueryCapabilities.doubting(set(profile.levels) if profile.levels else None),
+            queries=QueryCapabilities.doubting(set(known.levels) if known.levels else None),
         )
 
     def record_answer(self, strategy: RequestStrategy, request: RetrieveRequest) -> None:

@@ -26,7 +26,7 @@ from prefect_dicom.admission.circuit_breaker import BreakerState, NodeAdmission,
 from prefect_dicom.admission.retry import retry_once
 from prefect_dicom.cohort.row_matching import Discovery
 from prefect_dicom.config.access_schedule import schedule_state
-from prefect_dicom.config.capabilities import NodeProfile
+from prefect_dicom.config.capabilities import NodeCapabilities
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import (
@@ -238,14 +238,16 @@ class Plan:
         with self._lock:
             if node not in self._study_queries:
                 self._study_queries[node] = StudyQueryCapabilities()
-                self._study_queries[node].start_from(self.site.profiles.get(node, NodeProfile()))
+                self._study_queries[node].start_from(
+                    self.site.capabilities.get(node, NodeCapabilities())
+                )
             return self._study_queries[node]
 
     def _ask_all(
         self, node: str, rows: Sequence[CohortRow], take: Callable[[CohortRow, Answer], None]
     ) -> None:
         """Ask a node for the rows, over as many associations as are allowed and worth it."""
-        most = self.site.asked(node).limits.uids_per_request
+        most = self.site.effective_node(node).limits.uids_per_request
         groups = _query_groups(rows, most if self.study_queries(node).answers_lists else 1)
         left = iter(groups)
         lock, over = threading.Lock(), threading.Event()
@@ -260,7 +262,7 @@ class Plan:
                         if group is None:
                             break
                         self._ask(node, requestor, group, take, over)
-                    self._doubt_profile(node, requestor)
+                    self._doubt_capabilities(node, requestor)
             except BaseException:
                 over.set()
                 raise
@@ -343,7 +345,7 @@ class Plan:
             if node not in self._admissions:
                 self._admissions[node] = NodeAdmission(
                     self.site.retry_after_seconds,
-                    self.site.asked(node).limits.associations,
+                    self.site.effective_node(node).limits.associations,
                     now=self.clock.monotonic,
                     heard=partial(self._hear, node),
                 )
@@ -488,7 +490,7 @@ class Plan:
     def requestor(self, node: str) -> Iterator[Requestor]:
         """Borrow an association to a node; it stays open for the next borrower."""
         with self.pool.requestor(node) as requestor:
-            learnt = self.site.profiles[node].query_character_sets or ("",)
+            learnt = self.site.capabilities[node].query_character_sets or ("",)
             requestor.characters = self._characters.get(node) or learnt[0]
             requestor.now = self.admission(node).now
             requestor.first_answer = partial(self._take_time, node, requestor)
@@ -504,7 +506,7 @@ class Plan:
     def _new_requestor(self, node: str) -> Requestor:
         requestor = Requestor(self.site.nodes[node], self._answered[node])
         requestor.stopping = partial(self.is_ending, node)
-        requestor.answers_lists = self.site.profiles[node].uid_lists_above is not False
+        requestor.answers_lists = self.site.capabilities[node].uid_lists_above is not False
         return requestor
 
     def associations(self, node: str) -> int:
@@ -578,15 +580,15 @@ class Plan:
         """The report of the cohort, while this run is under way."""
         return BackgroundPage(self.site, self.cohort, self.run.number)
 
-    def _doubt_profile(self, node: str, requestor: Requestor) -> None:
-        """Say where a node did otherwise than its profile has it: the run goes by what it saw."""
-        profile = self.site.profiles[node]
+    def _doubt_capabilities(self, node: str, requestor: Requestor) -> None:
+        """Note where a node did otherwise than its capabilities say: what a run sees counts."""
+        known = self.site.capabilities[node]
         for key, seen in self._seen_otherwise(node, requestor).items():
-            if seen and getattr(profile, key):
-                self.note(node, f"it did otherwise than `{key}` of its profile has it; {_ANEW}")
+            if seen and getattr(known, key):
+                self.note(node, f"it did otherwise than `{key}` of its capabilities says; {_ANEW}")
 
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
-        """By key of a profile, whether the run has seen the opposite."""
+        """By key of the capabilities, whether the run has seen the opposite."""
         queries = self.study_queries(node)
         return {
             "optional_return_keys": queries.simple,

@@ -240,7 +240,7 @@ class Pull(Plan):
                     if self._list(retrieval, task, known, manifests[task.reference]):
                         tasks.append(task)
                 self._fetch(retrieval, tasks)
-                self._doubt_profile(chunk.node, requestor)
+                self._doubt_capabilities(chunk.node, requestor)
         except BaseException:
             self.ledger.claims.release(claims)
             raise
@@ -662,7 +662,7 @@ class Pull(Plan):
 
     def _asked(self, node: str) -> PacsNode:
         """The node, with requests as small as its windows ask for."""
-        asked = self.site.asked(node)
+        asked = self.site.effective_node(node)
         most = self.pool.request_instances(node)
         limits = asked.limits.model_copy(update={"chunk_instances": most})
         return asked.model_copy(update={"limits": limits})
@@ -707,25 +707,27 @@ class Pull(Plan):
         """Start at once what is needed anyway: a fault of it shows before the PACS is asked."""
         for name, node in self.site.nodes.items():
             if self.peer_capabilities(name).method is not None:
-                self.note(name, "C-GET is not to be had, says its profile; asked by C-MOVE")
+                self.note(name, "its capabilities say that it refuses C-GET; C-MOVE is used")
             elif node.retrieve is not RetrieveMethod.C_MOVE:
                 continue
             self.receiver()
 
     def peer_capabilities(self, node: str) -> PeerCapabilities:
-        """How a node is asked for studies: as its profile has it, and as this run finds out."""
+        """How a node is asked for studies: from its capabilities, and as this run finds out."""
         with self._lock:
             if node not in self._peer_capabilities:
                 site = self.site
                 self._peer_capabilities[node] = PeerCapabilities.of(
-                    site.profiles[node], site.nodes[node], site.receives
+                    site.capabilities[node], site.nodes[node], site.receives
                 )
             return self._peer_capabilities[node]
 
     def _lacks_a_level(self, node: str) -> bool:
-        """Whether the node does not answer at a level at which its profile says it does."""
+        """Whether the node does not answer at a level at which its capabilities say it does."""
         answers = self.peer_capabilities(node).queries.answers
-        return any(not answers.get(level, True) for level in self.site.profiles[node].levels or ())
+        return any(
+            not answers.get(level, True) for level in self.site.capabilities[node].levels or ()
+        )
 
     def _seen_otherwise(self, node: str, requestor: Requestor) -> dict[str, bool]:
         capabilities = self.peer_capabilities(node)

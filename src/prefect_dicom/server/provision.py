@@ -54,7 +54,7 @@ def provision(site: Site, file: Path) -> None:
     with get_client(sync_client=True) as client:
         _pool(client, len(site.nodes))
         for node in site.nodes:
-            _limit(client, f"pacs-{node}", site.asked(node).limits.associations)
+            _limit(client, f"pacs-{node}", site.effective_node(node).limits.associations)
         for block in (
             blocks.DicomPacs,
             blocks.DicomReceiver,
