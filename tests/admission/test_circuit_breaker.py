@@ -12,7 +12,8 @@ from functools import partial
 
 import pytest
 
-from prefect_dicom.admission.circuit_breaker import JITTER, NodeAdmission
+from prefect_dicom.admission.circuit_breaker import JITTER
+from prefect_dicom.admission.node import NodeAdmission
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.errors import Interrupted, PacsError, SpoolFull
 from prefect_dicom.core.model import Disposition, InstanceState, StudyState, Verdict
@@ -44,7 +45,7 @@ def time() -> Time:
 
 @pytest.fixture
 def admission(time) -> NodeAdmission:
-    return NodeAdmission(WAITS, 4, now=time, lot=lambda: 1.0)
+    return NodeAdmission(WAITS, 4, now=time, jitter=lambda: 1.0)
 
 
 def fail_until_disabled(admission: NodeAdmission, time: Time, code: str) -> list[float]:

@@ -15,12 +15,10 @@ from itertools import islice
 
 import pytest
 
-from prefect_dicom.admission.circuit_breaker import (
-    EASE_SECONDS,
-    BreakerState,
-    NodeAdmission,
-    RequestKind,
-)
+from prefect_dicom.admission.circuit_breaker import BreakerState
+from prefect_dicom.admission.concurrency_limit import EASE_SECONDS
+from prefect_dicom.admission.health import RequestKind
+from prefect_dicom.admission.node import NodeAdmission
 from prefect_dicom.cli.status import status
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.events import Event
@@ -35,7 +33,7 @@ WAITS = (30, 60)
 
 
 class Time:
-    """A admission of a test's own."""
+    """A clock of a test's own."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -56,10 +54,10 @@ def told() -> list:
 
 @pytest.fixture
 def admission(time, told) -> NodeAdmission:
-    def hear(name, code, figures) -> None:
+    def listen(name, code, figures) -> None:
         told.append((name, code, figures.get("associations")))
 
-    return NodeAdmission(WAITS, 8, now=time, lot=lambda: 1.0, heard=hear)
+    return NodeAdmission(WAITS, 8, now=time, jitter=lambda: 1.0, on_change=listen)
 
 
 def usual(

@@ -1,10 +1,10 @@
-"""Whose turn it is to ask a node: associations, windows and what is spent, run by run and together.
+"""Association pool per node, with slots that all runs on a ledger share.
 
-An association is open only while the run has a place at its node (``ledger/shares.py``), so that
-all runs of a ledger together open no more than the node's limits and its windows allow. It stays
-open for the next borrower as long as no other run waits for a place. A run that is alone pays one
-write for each association, and two for each request where the node's windows meter more than
-associations.
+An association is open only while its run holds a *slot* of the node (``ledger/rate_limits.py``),
+so that all runs together open no more than the limits and the access schedule of the node allow.
+A borrower has it by a *lease*. Returned, it stays open for the next borrower as long as no other
+run waits for a slot. A run that is alone pays one write for each association, and two for each
+request where the schedule limits more than associations.
 """
 
 from __future__ import annotations
@@ -13,464 +13,342 @@ import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 
-from prefect_dicom.config.access_schedule import (
-    RateLimits,
-    ScheduleState,
-    format_schedule_state,
-    format_time,
-    schedule_state,
-)
-from prefect_dicom.config.site import Site
+from prefect_dicom.admission.request_rates import RequestRates, RequestUsage
+from prefect_dicom.admission.schedule import NodeSchedules
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import Interrupted, LedgerError, PacsError, WindowClosed
-from prefect_dicom.core.events import Event
 from prefect_dicom.ledger import Ledger, Run, Usage
 from prefect_dicom.network.requestor import Requestor
 
-_UNLIMITED = RateLimits()
 _IDLE_SECONDS = 15.0
-"""An association that nobody wants for so long is released."""
-_TURN_SECONDS = 10.0
-"""How long a run has an association for itself while another waits for one."""
+"""An association that nobody borrows for so long is released."""
+_LEASE_SECONDS = 10.0
+"""How long a run keeps a slot while another run waits for one."""
 _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.05, 1.0
 _KEEP_SECONDS = 2.0
 """An association stays open through a wait that is no longer."""
-_CANCEL_SECONDS = 3.0
-"""What a request takes to end that has been cancelled: it is told a second later, and has two."""
-_ENOUGH_OBJECTS = 50
-"""For a mean of their sizes."""
-
-
-@dataclass(slots=True)
-class Spent:
-    """What a request brought; filled in by who sent it."""
-
-    objects: int = 0
-    size_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class _Lent:
-    """A requestor, and the place of its association."""
+class _Lease:
+    """A requestor, and the slot of its association."""
 
     node: str
     requestor: Requestor
-    place: int | None = None
-    places: int = 0
-    """How many there were when the place was last looked at."""
+    slot: int | None = None
+    slots: int = 0
+    """How many slots the node had when the lease was last renewed."""
     since: float = 0.0
-    looked_at: float = 0.0
+    renewed_at: float = 0.0
 
-
-@dataclass(slots=True)
-class _Node:
-    """What a run knows of a node's turns."""
-
-    state: ScheduleState | None = None
-    idle: list[_Lent] = field(default_factory=list)
-    objects: int = 0
-    size_bytes: int = 0
+    @property
+    def held_slot(self) -> int:
+        """The slot of a lease that has one, as it has while a request is under way."""
+        if self.slot is None:
+            raise RuntimeError("the slot has been given up")
+        return self.slot
 
 
 class AssociationPool:
-    """When this run may ask which node, over how many associations. Thread-safe.
+    """Associations to the nodes of a site, lent under slots and rate limits. Thread-safe.
 
     Parameters
     ----------
-    time : Clock
-        What time it is.
+    clock : Clock
+        The time, and how to wait.
     stop : threading.Event
         Ends every wait.
-    ready : callable
-        Raises where the run or its node is not to be gone on with.
+    check_node : callable
+        Raises where the run or its node is to send no further request.
     new_requestor : callable
-        Makes the requestor of an association more.
-    tell : callable
-        Told of windows that open and close.
+        Makes the requestor of another association to a node.
     """
 
     def __init__(
         self,
-        site: Site,
         ledger: Ledger,
         run: Run,
-        time: Clock,
+        clock: Clock,
         stop: threading.Event,
         *,
-        ready: Callable[[str], object],
+        schedules: NodeSchedules,
+        rates: RequestRates,
+        check_node: Callable[[str], object],
         new_requestor: Callable[[str], Requestor],
-        tell: Callable[[Event], None],
     ) -> None:
-        self._site = site
         self._ledger = ledger
         self._run = run
-        self._time = time
+        self._clock = clock
         self._stop = stop
-        self._ready = ready
+        self._schedules = schedules
+        self._rates = rates
+        self._check_node = check_node
         self._new_requestor = new_requestor
-        self._tell = tell
         self._lock = threading.Lock()
-        self._nodes: dict[str, _Node] = defaultdict(_Node)
-        self._lent: dict[int, _Lent] = {}
-        self._keeper: threading.Thread | None = None
-
-    # --- windows
-
-    def state(self, node: str) -> ScheduleState:
-        """What the node's windows say now."""
-        schedule = self._site.nodes[node].access_schedule
-        if schedule is None:
-            return ScheduleState(_UNLIMITED, None)
-        now = self._time.now()
-        with self._lock:
-            known = self._nodes[node].state
-            if known is not None and (known.until is None or now < known.until):
-                return known
-            state = self._nodes[node].state = schedule_state(schedule, now)
-        if known is not None or state.closed:
-            self._tell_of(node, state)
-        return state
-
-    def _tell_of(self, node: str, state: ScheduleState) -> None:
-        now = self._time.now()
-        figures: dict[str, float] = {"associations": self.associations(node)}
-        if state.until is not None:
-            figures["seconds"] = (state.until - now).total_seconds()
-        name = "window.closed" if state.closed else "window.opened"
-        reason = "window-closed" if state.closed else None
-        self._tell(Event(name=name, at=now, node=node, reason=reason, figures=figures))
-
-    def associations(self, node: str) -> int:
-        """How many associations all runs together may have open now; 0 where none."""
-        most = self._site.effective_node(node).limits.associations
-        rate_limits = self.state(node).rate_limits
-        return 0 if rate_limits is None else min(most, rate_limits.associations or most)
-
-    def check(self, node: str) -> None:
-        """Pass, where the node may be asked at this time.
-
-        Raises
-        ------
-        WindowClosed
-            It may not; with when it may.
-        """
-        state = self.state(node)
-        if state.closed:
-            raise WindowClosed(detail=f"node {node}: {self._format_closed(node, state)}")
-
-    def _format_closed(self, node: str, state: ScheduleState) -> str:
-        schedule = self._site.nodes[node].access_schedule
-        if state.until is None:
-            return "no window opens any more"
-        opening = format_time(state.until, schedule, self._time.now())
-        return f"the next window opens at {opening} ({schedule.time_zone})"
-
-    def interruption(self, requestor: Requestor) -> Interrupted:
-        """Why what is done with a borrowed requestor ends before its end."""
-        with self._lock:
-            node = self._lent[id(requestor)].node
-        try:
-            self.check(node)
-        except WindowClosed as closed:
-            return closed
-        return Interrupted()
-
-    def is_over(self, node: str) -> bool:
-        """Whether a request under way is to be cancelled: its window and the grace have ended."""
-        state = self.state(node)
-        if not state.closed:
-            return False
-        schedule = self._site.nodes[node].access_schedule
-        grace = max(0.0, schedule.grace_seconds - _CANCEL_SECONDS)
-        # Closed all the while, if it was closed when the grace began.
-        return schedule_state(schedule, self._time.now() - timedelta(seconds=grace)).closed
-
-    def waits_for_opening(self, node: str) -> bool:
-        """Whether the node is closed, will open again, and the site has runs wait for that."""
-        schedule, state = self._site.nodes[node].access_schedule, self.state(node)
-        return state.closed and state.until is not None and schedule.on_close == "wait"
-
-    def seconds_closed(self, node: str) -> float:
-        """How long until what holds now is over, where the node is closed; 0 where it is not."""
-        state = self.state(node)
-        if not state.closed or state.until is None:
-            return 0.0
-        return max(0.0, (state.until - self._time.now()).total_seconds())
-
-    def format_waits(self, node: str) -> str:
-        """What the node's windows say, for people; empty where it has none."""
-        schedule = self._site.nodes[node].access_schedule
-        if schedule is None:
-            return ""
-        most = self._site.effective_node(node).limits.associations
-        return f"node {node}: {format_schedule_state(schedule, self._time.now(), most)}"
-
-    # --- sizes
-
-    def request_instances(self, node: str) -> int:
-        """The most listed instances of a request: those that come in a minute."""
-        limits = self._site.effective_node(node).limits
-        rate_limits = self.state(node).rate_limits or _UNLIMITED
-        bound = rate_limits.request_instances(max(1, int(self._mean_bytes(node))))
-        return min(limits.request_instances, bound or limits.request_instances)
-
-    def _mean_bytes(self, node: str) -> float:
-        with self._lock:
-            seen = self._nodes[node]
-            if seen.objects >= _ENOUGH_OBJECTS:
-                return seen.size_bytes / seen.objects
-        return self._site.nodes[node].limits.instance_bytes
+        self._idle: dict[str, list[_Lease]] = defaultdict(list)
+        self._lent: dict[int, _Lease] = {}
+        self._releaser: threading.Thread | None = None
 
     # --- associations
 
     @contextlib.contextmanager
     def requestor(self, node: str) -> Iterator[Requestor]:
-        """Borrow an association to a node, when there is a place for it.
+        """Borrow an association to a node, as soon as there is a slot for it.
 
         Raises
         ------
         WindowClosed
-            The node may not be asked at this time.
+            No requests may be sent to the node at this time.
         """
-        lent = self._borrow(node)
+        lease = self._acquire(node)
         with self._lock:
-            self._lent[id(lent.requestor)] = lent
+            self._lent[id(lease.requestor)] = lease
         try:
-            yield lent.requestor
+            yield lease.requestor
         except BaseException:
-            self._discard(lent)
+            self._discard(lease)
             raise
         else:
-            with self._lock:
-                self._lent.pop(id(lent.requestor), None)
-            if lent.place is None or not self._keeps_place(lent):
-                self._discard(lent)
-                return
-            lent.since = self._time.monotonic()
-            with self._lock:
-                self._nodes[node].idle.append(lent)
-            self._keep_watch()
+            self._return(lease)
 
-    def _borrow(self, node: str) -> _Lent:
-        return self._place(node) or _Lent(node, self._new_requestor(node))
-
-    def _place(self, node: str, requestor: Requestor | None = None) -> _Lent:
-        """Wait for a place, or for an association of our own that nobody needs any more."""
-        waiting: int | None = None
-        seconds = _FIRST_LOOK_SECONDS
+    def interruption(self, requestor: Requestor) -> Interrupted:
+        """The reason for which work with a borrowed requestor stops before its end."""
         try:
-            while True:
-                self._ready(node)
-                self.check(node)
-                with self._lock:
-                    idle = self._nodes[node].idle
-                    lent = idle.pop() if idle else None
-                if lent is not None:
-                    if self._keeps_place(lent):
-                        break
-                    self._discard(lent)
-                    continue
-                most = self.associations(node)
-                number, taken = self._ledger.rate_limits.take_slot(self._run, node, most, waiting)
-                if taken:
-                    waiting = None
-                    lent = _Lent(node, requestor or self._new_requestor(node), number, most)
-                    break
-                waiting = number
-                self._time.wait(self._stop, seconds)
-                seconds = min(2 * seconds, self._time.look_seconds)
-        finally:
-            if waiting is not None:
-                with contextlib.suppress(LedgerError):
-                    self._ledger.rate_limits.release_slot(waiting)
-        lent.since = lent.looked_at = self._time.monotonic()
-        return lent
+            self._schedules.check(self._lease_of(requestor).node)
+        except WindowClosed as closed:
+            return closed
+        return Interrupted()
 
     def release_slot(self, requestor: Requestor) -> None:
-        """Close a borrowed association that is going to wait, and give up its place.
+        """Close a borrowed association that is going to wait, and give up its slot.
 
-        Others may need it, be it to see whether the node works again. The next request has a
-        place again.
+        Others may need it, be it to see whether the node works again. The next request takes a
+        slot again.
         """
         with self._lock:
-            lent = self._lent.get(id(requestor))
-        if lent is not None and lent.place is not None:
-            requestor.close()
-            self._leave(lent)
+            lease = self._lent.get(id(requestor))
+        if lease is not None and lease.slot is not None:
+            self._close(lease)
 
-    def _keeps_place(self, lent: _Lent) -> bool:
-        """Whether an association may stay open; looked up once a second, and when less is allowed.
-
-        One that another run waits for is given up when its turn is over.
-        """
-        now = self._time.monotonic()
-        most = self.associations(lent.node)
-        if most == 0:
-            return False
-        if most >= lent.places and now - lent.looked_at < _LAST_LOOK_SECONDS:
-            return True
-        lent.looked_at, lent.places = now, most
-        keeps, others = self._ledger.rate_limits.check_slot(lent.place, self._run, lent.node, most)
-        return keeps and not (others and now - lent.since >= _TURN_SECONDS)
-
-    def _discard(self, lent: _Lent) -> None:
-        """Close an association, and give up its place."""
+    def close(self) -> None:
+        """Release all associations that are not lent out."""
         with self._lock:
-            self._lent.pop(id(lent.requestor), None)
-        lent.requestor.close()
-        self._leave(lent)
-
-    def _leave(self, lent: _Lent) -> None:
-        place, lent.place = lent.place, None
-        if place is not None:
-            # A run that cannot write it loses its place when it ends.
-            with contextlib.suppress(LedgerError):
-                self._ledger.rate_limits.release_slot(place)
+            idle = [lease for leases in self._idle.values() for lease in leases]
+            self._idle.clear()
+        for lease in idle:
+            self._discard(lease)
 
     # --- requests
 
     @contextlib.contextmanager
     def request(
-        self, requestor: Requestor, *, retrieve: bool = False, objects: int = 0
-    ) -> Iterator[Spent]:
-        """The turn of one request, or of a few queries that belong together.
+        self, requestor: Requestor, *, retrieve: bool = False, instances: int = 0
+    ) -> Iterator[RequestUsage]:
+        """Admit one request, or a few queries that belong together, under the rate limits.
 
         Parameters
         ----------
         requestor : Requestor
             A borrowed one.
         retrieve : bool
-            It is a C-MOVE or C-GET, which is expected to bring so many ``objects``.
+            Whether it is a C-MOVE or C-GET, which is expected to bring so many ``instances``.
 
         Raises
         ------
         WindowClosed
-            The node may not be asked at this time, or not any more.
+            No requests may be sent to the node at this time, or no longer.
         """
-        with self._lock:
-            lent = self._lent[id(requestor)]
-        spent = Spent()
-        size = objects * self._mean_bytes(lent.node)
-        expected = Usage(float(retrieve), float(objects), size)
-        rates = self._admitted(lent, expected)
+        lease = self._lease_of(requestor)
+        usage = RequestUsage()
+        expected = self._rates.estimate(lease.node, retrieve=retrieve, instances=instances)
+        rates = self._begin_request(lease, expected)
         try:
-            yield spent
+            yield usage
         except Interrupted:
-            # Because of the window, where that is why.
-            self.check(lent.node)
+            # Because of the schedule, where that is why.
+            self._schedules.check(lease.node)
             raise
         finally:
             if rates is not None:
-                brought = Usage(float(retrieve), float(spent.objects), float(spent.size_bytes))
+                brought = Usage(float(retrieve), float(usage.instances), float(usage.size_bytes))
                 self._ledger.rate_limits.end_request(
-                    lent.node, lent.place, rates, expected, brought, self._time.shared()
+                    lease.node, lease.held_slot, rates, expected, brought, self._clock.shared()
                 )
-            with self._lock:
-                seen = self._nodes[lent.node]
-                seen.objects += spent.objects
-                seen.size_bytes += spent.size_bytes
+            self._rates.record(lease.node, usage)
 
-    def _admitted(self, lent: _Lent, expected: Usage) -> Usage | None:
-        """Wait for the turn; the rates that it is metered by, if it is."""
+    def _begin_request(self, lease: _Lease, expected: Usage) -> Usage | None:
+        """Wait until the request may start; returns the rates that it is charged by, if any."""
         while True:
-            self._ready(lent.node)
-            self.check(lent.node)
-            if lent.place is None:
-                self._have_place_again(lent)
-            elif not self._keeps_place(lent):
-                lent.requestor.close()
-                self._leave(lent)
+            self._check_node(lease.node)
+            self._schedules.check(lease.node)
+            if lease.slot is None:
+                self._reacquire(lease)
+            elif not self._renew(lease):
+                self._close(lease)
                 continue
-            rate_limits = self.state(lent.node).rate_limits
-            if rate_limits is None or not rate_limits.is_metered:
+            rates = self._rates.rates(lease.node)
+            if rates is None:
                 return None
-            rates = self._rates(lent.node, rate_limits)
             wait = self._ledger.rate_limits.begin_request(
-                lent.node, lent.place, rates, expected, self._time.shared()
+                lease.node, lease.held_slot, rates, expected, self._clock.shared()
             )
             if not wait:
                 return rates
             if wait > _KEEP_SECONDS:
-                lent.requestor.close()
-                self._leave(lent)
-            self._wait(lent.node, wait)
-
-    def _have_place_again(self, lent: _Lent) -> None:
-        other = self._place(lent.node, lent.requestor)
-        if other.requestor is not lent.requestor:
-            # Our own idle one: its place is what counts.
-            other.requestor.close()
-        lent.place, lent.places = other.place, other.places
-        lent.since, lent.looked_at = other.since, other.looked_at
+                self._close(lease)
+            self._wait(lease.node, wait)
 
     def _wait(self, node: str, seconds: float) -> None:
-        """Wait; no longer than the window."""
-        closes = self.state(node).until
-        if closes is not None:
-            seconds = min(seconds, (closes - self._time.now()).total_seconds())
-        deadline = self._time.monotonic() + seconds
-        while (left := deadline - self._time.monotonic()) > 0:
-            self._ready(node)
-            if self._time.wait(self._stop, min(left, self._time.look_seconds)):
+        """Wait, but no longer than what is in force at the node."""
+        in_force = self._schedules.seconds_in_force(node)
+        if in_force is not None:
+            seconds = min(seconds, in_force)
+        deadline = self._clock.monotonic() + seconds
+        while (left := deadline - self._clock.monotonic()) > 0:
+            self._check_node(node)
+            if self._clock.wait(self._stop, min(left, self._clock.look_seconds)):
                 return
 
-    def _rates(self, node: str, rate_limits: RateLimits) -> Usage:
-        busy = rate_limits.utilisation * self.associations(node)
-        return Usage(
-            None if (a := rate_limits.retrieves_per_minute) is None else a / 60,
-            rate_limits.instances_per_second,
-            rate_limits.bytes_per_second,
-            busy if rate_limits.utilisation < 1 else None,
-        )
+    # --- slots
 
-    # --- around
+    def _acquire(self, node: str, requestor: Requestor | None = None) -> _Lease:
+        """Wait for a slot, or for an association of this run that is idle."""
+        waiting: int | None = None
+        seconds = _FIRST_LOOK_SECONDS
+        try:
+            while True:
+                self._check_node(node)
+                self._schedules.check(node)
+                if (idle := self._pop_idle(node)) is not None:
+                    if self._renew(idle):
+                        lease = idle
+                        break
+                    self._discard(idle)
+                    continue
+                most = self._schedules.associations(node)
+                number, taken = self._ledger.rate_limits.take_slot(self._run, node, most, waiting)
+                if taken:
+                    waiting = None
+                    lease = _Lease(node, requestor or self._new_requestor(node), number, most)
+                    break
+                waiting = number
+                self._clock.wait(self._stop, seconds)
+                seconds = min(2 * seconds, self._clock.look_seconds)
+        finally:
+            if waiting is not None:
+                with contextlib.suppress(LedgerError):
+                    self._ledger.rate_limits.release_slot(waiting)
+        lease.since = lease.renewed_at = self._clock.monotonic()
+        return lease
 
-    def _keep_watch(self) -> None:
-        """Let a thread close what stays idle, while anything is."""
+    def _reacquire(self, lease: _Lease) -> None:
+        """Take a slot again for a lease that has given up its own."""
+        other = self._acquire(lease.node, lease.requestor)
+        if other.requestor is not lease.requestor:
+            # An idle one of this run: only its slot is needed.
+            other.requestor.close()
+        lease.slot, lease.slots = other.slot, other.slots
+        lease.since, lease.renewed_at = other.since, other.renewed_at
+
+    def _pop_idle(self, node: str) -> _Lease | None:
         with self._lock:
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._watch, daemon=True, name="idle")
-                self._keeper.start()
+            return self._idle[node].pop() if self._idle[node] else None
 
-    def _watch(self) -> None:
+    def _return(self, lease: _Lease) -> None:
+        """Keep a returned association open for the next borrower, if its slot may be kept."""
+        with self._lock:
+            self._lent.pop(id(lease.requestor), None)
+        if lease.slot is None or not self._renew(lease):
+            self._discard(lease)
+            return
+        lease.since = self._clock.monotonic()
+        with self._lock:
+            self._idle[lease.node].append(lease)
+        self._start_releaser()
+
+    def _lease_of(self, requestor: Requestor) -> _Lease:
+        with self._lock:
+            return self._lent[id(requestor)]
+
+    def _renew(self, lease: _Lease) -> bool:
+        """Renew a lease; returns False where its slot has to be given up.
+
+        The ledger is read once a second, and when the node has fewer slots than before.
+        """
+        slots = self._schedules.associations(lease.node)
+        if slots == 0:
+            return False
+        if self._is_current(lease, slots):
+            return True
+        lease.renewed_at, lease.slots = self._clock.monotonic(), slots
+        keeps, wanted = self._look_up(lease, slots)
+        return keeps and not (wanted and lease.renewed_at - lease.since >= _LEASE_SECONDS)
+
+    def _is_current(self, lease: _Lease, slots: int) -> bool:
+        """Whether a lease was renewed within the last second, under no more slots than now."""
+        age = self._clock.monotonic() - lease.renewed_at
+        return slots >= lease.slots and age < _LAST_LOOK_SECONDS
+
+    def _look_up(self, lease: _Lease, slots: int) -> tuple[bool, bool]:
+        """Whether the slot of a lease is among so many, and whether other runs wait for one."""
+        if lease.slot is None:
+            return False, False
+        return self._ledger.rate_limits.check_slot(lease.slot, self._run, lease.node, slots)
+
+    def _discard(self, lease: _Lease) -> None:
+        """Close an association for good, and give up its slot."""
+        with self._lock:
+            self._lent.pop(id(lease.requestor), None)
+        self._close(lease)
+
+    def _close(self, lease: _Lease) -> None:
+        """Close an association, and give up its slot; its lease may take another."""
+        lease.requestor.close()
+        slot, lease.slot = lease.slot, None
+        if slot is not None:
+            # A run that cannot write it loses its slot when it ends.
+            with contextlib.suppress(LedgerError):
+                self._ledger.rate_limits.release_slot(slot)
+
+    # --- idle associations
+
+    def _start_releaser(self) -> None:
+        """Release idle associations in a thread, while there are any."""
+        with self._lock:
+            if self._releaser is None:
+                self._releaser = threading.Thread(
+                    target=self._release_while_idle, daemon=True, name="idle"
+                )
+                self._releaser.start()
+
+    def _release_while_idle(self) -> None:
         while True:
-            if self._time.wait(self._stop, _LAST_LOOK_SECONDS):
+            if self._clock.wait(self._stop, _LAST_LOOK_SECONDS):
                 self.close()
             with self._lock:
-                known = list(self._nodes)
-            for node in known:
+                nodes = list(self._idle)
+            for node in nodes:
                 self._release_idle(node)
             with self._lock:
-                if not any(known.idle for known in self._nodes.values()):
-                    self._keeper = None
+                if not any(self._idle.values()):
+                    self._releaser = None
                     return
 
     def _release_idle(self, node: str) -> None:
-        now = self._time.monotonic()
+        now = self._clock.monotonic()
         with self._lock:
-            idle, self._nodes[node].idle = self._nodes[node].idle, []
-        for lent in idle:
+            idle = self._idle.pop(node, [])
+        for lease in idle:
             with contextlib.suppress(LedgerError, PacsError):
-                if now - lent.since < _IDLE_SECONDS and self._is_unwanted(lent):
+                if now - lease.since < _IDLE_SECONDS and self._may_stay_idle(lease):
                     with self._lock:
-                        self._nodes[node].idle.append(lent)
+                        self._idle[node].append(lease)
                     continue
-            self._discard(lent)
+            self._discard(lease)
 
-    def _is_unwanted(self, lent: _Lent) -> bool:
-        """Whether no other run waits for an idle association's place."""
-        most = self.associations(lent.node)
-        keeps, others = self._ledger.rate_limits.check_slot(lent.place, self._run, lent.node, most)
-        return keeps and not others
-
-    def close(self) -> None:
-        """Release all associations that are not lent out."""
-        with self._lock:
-            idle = [lent for known in self._nodes.values() for lent in known.idle]
-            for known in self._nodes.values():
-                known.idle = []
-        for lent in idle:
-            self._discard(lent)
+    def _may_stay_idle(self, lease: _Lease) -> bool:
+        """Whether the slot of an idle association stays, and no other run waits for it."""
+        keeps, wanted = self._look_up(lease, self._schedules.associations(lease.node))
+        return keeps and not wanted

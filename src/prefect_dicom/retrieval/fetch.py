@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from prefect_dicom.admission.circuit_breaker import RequestKind
+from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.core.errors import PacsError, ReceiverError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import Disposition, Evidence, InstanceKey, RetrieveMethod

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from prefect_dicom.admission.association_pool import AssociationPool, Spent
-from prefect_dicom.admission.circuit_breaker import NodeAdmission, RequestKind
+from prefect_dicom.admission.association_pool import AssociationPool
+from prefect_dicom.admission.health import RequestKind
+from prefect_dicom.admission.node import NodeAdmission
+from prefect_dicom.admission.request_rates import RequestUsage
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.site import PacsNode
 from prefect_dicom.core.errors import PacsError, PrefectDicomError, SpoolFull
@@ -145,16 +147,16 @@ class RequestSender:
             access.requestor.characters,
         )
         admitted = access.pool.request(
-            access.requestor, retrieve=True, objects=request.expected or 0
+            access.requestor, retrieve=True, instances=request.expected or 0
         )
-        with admitted as spent:
+        with admitted as usage:
             # The pool may have let it wait.
             self._sent_at = access.admission.now()
             first = _FirstInstance(access.admission.now)
             try:
                 if access.method is RetrieveMethod.C_GET:
-                    return self._get(identifier, contexts, tasks, first, spent)
-                return self._move(identifier, tasks, request.expected, first, spent)
+                    return self._get(identifier, contexts, tasks, first, usage)
+                return self._move(identifier, tasks, request.expected, first, usage)
             finally:
                 if first.seconds is not None:
                     access.admission.record_latency(
@@ -167,7 +169,7 @@ class RequestSender:
         tasks: Sequence[StudyTask],
         wanted: int | None,
         first: _FirstInstance,
-        spent: Spent,
+        usage: RequestUsage,
     ) -> RetrieveOutcome | None:
         access = self._access
         settle_seconds = access.node.timeouts.settle_seconds
@@ -191,7 +193,7 @@ class RequestSender:
                 wait_until_received(expected, wanted, settle_seconds, access.stopping)
             so_far = expected.arrived()
             first.look(so_far.objects)
-            spent.objects, spent.size_bytes = so_far.objects, so_far.size_bytes
+            usage.instances, usage.size_bytes = so_far.objects, so_far.size_bytes
             self._check_room(so_far.refused, tasks)
             return None if expected.renewed else outcome
 
@@ -201,7 +203,7 @@ class RequestSender:
         contexts: Contexts,
         tasks: Sequence[StudyTask],
         first: _FirstInstance,
-        spent: Spent,
+        usage: RequestUsage,
     ) -> RetrieveOutcome:
         access = self._access
         own = Expectation(_studies_by_uid(tasks))
@@ -228,7 +230,7 @@ class RequestSender:
             # These classes cannot come from this node; others may.
             return RetrieveOutcome(None, lost=error.code)
         finally:
-            spent.objects, spent.size_bytes = own.objects, own.size_bytes
+            usage.instances, usage.size_bytes = own.objects, own.size_bytes
         access.capabilities.accepts_c_get = True
         self._check_room(intake.refused_since(own), tasks)
         return outcome

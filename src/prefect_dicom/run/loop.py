@@ -138,12 +138,12 @@ class Passes:
     def _wait_for_window(self) -> bool:
         """Wait until a node may be asked again, where the site wants it so; whether to go on."""
         plan = self.plan
-        closed = [node for node in plan.cohort.nodes if plan.pool.waits_for_opening(node)]
+        closed = [node for node in plan.cohort.nodes if plan.schedules.waits_for_opening(node)]
         if not closed:
             return False
         plan.close_requestors()
         self.show(self._count, plan.waits(), now=True)
-        while left := min(map(plan.pool.seconds_closed, closed)):
+        while left := min(map(plan.schedules.seconds_closed, closed)):
             plan.clock.wait(plan.stop, min(left, plan.clock.look_seconds))
             if plan.is_stopping():
                 break

@@ -22,8 +22,12 @@ from datetime import timedelta
 from functools import cached_property, partial
 
 from prefect_dicom.admission.association_pool import AssociationPool
-from prefect_dicom.admission.circuit_breaker import BreakerState, NodeAdmission, RequestKind
+from prefect_dicom.admission.circuit_breaker import BreakerState
+from prefect_dicom.admission.health import RequestKind
+from prefect_dicom.admission.node import NodeAdmission
+from prefect_dicom.admission.request_rates import RequestRates
 from prefect_dicom.admission.retry import retry_once
+from prefect_dicom.admission.schedule import NodeSchedules
 from prefect_dicom.cohort.row_matching import Discovery
 from prefect_dicom.config.access_schedule import schedule_state
 from prefect_dicom.config.capabilities import NodeCapabilities
@@ -104,8 +108,12 @@ class Plan:
     )
     """What each of the cohort's nodes makes of queries that its filters need."""
     _turned: threading.Event = field(default_factory=threading.Event)
+    schedules: NodeSchedules = field(init=False)
+    """Access schedules of the nodes."""
+    rates: RequestRates = field(init=False)
+    """Rate limits of requests to the nodes."""
     pool: AssociationPool = field(init=False)
-    """When which node may be asked, over how many associations, by all runs together."""
+    """Associations to the nodes, under slots that all runs share."""
     _answered: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _characters: dict[str, str] = field(default_factory=dict)
     """By node, the character set in which it last found a text beyond ASCII."""
@@ -119,15 +127,17 @@ class Plan:
     _listen_at: float = float("-inf")
 
     def __post_init__(self) -> None:
+        self.schedules = NodeSchedules(self.site, self.clock, self.tell)
+        self.rates = RequestRates(self.site, self.schedules)
         self.pool = AssociationPool(
-            self.site,
             self.ledger,
             self.run,
             self.clock,
             self.stop,
-            ready=self._check_going_on,
+            schedules=self.schedules,
+            rates=self.rates,
+            check_node=self._check_going_on,
             new_requestor=self._new_requestor,
-            tell=self.tell,
         )
 
     # --- discovery
@@ -347,7 +357,7 @@ class Plan:
                     self.site.retry_after_seconds,
                     self.site.effective_node(node).limits.associations,
                     now=self.clock.monotonic,
-                    heard=partial(self._hear, node),
+                    on_change=partial(self._hear, node),
                 )
             return self._admissions[node]
 
@@ -381,7 +391,7 @@ class Plan:
             self._check_stop()
             if admission.disabled_for:
                 raise PacsError(admission.disabled_for)
-            self.pool.check(node)
+            self.schedules.check(node)
             left = admission.seconds_left()
             if not left and (
                 admission.try_acquire() if turn else admission.state is not BreakerState.OPEN
@@ -442,7 +452,7 @@ class Plan:
                 how = f"`prefect-dicom resume {self.cohort.number}`"
             words.append(f"paused, until {how}")
         for node in self.admissions() or [self.cohort.node]:
-            words += [self._wait_of(node), self.pool.format_waits(node)]
+            words += [self._wait_of(node), self.schedules.format(node)]
         return "; ".join(filter(None, words))
 
     def _wait_of(self, node: str) -> str:
@@ -511,7 +521,7 @@ class Plan:
 
     def associations(self, node: str) -> int:
         """How many requests this run may have under way: one at least, to hear why it may not."""
-        return max(1, min(self.admission(node).associations, self.pool.associations(node)))
+        return max(1, min(self.admission(node).associations, self.schedules.associations(node)))
 
     def _take_time(self, node: str, requestor: Requestor, service: str, seconds: float) -> None:
         answered(node, service, seconds)
@@ -623,11 +633,11 @@ class Plan:
 
     def is_closed(self, node: str) -> bool:
         """Whether a node may not be asked at this time of the week."""
-        return self.pool.state(node).closed
+        return self.schedules.state(node).closed
 
     def is_ending(self, node: str) -> bool:
         """Whether what is under way at a node is to be cancelled."""
-        return self.is_stopping() or self.pool.is_over(node)
+        return self.is_stopping() or self.schedules.is_over(node)
 
     def wait_in_place(self, look: Callable[[], None]) -> bool:
         """Wait while the run is to pause, asking for nothing; whether it is to go on then.

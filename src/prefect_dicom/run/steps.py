@@ -663,7 +663,7 @@ class Pull(Plan):
     def _asked(self, node: str) -> PacsNode:
         """The node, with requests as small as its windows ask for."""
         asked = self.site.effective_node(node)
-        most = self.pool.request_instances(node)
+        most = self.rates.request_instances(node)
         limits = asked.limits.model_copy(update={"chunk_instances": most})
         return asked.model_copy(update={"limits": limits})
 
