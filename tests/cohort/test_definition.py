@@ -22,20 +22,20 @@ from prefect_dicom.cohort.filters import (
     beyond_the_maximum,
     bounded_regex,
     choose_series,
-    decode_selection,
-    encode_selection,
+    decode_filters,
+    encode_filters,
     judge_series,
     judge_study,
     series_text,
 )
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import (
+    CohortFilters,
     DateRange,
     Excluded,
     Filter,
     Pattern,
     PerPatient,
-    Selection,
     Study,
 )
 from prefect_dicom.report import write_reports
@@ -97,7 +97,7 @@ def test_a_definition_is_read_with_all_its_keys(define):
         (2, "0001", DateRange(date(2024, 1, 1), date(2024, 2, 2))),
         (3, "0002", DateRange(date(2024, 1, 16), date(2024, 2, 17))),
     ]
-    assert file.selection == Selection(
+    assert file.filters == CohortFilters(
         studies=(
             Filter("StudyDate", dates=DateRange(date(2024, 1, 1), date(2024, 3, 31))),
             Filter("ModalitiesInStudy", any_of=(Pattern("CT"), Pattern("PT"))),
@@ -117,7 +117,7 @@ def test_a_definition_is_read_with_all_its_keys(define):
         excluded=frozenset({Excluded(patient_id="0002")}),
         per_patient=PerPatient(1, latest=False),
     )
-    assert decode_selection(encode_selection(file.selection)) == file.selection
+    assert decode_filters(encode_filters(file.filters)) == file.filters
 
 
 def test_a_definition_without_a_list_is_a_row_for_each_calendar_month(define):
@@ -146,7 +146,7 @@ def test_a_window_lies_around_a_date_of_any_kind_of_list(define, tmp_path, kind)
 
 
 def test_numbers_and_texts_may_be_written_in_several_forms(define):
-    selection = read_cohort_file(
+    filters = read_cohort_file(
         define(
             """
             list: patients.csv
@@ -158,8 +158,8 @@ def test_numbers_and_texts_may_be_written_in_several_forms(define):
             series: {SeriesNumber: 2}
             """
         )
-    ).selection
-    assert {each.keyword: each for each in (*selection.studies, *selection.series)} == {
+    ).filters
+    assert {each.keyword: each for each in (*filters.studies, *filters.series)} == {
         "NumberOfStudyRelatedSeries": Filter("NumberOfStudyRelatedSeries", at_least=3),
         "NumberOfStudyRelatedInstances": Filter(
             "NumberOfStudyRelatedInstances", at_least=10, at_most=99
@@ -174,7 +174,7 @@ def test_numbers_and_texts_may_be_written_in_several_forms(define):
 
 def test_an_exclusion_list_may_be_empty_and_there_may_be_several(define):
     path = define("list: patients.csv\nexclude: [withdrawn.csv, more.csv]", more="PatientID\n")
-    assert read_cohort_file(path).selection.excluded == {Excluded(patient_id="0002")}
+    assert read_cohort_file(path).filters.excluded == {Excluded(patient_id="0002")}
 
 
 def test_files_are_seen_from_the_definition_and_from_home(define, tmp_path, monkeypatch):
@@ -406,10 +406,10 @@ MANY = Filter("NumberOfStudyRelatedInstances", at_least=10)
     ],
 )
 def test_a_filter_says_yes_or_no_or_that_it_cannot_be_told(wanted, answer, judgement):
-    assert judge_study(Selection(studies=(wanted,)), answer) is judgement
+    assert judge_study(CohortFilters(studies=(wanted,)), answer) is judgement
     # What is out anyway is out, whatever cannot be told.
     out = frozenset({Excluded(study_instance_uid=study_uid(1))})
-    assert judge_study(Selection(studies=(wanted,), excluded=out), answer) is False
+    assert judge_study(CohortFilters(studies=(wanted,), excluded=out), answer) is False
 
 
 @pytest.mark.parametrize(
@@ -445,8 +445,8 @@ def test_an_age_is_counted_in_birthdays_or_taken_from_the_archive(born, made, to
     ],
 )
 def test_what_is_excluded_is_out_and_what_may_be_is_undecided(excluded, judgement):
-    selection = Selection(excluded=frozenset({excluded}))
-    assert judge_study(selection, study(accession_number="A7")) is judgement
+    filters = CohortFilters(excluded=frozenset({excluded}))
+    assert judge_study(filters, study(accession_number="A7")) is judgement
 
 
 CT = Filter("Modality", any_of=(Pattern("CT"),))
@@ -486,19 +486,21 @@ def test_one_series_of_the_body_part_makes_the_study_wanted(parts, judgement):
         str(number): {} if part is None else {"BodyPartExamined": part}
         for number, part in enumerate(parts)
     }
-    assert judge_series(Selection(with_series=(CHEST,)), answers) is judgement
+    assert judge_series(CohortFilters(with_series=(CHEST,)), answers) is judgement
 
 
 def test_the_same_filters_are_the_same_selection_in_words_and_others_are_another():
-    one = Selection(series=(CT, Filter("ProtocolName", any_of=(Pattern("a"), Pattern("b")))))
-    same = Selection(series=(Filter("ProtocolName", any_of=(Pattern("b"), Pattern("a"))), CT))
+    one = CohortFilters(series=(CT, Filter("ProtocolName", any_of=(Pattern("a"), Pattern("b")))))
+    same = CohortFilters(series=(Filter("ProtocolName", any_of=(Pattern("b"), Pattern("a"))), CT))
     assert series_text(one) == series_text(same) == 'Modality is "CT"; ProtocolName is "a" or "b"'
     others = [
-        Selection(),
-        Selection(series=(CT,)),
-        Selection(series=(CT, Filter("ProtocolName", any_of=(Pattern('a" or "b'),)))),
-        Selection(series=(CT, Filter("ProtocolName", none_of=(Pattern("a"), Pattern("b"))))),
-        Selection(series=(CT, Filter("ProtocolName", any_of=(Pattern("a", True), Pattern("b"))))),
+        CohortFilters(),
+        CohortFilters(series=(CT,)),
+        CohortFilters(series=(CT, Filter("ProtocolName", any_of=(Pattern('a" or "b'),)))),
+        CohortFilters(series=(CT, Filter("ProtocolName", none_of=(Pattern("a"), Pattern("b"))))),
+        CohortFilters(
+            series=(CT, Filter("ProtocolName", any_of=(Pattern("a", True), Pattern("b"))))
+        ),
     ]
     assert len({series_text(each) for each in (one, *others)}) == 6
 

@@ -32,8 +32,8 @@ from prefect_dicom.archive.spool import Spool
 from prefect_dicom.cohort.definition import read_cohort_file
 from prefect_dicom.cohort.filters import (
     choose_series,
-    decode_selection,
-    encode_selection,
+    decode_filters,
+    encode_filters,
     judge_study,
 )
 from prefect_dicom.cohort.rows import read_cohort
@@ -592,10 +592,10 @@ def test_no_definition_of_a_cohort_breaks_its_reader(fuzz, scale, tmp_path):
         data = DEFINITIONS[number] if 0 <= number < len(DEFINITIONS) else damaged(lot, seeds)
         path.write_bytes(data)
         with checks.case(number, data, seconds=10), contextlib.suppress(CohortError):
-            selection = read_cohort_file(path).selection
-            choose_series(selection.series, {"1.2": answer})
-            judge_study(selection, Study("1.2", study_description="a" * 63 + "!"))
-            assert decode_selection(encode_selection(selection)) == selection
+            filters = read_cohort_file(path).filters
+            choose_series(filters.series, {"1.2": answer})
+            judge_study(filters, Study("1.2", study_description="a" * 63 + "!"))
+            assert decode_filters(encode_filters(filters)) == filters
 
 
 # --- manifests

@@ -7,7 +7,7 @@ from datetime import UTC
 import pytest
 
 from prefect_dicom.core.errors import LedgerError
-from prefect_dicom.core.model import WHOLE, Evidence, StudyState, Verdict
+from prefect_dicom.core.model import NO_FILTERS, Evidence, StudyState, Verdict
 from tests.support.ledgers import CT_ONLY, DIGEST, claimed, keys, listed, received, rows, stored
 
 
@@ -55,12 +55,12 @@ def test_a_cohort_whose_rows_cannot_be_read_to_the_end_is_not_added(ledger):
 
 
 def test_a_cohort_keeps_what_it_wants_of_what_its_rows_find(ledger):
-    cohort = ledger.cohorts.add(DIGEST, "main", rows(1), selection=CT_ONLY)
+    cohort = ledger.cohorts.add(DIGEST, "main", rows(1), filters=CT_ONLY)
     assert cohort.selection == 'Modality is "CT" or regex "P\u0142"'
     assert ledger.cohorts.get(cohort.name) == cohort
-    assert ledger.cohorts.selection(cohort.number) == CT_ONLY
+    assert ledger.cohorts.filters(cohort.number) == CT_ONLY
     plain = ledger.cohorts.add("e" * 64, "main", rows(1))
-    assert (plain.selection, ledger.cohorts.selection(plain.number)) == ("", WHOLE)
+    assert (plain.selection, ledger.cohorts.filters(plain.number)) == ("", NO_FILTERS)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_a_failed_study_says_why_and_counts_what_is_stored(ledger, run):
 
 
 def test_a_study_is_listed_with_one_selection_and_other_cohorts_leave_it_alone(ledger, run):
-    ct = ledger.cohorts.add(DIGEST, "main", rows(2), selection=CT_ONLY)
+    ct = ledger.cohorts.add(DIGEST, "main", rows(2), filters=CT_ONLY)
     whole = ledger.cohorts.add("e" * 64, "main", rows(2))
     for cohort in (ct, whole):
         ledger.rows.record_discoveries(cohort.number, [(2, [study(2)], None, ())])

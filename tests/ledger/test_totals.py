@@ -56,7 +56,7 @@ def test_totals_count_the_verdicts_that_the_rows_have(ledger, run):
     # Of each patient some studies, of which the cohort takes two.
     found = [replace(study(n), patient_id=f"P{n % 9}") for n in range(40)]
     cohort = ledger.cohorts.add(DIGEST, "main", [CohortRow(line) for line in lines]).number
-    other = ledger.cohorts.add("e" * 64, "main", [CohortRow(2)], selection=CT_ONLY)
+    other = ledger.cohorts.add("e" * 64, "main", [CohortRow(2)], filters=CT_ONLY)
     for line in lines:
         of_row = lot.sample(found, lot.choice([0, 1, 1, 1, 2, 3]))
         reason = lot.choice([None, None, None, "filter-undecided", "list-unproved"])

@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from prefect_dicom.core.model import (
     ArchivedInstance,
+    CohortFilters,
     CohortRow,
     DateRange,
     Excluded,
@@ -18,7 +19,6 @@ from prefect_dicom.core.model import (
     Pattern,
     PerPatient,
     ReceivedInstance,
-    Selection,
     Study,
 )
 from prefect_dicom.ledger import Claim, Ledger
@@ -36,7 +36,7 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 
 
-CT_ONLY = Selection(
+CT_ONLY = CohortFilters(
     studies=(Filter("StudyDate", dates=DateRange(date(2024, 1, 1), None)),),
     series=(Filter("Modality", any_of=(Pattern("CT"), Pattern("P\u0142", regex=True))),),
     excluded=frozenset({Excluded("P1", None, "1.2"), Excluded(accession_number="A")}),

@@ -31,7 +31,8 @@ from prefect_dicom.config.site import NodeName, PlacedPath
 from prefect_dicom.config.yaml import Document, Settings, faults_of, text_of
 from prefect_dicom.core.errors import CohortError, ConfigurationError
 from prefect_dicom.core.model import (
-    WHOLE,
+    NO_FILTERS,
+    CohortFilters,
     CohortRow,
     DateRange,
     Excluded,
@@ -39,7 +40,6 @@ from prefect_dicom.core.model import (
     NodeOrder,
     Pattern,
     PerPatient,
-    Selection,
 )
 
 SUFFIXES = (".yaml", ".yml")
@@ -259,7 +259,7 @@ class CohortFile:
     """What a cohort file asks for: its rows, and what is wanted of what they find."""
 
     rows: list[CohortRow]
-    selection: Selection = WHOLE
+    filters: CohortFilters = NO_FILTERS
 
 
 def is_definition(path: Path) -> bool:
@@ -352,7 +352,7 @@ def read_cohort_file(path: Path) -> CohortFile:
         raise CohortError(path.name, faults)
     if definition.list is None:
         rows = list(_months(definition.studies.StudyDate.dates))
-    return CohortFile(rows, _selection(definition, frozenset(excluded)))
+    return CohortFile(rows, _filters(definition, frozenset(excluded)))
 
 
 def definition_by_date(first: date, last: date) -> str:
@@ -425,7 +425,7 @@ def _kind(value: Any) -> str:
     return "a text" if isinstance(value, str) else "a number"
 
 
-def _selection(definition: _Definition, excluded: frozenset[Excluded]) -> Selection:
+def _filters(definition: _Definition, excluded: frozenset[Excluded]) -> CohortFilters:
     studies = tuple(
         wanted
         for key in _Studies.model_fields
@@ -437,7 +437,7 @@ def _selection(definition: _Definition, excluded: frozenset[Excluded]) -> Select
         if (wanted := getattr(definition.series, key)) is not None
     )
     most = definition.most_per_patient
-    return Selection(
+    return CohortFilters(
         studies=tuple(each for each in studies if each.keyword != "BodyPartExamined"),
         with_series=tuple(each for each in studies if each.keyword == "BodyPartExamined"),
         series=series,

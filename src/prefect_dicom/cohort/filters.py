@@ -26,12 +26,12 @@ from re import _parser as parser
 from typing import Any
 
 from prefect_dicom.core.model import (
+    CohortFilters,
     DateRange,
     Excluded,
     Filter,
     Pattern,
     PerPatient,
-    Selection,
     Study,
     StudyReference,
 )
@@ -69,18 +69,18 @@ _OWN_PLACE = {
 
 @dataclass(frozen=True, slots=True)
 class ChosenSeries:
-    """The series of a study, by UID, sorted by whether a selection wants them."""
+    """The series of a study, by UID, sorted by whether the filters want them."""
 
     wanted: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
     undecided: tuple[str, ...] = ()
 
 
-def not_told(selection: Selection, study: Study) -> tuple[str, ...]:
+def not_told(filters: CohortFilters, study: Study) -> tuple[str, ...]:
     """What the filters need to know of a study at STUDY level, and its answer does not tell."""
     told = {keyword for keyword, _ in study.told}
     keywords: dict[str, None] = {}
-    for each in selection.studies:
+    for each in filters.studies:
         if _values_of(each.keyword, study) is not None:
             continue
         asked = (
@@ -90,37 +90,37 @@ def not_told(selection: Selection, study: Study) -> tuple[str, ...]:
     return tuple(keywords)
 
 
-def series_keywords(selection: Selection) -> tuple[str, ...]:
+def series_keywords(filters: CohortFilters) -> tuple[str, ...]:
     """What the filters need to be told at SERIES level; empty where no such query is needed."""
-    filters = (*selection.with_series, *selection.series)
-    return tuple(dict.fromkeys(each.keyword for each in filters))
+    wanted = (*filters.with_series, *filters.series)
+    return tuple(dict.fromkeys(each.keyword for each in wanted))
 
 
-def judge_study(selection: Selection, study: Study) -> bool | None:
+def judge_study(filters: CohortFilters, study: Study) -> bool | None:
     """Whether a study is wanted by its answer at STUDY level; None where that cannot be told.
 
     One that is excluded is never wanted; one whose identifiers differ from an excluded one in
     case, padding or leading zeros alone is undecided, because it may be the same.
     """
-    judgements = [_not_excluded(selection.excluded, study)]
-    judgements += [_judge(each, _values_of(each.keyword, study)) for each in selection.studies]
+    judgements = [_not_excluded(filters.excluded, study)]
+    judgements += [_judge(each, _values_of(each.keyword, study)) for each in filters.studies]
     return _all(judgements)
 
 
-def why_undecided(selection: Selection, study: Study) -> tuple[str, ...]:
+def why_undecided(filters: CohortFilters, study: Study) -> tuple[str, ...]:
     """What cannot be told of a study that is undecided, in words that hold no patient data."""
     words = [
         f"{each.keyword} is not told, or cannot be compared"
-        for each in selection.studies
+        for each in filters.studies
         if _judge(each, _values_of(each.keyword, study)) is None
     ]
-    if _not_excluded(selection.excluded, study) is None:
+    if _not_excluded(filters.excluded, study) is None:
         words.append("it is nearly what is excluded")
     return tuple(words) or ("its series are not told as far as the filters need",)
 
 
 def choose_series(
-    filters: Sequence[Filter], answers: Mapping[str, Mapping[str, str]]
+    wanted: Sequence[Filter], answers: Mapping[str, Mapping[str, str]]
 ) -> ChosenSeries:
     """Sort series by whether they pass all filters.
 
@@ -131,20 +131,20 @@ def choose_series(
     """
     sorted_out: dict[bool | None, list[str]] = defaultdict(list)
     for uid, told in answers.items():
-        judgement = _all(_judge(each, _values(each.keyword, told)) for each in filters)
+        judgement = _all(_judge(each, _values(each.keyword, told)) for each in wanted)
         sorted_out[judgement].append(uid)
     return ChosenSeries(*(tuple(sorted(sorted_out[each])) for each in (True, False, None)))
 
 
-def judge_series(selection: Selection, answers: Mapping[str, Mapping[str, str]]) -> bool | None:
+def judge_series(filters: CohortFilters, answers: Mapping[str, Mapping[str, str]]) -> bool | None:
     """Whether a study is wanted by its answers at SERIES level; None where it cannot be told.
 
     One series has to be what ``with_series`` says, and at least one is to be retrieved. Where
     of any series it cannot be told whether it is to be retrieved, what would be retrieved of
     the study cannot be told either.
     """
-    one = choose_series(selection.with_series, answers)
-    kept = choose_series(selection.series, answers)
+    one = choose_series(filters.with_series, answers)
+    kept = choose_series(filters.series, answers)
     some = None if one.undecided and not one.wanted else bool(one.wanted)
     rest = None if kept.undecided else bool(kept.wanted)
     return _all((some, rest))
@@ -395,12 +395,12 @@ def _ways_to_repeat(repeated: Any, least: int, most: int) -> float:
 # --- as text and as JSON
 
 
-def series_text(selection: Selection) -> str:
+def series_text(filters: CohortFilters) -> str:
     """The filters of the series to be retrieved, in words; empty for whole studies.
 
     The same filters are the same text, and others are another: a study is archived under one.
     """
-    return "; ".join(sorted(_words(each) for each in selection.series))
+    return "; ".join(sorted(_words(each) for each in filters.series))
 
 
 def _words(wanted: Filter) -> str:
@@ -427,34 +427,34 @@ def _day(day: date | None) -> str:
     return "" if day is None else f"{day:%Y%m%d}"
 
 
-def encode_selection(selection: Selection) -> dict[str, Any]:
-    """A selection as what JSON holds; :func:`decode_selection` reads it."""
+def encode_filters(filters: CohortFilters) -> dict[str, Any]:
+    """Filters as what JSON holds; :func:`decode_filters` reads it."""
 
-    def filters(some: Sequence[Filter]) -> list[dict[str, Any]]:
+    def encoded(some: Sequence[Filter]) -> list[dict[str, Any]]:
         return [
             asdict(each) | {"dates": each.dates and [_day(each.dates.first), _day(each.dates.last)]}
             for each in some
         ]
 
     return {
-        "studies": filters(selection.studies),
-        "with_series": filters(selection.with_series),
-        "series": filters(selection.series),
+        "studies": encoded(filters.studies),
+        "with_series": encoded(filters.with_series),
+        "series": encoded(filters.series),
         "excluded": [
             [each.patient_id, each.accession_number, each.study_instance_uid]
-            for each in selection.excluded
+            for each in filters.excluded
         ],
-        "per_patient": selection.per_patient and asdict(selection.per_patient),
+        "per_patient": filters.per_patient and asdict(filters.per_patient),
     }
 
 
-def decode_selection(body: Mapping[str, Any]) -> Selection:
-    """The selection that :func:`encode_selection` made this of."""
+def decode_filters(body: Mapping[str, Any]) -> CohortFilters:
+    """The filters that :func:`encode_filters` made this of."""
 
     def patterns(some: Sequence[Mapping[str, Any]]) -> tuple[Pattern, ...]:
         return tuple(Pattern(**each) for each in some)
 
-    def filters(some: Sequence[Mapping[str, Any]]) -> tuple[Filter, ...]:
+    def decoded(some: Sequence[Mapping[str, Any]]) -> tuple[Filter, ...]:
         return tuple(
             Filter(
                 each["keyword"],
@@ -467,10 +467,10 @@ def decode_selection(body: Mapping[str, Any]) -> Selection:
             for each in some
         )
 
-    return Selection(
-        filters(body["studies"]),
-        filters(body["with_series"]),
-        filters(body["series"]),
+    return CohortFilters(
+        decoded(body["studies"]),
+        decoded(body["with_series"]),
+        decoded(body["series"]),
         frozenset(Excluded(*each) for each in body["excluded"]),
         body["per_patient"] and PerPatient(**body["per_patient"]),
     )

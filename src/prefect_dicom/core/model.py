@@ -147,7 +147,7 @@ class Pattern:
 class Filter:
     """What one attribute of an answer has to be; conditions that are given hold together.
 
-    ``keyword`` is DICOM's, and says with the filter's place in a :class:`Selection` at which
+    ``keyword`` is DICOM's, and says with the filter's place in a :class:`CohortFilters` at which
     level it is asked for. ``PatientAge`` is in years.
     """
 
@@ -177,7 +177,7 @@ class PerPatient:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class CohortFilters:
     """What a cohort wants of what its rows find. All of it is checked on our side.
 
     Parameters
@@ -201,7 +201,7 @@ class Selection:
     per_patient: PerPatient | None = None
 
 
-WHOLE = Selection()
+NO_FILTERS = CohortFilters()
 """Everything that the rows find, and whole studies of it."""
 
 

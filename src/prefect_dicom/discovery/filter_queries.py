@@ -21,7 +21,7 @@ from prefect_dicom.cohort.filters import (
 )
 from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.model import CohortRow, Instance, Selection, Study, Verdict
+from prefect_dicom.core.model import CohortFilters, CohortRow, Instance, Study, Verdict
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.network.find.list_instances import list_study
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
@@ -38,7 +38,7 @@ def filter_studies(
     requestor: Requestor,
     row: CohortRow,
     found: Discovery,
-    selection: Selection,
+    filters: CohortFilters,
     capabilities: QueryCapabilities,
 ) -> Discovery:
     """Remove the studies that the cohort does not want from what a row found.
@@ -58,7 +58,7 @@ def filter_studies(
     wanted: list[Study] = []
     undecided: list[Study] = []
     for study in found.studies:
-        judgement, completed = _judge(requestor, study, selection, capabilities)
+        judgement, completed = _judge(requestor, study, filters, capabilities)
         if judgement:
             wanted.append(study)
         elif judgement is None:
@@ -79,7 +79,7 @@ def filter_studies(
 def filter_series(
     requestor: Requestor,
     study: Study,
-    selection: Selection,
+    filters: CohortFilters,
     capabilities: QueryCapabilities,
     listed: Iterable[Instance],
 ) -> ChosenSeries:
@@ -96,8 +96,8 @@ def filter_series(
     PacsError
         See :func:`~prefect_dicom.network.find.query.find`.
     """
-    answers = query_series_attributes(requestor, study, series_keywords(selection), capabilities)
-    return choose_series(selection.series, _counted(answers, listed))
+    answers = query_series_attributes(requestor, study, series_keywords(filters), capabilities)
+    return choose_series(filters.series, _counted(answers, listed))
 
 
 def _found_nothing(found: Discovery) -> bool:
@@ -107,22 +107,22 @@ def _found_nothing(found: Discovery) -> bool:
 
 
 def _judge(
-    requestor: Requestor, study: Study, selection: Selection, capabilities: QueryCapabilities
+    requestor: Requestor, study: Study, filters: CohortFilters, capabilities: QueryCapabilities
 ) -> tuple[bool | None, Study]:
     """Whether a study is wanted (None: undecided), and the study with the attributes queried."""
-    judgement = judge_study(selection, study)
-    if judgement is None and (keywords := not_told(selection, study)):
+    judgement = judge_study(filters, study)
+    if judgement is None and (keywords := not_told(filters, study)):
         study = query_study_attributes(requestor, study, keywords, capabilities)
-        judgement = judge_study(selection, study)
-    if judgement and series_keywords(selection):
+        judgement = judge_study(filters, study)
+    if judgement and series_keywords(filters):
         try:
             answers = query_series_attributes(
-                requestor, study, series_keywords(selection), capabilities
+                requestor, study, series_keywords(filters), capabilities
             )
-            judgement = judge_series(selection, answers)
+            judgement = judge_series(filters, answers)
             if judgement is None and not all(_COUNT in answer for answer in answers.values()):
                 listed = list_study(requestor, study, capabilities).instances
-                judgement = judge_series(selection, _counted(answers, listed))
+                judgement = judge_series(filters, _counted(answers, listed))
         except PacsError as error:
             if error.code != "request-refused":
                 raise

@@ -7,9 +7,16 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, insert, or_, select, update
 
-from prefect_dicom.cohort.filters import decode_selection, encode_selection, series_text
+from prefect_dicom.cohort.filters import decode_filters, encode_filters, series_text
 from prefect_dicom.core.errors import LedgerError
-from prefect_dicom.core.model import WHOLE, CohortRow, Disposition, NodeOrder, Selection, StudyState
+from prefect_dicom.core.model import (
+    NO_FILTERS,
+    CohortFilters,
+    CohortRow,
+    Disposition,
+    NodeOrder,
+    StudyState,
+)
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.ledger.database import Database, slices, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
@@ -43,7 +50,7 @@ class Cohorts:
         node: str,
         rows: Iterable[CohortRow],
         name: str | None = None,
-        selection: Selection = WHOLE,
+        filters: CohortFilters = NO_FILTERS,
     ) -> Cohort:
         """Register a cohort with its rows, all or nothing; return it, or the one already there.
 
@@ -59,7 +66,7 @@ class Cohorts:
         name : str, optional
             Name for people. By default the first 12 characters of the digest, with the node's
             name behind them where the cohort of another node has that name.
-        selection : Selection
+        filters : CohortFilters
             Filters on the studies and series that the rows find.
 
         Raises
@@ -78,7 +85,7 @@ class Cohorts:
                         node=node,
                         rows=0,
                         created_at=utc_now(),
-                        selection=series_text(selection),
+                        selection=series_text(filters),
                     )
                     .on_conflict_do_nothing()
                     .returning(cohorts.c.number)
@@ -92,8 +99,8 @@ class Cohorts:
                     return cohort_of(known)
             else:
                 raise LedgerError("cohort-name-taken")
-            if selection != WHOLE:
-                body = encode_selection(selection)
+            if filters != NO_FILTERS:
+                body = encode_filters(filters)
                 connection.execute(insert(selections), {"cohort": added, "body": body})
             count = 0
             for piece in slices(rows, _BATCH_SIZE):
@@ -141,13 +148,13 @@ class Cohorts:
         return [cohort_of(row) for row in rows]
 
     @translate_database_errors
-    def selection(self, cohort: int) -> Selection:
+    def filters(self, cohort: int) -> CohortFilters:
         """Return the filters of a cohort on the studies and series that its rows find."""
         with self._database.read() as connection:
             body = connection.execute(
                 select(selections.c.body).where(selections.c.cohort == cohort)
             ).scalar()
-        return WHOLE if body is None else decode_selection(body)
+        return NO_FILTERS if body is None else decode_filters(body)
 
     @translate_database_errors
     def add_note(self, cohort: int, node: str, words: str) -> None:

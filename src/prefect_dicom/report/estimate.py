@@ -225,7 +225,7 @@ def estimate_pull(
         spool_bytes=_spool_bytes(ledger, cohort, site, shares),
         bytes_per_second=rate or ASSUMED_BYTES_PER_SECOND,
         rate_learned=rate is not None,
-        narrowed=bool(ledger.cohorts.selection(cohort.number).series),
+        narrowed=bool(ledger.cohorts.filters(cohort.number).series),
     )
     return replace(
         estimate, ends=_end(estimate, site.effective_node(cohort.node), now or datetime.now(UTC))

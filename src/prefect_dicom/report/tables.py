@@ -20,9 +20,9 @@ from prefect_dicom.cohort.filters import why_undecided
 from prefect_dicom.cohort.row_matching import why_not_taken
 from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.model import (
+    CohortFilters,
     CohortRow,
     RowVerdict,
-    Selection,
     Study,
     StudyState,
     Verdict,
@@ -209,9 +209,9 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
 
 
 def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
-    selection = ledger.cohorts.selection(cohort.number)
+    filters = ledger.cohorts.filters(cohort.number)
     candidates = (
-        _candidate(row, reason, study, selection)
+        _candidate(row, reason, study, filters)
         for row, reason, studies in ledger.rows.candidates(cohort.number)
         for study in studies
     )
@@ -231,11 +231,11 @@ def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
 
 
 def _candidate(
-    row: CohortRow, reason: str | None, study: Study, selection: Selection
+    row: CohortRow, reason: str | None, study: Study, filters: CohortFilters
 ) -> dict[str, Any]:
     why = why_not_taken(row, study)
     if not why and reason == "filter-undecided":
-        why = why_undecided(selection, study)
+        why = why_undecided(filters, study)
     return {
         "Take": "",
         "CandidateOf": row.line,

@@ -18,12 +18,12 @@ from prefect_dicom.cohort.filters import series_text
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import (
+    CohortFilters,
     Evidence,
     Instance,
     InstanceKey,
     InstanceState,
     ReceivedInstance,
-    Selection,
     StudyReference,
 )
 from prefect_dicom.dicom.part10 import survey
@@ -54,7 +54,7 @@ class Listing:
         The pool that the requestor is borrowed from; admits each request.
     capabilities : QueryCapabilities
         The node's support of queries for a study's content.
-    selection : Selection
+    filters : CohortFilters
         Says which series are wanted.
     """
 
@@ -67,7 +67,7 @@ class Listing:
         weakest: Evidence,
         pool: AssociationPool,
         capabilities: QueryCapabilities,
-        selection: Selection,
+        filters: CohortFilters,
     ) -> None:
         self._requestor = requestor
         self._ledger = ledger
@@ -75,8 +75,8 @@ class Listing:
         self._weakest = weakest
         self._pool = pool
         self._capabilities = capabilities
-        self._selection = selection
-        self._series_wanted = series_text(selection)
+        self._filters = filters
+        self._series_wanted = series_text(filters)
 
     def lists(self, tasks: Sequence[StudyTask]) -> dict[StudyReference, ListedStudy]:
         """Query the instance lists of many studies together, without recording them.
@@ -97,10 +97,10 @@ class Listing:
                 continue
             # What goes wrong with one goes wrong again when it is listed by itself.
             with contextlib.suppress(PacsError):
-                lists[task.reference] = self._of_selection(task, answer)
+                lists[task.reference] = self._filtered(task, answer)
         return lists
 
-    def _of_selection(self, task: StudyTask, answer: ListedStudy) -> ListedStudy:
+    def _filtered(self, task: StudyTask, answer: ListedStudy) -> ListedStudy:
         """Remove the series that are not wanted from a list, and record them with the task.
 
         Raises
@@ -111,17 +111,17 @@ class Listing:
             peer counts instances at most in the study as a whole.
         """
         listed = {instance.key.series_instance_uid for instance in answer.instances}
-        if answer.evidence is not Evidence.INSTANCE_LIST and self._selection.series:
+        if answer.evidence is not Evidence.INSTANCE_LIST and self._filters.series:
             if answer.series is None:
                 raise PacsError("filter-undecided", "no series are listed")
             listed = {*answer.series}
-        if not self._selection.series or not listed:
+        if not self._filters.series or not listed:
             return answer
         with self._pool.request(self._requestor):
             chosen = filter_series(
                 self._requestor,
                 task.claim.study,
-                self._selection,
+                self._filters,
                 self._capabilities,
                 answer.instances,
             )
@@ -196,7 +196,7 @@ class Listing:
             raise PacsError("evidence-too-weak")
         if fresh and _instance_count(answer) < task.claim.counted_elsewhere:
             raise PacsError("copy-incomplete")
-        answer = self._of_selection(task, answer)
+        answer = self._filtered(task, answer)
         if fresh and task.claim.listed_by not in (None, task.claim.node):
             self._compare_lists(task, answer)
         if not fresh and task.is_listed and answer.evidence is not Evidence.INSTANCE_LIST:

@@ -203,7 +203,7 @@ class PullPasses(Passes):
             # No task is begun only to say that its time has not come.
             return WindowClosed()
         trouble = super().one_pass()
-        needs_all = pull.selection.per_patient is not None
+        needs_all = pull.filters.per_patient is not None
         if trouble is None or (isinstance(trouble, WindowClosed) and not needs_all):
             # Of several nodes another one may be asked, for what was found there.
             trouble = self._pull_and_turn() or trouble

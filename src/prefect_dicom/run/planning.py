@@ -44,11 +44,11 @@ from prefect_dicom.core.events import Event, Subscriber
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.metrics import answered
 from prefect_dicom.core.model import (
-    WHOLE,
+    NO_FILTERS,
+    CohortFilters,
     CohortRow,
     Disposition,
     RequestedState,
-    Selection,
     StudyState,
     Verdict,
 )
@@ -92,7 +92,7 @@ class Plan:
     cohort: Cohort
     ledger: Ledger
     run: Run
-    selection: Selection = WHOLE
+    filters: CohortFilters = NO_FILTERS
     """What the cohort wants of what its rows find."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set where this process is to end the run."""
@@ -326,12 +326,12 @@ class Plan:
 
     def _wanted_of(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery:
         found = discover(requestor, row, self.study_queries(node))
-        return filter_studies(requestor, row, found, self.selection, self._queries[node])
+        return filter_studies(requestor, row, found, self.filters, self._queries[node])
 
     def limit_per_patient(self) -> None:
         """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
-        if self.selection.per_patient is not None:
-            self.ledger.rows.limit_per_patient(self.cohort.number, self.selection.per_patient)
+        if self.filters.per_patient is not None:
+            self.ledger.rows.limit_per_patient(self.cohort.number, self.filters.per_patient)
 
     # --- around
 
@@ -682,8 +682,8 @@ def open_plan(site: Site, cohort: str | int) -> Iterator[Plan]:
         ledger = stack.enter_context(Ledger.open(ledger_url(site)))
         known = ledger.cohorts.get(str(cohort))
         run = stack.enter_context(ledger.runs.begin("plan", known.number))
-        selection = ledger.cohorts.selection(known.number)
-        plan = Plan(site=site, cohort=known, ledger=ledger, run=run, selection=selection)
+        filters = ledger.cohorts.filters(known.number)
+        plan = Plan(site=site, cohort=known, ledger=ledger, run=run, filters=filters)
         stack.enter_context(at_work(plan))
         yield plan
 

@@ -58,7 +58,7 @@ def register_cohort(
         cohort = ledger.cohorts.find(digest, order)
         if cohort is None:
             file = read_cohort_file(path)
-            cohort = ledger.cohorts.add(digest, order, file.rows, name, file.selection)
+            cohort = ledger.cohorts.add(digest, order, file.rows, name, file.filters)
     failpoint("cohort-recorded")
     return cohort
 

@@ -657,7 +657,7 @@ class Pull(Plan):
             weakest=self.site.validation.evidence,
             pool=self.pool,
             capabilities=self.peer_capabilities(node).queries,
-            selection=self.selection,
+            filters=self.filters,
         )
 
     def _asked(self, node: str) -> PacsNode:
@@ -775,7 +775,7 @@ def open_pull(
             cohort=known,
             ledger=ledger,
             run=run,
-            selection=ledger.cohorts.selection(known.number),
+            filters=ledger.cohorts.filters(known.number),
             clock=clock or Clock(),
             spool=spool,
             archive=archive,
