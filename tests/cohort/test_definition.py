@@ -16,11 +16,11 @@ import pandas
 import pytest
 
 from prefect_dicom.cli import Exit
+from prefect_dicom.cohort.bounded_regex import bounded_regex
 from prefect_dicom.cohort.definition import cohort_file_digest, read_cohort_file
 from prefect_dicom.cohort.filters import (
     age_in_years,
     beyond_the_maximum,
-    bounded_regex,
     choose_series,
     decode_filters,
     encode_filters,
@@ -76,7 +76,7 @@ def test_a_definition_is_read_with_all_its_keys(define):
     path = define(
         """
         list: patients.csv
-        window: {around: IndexDate, days_before: 30, days_after: 2}
+        date_window: {around: IndexDate, days_before: 30, days_after: 2}
         exclude: withdrawn.csv
         studies:
           StudyDate: 20240101-20240331
@@ -133,7 +133,7 @@ def test_a_definition_without_a_list_is_a_row_for_each_calendar_month(define):
 
 @pytest.mark.parametrize("kind", ["csv", "xlsx", "parquet"])
 def test_a_window_lies_around_a_date_of_any_kind_of_list(define, tmp_path, kind):
-    path = define(f"list: index.{kind}\nwindow: {{around: index_date, days_before: 1}}")
+    path = define(f"list: index.{kind}\ndate_window: {{around: index_date, days_before: 1}}")
     frame = pandas.DataFrame({"PatientID": ["0001"], "Index Date": [date(2024, 3, 1)]})
     if kind == "csv":
         frame.to_csv(tmp_path / "index.csv", index=False)
@@ -196,7 +196,7 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         define(
             """
             list: patients.csv
-            window: {around: 5, days_bfore: 30}
+            date_window: {around: 5, days_bfore: 30}
             exclude: [withdrawn.csv, 7]
             studies:
               StudyDate: 20240199
@@ -216,8 +216,8 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         )
     )
     for place, words in (
-        ("window.around", "a text"),
-        ("window.days_bfore", "did you mean `days_before`?"),
+        ("date_window.around", "a text"),
+        ("date_window.days_bfore", "did you mean `days_before`?"),
         ("exclude", "the path of a list"),
         ("studies.StudyDate", "not a day of the calendar"),
         ("studies.Modality", "codes like CT"),
@@ -230,7 +230,7 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         ("series.SeriesDescription", "at least one text"),
         ("most_per_patient.studies", "from 1 to"),
         ("most_per_patient.take", "latest, earliest"),
-        ("color", "known keys here: nodes, every_node, list, window"),
+        ("color", "known keys here: nodes, every_node, list, date_window"),
         ('list: line 2, column "PatientID"', "wildcard"),
         ("list: line 3", "no key"),
     ):
@@ -247,7 +247,7 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         ("studies: {StudyDate: 10000101-20240101}", "studies.StudyDate: expected at most 200"),
         (
             "studies: {StudyDate: 20240101-20240301}\nwindow: {around: x}",
-            "window: expected only together with `list`",
+            "date_window: expected only together with `list`",
         ),
         ("list: nothing.csv", "list: does not exist"),
         ("list: /dev/zero", "list: is no file but a folder or a device"),
@@ -255,16 +255,16 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         ("list: cohort.yaml", "list: expected a list (CSV, XLSX or Parquet), found a definition"),
         ("list: patients.csv\nwindow: {around: Nothing}", "list: line 1: no column has the name"),
         (
-            "list: dates.csv\nwindow: {around: Index}",
+            "list: dates.csv\ndate_window: {around: Index}",
             "list: line 1: a window is laid around one column, and another limits",
         ),
-        ("list: gap.csv\nwindow: {around: Index}", "list: line 3: no date to lay the window"),
+        ("list: gap.csv\ndate_window: {around: Index}", "list: line 3: no date to lay the window"),
         (
             "list: patients.csv\nstudies: {Modality: CT, ModalitiesInStudy: CT}",
             "studies: Modality and ModalitiesInStudy mean the same",
         ),
         ("list: [", "line 1, column 8: is not YAML"),
-        ("- CT", "expected keys at the outermost level: nodes, every_node, list, window"),
+        ("- CT", "expected keys at the outermost level: nodes, every_node, list, date_window"),
         ("list: patients.csv\nlist: other.csv", "list: found twice"),
     ],
 )
@@ -281,7 +281,7 @@ def test_no_fault_repeats_a_value(define):
         define(
             f"""
             list: "{secret}.csv"
-            window: {{around: ["{secret}"]}}
+            date_window: {{around: ["{secret}"]}}
             exclude: {{{{"{secret}": 1}}: 2}}
             studies:
               StudyDate: "{secret}"

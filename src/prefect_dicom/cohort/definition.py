@@ -1,4 +1,4 @@
-"""A cohort as a definition in YAML: a list, a window around it, filters, exclusions, a maximum.
+"""A cohort as a definition in YAML: a list, a date window, filters, exclusions, a maximum.
 
 The keys are described in ``docs/cohorts.md``. As with a site file, all faults are told at once,
 each with its key and line; those of the lists that a definition names are among them. Values are
@@ -19,14 +19,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, ValidationError
 
-from prefect_dicom.cohort.filters import bounded_regex
-from prefect_dicom.cohort.rows import (
-    Window,
-    cohort_digest,
-    date_range,
-    read_cohort,
-    read_excluded,
-)
+from prefect_dicom.cohort.bounded_regex import bounded_regex
+from prefect_dicom.cohort.cells import date_range
+from prefect_dicom.cohort.rows import cohort_digest, read_cohort, read_excluded
+from prefect_dicom.cohort.table import DateWindow
 from prefect_dicom.config.site import NodeName, PlacedPath
 from prefect_dicom.config.yaml import Document, Settings, faults_of, text_of
 from prefect_dicom.core.errors import CohortError, ConfigurationError
@@ -172,8 +168,8 @@ def _of(read: Callable[..., Filter], keyword: str, **more: Any) -> Any:
 # --- the keys
 
 
-class _Window(Settings):
-    """A window of days around a date of each row."""
+class _DateWindow(Settings):
+    """Days around a date of each row."""
 
     around: str = Field(
         min_length=1, max_length=64, description="Name of the list's column with the date."
@@ -239,7 +235,7 @@ class _Definition(Settings):
     )
     every_node: bool = Field(False, description="Ask each of them for every row.")
     list: PlacedPath | None = Field(None, description="A cohort list: CSV, XLSX or Parquet.")
-    window: _Window | None = Field(None, description="Days around a date of each row.")
+    date_window: _DateWindow | None = Field(None, description="Days around a date of each row.")
     exclude: Any = Field(None, description="Lists of what is never taken.")
     studies: _Studies = Field(default_factory=_Studies, description="What a study has to be.")
     series: _Series = Field(default_factory=_Series, description="What a series has to be.")
@@ -342,7 +338,7 @@ def read_cohort_file(path: Path) -> CohortFile:
     for key, named in _named(path, document.values):
         try:
             if key == "list":
-                rows = read_cohort(named, _window_of(document.values))
+                rows = read_cohort(named, _date_window(document.values))
             else:
                 excluded.update(read_excluded(named))
         except CohortError as error:
@@ -382,13 +378,13 @@ def _named(path: Path, values: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
                 yield key, path.expanduser().absolute().parent / Path(name).expanduser()
 
 
-def _window_of(values: Mapping[str, Any]) -> Window | None:
-    """The window, if it is written as one can be: a list is read though other keys are faulty."""
+def _date_window(values: Mapping[str, Any]) -> DateWindow | None:
+    """Date window, unless it is faulty: a list is read though other keys are faulty."""
     try:
-        window = _Window.model_validate(values.get("window"))
+        window = _DateWindow.model_validate(values.get("date_window"))
     except ValidationError:
         return None
-    return Window(window.around, window.days_before, window.days_after)
+    return DateWindow(window.around, window.days_before, window.days_after)
 
 
 def _faults_together(values: Mapping[str, Any], definition: _Definition | None) -> Iterator[str]:
@@ -405,8 +401,8 @@ def _faults_together(values: Mapping[str, Any], definition: _Definition | None) 
         yield "studies: Modality and ModalitiesInStudy mean the same; leave one out"
     if values.get("list") is not None or definition is None:
         return
-    if definition.window is not None:
-        yield "window: expected only together with `list`, around a column of which it is"
+    if definition.date_window is not None:
+        yield "date_window: expected only together with `list`, around a column of which it is"
     wanted = definition.studies.StudyDate
     if wanted is None or None in (wanted.dates.first, wanted.dates.last):
         yield (

@@ -1,0 +1,127 @@
+"""Cohort files in Excel's format.
+
+Read through openpyxl, pandas' own engine, which shows formulas and number formats where a data
+frame has lost them.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+from prefect_dicom.cohort.columns import is_header
+from prefect_dicom.cohort.table import (
+    BLANKS,
+    INVISIBLE,
+    Table,
+    UnfitCell,
+    UnreadableFile,
+    exact_digits,
+    refuse_larger,
+)
+
+if TYPE_CHECKING:
+    from openpyxl.cell.read_only import ReadOnlyCell
+    from openpyxl.worksheet._read_only import ReadOnlyWorksheet
+
+_MOST_EXCEL_ROWS = 1_048_576
+# How Excel writes a character XML cannot hold, ECMA-376 part 1, 22.9.2.19.
+_EXCEL_ESCAPE = re.compile(r"_x[0-9A-Fa-f]{4}_")
+SAVE_AS_XLSX = "save it again as Excel workbook (.xlsx), not as Strict Open XML"
+"""openpyxl does not find the sheets of the strict form."""
+# Formats under which Excel shows an integer as its digits; zeros alone pad with zeros.
+_ZEROS = re.compile(r"0+")
+_DIGITS_SHOWN = re.compile(r"General|@|#+|[#,]*0(?:\.0+)?")
+
+
+def read_excel(data: bytes) -> Table:
+    """Read the one sheet of a workbook that has the header of a cohort.
+
+    Raises
+    ------
+    UnreadableFile
+        It is too large, empty or ambiguous; what the libraries raise of a damaged file passes.
+    """
+    # Here, as pandas below: most files are CSV, and need none of their 70 MB in every process.
+    import openpyxl
+
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        refuse_larger(sum(part.file_size for part in archive.infolist()))
+    workbook = openpyxl.load_workbook(io.BytesIO(data), read_only=True, keep_links=False)
+    sheets = workbook.worksheets
+    firsts = [next(_records(sheet), None) for sheet in sheets]
+    found = [n for n, first in enumerate(firsts) if first and is_header(_texts(first[1]))]
+    if len(found) > 1:
+        raise UnreadableFile(
+            f"sheets {', '.join(str(n + 1) for n in found)} (hidden ones count) each have the "
+            "header of a cohort; keep one of them in the file"
+        )
+    # Without one, the first sheet with anything in it takes the complaint about its header.
+    found = found or [n for n, first in enumerate(firsts) if first]
+    if not found:
+        raise UnreadableFile(
+            f"is empty; expected is a header line and rows below it (if there are, {SAVE_AS_XLSX})"
+        )
+    line, cells = firsts[found[0]]
+    return Table(
+        line=line,
+        header=_texts(cells),
+        records=_records(sheets[found[0]], after=line, width=len(cells)),
+        content=_content,
+        every_field_written=False,
+    )
+
+
+def _texts(cells: Sequence[ReadOnlyCell]) -> list[str | None]:
+    from openpyxl.utils.escape import unescape
+
+    return [
+        unescape(cell.value) if cell.data_type == "s" and cell.value else None for cell in cells
+    ]
+
+
+def _records(
+    sheet: ReadOnlyWorksheet, after: int = 0, width: int | None = None
+) -> Iterator[tuple[int, Sequence[ReadOnlyCell]]]:
+    """Rows that are not blank, with Excel's own row numbers; hidden and filtered ones too."""
+    # What a sheet states as its size is not always true.
+    sheet.reset_dimensions()
+    for line, cells in enumerate(sheet.iter_rows(min_row=after + 1, max_col=width), after + 1):
+        if line > _MOST_EXCEL_ROWS:
+            raise ValueError("a row is where none can be")
+        if any(cell.value is not None and str(cell.value).strip(BLANKS) for cell in cells):
+            yield line, cells
+
+
+def _content(cell: ReadOnlyCell) -> str | date | None:
+    value, kind = cell.value, cell.data_type
+    if value is None or isinstance(value, date):
+        return value
+    if kind == "f":
+        raise UnfitCell("holds a formula; paste the column again as values")
+    if kind == "s":
+        if _EXCEL_ESCAPE.search(value):
+            raise UnfitCell(INVISIBLE)
+        return value
+    if kind != "n":
+        raise UnfitCell(
+            "holds an error of Excel's, a truth value or a time (a fraction of a day); write the "
+            "value as text"
+        )
+    digits = exact_digits(value, exact=False)
+    try:
+        shown = cell.number_format
+    except (IndexError, TypeError):
+        shown = "a format the workbook does not have"
+    if _ZEROS.fullmatch(shown):
+        return digits.zfill(len(shown))
+    if not _DIGITS_SHOWN.fullmatch(shown):
+        raise UnfitCell(
+            "is a number in a display format, so that what is seen is not what is stored; format "
+            "the column as text and write the value"
+        )
+    return digits
