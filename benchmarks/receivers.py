@@ -18,7 +18,10 @@ from pathlib import Path
 
 from benchmarks.corpus import Study
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.config.site import DirectoryArchive, Metrics, PacsNode, Receiver, Site
+from prefect_dicom.config.archive import DirectoryArchive
+from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.receiver import Metrics, Receiver
+from prefect_dicom.config.site import Site
 from prefect_dicom.config.site import Spool as SpoolSettings
 from prefect_dicom.network.storage_scp import ReceiverLease
 from tests.support.peers import free_port

@@ -18,16 +18,13 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive, S3Settings
+from prefect_dicom.config.fields import NodeName, PlacedPath
+from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.receiver import Receiver
 from prefect_dicom.config.site import (
-    DirectoryArchive,
     Ledger,
-    NodeName,
-    PacsNode,
-    PlacedPath,
     Plain,
-    Receiver,
-    S3Archive,
-    S3Settings,
     Settings,
     Site,
     Spool,

@@ -16,7 +16,7 @@ import pytest
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.base import BLOCK_BYTES
 from prefect_dicom.archive.manifest import encode_manifest, put_manifest
-from prefect_dicom.config.site import DirectoryArchive, S3Archive
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError, Interrupted
 from prefect_dicom.core.model import Evidence, ManifestInstance, StudyManifest
 from prefect_dicom.core.uids import manifest_key, object_key

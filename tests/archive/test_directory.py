@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from prefect_dicom.archive import open_archive
-from prefect_dicom.config.site import DirectoryArchive
+from prefect_dicom.config.archive import DirectoryArchive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.uids import object_key

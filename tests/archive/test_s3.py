@@ -10,7 +10,7 @@ import pytest
 
 from prefect_dicom.archive.s3 import BucketArchive
 from prefect_dicom.archive.s3_connection import RetryPolicy
-from prefect_dicom.config.site import S3Archive
+from prefect_dicom.config.archive import S3Archive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.uids import object_key

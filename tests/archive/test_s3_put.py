@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from prefect_dicom.archive.s3 import BucketArchive
 from prefect_dicom.archive.s3_put import SignedPut
 from prefect_dicom.archive.source import BytesSource
-from prefect_dicom.config.site import S3Archive
+from prefect_dicom.config.archive import S3Archive
 from prefect_dicom.core.uids import object_key
 from tests.support.radosgw import client_of
 from tests.support.s3_server import S3Server

@@ -17,7 +17,7 @@ from prefect_dicom.config.access_schedule import (
     schedule_state,
     schedule_states,
 )
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.report.estimate import Estimate, Share, _end
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -17,19 +17,14 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from prefect_dicom.config.access_schedule import AccessSchedule, Window
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive, S3Settings
+from prefect_dicom.config.node import Limits, PacsNode, Timeouts
+from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.site import (
     LEDGER_URL_VARIABLE,
-    DirectoryArchive,
     Ledger,
-    Limits,
-    Metrics,
-    PacsNode,
-    Receiver,
-    S3Archive,
-    S3Settings,
     Site,
     Spool,
-    Timeouts,
     Validation,
     ledger_url,
     load_site,

@@ -24,7 +24,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from prefect_dicom.admission.circuit_breaker import BreakerState
-from prefect_dicom.config.site import Metrics
+from prefect_dicom.config.receiver import Metrics
 from prefect_dicom.core import metrics, metrics_endpoint
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.model import StudyState, Verdict

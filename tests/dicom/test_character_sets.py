@@ -14,7 +14,7 @@ from pydicom import config, dcmread
 from pydicom.dataelem import DataElement
 from pynetdicom.dsutils import encode
 
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel
 from prefect_dicom.dicom.character_sets import USUAL, Text, character_sets_for, decoded, encoded

@@ -37,7 +37,8 @@ from prefect_dicom.cohort.filters import (
     judge_study,
 )
 from prefect_dicom.cohort.rows import read_cohort
-from prefect_dicom.config.site import PacsNode, Timeouts, load_site
+from prefect_dicom.config.node import PacsNode, Timeouts
+from prefect_dicom.config.site import load_site
 from prefect_dicom.core.errors import ArchiveError, CohortError, ConfigurationError, PacsError
 from prefect_dicom.core.errors import InstanceRejected as Rejected
 from prefect_dicom.core.model import Evidence, ManifestInstance, Study, StudyManifest

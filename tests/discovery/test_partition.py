@@ -17,7 +17,7 @@ from datetime import date, timedelta
 import pytest
 
 from prefect_dicom.cohort.row_matching import Discovery
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.model import CohortRow, DateRange
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover
 from prefect_dicom.network.requestor import Requestor

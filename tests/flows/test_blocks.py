@@ -25,16 +25,10 @@ from prefect_dicom.blocks import (
     DicomSite,
     resolve_site,
 )
-from prefect_dicom.config.site import (
-    DirectoryArchive,
-    PacsNode,
-    Receiver,
-    S3Archive,
-    Site,
-    Spool,
-    ledger_url,
-    load_site,
-)
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive
+from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.receiver import Receiver
+from prefect_dicom.config.site import Site, Spool, ledger_url, load_site
 from prefect_dicom.core.errors import ConfigurationError
 
 BLOCKS = [DicomArchive, DicomLedger, DicomPacs, DicomReceiver, DicomSite]

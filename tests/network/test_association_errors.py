@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from prefect_dicom.config.site import PacsNode, Timeouts
+from prefect_dicom.config.node import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.network import association

@@ -9,7 +9,7 @@ from datetime import date
 import pytest
 from pynetdicom.dsutils import encode
 
-from prefect_dicom.config.site import PacsNode, Timeouts
+from prefect_dicom.config.node import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key

@@ -19,7 +19,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
 )
 
-from prefect_dicom.config.site import PacsNode, Timeouts
+from prefect_dicom.config.node import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.network import get

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 
-from prefect_dicom.config.site import PacsNode, Timeouts
+from prefect_dicom.config.node import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.network.dimse import Element, write_command
 from prefect_dicom.network.find.list_studies import find_studies

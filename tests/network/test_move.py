@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from prefect_dicom.config.site import PacsNode, Timeouts
+from prefect_dicom.config.node import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from prefect_dicom.cli import app
-from prefect_dicom.config.site import Metrics, Receiver
+from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.core import metrics
 from prefect_dicom.testing import tiny_instances
 from tests.support.sites import site_around

@@ -8,7 +8,7 @@ from datetime import date
 
 import pytest
 
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel, Study, Verdict
 from prefect_dicom.network.find.list_instances import list_instances

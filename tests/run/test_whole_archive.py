@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefect_dicom.config.site import DirectoryArchive, S3Archive, load_site
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive
+from prefect_dicom.config.site import load_site
 from prefect_dicom.core.model import RetrieveMethod
 from prefect_dicom.core.uids import is_uid
 from tests.support import corpus_pull, peers, postgres

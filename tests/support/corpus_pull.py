@@ -28,8 +28,10 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.manifest import decode_manifest
-from prefect_dicom.config.site import DirectoryArchive, Receiver, S3Archive, Site, Spool, ledger_url
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive
+from prefect_dicom.config.receiver import Receiver
 from prefect_dicom.config.site import Ledger as LedgerSettings
+from prefect_dicom.config.site import Site, Spool, ledger_url
 from prefect_dicom.core.model import RetrieveMethod, StudyState
 from prefect_dicom.core.uids import is_safe_key, is_uid, normal_uid
 from prefect_dicom.ledger import Ledger

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import pytest
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 
-from prefect_dicom.config.site import Limits, PacsNode, Timeouts
+from prefect_dicom.config.node import Limits, PacsNode, Timeouts
 from prefect_dicom.core.model import RetrieveMethod
 from prefect_dicom.network.logging import quiet_pynetdicom
 from prefect_dicom.network.upper_layer.sockets import prepare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect_dicom.archive.base import Archive, Check, ObjectFacts
-from prefect_dicom.config.site import DirectoryArchive, S3Archive
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive
 
 __all__ = ["Archive", "Check", "ObjectFacts", "open_archive"]
 

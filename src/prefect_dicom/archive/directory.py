@@ -23,7 +23,7 @@ from pathlib import Path
 
 from prefect_dicom.archive.base import BLOCK_BYTES, Archive, Check, ObjectFacts, checked_key
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
-from prefect_dicom.config.site import DirectoryArchive
+from prefect_dicom.config.archive import DirectoryArchive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import create_part, sweep_parts, sync_directory

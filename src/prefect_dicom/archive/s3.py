@@ -30,7 +30,7 @@ from prefect_dicom.archive.s3_errors import S3Error, S3RequestError
 from prefect_dicom.archive.s3_put import base64_digest
 from prefect_dicom.archive.s3_selftest import S3SelfTest
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
-from prefect_dicom.config.site import S3Archive
+from prefect_dicom.config.archive import S3Archive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.model import ArchivedInstance
 from prefect_dicom.core.uids import is_sha256

@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from prefect_dicom.archive.s3_errors import S3Error, S3RequestError, classify_error
 from prefect_dicom.archive.s3_put import SignedPut
-from prefect_dicom.config.site import S3Archive
+from prefect_dicom.config.archive import S3Archive
 from prefect_dicom.core.errors import Interrupted
 
 logger = logging.getLogger(__name__)

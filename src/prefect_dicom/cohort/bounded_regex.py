@@ -6,8 +6,8 @@ import math
 import re
 import warnings
 from functools import lru_cache
-from re import _constants as opcodes
-from re import _parser as parser
+from re import _constants as opcodes  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 LONGEST_TEXT = 64

@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from calendar import monthrange
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError
+from pydantic import Field, ValidationError
 
-from prefect_dicom.cohort.bounded_regex import bounded_regex
-from prefect_dicom.cohort.cells import date_range
+from prefect_dicom.cohort.filter_syntax import (
+    check_code,
+    check_sex,
+    read_by,
+    read_dates,
+    read_number,
+    read_texts,
+)
 from prefect_dicom.cohort.rows import cohort_digest, read_cohort, read_excluded
 from prefect_dicom.cohort.table import DateWindow
-from prefect_dicom.config.site import NodeName, PlacedPath
-from prefect_dicom.config.yaml import Document, Settings, faults_of, text_of
+from prefect_dicom.config.fields import NodeName, PlacedPath
+from prefect_dicom.config.messages import faults_of
+from prefect_dicom.config.settings import Settings
+from prefect_dicom.config.yaml import Document, text_of
 from prefect_dicom.core.errors import CohortError, ConfigurationError
 from prefect_dicom.core.model import (
     NO_FILTERS,
@@ -32,9 +39,7 @@ from prefect_dicom.core.model import (
     CohortRow,
     DateRange,
     Excluded,
-    Filter,
     NodeOrder,
-    Pattern,
     PerPatient,
 )
 
@@ -42,127 +47,6 @@ SUFFIXES = (".yaml", ".yml")
 """Of the files that are definitions; all others are lists."""
 _MOST_MONTHS = 2400
 _MOST_YEARS_OF_AGE = 150
-_LARGEST_COUNT = 10**9
-_LONGEST_PATTERN = 200
-
-_RANGE = re.compile(r"([0-9]{1,9})? ?- ?([0-9]{1,9})?")
-_CODE = re.compile(r"[A-Za-z0-9_ *?]{1,16}")
-
-
-# --- what is written for a filter
-
-
-def _patterns(value: Any, check: Callable[[str], str]) -> tuple[Pattern, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise ValueError("expected at least one text in the list")
-    return tuple(_pattern(each, check) for each in values)
-
-
-def _pattern(value: Any, check: Callable[[str], str]) -> Pattern:
-    if isinstance(value, Mapping) and value.keys() == {"regex"}:
-        expression = value["regex"]
-        if not isinstance(expression, str) or not expression:
-            raise ValueError("expected a regular expression in quotes behind `regex`")
-        try:
-            bounded_regex(expression)
-        except ValueError as error:
-            raise ValueError(f"the expression behind `regex` {error}") from None
-        return Pattern(expression, regex=True)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        raise ValueError("expected a text; put numbers in quotes")
-    if not isinstance(value, str):
-        raise ValueError(
-            'expected a text with * and ? as wildcards, {regex: "..."}, or a list of these'
-        )
-    return Pattern(check(value))
-
-
-def _text(value: str) -> str:
-    text = value.strip()
-    if not text or len(text) > _LONGEST_PATTERN or not text.isprintable() or "\\" in text:
-        raise ValueError(
-            f"expected a text of 1 to {_LONGEST_PATTERN} characters without backslashes and "
-            "control characters"
-        )
-    return text
-
-
-def _code(value: str) -> str:
-    if not _CODE.fullmatch(value):
-        raise ValueError("expected codes like CT, each of 1 to 16 letters, digits and _")
-    return value
-
-
-def _sex(value: str) -> str:
-    if value not in ("M", "F", "O"):
-        raise ValueError("expected M, F or O (PS3.3 C.7.1.1), or a list of these")
-    return value
-
-
-def _texts(value: Any, keyword: str, check: Callable[[str], str] = _text) -> Filter:
-    """``is`` is what is written without a key; ``not`` is what must not be."""
-    if not isinstance(value, Mapping) or value.keys() == {"regex"}:
-        return Filter(keyword, any_of=_patterns(value, check))
-    if not value or not value.keys() <= {"is", "not"}:
-        raise ValueError("expected a text, a list of texts, or the keys `is` and `not` with such")
-    given = {key: _patterns(each, check) for key, each in value.items()}
-    return Filter(keyword, given.get("is", ()), given.get("not", ()))
-
-
-def _number(value: Any, keyword: str, most: int = _LARGEST_COUNT) -> Filter:
-    told = (
-        "expected a number, a range like 18-80, 18- or -80, or the keys at_least, more_than, "
-        f"at_most, less_than with whole numbers up to {most}"
-    )
-    if isinstance(value, int):
-        low = high = value
-    elif isinstance(value, str):
-        match = _RANGE.fullmatch(value)
-        if match is None or not any(match.groups()):
-            raise ValueError(told)
-        low, high = (None if each is None else int(each) for each in match.groups())
-    elif isinstance(value, Mapping) and value:
-        low, high = _bounds(value, told)
-    else:
-        raise ValueError(told)
-    for each in (low, high):
-        if each is not None and not 0 <= each <= most:
-            raise ValueError(told)
-    if low is not None and high is not None and low > high:
-        raise ValueError("expected a range that does not end before it begins")
-    return Filter(keyword, at_least=low, at_most=high)
-
-
-def _bounds(value: Mapping[str, Any], told: str) -> tuple[int | None, int | None]:
-    lower, upper = {"at_least": 0, "more_than": 1}, {"at_most": 0, "less_than": -1}
-    ends: list[int | None] = []
-    for keys in (lower, upper):
-        given = [key for key in keys if key in value]
-        if len(given) > 1 or not value.keys() <= {*lower, *upper}:
-            raise ValueError(told)
-        if any(isinstance(value[key], bool) or not isinstance(value[key], int) for key in given):
-            raise ValueError(told)
-        ends.append(value[given[0]] + keys[given[0]] if given else None)
-    return ends[0], ends[1]
-
-
-def _dates(value: Any, keyword: str) -> Filter:
-    if isinstance(value, int):
-        value = str(value)
-    if not isinstance(value, str):
-        raise ValueError("expected a date like 20240131, or a range like 20240101-20240131")
-    try:
-        return Filter(keyword, dates=date_range(value))
-    except ValueError as error:
-        raise ValueError(f"{error}") from None
-
-
-def _of(read: Callable[..., Filter], keyword: str, **more: Any) -> Any:
-    def validate(value: Any) -> Filter | None:
-        return None if value is None else read(value, keyword, **more)
-
-    return Annotated[Any, PlainValidator(validate)]
 
 
 # --- the keys
@@ -174,48 +58,66 @@ class _DateWindow(Settings):
     around: str = Field(
         min_length=1, max_length=64, description="Name of the list's column with the date."
     )
-    days_before: int = Field(0, ge=0, le=36525, description="Days before it.")
-    days_after: int = Field(0, ge=0, le=36525, description="Days after it.")
+    days_before: int = Field(default=0, ge=0, le=36525, description="Days before it.")
+    days_after: int = Field(default=0, ge=0, le=36525, description="Days after it.")
 
 
 class _Studies(Settings):
     """What a study has to be."""
 
-    StudyDate: _of(_dates, "StudyDate") = Field(None, description="When it was made.")
-    ModalitiesInStudy: _of(_texts, "ModalitiesInStudy", check=_code) = Field(
-        None, description="Modalities, one of which is in the study."
+    StudyDate: Annotated[Any, read_by(read_dates, "StudyDate")] = Field(
+        default=None, description="When it was made."
     )
-    Modality: _of(_texts, "ModalitiesInStudy", check=_code) = Field(
-        None, description="The same, as in a list."
+    ModalitiesInStudy: Annotated[
+        Any, read_by(read_texts, "ModalitiesInStudy", check=check_code)
+    ] = Field(default=None, description="Modalities, one of which is in the study.")
+    Modality: Annotated[Any, read_by(read_texts, "ModalitiesInStudy", check=check_code)] = Field(
+        default=None, description="The same, as in a list."
     )
-    StudyDescription: _of(_texts, "StudyDescription") = Field(None, description="Its text.")
-    PatientAge: _of(_number, "PatientAge", most=_MOST_YEARS_OF_AGE) = Field(
-        None, description="Years of age at the study."
+    StudyDescription: Annotated[Any, read_by(read_texts, "StudyDescription")] = Field(
+        default=None, description="Its text."
     )
-    PatientSex: _of(_texts, "PatientSex", check=_sex) = Field(None, description="M, F or O.")
-    InstitutionName: _of(_texts, "InstitutionName") = Field(None, description="Where it was made.")
-    BodyPartExamined: _of(_texts, "BodyPartExamined") = Field(
-        None, description="Of one of its series."
+    PatientAge: Annotated[Any, read_by(read_number, "PatientAge", most=_MOST_YEARS_OF_AGE)] = Field(
+        default=None, description="Years of age at the study."
     )
-    NumberOfStudyRelatedSeries: _of(_number, "NumberOfStudyRelatedSeries") = Field(
-        None, description="How many series it has."
+    PatientSex: Annotated[Any, read_by(read_texts, "PatientSex", check=check_sex)] = Field(
+        default=None, description="M, F or O."
     )
-    NumberOfStudyRelatedInstances: _of(_number, "NumberOfStudyRelatedInstances") = Field(
-        None, description="How many instances it has."
+    InstitutionName: Annotated[Any, read_by(read_texts, "InstitutionName")] = Field(
+        default=None, description="Where it was made."
     )
+    BodyPartExamined: Annotated[Any, read_by(read_texts, "BodyPartExamined")] = Field(
+        default=None, description="Of one of its series."
+    )
+    NumberOfStudyRelatedSeries: Annotated[
+        Any, read_by(read_number, "NumberOfStudyRelatedSeries")
+    ] = Field(default=None, description="How many series it has.")
+    NumberOfStudyRelatedInstances: Annotated[
+        Any, read_by(read_number, "NumberOfStudyRelatedInstances")
+    ] = Field(default=None, description="How many instances it has.")
 
 
 class _Series(Settings):
     """What a series has to be to be retrieved."""
 
-    Modality: _of(_texts, "Modality", check=_code) = Field(None, description="Its modality.")
-    SeriesDescription: _of(_texts, "SeriesDescription") = Field(None, description="Its text.")
-    ProtocolName: _of(_texts, "ProtocolName") = Field(None, description="Its protocol.")
-    BodyPartExamined: _of(_texts, "BodyPartExamined") = Field(None, description="Its body part.")
-    SeriesNumber: _of(_number, "SeriesNumber") = Field(None, description="Its number.")
-    NumberOfSeriesRelatedInstances: _of(_number, "NumberOfSeriesRelatedInstances") = Field(
-        None, description="How many instances it has."
+    Modality: Annotated[Any, read_by(read_texts, "Modality", check=check_code)] = Field(
+        default=None, description="Its modality."
     )
+    SeriesDescription: Annotated[Any, read_by(read_texts, "SeriesDescription")] = Field(
+        default=None, description="Its text."
+    )
+    ProtocolName: Annotated[Any, read_by(read_texts, "ProtocolName")] = Field(
+        default=None, description="Its protocol."
+    )
+    BodyPartExamined: Annotated[Any, read_by(read_texts, "BodyPartExamined")] = Field(
+        default=None, description="Its body part."
+    )
+    SeriesNumber: Annotated[Any, read_by(read_number, "SeriesNumber")] = Field(
+        default=None, description="Its number."
+    )
+    NumberOfSeriesRelatedInstances: Annotated[
+        Any, read_by(read_number, "NumberOfSeriesRelatedInstances")
+    ] = Field(default=None, description="How many instances it has.")
 
 
 class _MostPerPatient(Settings):
@@ -223,7 +125,7 @@ class _MostPerPatient(Settings):
 
     studies: int = Field(ge=1, le=100_000, description="At most so many.")
     take: Literal["latest", "earliest"] = Field(
-        "latest", description="From which end, by StudyDate."
+        default="latest", description="From which end, by StudyDate."
     )
 
 
@@ -231,16 +133,20 @@ class _Definition(Settings):
     """The outermost keys."""
 
     nodes: tuple[NodeName, ...] | None = Field(
-        None, min_length=1, description="The PACS nodes to ask, the preferred one first."
+        default=None, min_length=1, description="The PACS nodes to ask, the preferred one first."
     )
-    every_node: bool = Field(False, description="Ask each of them for every row.")
-    list: PlacedPath | None = Field(None, description="A cohort list: CSV, XLSX or Parquet.")
-    date_window: _DateWindow | None = Field(None, description="Days around a date of each row.")
-    exclude: Any = Field(None, description="Lists of what is never taken.")
+    every_node: bool = Field(default=False, description="Ask each of them for every row.")
+    list: PlacedPath | None = Field(
+        default=None, description="A cohort list: CSV, XLSX or Parquet."
+    )
+    date_window: _DateWindow | None = Field(
+        default=None, description="Days around a date of each row."
+    )
+    exclude: Any = Field(default=None, description="Lists of what is never taken.")
     studies: _Studies = Field(default_factory=_Studies, description="What a study has to be.")
     series: _Series = Field(default_factory=_Series, description="What a series has to be.")
     most_per_patient: _MostPerPatient | None = Field(
-        None, description="How many studies of a patient are taken."
+        default=None, description="How many studies of a patient are taken."
     )
 
 
@@ -409,7 +315,7 @@ def _faults_together(values: Mapping[str, Any], definition: _Definition | None) 
             "studies.StudyDate: expected a range with both ends, like 20240101-20240331, because "
             "there is no `list`: the PACS is asked for month after month of it"
         )
-    elif _number_of_months(wanted.dates) > _MOST_MONTHS:
+    elif _number_of_months(wanted.dates.first, wanted.dates.last) > _MOST_MONTHS:
         yield f"studies.StudyDate: expected at most {_MOST_MONTHS // 12} years"
 
 
@@ -433,25 +339,28 @@ def _filters(definition: _Definition, excluded: frozenset[Excluded]) -> CohortFi
         if (wanted := getattr(definition.series, key)) is not None
     )
     most = definition.most_per_patient
+    per_patient = None if most is None else PerPatient(most.studies, most.take == "latest")
     return CohortFilters(
         studies=tuple(each for each in studies if each.keyword != "BodyPartExamined"),
         with_series=tuple(each for each in studies if each.keyword == "BodyPartExamined"),
         series=series,
         excluded=excluded,
-        per_patient=most and PerPatient(most.studies, most.take == "latest"),
+        per_patient=per_patient,
     )
 
 
 # --- the rows of a definition without a list
 
 
-def _number_of_months(days: DateRange) -> int:
-    first, last = days.first, days.last
+def _number_of_months(first: date, last: date) -> int:
     return (last.year - first.year) * 12 + last.month - first.month + 1
 
 
 def _months(days: DateRange) -> Iterator[CohortRow]:
-    for line in range(1, _number_of_months(days) + 1):
+    """One row for each calendar month of a range with both ends."""
+    if days.first is None or days.last is None:
+        raise ValueError("the range is open")
+    for line in range(1, _number_of_months(days.first, days.last) + 1):
         year, month = divmod(days.first.year * 12 + days.first.month + line - 2, 12)
         first = date(year, month + 1, 1)
         last = date(year, month + 1, monthrange(year, month + 1)[1])

@@ -66,7 +66,10 @@ def read_excel(data: bytes) -> Table:
         raise UnreadableFile(
             f"is empty; expected is a header line and rows below it (if there are, {SAVE_AS_XLSX})"
         )
-    line, cells = firsts[found[0]]
+    first = firsts[found[0]]
+    if first is None:
+        raise ValueError("the sheet is empty")
+    line, cells = first
     return Table(
         line=line,
         header=_texts(cells),
@@ -104,9 +107,10 @@ def _content(cell: ReadOnlyCell) -> str | date | None:
     if kind == "f":
         raise UnfitCell("holds a formula; paste the column again as values")
     if kind == "s":
-        if _EXCEL_ESCAPE.search(value):
+        text: str = value
+        if _EXCEL_ESCAPE.search(text):
             raise UnfitCell(INVISIBLE)
-        return value
+        return text
     if kind != "n":
         raise UnfitCell(
             "holds an error of Excel's, a truth value or a time (a fraction of a day); write the "

@@ -46,7 +46,7 @@ def _records(
     # Arrow's types keep whole numbers whole where there are gaps between them.
     frame = pandas.read_parquet(io.BytesIO(data), columns=known, dtype_backend="pyarrow")
     # A column may have been made the index of the frame that was written.
-    frame = frame.reset_index().reindex(columns=names)
+    frame = frame.reset_index().reindex(columns=list(names))
     for line, row in enumerate(frame.itertuples(index=False, name=None), 2):
         yield line, [None if value is pandas.NA else value for value in row]
 

@@ -66,6 +66,7 @@ def study_query(row: CohortRow) -> dict[str, str]:
     ValueError
         If there is no such key or one that would select more than one value.
     """
+    keys: dict[str, str | None]
     if row.study_instance_uid is not None:
         keys = {"StudyInstanceUID": row.study_instance_uid}
     else:

@@ -192,10 +192,10 @@ def _without_apostrophe(
 
 def _within(window: DateWindow, row: CohortRow, faults: list[str]) -> CohortRow | None:
     """The row, for the days around the one that was read as its study date."""
-    if row.study_date is None:
+    day = None if row.study_date is None else row.study_date.first
+    if day is None:
         faults.append(f"line {row.line}: no date to lay the window around; {DAY_FORMS}")
         return None
-    day = row.study_date.first
     try:
         days = DateRange(
             day - timedelta(days=window.days_before), day + timedelta(days=window.days_after)

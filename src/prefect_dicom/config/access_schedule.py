@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from prefect_dicom.config.yaml import Settings
+from prefect_dicom.config.settings import Settings
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 HOLIDAYS = "holidays"
@@ -47,19 +47,23 @@ class RateLimits(Settings):
     """What a node may be asked for, by all runs of one ledger together."""
 
     associations: int | None = Field(
-        None, ge=1, le=64, description="Associations at a time; limits.associations by default."
+        default=None,
+        ge=1,
+        le=64,
+        description="Associations at a time; limits.associations by default.",
     )
     retrieves_per_minute: float | None = Field(
-        None, gt=0, description="C-MOVE and C-GET requests, on average over a minute."
+        default=None, gt=0, description="C-MOVE and C-GET requests, on average over a minute."
     )
     instances_per_second: float | None = Field(
-        None, gt=0, description="Instances, on average over a minute."
+        default=None, gt=0, description="Instances, on average over a minute."
     )
     bytes_per_second: float | None = Field(
-        None, gt=0, description="Bytes of instances, on average over a minute."
+        default=None, gt=0, description="Bytes of instances, on average over a minute."
     )
     utilisation: Annotated[float, BeforeValidator(_share)] = Field(
-        1, description="Share of the time for which its associations are busy with requests."
+        default=1,
+        description="Share of the time for which its associations are busy with requests.",
     )
 
     @property
@@ -99,14 +103,15 @@ class RateLimits(Settings):
 class Window(RateLimits):
     """A part of the day on some days of the week, and what a node may be asked for in it."""
 
-    name: str = Field("", description="A name for people, like night.")
+    name: str = Field(default="", description="A name for people, like night.")
     days: tuple[str, ...] = Field(
-        _ALL_DAYS,
+        default=_ALL_DAYS,
         description="Days on which it begins: mon to sun, ranges like mon-fri, and holidays, which "
         "are no weekdays.",
     )
     hours: str = Field(
-        "00:00-24:00", description="From when to when; over midnight, like 22:00-06:00, as well."
+        default="00:00-24:00",
+        description="From when to when; over midnight, like 22:00-06:00, as well.",
     )
 
     @field_validator("days", mode="before")
@@ -171,19 +176,21 @@ class AccessSchedule(Settings):
     """When a node may be asked, and for how much; kept by all runs of one ledger together."""
 
     time_zone: str = Field(description="The site's time zone, like Europe/Berlin.")
-    holidays: tuple[date, ...] = Field((), description="Dates like 2026-12-25.")
+    holidays: tuple[date, ...] = Field(default=(), description="Dates like 2026-12-25.")
     on_close: Literal["stop", "wait"] = Field(
-        "stop",
+        default="stop",
         description="When the node may not be asked any more: stop the run, or wait in it.",
     )
     grace_seconds: float = Field(
-        60, ge=0, description="In which a request under way ends, or is cancelled and aborted."
+        default=60,
+        ge=0,
+        description="In which a request under way ends, or is cancelled and aborted.",
     )
     windows: tuple[Window, ...] = Field(
         description="When it may be asked; of several that hold at a moment, the first."
     )
     outside: RateLimits | None = Field(
-        None, description="What may be asked for outside of all windows; closed by default."
+        default=None, description="What may be asked for outside of all windows; closed by default."
     )
 
     @field_validator("time_zone")
@@ -308,7 +315,7 @@ def format_schedule_state(schedule: AccessSchedule, now: datetime, associations:
     """What holds now, for people: "night window until 06:00: 4 associations"."""
     state = schedule_state(schedule, now)
     until = f" until {format_time(state.until, schedule, now)}" if state.until else ""
-    if state.closed:
+    if state.rate_limits is None:
         return f"closed{until}" if until else "closed, and no window opens"
     inside = isinstance(state.rate_limits, Window)
     what = f"{state.name} window".strip() if inside else "outside of the windows"

@@ -16,7 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
-from prefect_dicom.config.yaml import Document, Settings, faults_of, text_of
+from prefect_dicom.config.messages import faults_of
+from prefect_dicom.config.settings import Settings
+from prefect_dicom.config.yaml import Document, text_of
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.model import InformationModel
@@ -74,87 +76,96 @@ class NodeCapabilities(Settings):
 
     # --- queries
     find_models: tuple[InformationModel, ...] | None = Field(
-        None, description="Information models it accepts for C-FIND."
+        default=None, description="Information models it accepts for C-FIND."
     )
     levels: tuple[QueryLevel, ...] | None = Field(
-        None, description="Levels at which it answers a C-FIND in the node's information model."
+        default=None,
+        description="Levels at which it answers a C-FIND in the node's information model.",
     )
     relational_queries: bool | None = Field(
-        None, description="Whether it answers below STUDY level without the UIDs above."
+        default=None, description="Whether it answers below STUDY level without the UIDs above."
     )
     uid_lists_in_queries: bool | None = Field(
-        None, description="Whether a C-FIND by a list of UIDs finds what each of them names."
+        default=None,
+        description="Whether a C-FIND by a list of UIDs finds what each of them names.",
     )
     uid_lists_above: bool | None = Field(
-        None, description="Whether it answers with the series of several studies by such a list."
+        default=None,
+        description="Whether it answers with the series of several studies by such a list.",
     )
     answer_cap: int | None = Field(
-        None, ge=1, description="Number of answers at which it was seen to stop."
+        default=None, ge=1, description="Number of answers at which it was seen to stop."
     )
     answer_cap_status: Annotated[str, StringConstraints(pattern="^[0-9A-F]{4}$")] | None = Field(
-        None,
+        default=None,
         min_length=4,
         max_length=4,
         description="Status with which it stops there, in hexadecimal; 0000: it says success.",
     )
     longest_list: int | None = Field(
-        None, ge=0, description="Longest list of answers that was seen not to be cut."
+        default=None, ge=0, description="Longest list of answers that was seen not to be cut."
     )
     study_counts: bool | None = Field(
-        None, description="Whether it tells the series and instances of a study."
+        default=None, description="Whether it tells the series and instances of a study."
     )
     series_counts: bool | None = Field(
-        None, description="Whether it tells the instances of a series."
+        default=None, description="Whether it tells the instances of a series."
     )
     optional_return_keys: bool | None = Field(
-        None,
+        default=None,
         description="Whether it finds a study when ModalitiesInStudy, StudyDescription and the "
         "counts are to be returned.",
     )
     keys: dict[Keyword, KeyCapability] | None = Field(
-        None, description="What it makes of matching keys at STUDY level."
+        default=None, description="What it makes of matching keys at STUDY level."
     )
     answer_character_sets: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         description="Specific Character Sets its answers declare; ISO_IR 6 where they declare "
         "none.",
     )
     query_character_sets: tuple[str, ...] | None = Field(
-        None, description="Specific Character Sets in which a query for a name finds it."
+        default=None, description="Specific Character Sets in which a query for a name finds it."
     )
     # --- retrieval
     move_models: tuple[InformationModel, ...] | None = Field(
-        None, description="Information models it accepts for C-MOVE."
+        default=None, description="Information models it accepts for C-MOVE."
     )
     get_models: tuple[InformationModel, ...] | None = Field(
-        None, description="Information models it accepts for C-GET."
+        default=None, description="Information models it accepts for C-GET."
     )
-    c_move: Service | None = Field(None, description="What a C-MOVE of one instance came to.")
-    c_get: Service | None = Field(None, description="What a C-GET of one instance came to.")
+    c_move: Service | None = Field(
+        default=None, description="What a C-MOVE of one instance came to."
+    )
+    c_get: Service | None = Field(default=None, description="What a C-GET of one instance came to.")
     get_roles: bool | None = Field(
-        None, description="Whether it accepts us as storage SCP in a C-GET (role selection)."
+        default=None,
+        description="Whether it accepts us as storage SCP in a C-GET (role selection).",
     )
     get_transfer_syntaxes: tuple[Uid, ...] | None = Field(
-        None, description="Transfer syntaxes it accepts for the objects of a C-GET."
+        default=None, description="Transfer syntaxes it accepts for the objects of a C-GET."
     )
     image_level_retrieve: bool | None = Field(
-        None, description="Whether it sends single instances."
+        default=None, description="Whether it sends single instances."
     )
     uid_lists_in_retrieves: bool | None = Field(
-        None, description="Whether it sends all that a list of UIDs names."
+        default=None, description="Whether it sends all that a list of UIDs names."
     )
     originator: bool | None = Field(
-        None, description="Whether what a C-MOVE sends names the request (Move Originator)."
+        default=None, description="Whether what a C-MOVE sends names the request (Move Originator)."
     )
     settle_seconds: float | None = Field(
-        None, ge=0, description="From the end of a C-MOVE to its last object, at most."
+        default=None, ge=0, description="From the end of a C-MOVE to its last object, at most."
     )
     # --- associations
     associations: int | None = Field(
-        None, ge=1, le=64, description="Associations it served at the same time, as far as tried."
+        default=None,
+        ge=1,
+        le=64,
+        description="Associations it served at the same time, as far as tried.",
     )
     asynchronous_operations: int | None = Field(
-        None,
+        default=None,
         ge=0,
         le=65535,
         description="C-MOVE operations it lets be outstanding at a time; 0: any number.",

@@ -8,7 +8,7 @@ import time
 
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.network.association_errors import aborted, rejected, unconnected
 from prefect_dicom.network.dimse import (

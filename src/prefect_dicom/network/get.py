@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode
 
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.network.association import abort, associate

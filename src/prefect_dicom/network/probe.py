@@ -19,7 +19,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.network.association import associate

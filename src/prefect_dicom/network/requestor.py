@@ -16,7 +16,7 @@ from pydicom.uid import UID
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.sop_class import Verification
 
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import Interrupted, PacsError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.reasons import Scope

@@ -21,7 +21,8 @@ from pydicom.dataset import Dataset
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.cohort.row_matching import identifies, study_query
-from prefect_dicom.config.site import PacsNode, Site, ledger_url
+from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, Instance, RetrieveMethod, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid

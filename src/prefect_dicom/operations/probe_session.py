@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_dicom.config.site import PacsNode, Site
+from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key

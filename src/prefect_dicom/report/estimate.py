@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect_dicom.config.access_schedule import RateLimits, format_time, schedule_states
-from prefect_dicom.config.site import PacsNode, Site
+from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.site import Site
 from prefect_dicom.core.model import RowVerdict, StudyReference, StudyState, Verdict
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.report import replacing

@@ -13,7 +13,7 @@ from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.admission.node import NodeAdmission
 from prefect_dicom.admission.request_rates import RequestUsage
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.config.site import PacsNode
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import PacsError, PrefectDicomError, SpoolFull
 from prefect_dicom.core.model import RetrieveMethod, StudyReference
 from prefect_dicom.core.uids import normal_uid

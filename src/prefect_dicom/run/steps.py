@@ -25,7 +25,8 @@ from prefect_dicom.archive import Archive, open_archive
 from prefect_dicom.archive.manifest import decode_manifest, held_manifest, manifest_at, put_manifest
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.archive.verification import check_manifest
-from prefect_dicom.config.site import PacsNode, Site, ledger_url
+from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import (
     ArchiveConflict,

@@ -23,7 +23,8 @@ import pydicom
 from botocore.config import Config
 from pydicom.filereader import read_partial
 
-from prefect_dicom.config.site import DirectoryArchive, S3Archive, Site
+from prefect_dicom.config.archive import DirectoryArchive, S3Archive
+from prefect_dicom.config.site import Site
 from prefect_dicom.testing.pacs import ScriptedPacs
 
 _TABLES = ("runs", "cohorts", "cohort_rows", "studies", "row_studies", "instances", "manifests")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.config.site import Metrics, Receiver
+from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.core.errors import PrefectDicomError, ReceiverError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import lock_file
