@@ -20,12 +20,12 @@ from prefect_dicom.cohort.bounded_regex import bounded_regex
 from prefect_dicom.cohort.definition import cohort_file_digest, read_cohort_file
 from prefect_dicom.cohort.filters import (
     age_in_years,
-    beyond_the_maximum,
     choose_series,
     decode_filters,
     encode_filters,
     judge_series,
     judge_study,
+    over_maximum,
     series_text,
 )
 from prefect_dicom.core.errors import CohortError
@@ -520,8 +520,8 @@ def test_the_most_of_a_patient_is_taken_by_date_and_then_by_uid(latest, left):
         made(7, "", ""),
     ]
     per_patient = PerPatient(2, latest=latest)
-    assert beyond_the_maximum(per_patient, studies) == left
-    assert beyond_the_maximum(per_patient, reversed(studies)) == left
+    assert over_maximum(per_patient, studies) == left
+    assert over_maximum(per_patient, reversed(studies)) == left
 
 
 # --- in a run
@@ -594,7 +594,7 @@ def test_only_studies_that_pass_every_filter_are_pulled_and_each_row_says_why(pl
     with (folder / "candidates.csv").open(encoding="utf-8-sig") as file:
         (candidate,) = csv.DictReader(file)
     assert candidate["CandidateOf"] == "6"
-    assert candidate["Why"] == "PatientSex is not told, or cannot be compared"
+    assert candidate["Why"] == "PatientSex is missing, or cannot be compared"
     whole(place)
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from prefect_dicom.cohort.row_matching import (
     MOST_NEAR_MISSES,
     assess,
+    explain_near_miss,
     identifies,
-    is_window,
+    is_date_window,
     passes_filters,
     study_query,
-    why_not_taken,
 )
 from prefect_dicom.core.model import CohortRow, DateRange, Study
 from prefect_dicom.core.reasons import reason_for
@@ -361,7 +361,7 @@ def test_whatever_is_answered_only_safe_studies_of_the_row_and_one_patient_are_f
         assert is_safe_key(study.study_instance_uid)
         assert identifies(row, study) and passes_filters(row, study)
     # A window of days is for studies of all patients.
-    assert is_window(row) or len({study.patient_id.strip() for study in found.studies}) <= 1
+    assert is_date_window(row) or len({study.patient_id.strip() for study in found.studies}) <= 1
     keys = [(study.study_instance_uid, study.patient_id.strip()) for study in found.studies]
     assert len(keys) == len(set(keys))
 
@@ -370,4 +370,4 @@ def test_a_study_found_by_its_uid_under_another_number_is_a_near_miss():
     row = CohortRow(2, accession_number="A8", study_instance_uid="1.2.3")
     found = assess(row, [STUDY])
     assert (found.studies, found.reason, found.near_misses) == ((), "no-match", (STUDY,))
-    assert why_not_taken(row, STUDY) == ("AccessionNumber is another",)
+    assert explain_near_miss(row, STUDY) == ("AccessionNumber is another",)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_dicom.cohort.row_matching import assess, why_not_taken
+from prefect_dicom.cohort.row_matching import assess, explain_near_miss
 from prefect_dicom.core.model import CohortRow, DateRange, Study
 from prefect_dicom.dicom.value_matching import (
     blurred,
@@ -219,13 +219,13 @@ def test_a_name_and_a_birth_date_that_agree_let_the_study_be_taken():
     [
         ({"patient_name": "Meier^Eva"}, {}, "PatientName is another"),
         ({"patient_name": "Müller, Jörg"}, {}, "PatientName is written otherwise"),
-        ({"patient_name": "王^小东"}, {}, "PatientName is not told"),
-        ({"patient_name": "Müller"}, {"patient_name": ""}, "PatientName is not told"),
+        ({"patient_name": "王^小东"}, {}, "PatientName is missing"),
+        ({"patient_name": "Müller"}, {"patient_name": ""}, "PatientName is missing"),
         ({"patient_birth_date": date(1970, 1, 30)}, {}, "PatientBirthDate is another"),
         (
             {"patient_birth_date": date(1970, 1, 31)},
             {"patient_birth_date": "***"},
-            "PatientBirthDate is not told",
+            "PatientBirthDate is missing",
         ),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_study_that_may_be_a_strangers_is_shown_and_not_taken(given, told, why
     row, study = replace(ROW, **given), replace(STUDY, **told)
     found = assess(row, [study])
     assert (found.studies, found.reason, found.near_misses) == ((), "name-disagrees", (study,))
-    assert why_not_taken(row, study) == (why,)
+    assert explain_near_miss(row, study) == (why,)
 
 
 def test_one_study_that_disagrees_keeps_the_whole_row_from_being_taken():
@@ -242,7 +242,7 @@ def test_one_study_that_disagrees_keeps_the_whole_row_from_being_taken():
     row = CohortRow(2, "P1", patient_name="Müller^Jörg")
     found = assess(row, [STUDY, other])
     assert (found.studies, found.reason) == ((), "name-disagrees")
-    assert [why_not_taken(row, study) for study in found.near_misses] == [
+    assert [explain_near_miss(row, study) for study in found.near_misses] == [
         (),
         ("PatientName is another",),
     ]
@@ -274,7 +274,7 @@ def test_a_study_one_day_out_of_the_range_is_a_near_miss(day, near):
     found = assess(row, [study])
     assert (found.studies, found.reason) == ((), "excluded-by-filter")
     assert found.near_misses == ((study,) if near else ())
-    assert ("StudyDate is one day off" in why_not_taken(row, study)) is near
+    assert ("StudyDate is one day off" in explain_near_miss(row, study)) is near
 
 
 # --- bytes ------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Whether a study or a series is wanted: the filters of a cohort's definition, on our side.
+"""Filters of a cohort definition, applied on our side to studies and series.
 
-An archive cannot be trusted with most of them: it may ignore a key it does not support, match
+A PACS cannot be trusted with most of them: it may ignore a key it does not support, match
 by other rules, or not know the attribute at its level. So every filter is applied to what the
-archive answered, and where it did not answer what a filter needs, nothing is guessed: the
-judgement is None, and a person decides.
+PACS answered. Where an answer lacks what a filter needs, nothing is guessed: the judgement is
+None, and a person decides.
 
-An attribute that an archive does not support is absent from its answers (PS3.4 C.2.2.1.3). One
+An attribute that a PACS does not support is absent from its answers (PS3.4 C.2.2.1.3). One
 that is there and empty has no value: a free text is then an empty text, which no pattern but
 ``*`` is like; of anything else (a sex, a date, a number) it means that it is not known.
 """
@@ -48,8 +48,8 @@ _DAYS = {"D": 1, "W": 7, "M": 30.436875, "Y": 365.2425}
 _AGE = re.compile(r"([0-9]{3})([DWMY])")
 _NUMBER = re.compile(r"[0-9]{1,12}")
 
-# What a STUDY level query returns anyway has a place of its own in Study.
-_OWN_PLACE = {
+# What a STUDY level query returns anyway has a field of its own in Study.
+_FIELDS = {
     "StudyDate": "study_date",
     "ModalitiesInStudy": "modalities",
     "StudyDescription": "study_description",
@@ -67,9 +67,9 @@ class ChosenSeries:
     undecided: tuple[str, ...] = ()
 
 
-def not_told(filters: CohortFilters, study: Study) -> tuple[str, ...]:
-    """What the filters need to know of a study at STUDY level, and its answer does not tell."""
-    told = {keyword for keyword, _ in study.told}
+def missing_keywords(filters: CohortFilters, study: Study) -> tuple[str, ...]:
+    """Keywords at STUDY level that the filters need and the answer for a study lacks."""
+    given = {keyword for keyword, _ in study.told}
     keywords: dict[str, None] = {}
     for each in filters.studies:
         if _values_of(each.keyword, study) is not None:
@@ -77,18 +77,18 @@ def not_told(filters: CohortFilters, study: Study) -> tuple[str, ...]:
         asked = (
             ("PatientBirthDate", "PatientAge") if each.keyword == "PatientAge" else (each.keyword,)
         )
-        keywords.update((keyword, None) for keyword in asked if keyword not in told)
+        keywords.update((keyword, None) for keyword in asked if keyword not in given)
     return tuple(keywords)
 
 
 def series_keywords(filters: CohortFilters) -> tuple[str, ...]:
-    """What the filters need to be told at SERIES level; empty where no such query is needed."""
+    """Keywords at SERIES level that the filters need; empty where no such query is needed."""
     wanted = (*filters.with_series, *filters.series)
     return tuple(dict.fromkeys(each.keyword for each in wanted))
 
 
 def judge_study(filters: CohortFilters, study: Study) -> bool | None:
-    """Whether a study is wanted by its answer at STUDY level; None where that cannot be told.
+    """Whether a study passes by its answer at STUDY level; None where the answer does not decide.
 
     One that is excluded is never wanted; one whose identifiers differ from an excluded one in
     case, padding or leading zeros alone is undecided, because it may be the same.
@@ -98,16 +98,16 @@ def judge_study(filters: CohortFilters, study: Study) -> bool | None:
     return _all(judgements)
 
 
-def why_undecided(filters: CohortFilters, study: Study) -> tuple[str, ...]:
-    """What cannot be told of a study that is undecided, in words that hold no patient data."""
+def explain_undecided(filters: CohortFilters, study: Study) -> tuple[str, ...]:
+    """Explain why a study is undecided, in words that hold no patient data."""
     words = [
-        f"{each.keyword} is not told, or cannot be compared"
+        f"{each.keyword} is missing, or cannot be compared"
         for each in filters.studies
         if _judge(each, _values_of(each.keyword, study)) is None
     ]
     if _not_excluded(filters.excluded, study) is None:
         words.append("it is nearly what is excluded")
-    return tuple(words) or ("its series are not told as far as the filters need",)
+    return tuple(words) or ("its series lack what the filters need",)
 
 
 def choose_series(
@@ -121,18 +121,17 @@ def choose_series(
         Keyword to value, of the attributes that were answered.
     """
     sorted_out: dict[bool | None, list[str]] = defaultdict(list)
-    for uid, told in answers.items():
-        judgement = _all(_judge(each, _values(each.keyword, told)) for each in wanted)
+    for uid, given in answers.items():
+        judgement = _all(_judge(each, _values(each.keyword, given)) for each in wanted)
         sorted_out[judgement].append(uid)
     return ChosenSeries(*(tuple(sorted(sorted_out[each])) for each in (True, False, None)))
 
 
 def judge_series(filters: CohortFilters, answers: Mapping[str, Mapping[str, str]]) -> bool | None:
-    """Whether a study is wanted by its answers at SERIES level; None where it cannot be told.
+    """Whether a study passes by its answers at SERIES level; None where they do not decide.
 
-    One series has to be what ``with_series`` says, and at least one is to be retrieved. Where
-    of any series it cannot be told whether it is to be retrieved, what would be retrieved of
-    the study cannot be told either.
+    One series has to be what ``with_series`` says, and at least one is to be retrieved. If one
+    series is undecided, what would be retrieved of the study is undecided.
     """
     one = choose_series(filters.with_series, answers)
     kept = choose_series(filters.series, answers)
@@ -141,13 +140,13 @@ def judge_series(filters: CohortFilters, answers: Mapping[str, Mapping[str, str]
     return _all((some, rest))
 
 
-def beyond_the_maximum(
+def over_maximum(
     per_patient: PerPatient, studies: Iterable[tuple[StudyReference, Study]]
 ) -> set[StudyReference]:
-    """Those of a cohort's studies that are more than it takes of their patients.
+    """Studies of a cohort beyond the maximum per patient.
 
     By StudyDate, then by UID; studies without a readable date are the last to be taken. A study
-    whose PatientID the archive does not tell counts for itself.
+    without a PatientID counts for itself.
     """
     of_patient: dict[str, list[tuple[StudyReference, Study]]] = defaultdict(list)
     for reference, study in studies:
@@ -165,10 +164,10 @@ def beyond_the_maximum(
 def _order(per_patient: PerPatient, study: Study) -> tuple[int, str]:
     day = study_day(study.study_date)
     if day is None:
-        place = date.max.toordinal() + 1
+        position = date.max.toordinal() + 1
     else:
-        place = -day.toordinal() if per_patient.latest else day.toordinal()
-    return place, normal_uid(study.study_instance_uid)
+        position = -day.toordinal() if per_patient.latest else day.toordinal()
+    return position, normal_uid(study.study_instance_uid)
 
 
 # --- one filter and one value
@@ -224,22 +223,22 @@ def _blurred(each: Excluded) -> Excluded:
 
 
 def _values_of(keyword: str, study: Study) -> tuple[str, ...] | None:
-    told = dict(study.told)
+    given = dict(study.told)
     if keyword == "PatientAge":
-        born = study.patient_birth_date or told.get("PatientBirthDate", "")
-        years = age_in_years(born, study.study_date, told.get("PatientAge", ""))
+        born = study.patient_birth_date or given.get("PatientBirthDate", "")
+        years = age_in_years(born, study.study_date, given.get("PatientAge", ""))
         return None if years is None else (str(years),)
     if keyword == "ModalitiesInStudy" and study.modalities:
         return study.modalities
     # Empty there may be not answered: that shows when it is asked for by itself.
-    if keyword in _OWN_PLACE and (value := getattr(study, _OWN_PLACE[keyword])):
+    if keyword in _FIELDS and (value := getattr(study, _FIELDS[keyword])):
         return (unpadded(str(value)),)
-    return _values(keyword, told)
+    return _values(keyword, given)
 
 
-def _values(keyword: str, told: Mapping[str, str]) -> tuple[str, ...] | None:
+def _values(keyword: str, given: Mapping[str, str]) -> tuple[str, ...] | None:
     """The values of an attribute; None where it is not known."""
-    value = told.get(keyword)
+    value = given.get(keyword)
     if value is None:
         return None
     values = tuple(unpadded(part) for part in value.split("\\"))
@@ -289,7 +288,7 @@ def _matches(pattern: Pattern, value: str) -> bool | None:
 
 
 def age_in_years(birth_date: str, study_date: str, age: str) -> int | None:
-    """A patient's age at a study: from both dates, else as the archive gives it (AS, PS3.5 6.2)."""
+    """A patient's age at a study: from both dates, else as the PACS gives it (AS, PS3.5 6.2)."""
     born, day = study_day(birth_date), study_day(study_date)
     if born is not None and day is not None and born <= day:
         return day.year - born.year - ((day.month, day.day) < (born.month, born.day))

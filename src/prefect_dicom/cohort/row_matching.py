@@ -1,7 +1,7 @@
-"""Our own check of what a C-FIND answered, and the keys to ask with.
+"""Row matching: the keys of the query for a row, and our own check of its answers.
 
-An archive may ignore a matching key, fold case, match substrings or trim zeros, and answer with
-success. So a row asks by identifiers alone, and every answer is compared again here: exactly,
+A PACS may ignore a matching key, fold case, match substrings or trim zeros, and answer with
+success. So a row is queried by identifiers alone, and every answer is compared again here: exactly,
 but for the padding DICOM itself calls insignificant (PS3.5 6.2).
 """
 
@@ -32,7 +32,7 @@ FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2999, 12, 31)
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What the answers of a PACS mean for one cohort row.
+    """Result of the answers of a PACS for one cohort row.
 
     ``reason`` is None where ``studies`` is what the row asked for, else a code of
     :mod:`prefect_dicom.core.reasons` and ``studies`` is empty; with ``list-unproved`` they are what
@@ -72,26 +72,26 @@ def study_query(row: CohortRow) -> dict[str, str]:
     else:
         keys = {"PatientID": row.patient_id, "AccessionNumber": row.accession_number}
     given = {keyword: value for keyword, value in keys.items() if value is not None}
-    if is_window(row) and row.study_date is not None:
-        first, last = wider(row.study_date)
+    if is_date_window(row) and row.study_date is not None:
+        first, last = widened(row.study_date)
         return {"StudyDate": f"{first:%Y%m%d}-{last:%Y%m%d}"}
     if not given or not all(is_safe_key(value) for value in given.values()):
         raise ValueError(f"line {row.line} has no key that is safe to query by")
     return given
 
 
-def is_window(row: CohortRow) -> bool:
+def is_date_window(row: CohortRow) -> bool:
     """Whether the row has no identifiers and stands for every study of its days."""
     given = (row.study_instance_uid, row.patient_id, row.accession_number)
     return row.study_date is not None and given == (None, None, None)
 
 
-def wider(days: DateRange) -> tuple[date, date]:
+def widened(days: DateRange) -> tuple[date, date]:
     """The first and last day to ask for: one more at each end, for archives that shift dates.
 
     Examples
     --------
-    >>> wider(DateRange(date(2024, 1, 1), None))
+    >>> widened(DateRange(date(2024, 1, 1), None))
     (datetime.date(2023, 12, 31), datetime.date(2999, 12, 31))
     """
     first = FIRST_DAY if days.first is None else max(FIRST_DAY, days.first - timedelta(days=1))
@@ -107,27 +107,27 @@ def identifies(row: CohortRow, study: Study) -> bool:
     every study of its days.
     """
     pairs = _identifiers(row, study)
-    return (bool(pairs) or is_window(row)) and all(given == found for given, found in pairs)
+    return (bool(pairs) or is_date_window(row)) and all(given == found for given, found in pairs)
 
 
-def has_the_uid(row: CohortRow, study: Study) -> bool:
+def has_same_uid(row: CohortRow, study: Study) -> bool:
     """Whether the row gives a StudyInstanceUID, and it is the study's."""
     given = row.study_instance_uid
     return given is not None and normal_uid(given) == normal_uid(study.study_instance_uid)
 
 
-def tells(study: Study, keywords: Iterable[str]) -> bool:
+def has_values(study: Study, keywords: Iterable[str]) -> bool:
     """Whether the answer has a value for each of these keys of :func:`study_query`."""
-    told = {
+    values = {
         "PatientID": study.patient_id,
         "AccessionNumber": study.accession_number,
         "StudyInstanceUID": study.study_instance_uid,
     }
-    return all(unpadded(told[keyword]) for keyword in keywords)
+    return all(unpadded(values[keyword]) for keyword in keywords)
 
 
-def might_mean(row: CohortRow, study: Study) -> bool:
-    """Whether an archive that matches substrings in any case may take the study for the row's."""
+def may_match(row: CohortRow, study: Study) -> bool:
+    """Whether a PACS that matches substrings in any case may return the study for the row."""
     return all(blurred(given) in blurred(found) for given, found in _identifiers(row, study))
 
 
@@ -149,7 +149,7 @@ def passes_filters(row: CohortRow, study: Study) -> bool:
     return row.study_description is None or like(row.study_description, study.study_description)
 
 
-def is_of_the_patient(row: CohortRow, study: Study) -> bool | None:
+def is_same_patient(row: CohortRow, study: Study) -> bool | None:
     """Whether name and birth date of the answer are those the row gives, if it gives any.
 
     They identify nobody. They show that an identifier was mistyped, and is a stranger's.
@@ -157,7 +157,7 @@ def is_of_the_patient(row: CohortRow, study: Study) -> bool | None:
     Returns
     -------
     bool or None
-        None where the answer does not tell what the row gives.
+        None where the answer lacks what the row gives.
     """
     judged: list[bool | None] = []
     if row.patient_name is not None:
@@ -168,8 +168,8 @@ def is_of_the_patient(row: CohortRow, study: Study) -> bool | None:
     return False if False in judged else None if None in judged else True
 
 
-def why_not_taken(row: CohortRow, study: Study) -> tuple[str, ...]:
-    """In what a near miss differs from what its row asks for.
+def explain_near_miss(row: CohortRow, study: Study) -> tuple[str, ...]:
+    """Explain how a near miss differs from its row.
 
     Returns
     -------
@@ -184,18 +184,18 @@ def why_not_taken(row: CohortRow, study: Study) -> tuple[str, ...]:
         if differing := overlooked(given, found):
             words.append(f"{keyword} differs in {' and '.join(differing)}")
         else:
-            words.append(f"{keyword} {'is another' if found else 'is not told'}")
+            words.append(f"{keyword} {'is another' if found else 'is missing'}")
     if row.patient_name is not None:
         agrees = names_agree(row.patient_name, study.patient_name)
         if agrees is None:
-            words.append("PatientName is not told")
+            words.append("PatientName is missing")
         elif not agrees:
             otherwise = written_otherwise(row.patient_name, study.patient_name)
             words.append(f"PatientName {'is written otherwise' if otherwise else 'is another'}")
     if row.patient_birth_date is not None:
         day = study_day(study.patient_birth_date)
         if day != row.patient_birth_date:
-            words.append(f"PatientBirthDate {'is not told' if day is None else 'is another'}")
+            words.append(f"PatientBirthDate {'is missing' if day is None else 'is another'}")
     if _is_a_day_off(row, study):
         words.append("StudyDate is one day off")
     if not is_safe_key(normal_uid(study.study_instance_uid)):
@@ -204,12 +204,12 @@ def why_not_taken(row: CohortRow, study: Study) -> tuple[str, ...]:
 
 
 def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
-    """Decide what a row found from the answers to its query.
+    """Match the answers to the query of a row with the row.
 
     Parameters
     ----------
     answers : iterable of Study
-        As they come; those that are not the row's are dropped at once.
+        In any order; those that are not of the row are dropped at once.
 
     Returns
     -------
@@ -246,19 +246,19 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     remaining = [study for study in identified.values() if passes_filters(row, study)]
     if not remaining:
         return discovery("excluded-by-filter")
-    # A request names a study by its UID alone and so brings the objects of all patients it is
+    # A request names a study by its UID alone and so brings the instances of all patients it is
     # filed under, also of those the filters have left out.
     uids = {normal_uid(study.study_instance_uid) for study in remaining}
-    if is_window(row):
+    if is_date_window(row):
         # Many patients are meant, each study of one of them.
         times = Counter(key.study_instance_uid for key in identified)
         uids = {uid for uid in uids if times[uid] > 1}
         remaining = [s for s in remaining if normal_uid(s.study_instance_uid) not in uids]
     its = {key: study for key, study in identified.items() if key.study_instance_uid in uids}
     shared = list(its.values()) if len({key.patient for key in its}) > 1 else []
-    if shared and not (is_window(row) and remaining):
+    if shared and not (is_date_window(row) and remaining):
         return discovery("several-patients", aside=shared)
-    if not all(is_of_the_patient(row, study) for study in remaining):
+    if not all(is_same_patient(row, study) for study in remaining):
         return discovery("name-disagrees", aside=remaining)
     safe, unsafe = [], []
     for study in remaining:
@@ -309,7 +309,7 @@ def _identifiers(row: CohortRow, study: Study) -> list[tuple[str, str]]:
 def _nearly_identifies(row: CohortRow, study: Study) -> bool:
     """Whether a person may have meant the study: by its UID, or by identifiers nearly the same."""
     pairs = _identifiers(row, study)
-    return has_the_uid(row, study) or (
+    return has_same_uid(row, study) or (
         bool(pairs) and all(given == found or overlooked(given, found) for given, found in pairs)
     )
 
@@ -317,7 +317,7 @@ def _nearly_identifies(row: CohortRow, study: Study) -> bool:
 def _is_a_day_off(row: CohortRow, study: Study) -> bool:
     """Whether the study is the row's but for one day, as by another time zone."""
     day = study_day(study.study_date)
-    if row.study_date is None or day is None or day in row.study_date or is_window(row):
+    if row.study_date is None or day is None or day in row.study_date or is_date_window(row):
         # Of a window's neighbours another window has the studies.
         return False
     ends = [end for end in (row.study_date.first, row.study_date.last) if end is not None]

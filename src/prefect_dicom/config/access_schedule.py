@@ -1,8 +1,8 @@
-"""AccessSchedule to a PACS: what it may be asked at which time of the week. Pure, given the moment.
+"""Access schedule of a PACS: when requests may be sent, and at what rates. Pure, given the moment.
 
-A *window* is a part of the day on some days, in the time zone of the site, with what the node may
-be asked in it; outside of all windows the node is left alone, or asked as ``outside`` says. A
-window that goes over midnight belongs to the day on which it begins. Its ends are times of the
+A *window* is a part of the day on some days, in the time zone of the site, with the rate limits in
+it; outside of all windows no request is sent, or those that ``outside`` allows. A window that goes
+over midnight belongs to the day on which it begins. Its ends are times of the
 clock on the wall: one that the change to summer time skips comes when the clock would have shown
 it, and of one that comes twice it is the first.
 """
@@ -26,8 +26,8 @@ _ALL_DAYS = ("mon-sun", HOLIDAYS)
 _HOURS = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])-(?:([01]?[0-9]|2[0-3]):([0-5][0-9])|24:00)")
 _LOOK_AHEAD_DAYS = 400
 """A window that opens on no day of a year to come never does."""
-SECONDS_WORTH = 60
-"""A request brings no more than comes in so many seconds at the rates that are allowed."""
+_REQUEST_SECONDS = 60
+"""A request brings no more than the rate limits allow in so many seconds."""
 
 
 def _share(value: Any) -> Any:
@@ -44,7 +44,7 @@ def _share(value: Any) -> Any:
 
 
 class RateLimits(Settings):
-    """What a node may be asked for, by all runs of one ledger together."""
+    """Rate limits of a node, shared by all runs on one ledger."""
 
     associations: int | None = Field(
         default=None,
@@ -68,14 +68,14 @@ class RateLimits(Settings):
 
     @property
     def is_metered(self) -> bool:
-        """Whether more is bounded than the number of associations."""
+        """Whether more is limited than the number of associations."""
         rates = (self.retrieves_per_minute, self.instances_per_second, self.bytes_per_second)
         return self.utilisation < 1 or any(rate is not None for rate in rates)
 
     def request_instances(self, instance_bytes: int) -> int | None:
-        """The most instances of a request; None: as many as else."""
+        """The most instances of a request; None where no rate limits them."""
         bounds = [
-            rate * SECONDS_WORTH / size
+            rate * _REQUEST_SECONDS / size
             for rate, size in (
                 (self.instances_per_second, 1),
                 (self.bytes_per_second, instance_bytes),
@@ -85,7 +85,7 @@ class RateLimits(Settings):
         return max(1, int(min(bounds))) if bounds else None
 
     def format(self, associations: int) -> str:
-        """What is allowed, for people; ``associations`` is the ceiling of the node."""
+        """Text of the limits for people; ``associations`` is the most that the node allows."""
         most = min(self.associations or associations, associations)
         words = [f"{most} association{'s' if most != 1 else ''}"]
         if self.utilisation < 1:
@@ -101,7 +101,7 @@ class RateLimits(Settings):
 
 
 class Window(RateLimits):
-    """A part of the day on some days of the week, and what a node may be asked for in it."""
+    """Part of the day on some days of the week, with the rate limits in it."""
 
     name: str = Field(default="", description="A name for people, like night.")
     days: tuple[str, ...] = Field(
@@ -143,7 +143,7 @@ class Window(RateLimits):
         return text
 
     def on(self, day: date, holidays: tuple[date, ...]) -> bool:
-        """Whether it begins on a day."""
+        """Whether the window begins on a day."""
         if day in holidays:
             return HOLIDAYS in self.days
         today = day.weekday()
@@ -157,7 +157,7 @@ class Window(RateLimits):
         return False
 
     def times(self, day: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
-        """When it begins on a day, and when that ends; in UTC."""
+        """Begin and end, in UTC, of the window that begins on a day."""
         first, last = self.hours.split("-")
         begin = datetime.combine(day, _time(first), zone)
         whole = last == "24:00" or _time(last) <= _time(first)
@@ -173,24 +173,24 @@ def _time(text: str) -> time:
 
 
 class AccessSchedule(Settings):
-    """When a node may be asked, and for how much; kept by all runs of one ledger together."""
+    """Access schedule of a node, kept by all runs on one ledger together."""
 
     time_zone: str = Field(description="The site's time zone, like Europe/Berlin.")
     holidays: tuple[date, ...] = Field(default=(), description="Dates like 2026-12-25.")
     on_close: Literal["stop", "wait"] = Field(
         default="stop",
-        description="When the node may not be asked any more: stop the run, or wait in it.",
+        description="When the node closes: stop the run, or wait in it until the node opens.",
     )
     grace_seconds: float = Field(
         default=60,
         ge=0,
-        description="In which a request under way ends, or is cancelled and aborted.",
+        description="Time for a request under way to end; then it is cancelled and aborted.",
     )
     windows: tuple[Window, ...] = Field(
-        description="When it may be asked; of several that hold at a moment, the first."
+        description="When requests may be sent; of several windows at a moment the first counts."
     )
     outside: RateLimits | None = Field(
-        default=None, description="What may be asked for outside of all windows; closed by default."
+        default=None, description="Rate limits outside of all windows; closed by default."
     )
 
     @field_validator("time_zone")
@@ -221,23 +221,23 @@ class AccessSchedule(Settings):
 
 @dataclass(frozen=True, slots=True)
 class ScheduleState:
-    """What holds at a moment, and until when."""
+    """Rate limits in force at a moment, and until when."""
 
     rate_limits: RateLimits | None
-    """None: the node is left alone."""
+    """None: no request may be sent."""
     until: datetime | None
-    """When something else holds; None where that never changes."""
+    """When something else is in force; None where that never happens."""
     name: str = ""
-    """Of the window; empty outside of all."""
+    """Name of the window; empty outside of all."""
 
     @property
     def closed(self) -> bool:
-        """Whether nothing may be asked."""
+        """Whether no request may be sent."""
         return self.rate_limits is None
 
 
 def schedule_state(schedule: AccessSchedule, now: datetime) -> ScheduleState:
-    """What holds at a moment.
+    """State of a schedule at a moment.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def schedule_state(schedule: AccessSchedule, now: datetime) -> ScheduleState:
 
 
 def next_opening(schedule: AccessSchedule, now: datetime) -> datetime | None:
-    """When the node may be asked again: now, or later; None: never."""
+    """When requests may be sent again: now, or later; None: never."""
     state = schedule_state(schedule, now)
     if not state.closed:
         return now
@@ -262,7 +262,7 @@ def next_opening(schedule: AccessSchedule, now: datetime) -> datetime | None:
 def schedule_states(
     schedule: AccessSchedule, begin: datetime
 ) -> Iterator[tuple[datetime, ScheduleState]]:
-    """What holds from a moment on, one stretch after the other: when it begins, and what it is."""
+    """States of a schedule from a moment on, each with its begin."""
     at: datetime | None = begin
     while at is not None:
         state = schedule_state(schedule, at)
@@ -283,7 +283,7 @@ def _window_at(schedule: AccessSchedule, now: datetime) -> Window | None:
 
 
 def _edges(schedule: AccessSchedule, after: datetime) -> Iterator[datetime]:
-    """The moments after one at which a window begins or ends, in order."""
+    """Moments after one at which a window begins or ends, in order."""
     zone = ZoneInfo(schedule.time_zone)
     first = after.astimezone(zone).date() - timedelta(days=1)
     waiting: set[datetime] = set()
@@ -301,7 +301,7 @@ def _edges(schedule: AccessSchedule, after: datetime) -> Iterator[datetime]:
 
 
 def format_time(at: datetime, schedule: AccessSchedule, now: datetime) -> str:
-    """A moment of the days around now, on the clock of the site."""
+    """Text of a moment, in the time zone of the site and as short as it is clear."""
     zone = ZoneInfo(schedule.time_zone)
     there, here = at.astimezone(zone), now.astimezone(zone)
     if there.date() == here.date() or timedelta() <= there - here < timedelta(hours=12):
@@ -312,7 +312,7 @@ def format_time(at: datetime, schedule: AccessSchedule, now: datetime) -> str:
 
 
 def format_schedule_state(schedule: AccessSchedule, now: datetime, associations: int) -> str:
-    """What holds now, for people: "night window until 06:00: 4 associations"."""
+    """Text of the state now, for people: "night window until 06:00: 4 associations"."""
     state = schedule_state(schedule, now)
     until = f" until {format_time(state.until, schedule, now)}" if state.until else ""
     if state.rate_limits is None:

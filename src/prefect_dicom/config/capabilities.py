@@ -43,18 +43,18 @@ class QueryLevel(StrEnum):
 
 
 class Service(StrEnum):
-    """What came of one small request for a service."""
+    """Result of one small request for a service."""
 
     WORKS = "works"
     REFUSED = "refused"
     """Offered in the negotiation, and refused or aborted when it is asked for."""
     NOT_OFFERED = "not-offered"
     NOTHING_ARRIVED = "nothing-arrived"
-    """Carried out, says the peer, or failed for another cause; the object did not come."""
+    """Reported as carried out, or failed for another cause; the instance did not arrive."""
 
 
 class Match(StrEnum):
-    """What becomes of a query with a matching key, PS3.4 C.2.2.2."""
+    """Result of a query with a matching key, PS3.4 C.2.2.2."""
 
     MATCHED = "matched"
     IGNORED = "ignored"
@@ -64,7 +64,7 @@ class Match(StrEnum):
 
 
 class KeyCapability(Settings):
-    """What a node makes of one matching key."""
+    """How a node treats one matching key."""
 
     match: Match | None = Field(default=None, description="What becomes of a query with this key.")
     wildcards: bool | None = Field(default=None, description="Whether * stands for any text in it.")
@@ -72,7 +72,7 @@ class KeyCapability(Settings):
 
 
 class NodeCapabilities(Settings):
-    """What a node was seen to do. A key that is left out is not known."""
+    """Capabilities of a node; a key that is left out is unknown."""
 
     # --- queries
     find_models: tuple[InformationModel, ...] | None = Field(
@@ -252,12 +252,12 @@ def capabilities_text(capabilities: NodeCapabilities, probed_at: datetime) -> st
 
 
 def values_of(capabilities: NodeCapabilities) -> dict[str, Any]:
-    """What is known, as plain values."""
+    """Known capabilities as plain values."""
     return capabilities.model_dump(mode="json", exclude_none=True)
 
 
 def format_capabilities(capabilities: NodeCapabilities) -> list[tuple[str, str, str]]:
-    """Every key with its value and meaning, for people; what is not known has no value."""
+    """Every key with its value and meaning, for people; unknown ones have no value."""
     known = values_of(capabilities)
     lines = []
     for name, field in NodeCapabilities.model_fields.items():

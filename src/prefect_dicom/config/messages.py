@@ -26,41 +26,41 @@ def faults_of(
     lines: Mapping[tuple[str | int, ...], int] | None = None,
     show: Callable[[Any], str] | None = None,
 ) -> list[str]:
-    """The faults of a validation, one line each: place, what was found, what was expected.
+    """Faults of a validation, one line each: key, what was found, what was expected.
 
     Parameters
     ----------
     model : type of BaseModel
         What was validated; its fields say what was expected.
     lines : mapping, optional
-        Lines of the places in a file.
+        Line of each key in the file.
     show : callable, optional
-        Says what was found; without one the value is repeated, as far as :func:`shown` does.
+        Formats what was found; :func:`shown` by default.
     """
     show = show or shown
     faults = []
     for item in error.errors(include_url=False):
-        place, field, owner = _place_of(item["loc"], model)
-        line = (lines or {}).get(place)
+        path, field, owner = _path_of(item["loc"], model)
+        line = (lines or {}).get(path)
         where = f" (line {line})" if line else ""
         if item["type"] == "extra_forbidden":
-            told = f"unknown key{where}; {_suggestion(str(place[-1]), owner)}"
+            fault = f"unknown key{where}; {_suggestion(str(path[-1]), owner)}"
         elif item["type"] == "missing":
             description = None if field is None else field.description
-            told = f"missing; expected {_expected(field)}: {_lower(description)}"
+            fault = f"missing; expected {_expected(field)}: {_lower(description)}"
         elif item["type"] == "value_error" and _is_group(item["input"]):
-            told = f"{format_fault(item, field)}{where}"
+            fault = f"{format_fault(item, field)}{where}"
         elif item["type"] == "archive_choice" and _is_group(item["input"]):
             found = "both" if "bucket" in item["input"] else "neither"
-            told = f"found {found}{where}; {format_fault(item, field)}"
+            fault = f"found {found}{where}; {format_fault(item, field)}"
         else:
-            told = f"found {show(item['input'])}{where}; {format_fault(item, field)}"
-        faults.append(f"{dotted(place)}: {told}" if place else told)
+            fault = f"found {show(item['input'])}{where}; {format_fault(item, field)}"
+        faults.append(f"{dotted(path)}: {fault}" if path else fault)
     return faults
 
 
 def format_fault(item: Mapping[str, Any], field: FieldInfo | None = None) -> str:
-    """What was expected: in a validator's own words, or in those of the field."""
+    """What was expected: by the text of a validator, or by the field."""
     if item["type"] == "archive_choice":
         return str(item["msg"])
     if item["type"] == "value_error":
@@ -73,9 +73,10 @@ def format_fault(item: Mapping[str, Any], field: FieldInfo | None = None) -> str
     return f"expected {expected} ({field.description})"
 
 
-def dotted(place: tuple[str | int, ...]) -> str:
+def dotted(path: tuple[str | int, ...]) -> str:
+    """Path of a key as text, like ``nodes.main.limits[0]``."""
     text = ""
-    for part in place:
+    for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{_key_text(part)}"
     return text.removeprefix(".")
 
@@ -85,7 +86,7 @@ def _key_text(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it may be repeated to the user, whatever it is."""
+    """A value as it may be repeated to the user, without passwords and cut at 80 characters."""
     if _is_group(value):
         return "a list" if isinstance(value, (list, tuple)) else "a group of keys"
     if isinstance(value, bool):
@@ -105,11 +106,11 @@ def _lower(sentence: str | None) -> str:
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
-def _place_of(
+def _path_of(
     loc: tuple[str | int, ...], model: type[BaseModel]
 ) -> tuple[tuple[str | int, ...], FieldInfo | None, type[BaseModel] | None]:
-    """Where an error lies as the user wrote it, the field there, and the model it belongs to."""
-    place: list[str | int] = []
+    """Path of an error as the user wrote it, its field, and the model of that."""
+    path: list[str | int] = []
     annotation: Any = model
     field: FieldInfo | None = None
     owner: type[BaseModel] | None = None
@@ -125,7 +126,7 @@ def _place_of(
         if part in choices:
             annotation = choices[part]
             continue
-        place.append(part)
+        path.append(part)
         annotation = next(iter(union_members(annotation)), None)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             owner = annotation
@@ -135,11 +136,11 @@ def _place_of(
             annotation = get_args(annotation)[1]
         elif get_origin(annotation) is tuple:
             annotation = get_args(annotation)[0]
-    return tuple(place), field, owner
+    return tuple(path), field, owner
 
 
 def union_members(annotation: Any) -> Iterator[Any]:
-    """The members of a union but None; anything else is its own only member."""
+    """Members of a union but None; any other type is its own only member."""
     if get_origin(annotation) in (Union, UnionType):
         yield from (member for member in get_args(annotation) if member is not NoneType)
     else:

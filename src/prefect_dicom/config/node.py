@@ -75,7 +75,8 @@ class PacsNode(Settings):
     limits: Limits = Field(default_factory=Limits, description="What it may be asked at a time.")
     timeouts: Timeouts = Field(default_factory=Timeouts, description="How long to wait for it.")
     access_schedule: AccessSchedule | None = Field(
-        default=None, description="When it may be asked, and for how much; without it, always."
+        default=None,
+        description="When requests may be sent, and at what rates; without it, always.",
     )
 
     @field_validator("access_schedule")

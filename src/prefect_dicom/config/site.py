@@ -44,10 +44,10 @@ HOST_VARIABLES = {
     "PREFECT_DICOM_RECEIVER_BIND": "bind",
     "PREFECT_DICOM_RECEIVER_PORT": "port",
 }
-"""Environment variables that take the place of keys of ``receiver``: each host has its own."""
+"""Environment variables that override keys of ``receiver``: each host has its own."""
 
 CALLING_VARIABLE = "PREFECT_DICOM_CALLING_AE_TITLE"
-"""Environment variable that takes the place of every node's ``calling_ae_title``."""
+"""Environment variable that overrides every node's ``calling_ae_title``."""
 
 _SETTLES_WITHIN = 2
 """Factor on the settle time among the capabilities: the next one may be slower."""
@@ -106,7 +106,7 @@ class Ledger(Settings):
 
 
 class Spool(Settings):
-    """Where arriving objects lie until they are archived."""
+    """Where received instances lie until they are archived."""
 
     path: PlacedPath = Field(description="A directory of its own on a local disk, mode 0700.")
     reserve_bytes: int = Field(
@@ -147,7 +147,7 @@ class Site(Settings):
         ),
     ] = Field(description="Where studies are archived.")
     ledger: Ledger = Field(default_factory=Ledger, description="Where state is kept.")
-    spool: Spool = Field(description="Where arriving objects lie.")
+    spool: Spool = Field(description="Where received instances lie.")
     validation: Validation = Field(default_factory=Validation, description="Faulty instances.")
     retry_after_seconds: tuple[NonNegativeFloat, ...] = Field(
         default=(30, 60, 120, 240),
@@ -282,8 +282,8 @@ def on_this_host(site: Site, environ: Mapping[str, str] = os.environ) -> Site:
                 field = str(item["loc"][0])
                 its_own = [variable for variable in given if given[variable] == field]
                 names = ", ".join(its_own or given)
-                told = format_fault(item, type(part).model_fields[field])
-                faults.append(f"environment variable {names}: {told}")
+                expected = format_fault(item, type(part).model_fields[field])
+                faults.append(f"environment variable {names}: {expected}")
             return part
 
     receiver = with_values(site.receiver, HOST_VARIABLES)

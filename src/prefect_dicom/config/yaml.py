@@ -16,7 +16,7 @@ LEDGER_URL_VARIABLE = "PREFECT_DICOM_LEDGER_URL"
 
 
 def text_of(source: str, path: str | Path) -> str:
-    """The text of a file.
+    """Read the text of a file.
 
     Raises
     ------
@@ -78,53 +78,53 @@ class Document:
         self._built: dict[int, Any] = {}
         self.values: dict[str, Any] = self._mapping(root, ())
 
-    def _value(self, node: yaml.Node, place: tuple[str | int, ...]) -> Any:
+    def _value(self, node: yaml.Node, path: tuple[str | int, ...]) -> Any:
         if id(node) in self._open:
-            self.faults.append(f"{dotted(place)}: refers to itself (line {_line(node)})")
+            self.faults.append(f"{dotted(path)}: refers to itself (line {_line(node)})")
             return None
         if not node.tag.startswith("tag:yaml.org,2002:"):
             self.faults.append(
-                f"{dotted(place)}: found a YAML tag (line {_line(node)}); "
+                f"{dotted(path)}: found a YAML tag (line {_line(node)}); "
                 "expected a plain value; a text that begins with '!' goes in quotes"
             )
             return None
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
-        # What several aliases refer to is built once, its faults are told once.
+        # What several aliases refer to is built once, and its faults are reported once.
         if id(node) not in self._built:
             self._open.add(id(node))
             self._built[id(node)] = (
-                self._mapping(node, place)
+                self._mapping(node, path)
                 if isinstance(node, yaml.MappingNode)
-                else [self._value(item, (*place, i)) for i, item in enumerate(node.value)]
+                else [self._value(item, (*path, i)) for i, item in enumerate(node.value)]
             )
             self._open.discard(id(node))
         return self._built[id(node)]
 
-    def _mapping(self, node: yaml.MappingNode, place: tuple[str | int, ...]) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: tuple[str | int, ...]) -> dict[str, Any]:
         values: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.faults.append(
-                    f"{dotted(place)}: found a list or mapping as a key "
+                    f"{dotted(path)}: found a list or mapping as a key "
                     f"(line {_line(key_node)}); expected a name"
                 )
                 continue
             if key_node.tag == "tag:yaml.org,2002:merge":
-                others = self._value(value_node, place)
+                others = self._value(value_node, path)
                 for other in others if isinstance(others, list) else [others]:
                     if isinstance(other, dict):
                         merged = {**other, **merged}
                     else:
                         self.faults.append(
-                            f"{dotted(place)}: found '<<' without a group of keys "
+                            f"{dotted(path)}: found '<<' without a group of keys "
                             f"(line {_line(key_node)}); expected an alias like *other"
                         )
                 continue
             key, line = key_node.value, _line(key_node)
-            here = (*place, key)
+            here = (*path, key)
             if key in first_lines:
                 self.faults.append(
                     f"{dotted(here)}: found twice, in lines {first_lines[key]} and {line}; "
@@ -132,7 +132,7 @@ class Document:
                 )
                 continue
             first_lines[key] = self.lines[here] = line
-            if place != ("nodes",) and SECRET_KEY.search(key.lower().replace("-", "_")):
+            if path != ("nodes",) and SECRET_KEY.search(key.lower().replace("-", "_")):
                 self.faults.append(f"{dotted(here)}: found in line {line}; {WHERE_SECRETS_BELONG}")
                 continue
             value = self._value(value_node, here)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date, timedelta
 
-from prefect_dicom.cohort.row_matching import FIRST_DAY, LAST_DAY, wider
+from prefect_dicom.cohort.row_matching import FIRST_DAY, LAST_DAY
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import DateRange, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid
@@ -152,7 +152,7 @@ class _PartitionedQuery:
         """Find what the list lacks, or name where it may be."""
         count, announced, known = len(listed.studies), listed.capped, len(self._known)
         self._wanted = days or DateRange(None, None)
-        self._bounds = _ALL_DAYS if days is None else Days(*wider(days))
+        self._bounds = _ALL_DAYS if days is None else Days(*widened(days))
         bounds = self._bounds
         stuck: list[Partition] | None = None
         if "StudyDate" not in self._limits.useless:

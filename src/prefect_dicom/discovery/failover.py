@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
+from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_date_window
 from prefect_dicom.core.model import CohortRow, Study
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.dicom.value_matching import unpadded
@@ -32,7 +32,7 @@ def settles(row: CohortRow, answer: Answer, *, every: bool = False) -> bool:
         return False
     if answer.reason is not None:
         return reason_for(answer.reason).settles_row
-    return not every and not is_window(row)
+    return not every and not is_date_window(row)
 
 
 def combine_answers(
@@ -69,7 +69,7 @@ def combine_answers(
     if shared:
         near = [*(study for _, study in found if study.study_instance_uid in shared), *near]
         found = [(n, study) for n, study in found if study.study_instance_uid not in shared]
-        if not is_window(row) or not found:
+        if not is_date_window(row) or not found:
             return _findings(row, "several-patients", near)
         gaps.append(_SHARED)
     if not found:
@@ -106,7 +106,7 @@ def _may_have_more(row: CohortRow, every: bool) -> bool:
     """
     if row.study_instance_uid is not None:
         return False
-    return every or is_window(row) or row.accession_number is None
+    return every or is_date_window(row) or row.accession_number is None
 
 
 def _nothing(
@@ -134,7 +134,7 @@ def _of_several_patients(row: CohortRow, found: Sequence[tuple[str, Study]]) -> 
     """
     patients: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for _, study in found:
-        uid = study.study_instance_uid if is_window(row) else ""
+        uid = study.study_instance_uid if is_date_window(row) else ""
         guessed = dict(study.original).get("PatientID", "") if "PatientID" in study.guessed else ""
         patients[uid].add((unpadded(study.patient_id), guessed))
     shared = {uid for uid, its in patients.items() if len(its) > 1}

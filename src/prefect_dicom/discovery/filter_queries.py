@@ -16,10 +16,10 @@ from prefect_dicom.cohort.filters import (
     choose_series,
     judge_series,
     judge_study,
-    not_told,
+    missing_keywords,
     series_keywords,
 )
-from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_window
+from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_date_window
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortFilters, CohortRow, Instance, Study, Verdict
 from prefect_dicom.core.reasons import reason_for
@@ -52,7 +52,7 @@ def filter_studies(
     PacsError
         See :func:`~prefect_dicom.network.find.query.find`.
     """
-    if is_window(row) and _found_nothing(found):
+    if is_date_window(row) and _found_nothing(found):
         # Its days are all that it filters by.
         return replace(found, reason="window-empty")
     wanted: list[Study] = []
@@ -111,7 +111,7 @@ def _judge(
 ) -> tuple[bool | None, Study]:
     """Whether a study is wanted (None: undecided), and the study with the attributes queried."""
     judgement = judge_study(filters, study)
-    if judgement is None and (keywords := not_told(filters, study)):
+    if judgement is None and (keywords := missing_keywords(filters, study)):
         study = query_study_attributes(requestor, study, keywords, capabilities)
         judgement = judge_study(filters, study)
     if judgement and series_keywords(filters):

@@ -17,12 +17,12 @@ from prefect_dicom.cohort.row_matching import (
     MOST_NEAR_MISSES,
     Discovery,
     assess,
-    has_the_uid,
+    has_same_uid,
+    has_values,
     identifies,
-    is_window,
-    might_mean,
+    is_date_window,
+    may_match,
     study_query,
-    tells,
 )
 from prefect_dicom.config.capabilities import NodeCapabilities
 from prefect_dicom.core.errors import PacsError
@@ -109,7 +109,7 @@ def discover(
                 "ends lists of studies before their end, and not all could be had in parts"
             )
     found = _assessed(requestor, row, keys, answers, capabilities, capped=listed.capped)
-    if is_window(row) and found.near_misses:
+    if is_date_window(row) and found.near_misses:
         # A request names a study by its UID: one that several share, or that is none, is left.
         gaps = (*gaps, "studies without a UID of their own")
     if not gaps:
@@ -134,17 +134,17 @@ def _assessed(
     foreign = [study for study in answers if not identifies(row, study)]
     if foreign:
         capabilities.warn("answers with others than those asked for; they are left out")
-    if foreign and not any(tells(study, keys) for study in foreign):
+    if foreign and not any(has_values(study, keys) for study in foreign):
         # Found by the key and answered without it, not by an archive that ignores keys.
         return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
     if found.reason != "no-match" or not (foreign or capped):
         return found
-    if foreign and all(might_mean(row, study) for study in foreign):
+    if foreign and all(may_match(row, study) for study in foreign):
         # Substrings, another case: the archive matches by the key, if not to the letter.
         return found
     if row.study_instance_uid is None:
         return Discovery((), "key-ignored", found.near_misses) if foreign else found
-    if any(has_the_uid(row, study) for study in foreign):
+    if any(has_same_uid(row, study) for study in foreign):
         # The study itself, under other identifiers than the row's.
         return found
     if list_series(requestor, row.study_instance_uid).series:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
 
-from prefect_dicom.cohort.filters import beyond_the_maximum
+from prefect_dicom.cohort.filters import over_maximum
 from prefect_dicom.core.failover import choose_node
 from prefect_dicom.core.model import (
     CohortRow,
@@ -226,9 +226,7 @@ class CohortRows:
                 .where(studies.c.reference.in_(its_studies))
                 .order_by(studies.c.reference)
             )
-            beyond = beyond_the_maximum(
-                per_patient, ((row.reference, study_of(row)) for row in found)
-            )
+            beyond = over_maximum(per_patient, ((row.reference, study_of(row)) for row in found))
             its_links = row_studies.c.cohort == cohort
             connection.execute(update(row_studies).where(its_links).values(reason=None))
             for piece in slices(sorted(beyond)):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect_dicom.archive.manifest import decode_manifest
-from prefect_dicom.cohort.filters import why_undecided
-from prefect_dicom.cohort.row_matching import why_not_taken
+from prefect_dicom.cohort.filters import explain_undecided
+from prefect_dicom.cohort.row_matching import explain_near_miss
 from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.model import (
     CohortFilters,
@@ -233,9 +233,9 @@ def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
 def _candidate(
     row: CohortRow, reason: str | None, study: Study, filters: CohortFilters
 ) -> dict[str, Any]:
-    why = why_not_taken(row, study)
+    why = explain_near_miss(row, study)
     if not why and reason == "filter-undecided":
-        why = why_undecided(filters, study)
+        why = explain_undecided(filters, study)
     return {
         "Take": "",
         "CandidateOf": row.line,
