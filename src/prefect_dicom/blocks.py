@@ -20,18 +20,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 
 from prefect_dicom.config.archive import DirectoryArchive, S3Archive, S3Settings
 from prefect_dicom.config.fields import NodeName, PlacedPath
+from prefect_dicom.config.messages import faults_of
 from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.receiver import Receiver
-from prefect_dicom.config.site import (
-    Ledger,
-    Plain,
-    Settings,
-    Site,
-    Spool,
-    faults_of,
-    load_site,
-    on_this_host,
-)
+from prefect_dicom.config.settings import Settings
+from prefect_dicom.config.site import Ledger, Plain, Site, Spool, load_site, on_this_host
 from prefect_dicom.core.errors import ConfigurationError
 
 BLOCK_REFERENCE = "block:"

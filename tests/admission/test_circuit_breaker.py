@@ -144,7 +144,7 @@ def test_a_rejection_without_a_reason_is_tried_twice_more(admission, time):
 
 def test_a_reset_is_a_wrong_port_until_the_node_has_worked(time):
     fresh, used = (NodeAdmission(WAITS, 1, now=time) for _ in range(2))
-    used.succeeded()
+    used.record_success()
     for admission in (fresh, used):
         admission.record_failure("pacs-reset", time())
     assert (fresh.disabled_for, used.disabled_for) == ("pacs-reset", None)

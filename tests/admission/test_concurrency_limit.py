@@ -474,7 +474,7 @@ def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk
         waited = walk.seconds - began
         least = first if rejected == 1 else first + second
         assert 0.8 * least <= waited <= 1.2 * least + 2
-        assert pull.admission("pacs").breaker is BreakerState.CLOSED
+        assert pull.admission("pacs").state is BreakerState.CLOSED
         bring(pull, chunks[1])
     names = [event.name for event in told if event.name.startswith("breaker")]
     assert names == ["breaker.opened"] * rejected + ["breaker.closed"]

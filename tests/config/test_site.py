@@ -21,7 +21,6 @@ from prefect_dicom.config.archive import DirectoryArchive, S3Archive, S3Settings
 from prefect_dicom.config.node import Limits, PacsNode, Timeouts
 from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.site import (
-    LEDGER_URL_VARIABLE,
     Ledger,
     Site,
     Spool,
@@ -29,6 +28,7 @@ from prefect_dicom.config.site import (
     ledger_url,
     load_site,
 )
+from prefect_dicom.config.yaml import LEDGER_URL_VARIABLE
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.model import Disposition, RetrieveMethod
 
