@@ -253,7 +253,10 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         ("list: /dev/zero", "list: is no file but a folder or a device"),
         ("list: .", "list: is no file but a folder or a device"),
         ("list: cohort.yaml", "list: expected a list (CSV, XLSX or Parquet), found a definition"),
-        ("list: patients.csv\ndate_window: {around: Nothing}", "list: line 1: no column has the name"),
+        (
+            "list: patients.csv\ndate_window: {around: Nothing}",
+            "list: line 1: no column has the name",
+        ),
         (
             "list: dates.csv\ndate_window: {around: Index}",
             "list: line 1: a window is laid around one column, and another limits",

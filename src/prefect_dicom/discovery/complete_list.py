@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import date, timedelta
 
-from prefect_dicom.cohort.row_matching import FIRST_DAY, LAST_DAY
+from prefect_dicom.cohort.row_matching import FIRST_DAY, LAST_DAY, widened
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import DateRange, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid
