@@ -297,7 +297,7 @@ CASES = [
         knobs("find.ignore_keys", keys=["PatientID"]),
         BY_PATIENT,
         ARCHIVED,
-        every(only(MINE, LATER), warned_once("others than those asked for")),
+        every(only(MINE, LATER), warned_once("do not match the keys")),
         others=(BY_PATIENT,),
     ),
     Case(

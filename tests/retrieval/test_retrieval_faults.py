@@ -312,11 +312,11 @@ def by_series(scene: Scene) -> None:
 
 
 def by_move(scene: Scene) -> None:
-    """One C-GET was enough to know, and what is asked instead is told, once."""
+    """One C-GET is sent, and the switch to C-MOVE is noted once."""
     assert [r.service for r in scene.retrieves()].count("C-GET") == 1
     with scene.place.ledger() as ledger:
         [(node, words)] = ledger.cohorts.notes(1)
-    assert node == "pacs" and "asked by C-MOVE for the rest of the run" in words
+    assert node == "pacs" and "C-MOVE is used for the rest of the run" in words
 
 
 def classes_in_turn(scene: Scene) -> None:

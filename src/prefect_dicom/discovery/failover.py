@@ -14,13 +14,12 @@ from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_da
 from prefect_dicom.core.model import CohortRow, Study
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.dicom.value_matching import unpadded
+from prefect_dicom.discovery.row_query import WITHOUT_OWN_UID
 from prefect_dicom.ledger.records import RowFindings
 
 Answer = Discovery | str | None
 """What a node found for a row, or the reason code of a failed query; None where it was not
 queried, because it is disabled."""
-
-_SHARED = "studies without a UID of their own"
 
 
 def settles(row: CohortRow, answer: Answer, *, every: bool = False) -> bool:
@@ -71,7 +70,7 @@ def combine_answers(
         found = [(n, study) for n, study in found if study.study_instance_uid not in shared]
         if not is_date_window(row) or not found:
             return _findings(row, "several-patients", near)
-        gaps.append(_SHARED)
+        gaps.append(WITHOUT_OWN_UID)
     if not found:
         return _nothing(row, [each for _, each in answers], near, gaps)
     if silent and _may_have_more(row, every):

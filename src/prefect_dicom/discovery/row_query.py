@@ -44,6 +44,9 @@ from prefect_dicom.network.requestor import Requestor
 
 log = logging.getLogger(__name__)
 
+WITHOUT_OWN_UID = "studies without a UID of their own"
+"""A gap: a retrieve request names a study by its UID."""
+
 _WORTH_A_LIST = 10
 """UIDs from which on a list saves more than it costs where the node does not answer it."""
 
@@ -106,12 +109,12 @@ def discover(
         )
         if gaps:
             capabilities.warn(
-                "ends lists of studies before their end, and not all could be had in parts"
+                "limits the answers to a query; some lists could not be completed by partitions"
             )
     found = _assessed(requestor, row, keys, answers, capabilities, capped=listed.capped)
     if is_date_window(row) and found.near_misses:
         # A request names a study by its UID: one that several share, or that is none, is left.
-        gaps = (*gaps, "studies without a UID of their own")
+        gaps = (*gaps, WITHOUT_OWN_UID)
     if not gaps:
         return found
     reason = found.reason if found.reason == "several-patients" else "list-unproved"
@@ -130,10 +133,10 @@ def _assessed(
     """What the answers mean for the row, and what follows from those that do not match it."""
     found = assess(row, answers)
     if requestor.ignores_keys:
-        capabilities.warn("answers without regard to optional keys (FF01)")
+        capabilities.warn("ignores optional keys (FF01)")
     foreign = [study for study in answers if not identifies(row, study)]
     if foreign:
-        capabilities.warn("answers with others than those asked for; they are left out")
+        capabilities.warn("returns studies that do not match the keys; they are left out")
     if foreign and not any(has_values(study, keys) for study in foreign):
         # Found by the key and answered without it, not by an archive that ignores keys.
         return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
@@ -236,7 +239,7 @@ def _answers(
     listed = _query(requestor, keys, _returned(row, simply=True), capabilities)
     if not capabilities.simple and any(identifies(row, study) for study in listed.studies):
         capabilities.simple = True
-        capabilities.warn("finds studies only when it is asked by few keys")
+        capabilities.warn("returns studies only for queries with few keys")
     return keys, listed
 
 

@@ -433,9 +433,9 @@ class Retrieval:
         if self._access.capabilities.method is None:
             self._access.capabilities.method = RetrieveMethod.C_MOVE
             self._access.note(
-                f"C-GET is not to be had ({code}); asked by C-MOVE for the rest of the run. Set "
-                "`retrieve: c-move`, or let `prefect-dicom doctor --probe` note it, to spare each "
-                "run the attempt"
+                f"C-GET is not available ({code}); C-MOVE is used for the rest of the run. Set "
+                "`retrieve: c-move`, or run `prefect-dicom doctor --probe`, to save each run the "
+                "attempt"
             )
         return True
 
