@@ -98,7 +98,7 @@ def test_imports_are_absolute_and_name_the_package():
 
 
 def error_codes() -> Iterator[tuple[str, str]]:
-    """Every reason code written out where an error is made, and where that is."""
+    """Every reason code written out where an error is made or compared, and where that is."""
     classes = {
         name
         for name, value in vars(errors).items()
@@ -106,6 +106,11 @@ def error_codes() -> Iterator[tuple[str, str]]:
     } - {"ConfigurationError", "CohortError", "FaultyFileError"}  # these take no code
     for _, path, tree in MODULES:
         for node in ast.walk(tree):
+            if isinstance(node, ast.Compare) and _names_a_code(node.left):
+                for constant in map(_choices, node.comparators):
+                    yield from (
+                        (code, f"{path.relative_to(ROOT)}:{node.lineno}") for code in constant
+                    )
             if not isinstance(node, ast.Call):
                 continue
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
@@ -114,6 +119,11 @@ def error_codes() -> Iterator[tuple[str, str]]:
             for value in (*first, *named):
                 for constant in _choices(value):
                     yield constant, f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def _names_a_code(node: ast.expr) -> bool:
+    """Whether what is compared is a reason code, as ``error.code`` and ``task.failure`` are."""
+    return getattr(node, "attr", getattr(node, "id", "")) in ("code", "reason", "failure")
 
 
 def _choices(value: ast.expr) -> Iterator[str]:
