@@ -1,4 +1,4 @@
-"""The time a run goes by: one seam, so that a week of nights can be lived through in a minute."""
+"""Clock of a run: all reading of the time and all waiting, so that tests can simulate a week."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 
 
 class Clock:
-    """The time of this machine. What waits or looks at the time in a run does it by one of these.
+    """Time of this machine. A run reads the time and waits through one of these alone.
 
-    Waiting for bytes on a socket is not among it: a network has its own time.
+    Time limits of sockets are not among them: a network has its own time.
     """
 
     look_seconds = 1.0
-    """How long a wait goes without a look at whether it is still called for."""
+    """Longest time that a wait goes without checking whether it is still needed."""
 
     def now(self) -> datetime:
-        """The moment, aware of its zone."""
+        """The current time, with its time zone."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
@@ -25,9 +25,9 @@ class Clock:
         return time.monotonic()
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        """Wait until the event is set, and no longer than so many seconds; whether it is set."""
+        """Wait until the event is set, at most so many seconds. Returns whether it is set."""
         return event.wait(seconds)
 
     def shared(self) -> float | None:
-        """Seconds by which the runs of several hosts agree; None: the ledger's own."""
+        """Seconds of a clock that several hosts share; None: the ledger's own clock."""
         return None

@@ -1,4 +1,4 @@
-"""The error tree. Every error carries a reason, and through it the one retry decision.
+"""Error tree. Every error has a reason code, which decides how it is handled.
 
 ::
 
@@ -8,16 +8,16 @@
     ├── PacsError             association, DIMSE status, silence
     ├── ReceiverError         the managed receiver cannot run or be reached
     ├── SpoolFull             the disk reserve is reached
-    ├── InstanceRejected      one object is not what was expected
+    ├── InstanceRejected      an instance is not what was expected
     ├── ArchiveError          the object store or directory
     │   └── ArchiveConflict   other bytes lie under the key already
     ├── LedgerError           the database
     ├── ClaimLost             another run owns the study now
-    └── Interrupted           the run was told to stop
+    └── Interrupted           the run is to stop
         └── WindowClosed      the node may not be asked at this time of the week
 
-Messages hold no patient data and no UIDs: they reach logs and Prefect's database. What a peer
-said is kept in the ledger, beside the study it concerns.
+Messages hold no patient data and no UIDs: they reach logs and Prefect's database. Texts of a peer
+are kept in the ledger alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class PrefectDicomError(Exception):
     code : str
         A code of :mod:`prefect_dicom.core.reasons`.
     detail : str
-        What happened, in figures and our own words; no text of a peer, no identifiers.
+        What happened, in figures and words of this package: no text of a peer, no identifiers.
     """
 
     def __init__(self, code: str, detail: str = "") -> None:
@@ -50,7 +50,7 @@ class PrefectDicomError(Exception):
 
     @property
     def reason(self) -> Reason:
-        """The row of the reason table this error belongs to."""
+        """The entry of its code in the table of reasons."""
         return reason_for(self.code)
 
     @property
@@ -65,7 +65,7 @@ class PrefectDicomError(Exception):
 
 
 class FaultyFileError(PrefectDicomError):
-    """A file of the user's with faults; all of them, each with its place and its remedy."""
+    """A file of the user's has faults; it lists all of them, each with its place and remedy."""
 
     code_of_class = ""
 
@@ -92,7 +92,7 @@ class CohortError(FaultyFileError):
 
 
 class PacsError(PrefectDicomError):
-    """A PACS node refused, failed, fell silent or answered what cannot be used."""
+    """A PACS node refused, failed, did not answer or sent an unusable answer."""
 
 
 class ReceiverError(PrefectDicomError):
@@ -100,22 +100,22 @@ class ReceiverError(PrefectDicomError):
 
 
 class SpoolFull(PrefectDicomError):
-    """Taking more would eat the disk reserve."""
+    """Storing more would use up the disk reserve."""
 
     def __init__(self, code: str = "spool-full", detail: str = "") -> None:
         super().__init__(code, detail)
 
 
 class InstanceRejected(PrefectDicomError):
-    """One object is unreadable or is not what was asked for."""
+    """An instance is unreadable or is not what was requested."""
 
 
 class ArchiveError(PrefectDicomError):
-    """The archive did not take, hold or return an object."""
+    """The archive did not store, hold or return an object."""
 
 
 class ArchiveConflict(ArchiveError):
-    """The key holds other bytes already; nothing archived is ever overwritten."""
+    """Other bytes are stored under the key already; nothing archived is ever overwritten."""
 
     def __init__(self, code: str = "archive-conflict", detail: str = "") -> None:
         super().__init__(code, detail)
@@ -126,28 +126,28 @@ class LedgerError(PrefectDicomError):
 
 
 class ClaimLost(PrefectDicomError):
-    """Another run took the study over; this one must not write about it any more."""
+    """Another run took the study over; this one must not record anything about it any more."""
 
     def __init__(self, code: str = "claim-lost", detail: str = "") -> None:
         super().__init__(code, detail)
 
 
 class Interrupted(PrefectDicomError):
-    """The run was asked to stop; what was under way is left for the next one."""
+    """The run is to stop; the next one continues what was under way."""
 
     def __init__(self, code: str = "interrupted", detail: str = "") -> None:
         super().__init__(code, detail)
 
 
 class WindowClosed(Interrupted):
-    """The node may not be asked now; nothing has failed, and the next run goes on."""
+    """The node's access schedule is closed; nothing has failed, and the next run continues."""
 
     def __init__(self, code: str = "window-closed", detail: str = "") -> None:
         super().__init__(code, detail)
 
 
 def passes_by_itself(error: object) -> bool:
-    """Whether this is an error that may be gone the next time, without anybody doing anything."""
+    """Whether the error is transient: trying again later may succeed without a person acting."""
     return (
         isinstance(error, PrefectDicomError)
         and error.disposition is Disposition.TRANSIENT

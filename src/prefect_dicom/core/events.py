@@ -1,4 +1,4 @@
-"""What a run tells those who want to hear of it: events, in numbers and reason codes.
+"""Events of a run, in numbers and reason codes.
 
 The subscribers of a run (:meth:`~prefect_dicom.run.planning.Plan.tell`) get each event as it
 happens; ``flows/`` subscribes one that passes them on to Prefect, whose automations make mails
@@ -32,11 +32,11 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "disk.low": "The space for arriving or archived objects comes to its end.",
     }
 )
-"""Every kind of event, by name, and what it means."""
+"""Kinds of events by name, with their meaning."""
 
 
 AUTOMATIONS = Path(__file__).parents[1] / "automations"
-"""Where automations lie that listen to these events, as files for ``prefect automation create``."""
+"""Folder of automations that these events trigger, as files for ``prefect automation create``."""
 
 
 def _now() -> datetime:
@@ -45,7 +45,7 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that has happened to a cohort, a study, a node or a disk.
+    """An event of a cohort, a study, a node or a disk.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ class Event:
     reason : str or None
         A code of :mod:`prefect_dicom.core.reasons`.
     figures : mapping of str to number
-        What can be counted of it: numbers only.
+        Numbers that describe it.
 
     Raises
     ------
     ValueError
-        It would hold something else.
+        A value is of another kind.
     """
 
     name: str
@@ -85,4 +85,4 @@ class Event:
 
 
 Subscriber = Callable[[Event], None]
-"""Told of each event, in the thread in which it happens: it returns at once."""
+"""Called with each event, in the thread in which it happens; must return at once."""

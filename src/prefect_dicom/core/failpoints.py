@@ -43,37 +43,43 @@ class FailPoint(NamedTuple):
 
 POINTS: Mapping[str, FailPoint] = {
     "cohort-recorded": FailPoint("the cohort's rows are in the ledger", "the run begins"),
-    "row-answered": FailPoint("the PACS answered a row's query", "its studies go into the ledger"),
+    "row-answered": FailPoint("the PACS answered a row's query", "the ledger records its studies"),
     "receiver-started": FailPoint("a receiver is being started", "it is waited for"),
     "claimed": FailPoint("the studies of a chunk are claimed", "they are listed"),
-    "associated": FailPoint("an association to the PACS stands", "the request is sent"),
+    "associated": FailPoint("an association to the PACS is established", "the request is sent"),
     "list-half-read": FailPoint("the PACS listed a study's series", "it lists their instances"),
     "list-half-written": FailPoint("a study is listed, not committed", "its instances follow"),
-    "list-recorded": FailPoint("the ledger has the list", "instances are asked for"),
-    "expectation-noted": FailPoint("the receiver expects studies", "the run hears of it"),
-    "part-begun": FailPoint("an object's file is made", "its bytes are written", writes=True),
-    "part-whole": FailPoint("an object's bytes are written", "it gets its name", writes=True),
-    "part-kept": FailPoint("an object has its name in the spool", "the sender gets its answer"),
-    "store-answered": FailPoint("the sender has its answer", "the ledger hears of the object"),
-    "request-ended": FailPoint("the retrieve had its final response", "what came is looked at"),
-    "validated": FailPoint("an object was found good", "the ledger hears of it"),
-    "list-extended": FailPoint("the ledger lists what came unlisted", "it hears that it is here"),
-    "received-recorded": FailPoint("the ledger says received", "the object is put"),
-    "set-aside": FailPoint("a faulty object is set aside", "it is asked for again", writes=True),
-    "rejection-recorded": FailPoint("the ledger says rejected", "the object's file is deleted"),
+    "list-recorded": FailPoint("the ledger has the list", "instances are requested"),
+    "expectation-noted": FailPoint("the receiver expects studies", "the run gets its answer"),
+    "part-begun": FailPoint("an instance's file is created", "its bytes are written", writes=True),
+    "part-whole": FailPoint("an instance's bytes are written", "its file is renamed", writes=True),
+    "part-kept": FailPoint("an instance has its name in the spool", "the sender gets its response"),
+    "store-answered": FailPoint("the sender has its response", "the ledger records the instance"),
+    "request-ended": FailPoint(
+        "the retrieve had its final response", "received instances are validated"
+    ),
+    "validated": FailPoint("an instance was validated", "the ledger records it as received"),
+    "list-extended": FailPoint(
+        "the ledger lists an unlisted instance", "it records it as received"
+    ),
+    "received-recorded": FailPoint("the ledger says received", "the instance is put"),
+    "set-aside": FailPoint("a faulty instance is set aside", "it is requested again", writes=True),
+    "rejection-recorded": FailPoint("the ledger says rejected", "the instance's file is deleted"),
     "quarantine-noted": FailPoint(
-        "a quarantined object's note is written", "it follows", writes=True
+        "the note of a quarantined instance is written", "its file follows", writes=True
     ),
     "put-begun": FailPoint("the put of an object has begun", "its bytes go", writes=True),
     "object-linked": FailPoint("a directory archive has the object", "its part file is deleted"),
-    "put-answered": FailPoint("the archive has answered a put", "the ledger hears of it"),
+    "put-answered": FailPoint("the archive has answered a put", "the ledger records it as stored"),
     "stored-recorded": FailPoint("the ledger says stored", "the spool files are deleted"),
     "study-stored": FailPoint("all instances are in the archive", "the study is listed again"),
     "listed-again": FailPoint("the second list is the first", "the manifest is put", writes=True),
-    "manifest-put": FailPoint("the manifest is in the archive", "the ledger hears of it"),
+    "manifest-put": FailPoint("the manifest is in the archive", "the ledger records the study"),
     "archived-recorded": FailPoint("the ledger says archived", "the study's spool is deleted"),
     "half-dropped": FailPoint("a part of the study's spool is deleted", "the rest is", writes=True),
-    "half-reported": FailPoint("one report is being written", "it takes its place", writes=True),
+    "half-reported": FailPoint(
+        "a report is written under a temporary name", "it is renamed", writes=True
+    ),
 }
 """Every name that :func:`failpoint` is called with, in the order in which a study passes them."""
 

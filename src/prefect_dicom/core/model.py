@@ -1,7 +1,7 @@
-"""The nouns. Frozen values from the standard library only; everything else speaks in them.
+"""Domain model: frozen values and enumerations of the standard library only.
 
-A cohort is a list of rows. A row finds studies; a study lists its instances; studies are
-retrieved in chunks; what arrives lies in the spool until it is in the archive. A *study
+A cohort is a list of rows. A row finds studies; a study has a list of instances; studies are
+retrieved in chunks; received instances lie in the spool until they are in the archive. A *study
 reference* is the ledger's own number for a study: the only name of it that may appear in logs,
 task names, artifacts and Prefect's database.
 """
@@ -18,18 +18,18 @@ StudyReference = int
 
 
 class Disposition(StrEnum):
-    """The one decision an error carries: may it be tried again, and by whom."""
+    """Whether trying again can help, and who has to act first."""
 
     TRANSIENT = "transient"
     """Trying again later can help, without anybody doing anything."""
     PERMANENT = "permanent"
     """Trying again will not help; recorded, the others go on."""
     OPERATOR = "operator"
-    """A person must change something first; the node is left alone until then."""
+    """A person must change something first; until then the node is disabled."""
 
 
 class StudyState(StrEnum):
-    """How far a study has come. Being worked on is a live claim, not a state."""
+    """Progress of a study. That a run works on it is a live claim, not a state."""
 
     PENDING = "pending"
     """Found on the PACS; its instance list is not known yet."""
@@ -38,24 +38,24 @@ class StudyState(StrEnum):
     ARCHIVED = "archived"
     """Every listed instance and, last, the manifest are in the archive."""
     FAILED = "failed"
-    """It ended without being archived; the reason says why and whether a rerun can help."""
+    """Ended without being archived; the reason says why and whether a rerun can help."""
 
 
 class InstanceState(StrEnum):
-    """How far one SOP instance of a listed study has come."""
+    """Progress of one SOP instance of a listed study."""
 
     EXPECTED = "expected"
-    """On the PACS's list, not here yet."""
+    """On the PACS's list and not received yet."""
     RECEIVED = "received"
-    """In the spool, with the SHA-256 taken as its bytes arrived."""
+    """In the spool, with the SHA-256 computed while its bytes arrived."""
     STORED = "stored"
-    """In the archive; the store answered for its bytes."""
+    """In the archive, which has confirmed its bytes."""
     REJECTED = "rejected"
-    """Arrived (or cannot arrive) and is left out, for the reason recorded."""
+    """Left out of the archive, for the recorded reason."""
 
 
 class Verdict(StrEnum):
-    """What became of one cohort row. Each row ends in exactly one."""
+    """Result of one cohort row. Each row ends with exactly one."""
 
     ARCHIVED = "archived"
     PARTIAL = "partial"
@@ -64,18 +64,18 @@ class Verdict(StrEnum):
     EXCLUDED = "excluded"
     FAILED = "failed"
     PENDING = "pending"
-    """Not a verdict but its absence: the work on this row has not ended."""
+    """No verdict yet: the work on the row has not ended."""
 
 
 class Evidence(StrEnum):
-    """What the completeness of a study was judged by, strongest first."""
+    """Evidence by which a study was found complete, strongest first."""
 
     INSTANCE_LIST = "instance-list"
     """The PACS's own list of its instances."""
     SERIES_COUNTS = "series-counts"
-    """Its list of series, and how many instances it counts in each."""
+    """The PACS's list of its series, and the number of instances in each."""
     SUBOPERATION_COUNTS = "suboperation-counts"
-    """How many objects it says it has sent for a retrieve of the whole study."""
+    """The counters in the final response of a retrieve of the whole study."""
 
     def satisfies(self, weakest: Evidence) -> bool:
         """Whether it is at least as strong."""
@@ -84,14 +84,14 @@ class Evidence(StrEnum):
 
 
 class Level(StrEnum):
-    """How hard to look at an archived object, each including those before it."""
+    """Depth of a verification of archived objects; each includes those before it."""
 
     EXISTS = "exists"
     SIZE = "size"
     CHECKSUM = "checksum"
     """The SHA-256 the store keeps beside the object; no download where it keeps one."""
     READ = "read"
-    """The bytes themselves."""
+    """The SHA-256 of the bytes, which are downloaded."""
 
 
 class RequestedState(StrEnum):
@@ -112,7 +112,7 @@ class InformationModel(StrEnum):
 
 
 class RetrieveMethod(StrEnum):
-    """How a node hands over its instances, PS3.4 C.4.2 and C.4.3."""
+    """DIMSE service by which instances are retrieved from a node, PS3.4 C.4.2 and C.4.3."""
 
     C_MOVE = "c-move"
     C_GET = "c-get"
@@ -133,10 +133,10 @@ class DateRange:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What a text may look like.
+    """Pattern of a text.
 
-    With ``*`` for any text and ``?`` for one character, in whatever case; or a regular
-    expression, found anywhere in the text.
+    Either with ``*`` for any text and ``?`` for one character, without regard to case; or a
+    regular expression, which is searched for anywhere in the text.
     """
 
     text: str
@@ -145,10 +145,10 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What one attribute of an answer has to be; conditions that are given hold together.
+    """Conditions on one attribute of a query response; all that are given must hold.
 
-    ``keyword`` is DICOM's, and says with the filter's place in a :class:`CohortFilters` at which
-    level it is asked for. ``PatientAge`` is in years.
+    ``keyword`` is the keyword of PS3.6. The field of :class:`CohortFilters` that holds the filter
+    decides the level of the query. ``PatientAge`` is in years.
     """
 
     keyword: str
@@ -161,7 +161,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """Who or what is not wanted; what is given holds together, as in a :class:`CohortRow`."""
+    """Identifiers of what a cohort excludes; all that are given must match."""
 
     patient_id: str | None = None
     accession_number: str | None = None
@@ -170,7 +170,7 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True)
 class PerPatient:
-    """How many studies of a patient a cohort takes at most, and from which end by StudyDate."""
+    """Limit of studies per patient: the latest or the earliest ones by StudyDate."""
 
     studies: int
     latest: bool = True
@@ -178,20 +178,20 @@ class PerPatient:
 
 @dataclass(frozen=True, slots=True)
 class CohortFilters:
-    """What a cohort wants of what its rows find. All of it is checked on our side.
+    """Filters of a cohort on the studies and series that its rows find, all applied on our side.
 
     Parameters
     ----------
     studies : tuple of Filter
-        What a study has to be, by its answer at STUDY level.
+        Conditions on a study, by its response at STUDY level.
     with_series : tuple of Filter
-        What one of a study's series has to be, by its answer at SERIES level.
+        Conditions that one of a study's series must meet, by its response at SERIES level.
     series : tuple of Filter
-        What a series has to be to be retrieved; empty for whole studies.
+        Conditions on the series that are retrieved; empty for whole studies.
     excluded : frozenset of Excluded
-        What is never taken, whatever finds it.
+        Studies and patients that are never retrieved.
     per_patient : PerPatient, optional
-        The most that is taken of one patient in the whole cohort.
+        Limit of studies per patient in the whole cohort.
     """
 
     studies: tuple[Filter, ...] = ()
@@ -202,15 +202,15 @@ class CohortFilters:
 
 
 NO_FILTERS = CohortFilters()
-"""Everything that the rows find, and whole studies of it."""
+"""No filter: whole studies, all that the rows find."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeOrder:
-    """The PACS nodes that a cohort is asked of, the preferred one first.
+    """PACS nodes of a cohort, the preferred one first.
 
-    A row is asked of the next node where the one before has no answer for it; with ``every`` it
-    is asked of all of them, and has what any of them has.
+    A row is queried at the next node if the one before has no answer for it; with ``every`` it is
+    queried at all of them, and its studies are those that any of them has.
 
     Examples
     --------
@@ -225,24 +225,24 @@ class NodeOrder:
 
     @classmethod
     def of(cls, text: str) -> NodeOrder:
-        """What :attr:`text` stands for."""
+        """Parse :attr:`text`."""
         return cls(tuple(re.split("[,+]", text)), every="+" in text)
 
     @property
     def text(self) -> str:
-        """As it is kept, and part of a cohort's identity: of one node its name."""
+        """Form in which it is stored and is part of a cohort's identity."""
         return ("+" if self.every else ",").join(self.names)
 
 
 @dataclass(frozen=True, slots=True)
 class CohortRow:
-    """One line of a cohort file. Texts are exactly as written, but for surrounding blanks.
+    """One line of a cohort file. Texts are exactly as written, except for surrounding blanks.
 
-    ``line`` is the line of the file (the header is line 1), and the row's name wherever a row
-    has to be named without its content. A row without identifiers is one window of a cohort
-    that has no list: it stands for every study of ``study_date``, whose ends are then both
-    given, and ``line`` counts the windows from 1. ``patient_name`` and ``patient_birth_date``
-    identify nobody: what the identifiers find is compared with them.
+    ``line`` is the line of the file (the header is line 1), and names the row wherever its
+    content must not appear. A row without identifiers is one date window of a cohort without a
+    list: it stands for every study of ``study_date``, whose ends are then both given, and
+    ``line`` counts the date windows from 1. ``patient_name`` and ``patient_birth_date`` are not
+    identifiers: the studies that the identifiers find are compared with them.
     """
 
     line: int
@@ -258,7 +258,7 @@ class CohortRow:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One answer of a STUDY level C-FIND, PS3.4 C.6.2.1.3; texts as the peer sent them.
+    """One response of a STUDY level C-FIND, PS3.4 C.6.2.1.3; texts as the peer sent them.
 
     ``original`` has the bytes (hexadecimal) of each text beyond ASCII, ``guessed`` the keywords of
     those that could not be decoded by the character set the answer declares.
@@ -273,7 +273,8 @@ class Study:
     number_of_series: int | None = None
     number_of_instances: int | None = None
     told: tuple[tuple[str, str], ...] = ()
-    """Keyword and value of further attributes that were asked for; those not answered lack."""
+    """Extra requested attributes as (keyword, value) pairs; those that the peer did not return are
+    absent."""
     patient_name: str = ""
     patient_birth_date: str = ""
     original: tuple[tuple[str, str], ...] = ()
@@ -316,11 +317,10 @@ class StoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a data set says of itself; None where the element is absent or was not read.
+    """Identifying elements of a data set; None where one is absent or was not read.
 
-    ``transfer_syntax_uid`` and ``requested_sop_instance_uid`` come from the file meta, which we
-    wrote from the request. ``inspected`` is False where the data set could not be looked into
-    without inflating it.
+    ``transfer_syntax_uid`` and ``requested_sop_instance_uid`` come from the file meta, which is
+    written from the request. ``inspected`` is False for a deflated data set, which is not read.
     """
 
     transfer_syntax_uid: str
@@ -337,9 +337,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedInstance:
-    """A received instance that lies in the spool under ``name`` for ``study``.
+    """A received instance, stored in the spool under ``name`` for ``study``.
 
-    ``sha256`` (hex) and ``size_bytes`` are of the whole Part 10 file, taken as it was written.
+    ``sha256`` (hexadecimal) and ``size_bytes`` are of the whole Part 10 file, computed as it was
+    written.
     """
 
     study: StudyReference
@@ -353,7 +354,7 @@ class ReceivedInstance:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Studies of one node that are retrieved together. ``number`` is unique in a run."""
+    """Studies that are retrieved together from one node. ``number`` is unique in a run."""
 
     number: int
     node: str
@@ -362,14 +363,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ArchivedInstance:
-    """What the archive answered for one instance."""
+    """Result of archiving one instance."""
 
     key: str
     sha256: str
     size_bytes: int
     version_id: str | None = None
     already_there: bool = False
-    """Nothing was written: the same bytes were in the archive before."""
+    """Nothing was written: the archive had the same bytes already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +390,7 @@ class ManifestInstance:
 
 @dataclass(frozen=True, slots=True)
 class WithheldInstance:
-    """A listed instance that the site's policy leaves out of the archive, and why."""
+    """A listed instance that the site's policy leaves out of the archive, with the reason code."""
 
     series_instance_uid: str
     sop_instance_uid: str
@@ -398,7 +399,7 @@ class WithheldInstance:
 
 @dataclass(frozen=True, slots=True)
 class StudyManifest:
-    """The proof of one archived study, written after everything it names."""
+    """Manifest of an archived study, written after everything it names."""
 
     study_instance_uid: str
     node: str
@@ -408,14 +409,14 @@ class StudyManifest:
     withheld: tuple[WithheldInstance, ...] = ()
     warnings: tuple[str, ...] = field(default=())
     selection: str = ""
-    """Which of the study's series were wanted, in words; empty for all of them."""
+    """The filter of series, as text; empty for whole studies."""
     unwanted_series: tuple[str, ...] = ()
-    """The UIDs of those that the PACS listed and that were not: they are not in the archive."""
+    """UIDs of the listed series that the filter leaves out; they are not in the archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowVerdict:
-    """The end of one cohort row. ``reason`` is a code of :mod:`prefect_dicom.core.reasons`."""
+    """Verdict of one cohort row. ``reason`` is a code of :mod:`prefect_dicom.core.reasons`."""
 
     line: int
     verdict: Verdict
@@ -426,8 +427,8 @@ class RowVerdict:
     withheld_instances: int = 0
     size_bytes: int = 0
     gaps: tuple[str, ...] = ()
-    """Windows (days, modalities) in which the PACS may have more studies of the row."""
+    """Days and modalities in which the PACS may have more studies of the row."""
     evidence: Evidence | None = None
-    """The weakest proof among the archived studies; None where there are none."""
+    """The weakest evidence of its archived studies; None if there are none."""
     nodes: tuple[str, ...] = ()
-    """The nodes its studies were asked of; with a colon and the reason, where one has failed."""
+    """Nodes that its studies were requested from; one that failed has a colon and the reason."""

@@ -1,9 +1,9 @@
-"""The only place that turns a peer's text into a name, a path or a key.
+"""Identifiers: the only place that turns a text of a peer into a name, a path or a key.
 
 A UID is a string of digits and dots of at most 64 characters (PS3.5 9.1). Peers send others:
-padded, with letters, too long, path-like. They are compared as they are (after trimming their
-padding) and *encoded*, never cleaned, when they become part of a key, so that two different
-texts can never meet in one place.
+padded, with letters, too long, path-like. They are compared as they are (without their padding)
+and *encoded*, never cleaned, when they become part of a key, so that two different texts never
+get the same key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LONGEST_ENCODED = 128
 
 
 def is_uid(text: str) -> bool:
-    """Whether the text is a UID as PS3.5 9.1 has it (leading zeros are let pass).
+    """Whether the text is a UID by PS3.5 9.1; leading zeros are accepted.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def is_uid(text: str) -> bool:
 
 
 def normal_uid(text: str) -> str:
-    """The UID without its padding (NUL or blanks), the form in which UIDs are compared."""
+    """A UID without its padding (NUL or blanks): the form in which UIDs are compared."""
     return text.strip(" \0")
 
 
@@ -49,7 +49,7 @@ def is_safe_key(text: str) -> bool:
 
 
 def component(uid: str) -> str:
-    """A UID as one component of an object key: itself, or an encoding that is none.
+    """A UID as one component of an object key: the UID itself, or an encoding that is no UID.
 
     The encoding is injective: ``x-`` and the hexadecimal digits of the UTF-8 text; past 128
     digits ``h-`` and its SHA-256.
@@ -68,7 +68,7 @@ def component(uid: str) -> str:
 
 
 def uid_of(name: str) -> str | None:
-    """The UID that :func:`component` made the name of; None where only its hash is left.
+    """The UID that :func:`component` encoded; None where only its hash is left.
 
     Examples
     --------
@@ -85,12 +85,12 @@ def uid_of(name: str) -> str | None:
 
 
 def study_prefix(study_instance_uid: str) -> str:
-    """Where a study lies in the archive, relative to the archive's own prefix."""
+    """Prefix of a study's keys, relative to the archive's own prefix."""
     return f"studies/{component(study_instance_uid)}/"
 
 
 def object_key(study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> str:
-    """The key of one instance, a function of its UIDs alone."""
+    """Key of an instance, a function of its UIDs alone."""
     return (
         f"{study_prefix(study_instance_uid)}"
         f"{component(series_instance_uid)}/{component(sop_instance_uid)}.dcm"
@@ -98,7 +98,7 @@ def object_key(study_instance_uid: str, series_instance_uid: str, sop_instance_u
 
 
 def manifest_key(study_instance_uid: str) -> str:
-    """The key of a study's manifest. No instance can have it: their keys have a level more."""
+    """Key of a study's manifest. Instances cannot have it: their keys have one level more."""
     return f"{study_prefix(study_instance_uid)}manifest.json"
 
 

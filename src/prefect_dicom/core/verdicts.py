@@ -1,4 +1,4 @@
-"""Verdicts of cohort rows, from what became of their studies. Pure."""
+"""Verdicts of cohort rows, from the states of their studies. Pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prefect_dicom.core.reasons import reason_for
 
 @dataclass(frozen=True, slots=True)
 class StudyOutcome:
-    """What a verdict needs to know of one study of a row."""
+    """A study of a row, as far as the verdict depends on it."""
 
     reference: StudyReference
     state: StudyState
@@ -40,14 +40,14 @@ def row_verdict(
     Parameters
     ----------
     reason : str or None
-        What discovery recorded about the row itself; None where it found studies or has not
-        been made yet.
+        Reason that discovery recorded for the row; None where it found studies or has not
+        run yet.
     studies : sequence of StudyOutcome
         The studies the row found.
     unproved : bool
-        There are gaps in the list of them.
+        The list of studies has gaps.
     not_taken : str or None
-        Why the cohort takes none or not all of what the row found; ``studies`` are the others.
+        Why the cohort does not take all studies of the row; ``studies`` are those that it takes.
 
     Returns
     -------
@@ -77,6 +77,6 @@ def row_verdict(
 
 
 def weakest_evidence(studies: Iterable[StudyOutcome]) -> Evidence | None:
-    """The weakest proof among the archived studies; None where there are none."""
+    """The weakest evidence of the archived studies; None if there are none."""
     proofs = {s.evidence for s in studies if s.state is StudyState.ARCHIVED}
     return next((proof for proof in reversed(Evidence) if proof in proofs), None)
