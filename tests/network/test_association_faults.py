@@ -28,7 +28,7 @@ from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.knobs_association import ASSOCIATION_KNOBS
 from tests.support.campaign import subset
 from tests.support.peers import free_port
-from tests.support.sites import Place, site_around
+from tests.support.sites import Place, site_around, until_it_listens
 
 pytestmark = pytest.mark.campaign("PACS: association")
 
@@ -222,18 +222,9 @@ def goes_down(place: Place) -> None:
 def is_pulled_when_it_is_over(place: Place, never: threading.Event) -> None:
     place.pacs.script.clear()
     never.set()
-    wait_until_it_listens(place)
+    until_it_listens(place.pacs.port)
     assert place.pull().rows == {Verdict.ARCHIVED: 2}
     place.audit()
-
-
-def wait_until_it_listens(place: Place) -> None:
-    for _ in range(2000):
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", place.pacs.port), 5).close()
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("the PACS does not come back")
 
 
 @pytest.mark.parametrize("case", subset(CASES, 6), ids=str)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,17 @@ def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
         time.sleep(0.01)
+
+
+def until_it_listens(port: int) -> None:
+    """Return as soon as somebody accepts connections at a port of this machine."""
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 5):
+            return True
+        return False
+
+    until(listens, f"port {port} is listened on")
 
 
 def study(seed: int, instances: int = 2, **elements: str) -> list[StoredInstance]:

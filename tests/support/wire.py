@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -311,15 +310,6 @@ def run_tool(*arguments: object, environment: dict | None = None) -> subprocess.
         env=environment or QUICK,
         check=False,
     )
-
-
-def wait_for_port(port: int, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("the program does not listen")
 
 
 def raw_answer(**values: bytes) -> Dataset:

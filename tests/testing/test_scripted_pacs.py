@@ -39,6 +39,7 @@ from prefect_dicom.testing import (
 )
 from prefect_dicom.testing.instances import changed, decoded
 from prefect_dicom.testing.matching import matches
+from tests.support.sites import until, until_it_listens
 
 FIND = StudyRootQueryRetrieveInformationModelFind
 MOVE = StudyRootQueryRetrieveInformationModelMove
@@ -183,15 +184,6 @@ def run(*command: object) -> str:
     return done.stdout + done.stderr
 
 
-def wait_for_listener(port: int) -> None:
-    for _ in range(2000):
-        with contextlib.suppress(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("the peer does not listen")
-
-
 @dcmtk
 def test_echoscu_is_answered(files):
     with ScriptedPacs(files) as pacs:
@@ -222,7 +214,7 @@ def test_movescu_and_storescp_get_the_stored_bytes(files, tmp_path):
         ScriptedPacs(files, destinations={"STORESCP": ("127.0.0.1", port)}) as pacs,
     ):
         try:
-            wait_for_listener(port)
+            until_it_listens(port)
             for study in study_uids(files):
                 run(
                     *("movescu", "-S", "-aec", "DEMOPACS", "-aem", "STORESCP"),
@@ -879,7 +871,7 @@ def net_refuse(scene):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", pacs.port), 5)
         back.set()
-        wait_for_listener(pacs.port)
+        until_it_listens(pacs.port)
         assert associate(pacs)[0] == "established"
 
 
@@ -1238,11 +1230,8 @@ def net_first_byte(scene):
 
 
 def wait_for_log(pacs: ScriptedPacs, service: str) -> list:
-    for _ in range(2000):
-        if found := pacs.requests(service):
-            return found
-        threading.Event().wait(0.01)
-    raise AssertionError(f"no {service} arrived")
+    until(lambda: pacs.requests(service), f"a {service} has arrived")
+    return pacs.requests(service)
 
 
 def net_slow(scene):
@@ -1479,6 +1468,7 @@ def test_a_behaviour_by_lot_happens_as_often_as_it_should_and_the_same_with_its_
     assert statuses(1) == first != statuses(2)
 
 
+@pytest.mark.needs("time")
 @pytest.mark.parametrize("knob", sorted(KNOBS))
 def test_each_behaviour_of_the_script_happens(knob, scene):
     globals()[knob.replace(".", "_")](scene)
