@@ -331,7 +331,7 @@ def test_several_are_given_back_or_deleted_at_once_and_by_reason(pulled, tmp_pat
         (["release"], "choose objects"),
         (["drop", "--all", "--reason", "wrong-patient"], "choose objects"),
         (["drop", "abcdef012345", "--all", "--yes"], "choose objects"),
-        (["release", "abcdef012345"], "nothing in quarantine"),
+        (["release", "abcdef012345"], "no instance fits this name"),
         (["drop", "--reason", "wrong-patint"], "did you mean wrong-patient?"),
     ],
 )
