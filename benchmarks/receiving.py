@@ -13,7 +13,7 @@ from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.model import InformationModel, RetrieveMethod
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.query_keys import retrieve_identifier
-from prefect_dicom.network.storage_scp import Expectation, Intake
+from prefect_dicom.network.storage_scp import Expectation, StoreHandler
 
 
 def receiving_rates(
@@ -51,7 +51,7 @@ def getting_rates(
     for number in range(rounds + 1):
         expectation = Expectation({study.study_instance_uid: 1})
         began = time.perf_counter()
-        c_get(node, identifier, contexts=[context], intake=Intake(spool, expectation))
+        c_get(node, identifier, contexts=[context], store_handler=StoreHandler(spool, expectation))
         seconds = {"prefect-dicom": time.perf_counter() - began}
         arrived = {"prefect-dicom": len(spool.files(1))}
         spool.drop(1)

@@ -112,12 +112,12 @@ SAFEGUARDS = {
     "PDU cap": Safeguard(
         "network/storage_scp/transfer.py",
         {"if not 6 <= length <= self._longest_pdu:": "if not 6 <= length:"},
-        ("network/test_storage_scp_limits.py",),
+        ("network/test_transfer_limits.py",),
     ),
     "nothing that was not requested": Safeguard(
         "network/storage_scp/store_handler.py",
         {
-            "                return expectation, study\n        return None, None": (
+            "                return expectation, study\n        return None": (
                 "                return expectation, study\n"
                 "        return candidates[0], next(iter(candidates[0].studies.values()))"
             )

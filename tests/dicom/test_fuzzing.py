@@ -48,8 +48,8 @@ from prefect_dicom.network.find.list_instances import list_instances
 from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.requestor import Requestor, Response
-from prefect_dicom.network.storage_scp.server import StorageScp, _Connection
-from prefect_dicom.network.storage_scp.store_handler import Expectation, Intake
+from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp, _Connection
+from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
 from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from tests.support.corpus import corpus_directory, small_corpus
 from tests.support.mutations import Fuzz, damaged
@@ -68,7 +68,7 @@ from tests.support.part10_objects import (
     received,
     sequence_of,
 )
-from tests.support.wire import CT, MemoryIntake, make_instance
+from tests.support.wire import CT, MemoryStoreHandler, make_instance
 
 pytestmark = [
     pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning"),
@@ -129,7 +129,9 @@ class Tap:
 def recorded_stores() -> list[bytes]:
     """C-ECHO and C-STORE in three syntaxes, released and aborted; a rejected association."""
     said = []
-    with StorageScp("127.0.0.1", 0, "US", MemoryIntake(), allowed=lambda address: True) as scp:
+    with StorageScp(
+        "127.0.0.1", 0, "US", MemoryStoreHandler(), policy=ConnectionPolicy(lambda address: True)
+    ) as scp:
         for syntax, ending in ((EXPLICIT, "release"), (IMPLICIT, "abort"), (DEFLATED, "release")):
             entity = AE("SENDER")
             contexts = [build_context("1.2.840.10008.1.1"), build_context(CT, syntax)]
@@ -188,9 +190,11 @@ def test_no_stream_of_pdus_breaks_the_receiver(fuzz, scale, tmp_path):
     conversations = [pdus(stream) for stream in recorded_stores()]
     assert [len(conversation) > 3 for conversation in conversations] == [True] * 3 + [False]
     spool = Spool(tmp_path / "spool")
-    intake = Intake(spool)
-    intake.expect(Expectation({STUDY: 1}, "US", 1))
-    scp = StorageScp("127.0.0.1", 0, "US", intake, allowed=lambda address: True)
+    store_handler = StoreHandler(spool)
+    store_handler.expect(Expectation({STUDY: 1}, "US", 1))
+    scp = StorageScp(
+        "127.0.0.1", 0, "US", store_handler, policy=ConnectionPolicy(lambda address: True)
+    )
     checks = fuzz("PDU streams")
     files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     taken = 0
@@ -208,7 +212,7 @@ def test_no_stream_of_pdus_breaks_the_receiver(fuzz, scale, tmp_path):
                 scp._connections[connection] = None
                 scp._serve(connection)
             assert scp.associations == 0
-            assert not intake.open_bytes
+            assert not store_handler.open_bytes
             arrived = [Path(entry).name for entry in spool.incoming.iterdir()]
             assert arrived == []
         for folder in (spool.quarantined, spool.ready / "1"):
@@ -289,17 +293,19 @@ def test_no_stream_of_pdus_breaks_a_get(fuzz, scale, parrot):
             node = parrot.node().model_copy(
                 update={"port": tap.port, "called_ae_title": pacs.ae_title}
             )
-            outcome = c_get(node, asked, contexts=contexts, intake=MemoryIntake())
+            outcome = c_get(node, asked, contexts=contexts, store_handler=MemoryStoreHandler())
         assert outcome.completed == 3
     conversations = [pdus(bytes(tap.answered))]
     checks = fuzz("C-GET")
     for number, lot in checks.lots(scale(100, 5_000)):
         parrot.says = damaged_stream(lot, conversations)[:100_000]
-        intake = MemoryIntake()
+        store_handler = MemoryStoreHandler()
         with checks.case(number, parrot.says, seconds=8):
             with contextlib.suppress(PacsError):
-                c_get(parrot.node(), asked, contexts=contexts, intake=intake)
-            assert len(intake.began) == len(intake.completed) + len(intake.abandoned)
+                c_get(parrot.node(), asked, contexts=contexts, store_handler=store_handler)
+            assert len(store_handler.began) == len(store_handler.completed) + len(
+                store_handler.abandoned
+            )
 
 
 @pytest.mark.campaign("fuzz: PDU streams")

@@ -137,7 +137,7 @@ def test_a_peer_that_does_not_speak_dicom():
         ((2, 1, 250), "pacs-busy"),
     ],
 )
-def test_a_rejection_is_told_by_its_numbers(numbers, code):
+def test_a_rejection_is_reported_by_its_numbers(numbers, code):
     reply = struct.pack(">BxLx3B", 3, 4, *numbers)
     with _listening(_after_the_request(reply)) as port:
         assert _cause(_node(port)) == code
@@ -193,7 +193,7 @@ def test_an_echo_takes_milliseconds(archive, request):
 
 
 def test_a_query_takes_milliseconds_with_an_archive_as_it_is_installed(new_archive):
-    """One that nobody told to send without delay; our acknowledgements make it."""
+    """A PACS that delays what it sends; our acknowledgements make it quick."""
 
     class AsInstalled(peers.Orthanc):
         environment = {}

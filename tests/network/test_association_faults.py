@@ -1,4 +1,4 @@
-"""Whatever keeps an association from standing is told by its cause, and costs no row.
+"""Every failure of an association is reported with its cause, and costs no row.
 
 :data:`CASES` is the table: what the scripted PACS does to connections and associations, the
 reason that must come of it, and what is done next. Rejections and aborts are tables of numbers.
@@ -193,7 +193,7 @@ def meets(place: Place, code: str, then: str, detail: str = "") -> None:
         if then == STOPPED:
             assert admission.disabled_for == code
             before = place.pacs.connections
-            # Nothing is sent any more: who asks is told why.
+            # Nothing is sent any more: requests raise the reason.
             with pytest.raises(PacsError):
                 work_through(pull)
             assert place.pacs.connections == before
@@ -365,12 +365,12 @@ REJECTIONS = {
 
 
 @pytest.mark.parametrize("numbers", subset(REJECTIONS, 3), ids=str)
-def test_a_rejection_is_told_by_its_three_numbers(numbers, around):
+def test_a_rejection_is_reported_by_its_three_numbers(numbers, around):
     code = REJECTIONS[numbers]
     words = dict(zip(("result", "source", "reason"), numbers, strict=True))
     with around(script=[Behaviour("assoc.reject", **words)]) as place:
         said = f"rejected ({numbers[0]},{numbers[1]},{numbers[2]})"
-        # What may pass is waited for, and a person is told the numbers at the end of patience.
+        # What may pass is waited for, and the numbers are reported when no time is left.
         meets(place, code, WAITED if code in (BUSY, NO_REASON) else STOPPED, said)
         assert place.pacs.connections == 1
         nothing_was_asked(place)
@@ -398,7 +398,7 @@ ABORTS = {
 
 @pytest.mark.parametrize("when", ["instead", "accepted", "request"])
 @pytest.mark.parametrize("numbers", subset(ABORTS, 2), ids=str)
-def test_an_abort_at_the_beginning_is_told_by_its_two_numbers(numbers, when, around):
+def test_an_abort_at_the_beginning_is_reported_by_its_two_numbers(numbers, when, around):
     code = ABORTS[numbers]
     source, reason = numbers
     script = [Behaviour("assoc.abort", when=when, source=source, reason=reason)]
@@ -414,8 +414,8 @@ def test_an_abort_at_the_beginning_is_told_by_its_two_numbers(numbers, when, aro
             # It meets us before our first question or behind it; either way no row is lost.
             with contextlib.suppress(PacsError):
                 place.pull()
-            told = {(v.verdict, v.reason) for v in place.verdicts()}
-            assert told <= {(Verdict.FAILED, LOST), (Verdict.PENDING, "interrupted")}
+            found = {(v.verdict, v.reason) for v in place.verdicts()}
+            assert found <= {(Verdict.FAILED, LOST), (Verdict.PENDING, "interrupted")}
         else:
             # It may be this one question: each row is asked, twice, and says so.
             place.pull()

@@ -294,7 +294,7 @@ def test_every_word_for_a_result_limit_is_understood(files, status):
 
 
 @pytest.mark.parametrize("status", [0xA900, 0xC000])
-def test_an_archive_without_an_image_level_is_told_by_its_status(files, status):
+def test_a_pacs_without_an_image_level_is_known_by_its_status(files, status):
     with ScriptedPacs(files) as pacs:
         study = _some_study(pacs)
         pacs.script.append(Behaviour("find.no_image_level", status=status))

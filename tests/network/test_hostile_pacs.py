@@ -1,4 +1,4 @@
-"""Whatever a PACS answers to our C-FIND and C-GET: an error with a reason, in time and in bounds.
+"""Whatever a PACS answers to a C-FIND or C-GET: an error with a reason, in time and in limits.
 
 Whoever asks is a receiver too: the PACS decides what comes over the association.
 """
@@ -28,7 +28,15 @@ from prefect_dicom.network.upper_layer.pdu import Pdu
 from tests.support.campaign import subset
 from tests.support.part10_objects import SEQUENCE_END, element, item
 from tests.support.sites import until
-from tests.support.wire import CT, EXPLICIT, MemoryIntake, message_pdus, pdu, pdv, store_message
+from tests.support.wire import (
+    CT,
+    EXPLICIT,
+    MemoryStoreHandler,
+    message_pdus,
+    pdu,
+    pdv,
+    store_message,
+)
 
 pytestmark = [
     pytest.mark.campaign("hostile peers"),
@@ -142,7 +150,7 @@ class HostilePacs:
 
 @contextlib.contextmanager
 def unharmed(seconds: float = 10) -> Iterator[None]:
-    """In time, in bounds of memory, and with no thread left behind."""
+    """In time, in limits of memory, and with no thread left behind."""
 
     def memory(name: str) -> int:
         text = Path("/proc/self/status").read_text()
@@ -165,17 +173,22 @@ def asks_find(pacs: HostilePacs, **timeouts: float) -> str:
 def asks_get(pacs: HostilePacs, **timeouts: float) -> str:
     identifier = Dataset()
     identifier.QueryRetrieveLevel, identifier.StudyInstanceUID = "STUDY", "1.2.3"
-    intake = MemoryIntake()
+    store_handler = MemoryStoreHandler()
     try:
-        outcome = c_get(pacs.node(**timeouts), identifier, contexts=[(CT, EXPLICIT)], intake=intake)
+        result = c_get(
+            pacs.node(**timeouts),
+            identifier,
+            contexts=[(CT, EXPLICIT)],
+            store_handler=store_handler,
+        )
     except PacsError as error:
         return error.code
-    assert outcome.status is None
-    assert len(intake.began) == len(intake.completed) + len(intake.abandoned)
-    return outcome.lost
+    assert result.status is None
+    assert len(store_handler.began) == len(store_handler.completed) + len(store_handler.abandoned)
+    return result.lost
 
 
-# --- what both are told
+# --- answers to both services
 
 FIND, GET, STORED = 0x8020, 0x8010, 3
 
@@ -317,7 +330,7 @@ def test_identifiers_nested_deeper_than_any_stack_are_no_answers():
         assert asks_find(pacs) == "answer-unusable"
 
 
-def test_an_object_on_the_association_of_a_get_has_an_end():
+def test_an_instance_on_the_association_of_a_get_has_an_end():
     begun = store_message("1.2.9", b"")[:-12]
     with HostilePacs(after(begun, dripping(pdu(pdv(STORED, 0, bytes(5000)))))) as pacs, unharmed():
         assert asks_get(pacs) in UNUSABLE

@@ -1,4 +1,4 @@
-"""A C-MOVE ends with the peer's word, with a loss, or by our will, and always with an outcome."""
+"""A C-MOVE ends with the peer's word, with a loss, or by our will, and always with an result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prefect_dicom.network.find.list_studies import find_some_studies, find_stud
 from prefect_dicom.network.move import move
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.requestor import Requestor
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.testing import Behaviour, ScriptedPacs
 from prefect_dicom.testing.generate import generate_cohort
 from tests.support import peers
@@ -55,9 +55,9 @@ def largest(archive):
 def test_a_study_comes_under_the_message_id_that_was_given(archive, largest, receiver_port):
     study, instances = largest
     sent = archive.moves()
-    pendings: list[RetrieveOutcome] = []
+    pendings: list[RetrieveResult] = []
     with peers.Inbox(receiver_port) as inbox, Requestor(archive.node()) as requestor:
-        outcome = move(
+        result = move(
             requestor,
             _study(study),
             peers.US,
@@ -65,8 +65,8 @@ def test_a_study_comes_under_the_message_id_that_was_given(archive, largest, rec
             progress=lambda: len(inbox.received),
             on_pending=pendings.append,
         )
-    assert outcome.status == 0x0000 and outcome.lost is None
-    assert outcome.completed == len(instances)
+    assert result.status == 0x0000 and result.lost is None
+    assert result.completed == len(instances)
     assert sorted(uid for uid, _ in inbox.received) == sorted(
         i.key.sop_instance_uid for i in instances
     )
@@ -82,8 +82,8 @@ def test_a_list_of_instances_brings_these_and_no_other(archive, largest, receive
     identifier = retrieve_identifier(STUDY_ROOT, "IMAGE", None, [study], [series], wanted)
     sent = archive.moves()
     with peers.Inbox(receiver_port) as inbox, Requestor(archive.node()) as requestor:
-        outcome = move(requestor, identifier, peers.US, 1)
-    assert outcome.status == 0x0000
+        result = move(requestor, identifier, peers.US, 1)
+    assert result.status == 0x0000
     assert sorted(uid for uid, _ in inbox.received) == sorted(wanted)
     assert archive.moves() - sent == len(wanted)
 
@@ -107,22 +107,22 @@ def test_an_unknown_destination_is_c000_at_orthanc_and_a801_at_dcmqrscp(archive,
 def test_a_destination_that_does_not_listen_is_c000_or_a702(archive, largest):
     expected = 0xC000 if isinstance(archive, peers.Orthanc) else 0xA702
     with Requestor(archive.node()) as requestor:
-        outcome = move(requestor, _study(largest[0]), peers.US, 1)
-    assert outcome.status == expected
+        result = move(requestor, _study(largest[0]), peers.US, 1)
+    assert result.status == expected
     if expected == 0xA702:
-        assert outcome.failed == len(largest[1])
+        assert result.failed == len(largest[1])
         named = {i.key.sop_instance_uid for i in largest[1]}
-        assert set(outcome.failed_sop_instance_uids) == named
+        assert set(result.failed_sop_instance_uids) == named
 
 
 def test_an_unknown_study_is_a_failure_at_orthanc_and_a_success_at_dcmqrscp(archive):
     expected = 0xC000 if isinstance(archive, peers.Orthanc) else 0x0000
     with Requestor(archive.node()) as requestor:
-        outcome = move(requestor, _study("1.2.3.4.5.6"), peers.US, 1)
-    assert outcome.status == expected and not outcome.completed
+        result = move(requestor, _study("1.2.3.4.5.6"), peers.US, 1)
+    assert result.status == expected and not result.completed
 
 
-def test_a_stop_cancels_the_move_and_the_outcome_says_why(archive, largest, receiver_port):
+def test_a_stop_cancels_the_move_and_the_result_says_why(archive, largest, receiver_port):
     study, instances = largest
     gate = threading.Event()
 
@@ -136,10 +136,10 @@ def test_a_stop_cancels_the_move_and_the_outcome_says_why(archive, largest, rece
         peers.Inbox(receiver_port, delay=gate) as inbox,
         Requestor(archive.node()) as requestor,
     ):
-        outcome = move(requestor, _study(study), peers.US, 1, should_stop=stop_after_the_first)
+        result = move(requestor, _study(study), peers.US, 1, should_stop=stop_after_the_first)
         echo(requestor)
-    assert outcome.lost == "interrupted"
-    assert outcome.status == 0xFE00
+    assert result.lost == "interrupted"
+    assert result.status == 0xFE00
     assert 1 <= len(inbox.received) < len(instances)
 
 
@@ -171,15 +171,15 @@ def _first_study(pacs: ScriptedPacs) -> str:
 
 @pytest.mark.parametrize("how", ["abort", "close"])
 @pytest.mark.needs("time")
-def test_a_lost_association_keeps_what_was_told_before(scripted, receiver_port, how):
+def test_a_lost_association_keeps_the_counters_reported_before(scripted, receiver_port, how):
     study = _first_study(scripted)
     scripted.script.append(Behaviour("net.drop_after", answers=2, how=how))
     with peers.Inbox(receiver_port), Requestor(_node(scripted)) as requestor:
-        outcome = move(requestor, _study(study), peers.US, 1)
-    assert outcome.status is None
-    assert outcome.lost == "association-lost"
+        result = move(requestor, _study(study), peers.US, 1)
+    assert result.status is None
+    assert result.lost == "association-lost"
     # A connection closed without an abort may take its last response with it.
-    assert outcome.completed in ((2,) if how == "abort" else (1, 2))
+    assert result.completed in ((2,) if how == "abort" else (1, 2))
 
 
 @pytest.mark.needs("time")
@@ -189,10 +189,10 @@ def test_a_silent_archive_is_left_after_the_first_byte_time(scripted):
     scripted.script.append(Behaviour("net.first_byte", hold=hold))
     try:
         with Requestor(_node(scripted, first_byte_seconds=0.5)) as requestor:
-            outcome = move(requestor, _study(study), peers.US, 1)
+            result = move(requestor, _study(study), peers.US, 1)
     finally:
         hold.set()
-    assert outcome.lost == "association-stalled"
+    assert result.lost == "association-stalled"
 
 
 @pytest.mark.needs("time")
@@ -205,16 +205,16 @@ def test_a_stalled_archive_is_left_after_the_stall_time(scripted, receiver_port)
             peers.Inbox(receiver_port),
             Requestor(_node(scripted, stall_seconds=0.5)) as requestor,
         ):
-            outcome = move(requestor, _study(study), peers.US, 1)
+            result = move(requestor, _study(study), peers.US, 1)
     finally:
         hold.set()
-    assert outcome.lost == "association-stalled"
-    assert outcome.completed == 1
+    assert result.lost == "association-stalled"
+    assert result.completed == 1
 
 
 @pytest.mark.needs("time")
 def test_arriving_instances_keep_a_wordless_archive_alive(scripted, receiver_port):
-    """No response comes for four times the stall time; the progress told by the caller counts."""
+    """No response comes for four times the stall time; the progress counts."""
     study = _first_study(scripted)
     hold = threading.Event()
     scripted.script.append(Behaviour("net.first_byte", hold=hold))
@@ -231,8 +231,8 @@ def test_arriving_instances_keep_a_wordless_archive_alive(scripted, receiver_por
         peers.Inbox(receiver_port),
         Requestor(_node(scripted, first_byte_seconds=1.5, stall_seconds=1.5)) as requestor,
     ):
-        outcome = move(requestor, _study(study), peers.US, 1, progress=progress)
-    assert outcome.status == 0x0000 and outcome.lost is None
+        result = move(requestor, _study(study), peers.US, 1, progress=progress)
+    assert result.status == 0x0000 and result.lost is None
 
 
 def test_a_move_that_cannot_be_sent_is_an_error():
@@ -250,7 +250,7 @@ def test_an_archive_may_list_what_it_cannot_send(new_archive, corpus, receiver_p
     with peers.Inbox(receiver_port) as inbox, Requestor(archive.node()) as requestor:
         (study,) = find_studies(requestor, {"StudyDate": "19000101-20991231"})
         listed = list_instances(requestor, study.study_instance_uid)
-        outcome = move(requestor, _study(study.study_instance_uid), peers.US, 1)
-    assert outcome.status == 0xB000
-    assert outcome.completed == len(inbox.received) < len(listed.instances)
-    assert len(outcome.failed_sop_instance_uids) == outcome.failed
+        result = move(requestor, _study(study.study_instance_uid), peers.US, 1)
+    assert result.status == 0xB000
+    assert result.completed == len(inbox.received) < len(listed.instances)
+    assert len(result.failed_sop_instance_uids) == result.failed

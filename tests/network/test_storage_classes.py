@@ -1,4 +1,4 @@
-"""Every object comes in, in the encoding its sender keeps it in."""
+"""Every instance comes in, in the encoding its sender keeps it in."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from pynetdicom.sop_class import (
     Verification,
 )
 
-from prefect_dicom.network.storage_scp.server import Happening, StorageScp
+from prefect_dicom.network.storage_scp.association_events import Happening
+from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp
 from prefect_dicom.network.upper_layer.negotiation import kept_transfer_syntax
 from tests.support.wire import (
     CT,
-    MemoryIntake,
+    MemoryStoreHandler,
     data_set_bytes,
     make_instance,
     run_tool,
@@ -43,8 +44,8 @@ VENDOR_SYNTAX = "1.2.840.113619.5.2"
 
 
 @pytest.fixture
-def intake():
-    return MemoryIntake()
+def store_handler():
+    return MemoryStoreHandler()
 
 
 @pytest.fixture
@@ -53,13 +54,13 @@ def events():
 
 
 @pytest.fixture
-def receiver(intake, events):
+def receiver(store_handler, events):
     with StorageScp(
         "127.0.0.1",
         0,
         "PREFECTDICOM",
-        intake,
-        allowed=lambda address: address == "127.0.0.1",
+        store_handler,
+        policy=ConnectionPolicy(lambda address: address == "127.0.0.1"),
         on_event=events.append,
     ) as scp:
         yield scp
@@ -73,12 +74,12 @@ def associate(receiver, contexts, **more):
 
 
 @pytest.mark.parametrize("sop_class", [CT, HangingProtocolStorage, PRIVATE, RETIRED, FUTURE])
-def test_known_private_retired_and_future_classes_are_stored(receiver, intake, sop_class):
+def test_known_private_retired_and_future_classes_are_stored(receiver, store_handler, sop_class):
     association = associate(receiver, [build_context(sop_class, ExplicitVRLittleEndian)])
     assert association.is_established
     assert association.send_c_store(make_instance(1, sop_class=sop_class)).Status == 0x0000
     association.release()
-    ((stored_class, uid, syntax, data),) = intake.objects
+    ((stored_class, uid, syntax, data),) = store_handler.instances
     assert (stored_class, uid, syntax) == (sop_class, "1.2.3.4.1", ExplicitVRLittleEndian)
     assert data.endswith(b"\x01" * 64)
 
@@ -108,7 +109,7 @@ def test_of_several_syntaxes_the_first_that_is_not_implicit_is_taken():
     assert kept_transfer_syntax([ImplicitVRLittleEndian]) == ImplicitVRLittleEndian
 
 
-def test_compressed_objects_arrive_in_their_own_bytes(receiver, intake, tmp_path):
+def test_compressed_instances_arrive_in_their_own_bytes(receiver, store_handler, tmp_path):
     instance = make_instance(1)
     instance.file_meta.TransferSyntaxUID = RLELossless
     instance.PixelData = encapsulate([bytes(range(200))])
@@ -118,7 +119,7 @@ def test_compressed_objects_arrive_in_their_own_bytes(receiver, intake, tmp_path
     association = associate(receiver, [build_context(CT, RLELossless)])
     assert association.send_c_store(dcmread(path)).Status == 0x0000
     association.release()
-    ((_, _, syntax, data),) = intake.objects
+    ((_, _, syntax, data),) = store_handler.instances
     assert (syntax, data) == (RLELossless, data_set_bytes(path))
 
 
@@ -158,7 +159,7 @@ def test_we_are_scp_only(receiver):
     association.release()
 
 
-def test_our_pdu_length_and_implementation_are_told_and_no_asynchronous_window(receiver):
+def test_our_pdu_length_and_implementation_are_sent_and_no_asynchronous_window(receiver):
     association = associate(receiver, [build_context(CT)])
     acceptor = association.acceptor
     assert acceptor.maximum_length == 256 * 1024
@@ -178,19 +179,19 @@ def test_another_called_ae_title_is_rejected(receiver, events):
     assert events[0].called_ae_title == "OTHER"
 
 
-def test_what_happened_is_told_to_the_listener(receiver, events, intake):
+def test_what_happens_is_reported_to_the_listener(receiver, events, store_handler):
     association = associate(receiver, [build_context(CT, ExplicitVRLittleEndian)])
     association.send_c_store(make_instance(1))
     association.release()
     receiver.stop()
     assert [e.happening for e in events] == [Happening.ACCEPTED, Happening.ENDED]
-    assert events[-1].objects == 1
+    assert events[-1].instances == 1
     assert (events[-1].peer_address, events[-1].calling_ae_title) == ("127.0.0.1", "SENDER")
 
 
 @pytest.mark.parametrize("program", ["storescu", "dcmsend"])
 @pytest.mark.parametrize("nagle", [False, True])
-def test_objects_of_dcmtk_arrive_unchanged(receiver, intake, tmp_path, program, nagle):
+def test_instances_of_dcmtk_arrive_unchanged(receiver, store_handler, tmp_path, program, nagle):
     paths = write_instances(tmp_path, 10, size=96)
     environment = {"PATH": "/usr/bin:/bin"} if nagle else None
     sent = run_tool(
@@ -198,9 +199,9 @@ def test_objects_of_dcmtk_arrive_unchanged(receiver, intake, tmp_path, program, 
         environment=environment,
     )  # fmt: skip
     assert sent.returncode == 0, sent.stderr
-    assert [o[1] for o in intake.objects] == [f"1.2.3.4.{n}" for n in range(1, 11)]
-    assert {o[2] for o in intake.objects} == {ExplicitVRLittleEndian}
-    assert [o[3] for o in intake.objects] == [data_set_bytes(path) for path in paths]
+    assert [o[1] for o in store_handler.instances] == [f"1.2.3.4.{n}" for n in range(1, 11)]
+    assert {o[2] for o in store_handler.instances} == {ExplicitVRLittleEndian}
+    assert [o[3] for o in store_handler.instances] == [data_set_bytes(path) for path in paths]
 
 
 def test_dcmtk_echoes(receiver):
@@ -208,14 +209,14 @@ def test_dcmtk_echoes(receiver):
     assert echoed.returncode == 0, echoed.stderr
 
 
-def test_the_objects_of_pynetdicom_arrive_unchanged(receiver, intake, tmp_path):
+def test_the_instances_of_pynetdicom_arrive_unchanged(receiver, store_handler, tmp_path):
     paths = write_instances(tmp_path, 10)
     association = associate(receiver, [build_context(CT, ExplicitVRLittleEndian)])
     for path in paths:
         assert association.send_c_store(path, originator_aet="MOVER").Status == 0x0000
     association.release()
-    assert [o[3] for o in intake.objects] == [data_set_bytes(path) for path in paths]
-    assert {part.request.move_originator_ae_title for part in intake.completed} == {"MOVER"}
+    assert [o[3] for o in store_handler.instances] == [data_set_bytes(path) for path in paths]
+    assert {part.request.move_originator_ae_title for part in store_handler.completed} == {"MOVER"}
 
 
 def test_requests_of_services_we_do_not_offer_get_a_status(receiver):

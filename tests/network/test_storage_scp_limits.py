@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import os
-import resource
 import selectors
 import socket
 import ssl
@@ -22,29 +22,23 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 
 from prefect_dicom.core.errors import ReceiverError
-from prefect_dicom.network.dimse import Element, write_command
-from prefect_dicom.network.storage_scp.pending import Lobby, Said
-from prefect_dicom.network.storage_scp.server import Happening, StorageScp
-from prefect_dicom.network.storage_scp.transfer import Bounds, Ending
+from prefect_dicom.network.storage_scp.association_events import Happening
+from prefect_dicom.network.storage_scp.pending import PendingConnections, Readiness
+from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp
 from tests.support.peers import free_port
 from tests.support.wire import (
     CT,
-    Conversation,
-    MemoryIntake,
+    MemoryStoreHandler,
     association_request,
-    converse,
     make_instance,
     message_pdus,
     pdu,
     pdv,
-    statuses,
     store_command,
-    store_message,
     tool,
 )
 
 COMMAND = store_command("1.2.3")
-ABORT_UNSPECIFIED = bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 0))
 REQUEST = association_request()
 
 
@@ -69,11 +63,18 @@ class Listener:
 
 
 @contextlib.contextmanager
-def receiving(intake=None, **more):
+def receiving(store_handler=None, **more):
     listener = Listener()
-    more.setdefault("allowed", lambda address: True)
+    names = {field.name for field in dataclasses.fields(ConnectionPolicy)}
+    policy = {name: more.pop(name) for name in names & more.keys()}
     scp = StorageScp(
-        "127.0.0.1", 0, "PREFECTDICOM", intake or MemoryIntake(), on_event=listener, **more
+        "127.0.0.1",
+        0,
+        "PREFECTDICOM",
+        store_handler or MemoryStoreHandler(),
+        policy=ConnectionPolicy(**{"allowed": lambda address: True, **policy}),
+        on_event=listener,
+        **more,
     )
     scp.listener = listener
     with scp:
@@ -114,150 +115,6 @@ def until_closed(connection):
             said += chunk
     connection.close()
     return bytes(said)
-
-
-# --- the loop
-
-
-def test_a_pdu_longer_than_announced_is_aborted():
-    header = struct.pack(">BxI", 4, 256 * 1024 + 8192)
-    _, end, said = converse(header)
-    assert end.ending is Ending.REFUSED
-    assert said == bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 6))
-
-
-def test_an_unlimited_pdu_length_has_an_end_too():
-    _, end, _ = converse(struct.pack(">BxI", 4, 0xFFFFFFFF), bounds=Bounds(pdu_bytes=0))
-    assert end.ending is Ending.REFUSED
-
-
-def test_a_pdu_of_many_megabytes_takes_no_memory():
-    talk = Conversation(CountingIntake(), bounds=Bounds(pdu_bytes=0))
-    size = 48 * 1024 * 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    talk.ours.sendall(pdu(pdv(3, 3, COMMAND)))
-    talk.ours.sendall(struct.pack(">BxIIBB", 4, size + 6, size + 2, 3, 2))
-    chunk = bytes(1024 * 1024)
-    for _ in range(48):
-        talk.ours.sendall(chunk)
-    talk.ours.shutdown(socket.SHUT_WR)
-    assert statuses(talk.everything()) == [0]
-    assert talk.intake.bytes == size
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
-
-
-class CountingIntake(MemoryIntake):
-    """Keeps no bytes."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = 0
-
-    def begin(self, request):
-        part = super().begin(request)
-        part.write = self._count
-        return part
-
-    def _count(self, fragments):
-        self.bytes += sum(map(len, fragments))
-
-
-def test_a_command_set_has_an_end():
-    chunk = pdu(pdv(3, 1, bytes(32 * 1024)))
-    _, end, _ = converse(chunk, chunk, chunk)
-    assert end.ending is Ending.REFUSED
-
-
-def test_an_identifier_has_an_end():
-    elements = {Element.COMMAND_FIELD: 0x0020, Element.COMMAND_DATA_SET_TYPE: 1}
-    find = pdu(pdv(3, 3, write_command(elements)))
-    chunk = pdu(pdv(3, 0, bytes(32 * 1024)))
-    _, end, _ = converse(find, *[chunk] * 33)
-    assert end.ending is Ending.REFUSED
-
-
-def test_a_peer_that_drips_bytes_is_cut_off_by_the_pdu_deadline():
-    talk = Conversation(bounds=Bounds(pdu_seconds=0.5))
-    stream = store_message("1.2.3", bytes(100))
-    began = time.monotonic()
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        for number in range(len(stream)):
-            talk.ours.send(stream[number : number + 1])
-            threading.Event().wait(0.05)
-    assert time.monotonic() - began < 5
-    assert talk.everything() == ABORT_UNSPECIFIED
-    assert talk.end.ending is Ending.REFUSED
-
-
-def test_an_object_without_end_is_cut_off_by_the_message_deadline():
-    talk = Conversation(bounds=Bounds(message_seconds=0.5))
-    fragment = pdu(pdv(3, 0, b"ab"), pdv(3, 0, b""))
-    talk.ours.sendall(pdu(pdv(3, 3, COMMAND)))
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        while talk.end is None:
-            talk.ours.send(fragment)
-            threading.Event().wait(0.02)
-    assert talk.everything() == ABORT_UNSPECIFIED
-    assert len(talk.intake.abandoned) == 1
-
-
-def test_a_silent_association_is_aborted_after_the_idle_time():
-    talk = Conversation(bounds=Bounds(idle_seconds=0.2))
-    assert talk.everything()[:6] == bytes((7, 0, 0, 0, 0, 4))
-    assert talk.end.ending is Ending.IDLE
-
-
-def test_silence_within_an_object_counts_too():
-    talk = Conversation(bounds=Bounds(idle_seconds=0.2))
-    talk.ours.sendall(pdu(pdv(3, 3, COMMAND)))
-    assert talk.everything()[:6] == bytes((7, 0, 0, 0, 0, 4))
-    assert len(talk.intake.abandoned) == 1
-
-
-def test_a_peer_that_does_not_read_our_answers_is_cut_off():
-    talk = Conversation(bounds=Bounds(pdu_seconds=0.5))
-    with contextlib.suppress(OSError):
-        while talk.end is None:
-            talk.ours.sendall(store_message("1.2.3", b"ab") * 100)
-    talk.everything()
-    assert talk.end.ending is Ending.REFUSED
-
-
-FRAGMENTS = st.one_of(
-    st.binary(max_size=40),
-    st.builds(pdv, st.integers(0, 255), st.integers(0, 3), st.binary(max_size=40)),
-    st.sampled_from(
-        [pdv(3, 3, COMMAND), pdv(3, 2, b"ab"), pdv(3, 0, b"ab"), pdv(1, 3, COMMAND[:-9])]
-    ),
-)
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(
-        st.one_of(
-            st.binary(max_size=40),
-            st.builds(lambda parts: pdu(*parts), st.lists(FRAGMENTS, max_size=4)),
-            st.builds(
-                lambda kind, data: struct.pack(">BxI", kind, len(data)) + data,
-                st.integers(0, 255),
-                st.binary(max_size=20),
-            ),
-        ),
-        max_size=5,
-    )
-)
-@pytest.mark.needs("time")
-def test_the_loop_ends_and_leaves_nothing_behind_whatever_comes(chunks):
-    talk = Conversation()
-    with contextlib.suppress(OSError):
-        for chunk in chunks:
-            talk.ours.sendall(chunk)
-        talk.ours.shutdown(socket.SHUT_WR)
-    talk.everything()
-    intake = talk.intake
-    assert talk.end is not None
-    assert len(intake.began) == len(intake.completed) + len(intake.abandoned)
 
 
 # --- the door
@@ -323,7 +180,11 @@ _shared: list = []
 def one_receiver():
     """One receiver for all examples of a property."""
     if not _shared:
-        _shared.append(StorageScp("127.0.0.1", 0, "X", MemoryIntake(), allowed=lambda a: True))
+        _shared.append(
+            StorageScp(
+                "127.0.0.1", 0, "X", MemoryStoreHandler(), policy=ConnectionPolicy(lambda a: True)
+            )
+        )
         _shared[0].start()
     yield _shared[0]
 
@@ -388,7 +249,7 @@ def test_a_peer_that_says_no_more_before_its_request_is_whole_is_forgotten(serve
         assert not receiver._connections and not served
 
 
-class Guest:
+class Waiting:
     """A connection that waits, and its peer's end."""
 
     def __init__(self):
@@ -397,22 +258,22 @@ class Guest:
 
 
 @pytest.fixture
-def guest():
-    guest = Guest()
-    with guest.socket, guest.peer:
-        yield guest
+def waiting():
+    waiting = Waiting()
+    with waiting.socket, waiting.peer:
+        yield waiting
 
 
-def test_what_the_kernel_does_not_hold_back_is_left_to_a_thread(guest):
+def test_what_the_kernel_does_not_hold_back_is_left_to_a_thread(waiting):
     # It counts no bytes for such sockets, and has room for so many with others.
     with selectors.DefaultSelector() as selector:
-        lobby = Lobby(selector, lambda said: 100, 100)
-        guest.peer.send(b"x")
-        assert lobby.look(guest) is Said.LITTLE
+        pending = PendingConnections(selector, lambda said: 100, 100)
+        waiting.peer.send(b"x")
+        assert pending.look(waiting) is Readiness.WAITING
         assert selector.select(20)
-        assert lobby.look(guest) is Said.ALL
-        lobby.leave(guest)
-        assert guest not in lobby and not selector.get_map()
+        assert pending.look(waiting) is Readiness.READY
+        pending.leave(waiting)
+        assert waiting not in pending and not selector.get_map()
 
 
 class NoRoom(selectors.DefaultSelector):
@@ -420,11 +281,11 @@ class NoRoom(selectors.DefaultSelector):
         raise OSError(errno.ENOSPC, "as many as fs.epoll.max_user_watches")
 
 
-def test_what_the_kernel_does_not_watch_is_left_to_a_thread(guest):
+def test_what_the_kernel_does_not_watch_is_left_to_a_thread(waiting):
     with NoRoom() as selector:
-        lobby = Lobby(selector, lambda said: 100, 100)
-        assert lobby.look(guest) is Said.ALL
-        assert guest not in lobby
+        pending = PendingConnections(selector, lambda said: 100, 100)
+        assert pending.look(waiting) is Readiness.READY
+        assert waiting not in pending
 
 
 def test_connections_beyond_all_limits_are_closed():
@@ -457,10 +318,14 @@ def test_one_peer_can_be_limited():
         first.release()
 
 
-def test_a_taken_port_is_told():
+def test_a_taken_port_is_reported():
     with receiving() as receiver:
         other = StorageScp(
-            "127.0.0.1", receiver.port, "X", MemoryIntake(), allowed=lambda address: True
+            "127.0.0.1",
+            receiver.port,
+            "X",
+            MemoryStoreHandler(),
+            policy=ConnectionPolicy(lambda address: True),
         )
         with pytest.raises(ReceiverError) as raised:
             other.start()
@@ -468,7 +333,9 @@ def test_a_taken_port_is_told():
 
 
 def test_a_foreign_address_cannot_be_listened_on():
-    other = StorageScp("192.0.2.7", free_port(), "X", MemoryIntake(), allowed=lambda a: True)
+    other = StorageScp(
+        "192.0.2.7", free_port(), "X", MemoryStoreHandler(), policy=ConnectionPolicy(lambda a: True)
+    )
     with pytest.raises(ReceiverError) as raised:
         other.start()
     assert raised.value.code == "receiver-unreachable"
@@ -488,14 +355,14 @@ def test_idle_associations_are_aborted_at_once():
         assert until_closed(connection)[-10:-4] == bytes((7, 0, 0, 0, 0, 4))
 
 
-def test_an_object_under_way_is_finished_before_the_end():
-    intake = MemoryIntake()
-    with receiving(intake) as receiver:
+def test_an_instance_under_way_is_finished_before_the_end():
+    store_handler = MemoryStoreHandler()
+    with receiving(store_handler) as receiver:
         connection = connect(receiver)
         connection.sendall(REQUEST)
         receiver.listener.wait_for(Happening.ACCEPTED)
         connection.sendall(pdu(pdv(3, 3, COMMAND)))
-        intake.wait_until(lambda i: i.began)
+        store_handler.wait_until(lambda i: i.began)
         stopping = threading.Thread(target=receiver.stop, args=(20,))
         stopping.start()
         while receiver._listener is not None:
@@ -505,21 +372,21 @@ def test_an_object_under_way_is_finished_before_the_end():
         assert not stopping.is_alive()
         said = until_closed(connection)
         assert said[-10:-4] == bytes((7, 0, 0, 0, 0, 4))
-        assert [part.data for part in intake.completed] == [b"ab"]
+        assert [part.data for part in store_handler.completed] == [b"ab"]
 
 
-def test_an_object_that_does_not_end_is_cut_off_after_the_grace():
-    intake = MemoryIntake()
-    with receiving(intake) as receiver:
+def test_an_instance_that_does_not_end_is_cut_off_after_the_grace():
+    store_handler = MemoryStoreHandler()
+    with receiving(store_handler) as receiver:
         connection = connect(receiver)
         connection.sendall(REQUEST)
         receiver.listener.wait_for(Happening.ACCEPTED)
         connection.sendall(pdu(pdv(3, 3, COMMAND)))
-        intake.wait_until(lambda i: i.began)
+        store_handler.wait_until(lambda i: i.began)
         began = time.monotonic()
         receiver.stop(grace_seconds=0.2)
         assert time.monotonic() - began < 5
-        assert len(intake.abandoned) == 1
+        assert len(store_handler.abandoned) == 1
         connection.close()
 
 
@@ -570,10 +437,10 @@ def tls(certificate):
     return server, client
 
 
-def test_objects_arrive_over_tls_and_an_idle_association_can_be_stopped(tls):
+def test_instances_arrive_over_tls_and_an_idle_association_can_be_stopped(tls):
     server, client = tls
-    intake = MemoryIntake()
-    with receiving(intake, tls=server) as receiver:
+    store_handler = MemoryStoreHandler()
+    with receiving(store_handler, tls=server) as receiver:
         application = AE("SENDER")
         association = application.associate(
             "localhost",
@@ -585,7 +452,7 @@ def test_objects_arrive_over_tls_and_an_idle_association_can_be_stopped(tls):
         assert association.is_established
         instance = make_instance(1, size=512)
         assert association.send_c_store(instance).Status == 0x0000
-        ((_, _, _, data),) = intake.objects
+        ((_, _, _, data),) = store_handler.instances
         assert data.endswith(b"\x01" * 512 * 512 * 2)
         began = time.monotonic()
         receiver.stop()
@@ -622,8 +489,8 @@ def test_a_client_without_certificate_gets_no_association(tls, certificate):
 
 
 def test_an_association_that_floods_us_with_requests_gets_all_answers():
-    intake = MemoryIntake()
-    with receiving(intake) as receiver:
+    store_handler = MemoryStoreHandler()
+    with receiving(store_handler) as receiver:
         connection = connect(receiver)
         connection.sendall(REQUEST)
         receiver.listener.wait_for(Happening.ACCEPTED)
@@ -633,5 +500,5 @@ def test_an_association_that_floods_us_with_requests_gets_all_answers():
                 for n in range(500)
             )
         )
-        intake.wait_until(lambda i: len(i.completed) == 500)
+        store_handler.wait_until(lambda i: len(i.completed) == 500)
         connection.close()

@@ -145,7 +145,7 @@ def test_a_receiver_that_died_is_started_again(tmp_path):
         assert lease.status()["pid"] != pid
 
 
-def test_at_the_disk_reserve_objects_are_refused_for_want_of_resources(tmp_path):
+def test_at_the_disk_reserve_instances_are_refused_for_want_of_resources(tmp_path):
     parts = {"spool": {"reserve_bytes": MORE_THAN_ANY_DISK}}
     with site_around(tmp_path, [], **parts) as place, ReceiverLease(place.site):
         assert place.store(next(tiny_instances(1))) == 0xA700

@@ -1,4 +1,4 @@
-"""Every legal way to cut messages into PDVs, PDUs and packets gives the same objects."""
+"""Every legal way to cut messages into PDVs, PDUs and packets gives the same instances."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_AC
 
 from prefect_dicom.network.dimse import Element, read_command, unsigned_short, write_command
-from prefect_dicom.network.storage_scp.transfer import Bounds, Ending
+from prefect_dicom.network.storage_scp.transfer import CloseKind, Limits
 from prefect_dicom.network.upper_layer.pdu import ProtocolError, message_pdus
 from tests.support.wire import (
     CT,
@@ -23,7 +23,7 @@ from tests.support.wire import (
     RELEASE_RQ,
     VERIFICATION,
     Conversation,
-    MemoryIntake,
+    MemoryStoreHandler,
     association_request,
     converse,
     echo_message,
@@ -36,11 +36,11 @@ from tests.support.wire import (
 )
 
 
-def test_an_object_arrives_in_the_bytes_it_was_sent_in():
+def test_an_instance_arrives_in_the_bytes_it_was_sent_in():
     data = bytes(range(256)) * 3
-    intake, end, said = converse(store_message("1.2.3", data), RELEASE_RQ)
-    assert intake.objects == [(CT, "1.2.3", EXPLICIT, data)]
-    assert end.ending is Ending.RELEASED
+    store_handler, end, said = converse(store_message("1.2.3", data), RELEASE_RQ)
+    assert store_handler.instances == [(CT, "1.2.3", EXPLICIT, data)]
+    assert end.kind is CloseKind.RELEASED
     (response,), rest = responses(said)
     assert rest == RELEASE_RP
     assert unsigned_short(response, Element.COMMAND_FIELD) == 0x8001
@@ -53,14 +53,14 @@ def test_an_object_arrives_in_the_bytes_it_was_sent_in():
     assert 12 + length == len(said) - len(RELEASE_RP) - 12
 
 
-def test_the_request_tells_who_sent_the_object_and_for_which_move():
+def test_the_request_says_who_sent_the_instance_and_for_which_move():
     originator = {
         Element.MOVE_ORIGINATOR_AE_TITLE: b"PREFECTDICOM    ",
         Element.MOVE_ORIGINATOR_MESSAGE_ID: 4711,
     }
     command = store_command("1.2.3 ", elements=originator)
-    intake, _, _ = converse(message_pdus(5, command, b"ab", 0), RELEASE_RQ)
-    (request,) = intake.began
+    store_handler, _, _ = converse(message_pdus(5, command, b"ab", 0), RELEASE_RQ)
+    (request,) = store_handler.began
     assert request.move_originator_ae_title == "PREFECTDICOM"
     assert request.move_originator_message_id == 4711
     assert request.sop_instance_uid == "1.2.3"
@@ -78,23 +78,23 @@ def test_a_stream_may_be_cut_at_every_byte():
         + RELEASE_RQ
     )
     for cut in range(1, len(stream)):
-        intake, end, said = converse(stream[:cut], stream[cut:])
-        assert intake.objects == [(CT, "1.2.3", EXPLICIT, data)], cut
+        store_handler, end, said = converse(stream[:cut], stream[cut:])
+        assert store_handler.instances == [(CT, "1.2.3", EXPLICIT, data)], cut
         assert statuses(said) == [0, 0]
-        assert end.ending is Ending.RELEASED
+        assert end.kind is CloseKind.RELEASED
 
 
 def test_a_stream_may_come_byte_by_byte():
     stream = store_message("1.2.3", b"abcd") + RELEASE_RQ
-    intake, _, said = converse(*(stream[n : n + 1] for n in range(len(stream))))
-    assert intake.objects == [(CT, "1.2.3", EXPLICIT, b"abcd")]
+    store_handler, _, said = converse(*(stream[n : n + 1] for n in range(len(stream))))
+    assert store_handler.instances == [(CT, "1.2.3", EXPLICIT, b"abcd")]
     assert said.endswith(RELEASE_RP)
 
 
 def test_several_requests_may_come_before_the_first_answer():
     stream = b"".join(store_message(f"1.2.{n}", b"%04d" % n) for n in range(100))
-    intake, _, said = converse(stream, RELEASE_RQ)
-    assert [part.data for part in intake.completed] == [b"%04d" % n for n in range(100)]
+    store_handler, _, said = converse(stream, RELEASE_RQ)
+    assert [part.data for part in store_handler.completed] == [b"%04d" % n for n in range(100)]
     assert statuses(said) == [0] * 100
 
 
@@ -102,73 +102,76 @@ def test_reserved_bits_of_the_message_control_header_are_not_tested():
     command = store_command("1.2.3")
     stream = pdu(pdv(3, 0xFF & ~0x02, command[:8]), pdv(3, 0xFF, command[8:]))
     stream += pdu(pdv(3, 0xFC, b"ab"), pdv(3, 0xFE, b"cd"))
-    intake, _, _ = converse(stream, RELEASE_RQ)
-    assert intake.objects == [(CT, "1.2.3", EXPLICIT, b"abcd")]
+    store_handler, _, _ = converse(stream, RELEASE_RQ)
+    assert store_handler.instances == [(CT, "1.2.3", EXPLICIT, b"abcd")]
 
 
 def test_fragments_of_odd_length_and_empty_fragments_are_joined():
     command = store_command("1.2.3")
     stream = pdu(pdv(3, 1, command[:7]), pdv(3, 1, b""), pdv(3, 1, command[7:]), pdv(3, 3, b""))
     stream += pdu(pdv(3, 0, b"a")) + pdu(pdv(3, 0, b"")) + pdu(pdv(3, 0, b"bc"), pdv(3, 2, b""))
-    intake, _, said = converse(stream, RELEASE_RQ)
-    assert intake.objects == [(CT, "1.2.3", EXPLICIT, b"abc")]
+    store_handler, _, said = converse(stream, RELEASE_RQ)
+    assert store_handler.instances == [(CT, "1.2.3", EXPLICIT, b"abc")]
     assert statuses(said) == [0]
 
 
-def test_an_empty_data_set_is_an_object_too():
-    intake, _, said = converse(store_message("1.2.3", b""), RELEASE_RQ)
-    assert intake.objects == [(CT, "1.2.3", EXPLICIT, b"")]
+def test_an_empty_data_set_is_an_instance_too():
+    store_handler, _, said = converse(store_message("1.2.3", b""), RELEASE_RQ)
+    assert store_handler.instances == [(CT, "1.2.3", EXPLICIT, b"")]
     assert statuses(said) == [0]
 
 
 def test_a_store_without_a_data_set_fails_and_the_association_stays():
     alone = message_pdus(3, store_command("1.2.3", data_set_type=0x0101), None, 0)
-    intake, end, said = converse(alone, store_message("1.2.4", b"ab"), RELEASE_RQ)
+    store_handler, end, said = converse(alone, store_message("1.2.4", b"ab"), RELEASE_RQ)
     assert statuses(said) == [0xC000, 0]
-    assert [part.request.sop_instance_uid for part in intake.completed] == ["1.2.4"]
-    assert end.ending is Ending.RELEASED
+    assert [part.request.sop_instance_uid for part in store_handler.completed] == ["1.2.4"]
+    assert end.kind is CloseKind.RELEASED
 
 
 def test_a_full_spool_is_answered_by_a700_and_the_data_set_is_swallowed():
-    intake, end, said = converse(
+    store_handler, end, said = converse(
         store_message("1.2.3", bytes(5000)),
         echo_message(),
         RELEASE_RQ,
-        intake=MemoryIntake(full=True),
+        store_handler=MemoryStoreHandler(full=True),
     )
     assert statuses(said) == [0xA700, 0]
-    assert not intake.completed
-    assert end.ending is Ending.RELEASED
+    assert not store_handler.completed
+    assert end.kind is CloseKind.RELEASED
 
 
-def test_a_disk_that_fills_up_within_an_object_is_answered_by_a700():
-    intake, _, said = converse(
+def test_a_disk_that_fills_up_within_an_instance_is_answered_by_a700():
+    store_handler, _, said = converse(
         store_message("1.2.3", bytes(5000), pdu_bytes=1000),
         store_message("1.2.4", bytes(500)),
         RELEASE_RQ,
-        intake=MemoryIntake(room=2500),
+        store_handler=MemoryStoreHandler(room=2500),
     )
     assert statuses(said) == [0xA700, 0]
-    assert [part.request.sop_instance_uid for part in intake.abandoned] == ["1.2.3"]
-    assert [part.request.sop_instance_uid for part in intake.completed] == ["1.2.4"]
+    assert [part.request.sop_instance_uid for part in store_handler.abandoned] == ["1.2.3"]
+    assert [part.request.sop_instance_uid for part in store_handler.completed] == ["1.2.4"]
 
 
-def test_the_status_of_the_intake_is_what_is_answered():
+def test_the_status_of_the_store_handler_is_what_is_answered():
     _, _, said = converse(
-        store_message("1.2.3", b"ab"), RELEASE_RQ, intake=MemoryIntake(status=0x0124)
+        store_message("1.2.3", b"ab"), RELEASE_RQ, store_handler=MemoryStoreHandler(status=0x0124)
     )
     assert statuses(said) == [0x0124]
 
 
-def test_an_intake_that_fails_costs_one_object_and_not_the_association():
-    class Faulty(MemoryIntake):
+def test_a_store_handler_that_fails_costs_one_instance_and_not_the_association():
+    class Faulty(MemoryStoreHandler):
         def complete(self, part):
             if part.request.sop_instance_uid == "1.2.3":
                 raise RuntimeError
             return super().complete(part)
 
     _, _, said = converse(
-        store_message("1.2.3", b"ab"), store_message("1.2.4", b"ab"), RELEASE_RQ, intake=Faulty()
+        store_message("1.2.3", b"ab"),
+        store_message("1.2.4", b"ab"),
+        RELEASE_RQ,
+        store_handler=Faulty(),
     )
     assert statuses(said) == [0x0110, 0]
 
@@ -186,7 +189,7 @@ def test_other_requests_are_unrecognised_operations(field, data):
     assert unsigned_short(response, Element.COMMAND_FIELD) == field | 0x8000
     assert unsigned_short(response, Element.STATUS) == 0x0211
     assert unsigned_short(response, Element.MESSAGE_ID_BEING_RESPONDED_TO) == 9
-    assert end.ending is Ending.RELEASED
+    assert end.kind is CloseKind.RELEASED
 
 
 def test_a_cancel_of_nothing_is_not_answered():
@@ -201,7 +204,7 @@ def test_a_cancel_of_nothing_is_not_answered():
 
 COMMAND = store_command("1.2.3")
 BEGUN = pdu(pdv(3, 3, COMMAND))
-VIOLATIONS = {
+PROTOCOL_ERRORS = {
     "data on another context": (BEGUN + pdu(pdv(5, 2, b"ab")), 6),
     "command on two contexts": (pdu(pdv(3, 1, COMMAND[:8]), pdv(5, 3, COMMAND[8:])), 6),
     "unknown context": (pdu(pdv(7, 3, COMMAND)), 6),
@@ -221,14 +224,14 @@ VIOLATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", VIOLATIONS)
+@pytest.mark.parametrize("name", PROTOCOL_ERRORS)
 def test_what_breaks_the_protocol_is_aborted(name):
-    stream, reason = VIOLATIONS[name]
-    intake, end, said = converse(stream)
+    stream, reason = PROTOCOL_ERRORS[name]
+    store_handler, end, said = converse(stream)
     assert said[-10:] == bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, reason))
-    assert end.ending is Ending.REFUSED
-    assert not intake.completed
-    assert len(intake.abandoned) == len(intake.began)
+    assert end.kind is CloseKind.REFUSED
+    assert not store_handler.completed
+    assert len(store_handler.abandoned) == len(store_handler.began)
 
 
 def test_a_response_to_no_request_is_aborted():
@@ -239,21 +242,21 @@ def test_a_response_to_no_request_is_aborted():
     }
     _, end, said = converse(message_pdus(3, write_command(elements), None, 0))
     assert said == bytes((7, 0, 0, 0, 0, 4, 0, 0, 0, 0))
-    assert end.ending is Ending.REFUSED
+    assert end.kind is CloseKind.REFUSED
 
 
 @pytest.mark.parametrize("tail", [b"", bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 1))])
-def test_an_object_is_abandoned_when_the_association_ends_within_it(tail):
+def test_an_instance_is_abandoned_when_the_association_ends_within_it(tail):
     talk = Conversation()
     talk.ours.sendall(BEGUN + pdu(pdv(3, 0, b"half")) + tail)
     talk.ours.shutdown(socket.SHUT_WR)
     assert talk.everything() == b""
-    assert len(talk.intake.abandoned) == 1
-    assert not talk.intake.completed
+    assert len(talk.store_handler.abandoned) == 1
+    assert not talk.store_handler.completed
     if tail:
-        assert (talk.end.ending, talk.end.source, talk.end.reason) == (Ending.ABORTED, 2, 1)
+        assert (talk.end.kind, talk.end.source, talk.end.reason) == (CloseKind.ABORTED, 2, 1)
     else:
-        assert talk.end.ending is Ending.CLOSED
+        assert talk.end.kind is CloseKind.CLOSED
 
 
 @pytest.mark.parametrize("longest", [1, 8, 20, 64, 16382])
@@ -384,29 +387,29 @@ def _exactly(connection, count):
 @given(streams(joined=False))
 def test_any_legal_stream_gives_what_pynetdicom_gives(reference, stream):
     objects, chunks = stream
-    intake, end, said = converse(*chunks, RELEASE_RQ)
-    assert intake.objects == objects
-    assert end.ending is Ending.RELEASED
-    assert (intake.objects, statuses(said)) == reference(chunks, len(objects))
+    store_handler, end, said = converse(*chunks, RELEASE_RQ)
+    assert store_handler.instances == objects
+    assert end.kind is CloseKind.RELEASED
+    assert (store_handler.instances, statuses(said)) == reference(chunks, len(objects))
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(streams(joined=True))
 @pytest.mark.needs("time")
-def test_any_legal_stream_gives_the_objects_it_carries(stream):
+def test_any_legal_stream_gives_the_instances_it_carries(stream):
     objects, chunks = stream
-    intake, _, said = converse(*chunks, RELEASE_RQ)
-    assert intake.objects == objects
+    store_handler, _, said = converse(*chunks, RELEASE_RQ)
+    assert store_handler.instances == objects
     assert statuses(said) == [0] * len(objects)
 
 
-def test_an_association_told_to_leave_ends_after_the_object_under_way():
-    talk = Conversation(bounds=Bounds(idle_seconds=20))
+def test_an_association_that_is_to_leave_ends_after_the_instance_under_way():
+    talk = Conversation(limits=Limits(idle_seconds=20))
     talk.ours.sendall(BEGUN)
-    talk.intake.wait_until(lambda intake: intake.began)
+    talk.store_handler.wait_until(lambda store_handler: store_handler.began)
     talk.transfer.leave()
     talk.ours.sendall(pdu(pdv(3, 2, b"ab")))
     said = talk.everything()
     assert statuses(said) == [0]
     assert said[-10:-4] == bytes((7, 0, 0, 0, 0, 4))
-    assert talk.end.ending is Ending.STOPPED
+    assert talk.end.kind is CloseKind.STOPPED

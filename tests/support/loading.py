@@ -16,7 +16,7 @@ from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
-from prefect_dicom.network.logging import quiet_pynetdicom
+from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.upper_layer.sockets import acknowledge, prepare
 
 _CONTEXTS_PER_ASSOCIATION = 100
@@ -46,7 +46,7 @@ def load(port: int, ae_title: str, paths: Iterable[Path], associations: int = 1)
     Files without SOP class or transfer syntax cannot be sent, nor those that pydicom cannot encode
     or the archive takes no context for.
     """
-    quiet_pynetdicom()
+    configure_logging()
     sendable, unsent = [], []
     for path in paths:
         kind = _kind(path)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_dicom.network.logging import quiet_pynetdicom
+from prefect_dicom.network.logging import configure_logging
 
 _LENGTHS = (0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x100, 0xFFFE, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFE)
 _LENGTHS += (0xFFFFFFFF,)
@@ -133,7 +133,7 @@ class Fuzz:
             with warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 # As in a process that speaks DICOM.
-                quiet_pynetdicom()
+                configure_logging()
                 yield
             took = time.thread_time() - began
             assert took < seconds, f"took {took:.1f} s"

@@ -27,7 +27,7 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 
 from prefect_dicom.config.node import Limits, PacsNode, Timeouts
 from prefect_dicom.core.model import RetrieveMethod
-from prefect_dicom.network.logging import quiet_pynetdicom
+from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.upper_layer.sockets import prepare
 from tests.support.corpus import corpus_rows
 from tests.support.loading import Loaded, acknowledge_received, load
@@ -385,7 +385,7 @@ class Inbox:
             self._application.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
 
     def __enter__(self) -> Inbox:
-        quiet_pynetdicom()
+        configure_logging()
         self._server = self._application.start_server(
             ("127.0.0.1", self.port),
             block=False,

@@ -1,7 +1,7 @@
 """The receiver's process as a site runs it, but watched, and with deadlines a test can wait for.
 
 ``python receiver_process.py '{"pdu_seconds": 1}' < assignment``; the keys are those of
-:class:`~prefect_dicom.network.storage_scp.transfer.Bounds`, and ``negotiation_seconds``,
+:class:`~prefect_dicom.network.storage_scp.transfer.Limits`, and ``negotiation_seconds``,
 ``certificate`` and ``key``. Every write outside the spool goes into the log as ``OUTSIDE``.
 """
 
@@ -14,7 +14,7 @@ import ssl
 import sys
 
 from prefect_dicom.network.storage_scp.process import Assignment, serve_forever
-from prefect_dicom.network.storage_scp.transfer import Bounds
+from prefect_dicom.network.storage_scp.transfer import Limits
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = {
@@ -65,7 +65,7 @@ def main(deadlines: str) -> None:
         scp["tls"].load_cert_chain(more.pop("certificate"), more.pop("key"))
     assignment = Assignment.from_json(sys.stdin.read())
     watch(str(assignment.spool))
-    serve_forever(assignment, bounds=Bounds(**more), **scp)
+    serve_forever(assignment, limits=Limits(**more), **scp)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,12 @@ from prefect_dicom.network.dimse import (
     unsigned_short,
     write_command,
 )
-from prefect_dicom.network.storage_scp.transfer import Bounds, End, Peers, Transfer
+from prefect_dicom.network.storage_scp.transfer import (
+    AssociationInfo,
+    CloseReason,
+    Limits,
+    Transfer,
+)
 from prefect_dicom.network.upper_layer.negotiation import Context
 from prefect_dicom.network.upper_layer.pdu import Pdu, message_pdus
 from prefect_dicom.network.upper_layer.stream import Stream
@@ -48,7 +53,7 @@ CONTEXTS = {1: Context(VERIFICATION, IMPLICIT), 3: Context(CT, EXPLICIT), 5: Con
 
 
 @dataclass
-class MemoryPart:
+class MemoryInstance:
     """A part that keeps its bytes."""
 
     request: StoreRequest
@@ -62,33 +67,33 @@ class MemoryPart:
             self.data += fragment
 
 
-class MemoryIntake:
-    """An intake that keeps what came, in the order of completion."""
+class MemoryStoreHandler:
+    """A store handler that keeps instances in memory, in the order of completion."""
 
     def __init__(self, status: int = 0x0000, room: int | None = None, full: bool = False) -> None:
         self.status = status
         self.room = room
         self.full = full
         self.began: list[StoreRequest] = []
-        self.completed: list[MemoryPart] = []
-        self.abandoned: list[MemoryPart] = []
+        self.completed: list[MemoryInstance] = []
+        self.abandoned: list[MemoryInstance] = []
         self.changed = threading.Condition()
 
-    def begin(self, request: StoreRequest) -> MemoryPart:
+    def begin(self, request: StoreRequest) -> MemoryInstance:
         with self.changed:
             self.began.append(request)
             self.changed.notify_all()
         if self.full:
             raise SpoolFull()
-        return MemoryPart(request, room=self.room)
+        return MemoryInstance(request, room=self.room)
 
-    def complete(self, part: MemoryPart) -> int:
+    def complete(self, part: MemoryInstance) -> int:
         with self.changed:
             self.completed.append(part)
             self.changed.notify_all()
         return self.status
 
-    def abandon(self, part: MemoryPart) -> None:
+    def abandon(self, part: MemoryInstance) -> None:
         with self.changed:
             self.abandoned.append(part)
             self.changed.notify_all()
@@ -98,7 +103,7 @@ class MemoryIntake:
             assert self.changed.wait_for(lambda: condition(self), seconds)
 
     @property
-    def objects(self) -> list[tuple[str, str, str, bytes]]:
+    def instances(self) -> list[tuple[str, str, str, bytes]]:
         return [
             (
                 part.request.sop_class_uid,
@@ -195,25 +200,25 @@ class Conversation:
 
     def __init__(
         self,
-        intake: MemoryIntake | None = None,
+        store_handler: MemoryStoreHandler | None = None,
         *,
-        bounds: Bounds | None = None,
+        limits: Limits | None = None,
         kind: int = socket.SOCK_STREAM,
         **more,
     ) -> None:
-        self.intake = intake or MemoryIntake()
+        self.store_handler = store_handler or MemoryStoreHandler()
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
         self.ours.settimeout(20)
         self._theirs = theirs
         self.transfer = Transfer(
             Stream(theirs),
             CONTEXTS,
-            self.intake,
-            peers=Peers("SENDER", "RECEIVER", "192.0.2.1"),
-            bounds=bounds,
+            self.store_handler,
+            info=AssociationInfo("SENDER", "RECEIVER", "192.0.2.1"),
+            limits=limits,
             **more,
         )
-        self.end: End | None = None
+        self.end: CloseReason | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -233,18 +238,18 @@ class Conversation:
         return bytes(said)
 
 
-def converse(*chunks: bytes, intake: MemoryIntake | None = None, **more) -> tuple:
-    """Say the chunks, each in one packet; the intake, the end and what was answered."""
-    talk = Conversation(intake, kind=socket.SOCK_SEQPACKET, **more)
+def converse(*chunks: bytes, store_handler: MemoryStoreHandler | None = None, **more) -> tuple:
+    """Say the chunks, each in one packet; the store handler, the end and what was answered."""
+    talk = Conversation(store_handler, kind=socket.SOCK_SEQPACKET, **more)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for chunk in chunks:
             talk.ours.send(chunk)
     said = talk.everything()
-    return talk.intake, talk.end, said
+    return talk.store_handler, talk.end, said
 
 
 def make_instance(number: int, *, sop_class: str = CT, size: int = 64) -> Dataset:
-    """A small, whole, synthetic object of one study."""
+    """A small, whole, synthetic instance of one study."""
     dataset = Dataset()
     dataset.SOPClassUID = sop_class
     dataset.SOPInstanceUID = f"1.2.3.4.{number}"

@@ -1,9 +1,9 @@
-"""The network: the only package that imports pynetdicom.
+"""DICOM over the network: the only package, beside ``testing``, that imports pynetdicom.
 
-Asking: ``association`` opens and explains, ``echo``, ``find``, ``move`` and ``get`` ask,
-``identifier`` guards what leaves, ``proposal`` says what a C-GET can take. Receiving:
-``acceptor`` is the storage SCP, ``transfer`` the loop from socket to file that it shares with
-C-GET, ``lobby`` where connections wait before, ``negotiation`` what they agree on. Answers:
-``status`` and ``rejection`` give them a reason, ``outcome`` is the end of a retrieve. ``sockets``
-and ``quiet`` are for all.
+Requests: ``association`` opens an association and ``requestor`` keeps one for many requests;
+``echo``, ``find``, ``move`` and ``get`` are the services, ``probe`` tries out what a node grants.
+``query_keys`` makes identifiers and refuses unsafe ones, ``presentation_contexts`` lists what a
+C-GET proposes. Receiving: ``storage_scp``. Results: ``status`` and ``association_errors`` map what
+a peer answers to reason codes, ``retrieve_result`` is the end of a C-MOVE or C-GET. Below both
+sides: ``dimse`` (messages) and ``upper_layer`` (PDUs, streams, negotiation).
 """

@@ -26,7 +26,7 @@ from prefect_dicom.network.upper_layer.sockets import prepare
 from prefect_dicom.network.upper_layer.stream import BUFFER_BYTES, Stream
 
 TRANSFER_SYNTAXES = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
-"""Those of a :class:`Association`: identifiers lose nothing by them."""
+"""Transfer syntaxes of an :class:`Association`, which lose nothing of an identifier."""
 _NO_CONTEXT_RESULT = 2
 _TRANSFER_SYNTAX_NOT_PROPOSED = 4
 _RELEASE_SECONDS = 5.0
@@ -105,9 +105,9 @@ def _answer(stream: Stream, request: bytes, seconds: float) -> bytes:
     if kind != Pdu.ASSOCIATE_AC and length != 4:
         raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the answer is no A-ASSOCIATE-AC")
     if kind == Pdu.ASSOCIATE_RJ:
-        raise rejected(*body[1:])
+        raise rejected(body[1], body[2], body[3])
     if kind == Pdu.ABORT:
-        raise aborted(*body[2:], first_request=True)
+        raise aborted(body[2], body[3], first_request=True)
     return header + body
 
 
@@ -167,7 +167,7 @@ class Association:
         try:
             self._stream.send(pdus, time.monotonic() + self._pdu_seconds)
         except TimeoutError:
-            # A part of it is under way: nothing else can be said any more.
+            # A part of it has been sent: no other PDU can follow.
             self.close()
         except OSError:
             # Why is still to be read.

@@ -1,7 +1,7 @@
-"""What keeps an association from standing, as errors with a disposition.
+"""Connection failures, rejections and aborts as errors with a reason code.
 
 A connection that cannot be opened, A-ASSOCIATE-RJ and A-ABORT (PS3.8 9.3.4 and 9.3.8): each
-event is one code, whoever meets it.
+event has one code, for every service.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def unconnected(error: OSError | UnicodeError, seconds: float) -> PacsError:
     Parameters
     ----------
     error : OSError or UnicodeError
-        What looking the name up or connecting raised.
+        The error of name resolution or of connecting.
     seconds : float
         The time limit it had.
     """
@@ -37,7 +37,7 @@ def unconnected(error: OSError | UnicodeError, seconds: float) -> PacsError:
 def rejected(result: int, source: int, reason: int) -> PacsError:
     """The error for an A-ASSOCIATE-RJ.
 
-    Vendors set *result* carelessly: congestion and limits count as transient, whatever it says.
+    Vendors set *result* carelessly: congestion and limits are transient, whatever its value.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def rejected(result: int, source: int, reason: int) -> PacsError:
         return PacsError("pacs-busy", f"{numbers}: {word}")
     if source == 1 and reason in (3, 7):
         if result == 2:
-            # It passes, says the one number, and it does not, says the other.
+            # The two numbers contradict each other: transient, and permanent.
             return PacsError("association-rejected", f"{numbers}: AE title, transient")
         return PacsError(
             "calling-ae-title-unknown" if reason == 3 else "called-ae-title-unknown", numbers

@@ -213,17 +213,18 @@ class MessageReader:
         raise ConnectionAbortedError("the peer has released the association")
 
     def _take(self, fragment: Fragment) -> None:
+        context_id, is_command, is_last, data = fragment
         if self._context_id is None:
-            self._context_id = fragment.context_id
-        elif fragment.context_id != self._context_id:
+            self._context_id = context_id
+        elif context_id != self._context_id:
             raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message on two contexts")
-        if fragment.is_command != (self._elements is None):
+        if is_command != (self._elements is None):
             raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "command and data set out of order")
-        self._message_bytes += len(fragment.data)
+        self._message_bytes += len(data)
         if self._message_bytes > _LONGEST_MESSAGE_BYTES:
             raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message without end")
-        self._gathered += fragment.data
-        if not fragment.is_last:
+        self._gathered += data
+        if not is_last:
             return
         gathered, self._gathered = bytes(self._gathered), bytearray()
         if self._elements is None:

@@ -1,4 +1,4 @@
-"""C-ECHO, PS3.4 Annex A: is there a DICOM peer that speaks with us?"""
+"""C-ECHO, PS3.4 Annex A: verify that a node answers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from prefect_dicom.network.status import reason_for_status
 
 
 def echo(requestor: Requestor) -> float:
-    """Send a C-ECHO and wait for its answer, as long as for that to an association request.
+    """Send a C-ECHO and wait for its response, up to the time limit of an association request.
 
     An answer proves the address, both AE titles and the negotiation. It does not prove the
-    permission to query or to move: archives answer a C-ECHO to anybody.
+    permission to query or to move: PACS answer a C-ECHO to anybody.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""C-GET: ask, and receive the objects over the same association. PS3.4 C.4.3, PS3.7 9.1.3.
+"""C-GET, PS3.4 C.4.3 and PS3.7 9.1.3: request instances and receive them on one association.
 
 The association is opened as for every request; then the
 :mod:`transfer loop <prefect_dicom.network.storage_scp.transfer>` has its stream.
@@ -12,6 +12,7 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
@@ -31,10 +32,17 @@ from prefect_dicom.network.dimse import (
     write_command,
 )
 from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
-from prefect_dicom.network.logging import quiet_pynetdicom
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.logging import configure_logging
+from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import PENDING
-from prefect_dicom.network.storage_scp.transfer import Bounds, End, Ending, Intake, Peers, Transfer
+from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
+from prefect_dicom.network.storage_scp.transfer import (
+    AssociationInfo,
+    CloseKind,
+    CloseReason,
+    Limits,
+    Transfer,
+)
 from prefect_dicom.network.upper_layer.negotiation import (
     ACCEPTED,
     MODEL_CONTEXT_ID,
@@ -53,7 +61,7 @@ from prefect_dicom.network.upper_layer.stream import Stream
 logger = logging.getLogger(__name__)
 
 _PDU_SECONDS = 30.0
-# What is under way then comes again; people wait for a run that they have told to stop.
+# Instances under way are requested again by the next run; people wait for this one to stop.
 _CANCEL_SECONDS = 2.0
 _RELEASE_SECONDS = 5.0
 
@@ -68,7 +76,7 @@ def pack_contexts(pairs: Iterable[Pair]) -> list[list[Pair]]:
     """Pairs of SOP class and transfer syntax in groups that fit one association each.
 
     One presentation context for each pair: with one context for several syntaxes the peer has
-    to choose, and some choose one the objects are not stored in and stop.
+    to choose, and some choose one the instances are not stored in and stop.
 
     Examples
     --------
@@ -87,35 +95,35 @@ def c_get(
     identifier: Dataset,
     *,
     contexts: Sequence[Pair],
-    intake: Intake,
+    store_handler: InstanceSink[Any],
     message_id: int = 1,
-    on_progress: Callable[[RetrieveOutcome], None] | None = None,
+    on_progress: Callable[[RetrieveResult], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> RetrieveOutcome:
-    """Send one C-GET on an association of its own and take what it brings.
+) -> RetrieveResult:
+    """Send one C-GET on an association of its own and receive its instances.
 
     Parameters
     ----------
     node : PacsNode
-        Whom to ask, as whom, and how long to wait: ``first_byte_seconds`` from the request to
+        The node, our AE title, and the time limits: ``first_byte_seconds`` from the request to
         the first message, ``stall_seconds`` from then on.
     identifier : Dataset
         The identifier, PS3.4 C.4.3.1.3. Its unique keys have been checked by the caller.
     contexts : sequence of (SOP class UID, transfer syntax UID)
-        At most 127, see :func:`pack_contexts`. What is not among them cannot come.
-    intake : Intake
-        Where objects go.
+        At most 127, see :func:`pack_contexts`. Instances of other contexts cannot be sent.
+    store_handler : InstanceSink
+        Where instances go.
     message_id : int
         Of the request.
     on_progress : callable, optional
-        Called with each pending response, as an outcome with status 0xFF00.
+        Called with each pending response, as a result with status 0xFF00.
     should_stop : callable, optional
-        Asked before each message and once a second; when it turns true the request is
+        Called before each message and once a second; when it returns true the request is
         cancelled (PS3.7 9.3.3.3), and aborted 2 s later if the peer goes on.
 
     Returns
     -------
-    RetrieveOutcome
+    RetrieveResult
         With ``lost`` set where the association ended without a final response:
         ``association-lost``, ``association-stalled``, ``pacs-silent``, ``not-permitted``,
         ``answer-unusable`` or ``interrupted``.
@@ -123,14 +131,14 @@ def c_get(
     Raises
     ------
     PacsError
-        No association came to stand, or C-GET is not offered on it; ``sop-classes-refused``
+        The association could not be opened, or C-GET is not offered on it; ``sop-classes-refused``
         where it is, but for none of the SOP classes.
     ValueError
         More contexts than an association has, or an identifier that cannot be encoded.
     """
     if not 0 < len(contexts) <= STORAGE_CONTEXTS:
         raise ValueError(f"an association has 1 to {STORAGE_CONTEXTS} storage contexts")
-    quiet_pynetdicom()
+    configure_logging()
     data_set = encode(identifier, is_implicit_vr=True, is_little_endian=True)
     if not data_set:
         raise ValueError("the identifier cannot be encoded")
@@ -138,7 +146,14 @@ def c_get(
     with contextlib.closing(stream.connection):
         failpoint("associated")
         request = _Request(
-            stream, node, accepted, peer_pdu_bytes, intake, message_id, on_progress, should_stop
+            stream,
+            node,
+            accepted,
+            peer_pdu_bytes,
+            store_handler,
+            message_id,
+            on_progress,
+            should_stop,
         )
         return request.run(data_set)
 
@@ -170,9 +185,9 @@ class _Request:
         node: PacsNode,
         contexts: dict[int, Context],
         peer_pdu_bytes: int,
-        intake: Intake,
+        store_handler: InstanceSink[Any],
         message_id: int,
-        on_progress: Callable[[RetrieveOutcome], None] | None,
+        on_progress: Callable[[RetrieveResult], None] | None,
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self._model = QUERY_RETRIEVE_CLASSES["C-GET"][node.information_model]
@@ -181,7 +196,7 @@ class _Request:
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._cancelled_until: float | None = None
-        self._outcome = RetrieveOutcome(None)
+        self._result = RetrieveResult(None)
         stall = node.timeouts.stall_seconds
         model_context = Context(self._model, ImplicitVRLittleEndian)
         self._stream = stream
@@ -190,17 +205,17 @@ class _Request:
         self._transfer = Transfer(
             self._stream,
             {MODEL_CONTEXT_ID: model_context, **contexts},
-            intake,
-            peers=Peers(
+            store_handler,
+            info=AssociationInfo(
                 node.calling_ae_title, node.called_ae_title, stream.connection.getpeername()[0]
             ),
-            bounds=Bounds(pdu_seconds=min(_PDU_SECONDS, stall), idle_seconds=stall),
+            limits=Limits(pdu_seconds=min(_PDU_SECONDS, stall), idle_seconds=stall),
             peer_pdu_bytes=peer_pdu_bytes,
             first_idle_seconds=node.timeouts.first_byte_seconds,
             on_response=self._respond,
         )
 
-    def run(self, data_set: bytes) -> RetrieveOutcome:
+    def run(self, data_set: bytes) -> RetrieveResult:
         command = write_command(
             {
                 Element.AFFECTED_SOP_CLASS_UID: self._model.encode(),
@@ -215,12 +230,12 @@ class _Request:
                 message_pdus(MODEL_CONTEXT_ID, command, data_set, self._peer_pdu_bytes)
             )
         except OSError:
-            return dataclasses.replace(self._outcome, lost="association-lost")
+            return dataclasses.replace(self._result, lost="association-lost")
         end = self._transfer.run()
-        if end.ending is Ending.FINISHED:
+        if end.kind is CloseKind.FINISHED:
             self._release()
-            return self._outcome
-        return dataclasses.replace(self._outcome, status=None, lost=self._lost(end))
+            return self._result
+        return dataclasses.replace(self._result, status=None, lost=self._lost(end))
 
     def _respond(self, elements: Elements, identifier: bytes) -> bool:
         status = unsigned_short(elements, Element.STATUS)
@@ -230,14 +245,14 @@ class _Request:
             )
         if status is None:
             raise ProtocolError(ProtocolError.UNSPECIFIED, "a response without status", source=0)
-        before = self._outcome
+        before = self._result
 
         def counter(element: Element, last: int | None) -> int | None:
             value = unsigned_short(elements, element)
             return last if value is None else value
 
         pending = status in PENDING
-        self._outcome = RetrieveOutcome(
+        self._result = RetrieveResult(
             status,
             # Absent in a final response because nothing remains, PS3.7 9.1.3.1.6.
             remaining=counter(
@@ -250,7 +265,7 @@ class _Request:
             error_comment_present=bool(elements.get(Element.ERROR_COMMENT, b"").strip(b" \0")),
         )
         if pending and self._on_progress is not None:
-            self._on_progress(self._outcome)
+            self._on_progress(self._result)
         return not pending
 
     def _attend(self) -> None:
@@ -269,16 +284,16 @@ class _Request:
             )
             self._transfer.send(message_pdus(MODEL_CONTEXT_ID, command, None, self._peer_pdu_bytes))
 
-    def _lost(self, end: End) -> str:
+    def _lost(self, end: CloseReason) -> str:
         if self._cancelled_until is not None:
-            # Some archives answer a C-CANCEL with an A-ABORT.
+            # Some PACS answer a C-CANCEL with an A-ABORT.
             return "interrupted"
-        if end.ending is Ending.ABORTED:
+        if end.kind is CloseKind.ABORTED:
             first = self._transfer.messages == 0
             return aborted(end.source, end.reason, first_request=first).code
-        if end.ending is Ending.IDLE:
+        if end.kind is CloseKind.IDLE:
             return "pacs-silent" if self._transfer.messages == 0 else "association-stalled"
-        if end.ending is Ending.REFUSED:
+        if end.kind is CloseKind.REFUSED:
             slow = end.source == 2 and end.reason == ProtocolError.UNSPECIFIED
             return "association-stalled" if slow else "answer-unusable"
         return "association-lost"

@@ -1,4 +1,4 @@
-"""Process-wide switches of pynetdicom, set so that no patient data reaches a log."""
+"""Logging configuration of pynetdicom and pydicom: no patient data in logs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import warnings
 from pynetdicom import _config
 
 
-def quiet_pynetdicom() -> None:
-    """Silence pynetdicom, and pydicom: no identifiers, no dumps, no tracebacks of bad data sets.
+def configure_logging() -> None:
+    """Switch off the logs of pynetdicom and pydicom: identifiers, dumps, tracebacks.
 
     By default it logs request and response identifiers (patient names and IDs) at INFO, and the
     text of an answer it cannot decode at ERROR; pydicom repeats values it doubts in its warnings,
-    be they of 64 KiB. What happened is told by this package's own errors and outcomes. To be
-    called before the first association of a process; again is fine.
+    even if they have 64 KiB. This package reports by its own errors and results. Call it before
+    the first association of a process; repeated calls do no harm.
     """
     _config.LOG_HANDLER_LEVEL = "none"
     _config.LOG_REQUEST_IDENTIFIERS = False

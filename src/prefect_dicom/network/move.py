@@ -1,7 +1,7 @@
-"""C-MOVE, PS3.4 C.4.2: have a node send to our receiver, and watch it from beside.
+"""C-MOVE, PS3.4 C.4.2: let a node send to our receiver, and supervise it.
 
-The responses are no sign of life: archives send them sparsely, late or not at all, and think
-for minutes before the first. What arrives at the receiver is; the caller tells how much did.
+Responses are no sign of life: a PACS sends them sparsely, late or not at all, and may take
+minutes before the first. Instances that arrive at the receiver are; the caller counts them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.network.dimse import Element, unsigned_short
 from prefect_dicom.network.requestor import Requestor, Response
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import SUCCESS
 
 _LOOK_SECONDS = 1.0
 # Both peers we know stop within two images of a C-CANCEL; others ignore it.
 _CANCEL_SECONDS = 10.0
-# Of a run that was told to stop: people wait for it.
+# For a run that is to stop: people wait for it.
 _STOP_SECONDS = 2.0
 
 
@@ -33,16 +33,16 @@ def move(
     *,
     progress: Callable[[], int] | None = None,
     should_stop: Callable[[], str | None] | None = None,
-    on_pending: Callable[[RetrieveOutcome], None] | None = None,
-) -> RetrieveOutcome:
+    on_pending: Callable[[RetrieveResult], None] | None = None,
+) -> RetrieveResult:
     """Send a C-MOVE and wait for its end.
 
-    Ends with the peer's final response, with the loss of the association, or by our own will:
+    Ends with the peer's final response, with the loss of the association, or by our own decision:
     when neither an instance nor a response has come for ``timeouts.first_byte_seconds`` (before
-    the first) or ``timeouts.stall_seconds`` (after it), or when ``should_stop`` says so. Then a
-    C-CANCEL is sent, answered or not, and the association aborted if it was not within 10 s, or
-    2 s where we were told to stop. The peer may
-    go on sending after any of these but the first (PS3.4 C.4.2.3.1).
+    the first) or ``timeouts.stall_seconds`` (after it), or when ``should_stop`` returns a code.
+    Then a C-CANCEL is sent, and the association aborted if it is not answered within 10 s, or
+    2 s where ``should_stop`` ended it. The peer may go on sending after any of these but the
+    first (PS3.4 C.4.2.3.1).
 
     Parameters
     ----------
@@ -55,16 +55,16 @@ def move(
     message_id : int
         1 to 65535, of this request alone: the peer repeats it with every instance it sends.
     progress : callable, optional
-        How many instances have arrived so far. Asked about once a second; a change restarts
-        the clock as a response does.
+        How many instances have arrived so far. Called about once a second; a change restarts
+        the time limit as a response does.
     should_stop : callable, optional
-        Asked about once a second; a code of :mod:`prefect_dicom.core.reasons` ends the request.
+        Called about once a second; a code of :mod:`prefect_dicom.core.reasons` ends the request.
     on_pending : callable, optional
         Called with the counters of every pending response. For display; they may be wrong.
 
     Returns
     -------
-    RetrieveOutcome
+    RetrieveResult
         ``lost`` is ``association-stalled`` or the code of ``should_stop`` where we ended it;
         ``status`` is then what the peer answered to the C-CANCEL, or None.
 
@@ -75,7 +75,7 @@ def move(
     """
     timeouts = requestor.node.timeouts
     exchange = requestor.send("C-MOVE", identifier, destination=destination, message_id=message_id)
-    last = RetrieveOutcome(None)
+    last = RetrieveResult(None)
     arrived = progress() if progress else 0
     moved = False
     since = time.monotonic()
@@ -86,7 +86,7 @@ def move(
             response = exchange.next(_LOOK_SECONDS)
             now = time.monotonic()
             if response is not None:
-                last = _outcome(response, last, stopped)
+                last = _result(response, last, stopped)
                 if not response.is_pending:
                     return last
                 moved, since = True, now if stopped is None else since
@@ -113,13 +113,13 @@ def move(
             exchange.abort()
 
 
-def _outcome(response: Response, last: RetrieveOutcome, stopped: str | None) -> RetrieveOutcome:
+def _result(response: Response, last: RetrieveResult, stopped: str | None) -> RetrieveResult:
     def counter(element: Element, before: int | None) -> int | None:
         value = unsigned_short(response.elements, element)
         return before if value is None else value
 
     final = not response.is_pending
-    return RetrieveOutcome(
+    return RetrieveResult(
         status=response.status if final else None,
         # Of all counters this one must not outlive its response.
         remaining=counter(Element.REMAINING_SUBOPERATIONS, None),
@@ -144,7 +144,7 @@ def _failed(response: Response) -> tuple[str, ...]:
     return tuple(uid for uid in map(normal_uid, text.split("\\")) if uid)
 
 
-def _lost(last: RetrieveOutcome, code: str) -> RetrieveOutcome:
-    return RetrieveOutcome(
+def _lost(last: RetrieveResult, code: str) -> RetrieveResult:
+    return RetrieveResult(
         None, last.remaining, last.completed, last.failed, last.warning, lost=code
     )

@@ -1,6 +1,6 @@
-"""What a C-GET proposes: SOP classes and transfer syntaxes in groups that fit an association.
+"""Presentation contexts of a C-GET, in groups that fit an association.
 
-One presentation context holds one SOP class and, so that the archive has no choice, one transfer
+One presentation context holds one SOP class and, so that the PACS has no choice, one transfer
 syntax; an association holds 128 contexts at most (PS3.8 9.3.2.2), one of them the model's.
 """
 
@@ -28,11 +28,11 @@ COMMON_SYNTAXES = (
     "1.2.840.10008.1.2.2",  # Explicit VR Big Endian
     "1.2.840.10008.1.2.1.99",  # Deflated: some inflate what could be sent as it is
 )
-"""What most objects are kept in."""
+"""What most instances are kept in."""
 
 RARE_SYNTAXES = (
     "1.2.840.10008.1.2.8.1",
-    "1.2.840.113619.5.2",  # GE's private one, which its archives keep and send
+    "1.2.840.113619.5.2",  # GE's private one, which its PACS keep and send
     *(f"1.2.840.10008.1.2.4.{n}" for n in (92, 93, 110, 111, 112, 201, 202, 203)),
     # Video, each also as fragmentable.
     *(f"1.2.840.10008.1.2.4.{n}" for n in range(100, 109)),
@@ -56,22 +56,22 @@ STORAGE_CLASSES = tuple(
         (*_COMMON_CLASSES, *(str(c.abstract_syntax) for c in AllStoragePresentationContexts))
     )
 )
-"""All storage classes of the standard, the most frequent first: for archives that do not tell."""
+"""All storage classes of the standard, the most frequent first: for PACS that return no classes."""
 
 
 class Breadth(Enum):
-    """How an archive is given the choice of transfer syntaxes, quickest first."""
+    """How a PACS is given the choice of transfer syntaxes, quickest first."""
 
     COMMON = "common"
     """The common ones of each class at once."""
     ALL = "all"
     """All of each class at once, in more associations."""
     SINGLE = "single"
-    """One syntax for all classes, then the next: some archives (dcmqrscp) always take the first
-    context of a class, and fail where the object is in another syntax."""
+    """One syntax for all classes, then the next: some PACS (dcmqrscp) always take the first
+    context of a class, and fail where the instance is in another syntax."""
 
 
-def proposals(
+def context_groups(
     sop_classes: Iterable[str], breadth: Breadth = Breadth.COMMON
 ) -> Iterator[tuple[frozenset[str], tuple[Pair, ...]]]:
     """Groups of SOP classes, each with the contexts to propose for it.
@@ -85,7 +85,7 @@ def proposals(
 
     Examples
     --------
-    >>> [len(classes) for classes, _ in proposals(map(str, range(25)))]
+    >>> [len(classes) for classes, _ in context_groups(map(str, range(25)))]
     [9, 9, 7]
     """
     unique = list(dict.fromkeys(sop_classes))

@@ -1,9 +1,8 @@
-"""Trying out what a node does: one negotiation or one query, and its end as the peer told it.
+"""Probes of a node: one negotiation or one query, with its status as the PACS answers it.
 
-Elsewhere a status is a reason for what happens next. Here it is the answer to a question, and a
-key may be one that a pull would never send. What keeps that harmless: every query has a key that
-names one entity or a range of days, no more answers are taken than were asked for, and the rest
-is cancelled.
+Other modules turn a status into a reason code. A probe reports it, and may send keys that a pull
+never sends. That is harmless: every query has a key that names one entity or a range of days, a
+limited number of answers is taken, and the rest is cancelled.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _RELEASE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a node grants to one proposal.
+    """Presentation contexts and roles that a node grants.
 
     Parameters
     ----------
@@ -54,25 +53,25 @@ class Offer:
         Abstract syntaxes, each with the transfer syntax it was proposed with.
     scp_roles : frozenset of str
         SOP classes for which we may be SCP.
-    window : int
+    operations_window : int
         Operations we may have outstanding, 0 for any number.
     """
 
     accepted: frozenset[tuple[str, str]]
     scp_roles: frozenset[str]
-    window: int
+    operations_window: int
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How a query ended, and what it brought.
+    """Status and answers of a query.
 
     Parameters
     ----------
     status : int or None
-        Of the final response; None where there was none, or only after we had cancelled.
+        Of the final response; None where there was none, or only after a C-CANCEL.
     rows : tuple of dict
-        By keyword, the values of each answer as they came.
+        By keyword, the encoded values of each answer.
     """
 
     status: int | None
@@ -80,7 +79,7 @@ class Answers:
 
     @property
     def found(self) -> bool:
-        """Whether it was carried out and brought something."""
+        """Whether it succeeded and has answers."""
         return bool(self.rows) and self.status in (SUCCESS, None)
 
 
@@ -88,7 +87,7 @@ def negotiate(
     node: PacsNode,
     proposed: Sequence[tuple[str, str]],
     roles: Iterable[str] = (),
-    window: bool = False,
+    operations_window: bool = False,
 ) -> Offer:
     """Open an association, look at what is granted, and release it.
 
@@ -96,20 +95,20 @@ def negotiate(
     ----------
     proposed : sequence of (abstract syntax, transfer syntax)
         At most 128.
-    roles, window
+    roles, operations_window
         See :func:`~prefect_dicom.network.upper_layer.negotiation.request_pdu`.
 
     Raises
     ------
     PacsError
-        No association came to stand.
+        The association could not be opened.
     """
     request = request_pdu(
         node.calling_ae_title,
         node.called_ae_title,
         [(abstract, [syntax]) for abstract, syntax in proposed],
         roles,
-        window,
+        operations_window,
     )
     stream, granted = associate(node, request, ANSWER_BYTES)
     with contextlib.closing(stream.connection):
@@ -122,7 +121,7 @@ def negotiate(
         ),
         granted.scp_roles,
         # Not answered means one at a time, PS3.7 D.3.3.3.
-        1 if granted.window is None else granted.window,
+        1 if granted.operations_window is None else granted.operations_window,
     )
 
 
@@ -136,7 +135,7 @@ def models_offered(node: PacsNode) -> dict[str, tuple[InformationModel, ...]]:
     """
     syntax = str(ImplicitVRLittleEndian)
     proposed = [
-        (str(uid), syntax) for models in QUERY_RETRIEVE_CLASSES.values() for uid in models.values()
+        (uid, syntax) for models in QUERY_RETRIEVE_CLASSES.values() for uid in models.values()
     ]
     accepted = {abstract for abstract, _ in negotiate(node, proposed).accepted}
     return {
@@ -214,6 +213,8 @@ def _identifier(
         identifier.SpecificCharacterSet = character_set.split("\\")
     for keyword, value in {**dict.fromkeys(wanted, ""), **match}.items():
         tag = tag_for_keyword(keyword)
+        if tag is None:
+            raise ValueError("not a DICOM keyword")
         value = value if isinstance(value, str) else list(value)
         identifier.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE))
     return identifier
@@ -228,6 +229,6 @@ def _row(response: Response) -> dict[str, bytes]:
             if isinstance(value, bytes):
                 row[keyword_for_tag(tag)] = value.strip(b" \0")
     except Exception:
-        # Whatever a data set does that is none: the answer counts, and says nothing.
+        # Not a data set, in any of a dozen ways: an answer without values.
         return {}
     return row

@@ -163,7 +163,7 @@ def _put_texts(identifier: Dataset, values: Mapping[str, str], characters: str) 
     declared = next(character_sets_for(list(values.values()), characters), None)
     if declared is None:
         raise ValueError("no character set has the characters of a key")
-    # Only where needed: some archives dislike a query that declares a character set.
+    # Only where needed: some PACS dislike a query that declares a character set.
     if not declared:
         for keyword, value in values.items():
             _put(identifier, keyword, value)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom.dsutils import decode, encode
-from pynetdicom.sop_class import Verification
 
 from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import Interrupted, PacsError
@@ -34,8 +33,8 @@ from prefect_dicom.network.dimse import (
     unsigned_short,
     write_command,
 )
-from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
-from prefect_dicom.network.logging import quiet_pynetdicom
+from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES, VERIFICATION
+from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.status import PENDING
 from prefect_dicom.network.upper_layer.negotiation import (
     ACCEPTED,
@@ -54,7 +53,7 @@ _ANNOUNCED_PDU_BYTES = 16382
 _LOW_PRIORITY = 2
 _HAS_DATA_SET = 0x0001
 
-# Archives drop idle associations after 30 s (Orthanc) or more; one about to go is not used.
+# PACS drop idle associations after 30 s (Orthanc) or more; one about to go is not used.
 _IDLE_SECONDS = 15.0
 # How late, at worst, a cancellation is noticed while an answer is waited for.
 _LOOK_SECONDS = 0.2
@@ -168,7 +167,7 @@ class Exchange:
     def _lost(self, source: int | None, reason: int | None) -> PacsError:
         self.ended = True
         self._requestor.drop()
-        # Archives that know our AE title from no table accept the association, answer
+        # PACS that know our AE title from no table accept the association, answer
         # C-ECHO, and abort at the first request that needs a permission.
         first = not self.answered and self._service not in self._requestor.answered
         return aborted(source, reason, first_request=first)
@@ -207,7 +206,7 @@ class Requestor:
     Parameters
     ----------
     node : PacsNode
-        Whom to ask, as whom, and how long to wait.
+        The node, our AE title, and the time limits.
     answered : set of str, optional
         Kept by the caller, who has several requestors to the node: an abort of what it has
         answered before is no lack of permission.
@@ -220,24 +219,24 @@ class Requestor:
     """
 
     def __init__(self, node: PacsNode, answered: set[str] | None = None) -> None:
-        quiet_pynetdicom()
+        configure_logging()
         self.node = node
         self.answers_lists = True
-        """Whether lists of UIDs in queries are worth a try: until one was not answered whole."""
+        """Whether lists of UIDs in queries are tried: until one was not answered completely."""
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the run is to stop; called while an answer is waited for."""
         self.answered: set[str] = set() if answered is None else answered
         """The services this node has ever answered us."""
         self.ignores_keys = False
-        """Whether this node has said (FF01) that it does not support all keys of a query."""
+        """Whether this node has reported (FF01) that it does not support all keys of a query."""
         self.characters = ""
-        """The Specific Character Set in which it last found a text beyond ASCII."""
+        """The Specific Character Set of the last query with texts beyond ASCII that had answers."""
         self.now: Callable[[], float] = time.monotonic
         self.first_answer: Callable[[str, float], object] = lambda service, seconds: None
         """Called for each request with its service and the seconds of ``now`` until its first
         response."""
         self.about: Hashable = None
-        """The study or row that the requests are about, where it is one."""
+        """The study or row of the requests, where there is one."""
         self._association: Association | None = None
         self._message_id = 0
         self._last_used = 0.0
@@ -251,8 +250,8 @@ class Requestor:
     def model(self, service: str) -> str:
         """SOP class UID that stands for a service at this node."""
         if service == "C-ECHO":
-            return str(Verification)
-        return str(QUERY_RETRIEVE_CLASSES[service][self.node.information_model])
+            return VERIFICATION
+        return QUERY_RETRIEVE_CLASSES[service][self.node.information_model]
 
     def open(self) -> bool:
         """Open the association now, where there is none that can be used.
@@ -267,7 +266,7 @@ class Requestor:
         PacsError
             With the cause: address, refusal, silence, rejection, abort.
         """
-        if self._standing() is not None:
+        if self._reuse() is not None:
             return False
         self._associate()
         return True
@@ -298,7 +297,7 @@ class Requestor:
         PacsError
             When no association can be had, or the peer did not accept the service on it.
         """
-        association = self._standing()
+        association = self._reuse()
         fresh = association is None
         if association is None:
             association = self._associate()
@@ -359,8 +358,8 @@ class Requestor:
         """Note that the association was used just now."""
         self._last_used = time.monotonic()
 
-    def _standing(self) -> Association | None:
-        """The association, if it can be used for one more request; else it is ended."""
+    def _reuse(self) -> Association | None:
+        """Reuse the open association, or end it where it was idle too long or has failed."""
         if self._association is None:
             return None
         if time.monotonic() - self._last_used >= _IDLE_SECONDS:

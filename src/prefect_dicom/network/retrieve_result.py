@@ -1,4 +1,4 @@
-"""What became of one C-MOVE or C-GET request."""
+"""The result of one C-MOVE or C-GET request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class RetrieveOutcome:
-    """The end of a retrieve request, PS3.7 9.1.3.1 and 9.1.4.1, as the peer told it.
+class RetrieveResult:
+    """The end of a retrieve request, PS3.7 9.1.3.1 and 9.1.4.1, as the PACS reports it.
 
     Evidence and not proof: peers report success with nothing sent, and zeros after they sent
     half. What lies in the spool decides.

@@ -1,7 +1,7 @@
 """DIMSE statuses as reason codes: PS3.7 Annex C, PS3.4 C.4.1.1.4, C.4.2.1.5 and C.4.3.1.4.
 
-One table for the services this package requests. It is total: a number nobody has heard of is
-a failure that may pass.
+One table for the services this package requests. It is total: an unknown number is a
+transient failure.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _RETRIEVE = {
 
 _MOVE = {
     **_RETRIEVE,
-    # With nothing arrived this is the destination, not the archive: refused, rejected, no context.
+    # With nothing arrived this is the destination, not the PACS: refused, rejected, no context.
     0xA702: "move-destination-failed",
     0xA801: "move-destination-unknown",
 }
@@ -87,8 +87,8 @@ def reason_for_status(service: str, status: int) -> str | None:
     -------
     str or None
         A code of :mod:`prefect_dicom.core.reasons`. None for success, for pending and for warnings:
-        the peer carried the request out, and for retrieves only the spool tells how far. So
-        0xFE00 is a failure here; whoever cancelled knows better.
+        the peer carried the request out, and for retrieves only the spool shows how far. So
+        0xFE00 is a failure here; the caller that cancelled ignores it.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def reason_for_status(service: str, status: int) -> str | None:
         case 0xB:
             return None
         case 0xC:
-            # Unable to process. A query is refused for what it says; a retrieve fails with this
+            # Unable to process. A query is refused for its keys; a retrieve fails with this
             # for every cause there is, from an unknown destination to a slow receiver.
             return "request-refused" if service == "C-FIND" else "pacs-failure"
     match status >> 8:

@@ -32,12 +32,12 @@ from prefect_dicom.network.find.list_instances import list_instances
 from prefect_dicom.network.find.list_studies import find_some_studies, find_studies
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.move import move
-from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, proposals
+from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, context_groups
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.requestor import Requestor
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import reason_for_status
-from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease
+from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, StoreHandler
 from prefect_dicom.retrieval.send import wait_until_received
 
 _PROBE = 0
@@ -298,8 +298,10 @@ def _retrieve_one(
         if node.retrieve is RetrieveMethod.C_GET:
             classes: Sequence[str]
             classes = [instance.sop_class_uid] if instance.sop_class_uid else STORAGE_CLASSES
-            for _, contexts in chain.from_iterable(proposals(classes, b) for b in Breadth):
-                outcome = _get(node, identifier, contexts, Intake(spool, Expectation(studies)))
+            for _, contexts in chain.from_iterable(context_groups(classes, b) for b in Breadth):
+                outcome = _get(
+                    node, identifier, contexts, StoreHandler(spool, Expectation(studies))
+                )
                 if spool.files(_PROBE):
                     break
         else:
@@ -317,18 +319,21 @@ def _retrieve_one(
 
 
 def _get(
-    node: PacsNode, identifier: Dataset, contexts: Sequence[tuple[str, str]], intake: Intake
-) -> RetrieveOutcome:
+    node: PacsNode,
+    identifier: Dataset,
+    contexts: Sequence[tuple[str, str]],
+    store_handler: StoreHandler,
+) -> RetrieveResult:
     try:
-        return c_get(node, identifier, contexts=contexts, intake=intake)
+        return c_get(node, identifier, contexts=contexts, store_handler=store_handler)
     except PacsError as error:
         if error.code != "sop-classes-refused":
             raise
         # The node may accept the next proposal.
-        return RetrieveOutcome(None, lost=error.code)
+        return RetrieveResult(None, lost=error.code)
 
 
-def _why_nothing_arrived(node: PacsNode, outcome: RetrieveOutcome) -> PacsError:
+def _why_nothing_arrived(node: PacsNode, outcome: RetrieveResult) -> PacsError:
     if outcome.status is None:
         return PacsError(outcome.lost or "association-lost")
     service = node.retrieve.upper()

@@ -167,8 +167,8 @@ class _NodeProbe:
         # Some nodes abort on a proposal with optional items.
         with contextlib.suppress(PacsError):
             model = QUERY_RETRIEVE_CLASSES["C-MOVE"][node.information_model]
-            offer = negotiate(node, [(model, COMMON_SYNTAXES[1])], window=True)
-            facts["asynchronous_operations"] = offer.window
+            offer = negotiate(node, [(model, COMMON_SYNTAXES[1])], operations_window=True)
+            facts["asynchronous_operations"] = offer.operations_window
 
     def _associations(self) -> None:
         """Count the associations served at the same time; an accepted one may still wait."""

@@ -22,13 +22,13 @@ from prefect_dicom.network.presentation_contexts import (
     RARE_SYNTAXES,
     STORAGE_CLASSES,
     Breadth,
-    proposals,
+    context_groups,
 )
 from prefect_dicom.network.probe import negotiate
 from prefect_dicom.network.query_keys import retrieve_identifier
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import SUCCESS, reason_for_status
-from prefect_dicom.network.storage_scp import Expectation, Intake
+from prefect_dicom.network.storage_scp import Expectation, StoreHandler
 from prefect_dicom.operations.probe_queries import shortest_first
 from prefect_dicom.operations.probe_session import (
     MOST_INSTANCES,
@@ -181,7 +181,7 @@ class _RetrieveProbe:
         elif outcome.status == SUCCESS or _reason(service, outcome) == "request-refused":
             self._session.facts["uid_lists_in_retrieves"] = False
 
-    def _retrieve(self, service: str, images: Sequence[str]) -> RetrieveOutcome:
+    def _retrieve(self, service: str, images: Sequence[str]) -> RetrieveResult:
         uid = ascii_value(self._study, "StudyInstanceUID")
         identifier = retrieve_identifier(
             self._session.node.information_model,
@@ -192,31 +192,32 @@ class _RetrieveProbe:
             images,
         )
         studies = {normal_uid(uid): _PROBE}
-        outcome = RetrieveOutcome(None)
+        outcome = RetrieveResult(None)
         if service == "C-MOVE":
             return self._move(identifier, studies, len(images) or len(self._series.images))
         classes = [self._sop_class] if is_uid(self._sop_class) else STORAGE_CLASSES
         tried = 0
         # dcmqrscp uses the first context of a class, whatever the instance is encoded in.
         for breadth in (Breadth.COMMON, Breadth.ALL, Breadth.SINGLE):
-            for _, contexts in proposals(classes, breadth):
+            for _, contexts in context_groups(classes, breadth):
                 self._session.spend_alone()
                 try:
-                    intake = Intake(self._spool, Expectation(studies))
+                    store_handler = StoreHandler(self._spool, Expectation(studies))
                     outcome = c_get(
-                        self._session.node, identifier, contexts=contexts, intake=intake
+                        self._session.node,
+                        identifier,
+                        contexts=contexts,
+                        store_handler=store_handler,
                     )
                 except PacsError as error:
-                    outcome = RetrieveOutcome(None, lost=error.code)
+                    outcome = RetrieveResult(None, lost=error.code)
                 tried += 1
                 code = outcome.lost or _reason(service, outcome)
                 if self._count_arrived() or _refuses_service(code) or tried == _GETS:
                     return outcome
         return outcome
 
-    def _move(
-        self, identifier: Dataset, studies: Mapping[str, int], wanted: int
-    ) -> RetrieveOutcome:
+    def _move(self, identifier: Dataset, studies: Mapping[str, int], wanted: int) -> RetrieveResult:
         node, facts = self._session.node, self._session.facts
         lease, receiver = self._session.lease, self._session.site.receiver
         assert lease is not None and receiver is not None, "C-MOVE is probed with a receiver only"
@@ -227,16 +228,16 @@ class _RetrieveProbe:
             outcome = move(self._session.requestor, identifier, title, expected.message_id)
             ended = time.monotonic()
             arrived = expected.arrived()
-            if outcome.status == SUCCESS and arrived.objects < wanted:
+            if outcome.status == SUCCESS and arrived.instances < wanted:
                 wait_until_received(expected, wanted, quiet)
                 arrived = expected.arrived()
-                if arrived.objects:
+                if arrived.instances:
                     late = time.monotonic() - ended - arrived.quiet_seconds
                     self._settled(max(late, 0.0))
-            elif arrived.objects:
+            elif arrived.instances:
                 self._settled(0.0)
-            if arrived.objects:
-                facts["originator"] = arrived.by_originator == arrived.objects
+            if arrived.instances:
+                facts["originator"] = arrived.by_originator == arrived.instances
         return outcome
 
     def _settled(self, seconds: float) -> None:
@@ -261,5 +262,5 @@ def _refuses_service(code: str | None) -> bool:
     return code is not None and reason_for(code).refuses_service
 
 
-def _reason(service: str, outcome: RetrieveOutcome) -> str | None:
+def _reason(service: str, outcome: RetrieveResult) -> str | None:
     return None if outcome.status is None else reason_for_status(service, outcome.status)

@@ -21,7 +21,7 @@ from prefect_dicom.core.errors import PacsError, ReceiverError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import Disposition, Evidence, InstanceKey, RetrieveMethod
 from prefect_dicom.core.reasons import Scope, reason_for
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.retrieval.diagnosis import Diagnosis
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import RetrieveRequest, targets_of
@@ -226,7 +226,7 @@ class Retrieval:
         self,
         strategy: RequestStrategy,
         targets: Sequence[set[InstanceKey]],
-        outcome: RetrieveOutcome | None,
+        outcome: RetrieveResult | None,
         tasks: Sequence[StudyTask],
     ) -> bool:
         """Record whether the list was taken as one. Returns whether to go on by single UIDs."""
@@ -349,7 +349,7 @@ class Retrieval:
     # --- how requests end
 
     def _record_strain(
-        self, request: RetrieveRequest, outcome: RetrieveOutcome | None, received: int
+        self, request: RetrieveRequest, outcome: RetrieveResult | None, received: int
     ) -> None:
         """Record in the admission where a request ended as if the node had too much to do.
 
@@ -367,7 +367,7 @@ class Retrieval:
         self._admission.record_nothing_sent(task.reference, task.failure or "nothing-arrived")
 
     def _record_fruitless(
-        self, outcome: RetrieveOutcome, tasks: Sequence[StudyTask], *, first: bool
+        self, outcome: RetrieveResult, tasks: Sequence[StudyTask], *, first: bool
     ) -> None:
         """Set the failure of studies after a request that brought nothing.
 

@@ -22,8 +22,8 @@ from prefect_dicom.network.get import c_get
 from prefect_dicom.network.move import move
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.requestor import Requestor
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
-from prefect_dicom.network.storage_scp import Expectation, Intake, ReceiverLease, Request
+from prefect_dicom.network.retrieve_result import RetrieveResult
+from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, Request, StoreHandler
 from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.requests import RetrieveRequest
 from prefect_dicom.retrieval.strategy import Contexts, PeerCapabilities
@@ -119,12 +119,12 @@ class RequestSender:
 
     def send(
         self, request: RetrieveRequest, tasks: Sequence[StudyTask], contexts: Contexts
-    ) -> RetrieveOutcome | None:
+    ) -> RetrieveResult | None:
         """Send one request and wait for its end.
 
         Returns
         -------
-        RetrieveOutcome or None
+        RetrieveResult or None
             None where the end says nothing about the PACS: the request was not sent, because
             instances of an earlier one are still being received, or the receiver ended under it.
 
@@ -170,7 +170,7 @@ class RequestSender:
         wanted: int | None,
         first: _FirstInstance,
         usage: RequestUsage,
-    ) -> RetrieveOutcome | None:
+    ) -> RetrieveResult | None:
         access = self._access
         settle_seconds = access.node.timeouts.settle_seconds
         lease = self._reception.receiver()
@@ -187,13 +187,13 @@ class RequestSender:
                 progress=lambda: first.look(_signs_of_life(expected)),
                 should_stop=lambda: "interrupted" if access.stopping() else None,
             )
-            if _may_have_sent(outcome) or expected.arrived().objects:
+            if _may_have_sent(outcome) or expected.arrived().instances:
                 if wanted is None:
                     wanted = (outcome.completed or 0) + (outcome.warning or 0) or None
                 wait_until_received(expected, wanted, settle_seconds, access.stopping)
             so_far = expected.arrived()
-            first.look(so_far.objects)
-            usage.instances, usage.size_bytes = so_far.objects, so_far.size_bytes
+            first.look(so_far.instances)
+            usage.instances, usage.size_bytes = so_far.instances, so_far.size_bytes
             self._check_room(so_far.refused, tasks)
             return None if expected.renewed else outcome
 
@@ -204,14 +204,14 @@ class RequestSender:
         tasks: Sequence[StudyTask],
         first: _FirstInstance,
         usage: RequestUsage,
-    ) -> RetrieveOutcome:
+    ) -> RetrieveResult:
         access = self._access
         own = Expectation(_studies_by_uid(tasks))
-        intake = Intake(self._reception.spool, own)
+        store_handler = StoreHandler(self._reception.spool, own)
 
         def stopping() -> bool:
             # Asked before each message.
-            first.look(own.objects)
+            first.look(own.instances)
             return access.stopping()
 
         # It goes over an association of its own, and the request is admitted for one.
@@ -221,18 +221,18 @@ class RequestSender:
                 access.node,
                 identifier,
                 contexts=contexts,
-                intake=intake,
+                store_handler=store_handler,
                 should_stop=stopping,
             )
         except PacsError as error:
             if error.code != "sop-classes-refused":
                 raise
             # These classes cannot come from this node; others may.
-            return RetrieveOutcome(None, lost=error.code)
+            return RetrieveResult(None, lost=error.code)
         finally:
-            usage.instances, usage.size_bytes = own.objects, own.size_bytes
+            usage.instances, usage.size_bytes = own.instances, own.size_bytes
         access.capabilities.accepts_c_get = True
-        self._check_room(intake.refused_since(own), tasks)
+        self._check_room(store_handler.refused_since(own), tasks)
         return outcome
 
     def _check_room(self, refused: str, tasks: Sequence[StudyTask]) -> None:
@@ -274,7 +274,7 @@ def wait_until_received(
     open_bytes = -1
     while not stopping():
         so_far = expected.arrived()
-        if wanted is not None and so_far.objects >= wanted:
+        if wanted is not None and so_far.instances >= wanted:
             return
         if so_far.open_bytes != open_bytes:
             open_bytes, began = so_far.open_bytes, time.monotonic()
@@ -293,7 +293,7 @@ def _signs_of_life(expected: Request) -> int:
     return so_far.size_bytes + so_far.open_bytes
 
 
-def _may_have_sent(outcome: RetrieveOutcome) -> bool:
+def _may_have_sent(outcome: RetrieveResult) -> bool:
     """Whether instances of a C-MOVE may still be on their way."""
     if outcome.lost is not None or outcome.status is None or outcome.completed:
         return True

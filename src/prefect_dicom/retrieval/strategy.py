@@ -23,8 +23,8 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.core.uids import is_uid
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
-from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, proposals
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, context_groups
+from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.retrieval.requests import (
     Missing,
@@ -180,7 +180,7 @@ def service_of(method: RetrieveMethod) -> str:
     return "C-MOVE" if method is RetrieveMethod.C_MOVE else "C-GET"
 
 
-def code_of_end(outcome: RetrieveOutcome, method: RetrieveMethod) -> str:
+def code_of_end(outcome: RetrieveResult, method: RetrieveMethod) -> str:
     """The reason code of a request that brought nothing."""
     if outcome.lost is not None:
         return outcome.lost
@@ -189,7 +189,7 @@ def code_of_end(outcome: RetrieveOutcome, method: RetrieveMethod) -> str:
     return "association-lost"
 
 
-def is_refused_for_form(outcome: RetrieveOutcome, method: RetrieveMethod) -> bool:
+def is_refused_for_form(outcome: RetrieveResult, method: RetrieveMethod) -> bool:
     """Whether a request was refused for its form."""
     if outcome.status is None or outcome.lost is not None:
         return False
@@ -211,14 +211,14 @@ def refuses_c_get(code: str) -> bool:
     return code == "sop-classes-refused" or reason_for(code).refuses_service
 
 
-def is_worth_repeating(outcome: RetrieveOutcome | None) -> bool:
+def is_worth_repeating(outcome: RetrieveResult | None) -> bool:
     """Whether a request broke off, or ended in a way that says nothing about the PACS."""
     if outcome is None:
         return True
     return outcome.lost is not None and reason_for(outcome.lost).cuts_transfer
 
 
-def code_of_strain(outcome: RetrieveOutcome, brought: int) -> str | None:
+def code_of_strain(outcome: RetrieveResult, brought: int) -> str | None:
     """The reason code where a request ended as if the node had too much to do; else None."""
     if outcome.status is not None and outcome.status >> 8 == 0xA7:
         return "pacs-busy"
@@ -284,11 +284,11 @@ def missing_by_proposal(
         if (sop_class := task.instances.class_to_propose(key))
     )
     ordered = [sop_class for sop_class, _ in classes.most_common()]
-    for group, contexts in proposals(ordered, breadth):
+    for group, contexts in context_groups(ordered, breadth):
         if missing := _missing_of(tasks, group):
             yield missing, contexts
     # Some archives do not return the classes of their instances: all are tried in turn.
-    for _, contexts in proposals(STORAGE_CLASSES, breadth):
+    for _, contexts in context_groups(STORAGE_CLASSES, breadth):
         missing = _missing_of(tasks, {""})
         if not missing:
             return
@@ -345,7 +345,7 @@ def _contexts_of_unlisted(
     known = Counter(instance.sop_class_uid for instance in task.instances.listed.values())
     classes = [uid for uid, _ in known.most_common() if is_uid(uid)]
     breadth = Breadth.ALL if fruitless >= _ALL_PROPOSED_FROM else Breadth.COMMON
-    for _, contexts in proposals([*classes, *STORAGE_CLASSES], breadth):
+    for _, contexts in context_groups([*classes, *STORAGE_CLASSES], breadth):
         if not task.is_incomplete:
             return
         yield contexts

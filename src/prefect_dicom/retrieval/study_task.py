@@ -24,7 +24,7 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.uids import is_safe_key, is_uid
 from prefect_dicom.dicom.validation import Expected
 from prefect_dicom.ledger import Claim
-from prefect_dicom.network.retrieve_result import RetrieveOutcome
+from prefect_dicom.network.retrieve_result import RetrieveResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,7 +415,7 @@ class StudyTask:
         """The current request has brought an instance, be it one that is here already."""
         self._sent.add(key)
 
-    def record_end(self, level: str, outcome: RetrieveOutcome) -> None:
+    def record_end(self, level: str, outcome: RetrieveResult) -> None:
         """A request has ended; of a whole study its counters may confirm that this is all."""
         self._confirmed = level == "STUDY" and _is_confirmed(self, self._sent, outcome)
 
@@ -443,9 +443,7 @@ class StudyTask:
         self._failure = None
 
 
-def _is_confirmed(
-    task: StudyTask, sent: AbstractSet[InstanceKey], outcome: RetrieveOutcome
-) -> bool:
+def _is_confirmed(task: StudyTask, sent: AbstractSet[InstanceKey], outcome: RetrieveResult) -> bool:
     """Whether a request for a whole study brought what the peer says it sent, and all there is."""
     sent_all = outcome.status == 0 and outcome.lost is None
     others = (outcome.failed, outcome.warning, outcome.remaining or 0)

@@ -1,6 +1,6 @@
 """C-FIND, PS3.4 C.4.1: studies by their keys, and the PACS's own lists of what is in them.
 
-Queries are hierarchical, with one value for every unique key: the form that every archive
+Queries are hierarchical, with one value for every unique key: the form that every PACS
 answers. Lists of UIDs, which many answer and which save most of the queries, are tried first
 where the answer itself shows whether it is whole.
 

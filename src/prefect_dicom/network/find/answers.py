@@ -13,6 +13,7 @@ _STUDY_TEXTS = ("PatientID", "AccessionNumber", "PatientName", "StudyDescription
 
 
 def study_of(answer: Dataset) -> Study:
+    """The study of an answer at STUDY level."""
     modalities = text_of(answer, "ModalitiesInStudy").split("\\")
     texts = {keyword: _decoded_text(answer, keyword) for keyword in _STUDY_TEXTS}
     original = {keyword: raw_value(answer, keyword) for keyword in _STUDY_TEXTS}
@@ -37,26 +38,31 @@ def study_of(answer: Dataset) -> Study:
 
 
 def belongs_to(answer: Dataset, keyword: str, asked: str) -> bool:
-    # Some archives leave the keys above the level out of their answers.
+    """Whether an answer has the UID that was queried for in a key above its level, or none."""
+    # Some PACS leave the keys above the level out of their answers.
     uid = uid_of(answer, keyword)
     return not uid or uid == normal_uid(asked)
 
 
 def is_offline(answer: Dataset) -> bool:
+    """Whether the PACS cannot deliver a series by itself."""
     # PS3.3 C.4.23.1.1: no request brings it; a person has to fetch the medium.
     return text_of(answer, "InstanceAvailability") in ("OFFLINE", "UNAVAILABLE")
 
 
 def uid_of(answer: Dataset, keyword: str) -> str:
+    """A UID in its normal form; empty where it is absent."""
     return normal_uid(raw_value(answer, keyword).decode("latin-1"))
 
 
 def count_of(answer: Dataset, keyword: str) -> int | None:
+    """A number; None where it is absent or none."""
     digits = raw_value(answer, keyword).strip(b" \0")
     return int(digits) if digits.isdigit() and len(digits) <= 12 else None
 
 
 def text_of(answer: Dataset, keyword: str) -> str:
+    """A text, decoded as the answer declares and without padding."""
     return _decoded_text(answer, keyword).text
 
 

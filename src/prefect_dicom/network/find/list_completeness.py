@@ -11,17 +11,18 @@ from prefect_dicom.network.query_keys import query_identifier
 from prefect_dicom.network.requestor import Requestor
 
 _MOST_UNCOUNTED = 99
-"""Answers that are taken as all there are without a count beside them. Archives that leave out
-answers and do not say so stop at a round number, of which 100 is the smallest known."""
+"""Answers that are taken as all there are without a count beside them. PACS that leave out
+answers without reporting it stop at a round number, of which 100 is the smallest known."""
 _NUMBERS_TO_TRY = 8
 _NUMBERED = {
     "SERIES": ("SeriesNumber", "SeriesInstanceUID"),
     "IMAGE": ("InstanceNumber", "SOPInstanceUID"),
 }
-"""By level: the number that is matched by everywhere (PS3.4 C.6.1.1), and the unique key."""
+"""By level: a number that every PACS matches by (PS3.4 C.6.1.1), and the unique key."""
 
 
 def may_be_short(listed: int, counted: int | None) -> bool:
+    """Whether a list has fewer entries than the PACS counts, or may have met a limit."""
     if counted is None:
         return listed > _MOST_UNCOUNTED and listed % 50 == 0
     return listed < counted
@@ -30,7 +31,7 @@ def may_be_short(listed: int, counted: int | None) -> bool:
 def check_whole(
     requestor: Requestor, level: str, above: Mapping[str, str], listed: int, counted: int | None
 ) -> None:
-    """Try to find something that a list lacks; nothing is sent where nothing speaks for it.
+    """Search for entries that a list lacks, where its length gives reason to.
 
     Raises
     ------
@@ -68,6 +69,7 @@ def check_whole(
 
 
 def is_whole(listed: int, count: int | None, answers: int) -> bool:
+    """Whether one study's or series' share of the answers to a common query is complete."""
     if count is None:
         return listed > 0 and answers <= _MOST_UNCOUNTED
     return 0 < listed == count

@@ -25,15 +25,15 @@ IMAGE_KEYS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPCla
 
 @dataclass(frozen=True, slots=True)
 class ListedStudy:
-    """What a peer tells of a study's content, and so what its retrieval can be judged by.
+    """A study's content as the PACS lists it: what its retrieval is verified against.
 
     At best that is the list of its ``instances``, the expected set. Where the peer does not list
     these, ``evidence`` says what there is in their place: ``series`` with their counts, by UID,
-    or (None: not even series are listed) ``number_of_instances`` of the study, if that is told.
+    or (None: not even series are listed) ``number_of_instances`` of the study, if it is counted.
 
     ``unlistable`` counts answers that name nothing that could be asked for: series or
     instances without a UID, or with one that is a wildcard. They are in no retrieve by list.
-    ``offline`` is how many series the peer says it cannot deliver by itself.
+    ``offline`` is the number of series that the PACS cannot deliver by itself.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -45,14 +45,14 @@ class ListedStudy:
 
 
 def list_study(requestor: Requestor, study: Study, capabilities: QueryCapabilities) -> ListedStudy:
-    """What the peer tells of a study's content: its instances, or the best there is instead.
+    """List a study's instances, or the best evidence that the PACS gives instead.
 
     Parameters
     ----------
     study : Study
-        As a STUDY level query told it.
+        As answered to a STUDY level query.
     capabilities : QueryCapabilities
-        What is known of the peer, and is learnt of it.
+        What is known of the node; updated by its answers.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def list_study(requestor: Requestor, study: Study, capabilities: QueryCapabiliti
 
 
 def _by_counts(listed: ListedSeries) -> ListedStudy:
-    """The series in place of their instances, with counts where the peer tells them of all.
+    """The series in place of their instances, with counts where the PACS counts all of them.
 
     A series that is listed has instances: a count of zero counts nothing.
     """
@@ -138,7 +138,7 @@ def list_instances(
     study_instance_uid : str
         The study.
     patient_id : str
-        Its PatientID as the peer tells it, a unique key in the Patient Root; in the Study Root
+        Its PatientID as the PACS answers it, a unique key in the Patient Root; in the Study Root
         sent to a peer that does not answer without.
     number_of_series : int, optional
         How many series the peer counts.
@@ -148,10 +148,10 @@ def list_instances(
     ValueError
         Where the study UID is empty or holds a wildcard.
     PacsError
-        See :func:`find`. ``request-refused`` (A900, Cxxx) after :func:`list_series` has
-        answered means that the peer has no IMAGE level; ``unsafe-patient-id`` that the Patient
-        Root cannot name this study; ``answers-capped`` that a list is not whole, whether the
-        peer says so or not.
+        See :func:`~prefect_dicom.network.find.query.find`. ``request-refused`` (A900, Cxxx) after
+        answers at SERIES level means that the peer has no IMAGE level; ``unsafe-patient-id`` that
+        the Patient Root cannot name this study; ``answers-capped`` that a list is not whole,
+        whether the peer reports it or not.
     """
     study = Study(study_instance_uid, patient_id, number_of_series=number_of_series)
     capabilities = QueryCapabilities()

@@ -36,9 +36,9 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class ListedSeries:
-    """The series a peer lists for a study; ``unlistable`` answers cannot be asked about.
+    """The series that the PACS lists for a study; ``unlistable`` answers have no usable UID.
 
-    ``offline`` is how many the peer says it cannot deliver by itself.
+    ``offline`` is the number of series that the PACS cannot deliver by itself.
     """
 
     series: tuple[Series, ...]
@@ -52,9 +52,10 @@ def list_series(
     patient_id: str = "",
     capabilities: QueryCapabilities | None = None,
 ) -> ListedSeries:
-    """The series of a study, with the number of instances where the peer tells it.
+    """The series of a study, with their numbers of instances where the PACS counts them.
 
-    Parameters and errors are those of :func:`list_instances`.
+    Parameters and errors are those of
+    :func:`~prefect_dicom.network.find.list_instances.list_instances`.
     """
     above = keys_above(requestor, study_instance_uid, patient_id)
     series: dict[str, Series] = {}

@@ -39,7 +39,7 @@ STUDY_KEYS = _REQUIRED_STUDY_KEYS + OPTIONAL_STUDY_KEYS
 
 @dataclass(frozen=True, slots=True)
 class ListedStudies:
-    """The studies a peer told of, one for each answer; ``capped`` where it says there are more."""
+    """Studies, one for each answer; ``capped`` where the PACS reports that there are more."""
 
     studies: tuple[Study, ...]
     capped: bool = False
@@ -50,11 +50,11 @@ def find_studies(
     keys: Mapping[str, str],
     optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
 ) -> list[Study]:
-    """Studies that match the keys, as the peer tells.
+    """Query the studies that match the keys.
 
-    Peers ignore keys they do not support and answer with everything: whoever asks has to
+    Peers ignore keys they do not support and answer with everything: the caller has to
     compare the answers with the keys. In the Patient Root a PatientID should be among the keys
-    (PS3.4 C.6.1.2); many archives answer without. Values beyond ASCII are asked for in one usual
+    (PS3.4 C.6.1.2); many PACS answer without. Values beyond ASCII are asked for in one usual
     character set after the other, until one brings answers; the requestor begins with it from then
     on.
 
@@ -63,7 +63,7 @@ def find_studies(
     keys : mapping of str to str
         DICOM keywords and values to match, at least one; sent exactly as they are.
     optional : sequence of str
-        Of :data:`OPTIONAL_STUDY_KEYS`, those to be returned; without them is what every archive
+        Of :data:`OPTIONAL_STUDY_KEYS`, those to be returned; without them is what every PACS
         answers.
 
     Returns
@@ -77,10 +77,10 @@ def find_studies(
     ValueError
         Where no key is given, or one is empty or holds a wildcard or a backslash.
     PacsError
-        See :func:`find`.
+        See :func:`~prefect_dicom.network.find.query.find`.
     """
     if not keys:
-        raise ValueError("a query without a key would list the whole archive")
+        raise ValueError("a query without a key would list the whole PACS")
     listed = list_studies(requestor, keys, optional)
     if listed.capped:
         raise PacsError("answers-capped", "the list of studies ends before its end")
@@ -93,7 +93,7 @@ def list_studies(
     optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
     wildcards: Mapping[str, str] | None = None,
 ) -> ListedStudies:
-    """What :func:`find_studies` finds, and as much of it as comes where the peer ends it early.
+    """As :func:`find_studies`, with the answers so far where the PACS ends the list early.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def list_studies(
         See :func:`~prefect_dicom.network.query_keys.query_identifier`.
     """
     if not keys and not wildcards:
-        raise ValueError("a query without a key would list the whole archive")
+        raise ValueError("a query without a key would list the whole PACS")
     return_keys = (*_REQUIRED_STUDY_KEYS, *optional)
     refusal: PacsError | None = None
     answered = False
@@ -138,8 +138,8 @@ def _listed_studies(requestor: Requestor, identifier: Dataset) -> ListedStudies:
 def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Study] | None:
     """Studies with these StudyInstanceUIDs by one query with a list of them, PS3.4 C.2.2.2.2.
 
-    Archives that do not know lists answer nothing, the first, or everything, and some stop at a
-    number of answers: whoever asks has to look at which UIDs were answered.
+    PACS that do not know lists answer nothing, the first, or everything, and some stop at a
+    number of answers: the caller has to check which UIDs were answered.
 
     Returns
     -------
@@ -150,7 +150,7 @@ def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Stud
     Raises
     ------
     PacsError
-        See :func:`find`.
+        See :func:`~prefect_dicom.network.find.query.find`.
     """
     asked = {normal_uid(uid) for uid in uids}
     studies: list[Study] = []
@@ -169,12 +169,12 @@ def find_some_studies(
 ) -> list[Study]:
     """Up to twenty studies of a range of days, or ``most``; the query is cancelled after them.
 
-    For trying an archive out. Archives that cannot match a range answer with any studies.
+    For trying a PACS out. PACS that cannot match a range answer with any studies.
 
     Raises
     ------
     PacsError
-        See :func:`find`; a capped list of answers is as good as a whole one here.
+        See :func:`~prefect_dicom.network.find.query.find`, except ``answers-capped`` with answers.
     """
     days = f"{first:%Y%m%d}-{last:%Y%m%d}"
     answers = find(requestor, query_identifier({"StudyDate": days}, STUDY_KEYS), "STUDY")

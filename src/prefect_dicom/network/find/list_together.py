@@ -27,18 +27,18 @@ def list_together(
 ) -> dict[str, ListedStudy]:
     """The instance lists of several studies by a few queries with lists of UIDs, PS3.4 C.2.2.2.2.
 
-    Above its own level a query may name one entity only (PS3.4 C.4.1.2.1), yet many archives
+    Above its own level a query may name one entity only (PS3.4 C.4.1.2.1), yet many PACS
     answer lists there too. Others ignore them, take the first UID, or stop at a number of
     answers. Returned are therefore only studies whose answers show that they are whole: there
-    are as many series and instances as the archive counts, or it counts none and the answers
+    are as many series and instances as the PACS counts, or it counts none and the answers
     are too few to have been cut. All others are to be asked for one by one.
 
     Parameters
     ----------
     studies : sequence of Study
-        As a STUDY level query told them.
+        As answered to a STUDY level query.
     capabilities : QueryCapabilities, optional
-        What is known of the peer, and is learnt of it.
+        What is known of the node; updated by its answers.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def list_together(
     Raises
     ------
     PacsError
-        What concerns the node, not the question.
+        Where the node failed, not the query.
     """
     wanted = [study for study in studies if is_safe_key(study.study_instance_uid)]
     by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
@@ -89,19 +89,20 @@ def _list_series_of(requestor: Requestor, studies: Sequence[Study]) -> list[_Cou
     """The series of those studies that the answer holds whole."""
     found: dict[str, dict[str, _CountedSeries]] = defaultdict(dict)
     uids = [study.study_instance_uid for study in studies]
-    answers, odd = 0, set()
+    answers = 0
+    odd: set[str] = set()
     identifier = list_identifier({"StudyInstanceUID": uids}, SERIES_KEYS)
     for answer in find(requestor, identifier, "SERIES"):
         answers += 1
-        study, uid = uid_of(answer, "StudyInstanceUID"), uid_of(answer, "SeriesInstanceUID")
-        if not study and len(uids) == 1:
-            study = normal_uid(uids[0])
+        study_uid, uid = uid_of(answer, "StudyInstanceUID"), uid_of(answer, "SeriesInstanceUID")
+        if not study_uid and len(uids) == 1:
+            study_uid = normal_uid(uids[0])
         if not is_safe_key(uid) or is_offline(answer):
-            odd.add(study)
+            odd.add(study_uid)
             continue
         count = count_of(answer, "NumberOfSeriesRelatedInstances")
-        found[study].setdefault(uid, _CountedSeries(study, uid, count))
-    whole = []
+        found[study_uid].setdefault(uid, _CountedSeries(study_uid, uid, count))
+    whole: list[_CountedSeries] = []
     for study in studies:
         uid = normal_uid(study.study_instance_uid)
         series = found.get(uid, {})

@@ -71,8 +71,8 @@ def find(requestor: Requestor, identifier: Dataset, level: str) -> Generator[Dat
     ------
     PacsError
         As :func:`find_responses`; with what the final status stands for; ``answers-capped`` where
-        the peer says there are more; ``answer-unusable`` at the end, where an answer had no data
-        set that decodes: the list is then not whole.
+        the PACS reports that there are more; ``answer-unusable`` at the end, where an answer had
+        no data set that decodes: the list is then not whole.
     """
     identifier.QueryRetrieveLevel = level
     unreadable = False
@@ -100,7 +100,7 @@ def _decoded(response: Response) -> Dataset | None:
         answer = response.identifier()
         last = answer.get_item(max(answer.keys()))
         # pydicom takes what there is of a value that is cut off.
-        whole = isinstance(last, DataElement) or len(last.value or b"") == last.length
+        whole = isinstance(last, DataElement) or len(last.value or b"") == last.length  # type: ignore[unreachable]
     except Exception:
         # Whatever a data set does that is none, or empty.
         return None

@@ -16,31 +16,31 @@ from prefect_dicom.network.query_keys import query_identifier
 from prefect_dicom.network.requestor import Requestor
 
 _REFUSALS = 3
-"""Studies of which a level is not answered, after which it is no longer asked at."""
+"""Number of studies whose queries at a level are refused before the level is given up."""
 
 
 @dataclass(slots=True)
 class QueryCapabilities:
-    """What a node was seen to make of queries below the STUDY level; shared by all who ask it."""
+    """What a node answers below the STUDY level; shared by all requestors to it."""
 
     answers: dict[str, bool] = field(default_factory=dict)
-    """By level, whether it answers queries there; a level that is not in it is not known."""
+    """By level, whether it answers queries there; absent while unknown."""
     wants_patient_id: bool = False
-    """In the Study Root too it wants the PatientID beside the study's UID."""
+    """Whether it needs the PatientID beside the study's UID in the Study Root too."""
     refusals: Counter[str] = field(default_factory=Counter)
-    """By level, how many studies' lists it has refused."""
+    """By level, the number of studies whose lists it has refused."""
 
     @classmethod
     def doubting(cls, levels: Collection[str] | None) -> QueryCapabilities:
-        """What is expected of a node that was seen to answer at these levels; None: not known.
+        """Capabilities of a node that answered a probe at these levels; None: not probed.
 
-        A run asks at the others too, but not often.
+        The other levels are queried too, but given up after one refusal.
         """
         others = {"SERIES", "IMAGE"}.difference({"SERIES", "IMAGE"} if levels is None else levels)
         return cls(refusals=Counter(dict.fromkeys(others, _REFUSALS - 1)))
 
     def refused(self, level: str) -> None:
-        """All there is to ask for a study at the level was refused."""
+        """Count a study all of whose queries at the level were refused."""
         self.refusals[level] += 1
         if self.refusals[level] >= _REFUSALS:
             self.answers.setdefault(level, False)
@@ -54,10 +54,11 @@ def answers_at_level(
     patient_id: str,
     capabilities: QueryCapabilities | None = None,
 ) -> list[Dataset]:
-    """The answers at a level, by the first form of the query that the peer answers.
+    """Answers at a level, by the first form of the query that the PACS answers.
 
-    Optional keys spoil a query for some, and some want the PatientID in the Study Root too. That
-    is tried where nothing has been answered at the level yet, and learnt.
+    Optional keys spoil a query for some, and some need the PatientID in the Study Root too. The
+    PatientID is tried where nothing has been answered at the level yet; what works is kept in the
+    capabilities.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def answers_if_any(
     level: str,
     patient_id: str,
 ) -> list[Dataset]:
-    """The answers to a query that a key may spoil; none where it is refused."""
+    """Answers to a query that one of its keys may spoil; none where it is refused."""
     try:
         return answers_at_level(requestor, above, [keywords], level, patient_id)
     except PacsError as error:
@@ -117,12 +118,19 @@ def keys_above(
     patient_id: str,
     capabilities: QueryCapabilities | None = None,
 ) -> dict[str, str]:
+    """Unique keys above the SERIES level, as the node's information model needs them.
+
+    Raises
+    ------
+    PacsError
+        ``unsafe-patient-id`` where the Patient Root cannot name the study.
+    """
     keys = {"StudyInstanceUID": study_instance_uid}
     if capabilities is not None and capabilities.wants_patient_id and is_safe_key(patient_id):
         keys["PatientID"] = patient_id
     if requestor.node.information_model is InformationModel.PATIENT_ROOT:
         if not is_safe_key(patient_id):
-            # From the archive, not from our code: data, and no reason to stop a run.
+            # From the PACS, not from our code: data, and no reason to stop a run.
             raise PacsError("unsafe-patient-id", "PatientID is a unique key in the Patient Root")
         keys["PatientID"] = patient_id
     return keys

@@ -25,37 +25,39 @@ from prefect_dicom.network.requestor import Requestor
 def query_study_attributes(
     requestor: Requestor, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
 ) -> Study:
-    """The study, with further attributes as the peer tells them at STUDY level.
+    """Query further attributes of a study; returns the study with them.
 
-    Asked for by its UID; one by one where together they bring no answer. What the peer does not
-    answer lacks in ``told``.
+    The study is queried by its UID, for one attribute at a time where all together bring no
+    answer. Attributes that the PACS does not return are absent.
 
     Raises
     ------
     PacsError
-        See :func:`find`.
+        See :func:`~prefect_dicom.network.find.query.find`.
     """
     above = keys_above(requestor, study.study_instance_uid, study.patient_id, capabilities)
-    told: dict[str, str] = {}
+    returned: dict[str, str] = {}
     for some in (keywords, *([keyword] for keyword in keywords if len(keywords) > 1)):
         answers = answers_if_any(requestor, above, some, "STUDY", study.patient_id)
         for answer in answers:
             if uid_of(answer, "StudyInstanceUID") == normal_uid(study.study_instance_uid):
-                told |= dict(_attributes_of(answer, some))
+                returned |= dict(_attributes_of(answer, some))
         if answers and some is keywords:
             break
-    return replace(study, told=(*study.told, *told.items()))
+    return replace(study, told=(*study.told, *returned.items()))
 
 
 def query_series_attributes(
     requestor: Requestor, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
 ) -> dict[str, dict[str, str]]:
-    """Attributes of a study's series by their UIDs; what the peer does not answer lacks.
+    """Query attributes of a study's series, by SeriesInstanceUID.
+
+    Attributes that the PACS does not return are absent.
 
     Raises
     ------
     PacsError
-        See :func:`find`.
+        See :func:`~prefect_dicom.network.find.query.find`.
     """
     uid, patient_id = study.study_instance_uid, study.patient_id
     above = keys_above(requestor, uid, patient_id, capabilities)
@@ -86,5 +88,6 @@ def query_series_attributes(
 
 def _attributes_of(answer: Dataset, keywords: Sequence[str]) -> Iterator[tuple[str, str]]:
     for keyword in keywords:
-        if tag_for_keyword(keyword) in answer:
+        tag = tag_for_keyword(keyword)
+        if tag is not None and tag in answer:
             yield keyword, text_of(answer, keyword)

@@ -1,4 +1,4 @@
-"""A run's side of the managed receiver: find it or start it, lease it, tell it what to expect."""
+"""Client of the managed receiver: find or start it, lease it, register expected studies."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, cast
 
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ReceiverError
@@ -38,11 +39,11 @@ _POLL_SECONDS = 0.05
 class Arrived:
     """What one request has brought so far.
 
-    ``by_originator`` counts the objects that named the request by its Move Originator fields.
-    ``refused`` is why an object could not be written meanwhile, a reason code; empty if all could.
+    ``by_originator`` counts the instances that named the request by its Move Originator fields.
+    ``refused`` is why an instance could not be written meanwhile, a reason code, else empty.
     """
 
-    objects: int
+    instances: int
     size_bytes: int
     quiet_seconds: float
     open_bytes: int
@@ -95,15 +96,15 @@ class ReceiverLease:
         finally:
             request.end()
 
-    def status(self) -> dict:
-        """What the receiver says of itself."""
+    def status(self) -> dict[str, Any]:
+        """The receiver's status."""
         return self._ask({"verb": "status"})
 
     def stop(self) -> None:
-        """Tell the receiver to end, whoever uses it."""
+        """Stop the receiver, even if other runs use it."""
         self._ask({"verb": "stop"})
 
-    def _ask(self, message: dict) -> dict:
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             answer = self._exchange(message)
             if answer is None:
@@ -114,10 +115,13 @@ class ReceiverLease:
             raise ReceiverError("receiver-unreachable", "it ended while it was asked")
         return answer
 
-    def _exchange(self, message: dict) -> dict | None:
+    def _exchange(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        line = self._line
+        if line is None:
+            return None
         try:
-            self._line.send(message)
-            return self._line.receive()
+            line.send(message)
+            return line.receive()
         except OSError:
             return None
 
@@ -159,7 +163,7 @@ def running_receiver(site: Site) -> ReceiverLease | None:
 
 
 def assignment_of(site: Site) -> Assignment:
-    """What the receiver of a site is told."""
+    """The assignment of a site's receiver."""
     allowed = site.receiver.allowed_senders or _addresses_of_nodes(site)
     return Assignment(
         site.spool.path.absolute(),
@@ -255,7 +259,7 @@ def _connect_or_start(assignment: Assignment) -> Line:
 
 
 def _has_a_receiver(spool: Path) -> bool:
-    """Whether a process has the spool, be it that it does not listen yet, or no longer."""
+    """Whether a process has locked the spool, even if it does not listen yet, or no longer."""
     return is_locked(spool / LOCK_NAME, create=True)
 
 
@@ -270,16 +274,18 @@ def _start(assignment: Assignment) -> None:
             start_new_session=True,
             cwd="/",
         )
-    process.stdin.write(assignment.to_json().encode())
-    process.stdin.close()
+    # Both are pipes, as asked for.
+    stdin, stdout = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+    stdin.write(assignment.to_json().encode())
+    stdin.close()
     failpoint("receiver-started")
     watchdog = threading.Timer(_START_SECONDS, process.kill)
     watchdog.start()
     try:
-        answer = json.loads(process.stdout.readline() or b"{}")
+        answer = json.loads(stdout.readline() or b"{}")
     finally:
         watchdog.cancel()
-        process.stdout.close()
+        stdout.close()
     if "error" in answer:
         process.wait()
         raise ReceiverError(answer["error"], answer["detail"])

@@ -1,4 +1,4 @@
-"""How runs and the receiver talk: one JSON object a line over a Unix socket in the spool.
+"""Control protocol of the receiver: one JSON object a line over a Unix socket in the spool.
 
 A connection is a lease: the receiver stays while one is open, and a run that dies lets go of
 its lease with its socket. Requests are answered in order.
@@ -9,7 +9,7 @@ its lease with its socket. Requests are answered in order.
 ``expect``  ``studies`` {StudyInstanceUID: reference},  ``message_id`` to send the C-MOVE
             ``originator`` (our calling AE title)       with; ``quiet_seconds`` since the
                                                         last arrival for any of them
-``arrived`` ``message_id``                              ``objects``, ``size_bytes``,
+``arrived`` ``message_id``                              ``instances``, ``size_bytes``,
                                                         ``quiet_seconds``, ``open_bytes``,
                                                         ``refused``, ``by_originator``
 ``forget``  ``message_id``

@@ -1,7 +1,7 @@
-"""Where a connection waits until the peer has said all that it wants of us.
+"""Connections whose peer has not sent its whole association request yet.
 
 A thread takes a fifth of a millisecond to start, and competes with all others for Python's lock.
-A storm of connections that say nothing, or half of a request, would keep the one behind them
+A storm of connections that send nothing, or half of a request, would keep the one behind them
 waiting for as many threads; here each costs a file descriptor and some microseconds.
 """
 
@@ -18,40 +18,40 @@ from typing import Generic, Protocol, TypeVar
 
 from prefect_dicom.network.upper_layer.sockets import acknowledge
 
-# Linux only; elsewhere whoever reads what there is finds its end.
+# Linux only; elsewhere reading finds the end of the connection.
 _SAYS_NO_MORE = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
-class Guest(Protocol):
-    """What waits here."""
+class PendingConnection(Protocol):
+    """A connection that can be pending."""
 
     socket: socket.socket
     deadline: float
-    """Of ``time.monotonic``: when it has to leave; those who come later have no earlier one."""
+    """Of ``time.monotonic``: when it is overdue; later connections have no earlier one."""
 
 
-class Said(Enum):
-    """How much a peer has said."""
+class Readiness(Enum):
+    """Whether a connection is worth a thread."""
 
-    ALL = auto()
-    """All that is to be read at first, or all that will ever come: reading it says which."""
-    LITTLE = auto()
-    NOTHING_EVER = auto()
-    """The connection ended before that."""
-
-
-G = TypeVar("G", bound=Guest)
+    READY = auto()
+    """The first PDU is there, or all that will ever come: reading it shows which."""
+    WAITING = auto()
+    CLOSED = auto()
+    """The connection ended before its first PDU was there."""
 
 
-class Lobby(Generic[G]):
-    """The connections that wait. One thread uses it, the one that accepts them.
+C = TypeVar("C", bound=PendingConnection)
+
+
+class PendingConnections(Generic[C]):
+    """Pending connections, watched by the one thread that accepts them.
 
     Parameters
     ----------
     selector : selectors.BaseSelector
-        Tells when a guest has more to say.
+        Reports which connections have bytes to read.
     first_bytes : callable
-        Of what has been said: how many bytes there have to be before they are worth reading.
+        The number of bytes that are needed, given the bytes that are there.
     most_bytes : int
         The most that ``first_bytes`` asks for.
     """
@@ -65,63 +65,63 @@ class Lobby(Generic[G]):
         self._selector = selector
         self._first_bytes = first_bytes
         self._most_bytes = most_bytes
-        self._awaited: dict[G, int] = {}
-        """In the order in which they came: the bytes each is awaited to have said."""
+        self._awaited: dict[C, int] = {}
+        """The number of bytes awaited of each, in the order of their arrival."""
 
-    def __contains__(self, guest: object) -> bool:
-        return guest in self._awaited
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._awaited
 
-    def look(self, guest: G) -> Said:
-        """What a guest, new or known, has said; one with little to say waits from here on."""
+    def look(self, connection: C) -> Readiness:
+        """Whether a connection, new or pending, is ready; else it is pending from now on."""
         try:
-            said = guest.socket.recv(self._most_bytes, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            peeked = connection.socket.recv(self._most_bytes, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            said = b""
+            peeked = b""
         except OSError:
-            return Said.NOTHING_EVER
-        wanted = self._first_bytes(said)
-        if len(said) >= wanted:
-            return Said.ALL
-        if _has_ended(guest.socket):
-            return Said.NOTHING_EVER
-        if self._awaited.get(guest) == wanted:
+            return Readiness.CLOSED
+        wanted = self._first_bytes(peeked)
+        if len(peeked) >= wanted:
+            return Readiness.READY
+        if _has_ended(connection.socket):
+            return Readiness.CLOSED
+        if self._awaited.get(connection) == wanted:
             # The kernel can hold no more of it for us.
-            return Said.ALL
+            return Readiness.READY
         try:
-            # We are not to be told of every byte that drips in.
-            guest.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
-            if guest not in self._awaited:
-                self._selector.register(guest.socket, selectors.EVENT_READ, guest)
+            # Not to be woken by every byte that drips in.
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            if connection not in self._awaited:
+                self._selector.register(connection.socket, selectors.EVENT_READ, connection)
         except OSError:
             # Nor can the kernel watch any number of them.
-            return Said.ALL
-        acknowledge(guest.socket)
-        self._awaited[guest] = wanted
-        return Said.LITTLE
+            return Readiness.READY
+        acknowledge(connection.socket)
+        self._awaited[connection] = wanted
+        return Readiness.WAITING
 
-    def leave(self, guest: G) -> None:
-        """Wait for a guest no more; nothing happens to its connection."""
-        if self._awaited.pop(guest, None) is not None:
-            self._selector.unregister(guest.socket)
+    def leave(self, connection: C) -> None:
+        """Stop watching a connection, which stays open."""
+        if self._awaited.pop(connection, None) is not None:
+            self._selector.unregister(connection.socket)
         with contextlib.suppress(OSError):
-            guest.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def seconds_left(self) -> float | None:
-        """Until the first has to leave; None where nobody waits."""
+        """Seconds until the first is overdue; None where none is pending."""
         first = next(iter(self._awaited), None)
         return None if first is None else max(0.0, first.deadline - time.monotonic())
 
-    def overdue(self) -> G | None:
-        """Who has to leave now, if anybody."""
+    def overdue(self) -> C | None:
+        """A connection that is overdue, if any is."""
         return next(iter(self._awaited)) if self.seconds_left() == 0 else None
 
-    def guests(self) -> list[G]:
-        """All who wait."""
+    def all(self) -> list[C]:
+        """All pending connections."""
         return [*self._awaited]
 
 
 def _has_ended(connection: socket.socket) -> bool:
-    """Whether the peer will say no more."""
+    """Whether the peer will send no more."""
     poll = select.poll()
     poll.register(connection, _SAYS_NO_MORE)
     return bool(poll.poll(0))

@@ -1,8 +1,8 @@
 """The managed receiver's process: a storage SCP, and a control socket for the runs it serves.
 
 It runs for as long as any run holds a lease and a little longer. What a dead run expected stays
-expected while the receiver lives: archives go on sending after the requestor has gone, and the
-next run finds these objects in the spool instead of asking for them again.
+expected while the receiver lives: PACS go on sending after the requestor has gone, and the
+next run finds these instances in the spool instead of asking for them again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import lock_file
 from prefect_dicom.core.metrics import Value
 from prefect_dicom.core.metrics_endpoint import RECEIVER, CachedReading, serving
+from prefect_dicom.network.storage_scp.association_events import AssociationEvent
 from prefect_dicom.network.storage_scp.control_protocol import (
     LOCK_NAME,
     SOCKET_NAME,
@@ -38,8 +40,13 @@ from prefect_dicom.network.storage_scp.control_protocol import (
     Line,
     socket_path,
 )
-from prefect_dicom.network.storage_scp.server import AssociationEvent, StorageScp
-from prefect_dicom.network.storage_scp.store_handler import Expectation, Intake
+from prefect_dicom.network.storage_scp.server import (
+    NEGOTIATION_SECONDS,
+    ConnectionPolicy,
+    StorageScp,
+)
+from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
+from prefect_dicom.network.storage_scp.transfer import Limits
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +61,7 @@ class Assignment:
     reserve_bytes: int
     settings: Receiver
     allowed_senders: tuple[str, ...]
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics = field(default_factory=lambda: Metrics.model_validate({}))
 
     def to_json(self) -> str:
         """The text the process is started with."""
@@ -83,19 +90,36 @@ class Assignment:
 
 
 class ReceiverServer:
-    """One receiver. :meth:`run` returns when nobody has needed it for a while.
+    """The receiver of a spool. :meth:`run` returns when no run has leased it for a while.
 
-    Further arguments are those of :class:`StorageScp`: deadlines and TLS, which no site sets.
+    Parameters
+    ----------
+    assignment : Assignment
+        The spool and the settings of the site.
+    idle_seconds : float, optional
+        How long it stays without a lease, instead of the site's setting.
+    limits : Limits, optional
+        What an association may take; no site sets it.
+    tls : ssl.SSLContext, optional
+        A server context; no site sets it.
+    negotiation_seconds : float
+        See :class:`ConnectionPolicy`.
     """
 
     def __init__(
-        self, assignment: Assignment, idle_seconds: float | None = None, **of_the_scp: Any
+        self,
+        assignment: Assignment,
+        idle_seconds: float | None = None,
+        *,
+        limits: Limits | None = None,
+        tls: ssl.SSLContext | None = None,
+        negotiation_seconds: float = NEGOTIATION_SECONDS,
     ) -> None:
         self._assignment = assignment
         self._settings = assignment.settings
         self._idle_seconds = self._settings.idle_seconds if idle_seconds is None else idle_seconds
         self._spool = Spool(assignment.spool, assignment.reserve_bytes)
-        self._intake = Intake(self._spool)
+        self._store_handler = StoreHandler(self._spool)
         self._networks = [ipaddress.ip_network(s) for s in assignment.allowed_senders]
         self._lock = threading.Lock()
         self._leases = 0
@@ -107,9 +131,23 @@ class ReceiverServer:
         self._spool_bytes = CachedReading(self._spool.waiting_bytes)
         self._connections: Counter[str] = Counter()
         self._stop = threading.Event()
-        self._held: list[object] = []
-        self._of_the_scp = of_the_scp
-        self._scp: StorageScp | None = None
+        self._spool_lock: int | None = None
+        self._title_lock: socket.socket | None = None
+        self._scp = StorageScp(
+            self._settings.bind,
+            self._settings.port,
+            self._settings.ae_title,
+            self._store_handler,
+            policy=ConnectionPolicy(
+                self._may_send,
+                self._settings.associations,
+                self._slots_of_one_peer(),
+                negotiation_seconds,
+            ),
+            tls=tls,
+            limits=limits,
+            on_event=self._count_connection,
+        )
         self._control: socket.socket | None = None
 
     def start(self) -> None:
@@ -123,31 +161,23 @@ class ReceiverServer:
         self._own_the_spool()
         self._own_the_ae_title()
         self._spool.sweep()
-        self._scp = StorageScp(
-            self._settings.bind,
-            self._settings.port,
-            self._settings.ae_title,
-            self._intake,
-            allowed=self._may_send,
-            max_associations=self._settings.associations,
-            max_associations_per_peer=self._places_of_one_peer(),
-            on_event=self._count_connection,
-            **self._of_the_scp,
-        )
         self._scp.start()
         self._control = _listen(self._assignment.spool)
 
     def run(self) -> None:
-        """Serve until told to stop, or idle for the configured time."""
+        """Serve until stopped, or idle for the configured time."""
         metrics, spool = self._assignment.metrics, self._assignment.spool
         with serving(metrics.bind, metrics.port, spool, self._values, process=RECEIVER):
             self._serve_until_idle()
 
     def _serve_until_idle(self) -> None:
-        threading.Thread(target=self._accept, daemon=True).start()
+        control = self._control
+        if control is None:
+            raise RuntimeError("start() comes before run()")
+        threading.Thread(target=self._accept, args=(control,), daemon=True).start()
         while not self._stop.wait(0.5):
             with self._lock:
-                idle = not self._leases and not self._intake.open_bytes
+                idle = not self._leases and not self._store_handler.open_bytes
                 if not idle:
                     self._idle_since = time.monotonic()
                 elif time.monotonic() - self._idle_since > self._idle_seconds:
@@ -159,7 +189,7 @@ class ReceiverServer:
         if self._has_its_spool():
             with contextlib.suppress(OSError):
                 (self._assignment.spool / SOCKET_NAME).unlink()
-        self._control.close()
+        control.close()
 
     def stop(self) -> None:
         """Make :meth:`run` return."""
@@ -172,15 +202,17 @@ class ReceiverServer:
             descriptor = lock_file(self._assignment.spool / LOCK_NAME, wait=False)
         except BlockingIOError:
             raise ReceiverError("receiver-taken", SPOOL_TAKEN) from None
-        self._held.append(descriptor)
+        self._spool_lock = descriptor
 
     def _has_its_spool(self) -> bool:
         """Whether the spool is still the directory whose lock is held, and not a new one."""
+        if self._spool_lock is None:
+            return False
         try:
             lock = os.stat(self._assignment.spool / LOCK_NAME)
         except OSError:
             return False
-        return os.path.samestat(lock, os.fstat(self._held[0]))
+        return os.path.samestat(lock, os.fstat(self._spool_lock))
 
     def _own_the_ae_title(self) -> None:
         # An abstract socket: known to the whole host (network namespace), gone with its owner.
@@ -195,13 +227,13 @@ class ReceiverServer:
                 "receiver-taken",
                 f"another receiver on this host has the AE title {self._settings.ae_title}",
             ) from None
-        self._held.append(lock)
+        self._title_lock = lock
 
-    def _places_of_one_peer(self) -> int | None:
-        """No one of several senders may take the last quarter of the places."""
+    def _slots_of_one_peer(self) -> int | None:
+        """No one of several senders may take the last quarter of the slots."""
         senders = sum(network.num_addresses for network in self._networks)
-        places = self._settings.associations
-        return None if senders == 1 else places - places // 4
+        slots = self._settings.associations
+        return None if senders == 1 else slots - slots // 4
 
     def _may_send(self, address: str) -> bool:
         peer = ipaddress.ip_address(address)
@@ -210,10 +242,10 @@ class ReceiverServer:
 
     # --- control
 
-    def _accept(self) -> None:
+    def _accept(self, control: socket.socket) -> None:
         while True:
             try:
-                connection, _ = self._control.accept()
+                connection, _ = control.accept()
             except OSError:
                 return
             with self._lock:
@@ -239,7 +271,7 @@ class ReceiverServer:
                 self._dead_runs += bool(mine)
             line.close()
 
-    def _answer(self, message: dict, mine: dict[int, Expectation]) -> dict:
+    def _answer(self, message: dict[str, Any], mine: dict[int, Expectation]) -> dict[str, Any]:
         match message:
             case {"verb": "expect", "studies": dict(studies), "originator": str(originator)}:
                 answer = self._expect(studies, originator, mine)
@@ -248,12 +280,12 @@ class ReceiverServer:
             case {"verb": "arrived", "message_id": int(number)} if number in mine:
                 expectation = mine[number]
                 return {
-                    "objects": expectation.objects,
+                    "instances": expectation.instances,
                     "by_originator": expectation.by_originator,
                     "size_bytes": expectation.size_bytes,
                     "quiet_seconds": time.monotonic() - expectation.last_arrival,
-                    "open_bytes": self._intake.open_bytes,
-                    "refused": self._intake.refused_since(expectation),
+                    "open_bytes": self._store_handler.open_bytes,
+                    "refused": self._store_handler.refused_since(expectation),
                 }
             case {"verb": "forget", "message_id": int(number)} if number in mine:
                 self._forget(number, mine.pop(number))
@@ -265,7 +297,9 @@ class ReceiverServer:
                 return {}
         return {"error": "not understood"}
 
-    def _expect(self, studies: dict, originator: str, mine: dict[int, Expectation]) -> dict:
+    def _expect(
+        self, studies: dict[str, Any], originator: str, mine: dict[int, Expectation]
+    ) -> dict[str, Any]:
         now = time.monotonic()
         with self._lock:
             quiet = None
@@ -273,7 +307,7 @@ class ReceiverServer:
                 if studies.keys() & orphan.studies.keys():
                     silence = now - orphan.last_arrival
                     quiet = silence if quiet is None else min(quiet, silence)
-                    self._intake.forget(self._orphans.pop(number))
+                    self._store_handler.forget(self._orphans.pop(number))
                     self._requests.pop(number, None)
             number = self._free_message_id()
             expectation = Expectation(
@@ -281,11 +315,11 @@ class ReceiverServer:
             )
             self._requests[number] = expectation
             mine[number] = expectation
-        self._intake.expect(expectation)
+        self._store_handler.expect(expectation)
         return {"message_id": number, "quiet_seconds": quiet}
 
     def _forget(self, number: int, expectation: Expectation) -> None:
-        self._intake.forget(expectation)
+        self._store_handler.forget(expectation)
         with self._lock:
             self._requests.pop(number, None)
 
@@ -295,7 +329,7 @@ class ReceiverServer:
             if self._last_message_id not in self._requests:
                 return self._last_message_id
 
-    def _status(self) -> dict:
+    def _status(self) -> dict[str, Any]:
         with self._lock:
             return {
                 "pid": os.getpid(),
@@ -304,8 +338,8 @@ class ReceiverServer:
                 "port": self._settings.port,
                 "runs": self._leases - 1,
                 "requests": len(self._requests),
-                "quarantined": self._intake.quarantined,
-                "open_bytes": self._intake.open_bytes,
+                "quarantined": self._store_handler.quarantined,
+                "open_bytes": self._store_handler.open_bytes,
                 "free_bytes": self._spool.free_bytes(),
             }
 
@@ -345,9 +379,24 @@ def _listen(spool: Path) -> socket.socket:
     return control
 
 
-def serve_forever(assignment: Assignment, **of_the_scp: Any) -> None:
-    """Run a receiver in this process until it is told to stop, idle or not."""
-    server = ReceiverServer(assignment, idle_seconds=math.inf, **of_the_scp)
+def serve_forever(
+    assignment: Assignment,
+    *,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
+    negotiation_seconds: float = NEGOTIATION_SECONDS,
+) -> None:
+    """Run a receiver in this process until a signal stops it, idle or not.
+
+    The parameters are those of :class:`ReceiverServer`.
+    """
+    server = ReceiverServer(
+        assignment,
+        math.inf,
+        limits=limits,
+        tls=tls,
+        negotiation_seconds=negotiation_seconds,
+    )
     server.start()
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     signal.signal(signal.SIGINT, lambda *_: server.stop())
@@ -368,10 +417,10 @@ def main() -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     signal.signal(signal.SIGINT, lambda *_: server.stop())
-    # Whoever started us may have died since; the next run needs us as well.
+    # The run that started this process may have died; the next run needs the process as well.
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps({"listening": True}), flush=True)
-    # Whoever started us must not wait for this pipe any longer.
+    # The run that started this process must not wait for this pipe any longer.
     os.dup2(2, 1)
     server.run()
     return 0

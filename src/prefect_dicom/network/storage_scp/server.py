@@ -3,8 +3,8 @@
 pynetdicom's PDU classes read and write the negotiation (PS3.8 9.3, PS3.7 Annex D); then the
 :mod:`transfer loop <prefect_dicom.network.storage_scp.transfer>` has the socket. Every peer is a
 stranger until it is through: the allow-list is asked before its first byte is read, it has no
-thread before it has said what it wants, the TLS handshake and the A-ASSOCIATE-RQ have a size and
-a deadline, and only an accepted association takes one of the places, so silent connections do not
+thread before its request is there, the TLS handshake and the A-ASSOCIATE-RQ have a size and
+a deadline, and only an accepted association takes one of the slots, so silent connections do not
 lock a PACS out.
 """
 
@@ -21,14 +21,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Any
 
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
 from prefect_dicom.core.errors import ReceiverError
-from prefect_dicom.network.logging import quiet_pynetdicom
-from prefect_dicom.network.storage_scp.pending import Lobby, Said
-from prefect_dicom.network.storage_scp.transfer import Bounds, End, Ending, Intake, Peers, Transfer
+from prefect_dicom.network.logging import configure_logging
+from prefect_dicom.network.storage_scp.association_events import AssociationEvent, Happening
+from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
+from prefect_dicom.network.storage_scp.pending import PendingConnections, Readiness
+from prefect_dicom.network.storage_scp.transfer import (
+    AssociationInfo,
+    CloseKind,
+    CloseReason,
+    Limits,
+    Transfer,
+)
 from prefect_dicom.network.upper_layer.negotiation import (
     APPLICATION_CONTEXT,
     MOST_FIRST_BYTES,
@@ -42,57 +50,49 @@ from prefect_dicom.network.upper_layer.stream import BUFFER_BYTES, Stream
 
 logger = logging.getLogger(__name__)
 
-_NEGOTIATION_SECONDS = 30.0
+NEGOTIATION_SECONDS = 30.0
 # Connections that are not associations yet, above the number of associations.
 _CONNECTIONS_BEYOND = 64
 # Those that were sent away and whose threads have not ended yet, above that.
 _ENDING_BEYOND = 64
-# A buffer that takes a whole image is for as many connections as an archive opens; of more, each
+# A buffer that takes a whole image is for as many connections as a PACS opens; of more, each
 # gets a smaller one: what all of them can fill stays within the memory we may take.
 _LARGE_BUFFERS = 16
 _SMALL_BUFFER_BYTES = 128 * 1024
-# Who finds the queue full is not told, and tries again after a second; who is the last in a longer
-# one would wait as long.
+# A connection that finds the queue full is retried by its kernel after a second; the last one in a
+# longer queue would wait as long.
 _BACKLOG = 2048
 _NO_FILES_PAUSE_SECONDS = 0.1
 _ABORT_SECONDS = 5.0
 
 # PS3.8 9.3.4: result, source, reason
-_REJECTAPPLICATION_CONTEXT = (1, 1, 2)
+_REJECT_APPLICATION_CONTEXT = (1, 1, 2)
 _REJECT_CALLED_AE_TITLE = (1, 1, 7)
 _REJECT_PROTOCOL_VERSION = (1, 2, 2)
 _REJECT_LOCAL_LIMIT = (2, 3, 2)
 
 
-class Happening(StrEnum):
-    """What an :class:`AssociationEvent` tells."""
-
-    NOT_ALLOWED = "not-allowed"
-    """The peer's address is not on the allow-list; closed without reading a byte."""
-    CROWDED = "crowded"
-    """Too many connections; this one, closed for the sake of another, had no association."""
-    UNINTELLIGIBLE = "unintelligible"
-    """TLS handshake or A-ASSOCIATE-RQ failed, was too slow, or was not DICOM."""
-    REJECTED = "rejected"
-    ACCEPTED = "accepted"
-    ENDED = "ended"
-
-
 @dataclass(frozen=True, slots=True)
-class AssociationEvent:
-    """Something that happened to a connection, for the audit trail and counters.
+class ConnectionPolicy:
+    """Who may connect to a storage SCP, how often and for how long.
 
-    ``objects`` and ``end`` are set for ENDED only, ``rejection`` (result, source, reason) for
-    REJECTED. AE titles are what the peer wrote.
+    Parameters
+    ----------
+    allowed : callable
+        Whether a peer's address may connect at all. AE titles are labels that a peer chooses,
+        this is the gate.
+    max_associations : int
+        Further ones are rejected as over the local limit, which peers take as "try later".
+    max_associations_per_peer : int, optional
+        The same for one address.
+    negotiation_seconds : float
+        From the connection to its accepted association, TLS handshake included.
     """
 
-    happening: Happening
-    peer_address: str
-    calling_ae_title: str = ""
-    called_ae_title: str = ""
-    rejection: tuple[int, int, int] | None = None
-    objects: int = 0
-    end: End | None = None
+    allowed: Callable[[str], bool]
+    max_associations: int = 64
+    max_associations_per_peer: int | None = None
+    negotiation_seconds: float = NEGOTIATION_SECONDS
 
 
 class _Connection:
@@ -105,7 +105,7 @@ class _Connection:
         self.thread: threading.Thread | None = None
         self.transfer: Transfer | None = None
         self.buffer_bytes = BUFFER_BYTES
-        self.has_place = False
+        self.has_slot = False
         self.is_sent_away = False
 
     def shut(self, how: int) -> None:
@@ -127,21 +127,14 @@ class StorageScp:
         0 takes a free one, see :attr:`port`.
     ae_titles : str or sequence of str
         Our AE titles; another called title is rejected.
-    intake : Intake
-        Where objects go; used by all associations at once.
-    allowed : callable
-        Whether a peer's address may connect at all. AE titles are labels that a peer chooses,
-        this is the gate.
-    max_associations : int
-        Further ones are rejected as over the local limit, which peers take as "try later".
-    max_associations_per_peer : int, optional
-        The same for one address.
+    store_handler : InstanceSink
+        Where instances go; used by all associations at once.
+    policy : ConnectionPolicy
+        Who may connect.
     tls : ssl.SSLContext, optional
         A server context; without it plain TCP.
-    bounds : Bounds, optional
+    limits : Limits, optional
         What an association may take.
-    negotiation_seconds : float
-        From the connection to its accepted association, TLS handshake included.
     on_event : callable, optional
         Called with each :class:`AssociationEvent`, in the thread it happens in.
     """
@@ -151,28 +144,22 @@ class StorageScp:
         address: str,
         port: int,
         ae_titles: str | Sequence[str],
-        intake: Intake,
+        store_handler: InstanceSink[Any],
         *,
-        allowed: Callable[[str], bool],
-        max_associations: int = 64,
-        max_associations_per_peer: int | None = None,
+        policy: ConnectionPolicy,
         tls: ssl.SSLContext | None = None,
-        bounds: Bounds | None = None,
-        negotiation_seconds: float = _NEGOTIATION_SECONDS,
+        limits: Limits | None = None,
         on_event: Callable[[AssociationEvent], None] | None = None,
     ) -> None:
-        quiet_pynetdicom()
+        configure_logging()
         self._address = address
         self._port = port
         titles = (ae_titles,) if isinstance(ae_titles, str) else ae_titles
         self._ae_titles = frozenset(title.strip() for title in titles)
-        self._intake = intake
-        self._allowed = allowed
-        self._max_associations = max_associations
-        self._max_per_peer = max_associations_per_peer
+        self._store_handler = store_handler
+        self._policy = policy
         self._tls = tls
-        self._bounds = bounds or Bounds()
-        self._negotiation_seconds = negotiation_seconds
+        self._limits = limits or Limits()
         self._on_event = on_event
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
@@ -197,7 +184,7 @@ class StorageScp:
     def associations(self) -> int:
         """Accepted associations that have not ended."""
         with self._lock:
-            return sum(connection.has_place for connection in self._connections)
+            return sum(connection.has_slot for connection in self._connections)
 
     def start(self) -> None:
         """Listen, and accept associations in threads of their own.
@@ -229,9 +216,9 @@ class StorageScp:
         self._accepting.start()
 
     def stop(self, grace_seconds: float = 10.0) -> None:
-        """Listen no more, let objects under way finish, and abort the associations.
+        """Listen no more, let instances under way finish, and abort the associations.
 
-        An association between two messages is aborted at once; one within an object after its
+        An association between two messages is aborted at once; one within an instance after its
         answer, or when the grace is over. Returns when all threads have ended.
         """
         listener, self._listener = self._listener, None
@@ -273,24 +260,26 @@ class StorageScp:
             selector.register(listener, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
             if self._tls is None:
-                lobby = Lobby[_Connection](selector, first_bytes, MOST_FIRST_BYTES)
+                pending = PendingConnections[_Connection](selector, first_bytes, MOST_FIRST_BYTES)
             else:
                 # How long its hello is, only TLS knows.
-                lobby = Lobby[_Connection](selector, lambda said: 1, 1)
+                pending = PendingConnections[_Connection](selector, lambda there: 1, 1)
             while not self._stopping.is_set():
-                for key, _ in selector.select(lobby.seconds_left()):
+                for key, _ in selector.select(pending.seconds_left()):
                     if key.fileobj is listener:
-                        self._accept_one(listener, lobby)
-                    elif key.data in lobby:
+                        self._accept_one(listener, pending)
+                    elif key.data in pending:
                         # Else it was turned away for one that came before it in this turn.
-                        self._look(key.data, lobby)
-                while (overdue := lobby.overdue()) is not None:
-                    self._turn_away(overdue, lobby, Happening.UNINTELLIGIBLE)
-            for connection in lobby.guests():
-                lobby.leave(connection)
+                        self._look(key.data, pending)
+                while (overdue := pending.overdue()) is not None:
+                    self._turn_away(overdue, pending, Happening.UNINTELLIGIBLE)
+            for connection in pending.all():
+                pending.leave(connection)
                 self._forget(connection)
 
-    def _accept_one(self, listener: socket.socket, lobby: Lobby[_Connection]) -> None:
+    def _accept_one(
+        self, listener: socket.socket, pending: PendingConnections[_Connection]
+    ) -> None:
         try:
             sock, peer = listener.accept()
         except (BlockingIOError, ConnectionError):
@@ -302,7 +291,7 @@ class StorageScp:
             return
         address = _plain_address(peer[0])
         try:
-            is_allowed = self._allowed(address)
+            is_allowed = self._policy.allowed(address)
         except Exception as error:
             logger.error("the allow-list failed: %s", type(error).__name__)
             is_allowed = False
@@ -310,16 +299,15 @@ class StorageScp:
             sock.close()
             self._tell(AssociationEvent(Happening.NOT_ALLOWED, address))
             return
-        connection = _Connection(sock, address, time.monotonic() + self._negotiation_seconds)
+        connection = _Connection(sock, address, time.monotonic() + self._policy.negotiation_seconds)
+        sent_away: _Connection | None = None
         with self._lock:
-            ending = sum(c.is_sent_away for c in self._connections)
-            staying = len(self._connections) - ending
-            if ending >= _ENDING_BEYOND:
+            sent_away_before = sum(c.is_sent_away for c in self._connections)
+            staying = len(self._connections) - sent_away_before
+            if sent_away_before >= _ENDING_BEYOND:
                 sent_away = connection
-            elif staying >= self._max_associations + _CONNECTIONS_BEYOND:
+            elif staying >= self._policy.max_associations + _CONNECTIONS_BEYOND:
                 sent_away = self._longest_waiting()
-            else:
-                sent_away = None
             if staying >= _LARGE_BUFFERS:
                 connection.buffer_bytes = _SMALL_BUFFER_BYTES
             self._connections[connection] = None
@@ -328,17 +316,17 @@ class StorageScp:
             self._tell(AssociationEvent(Happening.CROWDED, sent_away.address))
             sent_away.shut(socket.SHUT_RDWR)
         elif sent_away is not None:
-            self._turn_away(sent_away, lobby, Happening.CROWDED)
+            self._turn_away(sent_away, pending, Happening.CROWDED)
         if sent_away is not connection:
-            self._look(connection, lobby)
+            self._look(connection, pending)
 
-    def _look(self, connection: _Connection, lobby: Lobby[_Connection]) -> None:
-        """Give a connection the thread it needs, as soon as its peer has said what it wants."""
-        said = lobby.look(connection)
-        if said is Said.NOTHING_EVER:
-            self._turn_away(connection, lobby, Happening.UNINTELLIGIBLE)
-        elif said is Said.ALL:
-            lobby.leave(connection)
+    def _look(self, connection: _Connection, pending: PendingConnections[_Connection]) -> None:
+        """Start a connection's thread as soon as its request is there."""
+        readiness = pending.look(connection)
+        if readiness is Readiness.CLOSED:
+            self._turn_away(connection, pending, Happening.UNINTELLIGIBLE)
+        elif readiness is Readiness.READY:
+            pending.leave(connection)
             connection.thread = threading.Thread(
                 target=self._serve, args=(connection,), name="association", daemon=True
             )
@@ -350,10 +338,10 @@ class StorageScp:
                 self._forget(connection)
 
     def _turn_away(
-        self, connection: _Connection, lobby: Lobby[_Connection], why: Happening
+        self, connection: _Connection, pending: PendingConnections[_Connection], why: Happening
     ) -> None:
         """Close a connection that has no thread."""
-        lobby.leave(connection)
+        pending.leave(connection)
         self._forget(connection)
         self._tell(AssociationEvent(why, connection.address))
 
@@ -363,7 +351,7 @@ class StorageScp:
         Of the address with most of them: who wants to be served has his association in
         milliseconds, and is not to pay for others who only hold their connections.
         """
-        waiting = [c for c in self._connections if not (c.has_place or c.is_sent_away)]
+        waiting = [c for c in self._connections if not (c.has_slot or c.is_sent_away)]
         addresses = Counter(c.address for c in waiting).most_common(1)
         for connection in waiting:
             if connection.address == addresses[0][0]:
@@ -403,12 +391,11 @@ class StorageScp:
                 connection.socket = self._tls.wrap_socket(
                     connection.socket, server_side=True, do_handshake_on_connect=False
                 )
-                connection.socket.settimeout(self._negotiation_seconds)
+                connection.socket.settimeout(self._policy.negotiation_seconds)
                 connection.socket.do_handshake()
             stream = Stream(connection.socket, buffer_bytes=connection.buffer_bytes)
             request = read_request(stream, deadline)
-            rejection = self._rejection(request, connection)
-            answer = None if rejection else Answer(request, self._bounds.pdu_bytes)
+            accepted = self._rejection(request) or self._accept_request(request, connection)
         except ProtocolError as fault:
             self._send(connection, abort_pdu(fault.source, fault.reason), deadline)
             self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, connection.address))
@@ -416,48 +403,56 @@ class StorageScp:
         except OSError:
             self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, connection.address))
             return
-        peers = Peers(request.calling_ae_title, request.called_ae_title, connection.address)
-        if rejection is not None:
-            self._send(connection, reject_pdu(*rejection), deadline)
-            self._tell(_event(Happening.REJECTED, peers, rejection=rejection))
+        info = AssociationInfo(
+            request.calling_ae_title, request.called_ae_title, connection.address
+        )
+        if not isinstance(accepted, Answer):
+            self._send(connection, reject_pdu(*accepted), deadline)
+            self._tell(AssociationEvent.of(Happening.REJECTED, info, rejection=accepted))
             return
-        connection.transfer = Transfer(
+        connection.transfer = transfer = Transfer(
             stream,
-            answer.contexts,
-            self._intake,
-            peers=peers,
-            bounds=self._bounds,
-            peer_pdu_bytes=answer.peer_pdu_bytes,
+            accepted.contexts,
+            self._store_handler,
+            info=info,
+            limits=self._limits,
+            peer_pdu_bytes=accepted.peer_pdu_bytes,
         )
         if self._stopping.is_set():
-            connection.transfer.leave()
-        self._tell(_event(Happening.ACCEPTED, peers))
-        if self._send(connection, answer.pdu, deadline):
-            end = connection.transfer.run()
+            transfer.leave()
+        self._tell(AssociationEvent.of(Happening.ACCEPTED, info))
+        if self._send(connection, accepted.pdu, deadline):
+            end = transfer.run()
         else:
-            end = End(Ending.CLOSED)
-        self._tell(_event(Happening.ENDED, peers, objects=connection.transfer.objects, end=end))
+            end = CloseReason(CloseKind.CLOSED)
+        self._tell(
+            AssociationEvent.of(Happening.ENDED, info, instances=transfer.instances, end=end)
+        )
 
-    def _rejection(
-        self, request: A_ASSOCIATE_RQ, connection: _Connection
-    ) -> tuple[int, int, int] | None:
-        """Why the association is rejected; None takes a place for it."""
+    def _rejection(self, request: A_ASSOCIATE_RQ) -> tuple[int, int, int] | None:
+        """Why a request is rejected for what it proposes; None where it is not."""
         if not request.protocol_version & 1:
             return _REJECT_PROTOCOL_VERSION
         if request.application_context_name != APPLICATION_CONTEXT:
-            return _REJECTAPPLICATION_CONTEXT
+            return _REJECT_APPLICATION_CONTEXT
         if request.called_ae_title.strip() not in self._ae_titles:
             return _REJECT_CALLED_AE_TITLE
+        return None
+
+    def _accept_request(
+        self, request: A_ASSOCIATE_RQ, connection: _Connection
+    ) -> Answer | tuple[int, int, int]:
+        """Take a slot for an association and answer its request; a rejection if none is free."""
         with self._lock:
-            places = [c.address for c in self._connections if c.has_place]
-            full = len(places) >= self._max_associations or (
-                self._max_per_peer is not None
-                and places.count(connection.address) >= self._max_per_peer
+            slots = [c.address for c in self._connections if c.has_slot]
+            per_peer = self._policy.max_associations_per_peer
+            full = len(slots) >= self._policy.max_associations or (
+                per_peer is not None and slots.count(connection.address) >= per_peer
             )
             if full or connection.is_sent_away or self._stopping.is_set():
                 return _REJECT_LOCAL_LIMIT
-            connection.has_place = True
-        return None
+            connection.has_slot = True
+        return Answer(request, self._limits.pdu_bytes)
 
     @staticmethod
     def _send(connection: _Connection, data: bytes, deadline: float) -> bool:
@@ -467,12 +462,6 @@ class StorageScp:
         except OSError:
             return False
         return True
-
-
-def _event(happening: Happening, peers: Peers, **more: object) -> AssociationEvent:
-    return AssociationEvent(
-        happening, peers.address, peers.calling_ae_title, peers.called_ae_title, **more
-    )
 
 
 def _plain_address(address: str) -> str:

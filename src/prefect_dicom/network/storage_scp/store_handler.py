@@ -1,12 +1,12 @@
-"""Attribution: which study an arriving object belongs to, or that nobody asked for it.
+"""Attribution: which study an arriving instance belongs to, or that it was not requested.
 
 The same for what C-MOVE sends to the managed receiver and for what C-GET brings over its own
 association. By Move Originator first, then by StudyInstanceUID: the standard makes the
-originator fields optional (PS3.7 9.1.1.1), and the study UID alone cannot tell which of two
-requests an object answers.
+originator fields optional (PS3.7 9.1.1.1), and the study UID alone does not show which of two
+requests an instance answers.
 
 An allowed sender gets success for everything that could be written, wanted or not: one other
-answer makes some archives stop the whole transfer. What was not requested goes to quarantine.
+answer makes some PACS stop the whole transfer. What was not requested goes to quarantine.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from prefect_dicom.network.status import StorageStatus
 
 @dataclass(slots=True)
 class Expectation:
-    """What one retrieve request may bring: its studies by StudyInstanceUID."""
+    """Studies that one retrieve request may deliver, by StudyInstanceUID."""
 
     studies: Mapping[str, StudyReference]
     originator_ae_title: str = ""
     message_id: int = 0
-    objects: int = 0
+    instances: int = 0
     by_originator: int = 0
-    """Of the objects, those that named the request they answer."""
+    """Of the instances, those that named their request by the Move Originator."""
     size_bytes: int = 0
     refusals_before: int = 0
     began: float = field(default_factory=time.monotonic)
     last_arrival: float = field(default_factory=time.monotonic)
 
 
-class Intake:
-    """Takes objects from the transfer loop into the spool. Thread-safe.
+class StoreHandler:
+    """Takes instances from the transfer loop into the spool. Thread-safe.
 
     Parameters
     ----------
     spool : Spool
         Where they go.
     own : Expectation, optional
-        What the association itself answers (C-GET): its objects have no Move Originator.
+        What the association itself answers (C-GET): its instances have no Move Originator.
     """
 
     def __init__(self, spool: Spool, own: Expectation | None = None) -> None:
@@ -61,22 +61,22 @@ class Intake:
         if own is not None:
             self.expect(own)
 
-    # --- who expects what
+    # --- expectations
 
     def expect(self, expectation: Expectation) -> None:
-        """From now on, what the expectation names is wanted."""
+        """Accept the studies of an expectation from now on."""
         expectation.refusals_before = self.spool.refusals
         with self._lock:
             self._expectations.append(expectation)
 
     def forget(self, expectation: Expectation) -> None:
-        """What the expectation names is no longer wanted on its account."""
+        """Accept the studies of an expectation no longer."""
         with self._lock:
             if expectation in self._expectations:
                 self._expectations.remove(expectation)
 
     def refused_since(self, expectation: Expectation) -> str:
-        """Why an object could not be written since the expectation began; empty if all could.
+        """Why an instance could not be written since the expectation began; empty if all could.
 
         Peers report it as a failure of their own, or not at all.
         """
@@ -84,42 +84,23 @@ class Intake:
 
     @property
     def open_bytes(self) -> int:
-        """Bytes of the objects that are being written now: a sign of life of a large one."""
+        """Bytes of the instances that are being written now: a sign of life of a large one."""
         with self._lock:
             return sum(part.size_bytes for part in self._open.values())
 
-    # --- what the transfer loop calls
+    # --- instance sink
 
     def begin(self, request: StoreRequest) -> IncomingInstance:
-        """Begin to receive an object; SpoolFull is answered with 0xA700."""
+        """Begin to receive an instance; SpoolFull is answered with 0xA700."""
         part = self.spool.begin(request)
         with self._lock:
             self._open[id(part)] = part
         return part
 
     def complete(self, part: IncomingInstance) -> int:
-        """The object is whole: give it its place, and say what to answer the sender."""
+        """Keep or quarantine an instance whose data set is whole; the status to answer."""
         try:
-            study_instance_uid = part.study_instance_uid()
-            with self._lock:
-                own = self._by_originator(part.request)
-                expectation, study = self._attribute(own, study_instance_uid)
-            if study is None:
-                reason = "not-requested" if own is None else "uid-mismatch"
-                self.spool.quarantine(part, reason)
-                self.quarantined += 1
-                outcome = "quarantined"
-            else:
-                self.spool.keep(part, study)
-                outcome = "kept"
-                with self._lock:
-                    expectation.objects += 1
-                    expectation.by_originator += expectation is own and own is not self._own
-                    expectation.size_bytes += part.size_bytes
-                    expectation.last_arrival = time.monotonic()
-                    is_first = expectation.objects == 1
-                if is_first:
-                    first_object(expectation.last_arrival - expectation.began)
+            outcome = self._place(part)
         except SpoolFull:
             part.discard()
             return StorageStatus.OUT_OF_RESOURCES
@@ -128,7 +109,7 @@ class Intake:
             part.discard()
             return StorageStatus.OUT_OF_RESOURCES
         except BaseException:
-            # Whoever gets the error answers for it, but nobody else knows of the part.
+            # The caller handles the error, but does not know of the part.
             part.discard()
             raise
         finally:
@@ -137,11 +118,33 @@ class Intake:
         return StorageStatus.SUCCESS
 
     def abandon(self, part: IncomingInstance) -> None:
-        """The association ended before the object was whole."""
+        """Discard an instance whose association ended before it was whole."""
         part.discard()
         self._closed(part)
 
     # --- private
+
+    def _place(self, part: IncomingInstance) -> str:
+        """Keep an instance in the spool or quarantine it; which of both, for the metrics."""
+        study_instance_uid = part.study_instance_uid()
+        with self._lock:
+            own = self._by_originator(part.request)
+            attributed = self._attribute(own, study_instance_uid)
+        if attributed is None:
+            self.spool.quarantine(part, "not-requested" if own is None else "uid-mismatch")
+            self.quarantined += 1
+            return "quarantined"
+        expectation, study = attributed
+        self.spool.keep(part, study)
+        with self._lock:
+            expectation.instances += 1
+            expectation.by_originator += expectation is own and own is not self._own
+            expectation.size_bytes += part.size_bytes
+            expectation.last_arrival = time.monotonic()
+            is_first = expectation.instances == 1
+        if is_first:
+            first_object(expectation.last_arrival - expectation.began)
+        return "kept"
 
     def _closed(self, part: IncomingInstance) -> None:
         with self._lock:
@@ -160,16 +163,16 @@ class Intake:
 
     def _attribute(
         self, own: Expectation | None, study_instance_uid: str | None
-    ) -> tuple[Expectation, StudyReference] | tuple[None, None]:
+    ) -> tuple[Expectation, StudyReference] | None:
         if study_instance_uid is None:
             # Unreadable or deflated: only a request for a single study can vouch for it.
             if own is not None and len(own.studies) == 1:
                 return own, next(iter(own.studies.values()))
-            return None, None
+            return None
         uid = normal_uid(study_instance_uid)
         candidates = self._expectations if own is None else [own, *self._expectations]
         for expectation in candidates:
             study = expectation.studies.get(uid)
             if study is not None:
                 return expectation, study
-        return None, None
+        return None

@@ -1,6 +1,6 @@
 """The transfer loop: P-DATA in, part files out, C-STORE responses back.
 
-One loop for both ways objects reach us: the storage SCP that a C-MOVE sends to, and the
+One loop for both ways of receiving instances: the storage SCP that a C-MOVE sends to, and the
 association of our own C-GET. It owns the socket once the association is negotiated. The bytes
 go from the socket into one buffer that is used again and again, and from there into the part
 file in the encoding they arrived in; PDU headers, PDV items and command sets are read in place.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any
 
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.failpoints import failpoint
@@ -35,6 +35,7 @@ from prefect_dicom.network.dimse import (
     write_command,
 )
 from prefect_dicom.network.status import StorageStatus
+from prefect_dicom.network.storage_scp.instance_sink import IncomingInstance, InstanceSink
 from prefect_dicom.network.upper_layer.negotiation import Context
 from prefect_dicom.network.upper_layer.pdu import (
     ANNOUNCED_PDU_BYTES,
@@ -58,29 +59,9 @@ _IDENTIFIER_BYTES = 1024 * 1024
 _MOST_FRAGMENTS = 512
 
 
-class Part(Protocol):
-    """An object on its way to the disk."""
-
-    def write(self, fragments: list[memoryview]) -> object:
-        """Take the next bytes of the data set; they are only valid during the call."""
-
-
-class Intake(Protocol):
-    """What happens to arriving objects; shared by all associations, so thread-safe."""
-
-    def begin(self, request: StoreRequest) -> Part:
-        """A part for this request. Raises SpoolFull when there is no room for it."""
-
-    def complete(self, part: Part) -> int:
-        """The data set is whole; the status to answer (0x0000 and so on)."""
-
-    def abandon(self, part: Part) -> None:
-        """The data set will not be completed: the association ended, or the disk is full."""
-
-
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a peer may take of us. All times in seconds; None is no limit.
+class Limits:
+    """Limits of an association. All times in seconds; None is no limit.
 
     Parameters
     ----------
@@ -109,15 +90,15 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Peers:
-    """Who talks to whom on an association; goes into every :class:`StoreRequest`."""
+class AssociationInfo:
+    """AE titles and address of an association's peers, for every :class:`StoreRequest`."""
 
     calling_ae_title: str = ""
     called_ae_title: str = ""
     address: str = ""
 
 
-class Ending(StrEnum):
+class CloseKind(StrEnum):
     """How an association ended."""
 
     RELEASED = "released"
@@ -128,16 +109,16 @@ class Ending(StrEnum):
     IDLE = "idle"
     """Nothing came for the idle time; we aborted."""
     REFUSED = "refused"
-    """The peer broke the protocol or a bound; we aborted."""
+    """The peer broke the protocol or a limit; we aborted."""
     STOPPED = "stopped"
-    """We were told to leave, and aborted between two messages."""
+    """The server stopped, and aborted between two messages."""
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class CloseReason:
     """How an association ended; source and reason are those of the A-ABORT, if there was one."""
 
-    ending: Ending
+    kind: CloseKind
     source: int | None = None
     reason: int | None = None
     detail: str = ""
@@ -146,7 +127,7 @@ class End:
 class _Left(Exception):
     """Raised inside the loop where the conversation is over."""
 
-    def __init__(self, end: End) -> None:
+    def __init__(self, end: CloseReason) -> None:
         super().__init__(end.detail)
         self.end = end
 
@@ -168,22 +149,22 @@ class Transfer:
         Behind the negotiation; bytes of the first message may be in its buffer already.
     contexts : mapping of int to Context
         The accepted presentation contexts by their ID.
-    intake : Intake
-        Where objects go.
-    peers : Peers
-        For the requests handed to the intake.
-    bounds : Bounds
+    store_handler : InstanceSink
+        Where instances go.
+    info : AssociationInfo
+        For the requests handed to the store handler.
+    limits : Limits
         What the peer may take.
     peer_pdu_bytes : int
         The maximum PDU length the peer announced; 0 is any.
     first_idle_seconds : float, optional
-        Instead of ``bounds.idle_seconds`` until the first PDU.
+        Instead of ``limits.idle_seconds`` until the first PDU.
     on_response : callable, optional
         Without it a response ends the association.
 
     Attributes
     ----------
-    objects, size_bytes : int
+    instances, size_bytes : int
         Data sets answered by success, and their bytes.
     messages : int
         Whole messages received.
@@ -193,23 +174,23 @@ class Transfer:
         self,
         stream: Stream,
         contexts: Mapping[int, Context],
-        intake: Intake,
+        store_handler: InstanceSink[Any],
         *,
-        peers: Peers | None = None,
-        bounds: Bounds | None = None,
+        info: AssociationInfo | None = None,
+        limits: Limits | None = None,
         peer_pdu_bytes: int = 0,
         first_idle_seconds: float | None = None,
         on_response: ResponseHandler | None = None,
     ) -> None:
         self._stream = stream
         self._contexts = contexts
-        self._intake = intake
-        self._peers = peers or Peers()
-        self._bounds = bounds or Bounds()
-        self._longest_pdu = self._bounds.longest_pdu_bytes
+        self._store_handler = store_handler
+        self._info = info or AssociationInfo()
+        self._limits = limits or Limits()
+        self._longest_pdu = self._limits.longest_pdu_bytes
         self._peer_pdu_bytes = peer_pdu_bytes
         self._idle_seconds = _or_never(
-            self._bounds.idle_seconds if first_idle_seconds is None else first_idle_seconds
+            self._limits.idle_seconds if first_idle_seconds is None else first_idle_seconds
         )
         self._on_response = on_response
 
@@ -219,7 +200,7 @@ class Transfer:
         self._elements: Elements | None = None
         """The command whose data set is under way; None before its end."""
         self._message_deadline = math.inf
-        self._part: Part | None = None
+        self._instance: IncomingInstance | None = None
         self._fragments: list[memoryview] = []
         """Of the part's data set, in the stream's buffer and not written yet."""
         stream.before_filling = self._write_fragments
@@ -228,7 +209,7 @@ class Transfer:
         self._data_set_bytes = 0
 
         self._leaving = False
-        self.objects = 0
+        self.instances = 0
         self.size_bytes = 0
         self.messages = 0
 
@@ -243,14 +224,14 @@ class Transfer:
 
     def hang_up(self) -> None:
         """End with an A-ABORT now. Does not return: for the callbacks ``run`` calls."""
-        raise _Left(End(Ending.STOPPED))
+        raise _Left(CloseReason(CloseKind.STOPPED))
 
     def send(self, data: bytes) -> None:
         """Write to the peer within the time a PDU may take."""
-        self._stream.send(data, time.monotonic() + self._bounds.pdu_seconds)
+        self._stream.send(data, time.monotonic() + self._limits.pdu_seconds)
 
-    def run(self) -> End:
-        """Converse until the association ends. Never raises for what a peer does.
+    def run(self) -> CloseReason:
+        """Serve the association until it ends. Never raises for what a peer does.
 
         The socket is left open; a part that was not completed has been abandoned.
         """
@@ -259,21 +240,21 @@ class Transfer:
         except _Left as left:
             end = left.end
         except ProtocolError as fault:
-            end = End(Ending.REFUSED, fault.source, fault.reason, fault.detail)
+            end = CloseReason(CloseKind.REFUSED, fault.source, fault.reason, fault.detail)
         except OSError as error:
-            end = End(Ending.CLOSED, detail=type(error).__name__)
+            end = CloseReason(CloseKind.CLOSED, detail=type(error).__name__)
         finally:
             self._abandon()
             # No cycle of references: the buffer goes with the association, not when Python
             # next looks for cycles.
             self._fragments = []
             self._stream.before_filling = None
-        if end.ending in (Ending.IDLE, Ending.REFUSED, Ending.STOPPED):
+        if end.kind in (CloseKind.IDLE, CloseKind.REFUSED, CloseKind.STOPPED):
             self.abort(end.source or 0, end.reason or 0)
-        elif self._leaving and end.ending is Ending.CLOSED:
-            # The reading half was shut to wake us; the peer can still be told.
+        elif self._leaving and end.kind is CloseKind.CLOSED:
+            # The reading half was shut to wake this thread; the peer can still get an A-ABORT.
             self.abort(0, 0)
-            end = End(Ending.STOPPED)
+            end = CloseReason(CloseKind.STOPPED)
         return end
 
     def abort(self, source: int = 0, reason: int = 0) -> None:
@@ -285,7 +266,7 @@ class Transfer:
 
     # --- PDUs
 
-    def _converse(self) -> End:
+    def _converse(self) -> CloseReason:
         stream = self._stream
         while True:
             if self._context_id is None:
@@ -295,12 +276,12 @@ class Transfer:
                     stream.attend()
             if stream.start == stream.end:
                 self._wait_for_pdu()
-            deadline = min(time.monotonic() + self._bounds.pdu_seconds, self._message_deadline)
+            deadline = min(time.monotonic() + self._limits.pdu_seconds, self._message_deadline)
             try:
                 kind, length = stream.pdu_header(deadline)
                 if kind == Pdu.P_DATA_TF:
                     if self._p_data(length, deadline):
-                        return End(Ending.FINISHED)
+                        return CloseReason(CloseKind.FINISHED)
                     continue
                 return self._other_pdu(kind, length, deadline)
             except TimeoutError:
@@ -315,26 +296,26 @@ class Transfer:
         except TimeoutError:
             if self._message_deadline < idle_deadline:
                 raise ProtocolError(ProtocolError.UNSPECIFIED, "a message took too long") from None
-            raise _Left(End(Ending.IDLE)) from None
-        self._idle_seconds = _or_never(self._bounds.idle_seconds)
+            raise _Left(CloseReason(CloseKind.IDLE)) from None
+        self._idle_seconds = _or_never(self._limits.idle_seconds)
 
-    def _other_pdu(self, kind: int, length: int, deadline: float) -> End:
+    def _other_pdu(self, kind: int, length: int, deadline: float) -> CloseReason:
         numbers = self._stream.read_close(kind, length, deadline)
         if numbers is not None:
-            return End(Ending.ABORTED, *numbers)
+            return CloseReason(CloseKind.ABORTED, *numbers)
         if self.busy:
             raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "released within a message")
         self.send(RELEASE_RP)
-        return End(Ending.RELEASED)
+        return CloseReason(CloseKind.RELEASED)
 
     def _p_data(self, length: int, deadline: float) -> bool:
-        """One P-DATA-TF; True when the response handler has what it waited for."""
+        """One P-DATA-TF; True after the last response."""
         if not 6 <= length <= self._longest_pdu:
             raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes")
         finished = False
         for context_id, is_command, is_last, data in self._stream.p_data(length, deadline):
             self._expect(context_id, is_command)
-            if is_command:
+            if data and is_command:
                 self._take_command(data)
             elif data:
                 self._take_data(data)
@@ -352,7 +333,7 @@ class Transfer:
             if not is_command:
                 raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "a data set without a command")
             self._context_id = context_id
-            self._message_deadline = time.monotonic() + _or_never(self._bounds.message_seconds)
+            self._message_deadline = time.monotonic() + _or_never(self._limits.message_seconds)
         elif context_id != self._context_id:
             raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message on two contexts")
         elif is_command != (self._elements is None):
@@ -365,7 +346,7 @@ class Transfer:
 
     def _take_data(self, fragment: memoryview) -> None:
         self._data_set_bytes += len(fragment)
-        if self._part is not None:
+        if self._instance is not None:
             self._fragments.append(fragment)
             if len(self._fragments) >= _MOST_FRAGMENTS:
                 self._write_fragments()
@@ -377,17 +358,17 @@ class Transfer:
                 self._identifier += fragment
 
     def _write_fragments(self) -> None:
-        """Hand the part what has come, all that is in the buffer at once."""
+        """Write the fragments in the buffer to the instance, all at once."""
         if not self._fragments:
             return
         fragments, self._fragments = self._fragments, []
-        if self._part is None:
+        if self._instance is None:
             return
         try:
-            self._part.write(fragments)
+            self._instance.write(fragments)
         except (SpoolFull, OSError) as error:
             # Swallow the rest: the association stays usable, the peer gets a status.
-            logger.error("an object could not be written: %s", type(error).__name__)
+            logger.error("an instance could not be written: %s", type(error).__name__)
             self._failure = StorageStatus.OUT_OF_RESOURCES
             self._abandon()
 
@@ -415,17 +396,17 @@ class Transfer:
             self._failure = StorageStatus.CANNOT_UNDERSTAND
             return
         try:
-            self._part = self._intake.begin(self._store_request(elements))
+            self._instance = self._store_handler.begin(self._store_request(elements))
         except (SpoolFull, OSError) as error:
-            logger.error("an object could not be taken: %s", type(error).__name__)
+            logger.error("an instance could not be taken: %s", type(error).__name__)
             self._failure = StorageStatus.OUT_OF_RESOURCES
         except Exception as error:
             # No text: it may hold what the peer sent.
-            logger.error("the intake failed to begin an object: %s", type(error).__name__)
+            logger.error("the store handler failed to begin an instance: %s", type(error).__name__)
             self._failure = StorageStatus.PROCESSING_FAILURE
 
     def _finish_message(self, elements: Elements) -> bool:
-        """Answer the message that is whole now; True after the last response waited for."""
+        """Answer the message that is whole now; True after the last response."""
         command = unsigned_short(elements, Element.COMMAND_FIELD) or 0
         if command == CommandField.C_STORE_RQ:
             self._answer(elements, command, self._store())
@@ -442,19 +423,21 @@ class Transfer:
 
     def _store(self) -> int:
         self._write_fragments()
-        if self._failure is not None or self._part is None:
+        if self._failure is not None or self._instance is None:
             return StorageStatus.PROCESSING_FAILURE if self._failure is None else self._failure
-        part, self._part = self._part, None
+        instance, self._instance = self._instance, None
         try:
-            status = self._intake.complete(part)
+            status = self._store_handler.complete(instance)
         except (SpoolFull, OSError) as error:
-            logger.error("an object could not be kept: %s", type(error).__name__)
+            logger.error("an instance could not be kept: %s", type(error).__name__)
             return StorageStatus.OUT_OF_RESOURCES
         except Exception as error:
-            logger.error("the intake failed to complete an object: %s", type(error).__name__)
+            logger.error(
+                "the store handler failed to complete an instance: %s", type(error).__name__
+            )
             return StorageStatus.PROCESSING_FAILURE
         if status == StorageStatus.SUCCESS:
-            self.objects += 1
+            self.instances += 1
             self.size_bytes += self._data_set_bytes
         return status
 
@@ -480,9 +463,9 @@ class Transfer:
             sop_class_uid=_text(elements, Element.AFFECTED_SOP_CLASS_UID),
             sop_instance_uid=_text(elements, Element.AFFECTED_SOP_INSTANCE_UID),
             transfer_syntax_uid=self._contexts[self._context_id or 0].transfer_syntax_uid,
-            calling_ae_title=self._peers.calling_ae_title,
-            called_ae_title=self._peers.called_ae_title,
-            peer_address=self._peers.address,
+            calling_ae_title=self._info.calling_ae_title,
+            called_ae_title=self._info.called_ae_title,
+            peer_address=self._info.address,
             move_originator_ae_title=None
             if originator is None
             else _text(elements, Element.MOVE_ORIGINATOR_AE_TITLE),
@@ -490,13 +473,15 @@ class Transfer:
         )
 
     def _abandon(self) -> None:
-        part, self._part = self._part, None
-        if part is None:
+        instance, self._instance = self._instance, None
+        if instance is None:
             return
         try:
-            self._intake.abandon(part)
+            self._store_handler.abandon(instance)
         except Exception as error:
-            logger.error("the intake failed to abandon an object: %s", type(error).__name__)
+            logger.error(
+                "the store handler failed to abandon an instance: %s", type(error).__name__
+            )
 
 
 def _text(elements: Elements, element: int) -> str:

@@ -1,7 +1,7 @@
 """Association negotiation on a socket we own: PS3.8 9.3.2 to 9.3.4, PS3.7 Annex D.
 
 pynetdicom's PDU classes encode and decode; what is proposed and accepted is decided here.
-Decoding what a stranger sent raises a dozen types: every such place catches all of them.
+Decoding bytes of an unknown peer raises a dozen types: every such place catches all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
@@ -59,7 +59,7 @@ ANSWER_BYTES = 64 * 1024
 # Context IDs are odd and at most 255 (PS3.8 9.3.2.2); the first is the model's.
 MODEL_CONTEXT_ID = 1
 STORAGE_CONTEXTS = 127
-"""Presentation contexts that remain for objects in the association of a C-GET."""
+"""Presentation contexts that remain for instances in the association of a C-GET."""
 
 Pair = tuple[str, str]
 """A SOP class UID and a transfer syntax UID."""
@@ -86,19 +86,19 @@ class Context(NamedTuple):
     transfer_syntax_uid: str
 
 
-def first_bytes(said: bytes) -> int:
+def first_bytes(there: bytes) -> int:
     """How many bytes of a connection have to be there for :func:`read_request` to decide.
 
     Parameters
     ----------
-    said : bytes
-        What is there, from the first byte on.
+    there : bytes
+        What has arrived, from the first byte on.
     """
-    if said[:1] != bytes((Pdu.ASSOCIATE_RQ,)):
+    if there[:1] != bytes((Pdu.ASSOCIATE_RQ,)):
         return 1
-    if len(said) < _HEADER_BYTES:
+    if len(there) < _HEADER_BYTES:
         return _HEADER_BYTES
-    length = int.from_bytes(said[2:_HEADER_BYTES], "big")
+    length = int.from_bytes(there[2:_HEADER_BYTES], "big")
     return _HEADER_BYTES + (0 if length > _REQUEST_BYTES else length)
 
 
@@ -115,7 +115,7 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
     stream.fill(deadline)
     kind = stream.buffer[stream.start]
     if kind not in Pdu._value2member_map_:
-        # HTTP, TLS on the plain port, a scanner: not worth a word.
+        # HTTP, TLS on the plain port, a scanner: closed without an answer.
         raise ConnectionAbortedError
     if kind != Pdu.ASSOCIATE_RQ:
         raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
@@ -138,7 +138,7 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
 
 
 def _refuse_stuffed(body: bytes) -> None:
-    """Raise for more or longer items than anybody has a use for, before each becomes an object.
+    """Raise for more or longer items than any use needs, before each becomes an object.
 
     Decoding takes pynetdicom up to 0.1 ms an item, of which 64 KiB hold 16,000; looking whether
     one UID of 64 KiB is valid takes megabytes.
@@ -162,7 +162,7 @@ def _refuse_stuffed(body: bytes) -> None:
 
 @contextlib.contextmanager
 def _in_turn(length: int) -> Iterator[None]:
-    """Long requests one after the other: many at once would leave no time for anything else."""
+    """Decode long requests one by one: many at once would leave no time for anything else."""
     if length <= _SHORT_REQUEST_BYTES:
         yield
     else:
@@ -208,11 +208,11 @@ class Answer:
             for proposed in primitive.presentation_context_definition_list
         ]
         self.contexts = {
-            context.context_id: Context(context.abstract_syntax, context.transfer_syntax[0])
+            context.context_id: Context(str(context.abstract_syntax), context.transfer_syntax[0])
             for context in results
-            if context.result == ACCEPTED
+            if context.result == ACCEPTED and context.context_id is not None
         }
-        self.peer_pdu_bytes = request.user_information.maximum_length or 0
+        self.peer_pdu_bytes = _maximum_length(request)
 
         accept = A_ASSOCIATE()
         accept.application_context_name = APPLICATION_CONTEXT
@@ -233,8 +233,8 @@ class Answer:
         self.pdu = pdu.encode()
 
 
-def user_information(pdu_bytes: int) -> list:
-    """What we tell of ourselves in a negotiation, PS3.7 D.3.3.1 and D.3.3.2."""
+def user_information(pdu_bytes: int) -> list[Any]:
+    """User information of our side of a negotiation, PS3.7 D.3.3.1 and D.3.3.2."""
     length = MaximumLengthNotification()
     length.maximum_length_received = pdu_bytes
     implementation = ImplementationClassUIDNotification()
@@ -247,7 +247,7 @@ def user_information(pdu_bytes: int) -> list:
 def _negotiate(
     proposed: PresentationContext, role: SCP_SCU_RoleSelectionNegotiation | None
 ) -> PresentationContext:
-    """The result for one proposed context: any class of objects and C-ECHO, any encoding."""
+    """The result for one proposed context: any class of instances and C-ECHO, any encoding."""
     context = PresentationContext()
     context.context_id = proposed.context_id
     context.abstract_syntax = proposed.abstract_syntax
@@ -256,7 +256,7 @@ def _negotiate(
         context.result = _TRANSFER_SYNTAXES_NOT_SUPPORTED
         return context
     context.transfer_syntax = [kept_transfer_syntax(proposed.transfer_syntax)]
-    if uid_to_service_class(proposed.abstract_syntax) not in _SERVICES:
+    if uid_to_service_class(str(proposed.abstract_syntax)) not in _SERVICES:
         # Queries, worklists and the like: better refused here than with a status later.
         context.result = _ABSTRACT_SYNTAX_NOT_SUPPORTED
     elif role is not None and not role.scu_role:
@@ -273,7 +273,7 @@ def get_request_pdu(
     """The A-ASSOCIATE-RQ of a C-GET: the model, a context for each pair, the SCP role for each
     class (PS3.7 D.3.3.4)."""
     # Implicit VR is what everybody has to accept (PS3.5 10.1); identifiers lose nothing by it.
-    proposed = [(model, [ImplicitVRLittleEndian])]
+    proposed: list[tuple[str, list[str]]] = [(model, [ImplicitVRLittleEndian])]
     proposed += [(sop_class, [syntax]) for sop_class, syntax in contexts]
     roles = dict.fromkeys(sop_class for sop_class, _ in contexts)
     return request_pdu(calling_ae_title, called_ae_title, proposed, roles)
@@ -284,7 +284,7 @@ def request_pdu(
     called_ae_title: str,
     proposed: Iterable[tuple[str, Sequence[str]]],
     roles: Iterable[str] = (),
-    window: bool = False,
+    operations_window: bool = False,
     pdu_bytes: int = ANNOUNCED_PDU_BYTES,
 ) -> bytes:
     """An A-ASSOCIATE-RQ, PS3.8 9.3.2.
@@ -295,7 +295,7 @@ def request_pdu(
         A context each, numbered 1, 3, 5, …
     roles : iterable of str
         SOP classes for which we want to be SCP alone, PS3.7 D.3.3.4.
-    window : bool
+    operations_window : bool
         Whether to ask for any number of outstanding operations, PS3.7 D.3.3.3.
     pdu_bytes : int
         The longest PDU we say that we take.
@@ -309,7 +309,7 @@ def request_pdu(
         context.context_id = 2 * number + MODEL_CONTEXT_ID
     request.presentation_context_definition_list = contexts
     request.user_information = user_information(pdu_bytes)
-    if window:
+    if operations_window:
         operations = AsynchronousOperationsWindowNegotiation()
         operations.maximum_number_operations_invoked = 0
         operations.maximum_number_operations_performed = 1
@@ -326,7 +326,7 @@ def request_pdu(
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What an A-ASSOCIATE-AC grants.
+    """Contexts, roles and limits that an A-ASSOCIATE-AC grants.
 
     Parameters
     ----------
@@ -336,8 +336,8 @@ class Granted:
         By presentation context ID: the one that was chosen; empty where there is none.
     scp_roles : frozenset of str
         SOP classes for which we may be SCP.
-    window : int or None
-        Operations we may have outstanding, 0 for any number; None where nothing is said of it.
+    operations_window : int or None
+        Operations we may have outstanding, 0 for any number; None where it was not answered.
     peer_pdu_bytes : int
         The longest PDU the peer takes, 0 for any.
     """
@@ -345,7 +345,7 @@ class Granted:
     results: dict[int, int]
     transfer_syntaxes: dict[int, str]
     scp_roles: frozenset[str]
-    window: int | None
+    operations_window: int | None
     peer_pdu_bytes: int
 
 
@@ -362,29 +362,42 @@ def read_answer(pdu: bytes) -> Granted:
     try:
         answer.decode(pdu)
         items = answer.to_primitive().user_information
-        windows = [
+        results = answer.presentation_context
+        operations_windows = [
             item.maximum_number_operations_invoked
             for item in items
             if isinstance(item, AsynchronousOperationsWindowNegotiation)
         ]
         return Granted(
-            {item.context_id: item.result for item in answer.presentation_context},
-            {
-                item.context_id: str(item.transfer_syntax or "")
-                for item in answer.presentation_context
-            },
+            {_number(item.context_id): _number(item.result) for item in results},
+            {_number(item.context_id): str(item.transfer_syntax or "") for item in results},
             frozenset(
                 str(item.sop_class_uid)
                 for item in items
                 if isinstance(item, SCP_SCU_RoleSelectionNegotiation) and item.scp_role
             ),
-            windows[0] if windows else None,
-            answer.user_information.maximum_length or 0,
+            operations_windows[0] if operations_windows else None,
+            _maximum_length(answer),
         )
     except Exception:
         raise ProtocolError(
             ProtocolError.INVALID_PARAMETER, "the A-ASSOCIATE-AC cannot be read"
         ) from None
+
+
+def _number(value: int | None) -> int:
+    """A field of a decoded PDU. pynetdicom's are optional, for PDUs that are being built."""
+    if value is None:
+        raise ValueError("a field of a PDU is missing")
+    return value
+
+
+def _maximum_length(pdu: A_ASSOCIATE_RQ | A_ASSOCIATE_AC) -> int:
+    """The maximum PDU length a peer announces, PS3.8 D.1; 0 is any."""
+    information = pdu.user_information
+    if information is None:
+        raise ValueError("the user information is missing")
+    return information.maximum_length or 0
 
 
 def accepted_contexts(granted: Granted, contexts: Sequence[Pair]) -> dict[int, Context]:

@@ -35,7 +35,7 @@ PDU_TYPES = frozenset(map(int, Pdu))
 
 
 class ProtocolError(Exception):
-    """The peer broke the upper layer protocol or a bound: answer with A-ABORT.
+    """The peer broke the upper layer protocol or a limit: answer with A-ABORT.
 
     ``source`` and ``reason`` are those of PS3.8 9.3.8.
     """

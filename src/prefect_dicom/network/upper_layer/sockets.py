@@ -2,7 +2,7 @@
 
 Peers built on DCMTK leave Nagle's algorithm on and write a message in several small segments;
 the last one then waits for our acknowledgement, which the kernel delays by 40 ms: some twenty
-objects a second, whatever the network. We acknowledge at once, and never make the peer wait in
+instances a second, whatever the network. We acknowledge at once, and never make the peer wait in
 the same way for what we send.
 """
 
@@ -27,7 +27,7 @@ def prepare(connection: socket.socket) -> None:
     """Set the options of a connected socket: no delay, quick ACK, keepalive.
 
     Keepalive (after 60 s of silence, then 4 probes 15 s apart) finds connections a firewall has
-    forgotten while an archive thinks. Sockets that are not TCP are left as they are.
+    forgotten while a PACS thinks. Sockets that are not TCP are left as they are.
     """
     _set(connection, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _set(connection, socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -49,7 +49,7 @@ def acknowledge(connection: socket.socket) -> None:
 
 
 def listening_process(port: int) -> str:
-    """Who listens on a port of this host, as "process 123 (name)"; empty where nobody can tell.
+    """The process that listens on a port of this host, as "process 123 (name)"; else empty.
 
     Linux only, and only for processes that we may look at.
     """
@@ -68,6 +68,6 @@ def listening_process(port: int) -> str:
 
 
 def _set(connection: socket.socket, level: int, option: int, value: int) -> None:
-    # A peer may be gone already, a socket need not be TCP: the next read or write will tell.
+    # A peer may be gone already, a socket need not be TCP: the next read or write shows it.
     with contextlib.suppress(OSError):
         connection.setsockopt(level, option, value)

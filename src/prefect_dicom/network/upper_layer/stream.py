@@ -10,7 +10,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from prefect_dicom.network.upper_layer.pdu import (
     COMMAND_FRAGMENT,
@@ -31,25 +30,10 @@ _ATTEND_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 3600.0
 
 
-class Fragment(NamedTuple):
-    """A piece of a PDV, PS3.8 Annex E.
-
-    Parameters
-    ----------
-    context_id : int
-        The presentation context.
-    is_command : bool
-        Of a command set, not of a data set.
-    is_last : bool
-        The command set or data set ends with this piece.
-    data : memoryview
-        In the stream's buffer: valid until more is read.
-    """
-
-    context_id: int
-    is_command: bool
-    is_last: bool
-    data: memoryview
+Fragment = tuple[int, bool, bool, memoryview]
+"""A piece of a PDV, PS3.8 Annex E: its presentation context; whether it is of a command set, not of
+a data set; whether that ends with this piece; and its bytes in the stream's buffer, which are valid
+until more is read. A plain tuple: there is one for each PDU of a transfer."""
 
 
 class Stream:
@@ -80,7 +64,7 @@ class Stream:
         self._poll = select.poll()
         self._attended_at = time.monotonic()
         # Pages nobody has written to are no memory yet, and all go back to the system at the end:
-        # a peer that connects and says nothing costs nothing.
+        # a peer that connects and sends nothing costs nothing.
         self.buffer = mmap.mmap(-1, buffer_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self.buffer)
         self.start = 0
@@ -143,18 +127,18 @@ class Stream:
 
     def _wait(self, event: int, deadline: float, *, attending: bool = True) -> None:
         """Wait until the socket can be read (or written)."""
-        attending = attending and self.attend is not None
-        longest = _ATTEND_SECONDS if attending else _LONGEST_WAIT_SECONDS
+        attend = self.attend if attending else None
+        longest = _LONGEST_WAIT_SECONDS if attend is None else _ATTEND_SECONDS
         self._poll.register(self.connection, event)
         while True:
             now = time.monotonic()
             remaining = deadline - now
             if remaining <= 0:
                 raise TimeoutError
-            # Of a large object that comes slowly there is always something to read soon.
-            if attending and now >= self._attended_at + _ATTEND_SECONDS:
+            # Of a large instance that comes slowly there is always something to read soon.
+            if attend is not None and now >= self._attended_at + _ATTEND_SECONDS:
                 self._attended_at = now
-                self.attend()
+                attend()
             if self._poll.poll(math.ceil(min(remaining, longest) * 1000)):
                 return
 
@@ -207,30 +191,37 @@ class Stream:
         TimeoutError, ConnectionError
             As :meth:`fill`.
         """
+        view, buffer = self.view, self.buffer
+        empty = view[:0]
         while length:
-            if length < PDV_HEADER.size:
+            if length < 6:
                 raise ProtocolError(
                     ProtocolError.INVALID_PARAMETER, "a PDU ends within a PDV header"
                 )
-            size, context_id, control = PDV_HEADER.unpack_from(
-                self.buffer, self.need(PDV_HEADER.size, deadline)
-            )
+            # As need() does, without its call: a peer may send a million empty PDVs.
+            while self.end - self.start < 6:
+                self.fill(deadline)
+            size, context_id, control = PDV_HEADER.unpack_from(buffer, self.start)
+            self.start += 6
             length -= size + 4
             if size < 2 or length < 0:
                 raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a PDV of {size} bytes")
             size -= 2
             # The bits above the two are not tested, PS3.8 E.2.
-            is_command = bool(control & COMMAND_FRAGMENT)
-            while True:
-                if size and self.start == self.end:
+            is_command = control & COMMAND_FRAGMENT != 0
+            is_last = control & LAST_FRAGMENT != 0
+            if not size:
+                yield context_id, is_command, is_last, empty
+            while size:
+                if self.start == self.end:
                     self.fill(deadline)
                 begin = self.start
-                self.start = min(self.end, begin + size)
-                size -= self.start - begin
-                is_last = not size and bool(control & LAST_FRAGMENT)
-                yield Fragment(context_id, is_command, is_last, self.view[begin : self.start])
-                if not size:
-                    break
+                stop = begin + size
+                if stop > self.end:
+                    stop = self.end
+                self.start = stop
+                size -= stop - begin
+                yield context_id, is_command, is_last and not size, view[begin:stop]
 
     def read_close(self, kind: int, length: int, deadline: float) -> tuple[int, int] | None:
         """The rest of a PDU that ends an association.

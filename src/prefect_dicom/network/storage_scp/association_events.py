@@ -1,0 +1,60 @@
+"""Events of connections and associations of a storage SCP, for counters and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prefect_dicom.network.storage_scp.transfer import AssociationInfo, CloseReason
+
+
+class Happening(StrEnum):
+    """Kind of an :class:`AssociationEvent`."""
+
+    NOT_ALLOWED = "not-allowed"
+    """The peer's address is not on the allow-list; closed without reading a byte."""
+    CROWDED = "crowded"
+    """Too many connections; this one, closed for the sake of another, had no association."""
+    UNINTELLIGIBLE = "unintelligible"
+    """TLS handshake or A-ASSOCIATE-RQ failed, was too slow, or was not DICOM."""
+    REJECTED = "rejected"
+    ACCEPTED = "accepted"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class AssociationEvent:
+    """Something that happened to a connection, for the audit trail and counters.
+
+    ``instances`` and ``end`` are set for ENDED only, ``rejection`` (result, source, reason) for
+    REJECTED. AE titles are what the peer wrote.
+    """
+
+    happening: Happening
+    peer_address: str
+    calling_ae_title: str = ""
+    called_ae_title: str = ""
+    rejection: tuple[int, int, int] | None = None
+    instances: int = 0
+    end: CloseReason | None = None
+
+    @classmethod
+    def of(
+        cls,
+        happening: Happening,
+        info: AssociationInfo,
+        *,
+        rejection: tuple[int, int, int] | None = None,
+        instances: int = 0,
+        end: CloseReason | None = None,
+    ) -> AssociationEvent:
+        """An event of an association whose peers are known."""
+        return cls(
+            happening,
+            info.address,
+            info.calling_ae_title,
+            info.called_ae_title,
+            rejection,
+            instances,
+            end,
+        )
