@@ -22,12 +22,15 @@ from pathlib import Path
 
 from prefect_dicom.config.site import Site, load_site
 from prefect_dicom.core.model import Chunk
+from prefect_dicom.discovery.service import DiscoveryService
 from prefect_dicom.flows import pull_cohort
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.report import write_reports
-from prefect_dicom.run.planning import open_plan
+from prefect_dicom.run.archiving import ChunkArchiving
+from prefect_dicom.run.chunks import ChunkPlanner
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import Pull, open_pull
+from prefect_dicom.run.retrieving import ChunkRetrieval
+from prefect_dicom.run.run import open_dry_run, open_run
 
 
 def peak_bytes(pid: int | str = "self") -> int:
@@ -81,13 +84,13 @@ def run_flow(site: Path, cohort: Path) -> dict:
 def run_idle(site: Path, cohort: Path) -> dict:
     """The flow over all chunks with nothing done in its tasks: what Prefect costs."""
     settings = load_site(site)
-    Pull.discover = lambda self, first_line, last_line: 0
-    Pull.retrieve = lambda self, chunk: 0
-    Pull.archive_chunk = lambda self, chunk: 0
+    DiscoveryService.discover = lambda self, first_line, last_line: 0
+    ChunkRetrieval.retrieve = lambda self, chunk: 0
+    ChunkArchiving.archive = lambda self, chunk: 0
     count = len(cohort.read_text().splitlines()) - 1
     size = next(iter(settings.nodes.values())).limits.chunk_studies
     node = next(iter(settings.nodes))
-    Pull.chunks = lambda self: iter(
+    ChunkPlanner.chunks = lambda self: iter(
         Chunk(number, node, tuple(range(first, min(first + size, count))))
         for number, first in enumerate(range(0, count, size), 1)
     )
@@ -100,17 +103,17 @@ def run_stages(site: Path, cohort: Path) -> dict:
     """Retrieve all, then archive all, each as many at a time as in the flow."""
     settings: Site = load_site(site)
     registered = register_cohort(settings, cohort, None)
-    with open_pull(settings, registered.number) as pull:
-        for page in pull.discovery_pages():
-            pull.discover(*page)
-        chunks = list(pull.chunks())
+    with open_run(settings, registered.number) as pull:
+        for page in pull.discovery.pages():
+            pull.discovery.discover(*page)
+        chunks = list(pull.chunks.chunks())
         at_once = settings.nodes[registered.node].limits.associations
         began = time.perf_counter()
         with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(pull.retrieve, chunks))
+            list(pool.map(pull.retrieval.retrieve, chunks))
         retrieved = time.perf_counter()
         with ThreadPoolExecutor(at_once) as pool:
-            archived = sum(pool.map(pull.archive_chunk, chunks))
+            archived = sum(pool.map(pull.archiving.archive, chunks))
         ended = time.perf_counter()
     return {"retrieve": retrieved - began, "archive": ended - retrieved, "archived": archived}
 
@@ -130,10 +133,10 @@ def run_plan(site: Path, cohort: Path) -> dict:
     settings = load_site(site)
     registered = register_cohort(settings, cohort, None)
     asked, early_bytes = 0, 0
-    with open_plan(settings, registered.number) as plan:
+    with open_dry_run(settings, registered.number) as plan:
         began, busy = time.perf_counter(), time.process_time()
-        for page in plan.discovery_pages():
-            asked += plan.discover(*page)
+        for page in plan.discovery.pages():
+            asked += plan.discovery.discover(*page)
             if not early_bytes and asked >= registered.rows / 10:
                 early_bytes = _resident_bytes()
         seconds, busy = time.perf_counter() - began, time.process_time() - busy

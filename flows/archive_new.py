@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from datetime import date
 
-from prefect import flow, get_run_logger
+from prefect import Flow, flow, get_run_logger
 from prefect.states import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.flows.hearing import end_of
+from prefect_dicom.config.site import Site, ledger_url
+from prefect_dicom.flows.binding import bound
+from prefect_dicom.flows.cancellation import final_state
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.report import format_totals
 from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.registration import register_new
-from prefect_dicom.run.steps import open_pull
-from prefect_dicom.tasks.edge import without_phi
+from prefect_dicom.run.run import open_run
+from prefect_dicom.tasks.error_translation import without_phi
 
 
 @flow(
@@ -43,13 +46,28 @@ def archive_new(site: str = "site.yaml", node: str | None = None, days: int = 7)
     -------
     State
         ``Completed``, or ``Partial`` (a completed state) where studies are not archived;
-        ``Cancelled`` where it was told to end.
+        ``Cancelled`` where it was cancelled.
     """
     with without_phi():
         settings = resolve_site(site)
-        cohort = register_new(settings, node, date.today(), days)
-        with open_pull(settings, cohort.number, "pull") as pull, measured(pull):
-            totals = run_pipeline(pull)
-            end = end_of(pull, totals)
+        with Ledger.open(ledger_url(settings)) as ledger:
+            cohort = register_new(settings, node, date.today(), days, ledger=ledger)
+            return _archive(settings, ledger, cohort)
+
+
+def archive_registered(site: Site, ledger: Ledger, cohort: Cohort) -> Flow[..., State]:
+    """The flow :func:`archive_new` over a cohort that is registered in an open ledger."""
+
+    def body() -> State:
+        with without_phi():
+            return _archive(site, ledger, cohort)
+
+    return bound(archive_new, None, body)
+
+
+def _archive(site: Site, ledger: Ledger, cohort: Cohort) -> State:
+    with open_run(site, cohort.number, ledger=ledger) as run, measured(run):
+        totals = run_pipeline(run)
+        end = final_state(run, totals)
     get_run_logger().info("cohort %s: %s", cohort.name, format_totals(totals))
     return end

@@ -18,22 +18,22 @@ from prefect_dicom.core.errors import Interrupted, PacsError, PrefectDicomError,
 from prefect_dicom.core.model import Chunk, Disposition
 from prefect_dicom.retrieval.requests import CHUNKS_WAITING_FOR_UPLOAD
 from prefect_dicom.run.loop import TICK_SECONDS
-from prefect_dicom.run.steps import Pull
+from prefect_dicom.run.run import Run
 from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.retrieve import retrieve_chunk
 
 _FAILED_CHUNKS_BEFORE_STOPPING = 2
 
 
-def pull_in_chunks(pull: Pull, look: Callable[[], None]) -> PrefectDicomError | None:
-    """Bring all open studies, once; returns what kept it from its end.
+def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | None:
+    """Pull every unfinished study once. Returns the error that stopped it, or None.
 
     Parameters
     ----------
     look : callable
         Called every two seconds, and whenever a task has ended.
     """
-    chunks = pull.chunks_by_node()
+    chunks = run.chunks.chunks_by_node()
     alone = len(chunks) == 1
     finished: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
     retrieving: dict[PrefectFuture, Chunk] = {}
@@ -42,7 +42,7 @@ def pull_in_chunks(pull: Pull, look: Callable[[], None]) -> PrefectDicomError | 
     failed_in_a_row = 0
 
     def submit(task, chunk: Chunk, stage: dict[PrefectFuture, Chunk]) -> None:
-        future = task.submit(chunk.number, chunk.node, chunk.studies)
+        future = task.submit(run, chunk.number, chunk.node, chunk.studies)
         stage[future] = chunk
         future.add_done_callback(finished.put)
 
@@ -52,20 +52,20 @@ def pull_in_chunks(pull: Pull, look: Callable[[], None]) -> PrefectDicomError | 
             sum(alone or chunk.node == node for chunk in stage.values())
             for stage in (retrieving, archiving)
         )
-        most = pull.associations(node)
+        most = run.access.associations(node)
         return (
             here < most
             and waiting < most + CHUNKS_WAITING_FOR_UPLOAD
             # With a full spool one chunk at a time: what lies there may be part of it.
-            and (pull.spool.free_bytes() > 0 or not (retrieving or archiving))
+            and (run.spool.free_bytes() > 0 or not (retrieving or archiving))
         )
 
     try:
         while True:
-            if pull.is_stopping():
+            if run.control.is_stopping():
                 trouble = Interrupted()
                 chunks.clear()
-            for node in [node for node in chunks if pull.is_closed(node)]:
+            for node in [node for node in chunks if run.access.is_closed(node)]:
                 trouble = trouble or WindowClosed()
                 del chunks[node]
             for node in list(chunks):
@@ -83,11 +83,11 @@ def pull_in_chunks(pull: Pull, look: Callable[[], None]) -> PrefectDicomError | 
                 stage = retrieving if future in retrieving else archiving
                 chunk = stage.pop(future)
                 if failed:
-                    pull.give_back(chunk)
+                    run.archiving.give_back(chunk)
                     trouble = error_of(future.state)
                     failed_in_a_row += 1
                     of_the_node = isinstance(trouble, WindowClosed) or (
-                        isinstance(trouble, PacsError) and pull.others_go_on(chunk.node)
+                        isinstance(trouble, PacsError) and run.failover.continue_without(chunk.node)
                     )
                     if of_the_node:
                         chunks.pop(chunk.node, None)
@@ -104,15 +104,15 @@ def pull_in_chunks(pull: Pull, look: Callable[[], None]) -> PrefectDicomError | 
                         submit(archive_chunk, chunk, archiving)
             look()
     except BaseException:
-        # Told to stop. What is under way ends first: it needs what the caller closes next.
-        pull.stop.set()
+        # Interrupted. What is under way ends first: it needs what the caller closes next.
+        run.control.stop.set()
         for future in (*retrieving, *archiving):
             future.wait()
         raise
 
 
 def error_of(state: State) -> PrefectDicomError:
-    """What kept a task from its end, of a state that is not completed."""
+    """The error of a task, of a state that is not completed."""
     if not state.is_final():
         # Prefect begins no task any more of a run that was suspended.
         return Interrupted()

@@ -1,7 +1,7 @@
 """The order of work that the pulling flows share: discover, pull, report.
 
-A dry run ends where the studies are found, with what pulling them would take. A run that is told
-to end does so at once, without reports.
+A dry run ends where the studies are found, with what pulling them would take. A run that is
+cancelled ends at once, without reports.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from functools import partial
 from prefect import get_run_logger
 
 from prefect_dicom.core.errors import PrefectDicomError
-from prefect_dicom.core.model import RequestedState
+from prefect_dicom.flows.cancellation import controlled_by_prefect
 from prefect_dicom.flows.chunks import error_of, pull_in_chunks
-from prefect_dicom.flows.hearing import hearing_of_prefect
-from prefect_dicom.flows.shares import share_of_the_nodes
+from prefect_dicom.flows.concurrency_limits import concurrency_limits_of_nodes
 from prefect_dicom.ledger import Totals
 from prefect_dicom.report import write_reports
 from prefect_dicom.report.estimate import Estimate, estimate_pull, write_estimate
-from prefect_dicom.run.loop import Passes, PullPasses, what_is_left
-from prefect_dicom.run.planning import Plan
-from prefect_dicom.run.steps import Pull
+from prefect_dicom.run.loop import DiscoveryLoop, PullLoop, note_disabled_nodes, remaining_error
+from prefect_dicom.run.run import DryRun, Run
 from prefect_dicom.tasks.discover import discover_rows
-from prefect_dicom.tasks.events import told_to_prefect
+from prefect_dicom.tasks.events import events_to_prefect
 from prefect_dicom.tasks.report import (
     ProgressArtifact,
     link_report,
@@ -31,10 +29,10 @@ from prefect_dicom.tasks.report import (
 )
 
 MOST_TASKS = 128
-"""Threads of a flow's task runner; the window keeps far fewer busy."""
+"""Threads of a flow's task runner; the concurrency limits of the nodes keep far fewer busy."""
 
 
-def run_pipeline(pull: Pull) -> Totals:
+def run_pipeline(run: Run) -> Totals:
     """Bring a registered cohort as far as it can be brought now, and report.
 
     Returns
@@ -45,34 +43,34 @@ def run_pipeline(pull: Pull) -> Totals:
     Raises
     ------
     PrefectDicomError
-        What kept the last pass from its end; what was archived and reported before stays.
+        The error that stopped the last pass; what was archived and reported before stays.
     """
-    progress = ProgressArtifact(pull.cohort.name)
-    with told_to_prefect(pull):
-        link_report(pull.cohort, pull.site.reports)
-        passes = PullPasses(
-            plan=pull,
-            ask_for_rows=_ask_for_rows,
-            pull_studies=lambda: pull_in_chunks(pull, passes.look),
+    progress = ProgressArtifact(run.cohort.name)
+    with events_to_prefect(run):
+        link_report(run.cohort, run.site.reports)
+        loop = PullLoop(
+            run=run,
+            discover=partial(_discover, run),
+            pull=lambda: pull_in_chunks(run, loop.look),
             show=progress.show,
             say=get_run_logger().info,
-            share=partial(share_of_the_nodes, pull),
+            limits=partial(concurrency_limits_of_nodes, run),
         )
-        with hearing_of_prefect(pull):
-            trouble = passes.run()
-        totals = pull.ledger.progress.totals(pull.cohort.number)
-        progress.show(lambda: totals, pull.waits(), now=True)
-        if pull.told() is RequestedState.CANCELLED:
+        with controlled_by_prefect(run):
+            trouble = loop.work_through()
+        totals = run.reporting.totals()
+        progress.show(lambda: totals, run.reporting.format_waits(), now=True)
+        if run.control.is_cancelled():
             return totals
-        pull.tell_of_the_end(trouble, totals)
-        folder = write_reports(pull.ledger, pull.cohort, pull.site.reports)
-        pull.write_page(trouble)
-        publish_results(pull.ledger, pull.cohort, totals, folder)
-        _raise(pull, trouble, totals)
+        run.reporting.publish_end(trouble, totals)
+        folder = write_reports(run.ledger, run.cohort, run.site.reports)
+        run.reporting.write_page(trouble)
+        publish_results(run.ledger, run.cohort, totals, folder)
+        _raise_remaining(run, trouble, totals)
         return totals
 
 
-def run_plan(plan: Plan) -> Estimate:
+def run_dry(run: DryRun) -> Estimate:
     """Find the studies of a registered cohort, as far as they can be found now, and no more.
 
     Returns
@@ -83,37 +81,38 @@ def run_plan(plan: Plan) -> Estimate:
     Raises
     ------
     PrefectDicomError
-        What kept the last pass from its end; what was found and reported before stays.
+        The error that stopped the last pass; what was found and reported before stays.
     """
-    progress = ProgressArtifact(plan.cohort.name)
-    passes = Passes(
-        plan=plan,
-        ask_for_rows=_ask_for_rows,
+    progress = ProgressArtifact(run.cohort.name)
+    loop = DiscoveryLoop(
+        run=run,
+        discover=partial(_discover, run),
         show=progress.show,
         say=get_run_logger().info,
-        share=partial(share_of_the_nodes, plan),
+        limits=partial(concurrency_limits_of_nodes, run),
     )
-    with told_to_prefect(plan), hearing_of_prefect(plan):
-        trouble = passes.run()
-    plan.limit_per_patient()
-    totals = plan.ledger.progress.totals(plan.cohort.number)
+    with events_to_prefect(run), controlled_by_prefect(run):
+        trouble = loop.work_through()
+    run.discovery.limit_per_patient()
+    totals = run.reporting.totals()
     progress.show(lambda: totals, now=True)
-    estimate = estimate_pull(plan.ledger, plan.cohort, plan.site)
-    folder = write_reports(plan.ledger, plan.cohort, plan.site.reports)
+    estimate = estimate_pull(run.ledger, run.cohort, run.site)
+    folder = write_reports(run.ledger, run.cohort, run.site.reports)
     write_estimate(estimate, folder)
-    plan.write_page(trouble)
-    publish_estimate(plan.cohort, estimate)
-    _raise(plan, trouble, totals)
+    run.reporting.write_page(trouble)
+    publish_estimate(run.cohort, estimate)
+    _raise_remaining(run, trouble, totals)
     return estimate
 
 
-def _ask_for_rows(first_line: int, last_line: int) -> PrefectDicomError | None:
-    state = discover_rows(first_line, last_line, return_state=True)
+def _discover(run: DryRun, first_line: int, last_line: int) -> PrefectDicomError | None:
+    state = discover_rows(run, first_line, last_line, return_state=True)
     return None if state.is_completed() else error_of(state)
 
 
-def _raise(plan: Plan, trouble: PrefectDicomError | None, totals: Totals) -> None:
-    left = what_is_left(plan, trouble, totals)
-    if left is not None:
-        get_run_logger().error("%s %s", left.reason.meaning, left.reason.what_to_do)
-        raise left
+def _raise_remaining(run: DryRun, trouble: PrefectDicomError | None, totals: Totals) -> None:
+    note_disabled_nodes(run)
+    error = remaining_error(run, trouble, totals)
+    if error is not None:
+        get_run_logger().error("%s %s", error.reason.meaning, error.reason.what_to_do)
+        raise error

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow, get_run_logger, runtime
+from prefect import Flow, flow, get_run_logger, runtime
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.cohort.definition import cohort_file_digest
+from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import CohortError
-from prefect_dicom.flows.hearing import end_of
-from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline, run_plan
+from prefect_dicom.flows.binding import bound
+from prefect_dicom.flows.cancellation import final_state
+from prefect_dicom.flows.pipeline import MOST_TASKS, run_dry, run_pipeline
+from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.report import format_totals
 from prefect_dicom.report.formatting import format_estimate
 from prefect_dicom.run.monitoring import measured
-from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull
-from prefect_dicom.tasks.edge import without_phi
+from prefect_dicom.run.run import open_dry_run, open_run
+from prefect_dicom.tasks.error_translation import without_phi
 
 
 def _flow_run_name() -> str:
@@ -72,19 +74,38 @@ def pull_cohort(
     -------
     State
         ``Completed``, or ``Partial`` (a completed state) where rows are not archived; after a dry
-        run ``Planned``; ``Cancelled`` where it was told to end.
+        run ``Planned``; ``Cancelled`` where it was cancelled.
     """
     with without_phi():
         settings = resolve_site(site)
-        registered = register_cohort(settings, Path(cohort), node, name, every_node=every_node)
-        if dry_run:
-            with open_plan(settings, registered.number) as plan, measured(plan):
-                words = format_estimate(run_plan(plan))
-                if plan.is_stopping():
-                    return end_of(plan, plan.ledger.progress.totals(registered.number))
-            return Completed(name="Planned", message=words)
-        with open_pull(settings, registered.number, "pull") as pull, measured(pull):
-            totals = run_pipeline(pull)
-            end = end_of(pull, totals)
-    get_run_logger().info("cohort %s: %s", registered.name, format_totals(totals))
+        with Ledger.open(ledger_url(settings)) as ledger:
+            registered = register_cohort(
+                settings, Path(cohort), node, name, every_node=every_node, ledger=ledger
+            )
+            return _pull(settings, ledger, registered, dry_run=dry_run)
+
+
+def pull_registered(
+    site: Site, ledger: Ledger, cohort: Cohort, *, dry_run: bool = False
+) -> Flow[..., State]:
+    """The flow :func:`pull_cohort` over a cohort that is registered in an open ledger."""
+
+    def body() -> State:
+        with without_phi():
+            return _pull(site, ledger, cohort, dry_run=dry_run)
+
+    return bound(pull_cohort, f"pull-{cohort.digest[:12]}", body)
+
+
+def _pull(site: Site, ledger: Ledger, cohort: Cohort, *, dry_run: bool) -> State:
+    if dry_run:
+        with open_dry_run(site, cohort.number, ledger=ledger) as run, measured(run):
+            words = format_estimate(run_dry(run))
+            if run.control.is_stopping():
+                return final_state(run, run.reporting.totals())
+        return Completed(name="Planned", message=words)
+    with open_run(site, cohort.number, ledger=ledger) as run, measured(run):
+        totals = run_pipeline(run)
+        end = final_state(run, totals)
+    get_run_logger().info("cohort %s: %s", cohort.name, format_totals(totals))
     return end

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, runtime
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import Flow, flow, get_run_logger, runtime
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.config.site import Site
+from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import Interrupted, PrefectDicomError
-from prefect_dicom.flows.hearing import end_of
+from prefect_dicom.flows.binding import bound
+from prefect_dicom.flows.cancellation import final_state
 from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.registration import cohorts_to_rerun
-from prefect_dicom.run.steps import open_pull
-from prefect_dicom.tasks.edge import without_phi
+from prefect_dicom.run.run import open_run
+from prefect_dicom.tasks.error_translation import without_phi
 
 
 def _flow_run_name() -> str:
@@ -52,25 +57,44 @@ def rerun_failed(
     chosen = {"reasons": reasons, "nodes": nodes, "lines": lines}
     with without_phi():
         settings = resolve_site(site)
-        if cohort is not None:
-            return _rerun(settings, cohort, chosen)
-        return _rerun_all(settings, chosen)
+        with Ledger.open(ledger_url(settings)) as ledger:
+            if cohort is not None:
+                return _rerun(settings, ledger, cohort, chosen)
+            return _rerun_all(settings, ledger, chosen)
 
 
-def _rerun(site: Site, cohort: str, chosen: dict[str, tuple]) -> State:
-    with open_pull(site, cohort, "rerun") as pull, measured(pull):
-        reopened = pull.ledger.cohorts.reopen(pull.cohort.number, **chosen)
+def rerun_registered(
+    site: Site, ledger: Ledger, cohort: Cohort, chosen: Mapping[str, tuple[Any, ...]]
+) -> Flow[..., State]:
+    """The flow :func:`rerun_failed` over a cohort in an open ledger.
+
+    Parameters
+    ----------
+    chosen : mapping
+        Which failures are tried again, as in :func:`rerun_failed`.
+    """
+
+    def body() -> State:
+        with without_phi():
+            return _rerun(site, ledger, cohort.name, chosen)
+
+    return bound(rerun_failed, f"rerun-{cohort.name}", body)
+
+
+def _rerun(site: Site, ledger: Ledger, cohort: str, chosen: Mapping[str, tuple[Any, ...]]) -> State:
+    with open_run(site, cohort, "rerun", ledger=ledger) as run, measured(run):
+        reopened = ledger.cohorts.reopen(run.cohort.number, **chosen)
         get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
-        return end_of(pull, run_pipeline(pull))
+        return final_state(run, run_pipeline(run))
 
 
-def _rerun_all(site: Site, chosen: dict[str, tuple]) -> State:
-    """Cohort after cohort; what keeps one from its end keeps none of the others from theirs."""
+def _rerun_all(site: Site, ledger: Ledger, chosen: Mapping[str, tuple[Any, ...]]) -> State:
+    """Cohort after cohort; an error of one keeps none of the others from their end."""
     trouble: PrefectDicomError | None = None
     whole, partial = 0, 0
-    for name in cohorts_to_rerun(site, chosen):
+    for name in cohorts_to_rerun(site, chosen, ledger=ledger):
         try:
-            end = _rerun(site, name, chosen)
+            end = _rerun(site, ledger, name, chosen)
         except Interrupted:
             raise
         except PrefectDicomError as error:

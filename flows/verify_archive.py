@@ -9,7 +9,7 @@ from prefect.states import Completed, Failed, State
 from prefect_dicom.archive.verification import verify_cohort
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.core.model import Level
-from prefect_dicom.tasks.edge import without_phi
+from prefect_dicom.tasks.error_translation import without_phi
 from prefect_dicom.tasks.report import artifact_key
 
 

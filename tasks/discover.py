@@ -5,11 +5,15 @@ from __future__ import annotations
 from prefect import task
 from prefect.states import State
 
-from prefect_dicom.run.planning import current_plan
-from prefect_dicom.tasks.edge import ONE_CHUNK, ended
+from prefect_dicom.run.run import DryRun
+from prefect_dicom.tasks.options import CHUNK_OPTIONS, run_step
 
 
-@task(task_run_name="discover-lines-{first_line}-{last_line}", tags=["dicom"], **ONE_CHUNK)
-def discover_rows(first_line: int, last_line: int) -> State:
+@task(task_run_name="discover-lines-{first_line}-{last_line}", tags=["dicom"], **CHUNK_OPTIONS)
+def discover_rows(run: DryRun, first_line: int, last_line: int) -> State:
     """Find the studies of these lines of the cohort."""
-    return ended(lambda: f"{current_plan().discover(first_line, last_line)} rows asked for")
+
+    def step() -> str:
+        return f"{run.discovery.discover(first_line, last_line)} rows asked for"
+
+    return run_step(run, step)

@@ -21,7 +21,7 @@ from prefect.events.worker import EventsWorker
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.ledger import Cohort
-from prefect_dicom.run.planning import Plan
+from prefect_dicom.run.run import DryRun
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ _END_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def told_to_prefect(plan: Plan) -> Iterator[None]:
-    """Pass on what the run tells, until the block ends."""
-    messenger = _Messenger(plan.cohort)
-    plan.subscribers.append(messenger.take)
+def events_to_prefect(run: DryRun) -> Iterator[None]:
+    """Forward the events of a run to Prefect, until the block ends."""
+    forwarder = _Forwarder(run.cohort)
+    run.events.subscribe(forwarder.take)
     try:
         yield
     finally:
-        plan.subscribers.remove(messenger.take)
-        messenger.end()
+        run.events.unsubscribe(forwarder.take)
+        forwarder.end()
 
 
-class _Messenger:
+class _Forwarder:
     """Takes events at once, and passes them on from a thread of its own."""
 
     def __init__(self, cohort: Cohort) -> None:
@@ -53,9 +53,9 @@ class _Messenger:
         self._over = threading.Event()
         self._lost = 0
         # With the context, so that Prefect finds the flow run that an event belongs to.
-        run = copy_context().run
+        in_context = copy_context().run
         self._thread = threading.Thread(
-            target=run, args=(self._pass_on,), name="events", daemon=True
+            target=in_context, args=(self._forward,), name="events", daemon=True
         )
         self._thread.start()
 
@@ -76,19 +76,19 @@ class _Messenger:
             while True:
                 self._lost += self._waiting.get_nowait() is not None
         if lost := self._lost:
-            log.warning("Prefect was not told of %d events", lost)
+            log.warning("%d events did not reach Prefect", lost)
 
-    def _pass_on(self) -> None:
+    def _forward(self) -> None:
         handed_over = 0
         while not self._over.is_set() and (event := self._waiting.get()) is not None:
             with contextlib.suppress(Exception):
-                emit_event(**as_prefect_has_it(event, self._cohort))
+                emit_event(**prefect_event(event, self._cohort))
                 handed_over += 1
                 if handed_over % _AT_A_TIME == 0:
                     EventsWorker.instance().wait_until_empty()
 
 
-def as_prefect_has_it(event: Event, cohort: Cohort) -> dict[str, Any]:
+def prefect_event(event: Event, cohort: Cohort) -> dict[str, Any]:
     """The arguments of Prefect's ``emit_event``.
 
     The event concerns the study, else the node, else the cohort; the others are related to it.

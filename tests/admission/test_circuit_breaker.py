@@ -19,7 +19,8 @@ from prefect_dicom.core.errors import Interrupted, PacsError, SpoolFull
 from prefect_dicom.core.model import Disposition, InstanceState, StudyState, Verdict
 from prefect_dicom.core.reasons import REASONS, pointer
 from prefect_dicom.network.association_errors import rejected
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.loop import work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support import peers
 from tests.support.campaign import subset
@@ -263,7 +264,7 @@ def test_a_query_that_a_person_must_make_possible_leaves_the_rest_pending(
         pending = place.totals().rows[Verdict.PENDING]
         assert pending >= 15 - 10
         place.pacs.script.clear()
-        with open_pull(place.site, 1, "rerun") as pull:
+        with open_run(place.site, 1, "rerun") as pull:
             # Of what did fail before, `request-refused` is not tried again by itself.
             pull.ledger.cohorts.reopen(1, reasons=list(REASONS))
             work_through(pull)
@@ -295,18 +296,18 @@ def test_a_node_that_is_away_is_waited_for_by_all_threads_of_a_run(around):
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: [3600]\n")
         with place.opened() as pull:
-            pull.discover(2, 7)
+            pull.discovery.discover(2, 7)
             place.pacs.close()
-            chunks = list(pull.chunks())
+            chunks = list(pull.chunks.chunks())
             with pytest.raises(PacsError, match="pacs-refused"):
-                pull.retrieve(chunks[0])
-            assert pull.waits().startswith("node pacs: waiting until ")
-            assert pull.waits().endswith("(pacs-refused)")
+                pull.retrieval.retrieve(chunks[0])
+            assert pull.reporting.format_waits().startswith("node pacs: waiting until ")
+            assert pull.reporting.format_waits().endswith("(pacs-refused)")
             ended: list[type[BaseException]] = []
 
             def retrieve(chunk) -> None:
                 try:
-                    pull.retrieve(chunk)
+                    pull.retrieval.retrieve(chunk)
                 except BaseException as error:
                     ended.append(type(error))
 
@@ -314,12 +315,12 @@ def test_a_node_that_is_away_is_waited_for_by_all_threads_of_a_run(around):
             for thread in threads:
                 thread.start()
             # None of them finds out for itself: it would be the second failure, and the end.
-            assert pull.admission("pacs").disabled_for is None
-            pull.stop.set()
+            assert pull.access.admission("pacs").disabled_for is None
+            pull.control.stop.set()
             for thread in threads:
                 thread.join()
             assert ended == [Interrupted] * 5
-            assert pull.admission("pacs").disabled_for is None
+            assert pull.access.admission("pacs").disabled_for is None
         assert place.totals().rows == {Verdict.PENDING: 6}
 
 
@@ -330,7 +331,7 @@ def test_a_busy_archive_is_asked_again_when_its_clock_says_so_and_then_for_less(
         place.file.write_text(f"{text}\nretry_after_seconds: [0.05]\n")
         with place.opened() as pull:
             work_through(pull)
-            assert pull.admission("pacs").ceiling == 1
+            assert pull.access.admission("pacs").ceiling == 1
         assert place.totals().rows == {Verdict.ARCHIVED: 3}
 
 
@@ -340,14 +341,14 @@ def test_a_node_at_its_limit_of_associations_is_asked_for_less_from_then_on(arou
         text = place.file.read_text()
         place.file.write_text(f"{text}\nretry_after_seconds: [0.05]\n")
         with place.opened() as pull:
-            pull.discover(2, 4)
-            assert pull.admission("pacs").associations == 2
-            pull.close_requestors()
+            pull.discovery.discover(2, 4)
+            assert pull.access.admission("pacs").associations == 2
+            pull.access.close()
             place.pacs.script.append(Behaviour("assoc.reject", times=1, **limit))
             with pytest.raises(PacsError, match="pacs-busy"):
                 work_through(pull)
             work_through(pull)
-            assert pull.admission("pacs").associations == 1
+            assert pull.access.admission("pacs").associations == 1
         assert place.totals().rows == {Verdict.ARCHIVED: 3}
 
 
@@ -423,4 +424,4 @@ def test_where_the_spool_is_full_it_is_not_the_node_that_sends_nothing(around, m
             work_through(pull)
         # The list, and the one instance that was to tell what it means.
         assert place.asked_for("C-MOVE") == 2
-        assert pull.admission("pacs").disabled_for is None
+        assert pull.access.admission("pacs").disabled_for is None

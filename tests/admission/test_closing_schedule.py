@@ -13,8 +13,9 @@ from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import WindowClosed
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.model import StudyState
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import Pull, open_pull, work_through
+from prefect_dicom.run.run import Run, open_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import subset
 from tests.support.sites import Place, until
@@ -57,9 +58,9 @@ def nights(request, around):
 
 def worked(place: Place, clock: Clock, events: list[Event] | None = None) -> None:
     cohort = register_cohort(place.site, place.cohort(), None)
-    with open_pull(place.site, cohort.number, clock=clock) as pull:
+    with open_run(place.site, cohort.number, clock=clock) as pull:
         if events is not None:
-            pull.subscribers.append(events.append)
+            pull.events.subscribe(events.append)
         work_through(pull)
 
 
@@ -185,10 +186,10 @@ def test_where_less_is_allowed_from_a_moment_on_no_more_associations_stand(aroun
     with around(objects, script=script, node=node) as place:
         clock = LeapingClock()
         cohort = register_cohort(place.site, place.cohort(), None)
-        with open_pull(place.site, cohort.number, clock=clock) as pull:
-            for first, last in pull.discovery_pages():
-                pull.discover(first, last)
-            chunks, lock = pull.chunks(), threading.Lock()
+        with open_run(place.site, cohort.number, clock=clock) as pull:
+            for first, last in pull.discovery.pages():
+                pull.discovery.discover(first, last)
+            chunks, lock = pull.chunks.chunks(), threading.Lock()
 
             def work() -> None:
                 while True:
@@ -196,8 +197,8 @@ def test_where_less_is_allowed_from_a_moment_on_no_more_associations_stand(aroun
                         chunk = next(chunks, None)
                     if chunk is None:
                         return
-                    pull.retrieve(chunk)
-                    pull.archive_chunk(chunk)
+                    pull.retrieval.retrieve(chunk)
+                    pull.archiving.archive(chunk)
 
             with ThreadPoolExecutor(2) as pool:
                 threads = [pool.submit(work) for _ in range(2)]
@@ -239,7 +240,10 @@ def test_an_association_is_given_up_while_the_next_request_has_to_wait(around):
         began = time.monotonic()
         with place.opened() as pull:
             work_through(pull)
-            assert pull.waits() == "node pacs: window: 2 associations, 20 retrieves/min"
+            assert (
+                pull.reporting.format_waits()
+                == "node pacs: window: 2 associations, 20 retrieves/min"
+            )
         assert 3 <= time.monotonic() - began < 20
         moves = [request.at for request in place.pacs.requests("C-MOVE")]
         assert moves[1] - moves[0] >= 2.9
@@ -255,14 +259,14 @@ def test_a_run_that_is_alone_pays_two_writes_for_an_association_and_none_for_a_r
         with place.opened() as pull:
             calls = _counted(pull, monkeypatch, "take_slot", "release_slot", "begin_request")
             work_through(pull)
-            pull.close_requestors()
+            pull.access.close()
         associations = len(place.pacs.requests("C-FIND")) and place.pacs.connections
         assert calls["take_slot"] <= associations
         assert calls["release_slot"] == calls["take_slot"]
         assert not calls["begin_request"]
 
 
-def _counted(pull: Pull, monkeypatch, *names: str) -> dict[str, int]:
+def _counted(pull: Run, monkeypatch, *names: str) -> dict[str, int]:
     calls = dict.fromkeys(names, 0)
     for name in names:
         original = getattr(pull.ledger.rate_limits, name)

@@ -23,7 +23,7 @@ from prefect_dicom.cli.status import status
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.model import Chunk
-from prefect_dicom.run.steps import Pull
+from prefect_dicom.run.run import Run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import subset
 from tests.support.sites import Place, site_around
@@ -369,12 +369,11 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
     gate = Gate(walk)
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
     told: list[Event] = []
-    with site(tmp_path, tiny_instances(19), script) as place, place.opened() as pull:
-        pull.clock = walk
-        pull.subscribers.append(told.append)
-        for pages in pull.discovery_pages():
-            pull.discover(*pages)
-        admission, chunks = pull.admission("pacs"), pull.chunks()
+    with site(tmp_path, tiny_instances(19), script) as place, place.opened(clock=walk) as pull:
+        pull.events.subscribe(told.append)
+        for pages in pull.discovery.pages():
+            pull.discovery.discover(*pages)
+        admission, chunks = pull.access.admission("pacs"), pull.chunks.chunks()
         uids = {s.reference: uid for uid, s in place.studies().items()}
         walked = []
 
@@ -398,7 +397,11 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
         walked.append(asked_at_a_time())
         with place.ledger() as ledger:
             (run,) = ledger.runs.under_way(1)
-        assert run.waits == pull.waits() == f"node pacs: asked for 2 of 4 at a time ({code})"
+        assert (
+            run.waits
+            == pull.reporting.format_waits()
+            == f"node pacs: asked for 2 of 4 at a time ({code})"
+        )
         status(site=str(place.file))
         assert run.waits in capsys.readouterr().out
         for _ in range(3):
@@ -406,7 +409,7 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
             walked.append(asked_at_a_time())
         # Each was held until all of its round were there, at the same time.
         assert walked == [4, 4, 2, 2, 3, 4]
-        assert pull.waits() == ""
+        assert pull.reporting.format_waits() == ""
         place.audit()
     of_node = [(e.name, e.reason, dict(e.figures)) for e in told if e.name.startswith("node")]
     assert of_node == [
@@ -422,29 +425,28 @@ def test_discovery_goes_on_over_fewer_associations_where_the_node_is_slow(tmp_pa
     gate = Gate(walk)
     gate.expect(4)
     gate.slow_seconds = 30.0
-    with site(tmp_path, tiny_instances(60)) as place, place.opened() as pull:
-        pull.clock = walk
-        pull.study_queries("pacs").answers_lists = False
-        admission = pull.admission("pacs")
+    with site(tmp_path, tiny_instances(60)) as place, place.opened(clock=walk) as pull:
+        pull.discovery.capabilities("pacs").answers_lists = False
+        admission = pull.access.admission("pacs")
         usual(admission, kind=RequestKind.QUERY)
         counting = Counting(lambda: admission.associations == 2)
         place.pacs.script += [
             Behaviour("net.first_byte", service="C-FIND", hold=counting),
             Behaviour("net.first_byte", service="C-FIND", hold=gate, times=4),
         ]
-        for pages in pull.discovery_pages():
-            pull.discover(*pages)
+        for pages in pull.discovery.pages():
+            pull.discovery.discover(*pages)
         # Four rows were slow at the same time: three are enough to ask for half as much.
-        assert pull.waits() == "node pacs: asked for 2 of 4 at a time (pacs-slow)"
+        assert pull.reporting.format_waits() == "node pacs: asked for 2 of 4 at a time (pacs-slow)"
         assert place.totals().unasked == 0
         # Two of the four associations had been lent another question by then, at the most.
         others = sorted(counting.answered.values())[:-2]
         assert counting.answered.total() == 60 - 4 and sum(others) <= 2
 
 
-def bring(pull: Pull, chunk: Chunk) -> None:
-    pull.retrieve(chunk)
-    pull.archive_chunk(chunk)
+def bring(pull: Run, chunk: Chunk) -> None:
+    pull.retrieval.retrieve(chunk)
+    pull.archiving.archive(chunk)
 
 
 BUSY = {"result": 2, "source": 3, "reason": 2}
@@ -453,20 +455,19 @@ BUSY = {"result": 2, "source": 3, "reason": 2}
 @pytest.mark.parametrize("rejected", [1, 2])
 def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk, rejected):
     told: list[Event] = []
-    with site(tmp_path, tiny_instances(3)) as place, place.opened() as pull:
-        pull.clock = walk
-        pull.subscribers.append(told.append)
-        for pages in pull.discovery_pages():
-            pull.discover(*pages)
-        pull.close_requestors()
-        chunks = list(pull.chunks())
+    with site(tmp_path, tiny_instances(3)) as place, place.opened(clock=walk) as pull:
+        pull.events.subscribe(told.append)
+        for pages in pull.discovery.pages():
+            pull.discovery.discover(*pages)
+        pull.access.close()
+        chunks = list(pull.chunks.chunks())
         place.pacs.script.append(Behaviour("assoc.reject", times=rejected, **BUSY))
         before, began = len(place.pacs.log), walk.seconds
         for _ in range(rejected):
             # The second time it is the probe that is refused: the study is not asked for.
             with pytest.raises(PacsError, match="pacs-busy"):
-                pull.retrieve(chunks[0])
-            assert pull.waits().startswith("node pacs: waiting until ")
+                pull.retrieval.retrieve(chunks[0])
+            assert pull.reporting.format_waits().startswith("node pacs: waiting until ")
         bring(pull, chunks[0])
         services = [request.service for request in place.pacs.log[before:]]
         assert services[:2] == ["C-ECHO", "C-FIND"] and services.count("C-ECHO") == 1
@@ -474,7 +475,7 @@ def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk
         waited = walk.seconds - began
         least = first if rejected == 1 else first + second
         assert 0.8 * least <= waited <= 1.2 * least + 2
-        assert pull.admission("pacs").state is BreakerState.CLOSED
+        assert pull.access.admission("pacs").state is BreakerState.CLOSED
         bring(pull, chunks[1])
     names = [event.name for event in told if event.name.startswith("breaker")]
     assert names == ["breaker.opened"] * rejected + ["breaker.closed"]
@@ -484,13 +485,12 @@ def test_a_node_whose_wait_is_over_is_asked_by_one_thread_until_that_has_succeed
     gate = Gate(walk)
     gate.expect(1)
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
-    with site(tmp_path, tiny_instances(4), script) as place, place.opened() as pull:
-        pull.clock = walk
-        for pages in pull.discovery_pages():
-            pull.discover(*pages)
-        pull.admission("pacs").record_failure("pacs-busy", walk.seconds)
+    with site(tmp_path, tiny_instances(4), script) as place, place.opened(clock=walk) as pull:
+        for pages in pull.discovery.pages():
+            pull.discovery.discover(*pages)
+        pull.access.admission("pacs").record_failure("pacs-busy", walk.seconds)
         with ThreadPoolExecutor(4) as pool:
-            ended = [pool.submit(bring, pull, chunk) for chunk in pull.chunks()]
+            ended = [pool.submit(bring, pull, chunk) for chunk in pull.chunks.chunks()]
             for one in ended:
                 one.result()
         asked = [r for r in place.pacs.log if r.service in ("C-ECHO", "C-FIND", "C-GET")]
@@ -509,12 +509,12 @@ def test_who_waits_for_a_node_holds_no_association_that_others_need(tmp_path, as
     with site(tmp_path, tiny_instances(4), [busy], associations) as place:
         place.file.write_text(place.file.read_text() + "retry_after_seconds: [0.1, 0.1, 0.1]\n")
         with place.opened() as pull:
-            for pages in pull.discovery_pages():
-                pull.discover(*pages)
+            for pages in pull.discovery.pages():
+                pull.discovery.discover(*pages)
             # More at a time than there are associations: somebody who has none may be the first
             # to see whether the node works again.
             with ThreadPoolExecutor(4) as pool:
-                for one in [pool.submit(bring, pull, chunk) for chunk in pull.chunks()]:
+                for one in [pool.submit(bring, pull, chunk) for chunk in pull.chunks.chunks()]:
                     one.result()
         assert len(place.pacs.requests("C-ECHO")) >= 1
         place.is_whole()

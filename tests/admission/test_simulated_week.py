@@ -23,7 +23,7 @@ from prefect_dicom.core.errors import Interrupted, WindowClosed
 from prefect_dicom.core.model import StudyState
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import Pull, open_pull
+from prefect_dicom.run.run import Run, open_run
 from prefect_dicom.testing import tiny_instances
 from tests.support import sites
 from tests.support.campaign import subset
@@ -190,10 +190,10 @@ class _Worker(threading.Thread):
         seconds = min((opening - now).total_seconds(), self._end - self._clock.monotonic())
         self._clock.wait(threading.Event(), seconds)
         told = time.monotonic()
-        with open_pull(self._site, self._cohort, clock=self._clock) as pull:
+        with open_run(self._site, self._cohort, clock=self._clock) as pull:
             try:
-                for first, last in pull.discovery_pages():
-                    pull.discover(first, last)
+                for first, last in pull.discovery.pages():
+                    pull.discovery.discover(first, last)
                 self._pull(pull)
                 raise AssertionError("all was done before the time was over")
             except WindowClosed:
@@ -202,27 +202,27 @@ class _Worker(threading.Thread):
                 told = self._told
         self.stopped_in = time.monotonic() - told
 
-    def _pull(self, pull: Pull) -> None:
+    def _pull(self, pull: Run) -> None:
         """Chunk after chunk in several threads; what ends one of them ends all."""
-        chunks, lock = pull.chunks(), threading.Lock()
+        chunks, lock = pull.chunks.chunks(), threading.Lock()
         ends: list[BaseException | None] = []
 
         def work() -> None:
             try:
                 with self._clock.at_work():
                     while True:
-                        if self._clock.monotonic() >= self._end and not pull.stop.is_set():
+                        if self._clock.monotonic() >= self._end and not pull.control.stop.is_set():
                             self._told = time.monotonic()
-                            pull.stop.set()
+                            pull.control.stop.set()
                         with lock:
                             chunk = next(chunks, None)
                         if chunk is None:
                             break
                         try:
-                            pull.retrieve(chunk)
-                            pull.archive_chunk(chunk)
+                            pull.retrieval.retrieve(chunk)
+                            pull.archiving.archive(chunk)
                         finally:
-                            pull.give_back(chunk)
+                            pull.archiving.give_back(chunk)
                 ends.append(None)
             except BaseException as error:
                 ends.append(error)

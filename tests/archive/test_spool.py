@@ -360,10 +360,10 @@ def test_damage_between_two_runs_costs_what_was_damaged(tmp_path, case):
 def arrived(place: Place) -> list[Path]:
     """As after a run that died when it had looked at all that came, before it archived any."""
     with place.opened() as pull:
-        for page in pull.discovery_pages():
-            pull.discover(*page)
-        [chunk] = pull.chunks()
-        pull.retrieve(chunk)
+        for page in pull.discovery.pages():
+            pull.discovery.discover(*page)
+        [chunk] = pull.chunks.chunks()
+        pull.retrieval.retrieve(chunk)
     return in_ready(place, MANY)
 
 

@@ -258,6 +258,6 @@ def test_an_archive_that_cannot_be_asked_is_an_error_and_no_verdict(archived):
 def test_a_study_that_is_not_archived_is_not_judged(tmp_path):
     with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         with place.opened() as pull:
-            for first, last in pull.discovery_pages():
-                pull.discover(first, last)
+            for first, last in pull.discovery.pages():
+                pull.discovery.discover(first, last)
         assert list(verify_cohort(place.site, "1", Level.READ)) == []

@@ -78,7 +78,7 @@ SAFEGUARDS = {
         ("retrieval/test_completeness.py",),
     ),
     "the list read again before the commit": Safeguard(
-        "run/steps.py",
+        "run/archiving.py",
         {"                if not changed:\n": "                if True:\n"},
         ("run/test_rerun.py",),
     ),

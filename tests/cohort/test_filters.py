@@ -21,7 +21,7 @@ from prefect_dicom.core.model import Evidence
 from prefect_dicom.core.uids import manifest_key
 from prefect_dicom.ledger import RebuildOutcome
 from prefect_dicom.operations.rebuild import rebuild_ledger
-from prefect_dicom.run.steps import work_through
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.testing import Behaviour, StoredInstance
 from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.instances import decoded

@@ -17,9 +17,8 @@ from prefect.blocks.notifications import SlackWebhook
 from prefect.events.schemas.automations import AutomationCore
 
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.core.events import AUTOMATIONS, EVENTS, Event
-from prefect_dicom.run.planning import Plan
-from prefect_dicom.run.steps import work_through
+from prefect_dicom.core.events import AUTOMATIONS, EVENTS, Event, EventBus
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.tasks import events
 from prefect_dicom.testing import tiny_instances
 from tests.support.sites import Place, site_around, until
@@ -60,7 +59,8 @@ def test_a_subscriber_that_fails_disturbs_neither_the_run_nor_the_others(place, 
         raise RuntimeError("Zyxquordt^Immanuela")
 
     with place.opened() as pull:
-        pull.subscribers += [fail, lambda event: told.append(event.name)]
+        pull.events.subscribe(fail)
+        pull.events.subscribe(lambda event: told.append(event.name))
         work_through(pull)
     assert told == ["study.archived"] * 2
     assert "nobody was told of study.archived: RuntimeError" in caplog.text
@@ -75,13 +75,17 @@ def test_a_disk_that_fills_up_is_told_once_before_it_is_full(place, monkeypatch)
     monkeypatch.setattr(Spool, "free_bytes", lambda self: free["spool"] - self.reserve_bytes)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free["archive"]))
     place.change(spool={"reserve_bytes": GIB})
-    with place.opened() as pull:
-        pull.clock = walk = Walk()
-        pull.subscribers.append(told.append)
+    walk = Walk()
+    walk = Walk()
+    walk = Walk()
+    walk = Walk()
+    walk = Walk()
+    with place.opened(clock=walk) as pull:
+        pull.events.subscribe(told.append)
         for spool, archive in ((5, 5), (1.5, 5), (1.4, 0.5), (5, 5), (1.5, 5)):
             free |= {"spool": int(spool * GIB), "archive": int(archive * GIB)}
-            pull.look_at_disks()
-            pull.look_at_disks()
+            pull.disks.look()
+            pull.disks.look()
             walk.seconds += 30
     assert [(e.name, e.reason, e.figures["free_bytes"] / GIB) for e in told] == [
         ("disk.low", "spool-full", 0.5),
@@ -111,15 +115,15 @@ def test_a_prefect_server_that_is_away_holds_nobody_up(monkeypatch, caplog):
     monkeypatch.setattr(events, "_MOST_WAITING", 10)
     monkeypatch.setattr(events, "_END_SECONDS", 0.05)
     plan = Told()
-    with events.told_to_prefect(plan):
+    with events.events_to_prefect(plan):
         for reference in range(5):
-            plan.tell(Event(name="study.archived", reference=reference))
+            plan.events.publish(Event(name="study.archived", reference=reference))
         until(lambda: len(prefect.emitted) == 5, "Prefect has what it is given at a time")
         for reference in range(5, 50):
-            plan.tell(Event(name="study.archived", reference=reference))
+            plan.events.publish(Event(name="study.archived", reference=reference))
     assert [event["payload"]["study"] for event in prefect.emitted] == [0, 1, 2, 3, 4]
-    assert "Prefect was not told of 45 events" in caplog.text
-    assert plan.subscribers == []
+    assert "45 events did not reach Prefect" in caplog.text
+    assert plan.events.subscribers == []
     prefect.back.set()
 
 
@@ -127,9 +131,11 @@ def test_prefect_is_told_of_everything_while_it_keeps_up(monkeypatch, caplog):
     prefect = Prefect(monkeypatch)
     prefect.back.set()
     plan = Told()
-    with events.told_to_prefect(plan):
+    with events.events_to_prefect(plan):
         for reference in range(300):
-            plan.tell(Event(name="study.failed", reference=reference, reason="study-gone"))
+            plan.events.publish(
+                Event(name="study.failed", reference=reference, reason="study-gone")
+            )
     assert [event["payload"]["study"] for event in prefect.emitted] == list(range(300))
     assert not caplog.text
     one = prefect.emitted[7]
@@ -141,10 +147,8 @@ def test_prefect_is_told_of_everything_while_it_keeps_up(monkeypatch, caplog):
 class Told:
     """As much of a run as tells."""
 
-    tell = Plan.tell
-
     def __init__(self) -> None:
-        self.subscribers = []
+        self.events = EventBus()
         self.cohort = SimpleNamespace(number=3, name="knees")
 
 

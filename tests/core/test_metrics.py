@@ -29,10 +29,10 @@ from prefect_dicom.core import metrics, metrics_endpoint
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.network.storage_scp import ReceiverLease, Request, running_receiver
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.monitoring import measured
-from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import work_through
+from prefect_dicom.run.run import open_dry_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import only_in
 from tests.support.commands import CommandLine
@@ -108,7 +108,7 @@ def test_one_port_tells_of_the_run_and_its_receiver_while_they_work_and_after(tm
         assert not is_open(port)
         with place.opened() as pull, measured(pull):
             work_through(pull)
-            pull.tell(Event(name="study.failed", node="pacs", reason="instances-missing"))
+            pull.events.publish(Event(name="study.failed", node="pacs", reason="instances-missing"))
             after = Scrape(port)
             after_as_openmetrics = Scrape(port, "application/openmetrics-text; version=1.0.0")
         # The receiver takes the port, and tells its own.
@@ -192,7 +192,7 @@ def test_a_dry_run_is_measured_and_leaves_a_spool_that_a_pull_takes(tmp_path):
     with measured_site(tmp_path, objects=tiny_instances(1), retrieve="c-get") as (place, port):
         cohort = register_cohort(place.site, place.cohort(), None)
         assert not place.site.spool.path.exists()
-        with open_plan(place.site, cohort.number) as plan, measured(plan):
+        with open_dry_run(place.site, cohort.number) as plan, measured(plan):
             assert Scrape(port).processes() == {"run-1"}
         assert place.site.spool.path.stat().st_mode & 0o077 == 0
         with place.opened():
@@ -214,7 +214,7 @@ def test_without_a_port_nothing_is_counted_and_nothing_is_loaded(tmp_path):
     with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         with place.opened() as pull, measured(pull):
             assert metrics._live is None
-            assert pull.subscribers == []
+            assert pull.events.subscribers == []
             work_through(pull)
         assert not (place.site.spool.path / "metrics").exists()
     code = "import sys, prefect_dicom.core.metrics; print('prometheus_client' in sys.modules)"
@@ -278,7 +278,7 @@ def test_every_flow_that_opens_a_run_measures_it():
     openings = [
         line
         for file in flows.glob("*.py")
-        for line in re.findall(r"^ *with .*open_(?:pull|plan)\(.*$", file.read_text(), re.MULTILINE)
+        for line in re.findall(r"^ *with .*open_(?:dry_)?run\(.*$", file.read_text(), re.MULTILINE)
     ]
     assert len(openings) >= 4
     assert [line for line in openings if "measured(" not in line] == []

@@ -18,8 +18,8 @@ from prefect_dicom.core.model import CohortRow
 from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
 from prefect_dicom.network.requestor import Requestor
-from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
+from prefect_dicom.run.run import open_dry_run
 from tests.support import corpus_oracle, peers
 from tests.support.campaign import subset
 from tests.support.corpus import full_corpus
@@ -334,10 +334,10 @@ def _planned(archive, definition, rows, folder):
     path = folder / "cohort.yaml"
     path.write_text(yaml.safe_dump(definition))
     cohort = register_cohort(site, path, None)
-    with open_plan(site, cohort.number) as plan:
-        for first, last in plan.discovery_pages():
-            plan.discover(first, last)
-        plan.limit_per_patient()
+    with open_dry_run(site, cohort.number) as plan:
+        for first, last in plan.discovery.pages():
+            plan.discovery.discover(first, last)
+        plan.discovery.limit_per_patient()
         return {
             normal_uid(record.study.study_instance_uid)
             for record in plan.ledger.studies.to_pull(cohort.number)

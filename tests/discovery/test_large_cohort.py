@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.core.model import Verdict
+from prefect_dicom.discovery.service import ROWS_PER_WRITE
 from prefect_dicom.report.estimate import estimate_pull
-from prefect_dicom.run.planning import ROWS_PER_WRITE
 from prefect_dicom.testing import tiny_instances
 from tests.support import program
 from tests.support.sites import Place, site_around, until

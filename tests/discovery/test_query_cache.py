@@ -12,8 +12,8 @@ import pytest
 
 from prefect_dicom.core.model import Study, Verdict
 from prefect_dicom.discovery.query_cache import QueryCache
-from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
+from prefect_dicom.run.run import open_dry_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.instances import changed
 from tests.support.campaign import subset
@@ -36,7 +36,7 @@ NO_LISTS = [
 
 def plan(place, rows=None) -> None:
     registered = register_cohort(place.site, place.cohort(rows), None)
-    with open_plan(place.site, registered.number) as planned:
+    with open_dry_run(place.site, registered.number) as planned:
         for page in planned.discovery_pages():
             planned.discover(*page)
 

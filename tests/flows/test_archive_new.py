@@ -13,8 +13,9 @@ from prefect_dicom.cohort.definition import read_cohort_file
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.ledger import Cohort
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import cohorts_to_rerun, register_new
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run, reopen_transient
 from prefect_dicom.testing import Behaviour
 from tests.support.sites import Place, site_around, study
 
@@ -38,7 +39,7 @@ def place(tmp_path) -> Iterator[Place]:
 
 def archive_new(place: Place, today: date = TODAY, days: int = 7) -> Cohort:
     cohort = register_new(place.site, None, today, days)
-    with open_pull(place.site, cohort.number) as pull:
+    with open_run(place.site, cohort.number) as pull:
         work_through(pull)
     return cohort
 
@@ -111,10 +112,10 @@ def test_what_failed_one_night_is_tried_again_the_next(place):
     assert archived(place) == 0
     place.pacs.script.clear()
     cohort = register_new(place.site, None, TODAY + timedelta(1), 7)
-    with open_pull(place.site, cohort.number) as pull:
+    with open_run(place.site, cohort.number) as pull:
         work_through(pull)
         # What the flow does before its next pass.
-        assert pull.reopen_transient()
+        assert reopen_transient(pull)
         work_through(pull)
     assert archived(place) == 3
 

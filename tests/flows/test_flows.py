@@ -22,14 +22,16 @@ from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import ArchiveError, PacsError, PrefectDicomError
 from prefect_dicom.core.model import Level, Verdict
 from prefect_dicom.core.reasons import pointer
+from prefect_dicom.discovery.service import DiscoveryService
 from prefect_dicom.flows import archive_new, pipeline, pull_cohort, rerun_failed, verify_archive
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.run import steps
-from prefect_dicom.run.loop import PullPasses
+from prefect_dicom.run import run
+from prefect_dicom.run.archiving import ChunkArchiving
+from prefect_dicom.run.loop import PullLoop
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import Pull
-from prefect_dicom.tasks import edge, report
-from prefect_dicom.tasks.edge import without_phi
+from prefect_dicom.run.retrieving import ChunkRetrieval
+from prefect_dicom.tasks import options, report
+from prefect_dicom.tasks.error_translation import without_phi
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import only_in
 from tests.support.sites import Place, site_around, study, until
@@ -45,7 +47,7 @@ PATIENT = "Zyxquordt^Immanuela"
 @pytest.fixture
 def at_once(monkeypatch) -> None:
     """Tasks wait hardly at all before they try again."""
-    monkeypatch.setattr(edge, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(options, "_RETRY_DELAYS_SECONDS", (0.01, 0.01))
 
 
 @pytest.fixture
@@ -101,17 +103,46 @@ def error_of(state: State) -> PrefectDicomError:
     return state.result(raise_on_failure=False)
 
 
+STEPS = {
+    "discover": (DiscoveryService, "discover"),
+    "retrieve": (ChunkRetrieval, "retrieve"),
+    "archive_chunk": (ChunkArchiving, "archive"),
+}
+
+
+STEPS = {
+    "discover": (DiscoveryService, "discover"),
+    "retrieve": (ChunkRetrieval, "retrieve"),
+    "archive_chunk": (ChunkArchiving, "archive"),
+}
+
+
+STEPS = {
+    "discover": (DiscoveryService, "discover"),
+    "retrieve": (ChunkRetrieval, "retrieve"),
+    "archive_chunk": (ChunkArchiving, "archive"),
+}
+
+
+STEPS = {
+    "discover": (DiscoveryService, "discover"),
+    "retrieve": (ChunkRetrieval, "retrieve"),
+    "archive_chunk": (ChunkArchiving, "archive"),
+}
+
+
 def attempts_of(monkeypatch, step: str, before=lambda attempt: None) -> list[int]:
-    """Count the calls of a step of :class:`Pull`, and do something ahead of each."""
+    """Count the calls of a step of a run, and do something ahead of each."""
     attempts: list[int] = []
-    original = getattr(Pull, step)
+    part, method = STEPS[step]
+    original = getattr(part, method)
 
     def counted(self, *args):
         attempts.append(len(attempts) + 1)
         before(attempts[-1])
         return original(self, *args)
 
-    monkeypatch.setattr(Pull, step, counted)
+    monkeypatch.setattr(part, method, counted)
     return attempts
 
 
@@ -468,7 +499,7 @@ def test_a_task_replaces_errors_of_others_by_their_type(place, logged, monkeypat
     def fail(self, *_):
         raise ValueError(f"no such patient: {PATIENT}")
 
-    monkeypatch.setattr(Pull, step, fail)
+    monkeypatch.setattr(*STEPS[step], fail)
     state = run_pull(place)
     assert str(error_of(state)) == "unexpected: ValueError"
     assert "raise ValueError" in logged.text, "the local log says where it came from"
@@ -496,7 +527,7 @@ def test_what_an_error_was_made_from_stays_inside(place, logged, monkeypatch):
         except ValueError as error:
             raise PacsError("not-permitted") from error
 
-    monkeypatch.setattr(Pull, "retrieve", fail)
+    monkeypatch.setattr(ChunkRetrieval, "retrieve", fail)
     state = run_pull(place)
     assert str(error_of(state)).startswith("not-permitted: node pacs is left alone now")
     assert "Traceback" in logged.text
@@ -558,7 +589,7 @@ def test_a_run_that_is_to_wait_for_its_window_goes_on_when_it_opens(place, monke
             waits.append(seconds)
             return super().wait(event, 0)
 
-    monkeypatch.setattr(steps, "Clock", Leaping)
+    monkeypatch.setattr(run, "Clock", Leaping)
 
     state = run_pull(place)
 
@@ -579,19 +610,19 @@ def test_a_run_that_a_second_node_keeps_waiting_is_not_begun_again_and_again(
     document["nodes"]["other"] = {**first, "access_schedule": schedule}
     place.file.write_text(yaml.safe_dump(document))
     passes = []
-    one_pass = PullPasses.one_pass
+    one_pass = PullLoop.one_pass
 
     def counted(self):
         passes.append(len(passes))
         if len(passes) > 1:
-            self.plan.stop.set()
+            self.run.control.stop.set()
         return one_pass(self)
 
     def waited(self, event, seconds):
         event.set()
         return True
 
-    monkeypatch.setattr(PullPasses, "one_pass", counted)
+    monkeypatch.setattr(PullLoop, "one_pass", counted)
     monkeypatch.setattr(Clock, "wait", waited)
     rows = [{"StudyInstanceUID": uid} for uid in place.pacs.holdings.study_instance_uids()]
     cohort = place.cohort([*rows, {"StudyInstanceUID": "2.25.4711"}])

@@ -253,11 +253,11 @@ def test_the_same_step_again_goes_on_in_the_same_run(tmp_path, when):
     with place_with(tmp_path, "postgresql") as place, place.opened() as pull:
         with cluster().connect(database_of(place)) as connection:
             strike_at(connection, "cut", when)
-        for first, last in pull.discovery_pages():
-            pull.discover(first, last)
-        (chunk,) = list(pull.chunks())
-        retry(pull.retrieve, chunk)
-        retry(pull.archive_chunk, chunk)
+        for first, last in pull.discovery.pages():
+            pull.discovery.discover(first, last)
+        (chunk,) = list(pull.chunks.chunks())
+        retry(pull.retrieval.retrieve, chunk)
+        retry(pull.archiving.archive, chunk)
         with cluster().connect(database_of(place)) as connection:
             assert connection.execute("SELECT last_value > 1 FROM strikes").fetchone() == (True,)
         assert place.totals().rows == {Verdict.ARCHIVED: STUDIES}

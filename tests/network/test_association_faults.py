@@ -23,7 +23,7 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.network import requestor
 from prefect_dicom.operations.doctor import examine
-from prefect_dicom.run.steps import work_through
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.knobs_association import ASSOCIATION_KNOBS
 from tests.support.campaign import subset
@@ -189,7 +189,7 @@ def meets(place: Place, code: str, then: str, detail: str = "") -> None:
             work_through(pull)
         assert error.value.code == code
         assert detail in error.value.detail
-        admission = pull.admission("pacs")
+        admission = pull.access.admission("pacs")
         if then == STOPPED:
             assert admission.disabled_for == code
             before = place.pacs.connections

@@ -16,8 +16,9 @@ import pytest
 from prefect_dicom.core.errors import ReceiverError, SpoolFull
 from prefect_dicom.core.model import Disposition, Verdict
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.sites import site_around, until
 
@@ -84,9 +85,11 @@ def test_two_runs_at_once_each_get_what_they_asked_for(tmp_path):
             cohorts.append(register_cohort(place.site, path, None).number)
 
         def run(cohort: int) -> tuple[Counter, int]:
-            with open_pull(place.site, cohort) as pull:
+            with open_run(place.site, cohort) as pull:
                 work_through(pull)
-                return pull.ledger.progress.totals(cohort).rows, pull.receiver().status()["pid"]
+                return pull.ledger.progress.totals(cohort).rows, pull.nodes.receiver().status()[
+                    "pid"
+                ]
 
         with ThreadPoolExecutor(2) as pool:
             results = list(pool.map(run, cohorts))

@@ -41,8 +41,9 @@ from prefect_dicom.operations import probe_node as probing
 from prefect_dicom.operations import probe_session
 from prefect_dicom.operations.probe_node import probe_node
 from prefect_dicom.operations.probe_session import MOST_INSTANCES, MOST_REQUESTS
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
 from prefect_dicom.testing.generate import generate_cohort
 from prefect_dicom.testing.instances import changed
@@ -562,7 +563,7 @@ def test_a_pull_from_a_pacs_without_c_get_works_by_its_capabilities(clinic, tmp_
     cohort.write_text("\n".join(["StudyInstanceUID", *held]))
     site = load_site(file)
     registered = register_cohort(site, cohort, None)
-    with open_pull(site, registered.number) as pull:
+    with open_run(site, registered.number) as pull:
         work_through(pull)
         assert pull.ledger.progress.totals(registered.number).rows == {Verdict.ARCHIVED: len(held)}
     assert status(registered.name, site=file) == 0
@@ -696,7 +697,7 @@ def test_no_more_associations_are_used_than_the_node_serves(around):
     with around(HELD) as place:
         with_capabilities(place, associations=1)
         with place.opened() as pull:
-            assert pull.admission("pacs").associations == 1
+            assert pull.access.admission("pacs").associations == 1
 
 
 def test_a_pacs_that_answers_no_counts_is_pulled_by_its_capabilities(around):

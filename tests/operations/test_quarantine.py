@@ -185,8 +185,8 @@ def test_an_instance_that_the_pacs_does_not_list_stays(pulled):
 
 def test_an_instance_of_a_study_that_is_not_listed_yet_stays(place):
     with place.opened() as pull:
-        for lines in pull.discovery_pages():
-            pull.discover(*lines)
+        for lines in pull.discovery.pages():
+            pull.discovery.discover(*lines)
     assert "has not listed its study yet" in stays(place, quarantined(place, LATE))[1]
 
 

@@ -37,8 +37,9 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.ledger import Ledger, RebuildOutcome
 from prefect_dicom.operations.rebuild import RebuiltStudy, rebuild_ledger
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.progress import counting_shown
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing.generate import uid
 from prefect_dicom.testing.tiny import tiny_instances
 from tests.support.campaign import subset
@@ -165,8 +166,8 @@ def test_an_older_copy_of_the_ledger_is_completed_and_what_it_has_stays(folder_s
     place.pull(cohort)
     cohort = place.cohort([{"StudyInstanceUID": u} for u in (first, second)])
     with place.opened(cohort) as pull:
-        for lines in pull.discovery_pages():
-            pull.discover(*lines)
+        for lines in pull.discovery.pages():
+            pull.discovery.discover(*lines)
     with place.ledger() as ledger:
         archived = ledger.studies.find(first)
     assert records(place)[second][0] == StudyState.PENDING
@@ -196,8 +197,8 @@ def known(request, folder_site):
         lose_the_ledger(place)
     cohort = place.cohort([{"StudyInstanceUID": uids(place)[0]}])
     with place.opened(cohort) as pull:
-        for lines in pull.discovery_pages():
-            pull.discover(*lines)
+        for lines in pull.discovery.pages():
+            pull.discovery.discover(*lines)
     return place
 
 
@@ -573,6 +574,6 @@ def test_a_rebuilt_study_comes_into_another_cohort_as_archived(folder_site):
     lose_the_ledger(place)
     rebuilt(place)
     place.pull(place.cohort([{"StudyInstanceUID": uids(place)[1]}]))
-    with open_pull(place.site, 1, "rerun") as pull:
+    with open_run(place.site, 1, "rerun") as pull:
         work_through(pull)
         assert pull.ledger.progress.totals(1).stored == 2

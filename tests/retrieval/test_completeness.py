@@ -21,8 +21,9 @@ from prefect_dicom.core.model import Evidence, Verdict
 from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.report import RESULTS, format_totals, write_reports
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, StoredInstance, tiny_instances
 from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.instances import changed
@@ -590,7 +591,7 @@ def test_an_archive_that_counts_nothing_and_tells_no_classes_is_judged_by_its_li
     cohort = tmp_path / "cohort.csv"
     cohort.write_text(f"StudyInstanceUID\n{first.study_instance_uid}\n")
     registered = register_cohort(load_site(file), cohort, None)
-    with open_pull(load_site(file), registered.number) as pull:
+    with open_run(load_site(file), registered.number) as pull:
         work_through(pull)
         [told] = pull.ledger.studies.of_cohort(registered.number)
     assert (str(told.state), told.evidence) == ("archived", BY_LIST)

@@ -28,7 +28,8 @@ from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.network.upper_layer.pdu import Pdu
 from prefect_dicom.report import write_reports
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.loop import work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import KNOBS, Behaviour, StoredInstance, tiny_instances
 from prefect_dicom.testing.instances import changed, instance_of_bytes
 from prefect_dicom.testing.peculiar import PECULIARITIES, peculiar_instances
@@ -435,7 +436,7 @@ def test_the_table_names_every_fault_and_every_behaviour():
 def again(place: Place) -> dict[Verdict, int]:
     """Rerun whatever has failed, for whatever reason."""
     reasons = [reason for _, reason in place.reasons() if reason]
-    with open_pull(place.site, 1, "rerun") as pull:
+    with open_run(place.site, 1, "rerun") as pull:
         pull.ledger.cohorts.reopen(1, reasons=reasons)
         work_through(pull)
         return dict(pull.ledger.progress.totals(1).rows)

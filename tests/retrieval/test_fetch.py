@@ -8,7 +8,7 @@ import pytest
 
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Disposition, StudyState, Verdict
-from prefect_dicom.run.steps import work_through
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.sites import Place, until
 
@@ -151,7 +151,7 @@ def test_an_unknown_destination_disables_the_node_and_fails_no_study(around):
             # The next chunk is not even tried.
             asked = place.asked_for()
             with pytest.raises(PacsError, match="move-destination-unknown"):
-                pull.retrieve(next(pull.chunks()))
+                pull.retrieval.retrieve(next(pull.chunks.chunks()))
             assert place.asked_for() == asked
         assert place.asked_for("C-MOVE") == 1
         assert place.totals().rows == {Verdict.PENDING: 4}

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import RetrieveMethod, StudyState, Verdict
-from prefect_dicom.run.steps import Pull
+from prefect_dicom.run.retrieving import ChunkRetrieval
 from prefect_dicom.testing.generate import generate_cohort
 from prefect_dicom.testing.instances import instance_of_file
 from tests.support import peers
@@ -85,14 +85,14 @@ def test_a_study_it_no_longer_has(setting, monkeypatch, retrieve):
     place = setting.place
     place.change(node={"retrieve": str(retrieve), "limits": {"chunk_studies": 1}})
     gone = place.pacs.holdings.study_instance_uids()[0]
-    fetch = Pull._fetch
+    fetch = ChunkRetrieval._fetch
 
     def meanwhile(self, retrieval, tasks):
         if any(task.claim.study_instance_uid == gone for task in tasks):
             setting.delete(gone)
         return fetch(self, retrieval, tasks)
 
-    monkeypatch.setattr(Pull, "_fetch", meanwhile)
+    monkeypatch.setattr(ChunkRetrieval, "_fetch", meanwhile)
     assert place.pull().rows == {Verdict.ARCHIVED: STUDIES - 1, Verdict.FAILED: 1}
     assert place.studies()[gone].reason == "study-gone"
 

@@ -26,7 +26,7 @@ from prefect_dicom.core.model import Disposition, Verdict
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.network import get, move
 from prefect_dicom.network.status import reason_for_status
-from prefect_dicom.run.steps import work_through
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.testing import KNOBS, Behaviour, Request, StoredInstance, tiny_instances
 from prefect_dicom.testing.instances import changed
 from prefect_dicom.testing.sending import StoreAssociation, context_key

@@ -19,8 +19,9 @@ from sqlalchemy import create_engine, text
 from prefect_dicom.config.site import ledger_url
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.core.model import Disposition, Verdict
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support import program
 from tests.support.campaign import subset
@@ -129,16 +130,16 @@ def test_two_workers_on_one_task_do_it_once(tmp_path, kind, retrieve):
     """As when Prefect hands a task out twice."""
     with place_with(tmp_path, kind, retrieve=retrieve) as place:
         with place.opened() as pull:
-            for first, last in pull.discovery_pages():
-                pull.discover(first, last)
-            (chunk,) = list(pull.chunks())
+            for first, last in pull.discovery.pages():
+                pull.discovery.discover(first, last)
+            (chunk,) = list(pull.chunks.chunks())
             begin = threading.Barrier(2)
 
             def work(_: int) -> tuple[int, int]:
                 begin.wait(PATIENCE)
-                claimed = pull.retrieve(chunk)
+                claimed = pull.retrieval.retrieve(chunk)
                 begin.wait(PATIENCE)
-                return claimed, pull.archive_chunk(chunk)
+                return claimed, pull.archiving.archive(chunk)
 
             with ThreadPoolExecutor(2) as pool:
                 claimed, archived = zip(*pool.map(work, range(2)), strict=True)
@@ -153,19 +154,19 @@ def test_a_second_attempt_while_the_first_still_lives_leaves_the_work_to_it(tmp_
     hold = Held()
     with place_with(tmp_path, kind, retrieve="c-get", script=[hold.at("C-GET")]) as place:
         with place.opened() as pull:
-            for first, last in pull.discovery_pages():
-                pull.discover(first, last)
-            (chunk,) = list(pull.chunks())
+            for first, last in pull.discovery.pages():
+                pull.discovery.discover(first, last)
+            (chunk,) = list(pull.chunks.chunks())
             with ThreadPoolExecutor(1) as pool:
-                attempt = pool.submit(pull.retrieve, chunk)
+                attempt = pool.submit(pull.retrieval.retrieve, chunk)
                 assert hold.reached.wait(PATIENCE)
-                assert pull.retrieve(chunk) == 0
-                assert pull.archive_chunk(chunk) == 0
+                assert pull.retrieval.retrieve(chunk) == 0
+                assert pull.archiving.archive(chunk) == 0
                 # A flow does this when the second attempt has failed.
-                pull.give_back(chunk)
+                pull.archiving.give_back(chunk)
                 hold.set()
                 assert attempt.result(PATIENCE) == STUDIES
-            assert pull.archive_chunk(chunk) == STUDIES
+            assert pull.archiving.archive(chunk) == STUDIES
         done_once(place)
 
 
@@ -181,7 +182,7 @@ def test_a_study_of_two_cohorts_is_moved_for_one_and_counts_for_both(tmp_path, k
             numbers.append(register_cohort(place.site, path, None).number)
 
         def pull(number: int) -> Counter:
-            with open_pull(place.site, number) as opened:
+            with open_run(place.site, number) as opened:
                 work_through(opened)
                 return opened.ledger.progress.totals(number).rows
 

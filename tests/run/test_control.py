@@ -23,8 +23,9 @@ import pytest
 from prefect_dicom.core.errors import Interrupted
 from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Cohort
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.audit import Auditor
 from tests.support import crashes
@@ -263,7 +264,7 @@ def test_where_a_node_takes_one_at_a_time_the_more_urgent_cohort_comes_first(aro
         place.pacs.script += of_retrieves("net.slow", seconds=0.5)
 
         def work(cohort: Cohort) -> None:
-            with open_pull(place.site, cohort.number) as pull:
+            with open_run(place.site, cohort.number) as pull:
                 work_through(pull)
 
         with ThreadPoolExecutor(3) as pool:

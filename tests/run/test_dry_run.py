@@ -24,10 +24,9 @@ from prefect_dicom.report.estimate import (
     write_estimate,
 )
 from prefect_dicom.report.formatting import format_estimate, format_modalities
-from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.progress import Pace, format_progress
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import current_pull
+from prefect_dicom.run.run import Run, open_dry_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.generate import generate_cohort
 from prefect_dicom.testing.instances import instance_of_file
@@ -59,9 +58,9 @@ def truth(files) -> dict[str, tuple[int, int, int]]:
 def dry_run(place: Place, cohort: Path | None = None) -> Estimate:
     site = place.site
     registered = register_cohort(site, cohort or place.cohort(), None)
-    with open_plan(site, registered.number) as plan:
-        for page in plan.discovery_pages():
-            plan.discover(*page)
+    with open_dry_run(site, registered.number) as plan:
+        for page in plan.discovery.pages():
+            plan.discovery.discover(*page)
         estimate = estimate_pull(plan.ledger, plan.cohort, site)
         write_estimate(estimate, site.reports / plan.cohort.name)
     return estimate
@@ -96,8 +95,8 @@ def test_it_needs_neither_archive_nor_receiver(tmp_path):
     with site_around(tmp_path, tiny_instances(2)) as place:
         (tmp_path / "archive").rmdir()
         assert dry_run(place).total.studies == 2
-        with open_plan(place.site, 1), pytest.raises(TypeError):
-            current_pull()
+        with open_dry_run(place.site, 1) as run:
+            assert not isinstance(run, Run)
 
 
 def test_sizes_and_rate_are_learned_from_what_was_archived(around, files):

@@ -28,8 +28,9 @@ from prefect_dicom.core.uids import is_uid
 from prefect_dicom.discovery.failover import combine_answers, settles
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.report import RESULTS, format_totals, write_reports
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredInstance
 from prefect_dicom.testing.instances import changed
 from tests.support import crashes, peers
@@ -395,7 +396,7 @@ def test_two_orthancs_hold_a_corpus_between_them(tmp_path, new_archive, corpus_s
     path.write_text("".join(f"{each}\n" for each in ("StudyInstanceUID", *uids)))
     settings = load_site(site)
     known = register_cohort(settings, path, ["main", "vna"], every_node=True)
-    with open_pull(settings, known.number) as pull:
+    with open_run(settings, known.number) as pull:
         work_through(pull)
         verdicts = list(pull.ledger.rows.verdicts(known.number))
     for each, verdict in zip(uids, verdicts, strict=True):

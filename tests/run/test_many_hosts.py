@@ -21,7 +21,7 @@ from prefect_dicom.core.model import CohortRow, Study, Verdict
 from prefect_dicom.flows import pull_cohort
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.network.storage_scp import running_receiver
-from prefect_dicom.run.steps import Pull
+from prefect_dicom.run.chunks import ChunkPlanner
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support import program
 from tests.support.campaign import subset
@@ -108,15 +108,15 @@ def test_the_studies_of_a_host_that_died_are_taken_over_by_one_that_waits(
     tmp_path, kind, monkeypatch, prefect_harness
 ):
     hold, waits = Held(), threading.Event()
-    left_to_others = Pull.left_to_others
+    studies_of_others = ChunkPlanner.studies_of_others
 
-    def seen(self: Pull) -> tuple[int, bool]:
-        left = left_to_others(self)
+    def seen(self: ChunkPlanner) -> tuple[int, bool]:
+        left = studies_of_others(self)
         if left == (2, False):
             waits.set()
         return left
 
-    monkeypatch.setattr(Pull, "left_to_others", seen)
+    monkeypatch.setattr(ChunkPlanner, "studies_of_others", seen)
     with two_hosts(tmp_path, kind, hold) as (first, second):
         cohort = first.cohort()
         with running(first, cohort) as run, contextlib.ExitStack() as stack:

@@ -36,8 +36,9 @@ from prefect_dicom.core.errors import (
 from prefect_dicom.core.model import Disposition, Verdict
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.operations.doctor import examine
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, tiny_instances
 from prefect_dicom.testing.instances import changed
 from tests.support.campaign import subset
@@ -157,9 +158,9 @@ def test_f51_two_runs_at_once_share_one_receiver_and_get_what_each_asked_for(tmp
             numbers.append(register_cohort(place.site, cohort, None, name).number)
 
         def run(number: int) -> int:
-            with open_pull(place.site, number) as pull:
+            with open_run(place.site, number) as pull:
                 work_through(pull)
-                return pull.receiver().status()["pid"]
+                return pull.nodes.receiver().status()["pid"]
 
         with ThreadPoolExecutor(2) as pool:
             receivers = list(pool.map(run, numbers[1:]))

@@ -166,15 +166,15 @@ def test_a_file_damaged_in_the_spool_is_asked_for_again_and_nothing_else(tmp_pat
     objects = list(tiny_instances(1, instances=4))
     with site_around(tmp_path, objects) as place:
         with place.opened() as pull:
-            for lines in pull.discovery_pages():
-                pull.discover(*lines)
-            [chunk] = pull.chunks()
-            pull.retrieve(chunk)
+            for lines in pull.discovery.pages():
+                pull.discovery.discover(*lines)
+            [chunk] = pull.chunks.chunks()
+            pull.retrieval.retrieve(chunk)
             damaged = place.spooled()[0]
             data = bytearray(damaged.read_bytes())
             data[-1] ^= 1
             damaged.write_bytes(data)
-            assert pull.archive_chunk(chunk) == 1
+            assert pull.archiving.archive(chunk) == 1
         assert place.reasons() == [(str(StudyState.ARCHIVED), None)]
         assert len(place.pacs.sent_instances()) == 5
         place.audit()

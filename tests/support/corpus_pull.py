@@ -35,8 +35,9 @@ from prefect_dicom.config.site import Site, Spool, ledger_url
 from prefect_dicom.core.model import RetrieveMethod, StudyState
 from prefect_dicom.core.uids import is_safe_key, is_uid, normal_uid
 from prefect_dicom.ledger import Ledger
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from tests.support.corpus import full_corpus
 from tests.support.peers import US, Dcmqrscp, Held, Orthanc, Peer, free_port
 from tests.support.radosgw import radosgw
@@ -237,7 +238,7 @@ def write_cohort(path: Path, held: Iterable[Held], patients: dict[str, set[str]]
 def pull_all(site: Site, cohort: Path) -> int:
     """Pull a cohort without Prefect; returns its number in the ledger."""
     number = register_cohort(site, cohort, None).number
-    with open_pull(site, number) as pull:
+    with open_run(site, number) as pull:
         work_through(pull)
     return number
 

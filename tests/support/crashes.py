@@ -16,12 +16,20 @@ from pathlib import Path
 from prefect_dicom.config.site import load_site
 from prefect_dicom.core.failpoints import VARIABLE, arm
 from prefect_dicom.report import write_reports
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run, reopen_transient
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["prefect_dicom.run.steps", "prefect_dicom.report", "pyarrow.parquet", "psycopg", "boto3"]
+    [
+        "prefect_dicom.run.run",
+        "prefect_dicom.run.loop",
+        "prefect_dicom.report",
+        "pyarrow.parquet",
+        "psycopg",
+        "boto3",
+    ]
 )
 
 PATIENCE_SECONDS = 60
@@ -31,8 +39,8 @@ def bring_to_its_end(site_file: Path, cohort: Path) -> None:
     """What a user does: pull, and again what failed for a passing reason; then report."""
     site = load_site(site_file)
     registered = register_cohort(site, cohort, None)
-    with open_pull(site, registered.number) as pull:
-        pull.reopen_transient()
+    with open_run(site, registered.number) as pull:
+        reopen_transient(pull)
         work_through(pull)
         write_reports(pull.ledger, pull.cohort, site.reports)
 

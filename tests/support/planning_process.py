@@ -11,17 +11,17 @@ from pathlib import Path
 
 from prefect_dicom.config.site import load_site
 from prefect_dicom.report.estimate import estimate_pull, write_estimate
-from prefect_dicom.run.planning import open_plan
 from prefect_dicom.run.registration import register_cohort
+from prefect_dicom.run.run import open_dry_run
 
 
 def main(site_file: str, cohort: str) -> None:
     site = load_site(site_file)
     registered = register_cohort(site, Path(cohort), None)
-    with open_plan(site, registered.number) as plan:
-        for page in plan.discovery_pages():
-            plan.discover(*page)
-        plan.limit_per_patient()
+    with open_dry_run(site, registered.number) as plan:
+        for page in plan.discovery.pages():
+            plan.discovery.discover(*page)
+        plan.discovery.limit_per_patient()
         estimate = estimate_pull(plan.ledger, plan.cohort, site)
         write_estimate(estimate, site.reports / plan.cohort.name)
 

@@ -25,12 +25,14 @@ import yaml
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.config.site import Site, ledger_url, load_site
+from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.model import RowVerdict, StudyManifest, StudyState, Verdict
 from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.ledger import Ledger, StudyRecord, Totals
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import Pull, open_pull, work_through
+from prefect_dicom.run.run import Run, open_run
 from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_instances
 from prefect_dicom.testing.instances import StoredInstance, decoded, encoded, instance_of_bytes
 from prefect_dicom.testing.sending import StoreAssociation, context_key
@@ -145,15 +147,15 @@ class Place:
             return pull.ledger.progress.totals(pull.cohort.number)
 
     @contextlib.contextmanager
-    def opened(self, cohort: Path | None = None) -> Iterator[Pull]:
+    def opened(self, cohort: Path | None = None, *, clock: Clock | None = None) -> Iterator[Run]:
         site = self.site
         registered = register_cohort(site, cohort or self.cohort(), None)
-        with open_pull(site, registered.number) as pull:
+        with open_run(site, registered.number, clock=clock) as pull:
             yield pull
 
     def rerun(self) -> Totals:
         """Try again what failed, as ``rerun`` does."""
-        with open_pull(self.site, 1, "rerun") as pull:
+        with open_run(self.site, 1, "rerun") as pull:
             pull.ledger.cohorts.reopen(1)
             work_through(pull)
             return pull.ledger.progress.totals(1)
@@ -368,7 +370,7 @@ def credentials(bucket: S3Server, environment) -> None:
 def main(site_file: str, cohort: str) -> None:
     site = load_site(site_file)
     registered = register_cohort(site, Path(cohort), None)
-    with open_pull(site, registered.number) as pull:
+    with open_run(site, registered.number) as pull:
         work_through(pull)
 
 

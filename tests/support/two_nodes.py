@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from prefect_dicom.core.model import RowVerdict
+from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.steps import open_pull, work_through
+from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, ScriptedPacs, StoredInstance
 from prefect_dicom.testing.audit import Auditor
 from tests.support.sites import LOOPBACK, Place, site_around
@@ -37,12 +38,12 @@ class Two:
         path = self.cohort(*rows)
         known = register_cohort(site, path, list(self.nodes), every_node=every_node)
         self.number = known.number
-        with open_pull(site, known.number) as pull:
+        with open_run(site, known.number) as pull:
             work_through(pull)
         return self.verdicts()
 
     def rerun(self) -> list[RowVerdict]:
-        with open_pull(self.place.site, self.number, "rerun") as pull:
+        with open_run(self.place.site, self.number, "rerun") as pull:
             pull.ledger.cohorts.reopen(self.number)
             work_through(pull)
         return self.verdicts()

@@ -194,7 +194,7 @@ class S3Connection:
 
     def _connect(self) -> S3Clients:
         settings, retries = self._settings, self._retries
-        core = botocore.session.Session(profile=settings.capabilities)
+        core = botocore.session.Session(profile=settings.profile)
         if settings.access_key_id and settings.secret_access_key:
             token = settings.session_token
             core.set_credentials(

@@ -8,10 +8,10 @@ What a command needs is imported in it: `--help`, a complaint about a file and `
 without Prefect, pynetdicom, pandas or boto3.
 """
 
-from prefect_dicom.cli import archive, doctor, pull, quarantine, receiver, server, status, steer
+from prefect_dicom.cli import archive, control, doctor, pull, quarantine, receiver, server, status
 from prefect_dicom.cli.app import Exit, app, main
 
 __all__ = ["Exit", "app", "main"]
 
-COMMANDS = (archive, doctor, pull, quarantine, receiver, server, status, steer)
+COMMANDS = (archive, control, doctor, pull, quarantine, receiver, server, status)
 """Modules with commands, which are known to the application once they are imported."""

@@ -19,7 +19,7 @@ from prefect_dicom.cli.app import (
     counted,
     output,
 )
-from prefect_dicom.cli.running import site_of
+from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.core.model import Level
 from prefect_dicom.core.reasons import REASONS
 

@@ -25,7 +25,7 @@ from prefect_dicom.cli.app import (
     output,
     print_error,
 )
-from prefect_dicom.cli.running import site_of
+from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ConfigurationError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow

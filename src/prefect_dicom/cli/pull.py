@@ -18,8 +18,8 @@ from prefect_dicom.cli.app import (
     check_known,
     output,
 )
-from prefect_dicom.cli.running import run_flow, site_of
-from prefect_dicom.cli.standing import show, show_estimate
+from prefect_dicom.cli.cohort_state import show, show_estimate
+from prefect_dicom.cli.flow_runner import run_flow, site_of
 from prefect_dicom.config.site import ledger_url
 from prefect_dicom.core.reasons import REASONS
 
@@ -54,19 +54,22 @@ def pull(
     AccessionNumber or a StudyInstanceUID. A definition (docs/cohorts.md) has filters for studies
     and series as well, and may do without a list. Running it again moves only what is missing.
     """
+    from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.registration import register_cohort
 
     settings = site_of(site)
-    known = register_cohort(settings, cohort, node, name, every_node=every_node)
+    with Ledger.open(ledger_url(settings)) as ledger:
+        known = register_cohort(settings, cohort, node, name, every_node=every_node, ledger=ledger)
 
-    def flow() -> Any:
-        from prefect_dicom.flows import pull_cohort
+        def flow() -> Any:
+            from prefect_dicom.flows.pull_cohort import pull_registered
 
-        return pull_cohort(
-            str(cohort), site, list(node) or None, name, dry_run, every_node, return_state=True
-        )
+            return pull_registered(settings, ledger, known, dry_run=dry_run)(
+                str(cohort), site, list(node) or None, name, dry_run, every_node, return_state=True
+            )
 
-    return run_flow(settings, site, known, flow, json_, show_estimate if dry_run else show)
+        display = show_estimate if dry_run else show
+        return run_flow(settings, site, ledger, known, flow, json_, display)
 
 
 @app.command(sort_key=5)
@@ -99,12 +102,15 @@ def rerun(
     with Ledger.open(ledger_url(settings)) as ledger:
         known = ledger.cohorts.get(cohort)
 
-    def flow() -> Any:
-        from prefect_dicom.flows import rerun_failed
+        def flow() -> Any:
+            from prefect_dicom.flows.rerun_failed import rerun_registered
 
-        return rerun_failed(known.name, site, reason, node, line, return_state=True)
+            chosen = {"reasons": reason, "nodes": node, "lines": line}
+            return rerun_registered(settings, ledger, known, chosen)(
+                known.name, site, reason, node, line, return_state=True
+            )
 
-    return run_flow(settings, site, known, flow, json_, show)
+        return run_flow(settings, site, ledger, known, flow, json_, show)
 
 
 @app.command(sort_key=3.5)
@@ -120,17 +126,19 @@ def archive_new(
     Looking back further than to yesterday finds what has reached the PACS late. Each day it is
     another cohort, with a report of its own.
     """
+    from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.registration import register_new
 
     settings = site_of(site)
-    known = register_new(settings, node, date.today(), days)
+    with Ledger.open(ledger_url(settings)) as ledger:
+        known = register_new(settings, node, date.today(), days, ledger=ledger)
 
-    def flow() -> Any:
-        from prefect_dicom.flows import archive_new
+        def flow() -> Any:
+            from prefect_dicom.flows.archive_new import archive_registered
 
-        return archive_new(site, node, days, return_state=True)
+            return archive_registered(settings, ledger, known)(site, node, days, return_state=True)
 
-    return run_flow(settings, site, known, flow, json_, show)
+        return run_flow(settings, site, ledger, known, flow, json_, show)
 
 
 @app.command(sort_key=1)

@@ -23,7 +23,7 @@ from prefect_dicom.cli.app import (
     counted,
     output,
 )
-from prefect_dicom.cli.running import site_of
+from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.reasons import REASONS

@@ -16,7 +16,7 @@ from prefect_dicom.cli.app import (
     console,
     output,
 )
-from prefect_dicom.cli.running import site_of
+from prefect_dicom.cli.flow_runner import site_of
 
 receiver = App(
     name="receiver",

@@ -19,9 +19,9 @@ from prefect_dicom.cli.app import (
     console,
     output,
 )
-from prefect_dicom.cli.running import site_of
+from prefect_dicom.cli.cohort_state import figures, format_runs, hands, print_windows, show
+from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.cli.server import print_server
-from prefect_dicom.cli.standing import figures, format_runs, hands, print_windows, show
 from prefect_dicom.config.site import ledger_url
 from prefect_dicom.core.reasons import REASONS
 

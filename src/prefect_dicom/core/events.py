@@ -1,6 +1,6 @@
 """Events of a run, in numbers and reason codes.
 
-The subscribers of a run (:meth:`~prefect_dicom.run.planning.Plan.tell`) get each event as it
+The subscribers of a run (:class:`EventBus`) get each event as it
 happens; ``flows/`` subscribes one that passes them on to Prefect, whose automations make mails
 and messages of them. An event names a study by its reference and a node by its name in the site
 file; it has no room for text of a peer or of a cohort file, so nothing of a patient can be in it.
@@ -8,6 +8,7 @@ file; it has no room for text of a peer or of a cohort file, so nothing of a pat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from types import MappingProxyType
 
 from prefect_dicom.core.model import StudyReference
 from prefect_dicom.core.reasons import REASONS
+
+log = logging.getLogger(__name__)
 
 EVENTS: Mapping[str, str] = MappingProxyType(
     {
@@ -86,3 +89,26 @@ class Event:
 
 Subscriber = Callable[[Event], None]
 """Called with each event, in the thread in which it happens; must return at once."""
+
+
+class EventBus:
+    """Publishes the events of a run to its subscribers."""
+
+    def __init__(self) -> None:
+        self.subscribers: list[Subscriber] = []
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Add a subscriber; before the work begins."""
+        self.subscribers.append(subscriber)
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Remove a subscriber."""
+        self.subscribers.remove(subscriber)
+
+    def publish(self, event: Event) -> None:
+        """Call every subscriber; one that fails disturbs neither the run nor the others."""
+        for subscriber in self.subscribers:
+            try:
+                subscriber(event)
+            except Exception as error:
+                log.warning("nobody was told of %s: %s", event.name, type(error).__name__)

@@ -1,18 +1,19 @@
-"""Pass after pass over a cohort, while there is reason to; no Prefect.
+"""The run loop: pass after pass over a cohort, while there is reason to; no Prefect.
 
-A pass asks for all open rows, then pulls all open studies, once. One that the node has kept from
-its end is followed by another when the admission of its node says so: one that stopped at a failure
-of the node, and one that left something undone for a passing reason, wait by the same admission.
-When that is used up, or a person has to act first, what is left stays pending for a rerun.
+A pass queries all unresolved rows, then pulls all unfinished studies, once. One that the node has
+kept from its end is followed by another when the admission of its node says so: one that stopped at
+a failure of the node, and one that left something undone for a transient reason, wait by the same
+admission. When that is used up, or a person has to act first, what is left stays pending for a
+rerun.
 
 A run whose cohort is paused gives back what it has in hand, waits in place and goes on with
-another pass. One that is told to end does so at once: what it leaves is what a run leaves that
-was killed, and the ledger knows all of it.
+another pass. One that is cancelled ends at once: what it leaves is what a run leaves that was
+killed, and the ledger knows all of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,10 +25,9 @@ from prefect_dicom.core.errors import (
     WindowClosed,
     passes_by_itself,
 )
-from prefect_dicom.core.model import RequestedState, Verdict
+from prefect_dicom.core.model import Chunk, RequestedState, Verdict
 from prefect_dicom.ledger import Totals
-from prefect_dicom.run.planning import Plan
-from prefect_dicom.run.steps import Pull
+from prefect_dicom.run.run import DryRun, Run, reopen_transient
 
 TICK_SECONDS = 2.0
 """How often a run that waits looks around."""
@@ -42,124 +42,153 @@ class Show(Protocol):
 
 
 @dataclass(kw_only=True)
-class Passes:
+class DiscoveryLoop:
     """The passes of a run that finds the studies of its cohort, and no more."""
 
-    plan: Plan
-    ask_for_rows: Callable[[int, int], PrefectDicomError | None]
-    """Asks for the rows of these lines, the first and the last; what kept it from its end."""
+    run: DryRun
+    discover: Callable[[int, int], PrefectDicomError | None]
+    """Queries the rows of some lines, first to last. Returns the error that stopped it, or None."""
     show: Show
     say: Callable[[str], None]
-    """Says what the run waits for, once, in words for people."""
-    share: Callable[[], AbstractContextManager]
-    """Held while the nodes may be asked: a share in what others grant of them."""
+    """Says what the run waits for, once, as text for people."""
+    limits: Callable[[], AbstractContextManager[None]]
+    """Held while the nodes may be asked: concurrency limits that others grant."""
 
-    def run(self) -> PrefectDicomError | None:
-        """Pass after pass; returns what kept the last one from its end.
+    def work_through(self) -> PrefectDicomError | None:
+        """Make pass after pass. Returns the error that stopped the last one, or None.
 
         A run that begins while its cohort is paused ends at once: those that a schedule begins
         do not pile up. One that was under way waits.
         """
-        if self.plan.told() is RequestedState.PAUSED:
+        control = self.run.control
+        if control.requested_state() is RequestedState.PAUSED:
             return Interrupted()
         while True:
-            trouble = self._until_told()
+            trouble = self._passes()
             if not isinstance(trouble, Interrupted):
                 return trouble
-            if isinstance(trouble, WindowClosed) and not self.plan.is_stopping():
-                if not self._wait_for_window():
+            if isinstance(trouble, WindowClosed) and not control.is_stopping():
+                if not self._wait_for_opening():
                     return trouble
-                continue
-            if not self.plan.wait_in_place(self.look):
+            elif not self._wait_while_paused():
                 return trouble
 
     def one_pass(self) -> PrefectDicomError | None:
-        """Ask for all open rows, once; returns what kept it from its end.
+        """Query every unresolved row once. Returns the error that stopped the pass, or None.
 
         Those that another run has taken are among them: which studies there are of a patient is
         known when all have been asked for.
         """
-        trouble = self._ask_for_rows()
-        while trouble is None and self._others_leave(self.plan.rows_of_others, "rows"):
-            trouble = self._ask_for_rows()
+        trouble = self._discover_all()
+        while trouble is None and self._wait_for_others(self.run.discovery.rows_of_others, "rows"):
+            trouble = self._discover_all()
         return trouble
 
     def look(self) -> None:
-        """Show where the cohort is, and write it down; as often as somebody likes."""
-        self.show(self._count, self.plan.waits())
-        self.plan.sample()
+        """Show where the cohort is, and record it; as often as somebody likes."""
+        self._show()
+        self.run.reporting.sample()
 
-    def _count(self) -> Totals:
-        return self.plan.ledger.progress.totals(self.plan.cohort.number)
+    def _show(self, *, now: bool = False) -> None:
+        reporting = self.run.reporting
+        self.show(reporting.totals, reporting.format_waits(), now=now)
 
-    def _until_told(self) -> PrefectDicomError | None:
-        """Pass after pass, until people or the clock want something else of the run."""
-        passes = 0
-        with self.share():
+    # --- passes
+
+    def _passes(self) -> PrefectDicomError | None:
+        """Make pass after pass, until people or an access schedule stop the run."""
+        passes = 1
+        with self.limits():
             trouble = self.one_pass()
-            while self._worth_another(trouble, passes := passes + 1):
-                self.say(self.plan.waits() or "another pass")
-                self._wait()
+            while self._is_worth_another(trouble) and self._schedule_another(trouble, passes):
+                self.say(self.run.reporting.format_waits() or "another pass")
+                self._wait_for_nodes()
                 trouble = self.one_pass()
+                passes += 1
         return trouble
 
-    def _worth_another(self, trouble: PrefectDicomError | None, passes: int) -> bool:
-        """Whether there is to be another pass; the node's admission then says when."""
-        plan = self.plan
-        admissions = [
-            admission
-            for admission in map(plan.admission, plan.cohort.nodes)
-            if not admission.disabled_for
-        ]
-        if not admissions or plan.is_stopping():
+    def _is_worth_another(self, trouble: PrefectDicomError | None) -> bool:
+        """Whether a node can still be asked, and no person has to act first."""
+        if not self.run.failover.enabled() or self.run.control.is_stopping():
             return False
-        if isinstance(trouble, PacsError) and len(admissions) < len(plan.cohort.nodes):
-            # What that node was to be asked for, the others are.
-            trouble = None
-        if isinstance(trouble, PacsError) and any(
-            admission.seconds_left() for admission in admissions
-        ):
+        trouble = self._without_disabled(trouble)
+        return trouble is None or passes_by_itself(trouble) or self._is_waited_for(trouble)
+
+    def _schedule_another(self, trouble: PrefectDicomError | None, passes: int) -> bool:
+        """Delay the nodes and reopen what failed for a transient reason.
+
+        Returns
+        -------
+        bool
+            False where there is nothing to do for another pass, or no pass is left.
+        """
+        trouble = self._without_disabled(trouble)
+        if self._is_waited_for(trouble):
             return True
-        if trouble is not None and not passes_by_itself(trouble):
-            return False
+        admissions = [self.run.access.admission(node) for node in self.run.failover.enabled()]
+        delayed = [admission.delay_next_pass(passes) for admission in admissions]
         # Last, because it changes what has failed: only where it is going to be tried again.
-        rested = [admission.delay_next_pass(passes) for admission in admissions]
-        return any(rested) and (plan.reopen_transient() or trouble is not None)
+        return any(delayed) and (reopen_transient(self.run) or trouble is not None)
 
-    def _wait(self) -> None:
-        """Wait until a node may be asked, and show it."""
-        plan = self.plan
-        self.show(self._count, plan.waits(), now=True)
-        while left := plan.seconds_left():
-            if plan.clock.wait(plan.stop, min(left, TICK_SECONDS)) or plan.is_stopping():
-                return
-            self.look()
+    def _without_disabled(self, trouble: PrefectDicomError | None) -> PrefectDicomError | None:
+        """The error of a pass, unless other nodes are asked for what a disabled one was to be."""
+        if isinstance(trouble, PacsError) and self.run.failover.disabled():
+            return None
+        return trouble
 
-    def _wait_for_window(self) -> bool:
-        """Wait until a node may be asked again, where the site wants it so; whether to go on."""
-        plan = self.plan
-        closed = [node for node in plan.cohort.nodes if plan.schedules.waits_for_opening(node)]
-        if not closed:
-            return False
-        plan.close_requestors()
-        self.show(self._count, plan.waits(), now=True)
-        while left := min(map(plan.schedules.seconds_closed, closed)):
-            plan.clock.wait(plan.stop, min(left, plan.clock.look_seconds))
-            if plan.is_stopping():
-                break
-            self.look()
-        return True
+    def _is_waited_for(self, trouble: PrefectDicomError | None) -> bool:
+        """Whether a node has failed and is left alone for a while."""
+        failover = self.run.failover
+        return isinstance(trouble, PacsError) and any(
+            self.run.access.admission(node).seconds_left() for node in failover.enabled()
+        )
 
-    def _ask_for_rows(self) -> PrefectDicomError | None:
-        if self.plan.is_stopping():
+    def _discover_all(self) -> PrefectDicomError | None:
+        if self.run.control.is_stopping():
             return Interrupted()
-        for first_line, last_line in self.plan.discovery_pages():
-            if (trouble := self.ask_for_rows(first_line, last_line)) is not None:
+        for first_line, last_line in self.run.discovery.pages():
+            if (trouble := self.discover(first_line, last_line)) is not None:
                 return trouble
             self.look()
         return None
 
-    def _others_leave(self, held_by_others: Callable[[], tuple[int, bool]], what: str) -> bool:
+    # --- waits
+
+    def _wait_for_nodes(self) -> None:
+        """Wait until a node may be asked, and show it."""
+        run = self.run
+        self._show(now=True)
+        while left := run.failover.seconds_left():
+            waited = run.clock.wait(run.control.stop, min(left, TICK_SECONDS))
+            if waited or run.control.is_stopping():
+                return
+            self.look()
+
+    def _wait_for_opening(self) -> bool:
+        """Wait until an access schedule opens, where the site wants that; whether to go on."""
+        run = self.run
+        schedules = run.access.schedules
+        closed = [node for node in run.cohort.nodes if schedules.waits_for_opening(node)]
+        if not closed:
+            return False
+        run.access.close()
+        self._show(now=True)
+        while left := min(map(schedules.seconds_closed, closed)):
+            run.clock.wait(run.control.stop, min(left, run.clock.look_seconds))
+            if run.control.is_stopping():
+                break
+            self.look()
+        return True
+
+    def _wait_while_paused(self) -> bool:
+        """Wait where the run is paused, without an association; whether it is to go on."""
+        control = self.run.control
+        if control.requested_state() is RequestedState.PAUSED:
+            self.run.access.close()
+            return control.wait_while_paused(self.look)
+        return control.requested_state() is RequestedState.RUNNING
+
+    def _wait_for_others(self, held_by_others: Callable[[], tuple[int, bool]], what: str) -> bool:
         """Wait for what other runs work on; whether some of it has fallen free, unfinished.
 
         Parameters
@@ -167,81 +196,121 @@ class Passes:
         held_by_others : callable
             Says how much of it they hold, and whether some has fallen free.
         """
-        plan = self.plan
-        told = False
+        run = self.run
+        said = False
         # What falls free may be a disabled node's, which this run does not ask any more.
-        disabled = any(plan.admission(node).disabled_for for node in plan.cohort.nodes)
-        while not plan.is_stopping():
+        disabled = bool(run.failover.disabled())
+        while not run.control.is_stopping():
             held, fallen_free = held_by_others()
             if fallen_free or not held or disabled:
                 return fallen_free and not disabled
             words = f"waiting for {held} {what} that another run works on"
-            if not told:
-                told = True
+            if not said:
+                said = True
                 self.say(words)
-            self.show(self._count, words)
-            plan.clock.wait(plan.stop, TICK_SECONDS)
-        # Told to wait or to end: what is left is not done, and that keeps it from its end.
+            self.show(run.reporting.totals, words)
+            run.clock.wait(run.control.stop, TICK_SECONDS)
+        # Paused or cancelled: what is left is not done, and that keeps the pass from its end.
         return True
 
 
 @dataclass(kw_only=True)
-class PullPasses(Passes):
+class PullLoop(DiscoveryLoop):
     """The passes of a run that brings the studies of its cohort into the archive."""
 
-    plan: Pull
-    pull_studies: Callable[[], PrefectDicomError | None]
-    """Brings all open studies, once; what kept it from its end."""
+    run: Run
+    pull: Callable[[], PrefectDicomError | None]
+    """Pulls every unfinished study once. Returns the error that stopped it, or None."""
 
     def one_pass(self) -> PrefectDicomError | None:
-        """All open rows, then all open studies, once; returns what kept it from its end.
+        """Query all unresolved rows, then pull all unfinished studies, once.
 
         What other runs were working on belongs to it: they may die over it, on other hosts too.
+
+        Returns
+        -------
+        PrefectDicomError or None
+            The error that stopped the pass.
         """
-        pull = self.plan
-        if all(map(pull.is_closed, pull.cohort.nodes)):
+        run = self.run
+        if all(map(run.access.is_closed, run.cohort.nodes)):
             # No task is begun only to say that its time has not come.
             return WindowClosed()
         trouble = super().one_pass()
-        needs_all = pull.filters.per_patient is not None
+        needs_all = run.context.filters.per_patient is not None
         if trouble is None or (isinstance(trouble, WindowClosed) and not needs_all):
             # Of several nodes another one may be asked, for what was found there.
-            trouble = self._pull_and_turn() or trouble
-        while trouble is None and self._others_leave(pull.left_to_others, "studies"):
-            trouble = self._pull_and_turn()
+            trouble = self._pull_from_all() or trouble
+        while trouble is None and self._wait_for_others(run.chunks.studies_of_others, "studies"):
+            trouble = self._pull_from_all()
         return trouble
 
-    def _pull_and_turn(self) -> PrefectDicomError | None:
-        """All open studies; what one node has failed at, the next one is asked for at once."""
-        self.plan.take_turned()
-        trouble = self.pull_studies()
-        while self.plan.take_turned() and not self.plan.is_stopping():
-            trouble = self.pull_studies() or trouble
+    def _pull_from_all(self) -> PrefectDicomError | None:
+        """Pull all unfinished studies; at once from the next node where one has failed."""
+        failover = self.run.failover
+        failover.take_request()
+        trouble = self.pull()
+        while failover.take_request() and not self.run.control.is_stopping():
+            trouble = self.pull() or trouble
         return trouble
 
 
-def what_is_left(
-    plan: Plan, trouble: PrefectDicomError | None, totals: Totals
+def remaining_error(
+    run: DryRun, trouble: PrefectDicomError | None, totals: Totals
 ) -> PrefectDicomError | None:
-    """What the user has to be told as the run's failure, of what kept its last pass from its end.
+    """The error a run ends with, of the error that stopped its last pass.
 
-    Nothing where people or the clock ended it, or where the cohort has come to its end without
-    a node that was left alone.
+    None where people or an access schedule ended it, or where the cohort has come to its end
+    without a node that was disabled.
     """
-    missing = next((node for node in plan.cohort.nodes if plan.others_go_on(node)), None)
+    failover = run.failover
+    missing = next((node for node in failover.nodes if failover.can_continue_without(node)), None)
     if missing is not None and (trouble is None or isinstance(trouble, PacsError)):
         if not totals.rows[Verdict.PENDING]:
             # Noted with the cohort.
             return None
-        trouble = trouble or PacsError(plan.admission(missing).disabled_for)
+        trouble = trouble or PacsError(run.access.admission(missing).disabled_for)
     if isinstance(trouble, Interrupted):
         return None
     if not isinstance(trouble, PacsError):
         return trouble
     left = totals.rows[Verdict.PENDING]
-    nodes = [
-        node for node in plan.cohort.nodes if plan.admission(node).disabled_for
-    ] or plan.cohort.nodes
-    named = " and ".join(f"node {node}" for node in nodes)
+    named = " and ".join(f"node {node}" for node in failover.disabled() or failover.nodes)
     words = f"{named} is left alone now; {left} rows stay pending, none is lost"
     return PacsError(trouble.code, "; ".join(filter(None, (trouble.detail, words))))
+
+
+def note_disabled_nodes(run: DryRun) -> None:
+    """Note with the cohort which node was disabled, where the others were asked in its stead."""
+    for node in run.failover.nodes:
+        if run.failover.continue_without(node):
+            return
+
+
+def work_through(run: Run) -> None:
+    """Bring a cohort as far as it goes, one step after the other in this thread.
+
+    For notebooks and tests: no Prefect, no second pass, and errors come out. Of several nodes the
+    next one is asked at once for what one has failed at.
+    """
+    for first_line, last_line in run.discovery.pages():
+        run.discovery.discover(first_line, last_line)
+    while True:
+        run.failover.take_request()
+        for node, chunks in run.chunks.chunks_by_node().items():
+            _pull_chunks(run, node, chunks)
+        if not run.failover.take_request():
+            return
+
+
+def _pull_chunks(run: Run, node: str, chunks: Iterator[Chunk]) -> None:
+    for chunk in chunks:
+        try:
+            run.retrieval.retrieve(chunk)
+            run.archiving.archive(chunk)
+        except PacsError:
+            if not run.failover.continue_without(node):
+                raise
+            return
+        finally:
+            run.archiving.give_back(chunk)

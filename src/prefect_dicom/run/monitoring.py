@@ -15,24 +15,23 @@ from prefect_dicom.core.events import Event
 from prefect_dicom.core.metrics import Value, happened
 from prefect_dicom.core.metrics_endpoint import CachedReading, serving
 from prefect_dicom.core.model import StudyState, Verdict
-from prefect_dicom.run.planning import Plan
-from prefect_dicom.run.steps import Pull
+from prefect_dicom.run.run import DryRun, Run
 
 
 @contextlib.contextmanager
-def measured(plan: Plan) -> Iterator[None]:
+def measured(run: DryRun) -> Iterator[None]:
     """While the block runs, the run is counted and shown, if the site has a port for metrics."""
-    settings = plan.site.metrics
+    settings = run.site.metrics
     if settings.port is None:
         yield
         return
-    values = _Values(plan)
-    plan.subscribers.append(_count)
+    values = _Values(run)
+    run.events.subscribe(_count)
     try:
-        with serving(settings.bind, settings.port, plan.site.spool.path, values):
+        with serving(settings.bind, settings.port, run.site.spool.path, values):
             yield
     finally:
-        plan.subscribers.remove(_count)
+        run.events.unsubscribe(_count)
 
 
 def _count(event: Event) -> None:
@@ -42,15 +41,15 @@ def _count(event: Event) -> None:
 class _Values:
     """The values of a run, read whenever somebody looks."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, run: DryRun) -> None:
+        self._run = run
         # Of a large cohort not so often that counting is felt.
-        self._totals = CachedReading(lambda: plan.ledger.progress.totals(plan.cohort.number))
-        if isinstance(plan, Pull):
-            self._spool_bytes = CachedReading(plan.spool.waiting_bytes)
+        self._totals = CachedReading(run.reporting.totals)
+        if isinstance(run, Run):
+            self._spool_bytes = CachedReading(run.spool.waiting_bytes)
 
     def __call__(self) -> Iterator[Value]:
-        cohort = str(self.plan.cohort.number)
+        cohort = str(self._run.cohort.number)
         totals = self._totals()
         for state in StudyState:
             labels = {"cohort": cohort, "state": state.value}
@@ -59,21 +58,19 @@ class _Values:
             labels = {"cohort": cohort, "verdict": verdict.value}
             yield Value("prefect_dicom_rows", totals.rows[verdict], labels)
         yield from self._of_nodes()
-        if isinstance(self.plan, Pull):
-            yield Value("prefect_dicom_studies_to_archive", self.plan.retrieved)
-            yield Value("prefect_dicom_spool_free_bytes", self.plan.spool.free_bytes())
+        if isinstance(self._run, Run):
+            yield Value("prefect_dicom_studies_to_archive", len(self._run.in_hand))
+            yield Value("prefect_dicom_spool_free_bytes", self._run.spool.free_bytes())
             yield Value("prefect_dicom_spool_bytes", self._spool_bytes())
-            yield Value("prefect_dicom_refused_objects_total", self.plan.spool.refusals)
+            yield Value("prefect_dicom_refused_objects_total", self._run.spool.refusals)
 
     def _of_nodes(self) -> Iterator[Value]:
-        now = self.plan.clock.now()
-        for node, settings in self.plan.site.nodes.items():
-            open_now = (
-                settings.access_schedule is None
-                or not schedule_state(settings.access_schedule, now).closed
-            )
+        now = self._run.clock.now()
+        for node, settings in self._run.site.nodes.items():
+            schedule = settings.access_schedule
+            open_now = schedule is None or not schedule_state(schedule, now).closed
             yield Value("prefect_dicom_node_window_open", open_now, {"node": node})
-        for node, admission in self.plan.admissions().items():
+        for node, admission in self._run.access.admissions().items():
             labels = {"node": node}
             disabled = {**labels, "reason": admission.disabled_for or ""}
             yield Value("prefect_dicom_node_disabled", bool(admission.disabled_for), disabled)

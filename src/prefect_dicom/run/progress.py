@@ -16,7 +16,6 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.model import StudyState
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report import finished_fraction, format_bytes, format_duration, next_count
@@ -162,14 +161,14 @@ def counting_shown(console: Console) -> Iterator[Callable[[str], None]]:
 
 
 @contextlib.contextmanager
-def progress_shown(console: Console, site: Site, cohort: Cohort) -> Iterator[None]:
+def progress_shown(console: Console, ledger: Ledger, cohort: Cohort) -> Iterator[None]:
     """While the block runs, show how far the cohort is."""
     # Prefect imports it, meanwhile and in another thread. From its first to its last line
     # SQLAlchemy fails at every comparison with a value: `inspect()` looks up what is not there yet.
     importlib.import_module("sqlalchemy.orm")
     done = threading.Event()
     show = _show_live if console.is_terminal else _show_lines
-    watcher = threading.Thread(target=show, args=(console, site, cohort, done), daemon=True)
+    watcher = threading.Thread(target=show, args=(console, ledger, cohort, done), daemon=True)
     watcher.start()
     try:
         yield
@@ -178,7 +177,7 @@ def progress_shown(console: Console, site: Site, cohort: Cohort) -> Iterator[Non
         watcher.join()
 
 
-def _show_live(console: Console, site: Site, cohort: Cohort, done: threading.Event) -> None:
+def _show_live(console: Console, ledger: Ledger, cohort: Cohort, done: threading.Event) -> None:
     bar = Progress(
         SpinnerColumn(),
         BarColumn(bar_width=40),
@@ -189,16 +188,16 @@ def _show_live(console: Console, site: Site, cohort: Cohort, done: threading.Eve
     task = bar.add_task("", total=1)
     figures = Text("  starting Prefect")
     with Live(Group(bar, figures), console=console, transient=True):
-        for totals, pace, paused in _looks(site, cohort, done):
+        for totals, pace, paused in _looks(ledger, cohort, done):
             words = "paused" if paused else pace.format_left()
             bar.update(task, completed=finished_fraction(totals), description=words)
             figures.plain = f"  {format_progress(totals, pace)}"
 
 
-def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Event) -> None:
+def _show_lines(console: Console, ledger: Ledger, cohort: Cohort, done: threading.Event) -> None:
     said = time.monotonic()
     was_paused = False
-    for totals, pace, paused in _looks(site, cohort, done):
+    for totals, pace, paused in _looks(ledger, cohort, done):
         if time.monotonic() - said >= _LINE_SECONDS or paused != was_paused:
             said, was_paused = time.monotonic(), paused
             left = "paused" if paused else pace.format_left()
@@ -207,16 +206,15 @@ def _show_lines(console: Console, site: Site, cohort: Cohort, done: threading.Ev
 
 
 def _looks(
-    site: Site, cohort: Cohort, done: threading.Event
+    ledger: Ledger, cohort: Cohort, done: threading.Event
 ) -> Iterator[tuple[Totals, Pace, bool]]:
     """From time to time: where the cohort stands, how fast it goes, and whether it is paused."""
     pace = Pace()
     seconds = _TICK_SECONDS
-    with Ledger.open(ledger_url(site)) as ledger:
-        while not done.wait(seconds):
-            began = time.monotonic()
-            totals = ledger.progress.totals(cohort.number)
-            now = time.monotonic()
-            pace.note(now, totals)
-            seconds = next_count(began, now, _TICK_SECONDS) - now
-            yield totals, pace, ledger.cohorts.get(cohort.name).paused
+    while not done.wait(seconds):
+        began = time.monotonic()
+        totals = ledger.progress.totals(cohort.number)
+        now = time.monotonic()
+        pace.note(now, totals)
+        seconds = next_count(began, now, _TICK_SECONDS) - now
+        yield totals, pace, ledger.cohorts.get(cohort.name).paused

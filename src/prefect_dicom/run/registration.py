@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 from prefect_dicom.cohort.definition import (
     cohort_file_digest,
@@ -29,6 +32,7 @@ def register_cohort(
     name: str | None = None,
     *,
     every_node: bool = False,
+    ledger: Ledger | None = None,
 ) -> Cohort:
     """Read a cohort file and write its rows into the ledger. The same file again is the same.
 
@@ -41,6 +45,8 @@ def register_cohort(
         site's only one.
     every_node : bool
         Ask each of several for every row.
+    ledger : Ledger, optional
+        The site's ledger, where the caller has it open.
 
     Raises
     ------
@@ -54,16 +60,18 @@ def register_cohort(
         # Who reads it says what is wrong with it.
         read_cohort_file(path)
         raise
-    with Ledger.open(ledger_url(site)) as ledger:
-        cohort = ledger.cohorts.find(digest, order)
+    with _open(site, ledger) as opened:
+        cohort = opened.cohorts.find(digest, order)
         if cohort is None:
             file = read_cohort_file(path)
-            cohort = ledger.cohorts.add(digest, order, file.rows, name, file.filters)
+            cohort = opened.cohorts.add(digest, order, file.rows, name, file.filters)
     failpoint("cohort-recorded")
     return cohort
 
 
-def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort:
+def register_new(
+    site: Site, node: str | None, today: date, days: int, *, ledger: Ledger | None = None
+) -> Cohort:
     """Write a cohort of everything that was made in the days before today into the ledger.
 
     Its definition lies beside its reports. On the same day it is the same cohort; the next day
@@ -74,6 +82,8 @@ def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort
     ----------
     days : int
         How many, from 1 to 366; the last of them is yesterday.
+    ledger : Ledger, optional
+        The site's ledger, where the caller has it open.
     """
     if not 1 <= days <= _MOST_DAYS:
         raise CohortError("the new studies", [f"days: expected 1 to {_MOST_DAYS}"])
@@ -91,27 +101,34 @@ def register_new(site: Site, node: str | None, today: date, days: int) -> Cohort
     except OSError as error:
         fault = f"reports: no definition can be written there ({error.strerror})"
         raise CohortError(name, [fault]) from None
-    return register_cohort(site, path, order.names, name)
+    return register_cohort(site, path, order.names, name, ledger=ledger)
 
 
-def cohorts_to_rerun(site: Site, chosen: Mapping[str, Collection]) -> list[str]:
+def cohorts_to_rerun(
+    site: Site, chosen: Mapping[str, Collection[Any]], *, ledger: Ledger | None = None
+) -> list[str]:
     """The cohorts in which there is something left to do; paused ones are left alone.
 
-    What failed in them and is chosen (:meth:`Cohorts.reopen`) is made ready to be tried again.
+    What failed in them and is chosen (:meth:`Ledger.reopen`) is made ready to be tried again.
     """
     names = []
-    with Ledger.open(ledger_url(site)) as ledger:
-        for cohort in sorted(ledger.cohorts.all(), key=lambda cohort: -cohort.priority):
+    with _open(site, ledger) as opened:
+        for cohort in sorted(opened.cohorts.all(), key=lambda cohort: -cohort.priority):
             if not {*cohort.nodes} <= {*site.nodes} or cohort.paused:
                 continue
-            reopened = ledger.cohorts.reopen(cohort.number, **chosen)
+            reopened = opened.cohorts.reopen(cohort.number, **chosen)
             if (
                 reopened.studies
                 or reopened.rows
-                or ledger.progress.totals(cohort.number).rows[Verdict.PENDING]
+                or opened.progress.totals(cohort.number).rows[Verdict.PENDING]
             ):
                 names.append(cohort.name)
     return names
+
+
+def _open(site: Site, ledger: Ledger | None) -> AbstractContextManager[Ledger]:
+    """The ledger that the caller has open, or the site's for the block."""
+    return Ledger.open(ledger_url(site)) if ledger is None else contextlib.nullcontext(ledger)
 
 
 def order_for(

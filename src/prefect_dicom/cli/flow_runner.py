@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prefect_dicom.cli.app import Exit, console, exit_for, print_error
-from prefect_dicom.config.site import Site, ledger_url, load_site
+from prefect_dicom.config.site import Site, load_site
 from prefect_dicom.core.errors import Interrupted, PrefectDicomError
 
 if TYPE_CHECKING:
-    from prefect_dicom.ledger import Cohort
+    from prefect_dicom.ledger import Cohort, Ledger
 
 
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
@@ -23,19 +23,19 @@ _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 def run_flow(
     site: Site,
     reference: str,
+    ledger: Ledger,
     cohort: Cohort,
     flow: Callable[[], Any],
     as_json: bool,
     show: Callable[..., int],
 ) -> int:
     """Run a flow with a live display, then show where the cohort stands."""
-    from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.progress import progress_shown
 
     settle_prefect(site)
     error: BaseException | None = None
     try:
-        with _interruptible() as interrupted, progress_shown(console, site, cohort):
+        with _interruptible() as interrupted, progress_shown(console, ledger, cohort):
             if not _prefect_answers():
                 return Exit.CONFIGURATION
             state = flow()
@@ -50,8 +50,7 @@ def run_flow(
         if not interrupted.is_set():
             raise
         error = Interrupted()
-    with Ledger.open(ledger_url(site)) as ledger:
-        code = show(site, reference, ledger, cohort, as_json, error)
+    code = show(site, reference, ledger, cohort, as_json, error)
     if error is None:
         return code
     if isinstance(error, Interrupted):

@@ -10,11 +10,11 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from prefect_dicom.core.errors import ConfigurationError
-from prefect_dicom.run.planning import Plan
+from prefect_dicom.run.run import DryRun
 
 
 @contextlib.contextmanager
-def share_of_the_nodes(plan: Plan) -> Iterator[None]:
+def concurrency_limits_of_nodes(run: DryRun) -> Iterator[None]:
     """Hold this run's associations of the limits ``pacs-<node>``, where the site has made some.
 
     Held for the whole run: Prefect's limits poll, and waste most of what they grant for short
@@ -22,13 +22,13 @@ def share_of_the_nodes(plan: Plan) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         # In one order for all runs, so that no two wait for each other.
-        for node in sorted(plan.cohort.nodes):
-            stack.enter_context(_share_of(plan, node))
+        for node in sorted(run.cohort.nodes):
+            stack.enter_context(_limit_of(run, node))
         yield
 
 
 @contextlib.contextmanager
-def _share_of(plan: Plan, node: str) -> Iterator[None]:
+def _limit_of(run: DryRun, node: str) -> Iterator[None]:
     limit = f"pacs-{node}"
     with get_client(sync_client=True) as client:
         try:
@@ -38,7 +38,7 @@ def _share_of(plan: Plan, node: str) -> Iterator[None]:
     if known is None or not known.active:
         yield
         return
-    occupied = plan.site.effective_node(node).limits.associations
+    occupied = run.site.effective_node(node).limits.associations
     if known.limit < occupied:
         # Prefect would wait for ever.
         fault = f"allows {known.limit} associations, limits.associations of the node is {occupied}"

@@ -1,4 +1,4 @@
-"""What people want of a flow run in Prefect's UI, and how a flow ends that was told to.
+"""Pause and cancellation of a flow run in Prefect's UI, and the state in which a flow ends.
 
 *Cancel* on a worker or in `serve` is a SIGTERM, which the flow's main thread meets as an
 exception; elsewhere nobody would act on it. The *Pause* of the UI suspends: the run ends, its
@@ -13,6 +13,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from contextvars import copy_context
+from typing import Any
 from uuid import UUID
 
 from prefect import get_run_logger, runtime
@@ -23,79 +24,80 @@ from prefect.states import Cancelled, Completed, State
 from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Totals
 from prefect_dicom.report import format_totals, unarchived_rows
-from prefect_dicom.run.planning import Plan
+from prefect_dicom.run.run import DryRun
 
 _LOOK_SECONDS = 2.0
 _LEAVE_SECONDS = 1.0
 
 
-class Hearing:
-    """What the state of a flow run says is wanted of it."""
+class FlowRunState:
+    """The state that is requested of a flow run in Prefect."""
 
     def __init__(self) -> None:
-        self.wish = RequestedState.RUNNING
-        self.suspended: State | None = None
+        self.requested = RequestedState.RUNNING
+        self.suspended: State[Any] | None = None
         """The state in which Prefect keeps the run until it starts it again."""
 
-    def hear(self, state: State | None) -> None:
-        """Take note of a state. Who was told to end is not told otherwise."""
-        if state is None or self.wish is RequestedState.CANCELLED:
+    def update(self, state: State[Any] | None) -> None:
+        """Follow the flow run's state. A cancellation stands."""
+        if state is None or self.requested is RequestedState.CANCELLED:
             return
         if state.is_cancelling() or state.is_cancelled():
-            self.wish = RequestedState.CANCELLED
+            self.requested = RequestedState.CANCELLED
         elif not state.is_paused():
-            self.wish = RequestedState.RUNNING
+            self.requested = RequestedState.RUNNING
         elif state.state_details.pause_reschedule:
             self.suspended = state
-            self.wish = RequestedState.CANCELLED
+            self.requested = RequestedState.CANCELLED
         else:
-            self.wish = RequestedState.PAUSED
+            self.requested = RequestedState.PAUSED
 
 
 @contextlib.contextmanager
-def hearing_of_prefect(plan: Plan) -> Iterator[None]:
-    """While the block runs, let the plan hear what is wanted of this flow run in Prefect's UI.
+def controlled_by_prefect(run: DryRun) -> Iterator[None]:
+    """While the block runs, have the run follow what is requested of this flow run in Prefect.
 
     Raises
     ------
     prefect.exceptions.Pause
         At the end of the block, where the run was suspended: it has no end of its own then.
     """
-    hearing, over = Hearing(), threading.Event()
+    flow_run, over = FlowRunState(), threading.Event()
     number = runtime.flow_run.id
 
-    def listen() -> None:
+    def poll() -> None:
         while not over.wait(_LOOK_SECONDS):
             # A server that is away stops nothing: it is asked again.
             with contextlib.suppress(Exception), get_client(sync_client=True) as client:
                 while not over.is_set():
-                    hearing.hear(client.read_flow_run(UUID(number)).state)
+                    flow_run.update(client.read_flow_run(UUID(number)).state)
                     over.wait(_LOOK_SECONDS)
 
-    listener = threading.Thread(
-        target=copy_context().run, args=(listen,), name="hearing", daemon=True
+    poller = threading.Thread(
+        target=copy_context().run, args=(poll,), name="flow-run-state", daemon=True
     )
-    listener.start()
-    plan.hears = lambda: hearing.wish
+    poller.start()
+    run.control.external_state = lambda: flow_run.requested
     try:
         yield
     finally:
         over.set()
-        listener.join(_LEAVE_SECONDS)
-    if hearing.suspended is not None:
+        poller.join(_LEAVE_SECONDS)
+    if flow_run.suspended is not None:
         get_run_logger().info("suspended; it goes on from the ledger when it is resumed")
-        raise Pause(state=hearing.suspended)
+        raise Pause(state=flow_run.suspended)
 
 
-def end_of(plan: Plan, totals: Totals) -> State:
-    """How a flow over a cohort ends.
+def final_state(run: DryRun, totals: Totals) -> State:
+    """The state in which a flow over a cohort ends.
 
-    ``Cancelled`` where it was told to end, ``Completed`` otherwise: by the name of ``Partial``
+    ``Cancelled`` where the run was cancelled, ``Completed`` otherwise: by the name of ``Partial``
     where rows are left.
     """
     words = format_totals(totals)
     if not unarchived_rows(totals):
         return Completed(message=words)
-    if plan.told() is RequestedState.CANCELLED:
+    if run.control.is_cancelled():
         return Cancelled(message=f"{words}; a rerun goes on from here")
-    return Completed(name="Partial", message="; ".join(filter(None, (words, plan.waits()))))
+    waits = run.reporting.format_waits()
+    return Completed(name="Partial", message="; ".join(filter(None, (words, waits))))

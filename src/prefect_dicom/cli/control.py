@@ -18,8 +18,8 @@ from prefect_dicom.cli.app import (
     app,
     output,
 )
-from prefect_dicom.cli.running import site_of
-from prefect_dicom.cli.standing import format_runs, hands, print_how_to_go_on
+from prefect_dicom.cli.cohort_state import format_runs, hands, print_how_to_go_on
+from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.config.site import ledger_url
 
 if TYPE_CHECKING:

@@ -1,0 +1,265 @@
+"""The retrieval of a chunk of studies into the spool: claim, list, fetch."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from prefect_dicom.admission.retry import retry_once
+from prefect_dicom.archive import Archive
+from prefect_dicom.archive.manifest import held_manifest, manifest_at
+from prefect_dicom.archive.verification import check_manifest
+from prefect_dicom.core.errors import ArchiveError, ClaimLost, PacsError, SpoolFull
+from prefect_dicom.core.failpoints import failpoint
+from prefect_dicom.core.model import (
+    Chunk,
+    CohortRow,
+    Evidence,
+    Instance,
+    InstanceKey,
+    Level,
+    StudyManifest,
+    StudyReference,
+)
+from prefect_dicom.core.reasons import Scope
+from prefect_dicom.core.uids import object_key, study_prefix
+from prefect_dicom.dicom.value_matching import unpadded
+from prefect_dicom.discovery.row_query import discover
+from prefect_dicom.discovery.service import DiscoveryService
+from prefect_dicom.ledger import Claim
+from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.retrieval.fetch import Retrieval
+from prefect_dicom.retrieval.study_task import StudyTask
+from prefect_dicom.run.chunks import ChunkPlanner
+from prefect_dicom.run.commit import StudyCommit
+from prefect_dicom.run.context import RunContext
+from prefect_dicom.run.in_hand import StudiesInHand
+from prefect_dicom.run.node_retrieval import NodeRetrieval
+from prefect_dicom.run.upload import Uploader
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ChunkRetrieval:
+    """Retrieves chunks of studies. Thread-safe."""
+
+    context: RunContext
+    discovery: DiscoveryService
+    planner: ChunkPlanner
+    nodes: NodeRetrieval
+    archive: Archive
+    uploader: Uploader
+    ending: StudyCommit
+    in_hand: StudiesInHand
+    aside: ThreadPoolExecutor
+    """For what is asked of the archive about studies; it never waits behind their objects."""
+
+    def retrieve(self, chunk: Chunk) -> int:
+        """Bring the studies of a chunk into the spool; returns how many it could claim.
+
+        A study that cannot be completed is left to
+        :meth:`~prefect_dicom.run.archiving.ChunkArchiving.archive`, which keeps what arrived.
+
+        Raises
+        ------
+        PacsError
+            The node cannot be used. Claims are given back, nothing is lost.
+        SpoolFull
+            There is no room for the chunk, though what had arrived of it is in the archive.
+        """
+        context = self.context
+        context.access.wait_for(chunk.node, turn=False)
+        node = chunk.node if len(context.cohort.nodes) > 1 else None
+        claims = context.ledger.claims.acquire(
+            context.record, chunk.studies, context.cohort.selection, node
+        )
+        # Some may have been taken by others since the chunk was made.
+        self.planner.leave_to_others({*chunk.studies} - {claim.reference for claim in claims})
+        try:
+            failpoint("claimed")
+            if not claims:
+                return 0
+            with context.access.asking(chunk.node) as requestor:
+                claims = [*filter(None, (self._find_at_node(requestor, claim) for claim in claims))]
+                tasks = self._retrieve_claimed(chunk.node, requestor, claims)
+        except BaseException:
+            context.ledger.claims.release(claims)
+            raise
+        self.in_hand.add(tasks)
+        return len(claims)
+
+    def _retrieve_claimed(
+        self, node: str, requestor: Requestor, claims: list[Claim]
+    ) -> list[StudyTask]:
+        """List and fetch claimed studies; returns those that are to be archived."""
+        retrieval = self.nodes.retrieval(node, requestor)
+        tasks: list[StudyTask] = []
+        claimed = [StudyTask(claim) for claim in claims]
+        listed = self._list_together(retrieval, claimed)
+        manifests = self._held_manifests(claimed)
+        for task in claimed:
+            self.context.control.check()
+            known = task.reference in listed
+            if self._list(retrieval, task, known, manifests[task.reference]):
+                tasks.append(task)
+        self._fetch(retrieval, tasks)
+        seen = self.discovery.contradictions(node, requestor) | self.nodes.contradictions(node)
+        self.context.notes.add_contradictions(node, self.context.site.capabilities[node], seen)
+        return tasks
+
+    def _find_at_node(self, requestor: Requestor, claim: Claim) -> Claim | None:
+        """The claim, where its node has the study: it may be asked because another has failed."""
+        if claim.is_found:
+            return claim
+        row = CohortRow(0, study_instance_uid=claim.study_instance_uid)
+        try:
+            with self.context.access.pool.request(requestor):
+                found = retry_once(
+                    lambda: discover(requestor, row, self.discovery.capabilities(claim.node))
+                )
+        except PacsError as error:
+            if error.scope is not Scope.REQUEST:
+                raise
+            self.context.access.record_failed_query(claim.node, error.code)
+            self.ending.fail(StudyTask(claim), error.code)
+            return None
+        if not found.studies:
+            self.ending.fail(StudyTask(claim), found.reason or "no-match")
+            return None
+        patients = {unpadded(claim.patient_id), unpadded(found.studies[0].patient_id)} - {""}
+        if len(patients) > 1:
+            self.ending.fail(StudyTask(claim), "several-patients")
+            return None
+        return self.context.ledger.studies.record_found(claim, found.studies[0])
+
+    def _fetch(self, retrieval: Retrieval, tasks: list[StudyTask]) -> None:
+        """Fetch; where the spool is full, make room by uploading what has arrived, and go on."""
+        while True:
+            try:
+                retrieval.fetch(tasks)
+                return
+            except SpoolFull:
+                waiting = [task for task in tasks if task.instances.received]
+                if not waiting:
+                    raise
+                self.uploader.upload(waiting)
+
+    # --- instance lists
+
+    def _list_together(self, retrieval: Retrieval, tasks: list[StudyTask]) -> set[StudyReference]:
+        """List as many studies as can be by few queries; which they are."""
+        try:
+            return retry_once(lambda: retrieval.listing.list_afresh(tasks))
+        except ClaimLost:
+            # One of them: found out one by one.
+            return set()
+        except PacsError as error:
+            # A PACS whose association breaks over a list of UIDs may well answer single ones.
+            if error.scope is not Scope.REQUEST:
+                raise
+            return set()
+
+    def _held_manifests(self, tasks: list[StudyTask]) -> dict[StudyReference, Future[bytes | None]]:
+        """What the archive says of each study, asked many at once."""
+        return {
+            task.reference: self.aside.submit(
+                held_manifest, self.archive, task.claim.study_instance_uid
+            )
+            for task in tasks
+        }
+
+    def _list(
+        self, retrieval: Retrieval, task: StudyTask, listed: bool, held: Future[bytes | None]
+    ) -> bool:
+        """List a study, if it is not listed yet; False where that ended it."""
+        try:
+            if not listed:
+                retry_once(lambda: retrieval.listing.list(task, fresh=True))
+        except PacsError as error:
+            if error.scope is not Scope.REQUEST:
+                raise
+            self.context.access.record_failed_query(task.claim.node, error.code)
+            self.ending.fail(task, error.code)
+            return False
+        except ClaimLost:
+            return False
+        self.context.access.admission(task.claim.node).record_answer()
+        if task.is_listed and not task.instances.listed:
+            self.ending.fail(task, task.failure or "instance-list-empty")
+            return False
+        self._expect_lost(task)
+        try:
+            return not self._adopt(task, held)
+        except ArchiveError as error:
+            if error.scope is not Scope.STUDY:
+                raise
+            self.ending.fail(task, error.code)
+            return False
+
+    # --- what the archive has already
+
+    def _expect_lost(self, task: StudyTask) -> None:
+        """Expect again what an earlier run has stored and the archive no longer has."""
+        stored = task.instances.stored()
+        if not stored:
+            return
+        uid = task.claim.study_instance_uid
+        there = dict(self.archive.keys(study_prefix(uid)))
+        lost = [key for key in stored if object_key(uid, *key) not in there]
+        if not lost:
+            return
+        log.warning(
+            "%d stored objects are gone from the archive; they are asked for again", len(lost)
+        )
+        self.context.ledger.instances.record_lost(task.claim, lost)
+        for key in lost:
+            task.instances.expect_lost(key)
+
+    def _adopt(self, task: StudyTask, held: Future[bytes | None]) -> bool:
+        """Commit a study whose listed instances the archive holds already; whether it does.
+
+        The ledger was lost, or an older backup of it was put in its place.
+
+        Raises
+        ------
+        ArchiveError
+            ``selected-otherwise`` where it holds other series of the study than are wanted.
+        """
+        if not task.is_incomplete:
+            return False
+        uid = task.claim.study_instance_uid
+        data = held.result()
+        if data is None:
+            return False
+        manifest = manifest_at(study_prefix(uid), data)
+        if manifest.selection != self.context.cohort.selection:
+            raise ArchiveError("selected-otherwise")
+        named = _named_in(manifest)
+        if not _is_as_listed(task, named) or check_manifest(self.archive, manifest, Level.SIZE):
+            # What is missing is put where the manifest has it; any other difference is a conflict.
+            return False
+        if not task.is_listed:
+            self.context.ledger.instances.extend_lists(
+                [(task.claim, [Instance(key) for key in named])]
+            )
+            failpoint("list-extended")
+        self.ending.commit(task, manifest, data, rebuilt=True)
+        return True
+
+
+def _named_in(manifest: StudyManifest) -> set[InstanceKey]:
+    return {
+        InstanceKey(i.series_instance_uid, i.sop_instance_uid)
+        for i in (*manifest.instances, *manifest.withheld)
+    }
+
+
+def _is_as_listed(task: StudyTask, named: set[InstanceKey]) -> bool:
+    """Whether a manifest names what the node lists, or counts."""
+    if task.content.evidence is Evidence.SERIES_COUNTS:
+        counts = Counter(key.series_instance_uid for key in named)
+        return counts == Counter(task.content.series) and task.instances.listed.keys() <= named
+    return named == task.instances.listed.keys()
