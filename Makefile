@@ -58,7 +58,8 @@ quick: $(INSTALLED)
 
 # Prefect's profiles and database of the person who runs the tests are none of their business.
 test: export PREFECT_HOME := $(CURDIR)/build/prefect
-test: peers lint types docs
+test: $(INSTALLED) peers
+	@$(MAKE) --no-print-directory -j 2 lint types docs
 	@mkdir -p build/prefect
 	@env -u PREFECT_API_URL $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	    --no-loadscope-reorder $(PYTEST)
