@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sqlite3
 import stat
@@ -188,3 +189,15 @@ def test_the_ledger_is_found_by_every_name_of_its_file(tmp_path):
             claim = claimed(one, run)
             assert two.claims.live() == [claim]
     assert not Path(f"{link}.runs").exists()
+
+
+def test_every_method_of_every_part_translates_errors_of_the_database(tmp_path):
+    with Ledger.open(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        parts = [part for name, part in vars(ledger).items() if not name.startswith("_")]
+    assert len(parts) > 10
+    for part in parts:
+        for name, method in vars(type(part)).items():
+            if name.startswith("_") or inspect.isgeneratorfunction(method):
+                # What reads in pages is a generator; each page is a method of its own.
+                continue
+            assert hasattr(method, "__wrapped__") or name == "verdicts", (type(part), name)
