@@ -261,7 +261,7 @@ def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, prefec
     assert (again.code, again.result["rows"]) == (Exit.ALL_WELL, {"archived": 2})
     shown = command("status", "1")
     assert shown.code == Exit.ALL_WELL
-    assert "Row by row:" in shown.output and "rerun" not in shown.output
+    assert "Results:" in shown.output and "rerun" not in shown.output
 
     verified = command("verify", "trial", "--json")
     assert verified.code == Exit.ALL_WELL

@@ -568,7 +568,7 @@ def test_a_pull_from_a_pacs_without_c_get_works_by_its_capabilities(clinic, tmp_
         assert pull.ledger.progress.totals(registered.number).rows == {Verdict.ARCHIVED: len(held)}
     assert status(registered.name, site=file) == 0
     words = "its capabilities say that it refuses C-GET; C-MOVE is used"
-    assert f"Noted of main: {words}." in capsys.readouterr().out
+    assert f"Note (main): {words}." in capsys.readouterr().out
 
 
 # --- the file

@@ -135,13 +135,13 @@ def show(
         output.print(f"{format_runs(cohort, runs)}.".capitalize(), soft_wrap=True)
     print_windows(site, cohort.nodes)
     for node, words in notes:
-        output.print(f"Noted of {node}: {words}.", markup=False, soft_wrap=True)
+        output.print(f"Note ({node}): {words}.", markup=False, soft_wrap=True)
     if (folder / REPORT).exists():
-        output.print(f"The whole of it: {folder / REPORT}", markup=False, soft_wrap=True)
+        output.print(f"Report: {folder / REPORT}", markup=False, soft_wrap=True)
     if (folder / RESULTS).exists():
-        output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
+        output.print(f"Results: {folder / RESULTS}", markup=False, soft_wrap=True)
     if (folder / CANDIDATES).exists():
-        output.print(f"To choose from: {folder / CANDIDATES}", markup=False, soft_wrap=True)
+        output.print(f"Candidates: {folder / CANDIDATES}", markup=False, soft_wrap=True)
     if missing and (cohort.paused or not runs):
         print_how_to_go_on(cohort, reference)
     return code
@@ -190,7 +190,7 @@ def show_estimate(
         output.print(f"{counted(count, 'row')} {word}{what}", markup=False, soft_wrap=True)
     output.print(format_estimate(estimate), markup=False, soft_wrap=not output.is_terminal)
     if (folder / RESULTS).exists():
-        output.print(f"Row by row: {folder / RESULTS}", markup=False, soft_wrap=True)
+        output.print(f"Results: {folder / RESULTS}", markup=False, soft_wrap=True)
         output.print(f"This table: {folder / ESTIMATE}.csv", markup=False, soft_wrap=True)
     return code
 

@@ -1,4 +1,4 @@
-"""The commands that steer runs: ``pause``, ``resume``, ``cancel``, ``prioritise``."""
+"""The commands that control runs: ``pause``, ``resume``, ``cancel``, ``prioritise``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def pause(
     cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
 ) -> int:
-    """Let the runs of a cohort ask for nothing until it is resumed, on whatever host they are.
+    """Pause all runs of a cohort, on every host, until `resume`.
 
     Waits until they have heard, which takes seconds: requests under way are cancelled, what has
     arrived is kept. A run that begins while the cohort is paused ends at once.
@@ -49,7 +49,7 @@ def pause(
 def resume(
     cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
 ) -> int:
-    """Let the runs of a paused cohort go on from where they are."""
+    """Resume the runs of a paused cohort."""
 
     def wish(ledger: Ledger, known: Cohort) -> None:
         ledger.run_control.resume(known.number)
@@ -64,7 +64,7 @@ def resume(
 def cancel(
     cohort: CohortName, /, *, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False
 ) -> int:
-    """End the runs of a cohort that are under way, on whatever host they are.
+    """Cancel the runs of a cohort that are under way, on every host.
 
     Waits until they have ended, which takes seconds. What has arrived is kept, and `rerun` goes
     on from there.
