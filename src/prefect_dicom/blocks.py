@@ -1,19 +1,19 @@
-"""Prefect blocks: the parts of a site, kept and edited in Prefect's server instead of a file.
+"""Prefect blocks: the parts of a site, stored and edited in Prefect's server instead of a file.
 
 Each block *is* the settings of :mod:`prefect_dicom.config.site` that it is named after, with
-the same checks; what is added are the secrets, which a file must not hold. A block knows no
-folder, so its paths are absolute.
+the same checks, and adds the secrets, which a file must not hold. A block is in no folder, so its
+paths are absolute.
 
-Prefect stores a block's secrets encrypted and shows them as stars. A block object handed to a
-flow as a parameter is stored with the stars too, and a retried run would then get these: hand
-over a reference (``block:NAME``, :func:`resolve_site`) instead.
+Prefect stores a block's secrets encrypted and shows them as stars. A block object that is passed
+to a flow as a parameter is stored with the stars too, and a retried run would get these: pass a
+reference (``block:NAME``, :func:`resolve_site`) instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -28,17 +28,18 @@ from prefect_dicom.config.site import Ledger, Plain, Site, Spool, load_site, on_
 from prefect_dicom.core.errors import ConfigurationError
 
 BLOCK_REFERENCE = "block:"
-"""What a reference to a :class:`DicomSite` block begins with."""
+"""Prefix of a reference to a :class:`DicomSite` block."""
 
 _STANDARD = "https://dicom.nema.org/medical/dicom/current/output/html/"
 _ABOUT_BLOCKS = "https://docs.prefect.io/v3/concepts/blocks"
+# Prefect takes a text for the URL of a block type, and declares an HttpUrl.
 
 # Prefect writes these beside a block's own values when it stores it inside another.
 _METADATA = {"block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous"}
 
 
 class _BlockSettings(Settings):
-    """Settings that Prefect stores: unknown keys stay faults, its own metadata is let pass."""
+    """Settings that Prefect stores: unknown keys are faults, except for Prefect's own metadata."""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,7 +62,7 @@ def _plain(kind: type[Plain], block: Settings, **changed: Any) -> Plain:
 
 # Blocks come first among the bases: their schema hook is kept, our stricter settings win.
 class DicomPacs(Block, _BlockSettings, PacsNode):
-    """One PACS: its address, our name there, and how it hands over instances.
+    """One PACS: its address, our AE title there, and how instances are retrieved from it.
 
     Example:
         Load a PACS and send it a C-ECHO with DCMTK:
@@ -75,10 +76,10 @@ class DicomPacs(Block, _BlockSettings, PacsNode):
 
     _block_type_name = "DICOM PACS"
     _block_type_slug = "dicom-pacs"
-    _documentation_url = f"{_STANDARD}part04.html#chapter_C"
+    _documentation_url = f"{_STANDARD}part04.html#chapter_C"  # type: ignore[assignment]
 
     def settings(self) -> PacsNode:
-        """The same as plain settings."""
+        """Return the plain settings."""
         return _plain(PacsNode, self)
 
 
@@ -86,7 +87,7 @@ class DicomReceiver(Block, _BlockSettings, Receiver):
     """The managed storage SCP that C-MOVE sends to.
 
     Example:
-        Load the receiver and print what a PACS must know of it:
+        Load the receiver and print what the PACS must be configured with:
         ```python
         from prefect_dicom.blocks import DicomReceiver
 
@@ -97,15 +98,15 @@ class DicomReceiver(Block, _BlockSettings, Receiver):
 
     _block_type_name = "DICOM Receiver"
     _block_type_slug = "dicom-receiver"
-    _documentation_url = f"{_STANDARD}part04.html#chapter_B"
+    _documentation_url = f"{_STANDARD}part04.html#chapter_B"  # type: ignore[assignment]
 
     def settings(self) -> Receiver:
-        """The same as plain settings."""
+        """Return the plain settings."""
         return _plain(Receiver, self)
 
 
 class DicomArchive(Block, _BlockSettings, S3Settings):
-    """Where studies are archived: a bucket, with its credentials if need be, or a directory.
+    """Destination of studies: a bucket, with credentials where needed, or a directory.
 
     Without credentials here, boto3 looks for them itself: environment, profile, instance role.
 
@@ -121,12 +122,13 @@ class DicomArchive(Block, _BlockSettings, S3Settings):
 
     _block_type_name = "DICOM Archive"
     _block_type_slug = "dicom-archive"
-    _documentation_url = _ABOUT_BLOCKS
+    _documentation_url = _ABOUT_BLOCKS  # type: ignore[assignment]
 
-    bucket: str | None = Field(
+    # Fields that are optional here are completed or checked by settings().
+    bucket: str | None = Field(  # type: ignore[assignment]
         None, min_length=3, max_length=63, description="Name of the bucket; or give a directory."
     )
-    connections: int | None = Field(
+    connections: int | None = Field(  # type: ignore[assignment]
         None,
         ge=1,
         le=256,
@@ -155,7 +157,7 @@ class DicomArchive(Block, _BlockSettings, S3Settings):
         return self
 
     def settings(self) -> S3Archive | DirectoryArchive:
-        """The same as plain settings, the credentials among them.
+        """Return the plain settings, with the credentials.
 
         Raises
         ------
@@ -186,7 +188,7 @@ class DicomArchive(Block, _BlockSettings, S3Settings):
 
 
 class DicomLedger(Block, _BlockSettings, Ledger):
-    """Where the state of every study is kept: a SQLite file, or PostgreSQL by URL.
+    """Store of the state of every study: a SQLite file, or PostgreSQL by URL.
 
     Example:
         Load a ledger; its URL stays a secret:
@@ -200,7 +202,7 @@ class DicomLedger(Block, _BlockSettings, Ledger):
 
     _block_type_name = "DICOM Ledger"
     _block_type_slug = "dicom-ledger"
-    _documentation_url = _ABOUT_BLOCKS
+    _documentation_url = _ABOUT_BLOCKS  # type: ignore[assignment]
 
     path: PlacedPath | None = Field(None, description="SQLite file; or give a URL.")
     url: SecretStr | None = Field(
@@ -218,7 +220,7 @@ class DicomLedger(Block, _BlockSettings, Ledger):
         return values
 
     def settings(self) -> Ledger:
-        """The same as plain settings, the password among them."""
+        """Return the plain settings, with the password."""
         return _plain(Ledger, self)
 
 
@@ -240,17 +242,19 @@ class DicomSite(Block, _BlockSettings, Site):
 
     _block_type_name = "DICOM Site"
     _block_type_slug = "dicom-site"
-    _documentation_url = _ABOUT_BLOCKS
+    _documentation_url = _ABOUT_BLOCKS  # type: ignore[assignment]
 
-    nodes: dict[NodeName, DicomPacs] = Field(
+    nodes: dict[NodeName, DicomPacs] = Field(  # type: ignore[assignment]
         min_length=1, description="PACS nodes by a name of your choice."
     )
     receiver: DicomReceiver = Field(
         default_factory=DicomReceiver, description="The managed receiver."
     )
-    archive: DicomArchive = Field(description="Where studies are archived.")
+    archive: DicomArchive = Field(  # type: ignore[assignment]
+        description="Where studies are archived."
+    )
     ledger: DicomLedger = Field(description="Where state is kept.")
-    reports: PlacedPath | None = Field(
+    reports: PlacedPath | None = Field(  # type: ignore[assignment]
         None, description="Where result tables are written; empty for reports beside the spool."
     )
 
@@ -263,7 +267,7 @@ class DicomSite(Block, _BlockSettings, Site):
         return spool
 
     def site(self) -> Site:
-        """The plain settings, as :func:`prefect_dicom.config.site.load_site` returns them."""
+        """Return the plain settings, as :func:`prefect_dicom.config.site.load_site` does."""
         return _plain(
             Site,
             self,
@@ -276,7 +280,7 @@ class DicomSite(Block, _BlockSettings, Site):
 
 
 def resolve_site(reference: str) -> Site:
-    """The site that a flow parameter or the command line names.
+    """Load the site that a flow parameter or a command names.
 
     Parameters
     ----------
@@ -293,7 +297,7 @@ def resolve_site(reference: str) -> Site:
     name = reference.removeprefix(BLOCK_REFERENCE)
     try:
         # Also in an asynchronous flow this function returns a site and nothing to wait for.
-        block = DicomSite.load(name, _sync=True)
+        block = cast(DicomSite, DicomSite.load(name, _sync=True))  # type: ignore[call-arg]
     except ValueError:
         fault = f"no block of this name; save one as DicomSite(…).save({name!r}), or give a file"
         raise ConfigurationError(reference, [fault]) from None
