@@ -213,7 +213,7 @@ def test_every_key_of_a_definition_is_described():
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
 
 
-PARTS = ("window", "studies", "series", "most_per_patient")
+PARTS = ("date_window", "studies", "series", "most_per_patient")
 
 
 def keys_of(kind: type) -> list[str]:

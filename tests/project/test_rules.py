@@ -244,3 +244,30 @@ def test_the_lock_meets_every_direct_dependency():
         if version is None or not requirement.specifier.contains(version):
             unmet.append(text)
     assert unmet == [], "run make lock"
+
+
+MOST_LINES, MOST_PUBLIC_METHODS, MOST_ARGUMENTS = 500, 25, 8
+TABLES = {"core.reasons.rows", "core.reasons.studies", "core.reasons.nodes", "core.reasons.site"}
+"""Modules that are tables of data, and as long as these are."""
+
+
+def _is_public_method(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+
+
+def test_modules_classes_and_constructors_stay_small():
+    large = []
+    for module, path, tree in MODULES:
+        if module not in TABLES and (lines := len(path.read_text().splitlines())) > MOST_LINES:
+            large.append(f"{module}: {lines} lines")
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            if (methods := sum(map(_is_public_method, node.body))) > MOST_PUBLIC_METHODS:
+                large.append(f"{module}.{node.name}: {methods} public methods")
+            for function in node.body:
+                if isinstance(function, ast.FunctionDef) and function.name == "__init__":
+                    named = function.args.args[1:] + function.args.kwonlyargs
+                    if len(named) > MOST_ARGUMENTS:
+                        large.append(f"{module}.{node.name}: {len(named)} arguments")
+    assert large == []
