@@ -9,14 +9,13 @@ from __future__ import annotations
 from datetime import date
 
 from prefect import Flow, flow, get_run_logger
-from prefect.states import State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.client.schemas.objects import State
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.flows.binding import bound
 from prefect_dicom.flows.cancellation import final_state
-from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.flows.pipeline import run_pipeline, task_runner
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.report import format_totals
 from prefect_dicom.run.monitoring import measured
@@ -27,7 +26,7 @@ from prefect_dicom.tasks.error_translation import without_phi
 
 @flow(
     name="archive-new",
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_TASKS),
+    task_runner=task_runner(),
     persist_result=False,
 )
 def archive_new(site: str = "site.yaml", node: str | None = None, days: int = 7) -> State:

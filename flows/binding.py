@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec
 
 from prefect import Flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 P = ParamSpec("P")
 

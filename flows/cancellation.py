@@ -18,8 +18,9 @@ from uuid import UUID
 
 from prefect import get_run_logger, runtime
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed
 
 from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Totals

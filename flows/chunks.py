@@ -11,8 +11,9 @@ import contextlib
 import queue
 from collections.abc import Callable
 
+from prefect import Task
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.states import State
 
 from prefect_dicom.core.errors import Interrupted, PacsError, PrefectDicomError, WindowClosed
 from prefect_dicom.core.model import Chunk, Disposition
@@ -23,6 +24,10 @@ from prefect_dicom.tasks.archive import archive_chunk
 from prefect_dicom.tasks.retrieve import retrieve_chunk
 
 _FAILED_CHUNKS_BEFORE_STOPPING = 2
+
+_ChunkTask = Task[[Run, int, str, tuple[int, ...]], State]
+_Stage = dict[PrefectFuture[State], Chunk]
+"""The chunks of one stage that are under way."""
 
 
 def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | None:
@@ -35,13 +40,13 @@ def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | No
     """
     chunks = run.chunks.chunks_by_node()
     alone = len(chunks) == 1
-    finished: queue.SimpleQueue[PrefectFuture] = queue.SimpleQueue()
-    retrieving: dict[PrefectFuture, Chunk] = {}
-    archiving: dict[PrefectFuture, Chunk] = {}
+    finished: queue.SimpleQueue[PrefectFuture[State]] = queue.SimpleQueue()
+    retrieving: _Stage = {}
+    archiving: _Stage = {}
     trouble: PrefectDicomError | None = None
     failed_in_a_row = 0
 
-    def submit(task, chunk: Chunk, stage: dict[PrefectFuture, Chunk]) -> None:
+    def submit(task: _ChunkTask, chunk: Chunk, stage: _Stage) -> None:
         future = task.submit(run, chunk.number, chunk.node, chunk.studies)
         stage[future] = chunk
         future.add_done_callback(finished.put)

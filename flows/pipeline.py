@@ -7,8 +7,10 @@ cancelled ends at once, without reports.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from prefect import get_run_logger
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.flows.cancellation import controlled_by_prefect
@@ -28,8 +30,13 @@ from prefect_dicom.tasks.report import (
     publish_results,
 )
 
-MOST_TASKS = 128
+_MOST_TASKS = 128
 """Threads of a flow's task runner; the concurrency limits of the nodes keep far fewer busy."""
+
+
+def task_runner() -> TaskRunner[Any]:
+    """The task runner of the flows: threads of the flow's own process."""
+    return ThreadPoolTaskRunner(max_workers=_MOST_TASKS)
 
 
 def run_pipeline(run: Run) -> Totals:

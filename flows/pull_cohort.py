@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import Flow, flow, get_run_logger, runtime
-from prefect.states import Completed, State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.cohort.definition import cohort_file_digest
@@ -19,7 +19,7 @@ from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.flows.binding import bound
 from prefect_dicom.flows.cancellation import final_state
-from prefect_dicom.flows.pipeline import MOST_TASKS, run_dry, run_pipeline
+from prefect_dicom.flows.pipeline import run_dry, run_pipeline, task_runner
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.report import format_totals
 from prefect_dicom.report.formatting import format_estimate
@@ -40,7 +40,7 @@ def _flow_run_name() -> str:
 @flow(
     name="pull-cohort",
     flow_run_name=_flow_run_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_TASKS),
+    task_runner=task_runner(),
     persist_result=False,
 )
 def pull_cohort(

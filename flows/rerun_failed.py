@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect import Flow, flow, get_run_logger, runtime
-from prefect.states import Completed, State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import Interrupted, PrefectDicomError
 from prefect_dicom.flows.binding import bound
 from prefect_dicom.flows.cancellation import final_state
-from prefect_dicom.flows.pipeline import MOST_TASKS, run_pipeline
+from prefect_dicom.flows.pipeline import run_pipeline, task_runner
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.registration import cohorts_to_rerun
@@ -29,7 +29,7 @@ def _flow_run_name() -> str:
 @flow(
     name="rerun-failed",
     flow_run_name=_flow_run_name,
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_TASKS),
+    task_runner=task_runner(),
     persist_result=False,
 )
 def rerun_failed(

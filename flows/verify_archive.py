@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from prefect_dicom.archive.verification import verify_cohort
 from prefect_dicom.blocks import resolve_site

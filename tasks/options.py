@@ -12,8 +12,8 @@ from typing import Any
 
 from prefect import runtime
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import Cancelled, Completed, State
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Cancelled, Completed
 
 from prefect_dicom.core.errors import Interrupted, PacsError, passes_by_itself
 from prefect_dicom.run.run import DryRun

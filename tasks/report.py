@@ -60,7 +60,9 @@ class ProgressArtifact:
         words = "; ".join(filter(None, parts))
         with contextlib.suppress(Exception):
             if self._id is None:
-                self._id = create_progress_artifact(percent, key=self._key, description=words)
+                created = create_progress_artifact(percent, key=self._key, description=words)
+                # Prefect returns a coroutine inside an event loop; a run has none.
+                self._id = created if isinstance(created, UUID) else None
             else:
                 update_progress_artifact(self._id, percent, description=words)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect import task
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from prefect_dicom.core.model import Chunk
 from prefect_dicom.run.run import Run

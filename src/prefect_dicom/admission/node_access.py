@@ -155,7 +155,7 @@ class NodeAccess:
     ) -> None:
         self._changed()
         match name:
-            case "node.disabled":
+            case "node.disabled" if code is not None:
                 reason = reason_for(code)
                 log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
             case "breaker.opened":

@@ -43,9 +43,10 @@ class NodeFailover:
 
     def continue_without(self, node: str) -> bool:
         """Note a disabled node and have the others asked; False where that is not possible."""
-        if not self.can_continue_without(node):
+        code = self._access.admission(node).disabled_for
+        if code is None or not self.enabled():
             return False
-        reason = reason_for(self._access.admission(node).disabled_for)
+        reason = reason_for(code)
         self._notes.add(node, f"left alone by a run ({reason.code}): {reason.what_to_do}")
         self.request_next_node()
         return True

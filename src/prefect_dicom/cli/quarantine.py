@@ -30,6 +30,7 @@ from prefect_dicom.core.reasons import REASONS
 
 if TYPE_CHECKING:
     from prefect_dicom.archive.spool import Quarantined
+    from prefect_dicom.operations.quarantine import Released
 
 
 quarantine = App(
@@ -82,8 +83,8 @@ def quarantine_list(
     row = "{name:12}  {study:>8}  {reason:20}  {size_bytes:>11}  {since:25}  {sender}"
     if lines:
         print(row.format_map({key: key for key in lines[0]} | {"size_bytes": "bytes"}))
-    for line in lines:
-        shown = {"study": line["study"] or "-", "sender": _escaped(line["sender"]) or "-"}
+    for entry, line in zip(entries, lines, strict=True):
+        shown = {"study": entry.study or "-", "sender": _escaped(entry.sender) or "-"}
         print(row.format_map(line | shown))
     for code, count in Counter(entry.reason for entry in entries).most_common():
         console.print(f"{count} {code}: {REASONS[code].meaning}", markup=False)
@@ -137,8 +138,10 @@ def quarantine_release(
 
     settings = site_of(site)
     entries = _chosen_entries(settings, names, all_, reason)
+    outcomes: list[Released] = []
     lines = []
     for given in release(settings, entries):
+        outcomes.append(given)
         code = given.trouble.code if given.trouble else None
         why = given.trouble.detail if given.trouble else ""
         lines.append(
@@ -160,7 +163,7 @@ def quarantine_release(
     else:
         output.print(f"{len(released)} of {counted(len(lines), 'object')} given back.")
         if released:
-            again = sorted({line["rerun_with_reason"] for line in released} - {None})
+            again = sorted({each.reopened_by for each in outcomes if each.reopened_by})
             options = "".join(f" --reason {code}" for code in again)
             output.print(f"Go on with: prefect-dicom rerun COHORT{options}", markup=False)
     return Exit.ALL_WELL if len(released) == len(lines) else Exit.NOT_ALL

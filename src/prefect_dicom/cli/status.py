@@ -98,7 +98,7 @@ def report(
             ledger,
             known,
             settings.reports,
-            schedule=node and node.access_schedule,
+            schedule=node.access_schedule if node else None,
             associations=node.limits.associations if node else 1,
             with_identifiers=with_identifiers,
         )

@@ -194,8 +194,9 @@ class DiscoveryService:
                 else:
                     left.append(row)
             rows = left
-        if rows and not self._failover.enabled():
-            raise PacsError(self._access.admission(self._cohort.node).disabled_for)
+        disabled_for = self._access.admission(self._cohort.node).disabled_for
+        if rows and disabled_for is not None and not self._failover.enabled():
+            raise PacsError(disabled_for)
         for row in rows:
             findings.add(combine_answers(row, answers[row.line], every=every))
         if closed is not None and rows:

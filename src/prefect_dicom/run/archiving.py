@@ -119,7 +119,7 @@ class ChunkArchiving:
 
     def _complete(self, task: StudyTask) -> bool:
         """Upload a study, fetch what is missing, and commit it when its list stays the same."""
-        if self._fails_over(task):
+        if task.failure is not None and self._fails_over(task):
             # Not archived: the next node may have other bytes under the same UIDs.
             return self.ending.end_failed(task, task.failure)
         # First of all, and whatever has become of the node.

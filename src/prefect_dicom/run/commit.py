@@ -21,6 +21,7 @@ from prefect_dicom.core.model import (
     WithheldInstance,
 )
 from prefect_dicom.ledger import Ledger
+from prefect_dicom.ledger.records import InstanceRecord
 from prefect_dicom.retrieval.study_task import StudyTask
 from prefect_dicom.run.context import RunContext
 
@@ -131,20 +132,9 @@ def _manifest_of(task: StudyTask, ledger: Ledger, selection: str) -> StudyManife
     instances, withheld = [], []
     for record in sorted(ledger.instances.of_study(task.reference), key=lambda r: r.key):
         if record.state is InstanceState.STORED:
-            instances.append(
-                ManifestInstance(
-                    record.key.series_instance_uid,
-                    record.key.sop_instance_uid,
-                    record.sop_class_uid,
-                    record.transfer_syntax_uid,
-                    record.object_key,
-                    record.size_bytes,
-                    record.sha256,
-                    record.version_id,
-                    record.warnings,
-                )
-            )
+            instances.append(_stored_instance(record))
         elif record.key in task.instances.listed:
+            assert record.reason is not None, "an instance that is withheld has a reason"
             withheld.append(WithheldInstance(*record.key, record.reason))
     return StudyManifest(
         task.claim.study_instance_uid,
@@ -156,4 +146,22 @@ def _manifest_of(task: StudyTask, ledger: Ledger, selection: str) -> StudyManife
         tuple(task.remarks),
         selection=selection,
         unwanted_series=task.unwanted_series,
+    )
+
+
+def _stored_instance(record: InstanceRecord) -> ManifestInstance:
+    assert record.transfer_syntax_uid is not None, "validation has read it"
+    assert record.object_key is not None, "recorded when it was stored"
+    assert record.size_bytes is not None, "recorded when it was received"
+    assert record.sha256 is not None, "recorded when it was received"
+    return ManifestInstance(
+        record.key.series_instance_uid,
+        record.key.sop_instance_uid,
+        record.sop_class_uid,
+        record.transfer_syntax_uid,
+        record.object_key,
+        record.size_bytes,
+        record.sha256,
+        record.version_id,
+        record.warnings,
     )

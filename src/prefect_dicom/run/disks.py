@@ -6,6 +6,7 @@ import logging
 import shutil
 
 from prefect_dicom.archive.spool import Spool
+from prefect_dicom.config.archive import DirectoryArchive
 from prefect_dicom.core.events import Event
 from prefect_dicom.run.context import RunContext
 
@@ -34,8 +35,9 @@ class DiskWatch:
         self._look_at = now + _LOOK_SECONDS
         reserve = self._spool.reserve_bytes
         free_bytes = {"spool-full": self._spool.free_bytes()}
-        if (directory := self._context.site.archive.directory) is not None:
-            free_bytes["archive-full"] = shutil.disk_usage(directory).free
+        archive = self._context.site.archive
+        if isinstance(archive, DirectoryArchive):
+            free_bytes["archive-full"] = shutil.disk_usage(archive.directory).free
         for code, free in free_bytes.items():
             if free >= reserve:
                 self._low.discard(code)

@@ -269,7 +269,8 @@ def remaining_error(
         if not totals.rows[Verdict.PENDING]:
             # Noted with the cohort.
             return None
-        trouble = trouble or PacsError(run.access.admission(missing).disabled_for)
+        code = run.access.admission(missing).disabled_for
+        trouble = PacsError(code) if trouble is None and code is not None else trouble
     if isinstance(trouble, Interrupted):
         return None
     if not isinstance(trouble, PacsError):

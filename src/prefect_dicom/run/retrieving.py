@@ -20,8 +20,10 @@ from prefect_dicom.core.model import (
     Instance,
     InstanceKey,
     Level,
+    ManifestInstance,
     StudyManifest,
     StudyReference,
+    WithheldInstance,
 )
 from prefect_dicom.core.reasons import Scope
 from prefect_dicom.core.uids import object_key, study_prefix
@@ -251,10 +253,8 @@ class ChunkRetrieval:
 
 
 def _named_in(manifest: StudyManifest) -> set[InstanceKey]:
-    return {
-        InstanceKey(i.series_instance_uid, i.sop_instance_uid)
-        for i in (*manifest.instances, *manifest.withheld)
-    }
+    entries: list[ManifestInstance | WithheldInstance] = [*manifest.instances, *manifest.withheld]
+    return {InstanceKey(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}
 
 
 def _is_as_listed(task: StudyTask, named: set[InstanceKey]) -> bool:

@@ -25,7 +25,7 @@ from prefect_dicom.run.context import RunContext
 
 _STORED_PER_WRITE = 200
 
-_Stored = tuple[InstanceKey, ArchivedInstance, Sequence[str]]
+_Stored = tuple[InstanceKey, ArchivedInstance, tuple[str, ...]]
 """An instance, what the archive says of it, and the warnings of its validation."""
 
 
