@@ -30,7 +30,7 @@ def read_parquet(data: bytes, window: DateWindow | None) -> Table:
         line=1,
         header=names,
         records=_records(data, names, window),
-        content=_content,
+        content=cell_content,
         every_field_written=False,
     )
 
@@ -51,7 +51,14 @@ def _records(
         yield line, [None if value is pandas.NA else value for value in row]
 
 
-def _content(value: object) -> str | date | None:
+def cell_content(value: object) -> str | date | None:
+    """Content of a cell of a data frame; None where it is missing.
+
+    Raises
+    ------
+    UnfitCell
+        It is neither text nor a whole number nor a date.
+    """
     # NaN and NaT, the other forms of nothing, differ from themselves.
     if value is None or value != value:
         return None

@@ -89,7 +89,25 @@ def read_cohort(path: Path, window: DateWindow | None = None) -> list[CohortRow]
         With the faults of the file, the first 200 of them and the number of the others; none
         repeats a cell's content.
     """
-    return _read(path, window, least=1)
+    return _read(path.name, partial(_open, path, window), window, least=1)
+
+
+def read_table(source: str, open_table: Callable[[], Table]) -> list[CohortRow]:
+    """Read a table that is not a cohort file, by the same rules.
+
+    Parameters
+    ----------
+    source : str
+        Name of the table in error messages.
+    open_table : callable
+        Opens the table, or raises UnreadableFile.
+
+    Raises
+    ------
+    CohortError
+        As :func:`read_cohort`.
+    """
+    return _read(source, open_table, None, least=1)
 
 
 def read_excluded(path: Path) -> list[Excluded]:
@@ -104,27 +122,31 @@ def read_excluded(path: Path) -> list[Excluded]:
     """
     return [
         Excluded(row.patient_id, row.accession_number, row.study_instance_uid)
-        for row in _read(path, None, least=0)
+        for row in _read(path.name, partial(_open, path, None), None, least=0)
     ]
 
 
-def _read(path: Path, window: DateWindow | None, least: int) -> list[CohortRow]:
+def _read(
+    source: str, open_table: Callable[[], Table], window: DateWindow | None, least: int
+) -> list[CohortRow]:
     faults: list[str] = []
     # Warnings of openpyxl repeat what a cell holds.
     with warnings.catch_warnings(action="ignore"):
-        rows = list(_rows(path, faults, window))
+        rows = list(_rows(open_table, faults, window))
     if len(rows) < least and not faults:
         faults.append("holds no rows below the header; write one study or patient in each line")
     if len(faults) > _MOST_FAULTS:
         faults[_MOST_FAULTS:] = [f"and {len(faults) - _MOST_FAULTS} more"]
     if faults:
-        raise CohortError(path.name, faults)
+        raise CohortError(source, faults)
     return rows
 
 
-def _rows(path: Path, faults: list[str], window: DateWindow | None) -> Iterator[CohortRow]:
+def _rows(
+    open_table: Callable[[], Table], faults: list[str], window: DateWindow | None
+) -> Iterator[CohortRow]:
     try:
-        table = _open(path, window)
+        table = open_table()
         columns = find_columns(table, faults, window)
         if faults:
             return
