@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta, tzinfo
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
-from prefect_dicom import __version__
 from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.core.files import create_file
 from prefect_dicom.core.model import CohortRow, DateRange, Disposition, StudyState, Verdict
@@ -125,7 +125,7 @@ def page(summary: CohortSummary, *, with_identifiers: bool = False) -> str:
             rows_named=ROWS_NAMED,
             colours={verdict: _COLOURS.get(verdict, "failed") for verdict in Verdict},
             zone=summary.at.astimezone(summary.zone).tzname(),
-            version=__version__,
+            version=version("prefect-dicom"),
         )
     )
 

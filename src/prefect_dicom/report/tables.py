@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.cohort.filters import explain_undecided
@@ -32,27 +32,32 @@ from prefect_dicom.core.uids import is_uid, normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report.formatting import format_totals
 
+if TYPE_CHECKING:
+    import pyarrow
+
 RESULTS = "results.csv"
 INSTANCES = "instances"
 CANDIDATES = "candidates.csv"
 REPORT = "report.html"
-_ROWS_PER_WRITE = 20_000
+ROWS_PER_WRITE = 20_000
+"""Lines of a table of instances that are in memory at a time."""
 
-_RESULT_COLUMNS = (
-    "line",
-    "verdict",
-    "reason",
-    "studies",
-    "expected_instances",
-    "archived_instances",
-    "withheld_instances",
-    "size_bytes",
-    "meaning",
-    "what_to_do",
-    "gaps",
-    "evidence",
-    "nodes",
-)
+RESULT_COLUMNS = {
+    "line": "int64",
+    "verdict": "string",
+    "reason": "string",
+    "studies": "string",
+    "expected_instances": "int64",
+    "archived_instances": "int64",
+    "withheld_instances": "int64",
+    "size_bytes": "int64",
+    "meaning": "string",
+    "what_to_do": "string",
+    "gaps": "string",
+    "evidence": "string",
+    "nodes": "string",
+}
+"""Column of ``results.csv`` to type."""
 _CANDIDATE_COLUMNS = (
     "Take",
     "CandidateOf",
@@ -81,7 +86,7 @@ _INSTANCE_COLUMNS = {
     "version_id": "string",
     "warnings": "string",
 }
-"""Column to Arrow type."""
+"""Column of ``instances.parquet`` to Arrow type."""
 
 
 def finished_fraction(totals: Totals) -> float:
@@ -182,30 +187,33 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
     folder = reports / cohort.name
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / RESULTS) as path, path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_RESULT_COLUMNS)
-        for verdict in ledger.rows.verdicts(cohort.number):
-            reason = reason_for(verdict.reason)
-            writer.writerow(
-                (
-                    verdict.line,
-                    verdict.verdict,
-                    verdict.reason,
-                    " ".join(map(str, verdict.studies)),
-                    verdict.expected_instances,
-                    verdict.archived_instances,
-                    verdict.withheld_instances,
-                    verdict.size_bytes,
-                    reason.meaning,
-                    reason.what_to_do,
-                    "; ".join(verdict.gaps),
-                    verdict.evidence or "",
-                    "; ".join(verdict.nodes),
-                )
-            )
+        writer = csv.DictWriter(file, list(RESULT_COLUMNS))
+        writer.writeheader()
+        writer.writerows(result_rows(ledger, cohort))
     _write_candidates(ledger, cohort, folder / CANDIDATES)
     _write_instances(ledger, cohort, folder)
     return folder
+
+
+def result_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
+    """The lines of ``results.csv``; a value that there is none of is an empty text."""
+    for verdict in ledger.rows.verdicts(cohort.number):
+        reason = reason_for(verdict.reason)
+        yield {
+            "line": verdict.line,
+            "verdict": str(verdict.verdict),
+            "reason": verdict.reason,
+            "studies": " ".join(map(str, verdict.studies)),
+            "expected_instances": verdict.expected_instances,
+            "archived_instances": verdict.archived_instances,
+            "withheld_instances": verdict.withheld_instances,
+            "size_bytes": verdict.size_bytes,
+            "meaning": reason.meaning,
+            "what_to_do": reason.what_to_do,
+            "gaps": "; ".join(verdict.gaps),
+            "evidence": str(verdict.evidence or ""),
+            "nodes": "; ".join(verdict.nodes),
+        }
 
 
 def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
@@ -260,13 +268,10 @@ def _quoted(identifier: str) -> str:
 
 def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
     # Imported where it is wanted: it takes a quarter of a second, and most commands write nothing.
-    import pyarrow
     import pyarrow.parquet
 
-    schema = pyarrow.schema(
-        [(name, getattr(pyarrow, kind)()) for name, kind in _INSTANCE_COLUMNS.items()]
-    )
-    rows = _instance_rows(ledger, cohort)
+    schema = instance_schema()
+    rows = instance_rows(ledger, cohort)
     with (
         replacing(folder / f"{INSTANCES}.csv") as text,
         replacing(folder / f"{INSTANCES}.parquet") as table,
@@ -275,13 +280,23 @@ def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
     ):
         writer = csv.DictWriter(file, list(_INSTANCE_COLUMNS))
         writer.writeheader()
-        while batch := list(islice(rows, _ROWS_PER_WRITE)):
+        while batch := list(islice(rows, ROWS_PER_WRITE)):
             parquet.write_table(pyarrow.Table.from_pylist(batch, schema))
             for row in batch:
                 writer.writerow({name: _cell(value) for name, value in row.items()})
 
 
-def _instance_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
+def instance_schema() -> pyarrow.Schema:
+    """The Arrow schema of ``instances.parquet``."""
+    import pyarrow
+
+    return pyarrow.schema(
+        [(name, getattr(pyarrow, kind)()) for name, kind in _INSTANCE_COLUMNS.items()]
+    )
+
+
+def instance_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
+    """The lines of ``instances.parquet``."""
     for reference, data in ledger.manifests.of_cohort(cohort.number):
         manifest = decode_manifest(data)
         for instance in manifest.instances:
