@@ -27,6 +27,15 @@ from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.site import Ledger, Plain, Site, Spool, load_site, on_this_host
 from prefect_dicom.core.errors import ConfigurationError
 
+__all__ = [
+    "DicomArchive",
+    "DicomLedger",
+    "DicomPacs",
+    "DicomReceiver",
+    "DicomSite",
+    "resolve_site",
+]
+
 BLOCK_REFERENCE = "block:"
 """Prefix of a reference to a :class:`DicomSite` block."""
 

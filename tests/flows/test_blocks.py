@@ -261,7 +261,10 @@ def modules_after(statement: str, *names: str) -> str:
 
 
 def test_the_library_does_not_import_prefect():
-    assert modules_after("import prefect_dicom.policy", "prefect", "pydantic") == "[]"
+    assert (
+        modules_after("import prefect_dicom.api, prefect_dicom.retrieval.fetch", "prefect") == "[]"
+    )
+    assert modules_after("import prefect_dicom.admission.circuit_breaker", "pydantic") == "[]"
 
 
 def test_the_blocks_import_no_dicom_s3_or_database_library():

@@ -11,7 +11,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pydicom
 import pytest
@@ -275,6 +275,23 @@ def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch, 
             place.file.write_text(yaml.safe_dump(here))
 
 
+def test_python_goes_as_it_is_told(tmp_path, studies, monkeypatch, capsys, prefect_harness):
+    with site_around(tmp_path, studies, retrieve="c-get") as place:
+        (tmp_path / "cohort.csv").write_text(block("csv"))
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        exec(compile(block("python", "import prefect_dicom"), "the example", "exec"), names)
+        assert list(names["found"].line) == [2, 3]
+        assert list(names["result"].rows.verdict) == ["archived"]
+        assert len(names["result"].instances) == names["found"].NumberOfStudyRelatedInstances[0]
+        assert "all-archived" in capsys.readouterr().out
+        asked = place.asked_for("C-FIND")
+        exec(compile(block("python", "from prefect import flow"), "the example", "exec"), names)
+        summary = names["pull_small_studies"]()
+        assert summary.startswith("2 rows: 2 archived; 2 of 2 studies")
+        assert place.asked_for("C-FIND") > asked
+
+
 REPAIRS = [
     shlex.split(line, comments=True)[1:]
     for part in BLOCKS
@@ -283,14 +300,17 @@ REPAIRS = [
 ]
 
 
+AUDIT = "from prefect_dicom.config.site import load_site"
+
+
 def test_the_audit_goes_as_it_is_told(tmp_path, studies, monkeypatch, capsys):
     with site_around(tmp_path, studies, retrieve="c-get") as place:
         place.pull()
         monkeypatch.chdir(place.file.parent)
-        exec(compile(block("python"), "the example", "exec"), {})
+        exec(compile(block("python", AUDIT), "the example", "exec"), {})
         assert capsys.readouterr().out == ""
         shutil.rmtree(place.folder / "archive" / "studies")
-        exec(compile(block("python"), "the example", "exec"), {})
+        exec(compile(block("python", AUDIT), "the example", "exec"), {})
         assert "I1 " in capsys.readouterr().out
 
 

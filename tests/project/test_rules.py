@@ -35,7 +35,7 @@ IMPORTERS = {
     "boto3": ({"archive", "blocks", "testing"}, set()),
     "botocore": ({"archive", "blocks", "testing"}, set()),
     "sqlalchemy": ({"ledger"}, set()),
-    "pandas": ({"cohort", "report"}, set()),
+    "pandas": ({"api", "cohort", "report"}, set()),
     "matplotlib": ({"report"}, set()),
     "jinja2": ({"report"}, set()),
     "prefect": ({"flows", "tasks", "blocks", "server"}, {"cli"}),
