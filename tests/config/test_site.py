@@ -687,7 +687,7 @@ def test_the_examples_are_the_ones_documented():
         "s3.yaml",
         "postgresql.yaml",
         "c-get.yaml",
-        "two-archives.yaml",
+        "two-nodes.yaml",
         "full.yaml",
         "orthanc.json",
         "dcmqrscp.cfg",
