@@ -66,9 +66,9 @@ class Match(StrEnum):
 class KeyCapability(Settings):
     """How a node treats one matching key."""
 
-    match: Match | None = Field(default=None, description="What becomes of a query with this key.")
-    wildcards: bool | None = Field(default=None, description="Whether * stands for any text in it.")
-    case_sensitive: bool | None = Field(default=None, description="Whether case counts in it.")
+    match: Match | None = Field(default=None, description="Result of a query with this key.")
+    wildcards: bool | None = Field(default=None, description="Whether * matches any text in it.")
+    case_sensitive: bool | None = Field(default=None, description="Whether it is matched by case.")
 
 
 class NodeCapabilities(Settings):
@@ -83,33 +83,37 @@ class NodeCapabilities(Settings):
         description="Levels at which it answers a C-FIND in the node's information model.",
     )
     relational_queries: bool | None = Field(
-        default=None, description="Whether it answers below STUDY level without the UIDs above."
+        default=None,
+        description="Whether it answers queries below STUDY level without the UIDs above.",
     )
     uid_lists_in_queries: bool | None = Field(
         default=None,
-        description="Whether a C-FIND by a list of UIDs finds what each of them names.",
+        description="Whether a C-FIND by a list of UIDs finds all of them.",
     )
     uid_lists_above: bool | None = Field(
         default=None,
-        description="Whether it answers with the series of several studies by such a list.",
+        description="Whether it lists the series of several studies by such a list.",
     )
     answer_cap: int | None = Field(
-        default=None, ge=1, description="Number of answers at which it was seen to stop."
+        default=None,
+        ge=1,
+        description="Number of answers at which it was seen to cut a list short.",
     )
     answer_cap_status: Annotated[str, StringConstraints(pattern="^[0-9A-F]{4}$")] | None = Field(
         default=None,
         min_length=4,
         max_length=4,
-        description="Status with which it stops there, in hexadecimal; 0000: it says success.",
+        description="Status with which it cuts a list short, in hexadecimal; 0000 is success.",
     )
     longest_list: int | None = Field(
-        default=None, ge=0, description="Longest list of answers that was seen not to be cut."
+        default=None, ge=0, description="Longest list of answers that was not cut short."
     )
     study_counts: bool | None = Field(
-        default=None, description="Whether it tells the series and instances of a study."
+        default=None,
+        description="Whether it returns the counts of series and instances of a study.",
     )
     series_counts: bool | None = Field(
-        default=None, description="Whether it tells the instances of a series."
+        default=None, description="Whether it returns the count of instances of a series."
     )
     optional_return_keys: bool | None = Field(
         default=None,
@@ -117,7 +121,7 @@ class NodeCapabilities(Settings):
         "counts are to be returned.",
     )
     keys: dict[Keyword, KeyCapability] | None = Field(
-        default=None, description="What it makes of matching keys at STUDY level."
+        default=None, description="How it treats matching keys at STUDY level."
     )
     answer_character_sets: tuple[str, ...] | None = Field(
         default=None,
@@ -134,28 +138,29 @@ class NodeCapabilities(Settings):
     get_models: tuple[InformationModel, ...] | None = Field(
         default=None, description="Information models it accepts for C-GET."
     )
-    c_move: Service | None = Field(
-        default=None, description="What a C-MOVE of one instance came to."
-    )
-    c_get: Service | None = Field(default=None, description="What a C-GET of one instance came to.")
+    c_move: Service | None = Field(default=None, description="Result of a C-MOVE of one instance.")
+    c_get: Service | None = Field(default=None, description="Result of a C-GET of one instance.")
     get_roles: bool | None = Field(
         default=None,
         description="Whether it accepts us as storage SCP in a C-GET (role selection).",
     )
     get_transfer_syntaxes: tuple[Uid, ...] | None = Field(
-        default=None, description="Transfer syntaxes it accepts for the objects of a C-GET."
+        default=None, description="Transfer syntaxes it accepts for the instances of a C-GET."
     )
     image_level_retrieve: bool | None = Field(
         default=None, description="Whether it sends single instances."
     )
     uid_lists_in_retrieves: bool | None = Field(
-        default=None, description="Whether it sends all that a list of UIDs names."
+        default=None, description="Whether it sends all instances of a list of UIDs."
     )
     originator: bool | None = Field(
-        default=None, description="Whether what a C-MOVE sends names the request (Move Originator)."
+        default=None,
+        description="Whether instances of a C-MOVE name their request (Move Originator).",
     )
     settle_seconds: float | None = Field(
-        default=None, ge=0, description="From the end of a C-MOVE to its last object, at most."
+        default=None,
+        ge=0,
+        description="Longest time from the end of a C-MOVE to its last instance, in seconds.",
     )
     # --- associations
     associations: int | None = Field(
@@ -168,7 +173,7 @@ class NodeCapabilities(Settings):
         default=None,
         ge=0,
         le=65535,
-        description="C-MOVE operations it lets be outstanding at a time; 0: any number.",
+        description="Outstanding C-MOVE operations it allows at a time; 0: any number.",
     )
 
 
