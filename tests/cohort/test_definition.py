@@ -355,8 +355,8 @@ def test_an_expression_that_is_taken_ends_soon_on_any_text(expression):
 
 
 def study(**fields) -> Study:
-    told = fields.pop("told", {})
-    return Study(study_uid(1), patient_id="0001", told=tuple(told.items()), **fields)
+    attributes = fields.pop("attributes", {})
+    return Study(study_uid(1), patient_id="0001", attributes=tuple(attributes.items()), **fields)
 
 
 IS_CT = Filter("ModalitiesInStudy", any_of=(Pattern("CT"),))
@@ -376,7 +376,7 @@ MANY = Filter("NumberOfStudyRelatedInstances", at_least=10)
         (IS_CT, study(modalities=("SR", "CT")), True),
         (IS_CT, study(modalities=("MR",)), False),
         (IS_CT, study(), None),
-        (IS_CT, study(told={"ModalitiesInStudy": "PR\\CT"}), True),
+        (IS_CT, study(attributes={"ModalitiesInStudy": "PR\\CT"}), True),
         (NOT_SR, study(modalities=("CT",)), True),
         (NOT_SR, study(modalities=("CT", "SR")), False),
         (IN_2024, study(study_date="20240229"), True),
@@ -387,25 +387,25 @@ MANY = Filter("NumberOfStudyRelatedInstances", at_least=10)
         (THORAX, study(study_description="CT Thorax nativ"), True),
         (THORAX, study(study_description="Abdomen"), False),
         # There, and without words; or not answered at all.
-        (THORAX, study(told={"StudyDescription": ""}), False),
+        (THORAX, study(attributes={"StudyDescription": ""}), False),
         (THORAX, study(), None),
         (LOW_DOSE, study(study_description="Thorax LOW-DOSE"), True),
         (LOW_DOSE, study(study_description="x" * 65), None),
-        (NOT_TEST, study(told={"InstitutionName": ""}), True),
-        (NOT_TEST, study(told={"InstitutionName": "Test site"}), False),
+        (NOT_TEST, study(attributes={"InstitutionName": ""}), True),
+        (NOT_TEST, study(attributes={"InstitutionName": "Test site"}), False),
         (NOT_TEST, study(), None),
-        (FEMALE, study(told={"PatientSex": "F "}), True),
-        (FEMALE, study(told={"PatientSex": "M"}), False),
-        (FEMALE, study(told={"PatientSex": ""}), None),
-        (ADULT, study(study_date="20240101", told={"PatientBirthDate": "20060101"}), True),
+        (FEMALE, study(attributes={"PatientSex": "F "}), True),
+        (FEMALE, study(attributes={"PatientSex": "M"}), False),
+        (FEMALE, study(attributes={"PatientSex": ""}), None),
+        (ADULT, study(study_date="20240101", attributes={"PatientBirthDate": "20060101"}), True),
         (ADULT, study(study_date="20240101", patient_birth_date="20060102"), False),
-        (ADULT, study(told={"PatientAge": "018Y"}), True),
-        (ADULT, study(told={"PatientAge": "017Y", "PatientBirthDate": "19000101"}), False),
+        (ADULT, study(attributes={"PatientAge": "018Y"}), True),
+        (ADULT, study(attributes={"PatientAge": "017Y", "PatientBirthDate": "19000101"}), False),
         (ADULT, study(study_date="20240101"), None),
         (MANY, study(number_of_instances=10), True),
         (MANY, study(number_of_instances=9), False),
         (MANY, study(), None),
-        (MANY, study(told={"NumberOfStudyRelatedInstances": "many"}), None),
+        (MANY, study(attributes={"NumberOfStudyRelatedInstances": "many"}), None),
     ],
 )
 def test_a_filter_says_yes_or_no_or_that_it_cannot_be_told(wanted, answer, judgement):
@@ -591,7 +591,7 @@ def test_only_studies_that_pass_every_filter_are_pulled_and_each_row_says_why(pl
     assert [uid for uid in place.studies()] == [study_uid(1)]
     with place.ledger() as ledger:
         (near,) = ledger.rows.near_misses(1, 6)
-    assert dict(near.told) == {"PatientSex": ""}
+    assert dict(near.attributes) == {"PatientSex": ""}
     with place.ledger() as ledger:
         folder = write_reports(ledger, ledger.cohorts.all()[0], place.site.reports)
     with (folder / "candidates.csv").open(encoding="utf-8-sig") as file:

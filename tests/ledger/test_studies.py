@@ -39,7 +39,7 @@ def test_studies_come_back_as_the_peer_sent_them(ledger):
         sent,
         patient_name="M\xfcller",
         patient_birth_date="1931",
-        told=(("PatientSex", "O"),),
+        attributes=(("PatientSex", "O"),),
         original=(("PatientName", "4dfc6c6c6572"),),
         guessed=("PatientName",),
     )

@@ -69,7 +69,7 @@ class ChosenSeries:
 
 def missing_keywords(filters: CohortFilters, study: Study) -> tuple[str, ...]:
     """Keywords at STUDY level that the filters need and the answer for a study lacks."""
-    given = {keyword for keyword, _ in study.told}
+    given = {keyword for keyword, _ in study.attributes}
     keywords: dict[str, None] = {}
     for each in filters.studies:
         if _values_of(each.keyword, study) is not None:
@@ -223,7 +223,7 @@ def _blurred(each: Excluded) -> Excluded:
 
 
 def _values_of(keyword: str, study: Study) -> tuple[str, ...] | None:
-    given = dict(study.told)
+    given = dict(study.attributes)
     if keyword == "PatientAge":
         born = study.patient_birth_date or given.get("PatientBirthDate", "")
         years = age_in_years(born, study.study_date, given.get("PatientAge", ""))

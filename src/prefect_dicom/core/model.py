@@ -272,7 +272,7 @@ class Study:
     study_description: str = ""
     number_of_series: int | None = None
     number_of_instances: int | None = None
-    told: tuple[tuple[str, str], ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
     """Extra requested attributes as (keyword, value) pairs; those that the peer did not return are
     absent."""
     patient_name: str = ""

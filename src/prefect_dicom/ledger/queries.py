@@ -89,7 +89,7 @@ def study_of_json(study: dict[str, Any]) -> Study:
         **{
             **study,
             "modalities": tuple(study["modalities"]),
-            "told": tuple((keyword, value) for keyword, value in study.get("told", ())),
+            "attributes": tuple((keyword, value) for keyword, value in study.get("attributes", ())),
             "original": tuple((keyword, value) for keyword, value in study.get("original", ())),
             "guessed": tuple(study.get("guessed", ())),
         }

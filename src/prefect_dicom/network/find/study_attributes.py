@@ -44,7 +44,7 @@ def query_study_attributes(
                 returned |= dict(_attributes_of(answer, some))
         if answers and some is keywords:
             break
-    return replace(study, told=(*study.told, *returned.items()))
+    return replace(study, attributes=(*study.attributes, *returned.items()))
 
 
 def query_series_attributes(
