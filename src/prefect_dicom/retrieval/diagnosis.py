@@ -10,7 +10,7 @@ from prefect_dicom.core.reasons import Scope, reason_for
 from prefect_dicom.network.find.list_series import list_series
 from prefect_dicom.network.presentation_contexts import Breadth
 from prefect_dicom.retrieval.requests import RetrieveRequest
-from prefect_dicom.retrieval.send import NodeAccess, Reception, RequestSender
+from prefect_dicom.retrieval.send import NodeSession, Reception, RequestSender
 from prefect_dicom.retrieval.strategy import (
     RequestStrategy,
     missing_by_proposal,
@@ -22,9 +22,9 @@ from prefect_dicom.retrieval.study_task import StudyTask
 class Diagnosis:
     """Tells apart the causes of requests that brought nothing. Not thread-safe."""
 
-    def __init__(self, access: NodeAccess, reception: Reception, sender: RequestSender) -> None:
-        self._access = access
-        self._admission = access.admission
+    def __init__(self, session: NodeSession, reception: Reception, sender: RequestSender) -> None:
+        self._session = session
+        self._admission = session.admission
         self._spool = reception.spool
         self._ingest = reception.ingest
         self._sender = sender
@@ -52,7 +52,7 @@ class Diagnosis:
             if task.is_untouched and task.failure and reason_for(task.failure).needs_diagnosis
         ]
         if doubtful:
-            self._access.echo()
+            self._session.echo()
         received = 0
         for task in [task for task in doubtful if self._may_exist(task)]:
             if delivers:
@@ -72,9 +72,9 @@ class Diagnosis:
 
     def _may_exist(self, task: StudyTask) -> bool:
         """Query whether the PACS still has a study; one that is gone is recorded as such."""
-        requestor = self._access.requestor
+        requestor = self._session.requestor
         try:
-            with self._access.pool.request(requestor):
+            with self._session.pool.request(requestor):
                 listed = list_series(
                     requestor, task.claim.study_instance_uid, task.claim.patient_id
                 )
@@ -98,8 +98,8 @@ class Diagnosis:
             How many instances were received; None where receiving none says nothing about the
             PACS.
         """
-        access = self._access
-        missing, contexts = next(iter(missing_by_proposal([task], Breadth.ALL, access.method)))
+        session = self._session
+        missing, contexts = next(iter(missing_by_proposal([task], Breadth.ALL, session.method)))
         # Not the first: it may be the one at which the archive stops.
         key = missing[task.reference][-1]
         if contexts and not task.instances.class_to_propose(key):
@@ -116,7 +116,7 @@ class Diagnosis:
         if not alone:
             # Some archives take no request at IMAGE level, and none with a list.
             single = RequestStrategy(1, Breadth.ALL)
-            requests += islice(plan_round([task], single, access.node, access.method), 1)
+            requests += islice(plan_round([task], single, session.node, session.method), 1)
         for request, contexts in requests:
             outcome = self._sender.send(request, [task], contexts)
             if received := self._ingest.scan([task]):

@@ -25,7 +25,7 @@ from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.retrieval.diagnosis import Diagnosis
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.requests import RetrieveRequest, targets_of
-from prefect_dicom.retrieval.send import NodeAccess, Reception, RequestSender
+from prefect_dicom.retrieval.send import NodeSession, Reception, RequestSender
 from prefect_dicom.retrieval.strategy import (
     RequestStrategy,
     code_of_end,
@@ -97,7 +97,7 @@ class Retrieval:
 
     Parameters
     ----------
-    access : NodeAccess
+    session : NodeSession
         The node, the association to it, and what is known of it.
     reception : Reception
         Where the instances are received.
@@ -105,14 +105,14 @@ class Retrieval:
         Reads the node's lists over the same association.
     """
 
-    def __init__(self, access: NodeAccess, reception: Reception, listing: Listing) -> None:
-        self._access = access
-        self._admission = access.admission
+    def __init__(self, session: NodeSession, reception: Reception, listing: Listing) -> None:
+        self._session = session
+        self._admission = session.admission
         self._reception = reception
         self._spool = reception.spool
         self._ingest = reception.ingest
-        self._sender = RequestSender(access, reception)
-        self._diagnosis = Diagnosis(access, reception, self._sender)
+        self._sender = RequestSender(session, reception)
+        self._diagnosis = Diagnosis(session, reception, self._sender)
         self.listing = listing
 
     def fetch(self, tasks: Sequence[StudyTask]) -> int:
@@ -136,7 +136,7 @@ class Retrieval:
             The run is to stop.
         """
         while True:
-            method = self._access.method
+            method = self._session.method
             try:
                 return self._fetch(tasks)
             except PacsError as error:
@@ -156,9 +156,9 @@ class Retrieval:
 
     def _fetch_listed(self, tasks: Sequence[StudyTask], received: int) -> int:
         """Request listed instances; returns ``received`` plus how many were received now."""
-        access = self._access
+        session = self._session
         rounds = _Rounds.starting(
-            strategies(access.capabilities, access.method, access.node.limits.uids_per_request)
+            strategies(session.capabilities, session.method, session.node.limits.uids_per_request)
         )
         while any(task.missing() for task in tasks):
             faulty = _faulty_count(tasks)
@@ -190,9 +190,9 @@ class Retrieval:
         """Send the requests of one round."""
         this = _Round()
         by_reference = {task.reference: task for task in tasks}
-        access = self._access
-        for request, contexts in plan_round(tasks, rounds.strategy, access.node, access.method):
-            access.check_running()
+        session = self._session
+        for request, contexts in plan_round(tasks, rounds.strategy, session.node, session.method):
+            session.check_running()
             self._spool.check_reserve()
             members = [by_reference[reference] for reference in request.studies]
             targets = targets_of(request, members)
@@ -204,7 +204,7 @@ class Retrieval:
             this.undetermined = this.undetermined or outcome is None
             if received:
                 rounds.fruitless_requests = 0
-                access.capabilities.record_answer(rounds.strategy, request)
+                session.capabilities.record_answer(rounds.strategy, request)
                 if self._proves_single_uids(rounds.strategy, targets, outcome, members):
                     rounds.strategy = replace(rounds.strategy, uids=1)
                     break
@@ -214,9 +214,9 @@ class Retrieval:
                 first = not received_before and not this.received
                 self._record_fruitless(outcome, members, first=first)
                 rounds.fruitless_requests += rounds.strategy.uids == 1
-                if is_refused_for_form(outcome, access.method):
+                if is_refused_for_form(outcome, session.method):
                     this.alternatives = strategies_after_refusal(
-                        rounds.strategy, request, access.capabilities
+                        rounds.strategy, request, session.capabilities
                     )
             if this.alternatives or rounds.is_given_up:
                 break
@@ -234,8 +234,8 @@ class Retrieval:
             # What is missing could not be sent; that is no answer to the list.
             return False
         if ignores_list(targets, {key for task in tasks for key in task.missing()}):
-            self._access.capabilities.record_ignored_list()
-        return self._access.capabilities.one_uid_only and strategy.uids > 1
+            self._session.capabilities.record_ignored_list()
+        return self._session.capabilities.one_uid_only and strategy.uids > 1
 
     def _list_incomplete_again(self, tasks: Sequence[StudyTask]) -> None:
         """Read the lists of partly received studies again: the rest may be gone from the PACS."""
@@ -262,11 +262,11 @@ class Retrieval:
             if task.contradicts_counts:
                 self._count_again(task)
                 continue
-            if fruitless == _ROUNDS[self._access.method]:
+            if fruitless == _ROUNDS[self._session.method]:
                 break
             if fruitless:
                 # What an association has got wrong, the next one may not.
-                self._access.requestor.close()
+                self._session.requestor.close()
             faulty = task.faulty_count
             this = self._request_unlisted_round(task, fruitless, received)
             received += this.received
@@ -285,9 +285,9 @@ class Retrieval:
     ) -> _Round:
         """Send the requests of one round for a study without a list."""
         this = _Round()
-        access = self._access
-        for request, contexts in plan_unlisted_round(task, access.node, access.method, fruitless):
-            access.check_running()
+        session = self._session
+        for request, contexts in plan_unlisted_round(task, session.node, session.method, fruitless):
+            session.check_running()
             self._spool.check_reserve()
             task.begin_request()
             outcome = self._sender.send(request, [task], contexts)
@@ -316,7 +316,7 @@ class Retrieval:
         if task.is_incomplete and not (is_final(task.failure) or is_specific(task.failure)):
             try:
                 if task.is_untouched:
-                    self._access.echo()
+                    self._session.echo()
                 if self.listing.list(task, fresh=False) and task.is_listed:
                     return self._fetch_listed([task], received)
             except PacsError as error:
@@ -383,14 +383,14 @@ class Retrieval:
         Interrupted
             The run is to stop.
         """
-        code = code_of_end(outcome, self._access.method)
-        if code == "interrupted" or self._access.stopping():
-            raise self._access.pool.interruption(self._access.requestor)
+        code = code_of_end(outcome, self._session.method)
+        if code == "interrupted" or self._session.stopping():
+            raise self._session.pool.interruption(self._session.requestor)
         if code == "not-permitted" and self._admission.has_delivered:
             code = "association-lost"
         if code == "pacs-busy":
             self._admission.record_failure(code, self._sender.sent_at)
-        elif code == "sop-classes-refused" and self._access.capabilities.accepts_c_get:
+        elif code == "sop-classes-refused" and self._session.capabilities.accepts_c_get:
             # What an earlier request ended by says more.
             tasks = [task for task in tasks if task.failure is None]
         elif (
@@ -430,9 +430,9 @@ class Retrieval:
         except ReceiverError:
             # What is known of the node says more than what the way around it lacks.
             return False
-        if self._access.capabilities.method is None:
-            self._access.capabilities.method = RetrieveMethod.C_MOVE
-            self._access.note(
+        if self._session.capabilities.method is None:
+            self._session.capabilities.method = RetrieveMethod.C_MOVE
+            self._session.note(
                 f"C-GET is not available ({code}); C-MOVE is used for the rest of the run. Set "
                 "`retrieve: c-move`, or run `prefect-dicom doctor --probe`, to save each run the "
                 "attempt"

@@ -33,8 +33,8 @@ _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class NodeAccess:
-    """Access to the node that studies are retrieved from.
+class NodeSession:
+    """An association to a node, and what admits and records the requests over it.
 
     Parameters
     ----------
@@ -107,10 +107,10 @@ class Reception:
 class RequestSender:
     """Sends retrieve requests over one association. Not thread-safe."""
 
-    def __init__(self, access: NodeAccess, reception: Reception) -> None:
-        self._access = access
+    def __init__(self, session: NodeSession, reception: Reception) -> None:
+        self._session = session
         self._reception = reception
-        self._sent_at = access.admission.now()
+        self._sent_at = session.admission.now()
 
     @property
     def sent_at(self) -> float:
@@ -135,31 +135,31 @@ class RequestSender:
         SpoolFull
             There is no room for more; what was received is recorded.
         """
-        access = self._access
-        self._sent_at = access.wait()
+        session = self._session
+        self._sent_at = session.wait()
         identifier = retrieve_identifier(
-            access.node.information_model,
+            session.node.information_model,
             request.level,
             tasks[0].claim.patient_id,
             [task.claim.study_instance_uid for task in tasks],
             list(request.series),
             list(request.instances),
-            access.requestor.characters,
+            session.requestor.characters,
         )
-        admitted = access.pool.request(
-            access.requestor, retrieve=True, instances=request.expected or 0
+        admitted = session.pool.request(
+            session.requestor, retrieve=True, instances=request.expected or 0
         )
         with admitted as usage:
             # The pool may have let it wait.
-            self._sent_at = access.admission.now()
-            first = _FirstInstance(access.admission.now)
+            self._sent_at = session.admission.now()
+            first = _FirstInstance(session.admission.now)
             try:
-                if access.method is RetrieveMethod.C_GET:
+                if session.method is RetrieveMethod.C_GET:
                     return self._get(identifier, contexts, tasks, first, usage)
                 return self._move(identifier, tasks, request.expected, first, usage)
             finally:
                 if first.seconds is not None:
-                    access.admission.record_latency(
+                    session.admission.record_latency(
                         RequestKind.RETRIEVE, first.seconds, request.studies[0]
                     )
 
@@ -171,26 +171,26 @@ class RequestSender:
         first: _FirstInstance,
         usage: RequestUsage,
     ) -> RetrieveResult | None:
-        access = self._access
-        settle_seconds = access.node.timeouts.settle_seconds
+        session = self._session
+        settle_seconds = session.node.timeouts.settle_seconds
         lease = self._reception.receiver()
         assert lease is not None, "a site without a receiver retrieves by C-GET only"
-        with lease.expecting(_studies_by_uid(tasks), access.node.calling_ae_title) as expected:
+        with lease.expecting(_studies_by_uid(tasks), session.node.calling_ae_title) as expected:
             if expected.quiet_seconds is not None:
-                wait_until_received(expected, None, settle_seconds, access.stopping)
+                wait_until_received(expected, None, settle_seconds, session.stopping)
                 return None
             outcome = move(
-                access.requestor,
+                session.requestor,
                 identifier,
                 self._reception.ae_title,
                 expected.message_id,
                 progress=lambda: first.look(_signs_of_life(expected)),
-                should_stop=lambda: "interrupted" if access.stopping() else None,
+                should_stop=lambda: "interrupted" if session.stopping() else None,
             )
             if _may_have_sent(outcome) or expected.arrived().instances:
                 if wanted is None:
                     wanted = (outcome.completed or 0) + (outcome.warning or 0) or None
-                wait_until_received(expected, wanted, settle_seconds, access.stopping)
+                wait_until_received(expected, wanted, settle_seconds, session.stopping)
             so_far = expected.arrived()
             first.look(so_far.instances)
             usage.instances, usage.size_bytes = so_far.instances, so_far.size_bytes
@@ -205,20 +205,20 @@ class RequestSender:
         first: _FirstInstance,
         usage: RequestUsage,
     ) -> RetrieveResult:
-        access = self._access
+        session = self._session
         own = Expectation(_studies_by_uid(tasks))
         store_handler = StoreHandler(self._reception.spool, own)
 
         def stopping() -> bool:
             # Asked before each message.
             first.look(own.instances)
-            return access.stopping()
+            return session.stopping()
 
         # It goes over an association of its own, and the request is admitted for one.
-        access.requestor.close()
+        session.requestor.close()
         try:
             outcome = c_get(
-                access.node,
+                session.node,
                 identifier,
                 contexts=contexts,
                 store_handler=store_handler,
@@ -231,7 +231,7 @@ class RequestSender:
             return RetrieveResult(None, lost=error.code)
         finally:
             usage.instances, usage.size_bytes = own.instances, own.size_bytes
-        access.capabilities.accepts_c_get = True
+        session.capabilities.accepts_c_get = True
         self._check_room(store_handler.refused_since(own), tasks)
         return outcome
 

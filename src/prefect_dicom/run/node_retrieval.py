@@ -14,7 +14,7 @@ from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.retrieval.fetch import Retrieval
 from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.instance_list import Listing
-from prefect_dicom.retrieval.send import NodeAccess, Reception
+from prefect_dicom.retrieval.send import NodeSession, Reception
 from prefect_dicom.retrieval.strategy import PeerCapabilities
 from prefect_dicom.run.context import RunContext
 
@@ -39,8 +39,8 @@ class NodeRetrieval:
     def retrieval(self, node: str, requestor: Requestor) -> Retrieval:
         """What fetches studies of a node."""
         context = self._context
-        access = NodeAccess(
-            node=self._asked(node),
+        session = NodeSession(
+            node=self._effective_node(node),
             requestor=requestor,
             pool=context.access.pool,
             capabilities=self.capabilities(node),
@@ -55,7 +55,7 @@ class NodeRetrieval:
             leave_out_faulty=context.site.validation.faulty == "leave-out",
         )
         reception = Reception(self._spool, ingest, self.receiver, context.site.receiver.ae_title)
-        return Retrieval(access, reception, self.listing(node, requestor))
+        return Retrieval(session, reception, self.listing(node, requestor))
 
     def listing(self, node: str, requestor: Requestor) -> Listing:
         """What reads the instance lists of a node."""
@@ -113,12 +113,12 @@ class NodeRetrieval:
                 continue
             self.receiver()
 
-    def _asked(self, node: str) -> PacsNode:
+    def _effective_node(self, node: str) -> PacsNode:
         """The node, with requests as small as its access schedule asks for."""
-        asked = self._context.site.effective_node(node)
+        effective = self._context.site.effective_node(node)
         most = self._context.access.rates.request_instances(node)
-        limits = asked.limits.model_copy(update={"chunk_instances": most})
-        return asked.model_copy(update={"limits": limits})
+        limits = effective.limits.model_copy(update={"chunk_instances": most})
+        return effective.model_copy(update={"limits": limits})
 
     def _lacks_a_level(self, node: str) -> bool:
         """Whether the node does not answer at a level at which its capabilities say it does."""
