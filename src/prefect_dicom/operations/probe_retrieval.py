@@ -149,10 +149,10 @@ class _RetrieveProbe:
         """Retrieve one instance, or a whole short series where single ones cannot be had."""
         facts = self._session.facts
         outcome = self._retrieve(service, images)
-        arrived = self._take()
-        if arrived:
+        received = self._take()
+        if received:
             # More than requested: the node ignores the level.
-            facts["image_level_retrieve"] = arrived == 1
+            facts["image_level_retrieve"] = received == 1
             return Service.WORKS
         code = outcome.lost or _reason(service, outcome)
         if _refuses_service(code) or code == "sop-classes-refused":
@@ -175,8 +175,8 @@ class _RetrieveProbe:
 
     def _try_list(self, service: str, images: Sequence[str]) -> None:
         outcome = self._retrieve(service, images)
-        arrived = self._take()
-        if arrived == len(images):
+        received = self._take()
+        if received == len(images):
             self._session.facts["uid_lists_in_retrieves"] = True
         elif outcome.status == SUCCESS or _reason(service, outcome) == "request-refused":
             self._session.facts["uid_lists_in_retrieves"] = False
@@ -213,7 +213,7 @@ class _RetrieveProbe:
                     outcome = RetrieveResult(None, lost=error.code)
                 tried += 1
                 code = outcome.lost or _reason(service, outcome)
-                if self._count_arrived() or _refuses_service(code) or tried == _GETS:
+                if self._count_received() or _refuses_service(code) or tried == _GETS:
                     return outcome
         return outcome
 
@@ -227,17 +227,17 @@ class _RetrieveProbe:
             title = receiver.ae_title
             outcome = move(self._session.requestor, identifier, title, expected.message_id)
             ended = time.monotonic()
-            arrived = expected.arrived()
-            if outcome.status == SUCCESS and arrived.instances < wanted:
+            received = expected.received()
+            if outcome.status == SUCCESS and received.instances < wanted:
                 wait_until_received(expected, wanted, quiet)
-                arrived = expected.arrived()
-                if arrived.instances:
-                    late = time.monotonic() - ended - arrived.quiet_seconds
+                received = expected.received()
+                if received.instances:
+                    late = time.monotonic() - ended - received.quiet_seconds
                     self._settled(max(late, 0.0))
-            elif arrived.instances:
+            elif received.instances:
                 self._settled(0.0)
-            if arrived.instances:
-                facts["originator"] = arrived.by_originator == arrived.instances
+            if received.instances:
+                facts["originator"] = received.by_originator == received.instances
         return outcome
 
     def _settled(self, seconds: float) -> None:
@@ -247,15 +247,15 @@ class _RetrieveProbe:
             seconds, self._session.facts.get("settle_seconds", 0.0)
         )
 
-    def _count_arrived(self) -> int:
+    def _count_received(self) -> int:
         return len(list(self._spool.files(_PROBE)))
 
     def _take(self) -> int:
-        """Count the instances that arrived, and drop them."""
-        arrived = self._count_arrived()
-        self._session.instances += arrived
+        """Count the instances that were received, and drop them."""
+        received = self._count_received()
+        self._session.instances += received
         self._spool.drop(_PROBE)
-        return arrived
+        return received
 
 
 def _refuses_service(code: str | None) -> bool:

@@ -187,11 +187,11 @@ class RequestSender:
                 progress=lambda: first.look(_signs_of_life(expected)),
                 should_stop=lambda: "interrupted" if session.stopping() else None,
             )
-            if _may_have_sent(outcome) or expected.arrived().instances:
+            if _may_have_sent(outcome) or expected.received().instances:
                 if wanted is None:
                     wanted = (outcome.completed or 0) + (outcome.warning or 0) or None
                 wait_until_received(expected, wanted, settle_seconds, session.stopping)
-            so_far = expected.arrived()
+            so_far = expected.received()
             first.look(so_far.instances)
             usage.instances, usage.size_bytes = so_far.instances, so_far.size_bytes
             self._check_room(so_far.refused, tasks)
@@ -273,7 +273,7 @@ def wait_until_received(
     began = time.monotonic()
     open_bytes = -1
     while not stopping():
-        so_far = expected.arrived()
+        so_far = expected.received()
         if wanted is not None and so_far.instances >= wanted:
             return
         if so_far.open_bytes != open_bytes:
@@ -289,7 +289,7 @@ def _studies_by_uid(tasks: Sequence[StudyTask]) -> Mapping[str, StudyReference]:
 
 def _signs_of_life(expected: Request) -> int:
     """A number that changes while anything is received, be it one very large instance."""
-    so_far = expected.arrived()
+    so_far = expected.received()
     return so_far.size_bytes + so_far.open_bytes
 
 

@@ -36,8 +36,8 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """What one request has brought so far.
+class Received:
+    """What has been received so far for one retrieve request.
 
     ``by_originator`` counts the instances that named the request by its Move Originator fields.
     ``refused`` is why an instance could not be written meanwhile, a reason code, else empty.
@@ -141,17 +141,20 @@ class Request:
         self.renewed = False
         """Whether the receiver has ended under this request and was started again."""
 
-    def arrived(self) -> Arrived:
-        """What has come so far. Counts begin anew when the receiver had to be restarted."""
-        answer = self._lease._ask({"verb": "arrived", "message_id": self.message_id})
+    def received(self) -> Received:
+        """Return what has been received so far.
+
+        Counts begin anew when the receiver had to be restarted.
+        """
+        answer = self._lease._ask({"verb": "received", "message_id": self.message_id})
         if "error" in answer:
             self.renewed = True
             self.message_id = self._lease._ask(self._message)["message_id"]
-            answer = self._lease._ask({"verb": "arrived", "message_id": self.message_id})
-        return Arrived(**answer)
+            answer = self._lease._ask({"verb": "received", "message_id": self.message_id})
+        return Received(**answer)
 
     def end(self) -> None:
-        """The request is over."""
+        """End the request at the receiver."""
         with contextlib.suppress(ReceiverError):
             self._lease._ask({"verb": "forget", "message_id": self.message_id})
 

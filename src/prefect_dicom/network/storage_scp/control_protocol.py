@@ -3,20 +3,20 @@
 A connection is a lease: the receiver stays while one is open, and a run that dies lets go of
 its lease with its socket. Requests are answered in order.
 
-=========== =========================================== ==================================
-``verb``    with                                        answer
-=========== =========================================== ==================================
-``expect``  ``studies`` {StudyInstanceUID: reference},  ``message_id`` to send the C-MOVE
-            ``originator`` (our calling AE title)       with; ``quiet_seconds`` since the
-                                                        last arrival for any of them
-``arrived`` ``message_id``                              ``instances``, ``size_bytes``,
-                                                        ``quiet_seconds``, ``open_bytes``,
-                                                        ``refused``, ``by_originator``
-``forget``  ``message_id``
-``status``                                              what ``prefect-dicom receiver
-                                                        status`` prints
-``stop``                                                ends the receiver
-=========== =========================================== ==================================
+============ =========================================== ==================================
+``verb``     with                                        answer
+============ =========================================== ==================================
+``expect``   ``studies`` {StudyInstanceUID: reference},  ``message_id`` to send the C-MOVE
+             ``originator`` (our calling AE title)       with; ``quiet_seconds`` since the
+                                                         last arrival for any of them
+``received`` ``message_id``                              ``instances``, ``size_bytes``,
+                                                         ``quiet_seconds``, ``open_bytes``,
+                                                         ``refused``, ``by_originator``
+``forget``   ``message_id``
+``status``                                               what ``prefect-dicom receiver
+                                                         status`` prints
+``stop``                                                 ends the receiver
+============ =========================================== ==================================
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ class ReceiverServer:
                 answer = self._expect(studies, originator, mine)
                 failpoint("expectation-noted")
                 return answer
-            case {"verb": "arrived", "message_id": int(number)} if number in mine:
+            case {"verb": "received", "message_id": int(number)} if number in mine:
                 expectation = mine[number]
                 return {
                     "instances": expectation.instances,
