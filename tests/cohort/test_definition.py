@@ -20,13 +20,13 @@ from prefect_dicom.cohort.bounded_regex import bounded_regex
 from prefect_dicom.cohort.definition import cohort_file_digest, read_cohort_file
 from prefect_dicom.cohort.filters import (
     age_in_years,
-    choose_series,
     decode_filters,
     encode_filters,
     judge_series,
     judge_study,
     over_maximum,
     series_text,
+    sort_series,
 )
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import (
@@ -474,7 +474,7 @@ def test_series_are_sorted_by_whether_all_filters_take_them():
         "report": {"Modality": "SR"},
         "uncounted": {"Modality": "CT", "SeriesDescription": "Axial"},
     }
-    chosen = choose_series((CT, NO_SCOUT, LONG), answers)
+    chosen = sort_series((CT, NO_SCOUT, LONG), answers)
     assert chosen.wanted == ("axial",)
     assert chosen.unwanted == ("report", "scout", "short")
     assert chosen.undecided == ("uncounted",)

@@ -31,10 +31,10 @@ from prefect_dicom.archive.manifest import decode_manifest, encode_manifest
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.cohort.definition import read_cohort_file
 from prefect_dicom.cohort.filters import (
-    choose_series,
     decode_filters,
     encode_filters,
     judge_study,
+    sort_series,
 )
 from prefect_dicom.cohort.rows import read_cohort
 from prefect_dicom.config.node import PacsNode, Timeouts
@@ -600,7 +600,7 @@ def test_no_definition_of_a_cohort_breaks_its_reader(fuzz, scale, tmp_path):
         path.write_bytes(data)
         with checks.case(number, data, seconds=10), contextlib.suppress(CohortError):
             filters = read_cohort_file(path).filters
-            choose_series(filters.series, {"1.2": answer})
+            sort_series(filters.series, {"1.2": answer})
             judge_study(filters, Study("1.2", study_description="a" * 63 + "!"))
             assert decode_filters(encode_filters(filters)) == filters
 

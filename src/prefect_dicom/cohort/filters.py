@@ -59,7 +59,7 @@ _FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class ChosenSeries:
+class SortedSeries:
     """The series of a study, by UID, sorted by whether the filters want them."""
 
     wanted: tuple[str, ...] = ()
@@ -110,9 +110,7 @@ def explain_undecided(filters: CohortFilters, study: Study) -> tuple[str, ...]:
     return tuple(words) or ("its series lack what the filters need",)
 
 
-def choose_series(
-    wanted: Sequence[Filter], answers: Mapping[str, Mapping[str, str]]
-) -> ChosenSeries:
+def sort_series(wanted: Sequence[Filter], answers: Mapping[str, Mapping[str, str]]) -> SortedSeries:
     """Sort series by whether they pass all filters.
 
     Parameters
@@ -124,7 +122,7 @@ def choose_series(
     for uid, given in answers.items():
         judgement = _all(_judge(each, _values(each.keyword, given)) for each in wanted)
         sorted_out[judgement].append(uid)
-    return ChosenSeries(*(tuple(sorted(sorted_out[each])) for each in (True, False, None)))
+    return SortedSeries(*(tuple(sorted(sorted_out[each])) for each in (True, False, None)))
 
 
 def judge_series(filters: CohortFilters, answers: Mapping[str, Mapping[str, str]]) -> bool | None:
@@ -133,8 +131,8 @@ def judge_series(filters: CohortFilters, answers: Mapping[str, Mapping[str, str]
     One series has to be what ``with_series`` says, and at least one is to be retrieved. If one
     series is undecided, what would be retrieved of the study is undecided.
     """
-    one = choose_series(filters.with_series, answers)
-    kept = choose_series(filters.series, answers)
+    one = sort_series(filters.with_series, answers)
+    kept = sort_series(filters.series, answers)
     some = None if one.undecided and not one.wanted else bool(one.wanted)
     rest = None if kept.undecided else bool(kept.wanted)
     return _all((some, rest))

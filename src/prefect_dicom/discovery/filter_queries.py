@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from prefect_dicom.cohort.filters import (
-    ChosenSeries,
-    choose_series,
+    SortedSeries,
     judge_series,
     judge_study,
     missing_keywords,
     series_keywords,
+    sort_series,
 )
 from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_date_window
 from prefect_dicom.core.errors import PacsError
@@ -82,7 +82,7 @@ def filter_series(
     filters: CohortFilters,
     capabilities: QueryCapabilities,
     listed: Iterable[Instance],
-) -> ChosenSeries:
+) -> SortedSeries:
     """Query a study's series and sort them by whether they are to be retrieved.
 
     Parameters
@@ -97,7 +97,7 @@ def filter_series(
         See :func:`~prefect_dicom.network.find.query.find`.
     """
     answers = query_series_attributes(requestor, study, series_keywords(filters), capabilities)
-    return choose_series(filters.series, _counted(answers, listed))
+    return sort_series(filters.series, _counted(answers, listed))
 
 
 def _found_nothing(found: Discovery) -> bool:
