@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import threading
@@ -18,7 +19,7 @@ from prefect.events.schemas.automations import AutomationCore
 
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.events import AUTOMATIONS, EVENTS, Event, EventBus
-from prefect_dicom.run.loop import work_through
+from prefect_dicom.run.loop import PullLoop, work_through
 from prefect_dicom.tasks import events
 from prefect_dicom.testing import tiny_instances
 from tests.support.sites import Place, site_around, until
@@ -68,30 +69,61 @@ def test_a_subscriber_that_fails_disturbs_neither_the_run_nor_the_others(place, 
     place.is_whole()
 
 
-def test_a_disk_that_fills_up_is_told_once_before_it_is_full(place, monkeypatch):
-    told: list[Event] = []
-    free = {"spool": 5 * GIB, "archive": 5 * GIB}
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(Spool, "free_bytes", lambda self: free["spool"] - self.reserve_bytes)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free["archive"]))
-    place.change(spool={"reserve_bytes": GIB})
-    walk = Walk()
-    walk = Walk()
-    walk = Walk()
-    walk = Walk()
-    walk = Walk()
+class Disks:
+    """The disks of the spool and the archive, as full as the test says, in bytes."""
+
+    def __init__(self, place: Place, monkeypatch) -> None:
+        self.spool = self.archive = 5 * GIB
+        usage = namedtuple("usage", "free")
+        monkeypatch.setattr(Spool, "free_bytes", lambda spool: self.spool - spool.reserve_bytes)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(self.archive))
+        place.change(spool={"reserve_bytes": GIB})
+
+
+def test_one_event_is_sent_before_a_disk_is_full(place, monkeypatch):
+    disks, sent, walk = Disks(place, monkeypatch), [], Walk()
     with place.opened(clock=walk) as pull:
-        pull.events.subscribe(told.append)
+        pull.events.subscribe(sent.append)
         for spool, archive in ((5, 5), (1.5, 5), (1.4, 0.5), (5, 5), (1.5, 5)):
-            free |= {"spool": int(spool * GIB), "archive": int(archive * GIB)}
+            disks.spool, disks.archive = int(spool * GIB), int(archive * GIB)
             pull.disks.look()
             pull.disks.look()
             walk.seconds += 30
-    assert [(e.name, e.reason, e.figures["free_bytes"] / GIB) for e in told] == [
+    assert [(e.name, e.reason, e.figures["free_bytes"] / GIB) for e in sent] == [
         ("disk.low", "spool-full", 0.5),
         ("disk.low", "archive-full", 0.5),
         ("disk.low", "spool-full", 0.5),
     ]
+
+
+def test_a_run_warns_of_its_disks_while_it_is_under_way(place, monkeypatch):
+    disks, sent = Disks(place, monkeypatch), []
+    disks.spool = disks.archive = GIB + GIB // 2
+    with place.opened() as run:
+        run.events.subscribe(sent.append)
+        loop = PullLoop(
+            run=run,
+            discover=lambda first, last: None,
+            pull=lambda: None,
+            show=lambda count, waits="", *, now=False: None,
+            say=lambda words: None,
+            limits=contextlib.nullcontext,
+        )
+        loop.work_through()
+    assert [(e.name, e.reason) for e in sent if e.name == "disk.low"] == [
+        ("disk.low", "spool-full")
+    ]
+
+
+def test_a_disk_that_cannot_be_read_does_not_stop_a_run(place, monkeypatch):
+    Disks(place, monkeypatch)
+
+    def fail(path: Path) -> None:
+        raise OSError
+
+    monkeypatch.setattr(shutil, "disk_usage", fail)
+    with place.opened() as run:
+        run.disks.look()
 
 
 class Prefect:

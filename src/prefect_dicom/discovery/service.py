@@ -122,7 +122,7 @@ class DiscoveryService:
     # --- discovery
 
     def discover(self, first_line: int, last_line: int) -> int:
-        """QueryGroup the nodes for the studies of these rows; returns how many rows were resolved.
+        """Query the nodes for the studies of these rows; returns how many rows were resolved.
 
         Of several nodes one after the other, each for the rows that those before have no answer
         for, or for all of them.
@@ -203,7 +203,7 @@ class DiscoveryService:
             raise closed
 
     def _ask_all(self, node: str, rows: Sequence[CohortRow], take: Take) -> None:
-        """QueryGroup a node for the rows, over as many associations as are allowed and worth it."""
+        """Query a node for the rows, over as many associations as are allowed and worth it."""
         most = self._site.effective_node(node).limits.uids_per_request
         groups = _query_groups(rows, most if self.capabilities(node).answers_lists else 1)
         left = iter(groups)

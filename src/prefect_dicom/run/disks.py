@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 
@@ -16,9 +17,10 @@ _LOOK_SECONDS = 30.0
 
 
 class DiskWatch:
-    """Warns once when the space for objects comes to its end: before it stops the work.
+    """Warning that the disk of the spool or of a directory archive is nearly full.
 
-    That is below twice the spool's reserve, or below the reserve where the archive is a directory.
+    Sent once, as the event ``disk.low``, when less than the spool's reserve is left: beyond the
+    reserve on the spool's disk, in all on the archive's. Sent again after there was more meanwhile.
     """
 
     def __init__(self, context: RunContext, spool: Spool) -> None:
@@ -28,22 +30,28 @@ class DiskWatch:
         self._look_at = float("-inf")
 
     def look(self) -> None:
-        """Look at the free space, twice a minute at most."""
+        """Check the free space, every 30 seconds at most."""
         now = self._context.clock.monotonic()
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
-        reserve = self._spool.reserve_bytes
-        free_bytes = {"spool-full": self._spool.free_bytes()}
-        archive = self._context.site.archive
-        if isinstance(archive, DirectoryArchive):
-            free_bytes["archive-full"] = shutil.disk_usage(archive.directory).free
-        for code, free in free_bytes.items():
-            if free >= reserve:
+        for code, free in self._free_bytes().items():
+            if free >= self._spool.reserve_bytes:
                 self._low.discard(code)
             elif code not in self._low:
                 self._low.add(code)
                 self._warn(code, max(0, free))
+
+    def _free_bytes(self) -> dict[str, int]:
+        """Bytes left by the reason code of a full disk, without disks that cannot be read."""
+        found: dict[str, int] = {}
+        with contextlib.suppress(OSError):
+            found["spool-full"] = self._spool.free_bytes()
+        archive = self._context.site.archive
+        if isinstance(archive, DirectoryArchive):
+            with contextlib.suppress(OSError):
+                found["archive-full"] = shutil.disk_usage(archive.directory).free
+        return found
 
     def _warn(self, code: str, free_bytes: int) -> None:
         log.warning("%s is near: %d bytes left", code, free_bytes)

@@ -222,6 +222,11 @@ class PullLoop(DiscoveryLoop):
     pull: Callable[[], PrefectDicomError | None]
     """Pulls every unfinished study once. Returns the error that stopped it, or None."""
 
+    def look(self) -> None:
+        """Show where the cohort is, record it, and warn of disks that fill up."""
+        super().look()
+        self.run.disks.look()
+
     def one_pass(self) -> PrefectDicomError | None:
         """Query all unresolved rows, then pull all unfinished studies, once.
 
