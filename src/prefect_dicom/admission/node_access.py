@@ -34,7 +34,7 @@ from prefect_dicom.network.requestor import Requestor
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
-_TURN_SECONDS = 0.2
+_PERMIT_SECONDS = 0.2
 
 
 class Stopping(Protocol):
@@ -122,7 +122,7 @@ class NodeAccess:
             return dict(self._admissions)
 
     def associations(self, node: str) -> int:
-        """How many requests may be under way: one at least, to find out why none may."""
+        """Most requests at a time; one at least, whose failure says why there may be none."""
         return max(1, min(self.admission(node).associations, self.schedules.associations(node)))
 
     def is_closed(self, node: str) -> bool:
@@ -172,8 +172,8 @@ class NodeAccess:
     # --- requests
 
     @contextlib.contextmanager
-    def asking(self, node: str) -> Iterator[Requestor]:
-        """Borrow an association when its node may be asked, and record its failures."""
+    def admitted(self, node: str) -> Iterator[Requestor]:
+        """Borrow an association when its node is ready for requests, and record its failures."""
         asked_at = self.wait_for(node)
         admission = self.admission(node)
         try:
@@ -187,25 +187,27 @@ class NodeAccess:
         finally:
             admission.release()
 
-    def wait_for(self, node: str, *, turn: bool = True, holding: Requestor | None = None) -> float:
-        """Wait until a node may be asked; returns the monotonic time.
+    def wait_for(
+        self, node: str, *, acquire: bool = True, holding: Requestor | None = None
+    ) -> float:
+        """Wait until a node is ready for a request; returns the monotonic time in seconds.
 
-        One that has failed is probed with a C-ECHO before anything is asked of it again, and
-        then asked by one thread at a time until something has succeeded.
+        A node that has failed is probed with a C-ECHO first. After that its breaker gives a permit
+        to one thread at a time, until a request has succeeded.
 
         Parameters
         ----------
-        turn : bool
-            Whether the thread is going to ask at once, inside :meth:`asking`.
+        acquire : bool
+            Whether to acquire the permit of a half-open breaker, as :meth:`admitted` does.
         holding : Requestor, optional
-            What it has borrowed; put down where it has to wait.
+            Association that the thread has borrowed; its slot is released during a wait.
 
         Raises
         ------
         PacsError
-            It may not be asked any more, or did not answer the probe: with the reason why.
+            The node is disabled, or did not answer the probe.
         WindowClosed
-            It may not be asked at this time of the week.
+            Its access schedule is closed.
         """
         admission = self.admission(node)
         while True:
@@ -213,18 +215,18 @@ class NodeAccess:
             self.schedules.check(node)
             left = admission.seconds_left()
             if not left and (
-                admission.try_acquire() if turn else admission.state is not BreakerState.OPEN
+                admission.try_acquire() if acquire else admission.state is not BreakerState.OPEN
             ):
                 return admission.now()
             if holding is not None:
-                # The probe, and whoever has the turn, need an association as well.
+                # The probe, and the thread with the permit, need an association as well.
                 self.pool.release_slot(holding)
             if left:
                 self._clock.wait(self._control.stop, min(left, _LOOK_SECONDS))
             elif admission.begin_probe():
                 self._probe(node, admission)
             else:
-                self._clock.wait(self._control.stop, _TURN_SECONDS)
+                self._clock.wait(self._control.stop, _PERMIT_SECONDS)
 
     def _probe(self, node: str, admission: NodeAdmission) -> None:
         """Send a C-ECHO to a node that had failed, and record the result in its admission."""

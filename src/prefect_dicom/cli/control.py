@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +21,7 @@ from prefect_dicom.cli.app import (
 from prefect_dicom.cli.cohort_state import format_runs, hands, print_how_to_go_on
 from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.config.site import ledger_url
+from prefect_dicom.core.clock import Clock
 
 if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort, Ledger, LivingRun
@@ -32,17 +33,17 @@ def pause(
 ) -> int:
     """Pause all runs of a cohort, on every host, until `resume`.
 
-    Waits until they have heard, which takes seconds: requests under way are cancelled, what has
-    arrived is kept. A run that begins while the cohort is paused ends at once.
+    Waits until they have followed, which takes seconds: requests under way are cancelled, and
+    instances received so far are kept. A run that begins while the cohort is paused ends at once.
     """
 
-    def wish(ledger: Ledger, known: Cohort) -> None:
+    def request(ledger: Ledger, known: Cohort) -> None:
         ledger.run_control.pause(known.number)
 
-    def is_heard(runs: Collection[LivingRun]) -> bool:
+    def have_followed(runs: Collection[LivingRun]) -> bool:
         return all(run.paused_at is not None for run in runs)
 
-    return _steer(site, cohort, json_, wish, is_heard)
+    return _steer(site, cohort, json_, request, have_followed)
 
 
 @app.command(sort_key=5)
@@ -51,13 +52,13 @@ def resume(
 ) -> int:
     """Resume the runs of a paused cohort."""
 
-    def wish(ledger: Ledger, known: Cohort) -> None:
+    def request(ledger: Ledger, known: Cohort) -> None:
         ledger.run_control.resume(known.number)
 
-    def is_heard(runs: Collection[LivingRun]) -> bool:
+    def have_followed(runs: Collection[LivingRun]) -> bool:
         return all(run.paused_at is None for run in runs)
 
-    return _steer(site, cohort, json_, wish, is_heard)
+    return _steer(site, cohort, json_, request, have_followed)
 
 
 @app.command(sort_key=5)
@@ -66,18 +67,18 @@ def cancel(
 ) -> int:
     """Cancel the runs of a cohort that are under way, on every host.
 
-    Waits until they have ended, which takes seconds. What has arrived is kept, and `rerun` goes
-    on from there.
+    Waits until they have ended, which takes seconds. Instances received so far are kept, and
+    `rerun` goes on from there.
     """
-    told: set[int] = set()
+    cancelled: set[int] = set()
 
-    def wish(ledger: Ledger, known: Cohort) -> None:
-        told.update(ledger.run_control.cancel(known.number))
+    def request(ledger: Ledger, known: Cohort) -> None:
+        cancelled.update(ledger.run_control.cancel(known.number))
 
-    def is_heard(runs: Collection[LivingRun]) -> bool:
-        return not told & {run.number for run in runs}
+    def have_followed(runs: Collection[LivingRun]) -> bool:
+        return not cancelled & {run.number for run in runs}
 
-    return _steer(site, cohort, json_, wish, is_heard)
+    return _steer(site, cohort, json_, request, have_followed)
 
 
 @app.command(sort_key=5)
@@ -94,42 +95,46 @@ def prioritise(
     Where the node's associations do not suffice for all, those of higher numbers have them first.
     """
 
-    def wish(ledger: Ledger, known: Cohort) -> None:
+    def request(ledger: Ledger, known: Cohort) -> None:
         ledger.run_control.prioritise(known.number, priority)
 
-    return _steer(site, cohort, json_, wish, lambda runs: True)
+    return _steer(site, cohort, json_, request, lambda runs: True)
 
 
-_HEARD_SECONDS = 30.0
+_FOLLOW_SECONDS = 30.0
+_LOOK_SECONDS = 0.2
 
 
 def _steer(
     reference: str,
     cohort: str,
     as_json: bool,
-    wish: Callable[[Ledger, Cohort], None],
-    is_heard: Callable[[Collection[LivingRun]], bool],
+    request: Callable[[Ledger, Cohort], None],
+    have_followed: Callable[[Collection[LivingRun]], bool],
 ) -> int:
-    """Write a wish into the ledger, wait until the runs have heard it, and say where it stands."""
+    """Request a state of a cohort's runs, wait until they have it, and print where they are."""
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.report import unarchived_rows
 
     with Ledger.open(ledger_url(site_of(reference))) as ledger:
         known = ledger.cohorts.get(cohort)
-        wish(ledger, known)
-        deadline = time.monotonic() + _HEARD_SECONDS
-        while not (heard := is_heard(runs := ledger.runs.under_way(known.number))):
-            if time.monotonic() >= deadline:
+        request(ledger, known)
+        clock, never = Clock(), threading.Event()
+        deadline = clock.monotonic() + _FOLLOW_SECONDS
+        while not (followed := have_followed(runs := ledger.runs.under_way(known.number))):
+            if clock.monotonic() >= deadline:
                 break
-            time.sleep(0.2)
+            clock.wait(never, _LOOK_SECONDS)
         known = ledger.cohorts.get(known.name)
         left = unarchived_rows(ledger.progress.totals(known.number))
     if as_json:
-        print(json.dumps({"cohort": known.name, **hands(known, runs), "heard": heard}, indent=1))
+        print(
+            json.dumps({"cohort": known.name, **hands(known, runs), "followed": followed}, indent=1)
+        )
     else:
         output.print(f"Cohort {known.number}: {format_runs(known, runs)}.", soft_wrap=True)
-        if not heard:
-            output.print("Not all of them have heard of it yet: look at `status` again.")
+        if not followed:
+            output.print("Not all of them have followed yet: look at `status` again.")
         if left and (not runs or known.paused):
             print_how_to_go_on(known, reference)
-    return Exit.ALL_WELL if heard else Exit.NOT_ALL
+    return Exit.ALL_WELL if followed else Exit.NOT_ALL

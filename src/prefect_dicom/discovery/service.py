@@ -211,7 +211,7 @@ class DiscoveryService:
 
         def ask_the_rest(number: int = 0) -> None:
             try:
-                with self._access.asking(node) as requestor:
+                with self._access.admitted(node) as requestor:
                     # While the node is asked for less than at the beginning, by fewer.
                     while not over.is_set() and (
                         number == 0 or number < self._access.associations(node)

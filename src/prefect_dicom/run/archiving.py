@@ -95,7 +95,7 @@ class ChunkArchiving:
             node = whole[0].claim.node
             with (
                 contextlib.suppress(PrefectDicomError),
-                self.context.access.asking(node) as requestor,
+                self.context.access.admitted(node) as requestor,
             ):
                 lists = self.nodes.listing(node, requestor).lists(whole)
         settled = [
@@ -124,7 +124,7 @@ class ChunkArchiving:
             return self.ending.end_failed(task, task.failure)
         # First of all, and whatever has become of the node.
         self.uploader.upload([task])
-        with self.context.access.asking(task.claim.node) as requestor:
+        with self.context.access.admitted(task.claim.node) as requestor:
             retrieval = self.nodes.retrieval(task.claim.node, requestor)
             for _ in range(_LISTS_BEFORE_GIVING_UP):
                 if task.is_incomplete and task.failure is None:

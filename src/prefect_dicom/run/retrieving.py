@@ -73,7 +73,7 @@ class ChunkRetrieval:
             There is no room for the chunk, though what had arrived of it is in the archive.
         """
         context = self.context
-        context.access.wait_for(chunk.node, turn=False)
+        context.access.wait_for(chunk.node, acquire=False)
         node = chunk.node if len(context.cohort.nodes) > 1 else None
         claims = context.ledger.claims.acquire(
             context.record, chunk.studies, context.cohort.selection, node
@@ -84,7 +84,7 @@ class ChunkRetrieval:
             failpoint("claimed")
             if not claims:
                 return 0
-            with context.access.asking(chunk.node) as requestor:
+            with context.access.admitted(chunk.node) as requestor:
                 claims = [*filter(None, (self._find_at_node(requestor, claim) for claim in claims))]
                 tasks = self._retrieve_claimed(chunk.node, requestor, claims)
         except BaseException:
