@@ -273,8 +273,8 @@ def test_a_study_that_was_found_only_may_still_be_selected_by_another_cohort(tmp
         (place.folder / "list.csv").write_text("PatientID\nP1\n")
         (place.folder / "first.yaml").write_text(WHOLE)
         with place.opened(place.folder / "first.yaml") as run:
-            for first, last in run.discovery_pages():
-                run.discover(first, last)
+            for first, last in run.discovery.pages():
+                run.discovery.discover(first, last)
         place.pacs.script.clear()
         assert pull(place) == [("archived", "all-archived")]
         with place.ledger() as ledger:

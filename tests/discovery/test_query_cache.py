@@ -37,8 +37,8 @@ NO_LISTS = [
 def plan(place, rows=None) -> None:
     registered = register_cohort(place.site, place.cohort(rows), None)
     with open_dry_run(place.site, registered.number) as planned:
-        for page in planned.discovery_pages():
-            planned.discover(*page)
+        for page in planned.discovery.pages():
+            planned.discovery.discover(*page)
 
 
 def queries(place) -> list[list[str]]:

@@ -33,17 +33,17 @@ def pause(
 ) -> int:
     """Pause all runs of a cohort, on every host, until `resume`.
 
-    Waits until they have followed, which takes seconds: requests under way are cancelled, and
+    Waits until they have responded, which takes seconds: requests under way are cancelled, and
     instances received so far are kept. A run that begins while the cohort is paused ends at once.
     """
 
     def request(ledger: Ledger, known: Cohort) -> None:
         ledger.run_control.pause(known.number)
 
-    def have_followed(runs: Collection[LivingRun]) -> bool:
+    def have_responded(runs: Collection[LivingRun]) -> bool:
         return all(run.paused_at is not None for run in runs)
 
-    return _steer(site, cohort, json_, request, have_followed)
+    return _steer(site, cohort, json_, request, have_responded)
 
 
 @app.command(sort_key=5)
@@ -55,10 +55,10 @@ def resume(
     def request(ledger: Ledger, known: Cohort) -> None:
         ledger.run_control.resume(known.number)
 
-    def have_followed(runs: Collection[LivingRun]) -> bool:
+    def have_responded(runs: Collection[LivingRun]) -> bool:
         return all(run.paused_at is None for run in runs)
 
-    return _steer(site, cohort, json_, request, have_followed)
+    return _steer(site, cohort, json_, request, have_responded)
 
 
 @app.command(sort_key=5)
@@ -75,10 +75,10 @@ def cancel(
     def request(ledger: Ledger, known: Cohort) -> None:
         cancelled.update(ledger.run_control.cancel(known.number))
 
-    def have_followed(runs: Collection[LivingRun]) -> bool:
+    def have_responded(runs: Collection[LivingRun]) -> bool:
         return not cancelled & {run.number for run in runs}
 
-    return _steer(site, cohort, json_, request, have_followed)
+    return _steer(site, cohort, json_, request, have_responded)
 
 
 @app.command(sort_key=5)
@@ -101,7 +101,7 @@ def prioritise(
     return _steer(site, cohort, json_, request, lambda runs: True)
 
 
-_FOLLOW_SECONDS = 30.0
+_RESPONSE_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
 
 
@@ -110,7 +110,7 @@ def _steer(
     cohort: str,
     as_json: bool,
     request: Callable[[Ledger, Cohort], None],
-    have_followed: Callable[[Collection[LivingRun]], bool],
+    have_responded: Callable[[Collection[LivingRun]], bool],
 ) -> int:
     """Request a state of a cohort's runs, wait until they have it, and print where they are."""
     from prefect_dicom.ledger import Ledger
@@ -120,8 +120,8 @@ def _steer(
         known = ledger.cohorts.get(cohort)
         request(ledger, known)
         clock, never = Clock(), threading.Event()
-        deadline = clock.monotonic() + _FOLLOW_SECONDS
-        while not (followed := have_followed(runs := ledger.runs.under_way(known.number))):
+        deadline = clock.monotonic() + _RESPONSE_SECONDS
+        while not (responded := have_responded(runs := ledger.runs.under_way(known.number))):
             if clock.monotonic() >= deadline:
                 break
             clock.wait(never, _LOOK_SECONDS)
@@ -129,12 +129,14 @@ def _steer(
         left = unarchived_rows(ledger.progress.totals(known.number))
     if as_json:
         print(
-            json.dumps({"cohort": known.name, **hands(known, runs), "followed": followed}, indent=1)
+            json.dumps(
+                {"cohort": known.name, **hands(known, runs), "responded": responded}, indent=1
+            )
         )
     else:
         output.print(f"Cohort {known.number}: {format_runs(known, runs)}.", soft_wrap=True)
-        if not followed:
-            output.print("Not all of them have followed yet: look at `status` again.")
+        if not responded:
+            output.print("Not all of them have responded yet: look at `status` again.")
         if left and (not runs or known.paused):
             print_how_to_go_on(known, reference)
-    return Exit.ALL_WELL if followed else Exit.NOT_ALL
+    return Exit.ALL_WELL if responded else Exit.NOT_ALL
