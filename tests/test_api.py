@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from prefect import flow
+from prefect import Flow, flow
 from prefect.client.orchestration import get_client
 
 import prefect_dicom
@@ -362,6 +362,15 @@ def test_a_pull_that_is_cancelled_is_interrupted(place, monkeypatch):
         with pytest.raises(Interrupted):
             prefect_dicom.pull(place.file, place.cohort(ROWS[:3]))
     assert prefect_dicom.pull(place.file, place.cohort(ROWS[:3])).is_complete
+
+
+def test_an_error_of_prefect_itself_says_what_it_is(place, monkeypatch):
+    def unreachable(*args: object, **options: object) -> None:
+        raise RuntimeError("Failed to reach API")
+
+    monkeypatch.setattr(Flow, "__call__", unreachable)
+    with pytest.raises(RuntimeError, match="Failed to reach API"):
+        prefect_dicom.pull(place.file, place.cohort(ROWS))
 
 
 @served

@@ -222,7 +222,8 @@ def pull(
     Returns
     -------
     PullResult
-        Also where rows are left: see its ``is_complete``, and in its ``rows`` what to do.
+        Also where rows are not archived: ``is_complete`` is false then, and ``rows`` has reasons
+        and advice.
 
     Raises
     ------
@@ -250,13 +251,16 @@ def pull(
 
     settings, reference = _resolve(site)
     path = _cohort_file(settings, cohort)
-    with without_phi(), Ledger.open(ledger_url(settings)) as ledger:
-        registered = register_cohort(settings, path, node, name, ledger=ledger)
+    with Ledger.open(ledger_url(settings)) as ledger:
+        with without_phi():
+            registered = register_cohort(settings, path, node, name, ledger=ledger)
         flow = pull_registered(settings, ledger, registered)
         nodes = node if node is None or isinstance(node, str) else list(node)
+        # What Prefect itself raises comes out as it is: a server that does not answer.
         state: Any = flow(str(path), reference, nodes, name, return_state=True)
-        _raise_failure(state)
-        return _result(settings, ledger, registered)
+        with without_phi():
+            _raise_failure(state)
+            return _result(settings, ledger, registered)
 
 
 def _resolve(site: SiteLike) -> tuple[Site, str]:
