@@ -48,7 +48,7 @@ class At:
         self._lock = threading.Lock()
         self.done = False
 
-    def at(self, point: str) -> None:
+    def pass_by(self, point: str) -> None:
         if point != self._point:
             return
         # Other threads that come there meet what it has done.

@@ -17,6 +17,8 @@ class Walk(Clock):
         return self.seconds
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        self.seconds += seconds
+        # A thread in the background only looks around: the run does not wait for it.
+        if not threading.current_thread().daemon:
+            self.seconds += seconds
         # Others are to have their turn as well.
         return event.wait(0.001)
