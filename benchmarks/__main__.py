@@ -17,9 +17,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCapture
 
 from benchmarks.cohorts import (
     cohort_of_tiny_studies,
+    discovery,
     large_object_peaks,
     many_associations_peak,
-    planning,
     register_and_report,
 )
 from benchmarks.corpus import Study, ct_studies, small_studies
@@ -31,7 +31,7 @@ from benchmarks.sender import Orthanc
 from benchmarks.table import HEAD, Line, ratio
 from tests.support.radosgw import missing_programs, radosgw
 
-PARTS = ("receive", "nagle", "get", "jobs", "cohort", "plan", "memory")
+PARTS = ("receive", "nagle", "get", "jobs", "cohort", "discover", "memory")
 _CONTEXTS = {
     "CT": (str(CTImageStorage), str(ExplicitVRLittleEndian)),
     "10 KB": (str(SecondaryCaptureImageStorage), str(ExplicitVRLittleEndian)),
@@ -57,14 +57,14 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
     parts = options.only or PARTS
     if {"receive", "nagle", "get"} & set(parts):
         yield from _transfers(folder / "transfers", options, parts)
-    if {"jobs", "cohort", "plan", "memory"} & set(parts):
+    if {"jobs", "cohort", "discover", "memory"} & set(parts):
         with Bench.opened(folder / "jobs") as bench:
             if "jobs" in parts:
                 yield from _jobs(folder / "whole", bench, options)
             if "cohort" in parts:
                 yield from _cohort(bench, options)
-            if "plan" in parts:
-                yield from _planning(bench, options)
+            if "discover" in parts:
+                yield from _discovery(bench, options)
             if "memory" in parts:
                 yield from _memory(folder / "memory", bench, options)
 
@@ -197,19 +197,19 @@ def _cohort(bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
     yield _peak(f"a cohort of {n:,} studies", found["peak_bytes"], "")
 
 
-def _planning(bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
-    n = options.planned
+def _discovery(bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
+    n = options.discovered
     for keyword, associations, how in (
         ("AccessionNumber", 1, "a query a row, one association"),
         ("AccessionNumber", 4, "a query a row, 4 associations"),
         ("StudyInstanceUID", 4, "lists of UIDs, 4 associations"),
     ):
-        found = planning(bench, n, keyword, associations)
+        found = discovery(bench, n, keyword, associations)
         early, late = found["early_bytes"] / 1e6, found["late_bytes"] / 1e6
         detail = f"{n:,} rows, {found['queries']:,} queries; "
         detail += f"{1000 * found['cpu_seconds'] / n:.2g} ms of CPU a row; "
         detail += f"{early:.0f} MB after a tenth of the rows, {late:.0f} MB at the end"
-        yield Line(f"planning, {how}", found["rows_per_second"], unit=" rows/s", detail=detail)
+        yield Line(f"discovery, {how}", found["rows_per_second"], unit=" rows/s", detail=detail)
 
 
 def _memory(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
@@ -241,7 +241,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--job-rounds", type=int, default=3)
     parser.add_argument("--directory-archive", action="store_true", help="no radosgw")
     parser.add_argument("--studies", type=int, default=2000, help="of one tiny object in a cohort")
-    parser.add_argument("--planned", type=int, default=10_000, help="rows of a dry run")
+    parser.add_argument("--discovered", type=int, default=10_000, help="rows of a dry run")
     parser.add_argument("--large", type=int, default=2000, help="MB of the large object")
     parser.add_argument("--rows", type=int, default=100_000, help="of the cohort only registered")
     return parser.parse_args()

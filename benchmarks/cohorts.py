@@ -80,7 +80,7 @@ def register_and_report(bench: Bench, rows: int) -> dict[str, float]:
     return bench.run("report", site, cohort)
 
 
-def planning(bench: Bench, rows: int, keyword: str, associations: int) -> dict[str, float]:
+def discovery(bench: Bench, rows: int, keyword: str, associations: int) -> dict[str, float]:
     """Find the studies of a cohort that names them by this key; nothing is retrieved.
 
     Returns
@@ -93,8 +93,8 @@ def planning(bench: Bench, rows: int, keyword: str, associations: int) -> dict[s
         node = {"port": pacs.port, "called_ae_title": pacs.ae_title}
         site = bench.site(node | {"limits": {"associations": associations}}, _DIRECTORY)
         keys = (stored.attributes[keyword] for stored in pacs.holdings)
-        cohort = bench.cohort(keys, f"plan-{keyword}-{rows}-{associations}", keyword)
-        found = bench.run("plan", site, cohort)
+        cohort = bench.cohort(keys, f"discover-{keyword}-{rows}-{associations}", keyword)
+        found = bench.run("discover", site, cohort)
         queries = len(pacs.requests("C-FIND"))
     if found["studies"] != rows:
         raise RuntimeError(f"{found['studies']} of {rows} studies were found")

@@ -6,7 +6,7 @@
     python -m benchmarks.job stages SITE COHORT     retrieve everything, then archive everything
     python -m benchmarks.job idle SITE COHORT       the flow with steps that do nothing
     python -m benchmarks.job report SITE COHORT     register, and report; nothing is pulled
-    python -m benchmarks.job plan SITE COHORT       find the studies; nothing is pulled
+    python -m benchmarks.job discover SITE COHORT   find the studies; nothing is pulled
 """
 
 from __future__ import annotations
@@ -128,22 +128,22 @@ def run_report(site: Path, cohort: Path) -> dict:
     return {"seconds": time.perf_counter() - began}
 
 
-def run_plan(site: Path, cohort: Path) -> dict:
+def run_discovery(site: Path, cohort: Path) -> dict:
     """Find the studies of a cohort; memory after the first tenth of its rows, and at the end."""
     settings = load_site(site)
     registered = register_cohort(settings, cohort, None)
     asked, early_bytes = 0, 0
-    with open_dry_run(settings, registered.number) as plan:
+    with open_dry_run(settings, registered.number) as run:
         began, busy = time.perf_counter(), time.process_time()
-        for page in plan.discovery.pages():
-            asked += plan.discovery.discover(*page)
+        for page in run.discovery.pages():
+            asked += run.discovery.discover(*page)
             if not early_bytes and asked >= registered.rows / 10:
                 early_bytes = _resident_bytes()
         seconds, busy = time.perf_counter() - began, time.process_time() - busy
         return {
             "seconds": seconds,
             "cpu_seconds": busy,
-            "studies": plan.ledger.progress.totals(registered.number).studies.total(),
+            "studies": run.ledger.progress.totals(registered.number).studies.total(),
             "early_bytes": early_bytes,
             "late_bytes": _resident_bytes(),
         }
@@ -159,7 +159,7 @@ _MODES = {
     "stages": run_stages,
     "idle": run_idle,
     "report": run_report,
-    "plan": run_plan,
+    "discover": run_discovery,
 }
 
 if __name__ == "__main__":
