@@ -11,7 +11,8 @@ import pytest
 from prefect_dicom.archive.s3 import BucketArchive
 from prefect_dicom.archive.s3_connection import RetryPolicy
 from prefect_dicom.config.archive import S3Archive
-from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.core.clock import Clock
+from prefect_dicom.core.errors import ArchiveConflict, ArchiveError, Interrupted
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.uids import object_key
 from tests.support.s3_server import S3Server
@@ -101,6 +102,19 @@ def test_patience_ends_after_a_number_of_attempts_and_a_rerun_may_help(s3, put):
     assert caught.value.code == "archive-unavailable"
     assert caught.value.disposition is Disposition.TRANSIENT
     assert s3.requests["PutObject"] == ATTEMPTS
+
+
+def test_a_run_that_is_to_stop_does_not_wait_for_another_attempt(s3, archive, put):
+    class Pauses(Clock):
+        def wait(self, event, seconds):
+            archive.stopping = lambda: True
+            return False
+
+    archive.clock = Pauses()
+    s3.fail("PutObject", times=None)
+    with pytest.raises(Interrupted):
+        put(SMALL)
+    assert s3.requests["PutObject"] == 1
 
 
 def test_an_object_whose_upload_was_reset_before_it_was_stored_is_sent_again(s3, put):

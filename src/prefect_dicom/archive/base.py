@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import ArchiveError
 from prefect_dicom.core.model import ArchivedInstance
 
@@ -23,6 +25,7 @@ BLOCK_BYTES = 256 * 1024
 
 _READS = 3
 """Attempts to read an object: a broken stream is read again from its beginning."""
+_POLL_SECONDS = 0.5
 _T = TypeVar("_T")
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 
@@ -67,6 +70,18 @@ class Archive(ABC):
     stopping: Callable[[], bool] = staticmethod(lambda: False)
     """Whether the run is to stop: polled while a file is put, and between attempts to reach a
     service. The call under way then ends with :class:`~prefect_dicom.core.errors.Interrupted`."""
+    clock = Clock()
+    """How to wait between attempts to reach a service."""
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait between two attempts; returns False, and earlier, where the run is to stop."""
+        never = threading.Event()
+        until = self.clock.monotonic() + seconds
+        while not self.stopping():
+            if (left := until - self.clock.monotonic()) <= 0:
+                return True
+            self.clock.wait(never, min(left, _POLL_SECONDS))
+        return False
 
     @abstractmethod
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:

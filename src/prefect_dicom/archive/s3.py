@@ -58,7 +58,7 @@ class BucketArchive(Archive):
 
     def __init__(self, settings: S3Archive, retries: RetryPolicy = RETRY_POLICY) -> None:
         self._settings = settings
-        self._s3 = S3Connection(settings, retries, lambda: self.stopping())
+        self._s3 = S3Connection(settings, retries, self.sleep)
         self._prefix = self._s3.prefix
 
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:

@@ -9,7 +9,6 @@ import logging
 import os
 import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,7 +31,6 @@ S3_FAILURES = (BotoCoreError, HTTPClientError, ClientError, HTTPError, ResponseP
 """Exceptions of boto3 and of the connections below it."""
 
 _T = TypeVar("_T")
-_POLL_SECONDS = 0.5
 
 # Their DEBUG lines hold URLs and canonical requests, and those hold UIDs.
 for _name in ("boto3", "botocore", "urllib3"):
@@ -90,8 +88,8 @@ class S3Connection:
         Bucket, prefix, endpoint and credentials.
     retries : RetryPolicy
         Attempts, pauses and time-outs of one request.
-    stopping : callable
-        Whether the run is to stop; polled between attempts.
+    sleep : callable
+        Waits so many seconds between attempts; returns False where the run is to stop.
 
     Attributes
     ----------
@@ -100,12 +98,12 @@ class S3Connection:
     """
 
     def __init__(
-        self, settings: S3Archive, retries: RetryPolicy, stopping: Callable[[], bool]
+        self, settings: S3Archive, retries: RetryPolicy, sleep: Callable[[float], bool]
     ) -> None:
         self.prefix = f"{settings.prefix.strip('/')}/" if settings.prefix.strip("/") else ""
         self._settings = settings
         self._retries = retries
-        self._stopping = stopping
+        self._sleep = sleep
         self._lock = threading.Lock()
         self._clients: S3Clients | None = None
 
@@ -137,7 +135,8 @@ class S3Connection:
                 raise S3RequestError(error)
             if error.expired and clients is not None:
                 self._drop(clients)
-            self._wait(self._retries.pause(attempt))
+            if not self._sleep(self._retries.pause(attempt)):
+                raise Interrupted()
 
     def abort_upload(self, name: str, upload: str) -> None:
         """Abort a multipart upload, in one attempt; a failure is logged.
@@ -171,13 +170,6 @@ class S3Connection:
         if clients is not None:
             clients.put.close()
             clients.client.close()
-
-    def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            if self._stopping():
-                raise Interrupted()
-            time.sleep(min(left, _POLL_SECONDS))
 
     def clients(self) -> S3Clients:
         """Return the clients with the present credentials."""

@@ -257,7 +257,7 @@ def open_run(
         closing = stack.enter_context(contextlib.ExitStack())
         record = stack.enter_context(ledger.runs.begin(kind, known.number))
         run = Run(site, ledger, known, record, clock or Clock(), archive, spool, closing)
-        archive.stopping = run.control.is_stopping
+        archive.stopping, archive.clock = run.control.is_stopping, run.clock
         stack.enter_context(_under_way(run))
         run.nodes.prepare()
         yield run
