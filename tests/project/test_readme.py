@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell a user to write and to type is read, parsed and run here."""
+"""The commands and snippets of README.md and docs/ are parsed and run here."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def prose(document: str) -> str:
     return re.sub(r"^```.*?^```$", "", DOCUMENTS[document], flags=re.MULTILINE | re.DOTALL)
 
 
-# --- what is to be typed
+# --- commands
 
 
 def test_every_block_is_of_a_kind_that_is_tested_here():
@@ -138,27 +138,27 @@ def test_every_command_of_prefect_and_its_options_are_understood(tmp_path):
         names = [word for word in words if re.fullmatch(r"[a-z-]+", word)]
         names = [name for name in names if not name.startswith("--")][:2]
         names = names[:1] if names[0] == "deploy" else names
-        told = subprocess.run(
+        shown = subprocess.run(
             [sys.executable, "-m", "prefect", *names, "--help"],
             capture_output=True,
             text=True,
             env={"COLUMNS": "200", "PATH": "", "HOME": str(tmp_path)},
         )
-        assert told.returncode == 0, told.stderr
-        return told.stdout
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout
 
     with ThreadPoolExecutor() as pool:
-        for words, told in zip(commands, pool.map(help_of, commands), strict=True):
+        for words, text in zip(commands, pool.map(help_of, commands), strict=True):
             options = [word for word in words if word.startswith("--") and word != "--no-prompt"]
-            assert [option for option in options if option not in told] == []
+            assert [option for option in options if option not in text] == []
     (file,) = (words[words.index("--prefect-file") + 1] for words in commands if "deploy" in words)
     assert (ROOT / file).is_file()
 
 
-# --- what is to be written
+# --- files and snippets
 
 
-def test_the_site_file_loads_and_says_what_is_said_of_it(tmp_path):
+def test_the_site_file_loads_with_the_documented_defaults(tmp_path):
     (tmp_path / "site.yaml").write_text(SITE)
     site = load_site(tmp_path / "site.yaml", environ={})
     assert list(site.nodes) == ["main"]
@@ -174,7 +174,7 @@ def test_the_cohort_file_is_read_as_it_is_explained(tmp_path):
     assert (second.accession_number, second.patient_id) == ("A4711", None)
 
 
-def test_a_definition_of_a_cohort_goes_as_it_is_told(tmp_path):
+def test_a_definition_of_a_cohort_works_as_documented(tmp_path):
     held = [
         *series(1, 1, 2, Modality="CT", StudyDate="20240110", SeriesDescription="Axial"),
         *series(1, 2, 1, Modality="CT", StudyDate="20240110", SeriesDescription="Scout"),
@@ -224,7 +224,7 @@ def keys_of(kind: type) -> list[str]:
 def studies(tmp_path) -> list:
     """Two studies that the README's cohort file names."""
     made = generate_cohort(tmp_path / "made", studies=2, instances_per_series=2)
-    objects = []
+    instances = []
     for path in made:
         dataset = pydicom.dcmread(path)
         if "study-0001" in path.parts:
@@ -232,18 +232,18 @@ def studies(tmp_path) -> list:
         else:
             dataset.AccessionNumber = "A4711"
         dataset.save_as(path)
-        objects.append(instance_of_file(path))
-    return objects
+        instances.append(instance_of_file(path))
+    return instances
 
 
-def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch, prefect_api):
-    told = [
+def test_the_first_real_pull_works_as_documented(tmp_path, studies, monkeypatch, prefect_api):
+    documented = [
         words[1:]
         for words in COMMANDS
-        # Planning alone is tried in a file of its own.
+        # Dry runs are tested in a file of their own.
         if words[0] == "prefect-dicom" and "--dry-run" not in words
     ]
-    assert [words[0] for words in told[:4]] == ["doctor", "pull", "status", "report"]
+    assert [words[0] for words in documented[:4]] == ["doctor", "pull", "status", "report"]
     with S3Server("research-images") as bucket:
         credentials(bucket, monkeypatch)
         with site_around(tmp_path, studies, bucket=bucket) as place:
@@ -261,21 +261,21 @@ def test_the_first_real_pull_goes_as_it_is_told(tmp_path, studies, monkeypatch, 
             (tmp_path / "cohort.csv").write_text(block("csv"))
             try:
                 command = CommandLine(tmp_path, tmp_path / "home")
-                for words in told[:3]:
+                for words in documented[:3]:
                     ended = command(*words, **prefect_api)
                     assert ended.code == 0, ended.output + ended.complaints
                 assert "2 rows: 2 archived; 2 of 2 studies" in ended.output
-                ended = command(*told[3])
+                ended = command(*documented[3])
                 assert ended.code == 0, ended.complaints
                 assert ">2</b> archived" in Path(ended.output.strip()).read_text()
-                verify = next(words for words in told if words[0] == "verify")
+                verify = next(words for words in documented if words[0] == "verify")
                 assert command(*verify).code == 0
             finally:
                 assert command("receiver", "stop").code == 0
             place.file.write_text(yaml.safe_dump(here))
 
 
-def test_python_goes_as_it_is_told(tmp_path, studies, monkeypatch, capsys, prefect_harness):
+def test_python_works_as_documented(tmp_path, studies, monkeypatch, capsys, prefect_harness):
     with site_around(tmp_path, studies, retrieve="c-get") as place:
         (tmp_path / "cohort.csv").write_text(block("csv"))
         monkeypatch.chdir(tmp_path)
@@ -303,7 +303,7 @@ REPAIRS = [
 AUDIT = "from prefect_dicom.config.site import load_site"
 
 
-def test_the_audit_goes_as_it_is_told(tmp_path, studies, monkeypatch, capsys):
+def test_the_audit_works_as_documented(tmp_path, studies, monkeypatch, capsys):
     with site_around(tmp_path, studies, retrieve="c-get") as place:
         place.pull()
         monkeypatch.chdir(place.file.parent)
@@ -314,17 +314,17 @@ def test_the_audit_goes_as_it_is_told(tmp_path, studies, monkeypatch, capsys):
         assert "I1 " in capsys.readouterr().out
 
 
-def test_checking_and_repairing_goes_as_it_is_told(tmp_path, studies):
-    told = iter(REPAIRS)
+def test_checking_and_repairing_works_as_documented(tmp_path, studies):
+    documented = iter(REPAIRS)
 
     def next_is(*beginning: str) -> list[str]:
-        words = next(told)
+        words = next(documented)
         assert tuple(words[: len(beginning)]) == beginning
         return words
 
     with site_around(tmp_path, studies, retrieve="c-get") as place:
         command = CommandLine(tmp_path, tmp_path / "home")
-        # Of two objects of a study one is missing, and comes too late.
+        # Of two instances of a study one is missing, and arrives too late.
         late = studies[0]
         place.pacs.script.append(
             Behaviour("move.drop_instances", instances=[late.sop_instance_uid])
@@ -343,7 +343,7 @@ def test_checking_and_repairing_goes_as_it_is_told(tmp_path, studies):
         assert place.pull().rows == {Verdict.ARCHIVED: 1, Verdict.PARTIAL: 1}
         assert place.asked_for("C-GET") > retrieves
 
-        # Two objects lie there: the late one, and one of a patient it is not about.
+        # Two instances are in quarantine: the late one, and one of another patient.
         other = changed(late, PatientID="SOMEBODY")
         spool = Spool(place.site.spool.path)
         names = []
@@ -366,7 +366,7 @@ def test_checking_and_repairing_goes_as_it_is_told(tmp_path, studies):
         assert "1 of 1 object given back" in run("release", "--reason").output
         assert run("drop", name=names[1]).output == "1 object deleted.\n"
         assert run("drop", "--all").output == "0 objects deleted.\n"
-        assert next(told, None) is None
+        assert next(documented, None) is None
         assert place.rerun().studies == {StudyState.ARCHIVED: 2}
 
 
@@ -375,7 +375,7 @@ def test_the_levels_are_those_there_are():
     assert re.findall(r"^\| `([a-z]+)`", table, re.MULTILINE) == list(Level)
 
 
-# --- what is said
+# --- what is documented
 
 
 def test_the_verdicts_are_those_there_are():
@@ -402,6 +402,19 @@ def test_the_states_are_those_there_are():
     states = DOCUMENTS["docs/promise.md"].split("## States")[1].split("\n## ")[0]
     named = set(re.findall(r"\*([a-z]+)\*", states))
     assert named == {*StudyState, *InstanceState}
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_heading_that_is_linked_to_exists(document):
+    for path, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", DOCUMENTS[document]):
+        target = (ROOT / document).parent / path if path else ROOT / document
+        assert anchor in anchors(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
