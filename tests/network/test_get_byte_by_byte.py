@@ -90,7 +90,7 @@ def response(status, **counters):
         Element.COMMAND_DATA_SET_TYPE: 0x0101,
         Element.STATUS: status,
     }
-    elements.update({Element[name]: value for name, value in counters.items()})
+    elements.update({getattr(Element, name): value for name, value in counters.items()})
     return message_pdus(1, write_command(elements), None, 0)
 
 

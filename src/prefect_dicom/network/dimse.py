@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Mapping
-from enum import IntEnum
 from typing import NamedTuple
 
 from prefect_dicom.network.upper_layer.pdu import RELEASE_RP, Pdu, ProtocolError
@@ -29,7 +28,11 @@ _UNSIGNED_SHORT = struct.Struct("<H")
 _GROUP_LENGTH = struct.Struct("<HHII")
 
 
-class CommandField(IntEnum):
+# Plain integers and no enumerations: Python 3.11 takes 0.14 us to look up the member of one, and
+# each C-STORE looks up nineteen.
+
+
+class CommandField:
     """Commands that this package sends or answers, PS3.7 E.1-1."""
 
     C_STORE_RQ = 0x0001
@@ -41,7 +44,7 @@ class CommandField(IntEnum):
     C_CANCEL_RQ = 0x0FFF
 
 
-class Element(IntEnum):
+class Element:
     """Elements of group 0000 that this package reads or writes, PS3.7 E.1-1."""
 
     AFFECTED_SOP_CLASS_UID = 0x0002

@@ -247,7 +247,7 @@ class _Request:
             raise ProtocolError(ProtocolError.UNSPECIFIED, "a response without status", source=0)
         before = self._result
 
-        def counter(element: Element, last: int | None) -> int | None:
+        def counter(element: int, last: int | None) -> int | None:
             value = unsigned_short(elements, element)
             return last if value is None else value
 

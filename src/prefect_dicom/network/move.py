@@ -114,7 +114,7 @@ def move(
 
 
 def _result(response: Response, last: RetrieveResult, stopped: str | None) -> RetrieveResult:
-    def counter(element: Element, before: int | None) -> int | None:
+    def counter(element: int, before: int | None) -> int | None:
         value = unsigned_short(response.elements, element)
         return before if value is None else value
 
