@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from prefect_dicom.network.upper_layer.pdu import RELEASE_RP, Pdu, ProtocolError
-from prefect_dicom.network.upper_layer.stream import Fragment, Stream
+from prefect_dicom.network.upper_layer.pdu import P_DATA_TF, RELEASE_RP, ProtocolError
+from prefect_dicom.network.upper_layer.stream import Stream
 
 NO_DATA_SET = 0x0101
 """Command Data Set Type of a message without a data set, PS3.7 E.1-1; any other has one."""
@@ -203,10 +203,9 @@ class MessageReader:
         while not self._waiting:
             self._stream.await_pdu(LONGEST_PDU_BYTES, deadline)
             kind, length = self._stream.pdu_header(deadline)
-            if kind != Pdu.P_DATA_TF:
+            if kind != P_DATA_TF:
                 self._close(kind, length, deadline)
-            for fragment in self._stream.p_data(length, deadline):
-                self._take(fragment)
+            self._stream.p_data(length, deadline, self._take)
 
     def _close(self, kind: int, length: int, deadline: float) -> None:
         numbers = self._stream.read_close(kind, length, deadline)
@@ -215,8 +214,7 @@ class MessageReader:
         self._stream.send(RELEASE_RP, deadline)
         raise ConnectionAbortedError("the peer has released the association")
 
-    def _take(self, fragment: Fragment) -> None:
-        context_id, is_command, is_last, data = fragment
+    def _take(self, context_id: int, is_command: bool, is_last: bool, data: memoryview) -> None:
         if self._context_id is None:
             self._context_id = context_id
         elif context_id != self._context_id:

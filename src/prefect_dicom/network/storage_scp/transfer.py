@@ -39,8 +39,8 @@ from prefect_dicom.network.storage_scp.instance_sink import IncomingInstance, In
 from prefect_dicom.network.upper_layer.negotiation import Context
 from prefect_dicom.network.upper_layer.pdu import (
     ANNOUNCED_PDU_BYTES,
+    P_DATA_TF,
     RELEASE_RP,
-    Pdu,
     ProtocolError,
     abort_pdu,
     message_pdus,
@@ -209,6 +209,8 @@ class Transfer:
         self._data_set_bytes = 0
 
         self._leaving = False
+        self._finished = False
+        """Whether the last response has come."""
         self.instances = 0
         self.size_bytes = 0
         self.messages = 0
@@ -279,11 +281,15 @@ class Transfer:
             deadline = min(time.monotonic() + self._limits.pdu_seconds, self._message_deadline)
             try:
                 kind, length = stream.pdu_header(deadline)
-                if kind == Pdu.P_DATA_TF:
-                    if self._p_data(length, deadline):
-                        return CloseReason(CloseKind.FINISHED)
-                    continue
-                return self._other_pdu(kind, length, deadline)
+                if kind != P_DATA_TF:
+                    return self._other_pdu(kind, length, deadline)
+                if not 6 <= length <= self._longest_pdu:
+                    raise ProtocolError(
+                        ProtocolError.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes"
+                    )
+                stream.p_data(length, deadline, self._take)
+                if self._finished:
+                    return CloseReason(CloseKind.FINISHED)
             except TimeoutError:
                 raise ProtocolError(
                     ProtocolError.UNSPECIFIED, "a PDU or message took too long"
@@ -308,36 +314,32 @@ class Transfer:
         self.send(RELEASE_RP)
         return CloseReason(CloseKind.RELEASED)
 
-    def _p_data(self, length: int, deadline: float) -> bool:
-        """One P-DATA-TF; True after the last response."""
-        if not 6 <= length <= self._longest_pdu:
-            raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes")
-        finished = False
-        for context_id, is_command, is_last, data in self._stream.p_data(length, deadline):
-            self._expect(context_id, is_command)
-            if data and is_command:
-                self._take_command(data)
-            elif data:
-                self._take_data(data)
-            if is_last:
-                finished = self._last_fragment(is_command) or finished
-        return finished
-
     # --- messages
 
-    def _expect(self, context_id: int, is_command: bool) -> None:
-        """Raise unless a PDV of this kind may come on this context now, PS3.8 E.2."""
-        if self._context_id is None:
-            if context_id not in self._contexts:
-                raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a PDV on an unknown context")
-            if not is_command:
-                raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "a data set without a command")
-            self._context_id = context_id
-            self._message_deadline = time.monotonic() + _or_never(self._limits.message_seconds)
-        elif context_id != self._context_id:
-            raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message on two contexts")
-        elif is_command != (self._elements is None):
+    def _take(self, context_id: int, is_command: bool, is_last: bool, data: memoryview) -> None:
+        """One fragment."""
+        # Without a call for what is expected: a peer may send a million empty PDVs.
+        if context_id != self._context_id or is_command is not (self._elements is None):
+            self._begin_command(context_id, is_command)
+        if is_command:
+            self._take_command(data)
+        elif data:
+            self._take_data(data)
+        if is_last:
+            self._last_fragment(is_command)
+
+    def _begin_command(self, context_id: int, is_command: bool) -> None:
+        """Begin a message; raise where a PDV of this kind may not come now, PS3.8 E.2."""
+        if self._context_id is not None:
+            if context_id != self._context_id:
+                raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a message on two contexts")
             raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "command and data set out of order")
+        if context_id not in self._contexts:
+            raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a PDV on an unknown context")
+        if not is_command:
+            raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "a data set without a command")
+        self._context_id = context_id
+        self._message_deadline = time.monotonic() + _or_never(self._limits.message_seconds)
 
     def _take_command(self, fragment: memoryview) -> None:
         if len(self._command) + len(fragment) > _COMMAND_BYTES:
@@ -372,7 +374,7 @@ class Transfer:
             self._failure = StorageStatus.OUT_OF_RESOURCES
             self._abandon()
 
-    def _last_fragment(self, is_command: bool) -> bool:
+    def _last_fragment(self, is_command: bool) -> None:
         if is_command:
             elements = read_command(self._command)
             self._command.clear()
@@ -380,13 +382,12 @@ class Transfer:
             is_followed = has_data_set(elements)
             self._begin_message(elements, is_followed)
             if is_followed:
-                return False
-        finished = self._finish_message(self._elements or {})
+                return
+        self._finished |= self._finish_message(self._elements or {})
         self.messages += 1
         self._context_id = self._elements = self._identifier = self._failure = None
         self._data_set_bytes = 0
         self._message_deadline = math.inf
-        return finished
 
     def _begin_message(self, elements: Elements, is_followed: bool) -> None:
         if unsigned_short(elements, Element.COMMAND_FIELD) != CommandField.C_STORE_RQ:

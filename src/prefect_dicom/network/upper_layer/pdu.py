@@ -32,6 +32,8 @@ class Pdu(IntEnum):
 
 
 PDU_TYPES = frozenset(map(int, Pdu))
+P_DATA_TF = int(Pdu.P_DATA_TF)
+"""For loops: Python 3.11 takes 0.14 us to look up the member of an enumeration."""
 
 
 class ProtocolError(Exception):
@@ -70,7 +72,7 @@ def message_pdus(
         for start in range(0, max(len(data), 1), size):
             fragment = data[start : start + size]
             control = kind | (LAST_FRAGMENT if start + size >= len(data) else 0)
-            pdus += PDU_HEADER.pack(Pdu.P_DATA_TF, len(fragment) + 6)
+            pdus += PDU_HEADER.pack(P_DATA_TF, len(fragment) + 6)
             pdus += PDV_HEADER.pack(len(fragment) + 2, context_id, control) + fragment
     return bytes(pdus)
 

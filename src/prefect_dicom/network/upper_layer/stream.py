@@ -9,7 +9,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prefect_dicom.network.upper_layer.pdu import (
     COMMAND_FRAGMENT,
@@ -28,12 +28,13 @@ BUFFER_BYTES = 1024 * 1024
 """What is read at once: a CT image in one piece."""
 _ATTEND_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 3600.0
+_NOTHING = memoryview(b"")
 
 
-Fragment = tuple[int, bool, bool, memoryview]
-"""A piece of a PDV, PS3.8 Annex E: its presentation context; whether it is of a command set, not of
-a data set; whether that ends with this piece; and its bytes in the stream's buffer, which are valid
-until more is read. A plain tuple: there is one for each PDU of a transfer."""
+FragmentHandler = Callable[[int, bool, bool, memoryview], None]
+"""Gets a piece of a PDV, PS3.8 Annex E: its presentation context; whether it is of a command set,
+not of a data set; whether that ends with this piece; and its bytes in the stream's buffer, which
+are valid until more is read."""
 
 
 class Stream:
@@ -142,17 +143,13 @@ class Stream:
             if self._poll.poll(math.ceil(min(remaining, longest) * 1000)):
                 return
 
-    def need(self, count: int, deadline: float) -> int:
-        """Have this many bytes (a header) in the buffer; their offset. Moves past them."""
-        while self.end - self.start < count:
+    def pdu_header(self, deadline: float) -> tuple[int, int]:
+        """Read type and length of the next PDU. Raises as :meth:`fill` does."""
+        while self.end - self.start < 6:
             self.fill(deadline)
         offset = self.start
-        self.start += count
-        return offset
-
-    def pdu_header(self, deadline: float) -> tuple[int, int]:
-        """Type and length of the next PDU."""
-        return PDU_HEADER.unpack_from(self.buffer, self.need(6, deadline))
+        self.start = offset + 6
+        return PDU_HEADER.unpack_from(self.buffer, offset)
 
     def await_pdu(self, longest_bytes: int, deadline: float) -> None:
         """Wait until the next PDU is in the buffer as a whole; fine to repeat after a time-out.
@@ -179,10 +176,11 @@ class Stream:
                     raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a PDU of {length} bytes")
             self.fill(deadline)
 
-    def p_data(self, length: int, deadline: float) -> Iterator[Fragment]:
-        """The fragments in a P-DATA-TF whose header has been read, each as it comes.
+    def p_data(self, length: int, deadline: float, take: FragmentHandler) -> None:
+        """Read a P-DATA-TF behind its header; call ``take`` with each fragment as it comes.
 
-        A PDV is yielded in as many pieces as it is read in, one at least.
+        A PDV is taken in as many pieces as it is read in, one at least. A call and no generator:
+        most PDUs have one fragment, and a generator for each costs more than the call.
 
         Raises
         ------
@@ -192,17 +190,17 @@ class Stream:
             As :meth:`fill`.
         """
         view, buffer = self.view, self.buffer
-        empty = view[:0]
         while length:
             if length < 6:
                 raise ProtocolError(
                     ProtocolError.INVALID_PARAMETER, "a PDU ends within a PDV header"
                 )
-            # As need() does, without its call: a peer may send a million empty PDVs.
-            while self.end - self.start < 6:
+            begin = self.start
+            while self.end - begin < 6:
                 self.fill(deadline)
-            size, context_id, control = PDV_HEADER.unpack_from(buffer, self.start)
-            self.start += 6
+                begin = self.start
+            size, context_id, control = PDV_HEADER.unpack_from(buffer, begin)
+            self.start = begin + 6
             length -= size + 4
             if size < 2 or length < 0:
                 raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"a PDV of {size} bytes")
@@ -211,7 +209,7 @@ class Stream:
             is_command = control & COMMAND_FRAGMENT != 0
             is_last = control & LAST_FRAGMENT != 0
             if not size:
-                yield context_id, is_command, is_last, empty
+                take(context_id, is_command, is_last, _NOTHING)
             while size:
                 if self.start == self.end:
                     self.fill(deadline)
@@ -221,7 +219,7 @@ class Stream:
                     stop = self.end
                 self.start = stop
                 size -= stop - begin
-                yield context_id, is_command, is_last and not size, view[begin:stop]
+                take(context_id, is_command, is_last and not size, view[begin:stop])
 
     def read_close(self, kind: int, length: int, deadline: float) -> tuple[int, int] | None:
         """The rest of a PDU that ends an association.
