@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Totals
 
 
-def print_windows(site: Site, nodes: Iterable[str]) -> None:
-    """What the windows of nodes say now, where they have some."""
-    for words in windows(site, nodes).values():
+def print_schedules(site: Site, nodes: Iterable[str]) -> None:
+    """Print the state of the nodes' access schedules."""
+    for words in format_schedules(site, nodes).values():
         output.print(words, markup=False, soft_wrap=True)
 
 
-def windows(site: Site, nodes: Iterable[str]) -> dict[str, str]:
-    """The same by name of the node."""
+def format_schedules(site: Site, nodes: Iterable[str]) -> dict[str, str]:
+    """Format the state of the nodes' access schedules, by name of the node."""
     now = datetime.now(UTC)
     return {
         name: f"node {name}: "
@@ -35,8 +35,8 @@ def windows(site: Site, nodes: Iterable[str]) -> dict[str, str]:
     }
 
 
-def hands(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
-    """What people want of a cohort's runs, and what these do, as a result."""
+def control_state(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
+    """Requested state of a cohort and state of its runs, for the JSON output."""
     return {
         "paused": cohort.paused,
         "priority": cohort.priority,
@@ -55,7 +55,7 @@ def hands(cohort: Cohort, runs: Collection[LivingRun]) -> dict[str, Any]:
 
 
 def format_runs(cohort: Cohort, runs: Collection[LivingRun]) -> str:
-    """The same for people."""
+    """Format the state of a cohort's runs."""
     words = ["paused"] if cohort.paused else []
     if cohort.priority:
         words.append(f"priority {cohort.priority}")
@@ -71,7 +71,8 @@ def format_runs(cohort: Cohort, runs: Collection[LivingRun]) -> str:
     return ", ".join(words if runs else [*words, "no run under way"])
 
 
-def print_how_to_go_on(cohort: Cohort, reference: str) -> None:
+def print_next_command(cohort: Cohort, reference: str) -> None:
+    """Print the command that continues a cohort."""
     option = "" if reference == DEFAULT_SITE else f" --site {reference}"
     verb = "resume" if cohort.paused else "rerun"
     output.print(
@@ -114,10 +115,10 @@ def show(
     cohort, runs = ledger.cohorts.get(cohort.name), ledger.runs.under_way(cohort.number)
     code = Exit.NOT_ALL if missing else Exit.ALL_WELL
     if as_json:
-        result = figures(cohort, totals) | hands(cohort, runs)
+        result = figures(cohort, totals) | control_state(cohort, runs)
         result |= {"reasons": reasons, "reports": str(folder)}
         result["notes"] = [{"node": node, "words": words} for node, words in notes]
-        result["windows"] = list(windows(site, cohort.nodes).values())
+        result["windows"] = list(format_schedules(site, cohort.nodes).values())
         if error is not None:
             result["error"] = getattr(error, "code", "unexpected")
         print(json.dumps(result, indent=1))
@@ -133,7 +134,7 @@ def show(
     output.print(format_totals(totals), markup=False, soft_wrap=not output.is_terminal)
     if runs or cohort.paused or cohort.priority:
         output.print(f"{format_runs(cohort, runs)}.".capitalize(), soft_wrap=True)
-    print_windows(site, cohort.nodes)
+    print_schedules(site, cohort.nodes)
     for node, words in notes:
         output.print(f"Note ({node}): {words}.", markup=False, soft_wrap=True)
     if (folder / REPORT).exists():
@@ -143,7 +144,7 @@ def show(
     if (folder / CANDIDATES).exists():
         output.print(f"Candidates: {folder / CANDIDATES}", markup=False, soft_wrap=True)
     if missing and (cohort.paused or not runs):
-        print_how_to_go_on(cohort, reference)
+        print_next_command(cohort, reference)
     return code
 
 

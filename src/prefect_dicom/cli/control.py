@@ -18,7 +18,7 @@ from prefect_dicom.cli.app import (
     app,
     output,
 )
-from prefect_dicom.cli.cohort_state import format_runs, hands, print_how_to_go_on
+from prefect_dicom.cli.cohort_state import control_state, format_runs, print_next_command
 from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.config.site import ledger_url
 from prefect_dicom.core.clock import Clock
@@ -130,7 +130,8 @@ def _steer(
     if as_json:
         print(
             json.dumps(
-                {"cohort": known.name, **hands(known, runs), "responded": responded}, indent=1
+                {"cohort": known.name, **control_state(known, runs), "responded": responded},
+                indent=1,
             )
         )
     else:
@@ -138,5 +139,5 @@ def _steer(
         if not responded:
             output.print("Not all of them have responded yet: look at `status` again.")
         if left and (not runs or known.paused):
-            print_how_to_go_on(known, reference)
+            print_next_command(known, reference)
     return Exit.ALL_WELL if responded else Exit.NOT_ALL

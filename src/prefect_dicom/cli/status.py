@@ -19,7 +19,13 @@ from prefect_dicom.cli.app import (
     console,
     output,
 )
-from prefect_dicom.cli.cohort_state import figures, format_runs, hands, print_windows, show
+from prefect_dicom.cli.cohort_state import (
+    control_state,
+    figures,
+    format_runs,
+    print_schedules,
+    show,
+)
 from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.cli.server import print_server
 from prefect_dicom.config.site import ledger_url
@@ -51,7 +57,9 @@ def status(
             for known in ledger.cohorts.all()
         ]
     if json_:
-        results = [figures(known, totals) | hands(known, runs) for known, totals, runs in lines]
+        results = [
+            figures(known, totals) | control_state(known, runs) for known, totals, runs in lines
+        ]
         print(json.dumps(results, indent=1))
         return Exit.ALL_WELL
     for known, totals, runs in lines:
@@ -62,7 +70,7 @@ def status(
         output.print(words, soft_wrap=not output.is_terminal)
     if not lines:
         console.print("No cohort yet: prefect-dicom pull cohort.csv")
-    print_windows(settings, settings.nodes)
+    print_schedules(settings, settings.nodes)
     print_server(settings)
     return Exit.ALL_WELL
 

@@ -2,9 +2,8 @@
 
 Rows are queried in groups: rows with the same identifiers are one group, and rows that name
 their study go into lists of UIDs where the node answers these. Several queries are under way at a
-time, as the node's concurrency limit allows; findings are recorded in the ledger in batches. A run
-that is killed asks again for no more than :data:`ROWS_PER_WRITE` rows, and for the queries that
-were under way.
+time, as the node's concurrency limit allows; findings are recorded in the ledger in batches. After
+a run was killed, at most :data:`ROWS_PER_WRITE` rows and the queries under way are repeated.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from prefect_dicom.network.requestor import Requestor
 ROWS_PER_PAGE = 500
 """Rows of one call of :meth:`DiscoveryService.discover`."""
 ROWS_PER_WRITE = 100
-"""Rows that have been answered and are not in the ledger yet, at most."""
+"""Most rows whose findings are not recorded in the ledger yet."""
 _GROUPS_WORTH_AN_ASSOCIATION = 10
-"""Another association is opened for no fewer: that costs as much as a handful of queries."""
+"""Fewest groups for another association, which costs as much as a handful of queries."""
 
 QueryGroup = list[list[CohortRow]]
-"""Rows that are asked for together: rows with the same identifiers, or several by list of UIDs."""
+"""Rows of one query: with the same identifiers, or with StudyInstanceUIDs for a list."""
 Take = Callable[[CohortRow, Answer], None]
 """Takes the answer to a row."""
 
@@ -80,12 +79,12 @@ class DiscoveryService:
         self._query_capabilities: dict[str, QueryCapabilities] = defaultdict(QueryCapabilities)
         """By node, how it answers the queries that filters need."""
         self._pages: dict[int, list[CohortRow]] = {}
-        """By first line, the rows of pages that were not asked for yet."""
+        """By first line, the rows of pages that were not queried yet."""
 
     # --- pages of rows
 
     def pages(self) -> Iterator[tuple[int, int]]:
-        """Take the unresolved rows in pages, so that no other run asks for them.
+        """Take the unresolved rows in pages, so that no other run queries them.
 
         Yields
         ------
@@ -124,30 +123,30 @@ class DiscoveryService:
     def discover(self, first_line: int, last_line: int) -> int:
         """Query the nodes for the studies of these rows; returns how many rows were resolved.
 
-        Of several nodes one after the other, each for the rows that those before have no answer
-        for, or for all of them.
+        Several nodes are queried in order, each for the rows that the nodes before had no answer
+        for, or for all rows.
 
         Raises
         ------
         PacsError
-            The node cannot be used, and no other; rows that were asked before are recorded.
+            No node can be used. Findings until then are recorded.
         """
         rows = self._rows(first_line, last_line)
         findings = _FindingsBatch(self._ledger, self._cohort.number)
         nodes = self._cohort.nodes
         try:
             if len(nodes) == 1:
-                self._ask_all(
+                self._query_node(
                     nodes[0], rows, lambda row, answer: findings.add(_findings(row, answer))
                 )
             else:
-                self._ask_several(rows, findings)
+                self._query_several_nodes(rows, findings)
         finally:
             findings.flush()
         return findings.count
 
     def limit_per_patient(self) -> None:
-        """Leave out what is more than the cohort takes of a patient, when all rows were asked."""
+        """Exclude studies beyond the cohort's limit per patient, once all rows were queried."""
         if self._filters.per_patient is not None:
             self._ledger.rows.limit_per_patient(self._cohort.number, self._filters.per_patient)
 
@@ -170,8 +169,8 @@ class DiscoveryService:
             "uid_lists_above": not requestor.answers_lists,
         }
 
-    def _ask_several(self, rows: Sequence[CohortRow], findings: _FindingsBatch) -> None:
-        """QueryGroup one node after the other for the rows that those before have not settled."""
+    def _query_several_nodes(self, rows: Sequence[CohortRow], findings: _FindingsBatch) -> None:
+        """Query the nodes in order, each for the rows that the nodes before have not settled."""
         every = self._cohort.order.every
         answers: dict[int, list[tuple[str, Answer]]] = defaultdict(list)
         closed: WindowClosed | None = None
@@ -179,12 +178,12 @@ class DiscoveryService:
             given: dict[int, Answer] = {}
             try:
                 if rows and not self._failover.is_disabled(node):
-                    self._ask_all(node, rows, _collect_into(given))
+                    self._query_node(node, rows, _collect_into(given))
             except PacsError:
                 if not self._failover.continue_without(node):
                     raise
             except WindowClosed as error:
-                # Whoever may be asked is asked: the windows of two nodes may never be the same.
+                # Go on with the others: the schedules of two nodes may never be open together.
                 closed = error
             left = []
             for row in rows:
@@ -202,17 +201,17 @@ class DiscoveryService:
         if closed is not None and rows:
             raise closed
 
-    def _ask_all(self, node: str, rows: Sequence[CohortRow], take: Take) -> None:
-        """Query a node for the rows, over as many associations as are allowed and worth it."""
+    def _query_node(self, node: str, rows: Sequence[CohortRow], take: Take) -> None:
+        """Query a node for rows, over as many associations as its limit and their number allow."""
         most = self._site.effective_node(node).limits.uids_per_request
         groups = _query_groups(rows, most if self.capabilities(node).answers_lists else 1)
         left = iter(groups)
         lock, over = threading.Lock(), threading.Event()
 
-        def ask_the_rest(number: int = 0) -> None:
+        def query_remaining(number: int = 0) -> None:
             try:
                 with self._access.admitted(node) as requestor:
-                    # While the node is asked for less than at the beginning, by fewer.
+                    # The concurrency limit may have decreased since the threads began.
                     while not over.is_set() and (
                         number == 0 or number < self._access.associations(node)
                     ):
@@ -220,7 +219,7 @@ class DiscoveryService:
                             group = next(left, None)
                         if group is None:
                             break
-                        self._ask(node, requestor, group, take, over)
+                        self._query_group(node, requestor, group, take, over)
                     self._notes.add_contradictions(
                         node, self._site.capabilities[node], self.contradictions(node, requestor)
                     )
@@ -230,21 +229,21 @@ class DiscoveryService:
 
         worth = 1 + len(groups) // _GROUPS_WORTH_AN_ASSOCIATION
         if (at_once := min(self._access.associations(node), worth)) == 1:
-            ask_the_rest()
+            query_remaining()
             return
         with ThreadPoolExecutor(at_once, thread_name_prefix="discovery") as pool:
-            asking = [pool.submit(ask_the_rest, number) for number in range(at_once)]
+            futures = [pool.submit(query_remaining, number) for number in range(at_once)]
             try:
-                wait(asking)
+                wait(futures)
             finally:
                 over.set()
-        for future in asking:
+        for future in futures:
             future.result()
 
-    def _ask(
+    def _query_group(
         self, node: str, requestor: Requestor, group: QueryGroup, take: Take, over: threading.Event
     ) -> None:
-        """Discover the rows of a query, by one list of UIDs where there are several."""
+        """Discover the rows of a group, by one list of UIDs where there are several."""
         if len(group) > 1:
             first = [rows[0] for rows in group]
             with self._access.pool.request(requestor):
@@ -334,7 +333,7 @@ class _FindingsBatch:
         self._ledger.rows.record_discoveries(self._cohort, waiting)
 
     def flush(self) -> None:
-        """Record what waits."""
+        """Record the findings that are waiting."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
         self._ledger.rows.record_discoveries(self._cohort, waiting)

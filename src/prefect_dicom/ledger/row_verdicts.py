@@ -57,7 +57,7 @@ def judge_rows(
             not_taken[link.line] = link.not_taken
             continue
         its_nodes = nodes.setdefault(link.line, {})
-        its_nodes.update(dict.fromkeys(_asked_of(link, known.get(link.reference, {}))))
+        its_nodes.update(dict.fromkeys(_nodes_to_ask(link, known.get(link.reference, {}))))
         if not link.selected:
             other = StudyOutcome(link.reference, StudyState.FAILED, "selected-otherwise")
             outcomes.setdefault(link.line, []).append(other)
@@ -112,7 +112,7 @@ def _verdict(
     )
 
 
-def _asked_of(study: Row[Any], locations: LocationsByNode) -> list[str]:
+def _nodes_to_ask(study: Row[Any], locations: LocationsByNode) -> list[str]:
     """Return the nodes that a study was asked of, with the reasons of those that failed."""
     failed = [f"{at.node}: {at.reason}" for at in locations.values() if at.reason is not None]
     last = locations.get(study.node)

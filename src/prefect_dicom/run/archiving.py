@@ -35,7 +35,7 @@ class ChunkArchiving:
     ending: StudyCommit
     in_hand: StudiesInHand
     aside: ThreadPoolExecutor
-    """For what is asked of the archive about studies; it never waits behind their objects."""
+    """Threads for manifests, which never wait behind uploads of instances."""
 
     def archive(self, chunk: Chunk) -> int:
         """Upload and commit what was retrieved of a chunk; returns how many studies ended archived.

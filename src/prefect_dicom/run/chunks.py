@@ -1,4 +1,4 @@
-"""Which studies a run still has to pull, in chunks, and which it leaves to other runs."""
+"""Chunk planning: the studies that a run still has to pull, without those of other runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prefect_dicom.run.context import RunContext
 _STUDIES_PER_PAGE = 500
 
 Planned = tuple[StudyReference, str, int | None]
-"""A study, the node to ask for it, and how many instances it is said to have."""
+"""A study, the node to retrieve it from, and its number of instances if the node gave one."""
 
 
 class ChunkPlanner:
@@ -29,7 +29,7 @@ class ChunkPlanner:
         self._next_number = 1
 
     def chunks_by_node(self) -> dict[str, Iterator[Chunk]]:
-        """The chunks by the node that is asked for them; the order is the cohort's."""
+        """The chunks by the node to retrieve them from, in the order of the cohort's nodes."""
         nodes = self._context.cohort.nodes
         if len(nodes) == 1:
             return {nodes[0]: self.chunks()}
@@ -43,7 +43,7 @@ class ChunkPlanner:
         Parameters
         ----------
         node : str, optional
-            Of a cohort with several nodes, only those that this one is to be asked for now.
+            For a cohort with several nodes: only the studies to retrieve from this one now.
         """
         context = self._context
         if context.filters.per_patient is not None:
@@ -52,7 +52,7 @@ class ChunkPlanner:
             )
         limits = context.site.nodes[node or context.cohort.node].limits
         planned = plan_chunks(
-            self._studies_to_pull() if node is None else self._studies_to_ask_of(node),
+            self._studies_to_pull() if node is None else self._studies_for_node(node),
             chunk_studies=limits.chunk_studies,
             chunk_instances=limits.chunk_instances,
         )
@@ -68,13 +68,13 @@ class ChunkPlanner:
             self._held_by_others.update(studies)
 
     def studies_of_others(self) -> tuple[int, bool]:
-        """What this run has met in the hands of other runs, as far as it is not finished yet.
+        """Count the unfinished studies that this run has found claimed by other runs.
 
         Returns
         -------
         tuple of int and bool
-            How many studies they still hold, and whether one has fallen free: its run gave it
-            up, or is dead. Each is reported free once.
+            Studies that are still claimed, and whether a claim of another one has ended without the
+            study: its run released it, or is dead. Each is reported once.
         """
         with self._lock:
             left = tuple(self._held_by_others)
@@ -89,11 +89,11 @@ class ChunkPlanner:
         return tuple(study for study in studies if held.get(study) is False)
 
     def _studies_to_pull(self) -> Iterator[Planned]:
-        """Unfinished studies; those that were tried before and brought nothing come last.
+        """Unfinished studies; those with failed attempts come last.
 
-        A few that never come would otherwise stop every run at its beginning, as a node that
-        sends nothing. What an earlier run left in the spool comes early: it may fill the disk.
-        What it left in the spool of another host is better finished there, and comes last too.
+        A few that are never sent would otherwise stop every run at its beginning, as a node that
+        sends nothing. Studies with instances in the spool come early: they may fill the disk.
+        Those in the spool of another host are better finished there, and come last too.
         """
         context = self._context
         here = self._spool.studies()
@@ -112,8 +112,8 @@ class ChunkPlanner:
             after = page[-1].reference
         yield from tried
 
-    def _studies_to_ask_of(self, node: str) -> Iterator[Planned]:
-        """The unfinished studies of which this node of several is to be asked now."""
+    def _studies_for_node(self, node: str) -> Iterator[Planned]:
+        """The unfinished studies to retrieve from this one of several nodes now."""
         context = self._context
         nodes = context.cohort.nodes
         after = 0

@@ -38,7 +38,7 @@ class RunControl:
         self.stop = threading.Event()
         """Set where this process ends the run; wakes everything that waits."""
         self.external_state: Callable[[], RequestedState] = lambda: RequestedState.RUNNING
-        """The state that is requested elsewhere than in the ledger: in Prefect's UI."""
+        """The state that is requested in Prefect's UI."""
         self._ledger = ledger
         self._record = record
         self._clock = clock

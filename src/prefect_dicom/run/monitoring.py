@@ -1,4 +1,4 @@
-"""What a run shows Prometheus: its cohort, its nodes and what waits, beside what it counts.
+"""Metrics of a run for Prometheus: gauges of its cohort, nodes and spool, beside the counters.
 
 :mod:`prefect_dicom.core.metrics` has the instruments, and
 :mod:`prefect_dicom.core.metrics_endpoint` the port.
@@ -20,7 +20,7 @@ from prefect_dicom.run.run import DryRun, Run
 
 @contextlib.contextmanager
 def measured(run: DryRun) -> Iterator[None]:
-    """While the block runs, the run is counted and shown, if the site has a port for metrics."""
+    """Serve the metrics of a run while the block runs, if the site has a port for metrics."""
     settings = run.site.metrics
     if settings.port is None:
         yield
@@ -39,11 +39,11 @@ def _count(event: Event) -> None:
 
 
 class _Values:
-    """The values of a run, read whenever somebody looks."""
+    """The gauges of a run, read at each scrape."""
 
     def __init__(self, run: DryRun) -> None:
         self._run = run
-        # Of a large cohort not so often that counting is felt.
+        # Cached: counting a large cohort takes a while.
         self._totals = CachedReading(run.reporting.totals)
         if isinstance(run, Run):
             self._spool_bytes = CachedReading(run.spool.waiting_bytes)

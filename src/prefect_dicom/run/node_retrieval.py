@@ -1,4 +1,4 @@
-"""How the nodes of a run are asked for instances, and the receiver these arrive at."""
+"""Retrieval from the nodes of a run: sessions, instance lists and the managed receiver."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefect_dicom.run.context import RunContext
 
 
 class NodeRetrieval:
-    """Makes what lists and fetches studies of a node over a borrowed association. Thread-safe.
+    """Factory of retrievals and instance lists over a borrowed association. Thread-safe.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class NodeRetrieval:
         self._capabilities: dict[str, PeerCapabilities] = {}
 
     def retrieval(self, node: str, requestor: Requestor) -> Retrieval:
-        """What fetches studies of a node."""
+        """Return the retrieval of studies from a node."""
         context = self._context
         session = NodeSession(
             node=self._effective_node(node),
@@ -58,7 +58,7 @@ class NodeRetrieval:
         return Retrieval(session, reception, self.listing(node, requestor))
 
     def listing(self, node: str, requestor: Requestor) -> Listing:
-        """What reads the instance lists of a node."""
+        """Return the reader of a node's instance lists."""
         context = self._context
         return Listing(
             requestor,
@@ -71,7 +71,7 @@ class NodeRetrieval:
         )
 
     def capabilities(self, node: str) -> PeerCapabilities:
-        """How a node is asked for studies: from its capabilities, and as this run finds out."""
+        """Capabilities of a node for retrieval, as configured and as this run has found out."""
         with self._lock:
             if node not in self._capabilities:
                 site = self._context.site
@@ -81,7 +81,7 @@ class NodeRetrieval:
             return self._capabilities[node]
 
     def contradictions(self, node: str) -> dict[str, bool]:
-        """By key of the capabilities, whether the run has seen the opposite."""
+        """By key of the capabilities file, whether the node has behaved otherwise in this run."""
         capabilities = self.capabilities(node)
         return {
             "uid_lists_in_retrieves": capabilities.one_uid_only,
@@ -90,12 +90,12 @@ class NodeRetrieval:
         }
 
     def receiver(self) -> ReceiverLease | None:
-        """The lease on the site's receiver, which is started for it; None where it has none.
+        """Return the lease on the managed receiver, started if need be; None if the site has none.
 
         Raises
         ------
         ReceiverError
-            It cannot run.
+            The receiver cannot run.
         """
         with self._lock:
             if self._lease is None and self._context.site.receives:
@@ -103,7 +103,7 @@ class NodeRetrieval:
             return self._lease
 
     def prepare(self) -> None:
-        """Start at once what is needed anyway: a fault of it shows before the PACS is asked."""
+        """Start the receiver if any node needs it: its faults show before the first request."""
         for name, node in self._context.site.nodes.items():
             if self.capabilities(name).method is not None:
                 self._context.notes.add(
@@ -114,7 +114,7 @@ class NodeRetrieval:
             self.receiver()
 
     def _effective_node(self, node: str) -> PacsNode:
-        """The node, with requests as small as its access schedule asks for."""
+        """The node's settings, with the request size that its access schedule allows."""
         effective = self._context.site.effective_node(node)
         most = self._context.access.rates.request_instances(node)
         limits = effective.limits.model_copy(update={"chunk_instances": most})

@@ -1,4 +1,4 @@
-"""Cohort files into the ledger: which cohorts there are to work on, and which nodes they ask."""
+"""Registration of cohort files in the ledger, with the nodes to pull them from."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def register_cohort(
     every_node: bool = False,
     ledger: Ledger | None = None,
 ) -> Cohort:
-    """Read a cohort file and write its rows into the ledger. The same file again is the same.
+    """Register a cohort file and its rows in the ledger; the same file is the same cohort.
 
-    One the ledger knows is not read again: a large workbook takes half a minute.
+    A registered file is not read again: a large workbook takes half a minute.
 
     Parameters
     ----------
     node : str or sequence of str, optional
-        The nodes to ask, the preferred one first; else those that a definition names, or the
-        site's only one.
+        Nodes to pull from, the preferred one first. Default: those that a definition names, or
+        the site's only one.
     every_node : bool
-        Ask each of several for every row.
+        Query each of several nodes for every row.
     ledger : Ledger, optional
         The site's ledger, where the caller has it open.
 
     Raises
     ------
     CohortError
-        With all complaints about the file; none of its rows was written.
+        Lists all faults of the file; none of its rows was recorded.
     """
     order = order_for(site, path, node, every_node=every_node).text
     try:
@@ -72,16 +72,16 @@ def register_cohort(
 def register_new(
     site: Site, node: str | None, today: date, days: int, *, ledger: Ledger | None = None
 ) -> Cohort:
-    """Write a cohort of everything that was made in the days before today into the ledger.
+    """Register a cohort of all studies of the days before today.
 
-    Its definition lies beside its reports. On the same day it is the same cohort; the next day
-    it is another one, whose days were mostly asked for before: what has come in since is found,
-    and what is archived already is not asked for.
+    Its definition is written beside its reports. On the same day it is the same cohort. The next
+    day it is another one with mostly the same days: it finds studies that reached the PACS since,
+    and does not retrieve archived ones again.
 
     Parameters
     ----------
     days : int
-        How many, from 1 to 366; the last of them is yesterday.
+        Number of days, 1 to 366; the last one is yesterday.
     ledger : Ledger, optional
         The site's ledger, where the caller has it open.
     """
@@ -107,9 +107,9 @@ def register_new(
 def cohorts_to_rerun(
     site: Site, chosen: Mapping[str, Collection[Any]], *, ledger: Ledger | None = None
 ) -> list[str]:
-    """The cohorts in which there is something left to do; paused ones are left alone.
+    """Return the names of cohorts with unfinished rows, without paused ones.
 
-    What failed in them and is chosen (:meth:`Ledger.reopen`) is made ready to be tried again.
+    Their chosen failures are reopened (:meth:`~prefect_dicom.ledger.cohorts.Cohorts.reopen`).
     """
     names = []
     with _open(site, ledger) as opened:
@@ -134,12 +134,12 @@ def _open(site: Site, ledger: Ledger | None) -> AbstractContextManager[Ledger]:
 def order_for(
     site: Site, path: Path | None, node: str | Sequence[str] | None, *, every_node: bool = False
 ) -> NodeOrder:
-    """The PACS nodes to ask: those given, those of the definition, or the site's only one.
+    """Return the nodes to pull from: given, of the definition, or the site's only one.
 
     Raises
     ------
     CohortError
-        None is given, one twice, or one that the site does not have.
+        No node is given, one twice, or one that the site does not have.
     """
     given = [node] if isinstance(node, str) else [*(node or ())]
     order = NodeOrder(tuple(given), every=every_node and len(given) > 1)

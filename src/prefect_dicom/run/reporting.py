@@ -1,4 +1,4 @@
-"""What a run reports of itself while it works: waits, samples, the report page, its end."""
+"""Reports of a run while it works: waits, samples, the report page, the final event."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunReporting:
         self.page = BackgroundPage(context.site, context.cohort, context.record.number)
 
     def close(self) -> None:
-        """Sample the cohort, and end what writes its report."""
+        """Sample the cohort, and stop writing its report."""
         self.sample(now=True)
         if self.page is not None:
             self.page.close()
@@ -43,7 +43,7 @@ class RunReporting:
         return self._context.ledger.progress.totals(self._context.cohort.number)
 
     def format_waits(self) -> str:
-        """What the run waits for, or asks less for, as text; empty where nothing."""
+        """Format what the run waits for, or sends fewer requests for; empty if nothing."""
         context = self._context
         words = []
         if context.control.requested_state() is RequestedState.PAUSED:
@@ -64,8 +64,8 @@ class RunReporting:
     def sample(self, *, now: bool = False) -> None:
         """Record where the cohort stands; at most every 30 s, all runs together, but ``now``.
 
-        And see to it that its report follows. What is lost by a ledger that cannot be written
-        just then is a point of a curve, and the next write that matters says so.
+        Also refreshes the report. If the ledger cannot be written, one point of a curve is lost;
+        the next write that matters raises the error.
         """
         context = self._context
         if not now and self.page is not None:

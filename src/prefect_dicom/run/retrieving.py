@@ -57,20 +57,21 @@ class ChunkRetrieval:
     ending: StudyCommit
     in_hand: StudiesInHand
     aside: ThreadPoolExecutor
-    """For what is asked of the archive about studies; it never waits behind their objects."""
+    """Threads for manifests, which never wait behind uploads of instances."""
 
     def retrieve(self, chunk: Chunk) -> int:
         """Bring the studies of a chunk into the spool; returns how many it could claim.
 
         A study that cannot be completed is left to
-        :meth:`~prefect_dicom.run.archiving.ChunkArchiving.archive`, which keeps what arrived.
+        :meth:`~prefect_dicom.run.archiving.ChunkArchiving.archive`, which keeps
+        the instances received.
 
         Raises
         ------
         PacsError
-            The node cannot be used. Claims are given back, nothing is lost.
+            The node cannot be used. Claims are released, nothing is lost.
         SpoolFull
-            There is no room for the chunk, though what had arrived of it is in the archive.
+            There is no room for the chunk, though all of it that was received is in the archive.
         """
         context = self.context
         context.access.wait_for(chunk.node, acquire=False)
@@ -113,7 +114,7 @@ class ChunkRetrieval:
         return tasks
 
     def _find_at_node(self, requestor: Requestor, claim: Claim) -> Claim | None:
-        """The claim, where its node has the study: it may be asked because another has failed."""
+        """Return the claim if its node has the study: it may stand in for a node that failed."""
         if claim.is_found:
             return claim
         row = CohortRow(0, study_instance_uid=claim.study_instance_uid)
@@ -138,7 +139,7 @@ class ChunkRetrieval:
         return self.context.ledger.studies.record_found(claim, found.studies[0])
 
     def _fetch(self, retrieval: Retrieval, tasks: list[StudyTask]) -> None:
-        """Fetch; where the spool is full, make room by uploading what has arrived, and go on."""
+        """Fetch studies; if the spool is full, upload the instances received and go on."""
         while True:
             try:
                 retrieval.fetch(tasks)
@@ -152,7 +153,7 @@ class ChunkRetrieval:
     # --- instance lists
 
     def _list_together(self, retrieval: Retrieval, tasks: list[StudyTask]) -> set[StudyReference]:
-        """List as many studies as can be by few queries; which they are."""
+        """List as many studies as possible by few queries; returns which were listed."""
         try:
             return retry_once(lambda: retrieval.listing.list_afresh(tasks))
         except ClaimLost:
@@ -165,7 +166,7 @@ class ChunkRetrieval:
             return set()
 
     def _held_manifests(self, tasks: list[StudyTask]) -> dict[StudyReference, Future[bytes | None]]:
-        """What the archive says of each study, asked many at once."""
+        """Read the manifest of each study from the archive, many at a time."""
         return {
             task.reference: self.aside.submit(
                 held_manifest, self.archive, task.claim.study_instance_uid
@@ -194,7 +195,7 @@ class ChunkRetrieval:
             return False
         self._expect_lost(task)
         try:
-            return not self._adopt(task, held)
+            return not self._commit_held(task, held)
         except ArchiveError as error:
             if error.scope is not Scope.STUDY:
                 raise
@@ -204,7 +205,7 @@ class ChunkRetrieval:
     # --- what the archive has already
 
     def _expect_lost(self, task: StudyTask) -> None:
-        """Expect again what an earlier run has stored and the archive no longer has."""
+        """Expect instances again that an earlier run stored and the archive no longer has."""
         stored = task.instances.stored()
         if not stored:
             return
@@ -220,7 +221,7 @@ class ChunkRetrieval:
         for key in lost:
             task.instances.expect_lost(key)
 
-    def _adopt(self, task: StudyTask, held: Future[bytes | None]) -> bool:
+    def _commit_held(self, task: StudyTask, held: Future[bytes | None]) -> bool:
         """Commit a study whose listed instances the archive holds already; whether it does.
 
         The ledger was lost, or an older backup of it was put in its place.
