@@ -8,10 +8,11 @@ from datetime import UTC
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Column, MetaData, Text, create_engine, inspect, text
 
 from prefect_dicom.core.errors import LedgerError
 from prefect_dicom.ledger import Ledger, schema
+from tests.support.postgres import ledger_url
 
 
 def _execute(url: str, statement: str) -> None:
@@ -54,6 +55,51 @@ def test_a_migration_and_its_record_are_one_transaction(url):
     with pytest.raises(LedgerError) as error:
         Ledger.open(url)
     assert error.value.code == "ledger-too-new"
+
+
+def _shape(engine):
+    """By table, its columns with type and nullability, and its keys and indexes."""
+    looked = inspect(engine)
+    return {
+        table: (
+            {(c["name"], str(c["type"]), c["nullable"]) for c in looked.get_columns(table)},
+            looked.get_pk_constraint(table)["constrained_columns"],
+            sorted(index["name"] for index in looked.get_indexes(table)),
+        )
+        for table in looked.get_table_names()
+    }
+
+
+@pytest.mark.campaign("ledger")
+def test_a_new_ledger_equals_a_migrated_one(url, tmp_path, monkeypatch):
+    Ledger.open(url).close()
+
+    def add_column(connection):
+        connection.execute(text("ALTER TABLE cohorts ADD COLUMN added TEXT"))
+
+    # The next version: the column is in the tables, and a migration adds it to existing ledgers.
+    tables = MetaData(naming_convention=schema.metadata.naming_convention)
+    for table in schema.metadata.sorted_tables:
+        table.to_metadata(tables)
+    tables.tables["cohorts"].append_column(Column("added", Text))
+    monkeypatch.setattr(schema, "metadata", tables)
+    migrations = (*schema.MIGRATIONS, add_column)
+    migrated = create_engine(url)
+    (tmp_path / "new").mkdir()
+    kind = "sqlite" if url.startswith("sqlite") else "postgresql"
+    new = create_engine(ledger_url(kind, tmp_path / "new"))
+    shapes, versions = [], []
+    for engine in (migrated, new):
+        with engine.begin() as connection:
+            schema.migrate(connection, migrations)
+        with engine.begin() as connection:
+            schema.migrate(connection, migrations)
+            versions.append(connection.scalar(text("SELECT max(version) FROM schema_versions")))
+        shapes.append(_shape(engine))
+        engine.dispose()
+    assert shapes[0] == shapes[1]
+    assert versions == [schema.FIRST_VERSION + len(migrations)] * 2
+    assert any(name == "added" for name, _, _ in shapes[1]["cohorts"][0])
 
 
 # What the code before the first release made: its table of versions, and a table since renamed.

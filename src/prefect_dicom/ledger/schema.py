@@ -339,17 +339,14 @@ schema_versions = Table(
 )
 
 
-def _create_tables(connection: Connection) -> None:
-    metadata.create_all(connection, checkfirst=False)
-
-
 FIRST_VERSION = 15
-"""The schema that :data:`MIGRATIONS` begins with. Lower numbers are those of unreleased code."""
+"""The oldest schema that can be migrated. Lower numbers are those of unreleased code."""
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_create_tables,)
-"""What makes each version, from FIRST_VERSION on, out of the version before.
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
+"""What makes each version, from FIRST_VERSION + 1 on, out of the version before.
 
-Entries are added, never changed.
+They run on ledgers that exist already; a new one is created with the tables above. So an entry
+goes with the same change of the tables. Entries are added, never changed.
 """
 
 
@@ -358,7 +355,8 @@ def migrate(
 ) -> None:
     """Bring the ledger to the newest version, inside the caller's transaction.
 
-    A migration and the record that it ran are one transaction: there is no half of it. The
+    An empty database gets the current tables and the newest version, and no migration runs. A
+    migration and the record that it ran are one transaction: there is no half of it. The
     caller sees to it that nobody else migrates meanwhile.
 
     Raises
@@ -366,13 +364,14 @@ def migrate(
     LedgerError
         ``ledger-too-new`` or ``ledger-too-old``, and nothing was changed.
     """
+    newest = FIRST_VERSION + len(migrations)
     if not inspect(connection).has_table(schema_versions.name):
         schema_versions.create(connection, checkfirst=False)
-    newest = FIRST_VERSION + len(migrations) - 1
-    current = connection.scalar(select(func.max(schema_versions.c.version)))
-    if current is None:
-        current = FIRST_VERSION - 1
-    elif current < FIRST_VERSION:
+        metadata.create_all(connection, checkfirst=False)
+        _record_version(connection, newest)
+        return
+    current = connection.scalar(select(func.max(schema_versions.c.version))) or 0
+    if current < FIRST_VERSION:
         raise LedgerError(
             "ledger-too-old", f"it has version {current}, this software begins with {FIRST_VERSION}"
         )
@@ -381,7 +380,11 @@ def migrate(
             "ledger-too-new", f"it has version {current}, this software knows {newest}"
         )
     for version in range(current + 1, newest + 1):
-        migrations[version - FIRST_VERSION](connection)
-        connection.execute(
-            insert(schema_versions).values(version=version, applied_at=datetime.now(UTC))
-        )
+        migrations[version - FIRST_VERSION - 1](connection)
+        _record_version(connection, version)
+
+
+def _record_version(connection: Connection, version: int) -> None:
+    connection.execute(
+        insert(schema_versions).values(version=version, applied_at=datetime.now(UTC))
+    )
