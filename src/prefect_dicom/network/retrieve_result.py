@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prefect_dicom.network.status import SUCCESS
+
 
 @dataclass(frozen=True, slots=True)
 class RetrieveResult:
@@ -35,3 +37,8 @@ class RetrieveResult:
     failed_sop_instance_uids: tuple[str, ...] = ()
     error_comment_present: bool = False
     lost: str | None = None
+
+    @property
+    def reports_success(self) -> bool:
+        """Whether the final response says success, without a warning."""
+        return self.status == SUCCESS

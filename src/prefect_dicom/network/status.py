@@ -1,7 +1,9 @@
 """DIMSE statuses as reason codes: PS3.7 Annex C, PS3.4 C.4.1.1.4, C.4.2.1.5 and C.4.3.1.4.
 
-One table for the services this package requests. It is total: an unknown number is a
-transient failure.
+One table for the services this package requests. A number that is not in it goes by its class:
+Bxxx is a warning, so the request succeeded; Cxxx is "unable to process"; A7xx is "out of
+resources"; A9xx and AAxx say that the request is at fault. Any other is a failure of the PACS,
+which is transient.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ _REQUEST_AT_FAULT = (
     *(0x0120, 0x0121, 0x0123, 0x0212),
 )
 
+# Upper bytes: the data set does not match the SOP class, or the identifier does not.
+_REFUSED_FOR_THE_REQUEST = (0xA9, 0xAA)
+
 # Warnings: the request was carried out. What a retrieve left out shows in the spool.
 _WARNINGS = (0x0001, 0x0107, 0x0116)
 
@@ -71,6 +76,21 @@ _SERVICES: dict[str, dict[int, str]] = {
     "C-MOVE": _MOVE,
     "C-GET": _RETRIEVE,
 }
+
+
+def is_warning(status: int) -> bool:
+    """Whether a status is of the class Bxxx of PS3.7 Annex C: carried out, with a warning."""
+    return status >> 12 == 0xB
+
+
+def is_unable_to_process(status: int) -> bool:
+    """Whether a status is of the class Cxxx of PS3.4, "unable to process"."""
+    return status >> 12 == 0xC
+
+
+def is_out_of_resources(status: int) -> bool:
+    """Whether a status is of the class A7xx of PS3.4, "refused: out of resources"."""
+    return status >> 8 == 0xA7
 
 
 def reason_for_status(service: str, status: int) -> str | None:
@@ -106,16 +126,12 @@ def reason_for_status(service: str, status: int) -> str | None:
         return _ANY[status]
     if status in _REQUEST_AT_FAULT:
         return "request-refused"
-    match status >> 12:
-        case 0xB:
-            return None
-        case 0xC:
-            # Unable to process. A query is refused for its keys; a retrieve fails with this
-            # for every cause there is, from an unknown destination to a slow receiver.
-            return "request-refused" if service == "C-FIND" else "pacs-failure"
-    match status >> 8:
-        case 0xA7:
-            return "pacs-busy"
-        case 0xA9 | 0xAA:
-            return "request-refused"
-    return "pacs-failure"
+    if is_warning(status):
+        return None
+    if is_unable_to_process(status):
+        # A query is refused for its keys; a retrieve fails with this for every cause there is,
+        # from an unknown destination to a slow receiver.
+        return "request-refused" if service == "C-FIND" else "pacs-failure"
+    if is_out_of_resources(status):
+        return "pacs-busy"
+    return "request-refused" if status >> 8 in _REFUSED_FOR_THE_REQUEST else "pacs-failure"

@@ -36,7 +36,7 @@ from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveResult
-from prefect_dicom.network.status import reason_for_status
+from prefect_dicom.network.status import is_unable_to_process, reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, StoreHandler
 from prefect_dicom.retrieval.send import wait_until_received
 
@@ -309,7 +309,7 @@ def _retrieve_one(
             with lease.expecting(studies, node.calling_ae_title) as expected:
                 title = site.receiver.ae_title
                 outcome = move(requestor, identifier, title, expected.message_id)
-                if outcome.status == 0:
+                if outcome.reports_success:
                     wait_until_received(expected, 1, node.timeouts.settle_seconds)
         for file in spool.files(_PROBE):
             return f"arrives, {file.stat().st_size} bytes"
@@ -338,7 +338,7 @@ def _why_nothing_arrived(node: PacsNode, outcome: RetrieveResult) -> PacsError:
         return PacsError(outcome.lost or "association-lost")
     service = node.retrieve.upper()
     code = reason_for_status(service, outcome.status) or "nothing-arrived"
-    if service == "C-MOVE" and outcome.status >> 12 == 0xC:
+    if service == "C-MOVE" and is_unable_to_process(outcome.status):
         # The node has just answered queries: most likely it does not know the move destination.
         code = "move-destination-failed"
     return PacsError(code, f"status {outcome.status:04X}")

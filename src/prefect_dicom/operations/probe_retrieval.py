@@ -27,7 +27,7 @@ from prefect_dicom.network.presentation_contexts import (
 from prefect_dicom.network.probe import negotiate
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.retrieve_result import RetrieveResult
-from prefect_dicom.network.status import SUCCESS, reason_for_status
+from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, StoreHandler
 from prefect_dicom.operations.probe_queries import shortest_first
 from prefect_dicom.operations.probe_session import (
@@ -178,7 +178,7 @@ class _RetrieveProbe:
         received = self._take()
         if received == len(images):
             self._session.facts["uid_lists_in_retrieves"] = True
-        elif outcome.status == SUCCESS or _reason(service, outcome) == "request-refused":
+        elif outcome.reports_success or _reason(service, outcome) == "request-refused":
             self._session.facts["uid_lists_in_retrieves"] = False
 
     def _retrieve(self, service: str, images: Sequence[str]) -> RetrieveResult:
@@ -228,7 +228,7 @@ class _RetrieveProbe:
             outcome = move(self._session.requestor, identifier, title, expected.message_id)
             ended = time.monotonic()
             received = expected.received()
-            if outcome.status == SUCCESS and received.instances < wanted:
+            if outcome.reports_success and received.instances < wanted:
                 wait_until_received(expected, wanted, quiet)
                 received = expected.received()
                 if received.instances:

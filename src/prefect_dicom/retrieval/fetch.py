@@ -303,7 +303,7 @@ class Retrieval:
                 self._spool.check_reserve()
                 first = not (received_before or this.received)
                 self._record_fruitless(outcome, [task], first=first)
-            if outcome.status == 0 and not outcome.failed:
+            if outcome.reports_success and not outcome.failed:
                 # It has sent what it has: other SOP classes need not be proposed.
                 break
         return this

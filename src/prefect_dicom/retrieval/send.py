@@ -23,6 +23,7 @@ from prefect_dicom.network.move import move
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveResult
+from prefect_dicom.network.status import is_warning
 from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, Request, StoreHandler
 from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.requests import RetrieveRequest
@@ -297,5 +298,4 @@ def _may_have_sent(outcome: RetrieveResult) -> bool:
     """Whether instances of a C-MOVE may still be on their way."""
     if outcome.lost is not None or outcome.status is None or outcome.completed:
         return True
-    # Success, or a warning, PS3.7 C.
-    return outcome.status == 0 or outcome.status >> 12 == 0xB
+    return outcome.reports_success or is_warning(outcome.status)

@@ -25,7 +25,7 @@ from prefect_dicom.core.uids import is_uid
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
 from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, context_groups
 from prefect_dicom.network.retrieve_result import RetrieveResult
-from prefect_dicom.network.status import reason_for_status
+from prefect_dicom.network.status import is_out_of_resources, reason_for_status
 from prefect_dicom.retrieval.requests import (
     Missing,
     RetrieveRequest,
@@ -220,13 +220,13 @@ def is_worth_repeating(outcome: RetrieveResult | None) -> bool:
 
 def code_of_strain(outcome: RetrieveResult, brought: int) -> str | None:
     """The reason code where a request ended as if the node had too much to do; else None."""
-    if outcome.status is not None and outcome.status >> 8 == 0xA7:
+    if outcome.status is not None and is_out_of_resources(outcome.status):
         return "pacs-busy"
     if brought or (outcome.lost or "association-stalled") != "association-stalled":
         return None
     if outcome.lost is not None:
         return outcome.lost
-    return "nothing-arrived" if outcome.status == 0 else None
+    return "nothing-arrived" if outcome.reports_success else None
 
 
 # --- the requests of a round

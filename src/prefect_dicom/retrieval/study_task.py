@@ -445,7 +445,7 @@ class StudyTask:
 
 def _is_confirmed(task: StudyTask, sent: AbstractSet[InstanceKey], outcome: RetrieveResult) -> bool:
     """Whether a request for a whole study brought what the peer says it sent, and all there is."""
-    sent_all = outcome.status == 0 and outcome.lost is None
+    sent_all = outcome.reports_success and outcome.lost is None
     others = (outcome.failed, outcome.warning, outcome.remaining or 0)
     counted = task.content.number_of_instances or task.claim.number_of_instances or 0
     return (
