@@ -17,7 +17,7 @@ from pynetdicom.sop_class import (
 )
 
 from prefect_dicom.core.model import InformationModel
-from prefect_dicom.network.get import c_get, pack_contexts
+from prefect_dicom.network.get import c_get
 from tests.support.c_get import identifier, node, raised
 from tests.support.peers import Dcmqrscp, Orthanc, free_port
 from tests.support.wire import (
@@ -212,21 +212,10 @@ def test_every_pair_has_a_context_of_its_own():
     assert [(c.abstract_syntax, *c.transfer_syntax) for c in proposed[1:]] == pairs
 
 
-def test_pairs_are_packed_into_associations():
-    pairs = [(f"1.2.{n}", EXPLICIT) for n in range(300)]
-    packed = pack_contexts([*pairs, *pairs])
-    assert [len(group) for group in packed] == [127, 127, 46]
-    assert [pair for group in packed for pair in group] == pairs
-    assert pack_contexts([]) == []
-
-
 def test_the_largest_association_can_be_opened():
     pairs = [(f"1.2.840.10008.5.1.4.1.1.{n}", EXPLICIT) for n in range(126)] + [(CT, EXPLICIT)]
-    (contexts,) = pack_contexts(pairs)
     with scripted(sending(1), {CT: [ExplicitVRLittleEndian]}) as port:
-        result = c_get(
-            node(port), identifier(), contexts=contexts, store_handler=MemoryStoreHandler()
-        )
+        result = c_get(node(port), identifier(), contexts=pairs, store_handler=MemoryStoreHandler())
     assert result.status == 0x0000
 
 

@@ -133,6 +133,17 @@ def write_command(elements: Mapping[int, bytes | int]) -> bytes:
     return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
 
 
+def cancel_command(message_id: int) -> bytes:
+    """A C-CANCEL-RQ for the request with this message ID, PS3.7 9.3.2.3."""
+    return write_command(
+        {
+            Element.COMMAND_FIELD: CommandField.C_CANCEL_RQ,
+            Element.MESSAGE_ID_BEING_RESPONDED_TO: message_id,
+            Element.COMMAND_DATA_SET_TYPE: NO_DATA_SET,
+        }
+    )
+
+
 def unsigned_short(elements: Elements, element: int) -> int | None:
     """A US value of a command set, or None where it is absent or too short."""
     value = elements.get(element)

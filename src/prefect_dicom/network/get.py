@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -24,10 +24,10 @@ from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.network.association import abort, associate
 from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
-    NO_DATA_SET,
     CommandField,
     Element,
     Elements,
+    cancel_command,
     unsigned_short,
     write_command,
 )
@@ -72,24 +72,6 @@ _ELEMENT_HEADER = struct.Struct("<HHI")
 _FAILED_SOP_INSTANCE_UID_LIST = (0x0008, 0x0058)
 
 
-def pack_contexts(pairs: Iterable[Pair]) -> list[list[Pair]]:
-    """Pairs of SOP class and transfer syntax in groups that fit one association each.
-
-    One presentation context for each pair: with one context for several syntaxes the peer has
-    to choose, and some choose one the instances are not stored in and stop.
-
-    Examples
-    --------
-    >>> [len(group) for group in pack_contexts((f"1.2.{n}", "1.2") for n in range(130))]
-    [127, 3]
-    """
-    unique = list(dict.fromkeys(pairs))
-    return [
-        unique[start : start + STORAGE_CONTEXTS]
-        for start in range(0, len(unique), STORAGE_CONTEXTS)
-    ]
-
-
 def c_get(
     node: PacsNode,
     identifier: Dataset,
@@ -110,7 +92,9 @@ def c_get(
     identifier : Dataset
         The identifier, PS3.4 C.4.3.1.3. Its unique keys have been checked by the caller.
     contexts : sequence of (SOP class UID, transfer syntax UID)
-        At most 127, see :func:`pack_contexts`. Instances of other contexts cannot be sent.
+        At most 127, one presentation context each: with one context for several syntaxes the
+        peer chooses, and some choose one the instances are not stored in, and stop. Instances
+        of other contexts cannot be sent.
     store_handler : InstanceSink
         Where instances go.
     message_id : int
@@ -275,13 +259,7 @@ class _Request:
                 self._transfer.hang_up()
         elif self._should_stop is not None and self._should_stop():
             self._cancelled_until = now + _CANCEL_SECONDS
-            command = write_command(
-                {
-                    Element.COMMAND_FIELD: CommandField.C_CANCEL_RQ,
-                    Element.MESSAGE_ID_BEING_RESPONDED_TO: self._message_id,
-                    Element.COMMAND_DATA_SET_TYPE: NO_DATA_SET,
-                }
-            )
+            command = cancel_command(self._message_id)
             self._transfer.send(message_pdus(MODEL_CONTEXT_ID, command, None, self._peer_pdu_bytes))
 
     def _lost(self, end: CloseReason) -> str:

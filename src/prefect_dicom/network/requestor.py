@@ -30,6 +30,7 @@ from prefect_dicom.network.dimse import (
     Element,
     Elements,
     Message,
+    cancel_command,
     unsigned_short,
     write_command,
 )
@@ -150,14 +151,7 @@ class Exchange:
 
     def cancel(self) -> None:
         """Send a C-CANCEL-RQ, PS3.7 9.3.2.3; the final response is still to be waited for."""
-        command = write_command(
-            {
-                Element.COMMAND_FIELD: CommandField.C_CANCEL_RQ,
-                Element.MESSAGE_ID_BEING_RESPONDED_TO: self._message_id,
-                Element.COMMAND_DATA_SET_TYPE: NO_DATA_SET,
-            }
-        )
-        self._association.send(self._context_id, command, None)
+        self._association.send(self._context_id, cancel_command(self._message_id), None)
 
     def abort(self, source: int = 0, reason: int = 0) -> None:
         """Abort the association, PS3.8 7.3, if it still stands."""
