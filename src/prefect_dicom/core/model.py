@@ -66,6 +66,21 @@ class Verdict(StrEnum):
     PENDING = "pending"
     """No verdict yet: the work on the row has not ended."""
 
+    @property
+    def is_as_wanted(self) -> bool:
+        """Whether the row has ended as the cohort wants it: archived, or excluded by a filter."""
+        return self in (Verdict.ARCHIVED, Verdict.EXCLUDED)
+
+    @property
+    def is_without_studies(self) -> bool:
+        """Whether the query for the row was answered, and no study is to be pulled for it."""
+        return self in (Verdict.NOT_FOUND, Verdict.EXCLUDED)
+
+    @property
+    def has_failures(self) -> bool:
+        """Whether the work on the row failed, as a whole or in part."""
+        return self in (Verdict.FAILED, Verdict.PARTIAL)
+
 
 class Evidence(StrEnum):
     """Evidence by which a study was found complete, strongest first."""

@@ -21,7 +21,7 @@ from prefect_dicom.cohort.filters import (
 )
 from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_date_window
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.core.model import CohortFilters, CohortRow, Instance, Study, Verdict
+from prefect_dicom.core.model import CohortFilters, CohortRow, Instance, Study
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.network.find.list_instances import list_study
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
@@ -103,7 +103,7 @@ def filter_series(
 def _found_nothing(found: Discovery) -> bool:
     if found.reason is None:
         return False
-    return reason_for(found.reason).row_verdict in (Verdict.NOT_FOUND, Verdict.EXCLUDED)
+    return reason_for(found.reason).row_verdict.is_without_studies
 
 
 def _judge(

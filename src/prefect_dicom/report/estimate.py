@@ -125,7 +125,7 @@ class Estimate:
     @property
     def unfound_rows(self) -> int:
         """Rows of which nothing is to be pulled, though they were meant to."""
-        well = (FOUND, Verdict.ARCHIVED, Verdict.EXCLUDED)
+        well = {FOUND, *(verdict for verdict in Verdict if verdict.is_as_wanted)}
         return sum(count for (word, _), count in self.rows.items() if word not in well)
 
     def as_result(self) -> dict[str, Any]:

@@ -38,7 +38,6 @@ from prefect_dicom.report.tables import (
 
 REPORT_WITH_IDENTIFIERS = "report-with-identifiers.html"
 _STEPS = 4
-_WELL = (Verdict.ARCHIVED, Verdict.PENDING, Verdict.EXCLUDED)
 _COLOURS = {
     Verdict.ARCHIVED: "archived",
     Verdict.PENDING: "pending",
@@ -91,7 +90,12 @@ def write_page(
 def page(summary: CohortSummary, *, with_identifiers: bool = False) -> str:
     """The report as HTML."""
     totals = summary.totals
-    unwell = [group for group in summary.row_groups if group.verdict not in _WELL]
+    # Pending rows are shown as progress, not as something that went wrong.
+    unwell = [
+        group
+        for group in summary.row_groups
+        if not group.verdict.is_as_wanted and group.verdict is not Verdict.PENDING
+    ]
     drawable = len(summary.samples) > 1 and summary.samples[-1].studies.total() > 0
     kinds = summary.modalities[:MODALITIES_NAMED]
     identifying = "PatientID, AccessionNumber, StudyDate, StudyDescription"

@@ -50,10 +50,7 @@ class RowGroup:
     @property
     def retried_by_rerun(self) -> bool:
         """Whether a rerun retries these rows."""
-        return (
-            self.verdict in (Verdict.FAILED, Verdict.PARTIAL)
-            and self.reason.disposition is not Disposition.PERMANENT
-        )
+        return self.verdict.has_failures and self.reason.disposition is not Disposition.PERMANENT
 
 
 @dataclass(slots=True)

@@ -128,9 +128,8 @@ def next_count(began: float, ended: float, least_seconds: float) -> float:
 
 
 def unarchived_rows(totals: Totals) -> int:
-    """How many rows did not end as archived (excluded ones were not wanted)."""
-    rows = totals.rows
-    return sum(rows.values()) - rows[Verdict.ARCHIVED] - rows[Verdict.EXCLUDED]
+    """How many rows are not archived (excluded ones are not wanted); pending ones count."""
+    return sum(count for verdict, count in totals.rows.items() if not verdict.is_as_wanted)
 
 
 def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
