@@ -140,8 +140,8 @@ class Variant:
         return self.words
 
 
-def keys(**habits: Any) -> dict[str, Any]:
-    return {"keys": {**HONEST["keys"], **habits}}
+def keys(**capabilities: Any) -> dict[str, Any]:
+    return {"keys": {**HONEST["keys"], **capabilities}}
 
 
 IGNORED, EMPTIES = {"match": "ignored"}, {"match": "empties"}
@@ -318,9 +318,9 @@ def test_exactly_what_a_pacs_does_otherwise_is_found(around, variant):
         syntaxes = known.pop("get_transfer_syntaxes", None)
         expected = {**HONEST, **{k: v for k, v in variant.found.items() if k != "keys"}}
         expected["keys"] = {
-            key: habit
-            for key, habit in (variant.found.get("keys") or HONEST["keys"]).items()
-            if habit is not ABSENT
+            key: capability
+            for key, capability in (variant.found.get("keys") or HONEST["keys"]).items()
+            if capability is not ABSENT
         }
         left_out = {key for key, value in expected.items() if value is ABSENT}
         assert known == {k: v for k, v in expected.items() if k not in left_out}
@@ -540,7 +540,7 @@ def test_the_right_capabilities_of_a_real_pacs_are_found(clinic, tmp_path, name)
     unsure = {None} if name == "Orthanc with a limit" else set()
     assert known.get("uid_lists_above") in {True} | unsure
     assert set(known["answer_character_sets"]) <= set(expected["answer_character_sets"])
-    matches = {key: habit["match"] for key, habit in known["keys"].items()}
+    matches = {key: capability["match"] for key, capability in known["keys"].items()}
     ignored = {"ModalitiesInStudy"} if kind is peers.Dcmqrscp else set()
     assert {key for key, match in matches.items() if match == "ignored"} == ignored
     assert "empties" not in matches.values()

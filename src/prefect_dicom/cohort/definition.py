@@ -1,6 +1,6 @@
 """A cohort as a definition in YAML: a list, a date window, filters, exclusions, a maximum.
 
-The keys are described in ``docs/cohorts.md``. As with a site file, all faults are told at once,
+The keys are described in ``docs/cohorts.md``. As with a site file, all faults are reported at once,
 each with its key and line; those of the lists that a definition names are among them. Values are
 not repeated: a definition may be mistyped with a patient's data in it, and faults reach logs.
 """

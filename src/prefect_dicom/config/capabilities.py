@@ -268,7 +268,9 @@ def format_capabilities(capabilities: NodeCapabilities) -> list[tuple[str, str, 
     for name, field in NodeCapabilities.model_fields.items():
         value = known.get(name)
         if isinstance(value, dict):
-            words = "\n".join(f"{key}: {_format_key(habit)}" for key, habit in value.items())
+            words = "\n".join(
+                f"{key}: {_format_key(capability)}" for key, capability in value.items()
+            )
         elif isinstance(value, list):
             words = f"{len(value)}" if len(value) > _MANY else ", ".join(map(str, value)) or "none"
         elif isinstance(value, bool):
@@ -279,10 +281,10 @@ def format_capabilities(capabilities: NodeCapabilities) -> list[tuple[str, str, 
     return lines
 
 
-def _format_key(habit: dict[str, Any]) -> str:
-    words = [habit.get("match", "not known")]
-    if "wildcards" in habit:
-        words.append("wildcards" if habit["wildcards"] else "no wildcards")
-    if "case_sensitive" in habit:
-        words.append("case counts" if habit["case_sensitive"] else "in any case")
+def _format_key(capability: dict[str, Any]) -> str:
+    words = [capability.get("match", "not known")]
+    if "wildcards" in capability:
+        words.append("wildcards" if capability["wildcards"] else "no wildcards")
+    if "case_sensitive" in capability:
+        words.append("case counts" if capability["case_sensitive"] else "in any case")
     return ", ".join(words)

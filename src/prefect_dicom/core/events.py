@@ -111,4 +111,4 @@ class EventBus:
             try:
                 subscriber(event)
             except Exception as error:
-                log.warning("nobody was told of %s: %s", event.name, type(error).__name__)
+                log.warning("no subscriber got %s: %s", event.name, type(error).__name__)

@@ -43,19 +43,19 @@ class KeyProbe:
 
     def probe_keys(self, study: dict[str, bytes]) -> None:
         """Find for each matching key whether the node matches, ignores or chokes on it."""
-        habits = {}
+        capabilities = {}
         rows = self._ask("STUDY", self._unique_keys(study), OTHER_VALUES).rows
         spoil = set() if rows else {k for k in OTHER_VALUES if not self._returns(study, k)}
         study = {**study, **(rows[0] if rows else {})}
         for key in OTHER_VALUES:
             if key in spoil:
-                habits[key] = KeyCapability(match=Match.EMPTIES)
+                capabilities[key] = KeyCapability(match=Match.EMPTIES)
                 continue
             value = ascii_value(study, key).split("\\")[0]
-            habit = self._key(study, key, value if is_safe_key(value) else "")
-            if habit.match is not None:
-                habits[key] = habit
-        self._facts["keys"] = habits
+            capability = self._key(study, key, value if is_safe_key(value) else "")
+            if capability.match is not None:
+                capabilities[key] = capability
+        self._facts["keys"] = capabilities
 
     def _returns(self, study: dict[str, bytes], key: str) -> bool:
         """Whether the study is found when only this key is requested; adds its value."""
@@ -88,8 +88,8 @@ class KeyProbe:
         """Find the character sets of answers, and those in which a query matches a name."""
         declared = {raw_value(study, "SpecificCharacterSet") or "ISO_IR 6" for study in studies}
         self._facts["answer_character_sets"] = sorted(declared)
-        habit = self._facts["keys"].get("PatientName")
-        if habit is None or habit.match is not Match.MATCHED:
+        capability = self._facts["keys"].get("PatientName")
+        if capability is None or capability.match is not Match.MATCHED:
             return
         for study in studies:
             name = text(study, "PatientName")

@@ -149,7 +149,7 @@ structured reports.""",
         advice="It is kept as it came; the PACS's character set does not hold these letters.",
         explanation="""
 The PACS answers queries in another character set than its objects are in. Orthanc answers in
-ISO_IR 100 unless told otherwise, and drops letters that do not fit.""",
+ISO_IR 100 unless configured otherwise, and drops letters that do not fit.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),

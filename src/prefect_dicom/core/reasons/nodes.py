@@ -109,7 +109,7 @@ of minutes, a firewall forgets idle connections.""",
         explanation="""
 Neither an instance nor an answer came for `timeouts.stall_seconds` (before the first one:
 `timeouts.first_byte_seconds`). Archives that fetch from tape or a cloud tier can take half an hour
-to begin. The request was cancelled, and what came is kept.""",
+to begin. The request was cancelled, and what arrived is kept.""",
         unanswered=True,
         cuts_transfer=True,
     ),

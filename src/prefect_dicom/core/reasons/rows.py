@@ -216,7 +216,7 @@ answer.""",
         Scope.STUDY,
         meaning=(
             "The PACS cut its list of the row's studies short and may have more of them. Those it "
-            "told of are pulled."
+            "named are pulled."
         ),
         advice=(
             "Have the PACS's limit of answers raised, or give the row more keys; the column "

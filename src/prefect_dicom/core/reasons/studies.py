@@ -82,7 +82,7 @@ what another has is taken.""",
         OPERATOR,
         Scope.STUDY,
         meaning=(
-            "The PACS lists and counts no instances, and what came is not what it says to have "
+            "The PACS lists and counts no instances, and what arrived is not what it says to have "
             "sent."
         ),
         advice=(
@@ -107,7 +107,7 @@ not propose are counted as failed: with C-MOVE the same PACS may do better.""",
         ),
         explanation="""
 A study is proven whole by the PACS's list of its instances; where queries at IMAGE level are not
-answered, by the number of instances in each series; where these are not told either, by what the
+answered, by the number of instances in each series; where these are absent too, by what the
 PACS says to have sent. The last is the word of the very transfer it is to prove, and is not taken
 unless the site says so: `validation.evidence: suboperation-counts`. Of a study of which only some
 series are wanted it says nothing at all. Nothing was asked for, unless counts turned out wrong on
