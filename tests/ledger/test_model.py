@@ -372,22 +372,27 @@ class PostgresqlMachine(LedgerMachine):
 
 
 _bounded = settings(
-    max_examples=20,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
 
+
+@pytest.fixture(autouse=True)
+def _some_examples(request: pytest.FixtureRequest, scale) -> None:
+    """All of them in the campaign, fewer otherwise."""
+    number = scale(3, 6) if request.cls is TestOnPostgresql else scale(8, 20)
+    request.cls.settings = settings(_bounded, max_examples=number)
+
+
 TestOnSqlite = LedgerMachine.TestCase
-TestOnSqlite.settings = _bounded
-TestOnSqlite.pytestmark = [pytest.mark.needs("time")]
+TestOnSqlite.pytestmark = [pytest.mark.needs("time"), pytest.mark.campaign("ledger model")]
 
 
+@pytest.mark.campaign("ledger model")
 class TestOnPostgresql(PostgresqlMachine.TestCase):
     """Skipped without a server, before hypothesis begins."""
-
-    settings = settings(_bounded, max_examples=6)
 
     def setUp(self) -> None:
         cluster()
