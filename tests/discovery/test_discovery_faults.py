@@ -1079,7 +1079,7 @@ def around(tmp_path: Path):
     return partial(site_around, tmp_path, retrieve="c-get")
 
 
-@pytest.mark.parametrize("case", subset(CASES, 16), ids=str)
+@pytest.mark.parametrize("case", subset(CASES, 10), ids=str)
 def test_a_fault_of_discovery_gets_its_reaction(case, around, caplog):
     caplog.set_level(logging.WARNING, "prefect_dicom")
     hold = threading.Event()

@@ -20,6 +20,7 @@ from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour, tiny_instances
+from tests.support.campaign import subset
 from tests.support.sites import site_around, until
 
 MORE_THAN_ANY_DISK = 1 << 60
@@ -102,7 +103,7 @@ def test_two_runs_at_once_each_get_what_they_asked_for(tmp_path):
 
 
 @pytest.mark.campaign("concurrency")
-@pytest.mark.parametrize("shared", ["ae_title", "port"])
+@pytest.mark.parametrize("shared", subset(["ae_title", "port"], ["ae_title"]))
 def test_another_site_cannot_have_the_same_ae_title_or_port(tmp_path, shared):
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()

@@ -496,10 +496,10 @@ def test_memory_does_not_grow_with_the_archive(tmp_path, kind, scale):
         return peak / 1024**2
 
     # The first brings in what is loaded once.
-    most(60)
-    few = most(100)
+    most(30)
+    few = most(60)
     # Twice: a table of the process itself that grows by a step does so once.
-    many = min(most(scale(300, 3_000)) for _ in range(2))
+    many = min(most(scale(180, 3_000)) for _ in range(2))
     # The names of the directory that is being listed are all that may add up.
     assert many < few + 3
 

@@ -124,7 +124,7 @@ def test_runs_on_one_cohort_share_its_studies(tmp_path, case):
         done_once(place)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", subset(KINDS, ["postgresql"]))
 @pytest.mark.parametrize("retrieve", subset(("c-move", "c-get"), ["c-get"]))
 def test_two_workers_on_one_task_do_it_once(tmp_path, kind, retrieve):
     """As when Prefect hands a task out twice."""
@@ -249,7 +249,7 @@ def take_its_lock_away(place: Place, kind: str) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", subset(KINDS, ["sqlite"]))
 @pytest.mark.parametrize("where", subset(("C-FIND list", "C-GET", "second list"), ["C-GET"]))
 def test_a_worker_that_wakes_up_after_its_claims_were_taken_over_changes_nothing(
     tmp_path, kind, where
