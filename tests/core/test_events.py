@@ -64,7 +64,7 @@ def test_a_subscriber_that_fails_disturbs_neither_the_run_nor_the_others(place, 
         pull.events.subscribe(lambda event: told.append(event.name))
         work_through(pull)
     assert told == ["study.archived"] * 2
-    assert "nobody was told of study.archived: RuntimeError" in caplog.text
+    assert "no subscriber got study.archived: RuntimeError" in caplog.text
     assert "Zyxquordt" not in caplog.text
     place.is_whole()
 
