@@ -73,7 +73,7 @@ def kill(process: subprocess.Popen) -> None:
     "through", ["steps", pytest.param("flow", marks=pytest.mark.whole_campaign)]
 )
 def test_memory_is_flat_and_what_was_answered_is_not_asked_again(tmp_path, scale, through):
-    rows = scale(400, 100_000 if through == "steps" else 20_000)
+    rows = scale(250, 100_000 if through == "steps" else 20_000)
     with site_around(tmp_path, tiny_instances(rows), retrieve="c-get") as place:
         pacs, associations = place.pacs, 4
         place.change(node={"limits": {"associations": associations}})
