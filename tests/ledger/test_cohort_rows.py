@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
 
+from prefect_dicom.cohort.rows import read_cohort
 from prefect_dicom.core.model import CohortRow, DateRange, Evidence, PerPatient, Verdict
 from tests.support.ledgers import DIGEST, rows, study
 
@@ -127,3 +128,24 @@ def test_no_more_of_a_patient_is_taken_than_a_cohort_wants(ledger, run):
     ledger.rows.limit_per_patient(cohort, PerPatient(1))
     first = next(iter(ledger.rows.verdicts(cohort)))
     assert (str(first.verdict), len(first.studies)) == ("pending", 1)
+
+
+def test_every_field_of_a_row_survives_from_file_to_ledger_and_back(ledger, tmp_path):
+    cells = {
+        "PatientID": "P-1",
+        "AccessionNumber": "A-1",
+        "StudyInstanceUID": "1.2.3",
+        "StudyDate": "20240131",
+        "Modality": "CT",
+        "StudyDescription": "HEAD",
+        "PatientName": "Doe^Jane",
+        "PatientBirthDate": "19700102",
+    }
+    path = tmp_path / "cohort.csv"
+    path.write_text(",".join(cells) + "\n" + ",".join(cells.values()) + "\n")
+    (row,) = read_cohort(path)
+    # A new field needs a column above, and a place on every way.
+    assert [field.name for field in fields(row) if getattr(row, field.name) is None] == []
+    cohort = ledger.cohorts.add(DIGEST, "main", [row]).number
+    assert ledger.rows.to_discover(cohort) == [row]
+    assert [kept for kept, _ in ledger.rows.with_verdicts(cohort)] == [row]
