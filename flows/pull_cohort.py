@@ -1,7 +1,7 @@
 """Cohort file to studies to bucket to report: the flow a user runs.
 
 Order: read and register the cohort (all complaints at once, nothing sent), discover its rows,
-pull its studies chunk by chunk, try again what failed for a passing reason, report. What is
+pull its studies chunk by chunk, try again what failed for a transient reason, report. What is
 finished creates no task runs, so running a finished cohort again costs next to nothing.
 """
 

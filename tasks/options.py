@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Cancelled, Completed
 
-from prefect_dicom.core.errors import Interrupted, PacsError, passes_by_itself
+from prefect_dicom.core.errors import Interrupted, PacsError, is_transient
 from prefect_dicom.run.run import DryRun
 from prefect_dicom.tasks.error_translation import without_phi
 
@@ -24,12 +24,12 @@ _RETRY_DELAYS_SECONDS = (10.0, 20.0)
 
 
 def is_retried(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
-    """Prefect's retry condition: retry what passes by itself, unless it is the PACS.
+    """Prefect's retry condition: retry transient failures, unless they are of the PACS.
 
     How often that is asked, and when, is the business of its node's admission.
     """
     error = state.result(raise_on_failure=False)
-    return passes_by_itself(error) and not isinstance(error, PacsError)
+    return is_transient(error) and not isinstance(error, PacsError)
 
 
 CHUNK_OPTIONS: dict[str, Any] = {

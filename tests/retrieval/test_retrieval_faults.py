@@ -582,7 +582,7 @@ def around(tmp_path, standing, monkeypatch):
 
 
 def wait_briefly(place: Place) -> None:
-    """Between two tries of a node that fails for a passing reason."""
+    """Between two tries of a node that fails for a transient reason."""
     place.file.write_text(place.file.read_text() + "\nretry_after_seconds: [0.05, 0.05]\n")
 
 

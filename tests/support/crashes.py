@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 60
 
 
 def bring_to_its_end(site_file: Path, cohort: Path) -> None:
-    """What a user does: pull, and again what failed for a passing reason; then report."""
+    """What a user does: pull, and again what failed for a transient reason; then report."""
     site = load_site(site_file)
     registered = register_cohort(site, cohort, None)
     with open_run(site, registered.number) as pull:

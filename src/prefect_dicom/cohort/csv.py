@@ -1,7 +1,7 @@
 """Cohort files in CSV.
 
 Split by the standard library's csv module: ``pandas.read_csv`` silently fills short lines up and
-drops a stray quote, and it numbers records where complaints need the lines of the file.
+drops a stray quote, and it numbers records where faults need the lines of the file.
 """
 
 from __future__ import annotations

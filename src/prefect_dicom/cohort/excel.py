@@ -60,7 +60,7 @@ def read_excel(data: bytes) -> Table:
             f"sheets {', '.join(str(n + 1) for n in found)} (hidden ones count) each have the "
             "header of a cohort; keep one of them in the file"
         )
-    # Without one, the first sheet with anything in it takes the complaint about its header.
+    # Without one, the first sheet with anything in it has the fault of its header.
     found = found or [n for n, first in enumerate(firsts) if first]
     if not found:
         raise UnreadableFile(

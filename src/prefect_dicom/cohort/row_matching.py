@@ -27,7 +27,7 @@ from prefect_dicom.dicom.value_matching import (
 
 MOST_NEAR_MISSES = 20
 FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2999, 12, 31)
-"""Of a range that is open at an end; open ranges bring undated studies on some archives only."""
+"""Of a range that is open at an end; open ranges bring undated studies on some PACS only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Discovery:
 def study_query(row: CohortRow) -> dict[str, str]:
     """The matching keys of the STUDY level C-FIND for a row, PS3.4 C.6.2.1.2.
 
-    Identifiers, where the row has one. A date, modality or description is then not sent: archives
+    Identifiers, where the row has one. A date, modality or description is then not sent: PACS
     miss undated studies in a range, shift days between time zones, or answer nothing or
     everything to a key they do not support. They are applied to the answers instead. A row
     without identifiers is a window of days, asked for with one day more at each end.
@@ -87,7 +87,7 @@ def is_date_window(row: CohortRow) -> bool:
 
 
 def widened(days: DateRange) -> tuple[date, date]:
-    """The first and last day to ask for: one more at each end, for archives that shift dates.
+    """The first and last day to ask for: one more at each end, for PACS that shift dates.
 
     Examples
     --------
@@ -326,7 +326,7 @@ def _is_a_day_off(row: CohortRow, study: Study) -> bool:
 
 
 def _merged(first: Study, second: Study) -> Study:
-    """One study of two answers for it: some archives answer once for each modality."""
+    """One study of two answers for it: some PACS answer once for each modality."""
     return replace(
         first,
         accession_number=first.accession_number or second.accession_number,

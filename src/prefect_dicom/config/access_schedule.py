@@ -2,9 +2,8 @@
 
 A *window* is a part of the day on some days, in the time zone of the site, with the rate limits in
 it; outside of all windows no request is sent, or those that ``outside`` allows. A window that goes
-over midnight belongs to the day on which it begins. Its ends are times of the
-clock on the wall: one that the change to summer time skips comes when the clock would have shown
-it, and of one that comes twice it is the first.
+over midnight belongs to the day on which it begins. Its ends are local times. A time skipped by
+daylight saving is taken with the offset before the change; of a repeated time the first counts.
 """
 
 from __future__ import annotations

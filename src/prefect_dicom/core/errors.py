@@ -4,7 +4,7 @@
 
     PrefectDicomError
     ├── ConfigurationError    the site file, its environment or its blocks
-    ├── CohortError           the cohort file; all its complaints at once
+    ├── CohortError           the cohort file; all its faults at once
     ├── PacsError             association, DIMSE status, silence
     ├── ReceiverError         the managed receiver cannot run or be reached
     ├── SpoolFull             the disk reserve is reached
@@ -146,7 +146,7 @@ class WindowClosed(Interrupted):
         super().__init__(code, detail)
 
 
-def passes_by_itself(error: object) -> bool:
+def is_transient(error: object) -> bool:
     """Whether the error is transient: trying again later may succeed without a person acting."""
     return (
         isinstance(error, PrefectDicomError)

@@ -1,9 +1,9 @@
 """Events of a run, in numbers and reason codes.
 
-The subscribers of a run (:class:`EventBus`) get each event as it
-happens; ``flows/`` subscribes one that passes them on to Prefect, whose automations make mails
-and messages of them. An event names a study by its reference and a node by its name in the site
-file; it has no room for text of a peer or of a cohort file, so nothing of a patient can be in it.
+The subscribers of a run (:class:`EventBus`) get each event as it happens; one of them
+(``tasks/events.py``) passes them on to Prefect, whose automations make mails and messages of them.
+An event names a study by its reference and a node by its name in the site file; it has no room for
+text of a peer or of a cohort file, so nothing of a patient can be in it.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def is_safe_key(text: str) -> bool:
     """Whether a value may be sent as a unique or single-value matching key.
 
     An empty value or a wildcard selects more than one entity, a backslash makes a list of it
-    (PS3.4 C.2.2.2): some archives answer an empty StudyInstanceUID by sending all they hold.
+    (PS3.4 C.2.2.2): some PACS answer an empty StudyInstanceUID by sending all they hold.
     Control characters are refused with them.
 
     Examples

@@ -1,6 +1,6 @@
 """Query of one cohort row: its identifiers are queried, and the answers compared and doubted.
 
-An archive may answer nothing to a key it does not support, everything to one it ignores, and
+A PACS may answer nothing to a key it does not support, everything to one it ignores, and
 stop at a number of answers without a word. Each shows, or can be made to show: by the same query
 with fewer keys, by answers that match no key, by the partitions of a list
 (:mod:`prefect_dicom.discovery.complete_list`). What cannot be decided is neither found nor absent,
@@ -138,12 +138,12 @@ def _assessed(
     if foreign:
         capabilities.warn("returns studies that do not match the keys; they are left out")
     if foreign and not any(has_values(study, keys) for study in foreign):
-        # Found by the key and answered without it, not by an archive that ignores keys.
+        # Found by the key and answered without it, not by a PACS that ignores keys.
         return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
     if found.reason != "no-match" or not (foreign or capped):
         return found
     if foreign and all(may_match(row, study) for study in foreign):
-        # Substrings, another case: the archive matches by the key, if not to the letter.
+        # Substrings, another case: the PACS matches by the key, if not to the letter.
         return found
     if row.study_instance_uid is None:
         return Discovery((), "key-ignored", found.near_misses) if foreign else found

@@ -317,7 +317,7 @@ def _spool_bytes(ledger: Ledger, cohort: Cohort, site: Site, shares: Sequence[Sh
 
 def write_estimate(estimate: Estimate, folder: Path) -> None:
     """Write ``estimate.parquet`` and ``estimate.csv``: a line a modality, and one for all."""
-    # Imported where it is wanted, as in report.py.
+    # Imported where it is wanted, as in tables.py.
     import pyarrow
     import pyarrow.parquet
 

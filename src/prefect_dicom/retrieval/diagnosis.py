@@ -100,7 +100,7 @@ class Diagnosis:
         """
         session = self._session
         missing, contexts = next(iter(missing_by_proposal([task], Breadth.ALL, session.method)))
-        # Not the first: it may be the one at which the archive stops.
+        # Not the first: it may be the one at which the PACS stops.
         key = missing[task.reference][-1]
         if contexts and not task.instances.class_to_propose(key):
             # A C-GET that proposes some classes of many: there are more to try.
@@ -114,7 +114,7 @@ class Diagnosis:
         )
         requests = [(instance, contexts)]
         if not alone:
-            # Some archives take no request at IMAGE level, and none with a list.
+            # Some PACS take no request at IMAGE level, and none with a list.
             single = RequestStrategy(1, Breadth.ALL)
             requests += islice(plan_round([task], single, session.node, session.method), 1)
         for request, contexts in requests:

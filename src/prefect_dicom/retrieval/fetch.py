@@ -5,8 +5,8 @@ PACS's own instance list in the ledger; received is what lies in the spool and p
 The peer's statuses only choose what to do next: go on, request smaller pieces
 (:mod:`prefect_dicom.retrieval.strategy`), or stop because a person has to change something first.
 
-Some archives list no instances. Of their studies, what is received becomes the list, and whether
-that is all is judged by the archive's counts of series; where it returns none, by the number of
+Some PACS list no instances. Of their studies, what is received becomes the list, and whether
+that is all is judged by the PACS's counts of series; where it returns none, by the number of
 instances it says to have sent, if the site accepts that as evidence
 (:class:`~prefect_dicom.core.model.Evidence`).
 """

@@ -287,7 +287,7 @@ def missing_by_proposal(
     for group, contexts in context_groups(ordered, breadth):
         if missing := _missing_of(tasks, group):
             yield missing, contexts
-    # Some archives do not return the classes of their instances: all are tried in turn.
+    # Some PACS do not return the classes of their instances: all are tried in turn.
     for _, contexts in context_groups(STORAGE_CLASSES, breadth):
         missing = _missing_of(tasks, {""})
         if not missing:
@@ -330,7 +330,7 @@ def _asks_for_whole(task: StudyTask, most_instances: int, fruitless: int) -> boo
         return False
     if task.content.evidence is not Evidence.SERIES_COUNTS:
         return True
-    # Some archives do not support retrieves at SERIES level: they alternate with STUDY level.
+    # Some PACS do not support retrieves at SERIES level: they alternate with STUDY level.
     starts_whole = task.is_untouched and task.content.counted_instances <= most_instances
     return starts_whole != (fruitless % 2 == 1)
 

@@ -1,10 +1,9 @@
 """The run loop: pass after pass over a cohort, while there is reason to; no Prefect.
 
-A pass queries all unresolved rows, then pulls all unfinished studies, once. One that the node has
-kept from its end is followed by another when the admission of its node says so: one that stopped at
-a failure of the node, and one that left something undone for a transient reason, wait by the same
-admission. When that is used up, or a person has to act first, what is left stays pending for a
-rerun.
+A pass queries all unresolved rows, then pulls all unfinished studies, once. Another pass follows if
+the node failed or something failed for a transient reason. Before it, the loop waits for the next
+value of ``retry_after_seconds``. After the last value, or if a person must act, the rest stays
+pending for a rerun.
 
 A run whose cohort is paused gives back what it has in hand, waits in place and goes on with
 another pass. One that is cancelled ends at once: what it leaves is what a run leaves that was
@@ -23,7 +22,7 @@ from prefect_dicom.core.errors import (
     PacsError,
     PrefectDicomError,
     WindowClosed,
-    passes_by_itself,
+    is_transient,
 )
 from prefect_dicom.core.model import Chunk, RequestedState, Verdict
 from prefect_dicom.ledger import Totals
@@ -112,7 +111,7 @@ class DiscoveryLoop:
         if not self.run.failover.enabled() or self.run.control.is_stopping():
             return False
         trouble = self._without_disabled(trouble)
-        return trouble is None or passes_by_itself(trouble) or self._is_waited_for(trouble)
+        return trouble is None or is_transient(trouble) or self._is_waited_for(trouble)
 
     def _schedule_another(self, trouble: PrefectDicomError | None, passes: int) -> bool:
         """Delay the nodes and reopen what failed for a transient reason.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect_dicom.core.model import Disposition
-from prefect_dicom.core.reasons import way_back
+from prefect_dicom.core.reasons import shared_texts
 from prefect_dicom.core.reasons.reason import Reason, Scope
 
 TRANSIENT, PERMANENT, OPERATOR = Disposition
@@ -65,7 +65,7 @@ rather is a PACS that restarts or has no room for more connections, and it is wa
         advice="It may be busy; rerun later or lower `limits.associations`.",
         explanation="""
 Orthanc accepts any number of associations and serves four at a time; the others stand and wait.
-Single-threaded archives do the same with two. A proxy without its backend accepts and stays
+Single-threaded PACS do the same with two. A proxy without its backend accepts and stays
 silent for ever. Lower `limits.associations`, or raise `timeouts.acse_seconds`.""",
         unanswered=True,
     ),
@@ -105,10 +105,10 @@ of minutes, a firewall forgets idle connections.""",
         TRANSIENT,
         Scope.NODE,
         meaning="Nothing arrived for the configured stall time.",
-        advice="Rerun, or raise `timeouts.stall_seconds` for a slow archive.",
+        advice="Rerun, or raise `timeouts.stall_seconds` for a slow PACS.",
         explanation="""
 Neither an instance nor an answer came for `timeouts.stall_seconds` (before the first one:
-`timeouts.first_byte_seconds`). Archives that fetch from tape or a cloud tier can take half an hour
+`timeouts.first_byte_seconds`). PACS that fetch from tape or a cloud tier can take half an hour
 to begin. The request was cancelled, and what arrived is kept.""",
         unanswered=True,
         cuts_transfer=True,
@@ -120,7 +120,7 @@ to begin. The request was cancelled, and what arrived is kept.""",
         meaning="The PACS does not know itself by the called AE title.",
         advice="Correct `called_ae_title` of the node; case matters.",
         explanation="""
-Rejection (1,1,7). dcmqrscp and most commercial archives compare the called AE title, in exact
+Rejection (1,1,7). dcmqrscp and most commercial PACS compare the called AE title, in exact
 case; Orthanc takes any unless `DicomCheckCalledAet` is set.""",
     ),
     Reason(
@@ -205,7 +205,7 @@ receiver.""",
             "(`retrieve: c-move` or `retrieve: c-get`)."
         ),
         explanation="""
-The presentation context was refused, or the request with 0118, 0122 or 0211. Some archives offer
+The presentation context was refused, or the request with 0118, 0122 or 0211. Some PACS offer
 one of Study Root and Patient Root, C-MOVE without C-GET, or neither to nodes of this kind. The
 conformance statement of the product says which, and so does `prefect-dicom doctor --probe`. Where
 the site has a receiver, C-MOVE takes the place of a C-GET that is not offered.""",
@@ -216,27 +216,27 @@ the site has a receiver, C-MOVE takes the place of a C-GET that is not offered."
         OPERATOR,
         Scope.NODE,
         meaning="The PACS does not know our receiver's AE title as a move destination.",
-        advice=way_back.CHECKLIST,
+        advice=shared_texts.WAY_BACK_CHECKLIST,
         explanation="""
 Status A801. dcmqrscp says so; Orthanc answers C000 to the same mistake, which then ends as
 `node-sends-nothing`, and old versions of it abort. The title in question is `receiver.ae_title`,
 which may differ from the node's `calling_ae_title`: both must be known to the PACS.
 """
-        + way_back.EXPLANATION,
+        + shared_texts.WAY_BACK_EXPLANATION,
     ),
     Reason(
         "move-destination-failed",
         OPERATOR,
         Scope.NODE,
         meaning="The PACS could not send to our receiver.",
-        advice=way_back.CHECKLIST,
+        advice=shared_texts.WAY_BACK_CHECKLIST,
         explanation="""
 Status A702 with nothing arrived. dcmqrscp says so when our receiver refuses the connection, rejects
 the association, or takes none of the contexts. If others of the run's studies arrive, the way is
 open and it is these studies that the PACS cannot send: objects it cannot read, or would have to
 convert.
 """
-        + way_back.EXPLANATION,
+        + shared_texts.WAY_BACK_EXPLANATION,
         needs_diagnosis=True,
         may_stop_midway=True,
     ),
@@ -245,7 +245,7 @@ convert.
         OPERATOR,
         Scope.NODE,
         meaning="Study after study is listed by the PACS and none of their instances arrives.",
-        advice=way_back.CHECKLIST,
+        advice=shared_texts.WAY_BACK_CHECKLIST,
         explanation="""
 Three studies in a row (ten, where others had come before) were listed by the PACS, are still there
 on a second look, and not even a single instance of them came. Orthanc answers C000 for all of it:
@@ -256,7 +256,7 @@ If it really is these studies that cannot be sent, `prefect-dicom pull` with the
 goes on behind them: it takes up what is pending and leaves what failed. With `retrieve: c-get`
 there is no way back to check: try `c-move`, and look into the PACS's log.
 """
-        + way_back.EXPLANATION,
+        + shared_texts.WAY_BACK_EXPLANATION,
     ),
     Reason(
         "requests-keep-failing",
@@ -326,7 +326,7 @@ that the PACS cannot send just now, or not at all: its log names the file.""",
         meaning="The PACS's answer could not be decoded.",
         advice="Rerun; if it stays, report the PACS's version.",
         explanation="""
-What came was no response to the request, or no data set that decodes. Archives that mix answers of
+What came was no response to the request, or no data set that decodes. PACS that mix answers of
 two queries on one association, or put text of one character set under the name of another into
 binary fields, do this. Nothing of such an answer is used.""",
         retry_once=True,
@@ -342,7 +342,7 @@ binary fields, do this. Nothing of such an answer is used.""",
         advice="Have the limit of answers raised on the PACS.",
         explanation="""
 The list of a study's series or instances ended with FE00 (Orthanc's `LimitFindInstances`), B001 or
-A700 (dcm4chee refuses queries over its maximum): there are more. Some archives stop with plain
+A700 (dcm4chee refuses queries over its maximum): there are more. Some PACS stop with plain
 success. That shows where a number that is not in the list brings what the list has not, where a
 series is listed without its instances, or where a study that is named by its UID is there and was
 not among the answers. A list known to be cut is not taken for a whole one; nothing of it is

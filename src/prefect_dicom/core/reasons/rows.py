@@ -37,13 +37,13 @@ what is missing is asked for again. `prefect-dicom status COHORT` counts the rea
         Scope.STUDY,
         meaning="The PACS has no study with the row's identifiers.",
         advice=(
-            "Check the identifiers at their source (leading zeros, case, another archive); what "
+            "Check the identifiers at their source (leading zeros, case, another PACS); what "
             "the PACS answered that is nearly the same is in `candidates.csv`."
         ),
         explanation="""
 The query was answered in full and without a match. Orthanc and dcmqrscp compare PatientID and
 AccessionNumber in exact case and with all zeros: `000123` is not `123`. Spreadsheets drop leading
-zeros silently; format the column as text before you save. Some archives store an accession number
+zeros silently; format the column as text before you save. Some PACS store an accession number
 with blanks or a prefix of the issuing system. Try one row with `prefect-dicom doctor --accession`
 or `--patient`.""",
         row_verdict=Verdict.NOT_FOUND,
@@ -62,7 +62,7 @@ or `--patient`.""",
             "wanted."
         ),
         explanation="""
-The PACS was asked by the identifiers alone and its answers were filtered here, because archives
+The PACS was asked by the identifiers alone and its answers were filtered here, because PACS
 match dates and modalities differently or ignore them: dcmqrscp takes no notice of a modality, some
 shift the date of a study near midnight. Nothing is wrong unless you wanted these studies.""",
         row_verdict=Verdict.EXCLUDED,
@@ -142,7 +142,7 @@ the same study would lie in the same place, and its manifest would be another.""
         ),
         explanation="""
 One accession number, or one study UID, stands for studies of different patients. That happens with
-accession numbers of several hospitals in one archive, after a merge that went half way, and with
+accession numbers of several hospitals in one PACS, after a merge that went half way, and with
 test patients. None is chosen by guess: a wrong patient in a cohort is worse than a missing one.
 The candidates are in `candidates.csv` in the reports folder, a line for each: write `x` into the
 column Take of those you want, and pull the file as a cohort of its own.""",
@@ -188,7 +188,7 @@ what differs.""",
             "PACS."
         ),
         explanation="""
-An archive that does not support a key leaves it out of the matching and answers with whatever is
+A PACS that does not support a key leaves it out of the matching and answers with whatever is
 there. dcmqrscp does so with every key it does not know. All answers are compared here with what
 was asked for, and none of them was it.""",
         specificity=6,
@@ -204,7 +204,7 @@ was asked for, and none of them was it.""",
         ),
         advice="Name the studies by StudyInstanceUID, or have the key returned by the PACS.",
         explanation="""
-Return keys are optional for many archives: the answer then lacks the PatientID or the accession
+Return keys are optional for many PACS: the answer then lacks the PatientID or the accession
 number that the row names, and that it belongs to the row would be a guess. Study UIDs are in every
 answer.""",
         specificity=5,
@@ -245,7 +245,7 @@ limit is `LimitFindResults`.""",
         advice="Have the study's UID repaired on the PACS.",
         explanation="""
 A request with an empty UID, or with `*`, `?` or a backslash in it, selects other studies than the
-one meant: dcmqrscp answers an empty StudyInstanceUID with its whole archive. Such a UID comes from
+one meant: dcmqrscp answers an empty StudyInstanceUID with all it holds. Such a UID comes from
 a defective modality or import; it is never sent.""",
         rerun="Yes, with `--reason unsafe-uid`, once the UID has been repaired.",
         specificity=4,
@@ -262,7 +262,7 @@ a defective modality or import; it is never sent.""",
         advice="Set `information_model: study-root` for the node, which needs no PatientID.",
         explanation="""
 In the Patient Root model a retrieve names its patient too. A PatientID of `***`, which real
-archives hold, selects every patient: dcmqrscp sends them all. The Study Root model names a study
+PACS hold, selects every patient: dcmqrscp sends them all. The Study Root model names a study
 by its UID alone; nearly every PACS offers it.""",
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect_dicom.core.model import Disposition
-from prefect_dicom.core.reasons import way_back
+from prefect_dicom.core.reasons import shared_texts
 from prefect_dicom.core.reasons.reason import Reason, Scope
 
 TRANSIENT, PERMANENT, OPERATOR = Disposition
@@ -143,14 +143,14 @@ list that holds still.""",
         TRANSIENT,
         Scope.STUDY,
         meaning="The PACS reported success and nothing arrived.",
-        advice=way_back.CHECKLIST,
+        advice=shared_texts.WAY_BACK_CHECKLIST,
         explanation="""
 The C-MOVE or C-GET ended with success, all counters right, and no instance came. dcmqrscp says so
 for a UID it does not know; others count an object as sent when it is in their own queue. A PACS
 with several sender nodes may have sent to another destination of the same AE title. The study is
 still listed, or the reason would be `study-gone`.
 """
-        + way_back.EXPLANATION,
+        + shared_texts.WAY_BACK_EXPLANATION,
         needs_diagnosis=True,
     ),
     Reason(

@@ -1,14 +1,14 @@
-"""Shared texts: how to check the way from the PACS back to our receiver."""
+"""Texts that several reasons share: how to check the way from the PACS back to our receiver."""
 
 from __future__ import annotations
 
-CHECKLIST = (
+WAY_BACK_CHECKLIST = (
     "Check on the PACS: our AE title in exact case, our address as the PACS sees it (NAT, "
     "containers), the port open from the PACS to us, permission to send to us. "
     "`prefect-dicom doctor` prints the line to add."
 )
 
-EXPLANATION = """
+WAY_BACK_EXPLANATION = """
 A C-MOVE has two halves: our request to the PACS, and the association that the PACS opens to our
 receiver. The first half works, or there would be no such answer. Of the second check, in this
 order:
