@@ -48,14 +48,14 @@ def time() -> Time:
 
 
 @pytest.fixture
-def told() -> list:
+def reported() -> list:
     return []
 
 
 @pytest.fixture
-def admission(time, told) -> NodeAdmission:
+def admission(time, reported) -> NodeAdmission:
     def listen(name, code, figures) -> None:
-        told.append((name, code, figures.get("associations")))
+        reported.append((name, code, figures.get("associations")))
 
     return NodeAdmission(WAITS, 8, now=time, jitter=lambda: 1.0, on_change=listen)
 
@@ -72,16 +72,16 @@ def usual(
 
 
 @pytest.mark.parametrize("code", ["pacs-busy", "nothing-arrived", "association-stalled"])
-def test_signs_of_strain_from_three_studies_halve_what_is_asked_for(admission, told, code):
+def test_signs_of_strain_from_three_studies_halve_what_is_asked_for(admission, reported, code):
     widths = []
     for study in range(1, 10):
         admission.record_strain(RequestKind.RETRIEVE, code, study)
         widths.append(admission.associations)
     assert widths == [8, 8, 4, 4, 4, 2, 2, 2, 1]
-    assert told == [("node.narrowed", code, width) for width in (4, 2, 1)]
+    assert reported == [("node.narrowed", code, width) for width in (4, 2, 1)]
     for study in range(10, 20):
         admission.record_strain(RequestKind.RETRIEVE, code, study)
-    assert admission.associations == 1 and len(told) == 3
+    assert admission.associations == 1 and len(reported) == 3
 
 
 def test_one_study_that_shows_them_again_and_again_is_at_fault_itself(admission):
@@ -154,7 +154,7 @@ def test_what_stays_slow_becomes_the_usual(admission, time):
     assert admission.associations == 8 and admission.strained_for is None
 
 
-def test_it_recovers_by_one_after_each_time_without_strain(admission, time, told):
+def test_it_recovers_by_one_after_each_time_without_strain(admission, time, reported):
     for study in range(6):
         admission.record_strain(RequestKind.RETRIEVE, "nothing-arrived", study)
     assert admission.associations == 2
@@ -167,7 +167,7 @@ def test_it_recovers_by_one_after_each_time_without_strain(admission, time, told
         admission.record_success()
         walked.append(admission.associations)
     assert walked == [2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 8, 8, 8]
-    assert [words for words in told if words[0] == "node.widened"] == [
+    assert [words for words in reported if words[0] == "node.widened"] == [
         ("node.widened", None, width) for width in range(3, 9)
     ]
     assert admission.strained_for is None
@@ -207,7 +207,9 @@ def test_a_refusal_for_want_of_resources_halves_at_once(admission, time):
 # --- the breaker
 
 
-def test_a_failure_opens_it_a_probe_half_opens_it_and_a_success_closes_it(admission, time, told):
+def test_a_failure_opens_it_a_probe_half_opens_it_and_a_success_closes_it(
+    admission, time, reported
+):
     assert admission.state is BreakerState.CLOSED and admission.try_acquire()
     admission.record_failure("pacs-refused", time())
     assert admission.state is BreakerState.OPEN
@@ -221,7 +223,7 @@ def test_a_failure_opens_it_a_probe_half_opens_it_and_a_success_closes_it(admiss
     assert admission.try_acquire()
     admission.record_success()
     assert admission.state is BreakerState.CLOSED
-    assert [name for name, *_ in told] == ["breaker.opened", "breaker.closed"]
+    assert [name for name, *_ in reported] == ["breaker.opened", "breaker.closed"]
 
 
 def test_a_probe_that_fails_opens_it_again_with_the_next_wait(admission, time):
@@ -368,9 +370,9 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
     cause, code = STRAINS[strain]
     gate = Gate(walk)
     script = [Behaviour("net.first_byte", service="C-GET", hold=gate)]
-    told: list[Event] = []
+    reported: list[Event] = []
     with site(tmp_path, tiny_instances(19), script) as place, place.opened(clock=walk) as pull:
-        pull.events.subscribe(told.append)
+        pull.events.subscribe(reported.append)
         for pages in pull.discovery.pages():
             pull.discovery.discover(*pages)
         admission, chunks = pull.access.admission("pacs"), pull.chunks.chunks()
@@ -411,13 +413,13 @@ def test_fewer_associations_stand_at_a_strained_pacs_and_then_more_again(
         assert walked == [4, 4, 2, 2, 3, 4]
         assert pull.reporting.format_waits() == ""
         place.audit()
-    of_node = [(e.name, e.reason, dict(e.figures)) for e in told if e.name.startswith("node")]
+    of_node = [(e.name, e.reason, dict(e.figures)) for e in reported if e.name.startswith("node")]
     assert of_node == [
         ("node.narrowed", code, {"associations": 2}),
         ("node.widened", None, {"associations": 3}),
         ("node.widened", None, {"associations": 4}),
     ]
-    archived = [event.reference for event in told if event.name == "study.archived"]
+    archived = [event.reference for event in reported if event.name == "study.archived"]
     assert len(archived) == len(set(archived)) == sum(walked)
 
 
@@ -454,9 +456,9 @@ BUSY = {"result": 2, "source": 3, "reason": 2}
 
 @pytest.mark.parametrize("rejected", [1, 2])
 def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk, rejected):
-    told: list[Event] = []
+    reported: list[Event] = []
     with site(tmp_path, tiny_instances(3)) as place, place.opened(clock=walk) as pull:
-        pull.events.subscribe(told.append)
+        pull.events.subscribe(reported.append)
         for pages in pull.discovery.pages():
             pull.discovery.discover(*pages)
         pull.access.close()
@@ -477,7 +479,7 @@ def test_a_node_that_failed_is_probed_before_a_study_is_asked_for(tmp_path, walk
         assert 0.8 * least <= waited <= 1.2 * least + 2
         assert pull.access.admission("pacs").state is BreakerState.CLOSED
         bring(pull, chunks[1])
-    names = [event.name for event in told if event.name.startswith("breaker")]
+    names = [event.name for event in reported if event.name.startswith("breaker")]
     assert names == ["breaker.opened"] * rejected + ["breaker.closed"]
 
 

@@ -189,7 +189,7 @@ class _Worker(threading.Thread):
         opening = next_opening(self._site.nodes["pacs"].access_schedule, now)
         seconds = min((opening - now).total_seconds(), self._end - self._clock.monotonic())
         self._clock.wait(threading.Event(), seconds)
-        told = time.monotonic()
+        reported = time.monotonic()
         with open_run(self._site, self._cohort, clock=self._clock) as pull:
             try:
                 for first, last in pull.discovery.pages():
@@ -199,8 +199,8 @@ class _Worker(threading.Thread):
             except WindowClosed:
                 return
             except Interrupted:
-                told = self._told
-        self.stopped_in = time.monotonic() - told
+                reported = self._told
+        self.stopped_in = time.monotonic() - reported
 
     def _pull(self, pull: Run) -> None:
         """Chunk after chunk in several threads; what ends one of them ends all."""

@@ -382,7 +382,7 @@ def test_a_part_that_fails_for_a_moment_is_sent_again_alone(s3, put):
 
 
 @pytest.mark.parametrize(
-    ("operation", "status", "code", "told"),
+    ("operation", "status", "code", "reported"),
     [
         ("UploadPart", 403, "AccessDenied", "archive-refused"),
         ("UploadPart", 503, "SlowDown", "archive-unavailable"),
@@ -391,9 +391,9 @@ def test_a_part_that_fails_for_a_moment_is_sent_again_alone(s3, put):
         ("CompleteMultipartUpload", 200, "InternalError", "archive-unavailable"),
     ],
 )
-def test_an_upload_that_cannot_be_finished_is_aborted(s3, put, operation, status, code, told):
+def test_an_upload_that_cannot_be_finished_is_aborted(s3, put, operation, status, code, reported):
     s3.fail(operation, status=status, code=code, times=None)
-    assert code_of(lambda: put(LARGE)) == told
+    assert code_of(lambda: put(LARGE)) == reported
     assert s3.objects == {}
     assert s3.uploads == {}
 

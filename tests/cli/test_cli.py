@@ -271,8 +271,8 @@ def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, prefec
     damaged = command("verify", "trial", "--level", "exists")
     assert damaged.code == Exit.NOT_ALL
     assert "1 archive-object-missing" in damaged.output
-    told = command("verify", "trial", "--level", "exists", "--json").result["faulty"]
-    assert [study["faults"] for study in told] == [{"archive-object-missing": 1}]
+    reported = command("verify", "trial", "--level", "exists", "--json").result["faulty"]
+    assert [study["faults"] for study in reported] == [{"archive-object-missing": 1}]
 
     for ended in (pulled, again, overview, shown, verified, damaged):
         assert uid not in ended.output + ended.complaints

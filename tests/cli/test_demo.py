@@ -34,8 +34,8 @@ def test_the_demo_archives_every_instance_and_the_second_pull_asks_for_nothing(t
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
 
-    told = re.search(r"in the first pull: (\d+); in the second: (\d+)\.", ended.stdout)
-    first, second = map(int, told.groups())
+    reported = re.search(r"in the first pull: (\d+); in the second: (\d+)\.", ended.stdout)
+    first, second = map(int, reported.groups())
     assert first > 0 and second == 0
 
     demo = folder / "demo"

@@ -184,15 +184,15 @@ def test_files_are_seen_from_the_definition_and_from_home(define, tmp_path, monk
     for name in ("lists/home.csv", "~/lists/home.csv", f"{tmp_path}/lists/home.csv"):
         (row,) = read_cohort_file(define(f"list: {name}")).rows
         assert row.patient_id == "0007"
-    told = faults(define("list: ~nobody-of-this-name/list.csv"))
-    assert "list" in told[0]
+    reported = faults(define("list: ~nobody-of-this-name/list.csv"))
+    assert "list" in reported[0]
 
 
 # --- its faults
 
 
 def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(define):
-    told = faults(
+    reported = faults(
         define(
             """
             list: patients.csv
@@ -234,13 +234,13 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         ('list: line 2, column "PatientID"', "wildcard"),
         ("list: line 3", "no key"),
     ):
-        (fault,) = [each for each in told if each.startswith(f"{place}:")]
+        (fault,) = [each for each in reported if each.startswith(f"{place}:")]
         assert words in fault
-    assert len(told) == 17
+    assert len(reported) == 17
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("series: {Modality: CT}", "studies.StudyDate: expected a range with both ends"),
         ("studies: {StudyDate: 20240101-}", "studies.StudyDate: expected a range with both ends"),
@@ -271,16 +271,16 @@ def test_all_faults_are_told_at_once_each_with_its_key_and_those_of_the_lists(de
         ("list: patients.csv\nlist: other.csv", "list: found twice"),
     ],
 )
-def test_each_fault_says_what_is_expected(define, text, told):
+def test_each_fault_says_what_is_expected(define, text, reported):
     more = {"dates": "PatientID,Index,StudyDate\n1,20240101,\n", "gap": LIST.replace("0215", "")}
     more["gap"] = "PatientID,Index\n1,20240101\n2,\n"
     found = faults(define(text, **more))
-    assert [fault for fault in found if fault.startswith(told)], found
+    assert [fault for fault in found if fault.startswith(reported)], found
 
 
 def test_no_fault_repeats_a_value(define):
     secret = "Meier^Hans"
-    told = faults(
+    reported = faults(
         define(
             f"""
             list: "{secret}.csv"
@@ -296,8 +296,8 @@ def test_no_fault_repeats_a_value(define):
             """
         )
     )
-    assert len(told) >= 8
-    assert secret not in "\n".join(told)
+    assert len(reported) >= 8
+    assert secret not in "\n".join(reported)
 
 
 def test_a_definition_is_the_same_cohort_while_its_files_have_the_same_bytes(define, tmp_path):
@@ -416,7 +416,7 @@ def test_a_filter_says_yes_or_no_or_that_it_cannot_be_told(wanted, answer, judge
 
 
 @pytest.mark.parametrize(
-    ("born", "made", "told", "years"),
+    ("born", "made", "reported", "years"),
     [
         ("19600229", "20240228", "", 63),
         ("19600229", "20240229", "", 64),
@@ -429,8 +429,8 @@ def test_a_filter_says_yes_or_no_or_that_it_cannot_be_told(wanted, answer, judge
         ("", "", "", None),
     ],
 )
-def test_an_age_is_counted_in_birthdays_or_taken_from_the_archive(born, made, told, years):
-    assert age_in_years(born, made, told) == years
+def test_an_age_is_counted_in_birthdays_or_taken_from_the_archive(born, made, reported, years):
+    assert age_in_years(born, made, reported) == years
 
 
 @pytest.mark.parametrize(
@@ -645,9 +645,9 @@ def test_the_command_line_tells_all_faults_of_a_definition_before_anything_is_se
     (place.folder / "chest.yaml").write_text("list: nothing.csv\nseries: {Modalty: CT}\n")
     ended = CommandLine(place.folder, place.folder / "home")("pull", "chest.yaml")
     assert ended.code == Exit.CONFIGURATION
-    told = " ".join(ended.complaints.split())
-    assert "list: does not exist" in told
-    assert "did you mean `Modality`?" in told
+    reported = " ".join(ended.complaints.split())
+    assert "list: does not exist" in reported
+    assert "did you mean `Modality`?" in reported
     assert place.asked_for() == 0
 
 

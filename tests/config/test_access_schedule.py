@@ -33,20 +33,20 @@ def at(text: str, zone: ZoneInfo = BERLIN, fold: int = 0) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=zone, fold=fold)
 
 
-def told(rules: AccessSchedule, begin: str, end: str) -> list[tuple[str, str]]:
+def reported(rules: AccessSchedule, begin: str, end: str) -> list[tuple[str, str]]:
     """What holds from one moment to another: on the clock of the site, and the window's name."""
-    zone, told = ZoneInfo(rules.time_zone), []
+    zone, reported = ZoneInfo(rules.time_zone), []
     for moment, state in schedule_states(rules, at(begin, zone)):
         if moment >= at(end, zone):
             break
         name = state.name if state.rate_limits is not rules.outside else "outside"
-        told.append((f"{moment.astimezone(zone):%a %d %H:%M}", name))
-    return told
+        reported.append((f"{moment.astimezone(zone):%a %d %H:%M}", name))
+    return reported
 
 
 def test_a_night_belongs_to_the_day_on_which_it_begins():
     # From Thursday on: Friday's night goes into the Saturday, and there is none from Sunday on.
-    assert told(schedule(NIGHTS), "2026-11-19T12:00", "2026-11-24T00:00") == [
+    assert reported(schedule(NIGHTS), "2026-11-19T12:00", "2026-11-24T00:00") == [
         ("Thu 19 12:00", "outside"),
         ("Thu 19 22:00", "night"),
         ("Fri 20 06:00", "outside"),
@@ -57,7 +57,7 @@ def test_a_night_belongs_to_the_day_on_which_it_begins():
 
 
 def test_the_first_window_that_holds_is_in_force_and_the_next_one_begins_where_it_ends():
-    assert told(schedule(NIGHTS, WEEKEND), "2026-11-20T12:00", "2026-11-24T00:00") == [
+    assert reported(schedule(NIGHTS, WEEKEND), "2026-11-20T12:00", "2026-11-24T00:00") == [
         ("Fri 20 12:00", "outside"),
         ("Fri 20 22:00", "night"),
         ("Sat 21 06:00", "weekend"),
@@ -68,7 +68,7 @@ def test_the_first_window_that_holds_is_in_force_and_the_next_one_begins_where_i
 
 def test_a_holiday_is_no_weekday():
     rules = schedule(NIGHTS, WEEKEND, holidays=["2026-12-24"])
-    assert told(rules, "2026-12-23T12:00", "2026-12-25T23:00") == [
+    assert reported(rules, "2026-12-23T12:00", "2026-12-25T23:00") == [
         ("Wed 23 12:00", "outside"),
         ("Wed 23 22:00", "night"),
         # Thursday the 24th: all day, and no night begins on it.

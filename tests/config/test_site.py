@@ -162,7 +162,7 @@ def test_the_environment_says_what_differs_between_the_hosts_of_a_site(load):
 
 
 def test_faulty_variables_of_a_host_are_told_by_their_names(faults):
-    told = faults(
+    reported = faults(
         MINIMAL,
         {
             "PREFECT_DICOM_RECEIVER_AE_TITLE": "LONGER THAN SIXTEEN",
@@ -170,7 +170,7 @@ def test_faulty_variables_of_a_host_are_told_by_their_names(faults):
             "PREFECT_DICOM_CALLING_AE_TITLE": "A\\B",
         },
     )
-    assert [fault.split(":")[0] for fault in told] == [
+    assert [fault.split(":")[0] for fault in reported] == [
         "environment variable PREFECT_DICOM_RECEIVER_AE_TITLE",
         "environment variable PREFECT_DICOM_RECEIVER_PORT",
         "environment variable PREFECT_DICOM_CALLING_AE_TITLE",
@@ -800,7 +800,7 @@ def test_faults_of_a_window_are_told_with_their_line_and_what_was_expected(fault
         1,
     )
     assert text != MINIMAL
-    told = "\n".join(faults(text))
-    assert "access_schedule.windows[1].hours: found 'late' (line" in told
-    assert "did you mean `associations`?" in told
-    assert "retrieves_per_minute: found 0" in told and "a number greater than 0" in told
+    reported = "\n".join(faults(text))
+    assert "access_schedule.windows[1].hours: found 'late' (line" in reported
+    assert "did you mean `associations`?" in reported
+    assert "retrieves_per_minute: found 0" in reported and "a number greater than 0" in reported

@@ -54,16 +54,16 @@ def place(tmp_path) -> Iterator[Place]:
 
 
 def test_a_subscriber_that_fails_disturbs_neither_the_run_nor_the_others(place, caplog):
-    told: list[str] = []
+    reported: list[str] = []
 
     def fail(event: Event) -> None:
         raise RuntimeError("Zyxquordt^Immanuela")
 
     with place.opened() as pull:
         pull.events.subscribe(fail)
-        pull.events.subscribe(lambda event: told.append(event.name))
+        pull.events.subscribe(lambda event: reported.append(event.name))
         work_through(pull)
-    assert told == ["study.archived"] * 2
+    assert reported == ["study.archived"] * 2
     assert "no subscriber got study.archived: RuntimeError" in caplog.text
     assert "Zyxquordt" not in caplog.text
     place.is_whole()

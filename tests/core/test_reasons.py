@@ -110,8 +110,8 @@ def test_every_status_that_pynetdicom_knows_of_is_expected_here(service):
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_status_is_the_one_reason_that_is_expected(service):
-    told = {status: reason_for_status(service, status) for status in EXPECTED[service]}
-    assert {f"{s:04X}": c for s, c in told.items() if c != EXPECTED[service][s]} == {}
+    reported = {status: reason_for_status(service, status) for status in EXPECTED[service]}
+    assert {f"{s:04X}": c for s, c in reported.items() if c != EXPECTED[service][s]} == {}
 
 
 @pytest.mark.parametrize("service", SERVICES)

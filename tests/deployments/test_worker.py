@@ -366,7 +366,7 @@ def test_the_command_line_is_recorded_by_a_server_too(stage):
 
 
 def test_events_tell_what_becomes_of_studies_and_why(stage):
-    events = told(stage, "pulled", 5 + 1)
+    events = reported(stage, "pulled", 5 + 1)
     of_studies = Counter(event["event"] for event in events)
     assert of_studies == {
         "prefect-dicom.study.archived": 4,
@@ -383,7 +383,9 @@ def test_events_tell_what_becomes_of_studies_and_why(stage):
 
 
 def test_a_node_that_is_disabled_is_told_with_what_to_do(stage):
-    disabled = next(e for e in told(stage, "unknown", 2) if e["event"].endswith("node.disabled"))
+    disabled = next(
+        e for e in reported(stage, "unknown", 2) if e["event"].endswith("node.disabled")
+    )
     assert disabled["resource"]["prefect.resource.id"] == "prefect-dicom.node.pacs"
     assert disabled["payload"]["reason"] == "called-ae-title-unknown"
     assert "`called_ae_title`" in disabled["payload"]["advice"]
@@ -401,7 +403,7 @@ def test_an_automation_made_of_a_file_calls_a_webhook(stage):
     assert stage.prefect.find("automations") != []
 
 
-def told(stage: Stage, run: str, least: int) -> list[dict[str, Any]]:
+def reported(stage: Stage, run: str, least: int) -> list[dict[str, Any]]:
     """This package's events of a flow run, when the server has taken in so many."""
     related = {"id": [f"prefect.flow-run.{stage.runs[run]['id']}"]}
     wanted = {"event": {"prefix": ["prefect-dicom."]}, "related": related}

@@ -306,12 +306,14 @@ def test_real_archives_are_asked_for_patients_in_every_character_set(new_archive
             patient: discover(requestor, CohortRow(2, patient), capabilities)
             for patient in patients
         }
-    told = {patient: [study.patient_id for study in one.studies] for patient, one in found.items()}
+    reported = {
+        patient: [study.patient_id for study in one.studies] for patient, one in found.items()
+    }
     if kind is peers.Dcmqrscp:
-        assert told == {patient: [patient] for patient in patients}
+        assert reported == {patient: [patient] for patient in patients}
         return
     # Orthanc answers in Latin-1 and drops the other letters: such a patient cannot be checked,
     # and is nothing to be sure of.
-    assert told == {patient: [patient] * (patient == "MÜLLER-1") for patient in patients}
+    assert reported == {patient: [patient] * (patient == "MÜLLER-1") for patient in patients}
     reasons = {one.reason for patient, one in found.items() if patient != "MÜLLER-1"}
     assert reasons <= {"key-ignored", "no-match"}

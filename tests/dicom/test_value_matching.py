@@ -24,7 +24,7 @@ from prefect_dicom.dicom.value_matching import (
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "reported"),
     [
         ("Müller^Jörg", "Müller^Jörg"),
         ("Müller^Jörg", "MÜLLER^JÖRG"),
@@ -56,12 +56,12 @@ from prefect_dicom.dicom.value_matching import (
         ("*^太郎", "Yamada^Tarou=山田^太郎"),
     ],
 )
-def test_a_name_agrees_with_what_is_the_same_name(asked, told):
-    assert names_agree(asked, told) is True
+def test_a_name_agrees_with_what_is_the_same_name(asked, reported):
+    assert names_agree(asked, reported) is True
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "reported"),
     [
         ("Müller^Jörg", "Müller^Karl"),
         ("Müller^Jörg", "Meier^Jörg"),
@@ -80,12 +80,12 @@ def test_a_name_agrees_with_what_is_the_same_name(asked, told):
         ("*^太郎", "Yamada^Tarou=山田^次郎"),
     ],
 )
-def test_a_name_does_not_agree_with_another(asked, told):
-    assert names_agree(asked, told) is False
+def test_a_name_does_not_agree_with_another(asked, reported):
+    assert names_agree(asked, reported) is False
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "reported"),
     [
         ("Müller^Jörg", ""),
         ("Müller^Jörg", "^^^^"),
@@ -96,12 +96,12 @@ def test_a_name_does_not_agree_with_another(asked, told):
         ("^^", "Müller"),
     ],
 )
-def test_where_nothing_can_be_compared_nothing_is_said(asked, told):
-    assert names_agree(asked, told) is None
+def test_where_nothing_can_be_compared_nothing_is_said(asked, reported):
+    assert names_agree(asked, reported) is None
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "otherwise"),
+    ("asked", "reported", "otherwise"),
     [
         ("Müller, Jörg", "Müller^Jörg", True),
         ("Müller^Jörg", "Mueller^Joerg", True),
@@ -112,24 +112,24 @@ def test_where_nothing_can_be_compared_nothing_is_said(asked, told):
         ("Müller^Jörg", "", False),
     ],
 )
-def test_another_way_of_writing_is_distinguished_from_another_name(asked, told, otherwise):
-    assert written_otherwise(asked, told) is otherwise
+def test_another_way_of_writing_is_distinguished_from_another_name(asked, reported, otherwise):
+    assert written_otherwise(asked, reported) is otherwise
 
 
 NAMES = st.text(st.sampled_from("aAäÄeoO山Й^=, *?\0"), max_size=8)
 
 
 @given(NAMES, NAMES)
-def test_no_name_breaks_the_comparison_and_case_never_matters(asked, told):
-    assert names_agree(asked.upper(), told) == names_agree(asked, told.upper())
-    written_otherwise(asked, told)
+def test_no_name_breaks_the_comparison_and_case_never_matters(asked, reported):
+    assert names_agree(asked.upper(), reported) == names_agree(asked, reported.upper())
+    written_otherwise(asked, reported)
 
 
 # --- identifiers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "told", "words"),
+    ("asked", "reported", "words"),
     [
         ("000123", "123", ("leading zeros",)),
         ("123", "0123", ("leading zeros",)),
@@ -150,8 +150,8 @@ def test_no_name_breaks_the_comparison_and_case_never_matters(asked, told):
         ("100", "1", ()),
     ],
 )
-def test_what_a_person_overlooks_in_an_identifier_is_named(asked, told, words):
-    assert overlooked(asked, told) == words
+def test_what_a_person_overlooks_in_an_identifier_is_named(asked, reported, words):
+    assert overlooked(asked, reported) == words
 
 
 @given(st.text(max_size=6), st.text(max_size=6))
@@ -215,7 +215,7 @@ def test_a_name_and_a_birth_date_that_agree_let_the_study_be_taken():
 
 
 @pytest.mark.parametrize(
-    ("given", "told", "why"),
+    ("given", "reported", "why"),
     [
         ({"patient_name": "Meier^Eva"}, {}, "PatientName is another"),
         ({"patient_name": "Müller, Jörg"}, {}, "PatientName is written otherwise"),
@@ -229,8 +229,8 @@ def test_a_name_and_a_birth_date_that_agree_let_the_study_be_taken():
         ),
     ],
 )
-def test_a_study_that_may_be_a_strangers_is_shown_and_not_taken(given, told, why):
-    row, study = replace(ROW, **given), replace(STUDY, **told)
+def test_a_study_that_may_be_a_strangers_is_shown_and_not_taken(given, reported, why):
+    row, study = replace(ROW, **given), replace(STUDY, **reported)
     found = assess(row, [study])
     assert (found.studies, found.reason, found.near_misses) == ((), "name-disagrees", (study,))
     assert explain_near_miss(row, study) == (why,)

@@ -123,7 +123,7 @@ def test_an_orthanc_that_cuts_its_lists_short_finds_the_same_or_says_what_it_may
     """Behind a cut list, studies that no range of days has in it may be missing; nothing else."""
     archive = orthanc_with_a_limit
     oracle = _oracle(archive, corpus, corpus_small)
-    dated = {s.uid for s in oracle.studies if s.told["StudyDate"] == {_eight_digits(s)}}
+    dated = {s.uid for s in oracle.studies if s.reported["StudyDate"] == {_eight_digits(s)}}
     queries = [*IDENTIFIERS, *UIDS, *NARROWED, *_names(oracle)]
     unproved = 0
     for query, found in zip(queries, _found(archive, queries, tmp_path), strict=True):
@@ -175,7 +175,7 @@ def _compare(archive, corpus, paths, folder):
 
 
 def _eight_digits(study) -> str:
-    [day] = study.told["StudyDate"]
+    [day] = study.reported["StudyDate"]
     return day if len(day) == 8 and day.isdigit() else "none"
 
 

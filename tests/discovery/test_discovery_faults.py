@@ -184,8 +184,8 @@ def gaps(*expected: str) -> Check:
         with place.ledger() as ledger:
             folder = write_reports(ledger, ledger.cohorts.get("1"), place.folder / "reports")
             words = format_totals(ledger.progress.totals(1))
-        *_, told = csv.DictReader((folder / RESULTS).open(newline=""))
-        assert told["gaps"] == "; ".join(expected)
+        *_, reported = csv.DictReader((folder / RESULTS).open(newline=""))
+        assert reported["gaps"] == "; ".join(expected)
         assert words.endswith(f"lists not proved whole: {expected[0]} (1 row)")
 
     return check
@@ -193,8 +193,8 @@ def gaps(*expected: str) -> Check:
 
 def warned_once(word: str) -> Check:
     def check(place: Place) -> None:
-        told = [r.getMessage() for r in place.records if word in r.getMessage()]
-        assert len(told) == 1, told
+        reported = [r.getMessage() for r in place.records if word in r.getMessage()]
+        assert len(reported) == 1, reported
 
     return check
 
@@ -232,8 +232,8 @@ def queries_name_one_value_each(place: Place) -> None:
 
 def all_rows_say(*reaction: str) -> Check:
     def check(place: Place) -> None:
-        told = {(str(v.verdict), v.reason) for v in place.verdicts()}
-        assert told == {reaction}
+        reported = {(str(v.verdict), v.reason) for v in place.verdicts()}
+        assert reported == {reaction}
 
     return check
 
@@ -1120,8 +1120,8 @@ def test_a_fault_of_one_study_leaves_the_others_as_they_are(around):
     with around(HELD, script=script) as place:
         # One of the row's studies cannot be compared: the row is not whole without it.
         place.pull(place.cohort([BY_PATIENT, BY_UID]))
-        told = [(str(v.verdict), v.reason) for v in place.verdicts()]
-        assert told == [("failed", "identifier-missing"), ARCHIVED]
+        reported = [(str(v.verdict), v.reason) for v in place.verdicts()]
+        assert reported == [("failed", "identifier-missing"), ARCHIVED]
         only(MINE)(place)
 
 
@@ -1152,8 +1152,8 @@ def test_faults_by_lot_and_together_lose_nothing(around, scale, seed):
         rows = [BY_PATIENT, BY_UID, {"AccessionNumber": "XYZ-9"}, OF_NOBODY]
         with around(HELD, script=script) as place:
             place.pull(place.cohort(rows))
-            told = place.verdicts()
-            assert {v.verdict for v in told[:3]} <= {
+            reported = place.verdicts()
+            assert {v.verdict for v in reported[:3]} <= {
                 Verdict.ARCHIVED,
                 Verdict.FAILED,
                 Verdict.PARTIAL,

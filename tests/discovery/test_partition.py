@@ -107,8 +107,8 @@ class Case:
     row: str
 
     def __str__(self) -> str:
-        told = f"{self.status:04X}" if self.status else "unannounced"
-        return f"{self.row}, {self.cap} {told}, {self.fault}"
+        reported = f"{self.status:04X}" if self.status else "unannounced"
+        return f"{self.row}, {self.cap} {reported}, {self.fault}"
 
 
 FAULTS: dict[str, list[Behaviour]] = {

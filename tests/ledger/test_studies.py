@@ -183,12 +183,12 @@ def test_a_study_is_listed_with_one_selection_and_other_cohorts_leave_it_alone(l
     assert ledger.claims.acquire(run, [record.reference], "") == []
     assert [found.reference for found in ledger.studies.to_pull(ct.number)] == [record.reference]
 
-    def told(cohort) -> tuple[str, str]:
+    def reported(cohort) -> tuple[str, str]:
         first, _ = ledger.rows.verdicts(cohort.number)
         return str(first.verdict), first.reason
 
-    assert told(ct) == ("pending", "interrupted")
-    assert told(whole) == ("failed", "selected-otherwise")
+    assert reported(ct) == ("pending", "interrupted")
+    assert reported(whole) == ("failed", "selected-otherwise")
     (claim,) = ledger.claims.acquire(run, [record.reference], ct.selection)
     ledger.studies.record_failed(claim, "pacs-busy")
     # Not even a rerun of the other cohort touches it.

@@ -170,9 +170,9 @@ def test_a_receiver_the_pacs_does_not_know_is_named_with_the_very_line_to_add(
     one.write()
     command = CommandLine(tmp_path, tmp_path / "home")
 
-    told = command("doctor", "--json")
-    assert told.code == 2
-    failed = [finding for finding in told.result["findings"] if not finding["ok"]]
+    reported = command("doctor", "--json")
+    assert reported.code == 2
+    failed = [finding for finding in reported.result["findings"] if not finding["ok"]]
     assert [finding["check"] for finding in failed] == ["C-MOVE of one instance"]
     # Orthanc answers C000 and dcmqrscp A801 (PS3.4 C.4.2.1.5).
     expected = {
@@ -193,7 +193,7 @@ def test_a_receiver_the_pacs_does_not_know_is_named_with_the_very_line_to_add(
             break
         lines.append(line.strip())
     assert any(one.title in line for line in lines)
-    entries = {entry["line"] for entry in told.result["entries"]["main"]}
+    entries = {entry["line"] for entry in reported.result["entries"]["main"]}
     assert set(lines) <= entries
 
     one.archive.stop()

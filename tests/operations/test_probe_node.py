@@ -554,10 +554,10 @@ def test_a_pull_from_a_pacs_without_c_get_works_by_its_capabilities(clinic, tmp_
     _, held = clinic(peers.Dcmqrscp, {"arguments": ["--disable-get"]}, "c-get")
     file = str(tmp_path / "site.yaml")
     assert doctor(site=file, probe=True, json_=True) == 0
-    told = json.loads(capsys.readouterr().out)["main"]
-    assert told["capabilities"]["c_get"] == "not-offered"
-    assert told["requests"] <= MOST_REQUESTS
-    assert told["file"] == str(capabilities_path(tmp_path, "main"))
+    reported = json.loads(capsys.readouterr().out)["main"]
+    assert reported["capabilities"]["c_get"] == "not-offered"
+    assert reported["requests"] <= MOST_REQUESTS
+    assert reported["file"] == str(capabilities_path(tmp_path, "main"))
 
     cohort = tmp_path / "cohort.csv"
     cohort.write_text("\n".join(["StudyInstanceUID", *held]))
@@ -661,8 +661,8 @@ def test_a_site_of_blocks_has_no_place_for_capabilities():
 
 def test_every_key_is_on_the_page_in_the_words_of_the_file():
     page = Path(__file__).resolve().parents[2] / "docs" / "capabilities.md"
-    told = re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", page.read_text(), re.MULTILINE)
-    assert told == [(name, f.description) for name, f in NodeCapabilities.model_fields.items()]
+    reported = re.findall(r"^\| `(\w+)` \| (.*?) \| .+ \|$", page.read_text(), re.MULTILINE)
+    assert reported == [(name, f.description) for name, f in NodeCapabilities.model_fields.items()]
     for most in (MOST_REQUESTS, probe_session.MOST_ANSWERS):
         assert f"{most:,}" in page.read_text()
 
@@ -738,8 +738,8 @@ def test_what_a_run_sees_counts_more_than_stale_capabilities_and_is_said_once(ar
     method = "c-get" if key == "c_get" else "c-move"
     with around(HELD, script=[STALE[key]], retrieve=method) as place:
         place.change(node={"limits": {"chunk_studies": 5}})
-        told = {"c_get": "works", "levels": ["STUDY", "SERIES", "IMAGE"]}
-        with_capabilities(place, **{key: told.get(key, True)})
+        reported = {"c_get": "works", "levels": ["STUDY", "SERIES", "IMAGE"]}
+        with_capabilities(place, **{key: reported.get(key, True)})
         assert place.pull().rows == {Verdict.ARCHIVED: 9}
         [note] = notes_of(place)
         assert "prefect-dicom doctor --probe" in note

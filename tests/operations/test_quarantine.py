@@ -422,9 +422,9 @@ def test_the_list_tells_study_reason_size_time_and_sender_and_nothing_of_the_pat
     ]
     assert head.split()[0] == "name"
     assert "An object arrived that nobody asked for" in ended.complaints
-    told = ended.output + ended.complaints + command("quarantine", "list", "--json").output
-    assert [word for word in identifiers(LATE) if word in told] == []
-    assert "\x1b" not in told
+    reported = ended.output + ended.complaints + command("quarantine", "list", "--json").output
+    assert [word for word in identifiers(LATE) if word in reported] == []
+    assert "\x1b" not in reported
     assert not ended.modules & {"prefect", "pandas", "boto3", "numpy", "pynetdicom"}
 
 

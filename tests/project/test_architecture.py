@@ -16,7 +16,13 @@ PAGES = {name: (ROOT / name).read_text() for name in ("docs/architecture.md", "C
 ROOMS = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"flows", "tasks", "blocks"}
 PATH = re.compile(r"[\w.][\w./-]*/[\w./-]*|[\w.-]+\.(md|py|yaml|lock)")
 DOTTED = re.compile(r"(?:prefect_dicom\.)?([a-z_]\w*(?:\.\w+)+)")
-ELSEWHERE = {"incoming/", "ready/<study>/<sha256>.dcm", "report.html", "archive.connections"}
+ELSEWHERE = {
+    "incoming/",
+    "ready/<study>/<sha256>.dcm",
+    "report.html",
+    "archive.connections",
+    "metrics/",
+}
 """Files that a run makes, and keys of the site file."""
 
 

@@ -128,8 +128,8 @@ def test_it_holds_nothing_of_patients_until_it_is_asked_to(pulled):
     for secret in (*SECRETS, *pulled.pacs.holdings.study_instance_uids()):
         assert secret not in html
     html = report_of(pulled, with_identifiers=True)
-    for told in (*SECRETS[1:], "1.2.3.4.5", "This page holds patient data"):
-        assert told in html
+    for reported in (*SECRETS[1:], "1.2.3.4.5", "This page holds patient data"):
+        assert reported in html
     [folder] = pulled.site.reports.iterdir()
     assert stat.S_IMODE((folder / REPORT_WITH_IDENTIFIERS).stat().st_mode) == 0o600
     assert SECRETS[1] not in (folder / REPORT).read_text()
@@ -387,10 +387,10 @@ def test_a_cohort_that_was_really_pulled_is_reported_as_it_went(around, scale, s
         [folder] = place.site.reports.iterdir()
         shown.open(folder / REPORT, **SHAPES["phone"])
         agrees_with_the_ledger(figures_in(shown), place)
-        told = shown.value(
+        reported = shown.value(
             "[...document.querySelectorAll('#row_groups tr[data-rows]')]"
             ".map(e => [e.dataset.verdict, e.dataset.reason, +e.dataset.rows])"
         )
         counts = Counter((v.verdict, v.reason) for v in place.verdicts())
-        assert {(verdict, reason): rows for verdict, reason, rows in told} == counts
+        assert {(verdict, reason): rows for verdict, reason, rows in reported} == counts
         assert len(counts) >= 4

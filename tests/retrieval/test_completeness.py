@@ -359,10 +359,10 @@ def test_a_study_is_archived_by_the_best_evidence_or_says_why_not(way, around):
     ) as place:
         auditor = Auditor(place.site, place.pacs)
         place.pull()
-        told = place.studies()
-        assert (str(told[UID].state), told[UID].reason) == case.reason
-        assert (str(told[OTHERS].state), told[OTHERS].reason) == case.other
-        assert told[UID].evidence == case.evidence
+        reported = place.studies()
+        assert (str(reported[UID].state), reported[UID].reason) == case.reason
+        assert (str(reported[OTHERS].state), reported[OTHERS].reason) == case.other
+        assert reported[UID].evidence == case.evidence
         violations = [v.what for v in auditor.audit()]
         assert violations == (["a manifest is not the PACS's inventory"] if case.believed else [])
         if case.requests is not None:
@@ -491,8 +491,8 @@ def test_weaker_evidence_is_shown_wherever_figures_are(around):
         assert shown.pop(reference) == "series-counts"
         assert set(shown.values()) == {"instance-list"}
         ended = CommandLine(place.folder, place.folder / "home")("status", "--json")
-        told = json.loads(ended.output)
-        assert told[0]["evidence"] == {"series-counts": 1, "instance-list": 1}
+        reported = json.loads(ended.output)
+        assert reported[0]["evidence"] == {"series-counts": 1, "instance-list": 1}
 
 
 # -------------------------------------------------------------------------------- crash safety
@@ -593,6 +593,6 @@ def test_an_archive_that_counts_nothing_and_tells_no_classes_is_judged_by_its_li
     registered = register_cohort(load_site(file), cohort, None)
     with open_run(load_site(file), registered.number) as pull:
         work_through(pull)
-        [told] = pull.ledger.studies.of_cohort(registered.number)
-    assert (str(told.state), told.evidence) == ("archived", BY_LIST)
-    assert told.study.number_of_instances is None
+        [reported] = pull.ledger.studies.of_cohort(registered.number)
+    assert (str(reported.state), reported.evidence) == ("archived", BY_LIST)
+    assert reported.study.number_of_instances is None

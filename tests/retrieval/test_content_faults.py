@@ -744,13 +744,13 @@ def test_a_sender_gets_out_of_resources_only_while_there_is_no_room(tmp_path):
     with small_disk(tmp_path / "disk", mebibytes=4) as disk:
         parts = {"spool": {"path": str(disk / "spool"), "reserve_bytes": 2 << 20}}
         with site_around(tmp_path, [], **parts) as place, ReceiverLease(place.site):
-            told = [place.store(stored) for stored in tiny_instances(1, instances=2)]
+            reported = [place.store(stored) for stored in tiny_instances(1, instances=2)]
             filler = disk / "filler"
             filler.write_bytes(bytes(2 << 20))
-            told += [place.store(stored) for stored in tiny_instances(1, instances=2, seed=1)]
+            reported += [place.store(stored) for stored in tiny_instances(1, instances=2, seed=1)]
             filler.unlink()
-            told += [place.store(stored) for stored in tiny_instances(1, instances=2, seed=2)]
-            assert told == [0, 0, 0xA700, 0xA700, 0, 0]
+            reported += [place.store(stored) for stored in tiny_instances(1, instances=2, seed=2)]
+            assert reported == [0, 0, 0xA700, 0xA700, 0, 0]
             assert len(place.quarantined()) == 4
             assert place.spooled() == []
 

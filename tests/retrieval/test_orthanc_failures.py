@@ -46,10 +46,10 @@ def setting(tmp_path, new_archive, files) -> Iterator[Setting]:
     orthanc = new_archive(peers.Orthanc, {peers.US: peers.free_port()})
     assert orthanc.load(files).stored == len(files)
     node = orthanc.node(settle_seconds=0.3)
-    told = node.model_dump(mode="json", include={"host", "port", "called_ae_title", "timeouts"})
+    reported = node.model_dump(mode="json", include={"host", "port", "called_ae_title", "timeouts"})
     # The scripted PACS beside it holds the same, for the audit to compare with.
     with site_around(tmp_path, map(instance_of_file, files)) as place:
-        place.change(node={**told, "calling_ae_title": peers.US})
+        place.change(node={**reported, "calling_ae_title": peers.US})
         yield Setting(place, orthanc)
 
 

@@ -29,13 +29,13 @@ class HeldStudy:
     patient: str
     names: set[str] = field(default_factory=set)
     modalities: set[str] = field(default_factory=set)
-    told: dict[str, set[str]] = field(default_factory=dict)
+    reported: dict[str, set[str]] = field(default_factory=dict)
     series: dict[str, tuple[str, set[str]]] = field(default_factory=dict)
     """Modality and SOP Instance UIDs of each series."""
 
     def one(self, keyword: str) -> str:
         """The value of an attribute that all objects of the study agree in."""
-        [value] = self.told[keyword]
+        [value] = self.reported[keyword]
         return value
 
     @property
@@ -92,8 +92,8 @@ class Oracle:
         if born and _digits(study.one("PatientBirthDate")) != born:
             return False
         if name := query.get("PatientName"):
-            [told] = study.names
-            return _same_name(name, self._as_answered(told))
+            [reported] = study.names
+            return _same_name(name, self._as_answered(reported))
         return True
 
     def _as_answered(self, text: str) -> str:
@@ -128,11 +128,11 @@ def _digits(day: str) -> str | None:
     return year + month + number if fine else None
 
 
-def _same_name(asked: str, told: str) -> bool:
+def _same_name(asked: str, reported: str) -> bool:
     def groups(name: str) -> list[str]:
         return [group.strip(" ^").lower() for group in name.split("=")]
 
-    wanted, found = groups(asked), groups(told)
+    wanted, found = groups(asked), groups(reported)
     if len(wanted) == 1:
         return wanted[0] in found
     both = [(a, b) for a, b in zip(wanted, found, strict=False) if a and b]
@@ -166,7 +166,7 @@ def held_studies(corpus: Path, paths: Collection[Path], took: str) -> tuple[Held
         series = study.series.setdefault(row["series_instance_uid"], (row["modality"], set()))
         series[1].add(row["sop_instance_uid"])
         for keyword, value in _read(path).items():
-            study.told.setdefault(keyword, set()).add(value)
+            study.reported.setdefault(keyword, set()).add(value)
     return tuple(studies.values())
 
 

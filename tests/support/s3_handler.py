@@ -187,8 +187,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         )
         scope = f"{day}/{region}/{service}/aws4_request"
-        told = hashlib.sha256(canonical.encode()).hexdigest()
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{told}"
+        reported = hashlib.sha256(canonical.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{reported}"
         key = f"AWS4{secret}".encode()
         for step in (day, region, service, "aws4_request", text):
             key = hmac.digest(key, step.encode(), "sha256")
@@ -224,8 +224,8 @@ class Handler(BaseHTTPRequestHandler):
         if said not in ("UNSIGNED-PAYLOAD", sha256.hexdigest()) and not ignored:
             raise Refusal(400, "XAmzContentSHA256Mismatch")
         for name, digest in (("content-md5", md5), ("x-amz-checksum-sha256", sha256)):
-            told = self._low.get(name)
-            wrong = told is not None and told != base64.b64encode(digest.digest()).decode()
+            reported = self._low.get(name)
+            wrong = reported is not None and reported != base64.b64encode(digest.digest()).decode()
             if wrong and not self._s3.ignore_checksums:
                 raise Refusal(400, "BadDigest")
 
@@ -438,8 +438,8 @@ class Handler(BaseHTTPRequestHandler):
         changed = bytearray(self._s3.body(self._key))
         changed[len(changed) // 2] ^= 1
         self._s3.put(self._key, bytes(changed), held.metadata)
-        told = base64_of(self._s3.objects[self._key].sha256)
-        self.answer_headers["x-amz-checksum-sha256"] = told
+        reported = base64_of(self._s3.objects[self._key].sha256)
+        self.answer_headers["x-amz-checksum-sha256"] = reported
         self.send_answer()
 
     def cut(self, after_bytes: int = 0) -> None:

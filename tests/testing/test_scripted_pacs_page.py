@@ -46,8 +46,8 @@ def test_every_limit_of_a_behaviour_is_on_the_page():
 def test_the_command_of_the_page_starts_a_pacs_with_its_script(tmp_path):
     files = generate_cohort(tmp_path, studies=3, instances_per_series=1)
     ours = {"python": sys.executable, "files": str(tmp_path), "11113": "0"}
-    told = re.search(r"```sh\n(.*?)```", TEXT, re.DOTALL)[1].replace("\\\n", " ")
-    command = [ours.get(word, word) for word in shlex.split(told)]
+    reported = re.search(r"```sh\n(.*?)```", TEXT, re.DOTALL)[1].replace("\\\n", " ")
+    command = [ours.get(word, word) for word in shlex.split(reported)]
     assert command[0] == sys.executable and str(tmp_path) in command
     command += ["--behave", "find.cap answers=2 status=0xB001", "--behave", "find.ff01 times=1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
