@@ -54,7 +54,7 @@ quick: export PREFECT_HOME := $(CURDIR)/build/prefect
 quick: $(INSTALLED)
 	@mkdir -p build/prefect
 	@env -u PREFECT_API_URL PREFECT_DICOM_CORPUS=/nowhere $(BIN)/python -m pytest -m plain \
-	    --budget $(BUDGET) $(PYTEST)
+	    --budget $(BUDGET) -n 2 --dist loadfile $(PYTEST)
 
 # Prefect's profiles and database of the person who runs the tests are none of their business.
 test: export PREFECT_HOME := $(CURDIR)/build/prefect
