@@ -15,6 +15,8 @@ from prefect_dicom.network.upper_layer.stream import Stream
 
 NO_DATA_SET = 0x0101
 """Command Data Set Type of a message without a data set, PS3.7 E.1-1; any other has one."""
+HAS_DATA_SET = 0x0001
+"""Command Data Set Type that this package writes where a data set follows."""
 RESPONSE = 0x8000
 """The bit of a Command Field that makes it a response."""
 

@@ -24,6 +24,7 @@ from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.network.association import abort, associate
 from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
+    HAS_DATA_SET,
     CommandField,
     Element,
     Elements,
@@ -66,7 +67,6 @@ _CANCEL_SECONDS = 2.0
 _RELEASE_SECONDS = 5.0
 
 _MEDIUM_PRIORITY = 0x0000
-_HAS_DATA_SET = 0x0001
 
 _ELEMENT_HEADER = struct.Struct("<HHI")
 _FAILED_SOP_INSTANCE_UID_LIST = (0x0008, 0x0058)
@@ -206,7 +206,7 @@ class _Request:
                 Element.COMMAND_FIELD: CommandField.C_GET_RQ,
                 Element.MESSAGE_ID: self._message_id,
                 Element.PRIORITY: _MEDIUM_PRIORITY,
-                Element.COMMAND_DATA_SET_TYPE: _HAS_DATA_SET,
+                Element.COMMAND_DATA_SET_TYPE: HAS_DATA_SET,
             }
         )
         try:

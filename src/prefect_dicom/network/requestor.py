@@ -22,6 +22,7 @@ from prefect_dicom.core.reasons import Scope
 from prefect_dicom.network.association import TRANSFER_SYNTAXES, Association, associate
 from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
+    HAS_DATA_SET,
     LONGEST_PDU_BYTES,
     NO_DATA_SET,
     RESPONSE,
@@ -52,7 +53,6 @@ _COMMANDS = {
 """The services of a :class:`Requestor`; each has a presentation context, in this order."""
 _ANNOUNCED_PDU_BYTES = 16382
 _LOW_PRIORITY = 2
-_HAS_DATA_SET = 0x0001
 
 # PACS drop idle associations after 30 s (Orthanc) or more; one about to go is not used.
 _IDLE_SECONDS = 15.0
@@ -315,7 +315,7 @@ class Requestor:
             if not data_set:
                 raise ValueError("the identifier cannot be encoded")
             command[Element.PRIORITY] = _LOW_PRIORITY
-            command[Element.COMMAND_DATA_SET_TYPE] = _HAS_DATA_SET
+            command[Element.COMMAND_DATA_SET_TYPE] = HAS_DATA_SET
         if destination is not None:
             # Texts are padded with a blank, PS3.5 6.2.
             command[Element.MOVE_DESTINATION] = destination.ljust(
