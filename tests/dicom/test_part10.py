@@ -12,6 +12,7 @@ import struct
 import time
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 
 import pydicom
@@ -374,13 +375,22 @@ def test_a_file_that_is_not_there_is_an_error_of_the_disk(tmp_path):
 # --- what hostile files cost
 
 
-def _cost(action) -> tuple[float, int]:
-    """Processor seconds, and peak of memory in bytes."""
+def _cost(action: Callable[[], object]) -> tuple[float, int]:
+    """Seconds of this thread's processor time, and peak of memory in bytes.
+
+    The least of three: other threads of the process, of libraries and of earlier tests, may
+    allocate at any time, and all that is allocated is traced.
+    """
+    measured = [_cost_once(action) for _ in range(3)]
+    return min(seconds for seconds, _ in measured), min(peak for _, peak in measured)
+
+
+def _cost_once(action: Callable[[], object]) -> tuple[float, int]:
     tracemalloc.start()
-    before = time.process_time()
+    before = time.thread_time()
     try:
         action()
-        return time.process_time() - before, tracemalloc.get_traced_memory()[1]
+        return time.thread_time() - before, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
