@@ -316,4 +316,4 @@ def test_real_archives_are_asked_for_patients_in_every_character_set(new_archive
     # and is nothing to be sure of.
     assert reported == {patient: [patient] * (patient == "MÜLLER-1") for patient in patients}
     reasons = {one.reason for patient, one in found.items() if patient != "MÜLLER-1"}
-    assert reasons <= {"key-ignored", "no-match"}
+    assert reasons <= {"key-ignored", "known-otherwise", "no-match"}

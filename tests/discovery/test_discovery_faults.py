@@ -89,6 +89,7 @@ CAPPED = ("failed", "answers-capped")
 UNPROVED = ("partial", "list-unproved")
 EXCLUDED = ("excluded", "excluded-by-filter")
 AMBIGUOUS = ("ambiguous", "several-patients")
+KNOWN_OTHERWISE = ("ambiguous", "known-otherwise")
 UNSAFE = ("failed", "unsafe-uid")
 UNUSABLE = ("failed", "answer-unusable")
 
@@ -373,6 +374,14 @@ CASES = [
         ),
         others=({"PatientID": "000123", "AccessionNumber": "NONE-1"}, BY_BOTH),
     ),
+    Case(
+        "F02",
+        "an accession number that is no study of the patient has these as candidates",
+        (),
+        {"PatientID": "000123", "AccessionNumber": "9999"},
+        NOT_FOUND,
+        every(near_misses(2), nothing_retrieved),
+    ),
     # --- F03: a key is missing in the answers
     *(
         Case("F03", f"{words}, {how}", knobs("find.omit_keys", keys=keys, empty=empty), row, end)
@@ -641,6 +650,14 @@ CASES = [
         NOT_FOUND,
         nothing_retrieved,
     ),
+    Case(
+        "F08",
+        "a merged patient is known by another number",
+        knobs("find.alias", asked="OLD-5", held=["000123"]),
+        {"PatientID": "OLD-5"},
+        KNOWN_OTHERWISE,
+        every(near_misses(2), nothing_retrieved),
+    ),
     # --- F09
     Case(
         "F09",
@@ -854,7 +871,7 @@ CASES = [
         "an identifier whose letters the PACS has lost",
         knobs("find.charset", how="strip"),
         {"PatientID": "王-1"},
-        ("failed", "key-ignored"),
+        KNOWN_OTHERWISE,
         nothing_retrieved,
         held=lambda: study(52, SpecificCharacterSet="ISO_IR 192", PatientID="王-1"),
     ),

@@ -140,6 +140,8 @@ def test_every_field_of_a_row_survives_from_file_to_ledger_and_back(ledger, tmp_
         "StudyDescription": "HEAD",
         "PatientName": "Doe^Jane",
         "PatientBirthDate": "19700102",
+        "IssuerOfPatientID": "NORTH",
+        "OtherPatientID": "P-0",
     }
     path = tmp_path / "cohort.csv"
     path.write_text(",".join(cells) + "\n" + ",".join(cells.values()) + "\n")

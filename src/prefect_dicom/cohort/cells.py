@@ -173,4 +173,6 @@ CELL_READERS: dict[str, Callable[[str | date], object]] = {
     "StudyDescription": _description,
     "PatientName": _person_name,
     "PatientBirthDate": _day,
+    "IssuerOfPatientID": _description,
+    "OtherPatientID": partial(_identifier, longest=64),
 }

@@ -23,6 +23,8 @@ _NAMES = {
     "StudyDescription": "studydescription description 0008,1030",
     "PatientName": "patientname 0010,0010",
     "PatientBirthDate": "patientbirthdate birthdate 0010,0030",
+    "IssuerOfPatientID": "issuerofpatientid patientidissuer issuer assigningauthority 0010,0021",
+    "OtherPatientID": "otherpatientid otherpatientids formerpatientid previouspatientid 0010,1000",
     "CandidateOf": "candidateof",
     "Take": "take",
 }

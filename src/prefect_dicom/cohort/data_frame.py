@@ -31,6 +31,8 @@ COLUMNS = (
     "StudyDescription",
     "PatientName",
     "PatientBirthDate",
+    "IssuerOfPatientID",
+    "OtherPatientID",
 )
 """Keywords (PS3.6) of the fields of a CohortRow behind its line, in their order."""
 LINE = "line"

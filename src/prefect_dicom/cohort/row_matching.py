@@ -7,12 +7,12 @@ but for the padding DICOM itself calls insignificant (PS3.5 6.2).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import NamedTuple
 
+from prefect_dicom.cohort.persons import issuers_agree, several_patients, studies_of_issuer
 from prefect_dicom.core.model import CohortRow, DateRange, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid
 from prefect_dicom.dicom.value_matching import (
@@ -21,6 +21,7 @@ from prefect_dicom.dicom.value_matching import (
     names_agree,
     overlooked,
     study_day,
+    text_around,
     unpadded,
     written_otherwise,
 )
@@ -126,6 +127,25 @@ def has_values(study: Study, keywords: Iterable[str]) -> bool:
     return all(unpadded(values[keyword]) for keyword in keywords)
 
 
+def matches(keys: Mapping[str, str], study: Study) -> bool:
+    """Whether the answer has the values of these keys of :func:`study_query`; days are not read."""
+    values = {
+        "PatientID": study.patient_id,
+        "AccessionNumber": study.accession_number,
+        "StudyInstanceUID": normal_uid(study.study_instance_uid),
+    }
+    return all(
+        unpadded(values[keyword]) == unpadded(value)
+        for keyword, value in keys.items()
+        if keyword in values
+    )
+
+
+def is_patients(row: CohortRow, study: Study) -> bool:
+    """Whether the study has the row's PatientID, or the other one that the row gives."""
+    return matches({"PatientID": row.patient_id or ""}, study) or _is_its_other_number(row, study)
+
+
 def may_match(row: CohortRow, study: Study) -> bool:
     """Whether a PACS that matches substrings in any case may return the study for the row."""
     return all(blurred(given) in blurred(found) for given, found in _identifiers(row, study))
@@ -183,8 +203,14 @@ def explain_near_miss(row: CohortRow, study: Study) -> tuple[str, ...]:
             continue
         if differing := overlooked(given, found):
             words.append(f"{keyword} differs in {' and '.join(differing)}")
+        elif around := text_around(given, found):
+            words.append(f"{keyword} {around}")
         else:
             words.append(f"{keyword} {'is another' if found else 'is missing'}")
+    if row.issuer_of_patient_id is not None:
+        agrees = issuers_agree(row.issuer_of_patient_id, study.issuer_of_patient_id)
+        if not agrees:
+            words.append(f"IssuerOfPatientID is {'missing' if agrees is None else 'another'}")
     if row.patient_name is not None:
         agrees = names_agree(row.patient_name, study.patient_name)
         if agrees is None:
@@ -215,21 +241,15 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     -------
     Discovery
         With reason None and studies, or one of ``no-match``, ``excluded-by-filter``,
-        ``several-patients``, ``name-disagrees`` and ``unsafe-uid``. The candidates of
-        ``several-patients`` and ``name-disagrees``, studies whose UID cannot be asked for,
-        answers that have the row's UID and differ in another identifier, or whose identifiers
-        differ only in case, padding or leading zeros, and studies one day out of the row's range
-        are the near misses, in this order.
+        ``several-patients``, ``name-disagrees``, ``identifier-missing`` and ``unsafe-uid``. The
+        candidates of these, studies whose UID cannot be asked for, answers that have the row's UID
+        and differ in another identifier, or whose identifiers differ only in case, padding or
+        leading zeros, and studies one day out of the row's range are the near misses, in this
+        order; without a match also answers with text before or behind the row's identifiers.
     """
-    identified: dict[_Identity, Study] = {}
-    nearly: dict[_Identity, Study] = {}
-    for answer in answers:
-        key = _identity(answer)
-        if identifies(row, answer):
-            known = identified.get(key)
-            identified[key] = answer if known is None else _merged(known, answer)
-        elif len(nearly) < MOST_NEAR_MISSES and _nearly_identifies(row, answer):
-            nearly.setdefault(key, answer)
+    sorted_ = _sort(row, answers)
+    identified, raw = sorted_.identified, sorted_.raw
+    nearly = dict(sorted_.nearly)
     nearly |= {key: study for key, study in identified.items() if _is_a_day_off(row, study)}
 
     def discovery(
@@ -242,21 +262,30 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
         )
 
     if not identified:
+        nearly |= sorted_.affixed
         return discovery("no-match")
+    if row.issuer_of_patient_id is not None:
+        its, untold = studies_of_issuer(row.issuer_of_patient_id, list(identified.values()))
+        if untold:
+            reason = "several-patients" if its else "identifier-missing"
+            return discovery(reason, aside=[*its, *untold])
+        if not its:
+            return discovery("no-match", aside=identified.values())
+        kept = set(map(id, its))
+        identified = {key: study for key, study in identified.items() if id(study) in kept}
+        raw = [study for study in raw if _may_be_of_issuer(row, study)]
     remaining = [study for study in identified.values() if passes_filters(row, study)]
     if not remaining:
         return discovery("excluded-by-filter")
-    # A request names a study by its UID alone and so brings the instances of all patients it is
-    # filed under, also of those the filters have left out.
-    uids = {normal_uid(study.study_instance_uid) for study in remaining}
+    shared = _of_several_patients(row, remaining, raw)
     if is_date_window(row):
         # Many patients are meant, each study of one of them.
-        times = Counter(key.study_instance_uid for key in identified)
-        uids = {uid for uid in uids if times[uid] > 1}
+        uids = {normal_uid(study.study_instance_uid) for study in shared}
         remaining = [s for s in remaining if normal_uid(s.study_instance_uid) not in uids]
-    its = {key: study for key, study in identified.items() if key.study_instance_uid in uids}
-    shared = list(its.values()) if len({key.patient for key in its}) > 1 else []
-    if shared and not (is_date_window(row) and remaining):
+    elif shared:
+        remaining = _of_the_named_person(row, remaining, raw)
+        shared = [] if remaining else shared
+    if not remaining:
         return discovery("several-patients", aside=shared)
     if not all(is_same_patient(row, study) for study in remaining):
         return discovery("name-disagrees", aside=remaining)
@@ -270,6 +299,84 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     return discovery(None if safe else "unsafe-uid", studies=safe, aside=(*shared, *unsafe))
 
 
+@dataclass(slots=True)
+class _Sorted:
+    """Answers to the query of a row, by how near they are to it."""
+
+    identified: dict[_Identity, Study] = field(default_factory=dict)
+    """One study for all answers of it."""
+    raw: list[Study] = field(default_factory=list)
+    """Every answer that the row identifies: two of one study may name two persons."""
+    nearly: dict[_Identity, Study] = field(default_factory=dict)
+    affixed: dict[_Identity, Study] = field(default_factory=dict)
+
+
+def _sort(row: CohortRow, answers: Iterable[Study]) -> _Sorted:
+    found = _Sorted()
+    for answer in answers:
+        key = _identity(answer)
+        if identifies(row, answer):
+            known = found.identified.get(key)
+            found.identified[key] = answer if known is None else _merged(known, answer)
+            found.raw.append(answer)
+        elif len(found.nearly) < MOST_NEAR_MISSES and _nearly_identifies(row, answer):
+            found.nearly.setdefault(key, answer)
+        elif len(found.affixed) < MOST_NEAR_MISSES and _identifies_but_for_affixes(row, answer):
+            found.affixed.setdefault(key, answer)
+    return found
+
+
+def _of_several_patients(
+    row: CohortRow, remaining: Sequence[Study], raw: Sequence[Study]
+) -> list[Study]:
+    """The answers that leave open which patient is meant; none where all are one patient's.
+
+    A request names a study by its UID alone and so brings the instances of all patients it is
+    filed under, also of those the filters have left out.
+    """
+    by_uid: dict[str, list[Study]] = {normal_uid(s.study_instance_uid): [] for s in remaining}
+    for answer in raw:
+        if (its := by_uid.get(normal_uid(answer.study_instance_uid))) is not None:
+            its.append(answer)
+    groups = list(by_uid.values())
+    if not is_date_window(row):
+        groups = [[answer for group in groups for answer in group]]
+    shared = [group for group in groups if several_patients(group, numbers_of(row))]
+    described: dict[tuple[object, ...], Study] = {}
+    for answer in (answer for group in shared for answer in group):
+        name, born, issuer = (
+            answer.patient_name,
+            answer.patient_birth_date,
+            answer.issuer_of_patient_id,
+        )
+        described.setdefault((_identity(answer), name, born, issuer), answer)
+    return list(described.values())
+
+
+def _of_the_named_person(
+    row: CohortRow, remaining: Sequence[Study], raw: Sequence[Study]
+) -> list[Study]:
+    """Of the studies of several persons under the row's PatientID, those of the one it names."""
+    if row.patient_id is None:
+        return []
+    its = [study for study in remaining if is_same_patient(row, study)]
+    names_nobody = row.patient_name is None and row.patient_birth_date is None
+    return [] if names_nobody or _of_several_patients(row, its, raw) else its
+
+
+def numbers_of(row: CohortRow) -> tuple[str, ...]:
+    """The PatientIDs that the row says are one patient's."""
+    if row.patient_id is None or row.other_patient_id is None:
+        return ()
+    return row.patient_id, row.other_patient_id
+
+
+def _may_be_of_issuer(row: CohortRow, study: Study) -> bool:
+    """Whether the study's issuer is not another than the row's."""
+    issuer = row.issuer_of_patient_id
+    return issuer is None or issuers_agree(issuer, study.issuer_of_patient_id) is not False
+
+
 class _Identity(NamedTuple):
     """What makes two answers one study's."""
 
@@ -277,10 +384,6 @@ class _Identity(NamedTuple):
     patient_id: str
     patient_id_bytes: str
     """Where its characters are a guess, so that bytes that differ stay different."""
-
-    @property
-    def patient(self) -> tuple[str, str]:
-        return self.patient_id, self.patient_id_bytes
 
 
 def _identity(study: Study) -> _Identity:
@@ -295,11 +398,20 @@ def _named_identifiers(row: CohortRow, study: Study) -> list[tuple[str, str, str
         ("AccessionNumber", row.accession_number, study.accession_number),
         ("StudyInstanceUID", row.study_instance_uid, normal_uid(study.study_instance_uid)),
     ]
+    if row.other_patient_id is not None and _is_its_other_number(row, study):
+        # As good as the first one: the row says that both are one patient's.
+        named[0] = ("PatientID", row.other_patient_id, study.patient_id)
     return [
         (keyword, unpadded(given), unpadded(found))
         for keyword, given, found in named
         if given is not None
     ]
+
+
+def _is_its_other_number(row: CohortRow, study: Study) -> bool:
+    other = row.other_patient_id
+    given = row.patient_id is not None and other is not None
+    return given and unpadded(other or "") == unpadded(study.patient_id)
 
 
 def _identifiers(row: CohortRow, study: Study) -> list[tuple[str, str]]:
@@ -311,6 +423,15 @@ def _nearly_identifies(row: CohortRow, study: Study) -> bool:
     pairs = _identifiers(row, study)
     return has_same_uid(row, study) or (
         bool(pairs) and all(given == found or overlooked(given, found) for given, found in pairs)
+    )
+
+
+def _identifies_but_for_affixes(row: CohortRow, study: Study) -> bool:
+    """Whether the study's identifiers are the row's but for text before or behind one of them."""
+    pairs = _identifiers(row, study)
+    return bool(pairs) and all(
+        given == found or overlooked(given, found) or text_around(given, found)
+        for given, found in pairs
     )
 
 

@@ -316,6 +316,8 @@ def _row(
         study_description=_text(values, "StudyDescription"),
         patient_name=_text(values, "PatientName"),
         patient_birth_date=_day(values, "PatientBirthDate"),
+        issuer_of_patient_id=_text(values, "IssuerOfPatientID"),
+        other_patient_id=_text(values, "OtherPatientID"),
     )
 
 

@@ -258,6 +258,8 @@ class CohortRow:
     list: it stands for every study of ``study_date``, whose ends are then both given, and
     ``line`` counts the date windows from 1. ``patient_name`` and ``patient_birth_date`` are not
     identifiers: the studies that the identifiers find are compared with them.
+    ``issuer_of_patient_id`` says whose number ``patient_id`` is; ``other_patient_id`` is another
+    number of the same patient, under which studies or instances of the patient are accepted.
     """
 
     line: int
@@ -269,6 +271,8 @@ class CohortRow:
     study_description: str | None = None
     patient_name: str | None = None
     patient_birth_date: date | None = None
+    issuer_of_patient_id: str | None = None
+    other_patient_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +298,7 @@ class Study:
     patient_birth_date: str = ""
     original: tuple[tuple[str, str], ...] = ()
     guessed: tuple[str, ...] = ()
+    issuer_of_patient_id: str = ""
 
 
 class InstanceKey(NamedTuple):

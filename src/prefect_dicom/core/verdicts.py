@@ -60,9 +60,9 @@ def row_verdict(
         return reason_for(not_taken).row_verdict, not_taken
     if not studies or any(s.state in (StudyState.PENDING, StudyState.LISTED) for s in studies):
         return Verdict.PENDING, "interrupted"
-    if unproved or reason == "filter-undecided":
+    if unproved or reason is not None:
         some = any(s.state is StudyState.ARCHIVED or s.stored_instances for s in studies)
-        code = "list-unproved" if unproved else "filter-undecided"
+        code = "list-unproved" if unproved or reason is None else reason
         return Verdict.PARTIAL if some else reason_for(code).row_verdict, code
     failed = [s for s in studies if s.state is StudyState.FAILED]
     withheld = any(s.withheld_instances for s in studies)

@@ -134,6 +134,33 @@ def overlooked(given: str, found: str) -> tuple[str, ...]:
     return tuple(but for but in _BLURS if blurred(given, but) != blurred(found, but)) or ("form",)
 
 
+def text_around(given: str, found: str) -> str:
+    """Name the text by which one of two identifiers is longer than the other, at its ends.
+
+    Prefixes of a hospital or a device, and suffixes of an issuer, come and go on the way through
+    archives and brokers.
+
+    Returns
+    -------
+    str
+        What can be said of the found identifier; empty where neither holds the other.
+
+    Examples
+    --------
+    >>> text_around("14673792", "JMS14673792"), text_around("P1^^^NORTH", "P1")
+    ('has text before it', 'lacks text behind it')
+    >>> text_around("A7", "A8")
+    ''
+    """
+    short, long = sorted((blurred(given), blurred(found)), key=len)
+    if not short or short == long or short not in long:
+        return ""
+    before, _, behind = long.partition(short)
+    places = " and ".join(word for word, text in (("before", before), ("behind", behind)) if text)
+    verb = "has" if len(blurred(found)) == len(long) else "lacks"
+    return f"{verb} text {places} it"
+
+
 # --- person names
 
 
@@ -172,6 +199,21 @@ def names_agree(wanted: str, answered: str) -> bool | None:
         return None
     comparable = [group for group in found if group and _script(group) == _script(groups[0])]
     return any(_group_agrees(groups[0], group) for group in comparable) if comparable else None
+
+
+def given_names_agree(first: str, second: str) -> bool:
+    """Whether two names have the same given name, as before and after a marriage.
+
+    Examples
+    --------
+    >>> given_names_agree("Alpha^Anna", "Beta^ANNA"), given_names_agree("Alpha^Anna", "Beta^Bert")
+    (True, False)
+    """
+    its, other = (
+        {group[1] for group in _groups(name) if len(group) > 1 and group[1]}
+        for name in (first, second)
+    )
+    return not its.isdisjoint(other)
 
 
 def written_otherwise(wanted: str, answered: str) -> bool:

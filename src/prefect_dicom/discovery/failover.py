@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from prefect_dicom.cohort.row_matching import MOST_NEAR_MISSES, Discovery, is_date_window
+from prefect_dicom.cohort.persons import several_patients
+from prefect_dicom.cohort.row_matching import (
+    MOST_NEAR_MISSES,
+    Discovery,
+    is_date_window,
+    numbers_of,
+)
 from prefect_dicom.core.model import CohortRow, Study
 from prefect_dicom.core.reasons import reason_for
-from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.discovery.row_query import WITHOUT_OWN_UID
 from prefect_dicom.ledger.records import RowFindings
 
@@ -75,8 +80,8 @@ def combine_answers(
         return _nothing(row, [each for _, each in answers], near, gaps)
     if silent and _may_have_more(row, every):
         gaps += [f"node {node}" for node in silent]
-    undecided = any(each.reason == "filter-undecided" for _, each in answered)
-    reason = "list-unproved" if gaps else "filter-undecided" if undecided else None
+    beside = [code for code in codes if reason_for(code).beside_studies]
+    reason = "list-unproved" if gaps else _most_specific(beside) if beside else None
     return _findings(row, reason, near, gaps, found)
 
 
@@ -131,10 +136,8 @@ def _of_several_patients(row: CohortRow, found: Sequence[tuple[str, Study]]) -> 
 
     Of a row with identifiers all its studies are one patient's, or none of them is taken.
     """
-    patients: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    groups: dict[str, list[Study]] = defaultdict(list)
     for _, study in found:
-        uid = study.study_instance_uid if is_date_window(row) else ""
-        guessed = dict(study.original).get("PatientID", "") if "PatientID" in study.guessed else ""
-        patients[uid].add((unpadded(study.patient_id), guessed))
-    shared = {uid for uid, its in patients.items() if len(its) > 1}
+        groups[study.study_instance_uid if is_date_window(row) else ""].append(study)
+    shared = {uid for uid, its in groups.items() if several_patients(its, numbers_of(row))}
     return {study.study_instance_uid for _, study in found} if "" in shared else shared

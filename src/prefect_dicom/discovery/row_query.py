@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from prefect_dicom.cohort.persons import several_patients
 from prefect_dicom.cohort.row_matching import (
     MOST_NEAR_MISSES,
     Discovery,
@@ -21,13 +22,17 @@ from prefect_dicom.cohort.row_matching import (
     has_values,
     identifies,
     is_date_window,
+    is_patients,
+    matches,
     may_match,
+    numbers_of,
+    passes_filters,
     study_query,
 )
 from prefect_dicom.config.capabilities import NodeCapabilities
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import CohortRow, InformationModel, Study
-from prefect_dicom.core.reasons import Scope
+from prefect_dicom.core.reasons import Scope, reason_for
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.discovery.complete_list import complete_list
 from prefect_dicom.discovery.partition import ListLimits
@@ -36,6 +41,7 @@ from prefect_dicom.network.find.list_series import list_series
 from prefect_dicom.network.find.list_studies import (
     OPTIONAL_STUDY_KEYS,
     ListedStudies,
+    answers_anything,
     find_some_studies,
     find_studies_by_uids,
     list_studies,
@@ -46,6 +52,9 @@ log = logging.getLogger(__name__)
 
 WITHOUT_OWN_UID = "studies without a UID of their own"
 """A gap: a retrieve request names a study by its UID."""
+
+OF_NOBODY = "NONE7F3A9C21D4E8"
+"""An identifier that no patient and no study has."""
 
 _WORTH_A_LIST = 10
 """UIDs from which on a list saves more than it costs where the node does not answer it."""
@@ -62,6 +71,8 @@ class StudyQueryCapabilities:
     limits: ListLimits = field(default_factory=ListLimits)
     answers_lists: bool = True
     """Whether lists of StudyInstanceUIDs are worth a try: until one was not answered whole."""
+    heeded: dict[tuple[str, frozenset[str]], bool] = field(default_factory=dict)
+    """By key, and the keys of its query: whether the node matches by it, where it was in doubt."""
     query_cache: QueryCache = field(default_factory=QueryCache)
     """The answers to rows' identifiers, for rows with the same ones."""
     _warned: set[str] = field(default_factory=set)
@@ -85,7 +96,8 @@ def discover(
     """Query a PACS for the studies of a row.
 
     A list that may have been cut short is completed by partitions; where there may still be more,
-    the row says so (``list-unproved`` and its gaps) and has what was found.
+    the row says so (``list-unproved`` and its gaps) and has what was found. A row with two numbers
+    of one patient is queried by both.
 
     Raises
     ------
@@ -93,6 +105,19 @@ def discover(
         See :func:`~prefect_dicom.network.find.query.find`; ``answers-capped`` where a study that is
         named by its UID is there and is not among the answers.
     """
+    found = _discover(requestor, row, capabilities)
+    numbers = numbers_of(row)
+    if not numbers or row.study_instance_uid is not None:
+        return found
+    if found.reason is not None and reason_for(found.reason).settles_row:
+        return found
+    exchanged = replace(row, patient_id=numbers[1], other_patient_id=numbers[0])
+    return _united(row, found, _discover(requestor, exchanged, capabilities))
+
+
+def _discover(
+    requestor: Requestor, row: CohortRow, capabilities: StudyQueryCapabilities
+) -> Discovery:
     keys, listed = _answers(requestor, row, study_query(row), capabilities)
     answers = list(listed.studies)
     gaps: tuple[str, ...] = ()
@@ -121,6 +146,24 @@ def discover(
     return replace(found, reason=reason, gaps=gaps)
 
 
+def _united(row: CohortRow, first: Discovery, second: Discovery) -> Discovery:
+    """What a patient's two numbers have found together."""
+    codes = [each.reason for each in (first, second) if each.reason is not None]
+    asks = [code for code in codes if reason_for(code).settles_row]
+    studies = {s.study_instance_uid: s for s in (*second.studies, *first.studies)}
+    near = tuple(dict.fromkeys((*first.near_misses, *second.near_misses)))[:MOST_NEAR_MISSES]
+    gaps = tuple(dict.fromkeys((*first.gaps, *second.gaps)))
+    if not asks and several_patients(studies.values(), numbers_of(row)):
+        asks = ["several-patients"]
+    if asks:
+        return Discovery((), asks[0], (*studies.values(), *near)[:MOST_NEAR_MISSES], gaps)
+    beside = [code for code in codes if reason_for(code).beside_studies]
+    if studies:
+        return Discovery(tuple(studies.values()), beside[0] if beside else None, near, gaps)
+    reason = max(codes, key=lambda code: reason_for(code).specificity)
+    return Discovery((), reason, near, gaps)
+
+
 def _assessed(
     requestor: Requestor,
     row: CohortRow,
@@ -135,24 +178,82 @@ def _assessed(
     if requestor.ignores_keys:
         capabilities.warn("ignores optional keys (FF01)")
     foreign = [study for study in answers if not identifies(row, study)]
-    if foreign:
+    strangers = [study for study in foreign if not matches(keys, study)]
+    if strangers:
         capabilities.warn("returns studies that do not match the keys; they are left out")
     if foreign and not any(has_values(study, keys) for study in foreign):
         # Found by the key and answered without it, not by a PACS that ignores keys.
         return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
+    if row.study_instance_uid is not None:
+        return _named_by_uid(requestor, row, found, foreign, capped=capped)
+    if found.reason not in (None, "no-match") or not foreign:
+        return found
+    if found.reason == "no-match":
+        if not any(has_values(study, study_query(row)) for study in foreign):
+            return Discovery((), "identifier-missing", tuple(foreign[:MOST_NEAR_MISSES]))
+        if row.patient_id is not None and all(is_patients(row, study) for study in foreign):
+            # All of the patient's studies are there, and none has the row's accession number.
+            return _with_candidates(found, foreign)
+    strangers = [study for study in strangers if not may_match(row, study)]
+    if found.reason is None:
+        strangers = [study for study in strangers if passes_filters(row, study)]
+    if not strangers:
+        # Substrings, another case: the PACS matches by the key, if not to the letter.
+        return found
+    if not _heeds_keys(requestor, keys, strangers, capabilities):
+        if found.reason is None:
+            return found
+        return Discovery((), "key-ignored", found.near_misses)
+    # A merged patient's old number, a number with a prefix: the PACS knows what was meant.
+    return replace(_with_candidates(found, strangers), reason="known-otherwise")
+
+
+def _named_by_uid(
+    requestor: Requestor,
+    row: CohortRow,
+    found: Discovery,
+    foreign: Sequence[Study],
+    *,
+    capped: bool,
+) -> Discovery:
+    """What a row has found that names its study, in view of answers that do not match it."""
     if found.reason != "no-match" or not (foreign or capped):
         return found
     if foreign and all(may_match(row, study) for study in foreign):
-        # Substrings, another case: the PACS matches by the key, if not to the letter.
         return found
-    if row.study_instance_uid is None:
-        return Discovery((), "key-ignored", found.near_misses) if foreign else found
     if any(has_same_uid(row, study) for study in foreign):
         # The study itself, under other identifiers than the row's.
         return found
-    if list_series(requestor, row.study_instance_uid).series:
+    if list_series(requestor, row.study_instance_uid or "").series:
         raise PacsError("answers-capped", "the study is there, and not among the answers")
     return found
+
+
+def _with_candidates(found: Discovery, studies: Sequence[Study]) -> Discovery:
+    near = tuple(dict.fromkeys((*found.near_misses, *studies)))
+    return replace(found, near_misses=near[:MOST_NEAR_MISSES])
+
+
+def _heeds_keys(
+    requestor: Requestor,
+    keys: Mapping[str, str],
+    strangers: Sequence[Study],
+    capabilities: StudyQueryCapabilities,
+) -> bool:
+    """Whether the PACS matches by the keys that answers differ in; asked once of each node.
+
+    One that does has no answer to an identifier that nobody has.
+    """
+    for keyword, value in keys.items():
+        if all(matches({keyword: value}, study) for study in strangers):
+            continue
+        tried = (keyword, frozenset(keys))
+        if tried not in capabilities.heeded:
+            query = {**keys, keyword: OF_NOBODY}
+            capabilities.heeded[tried] = not answers_anything(requestor, query)
+        if not capabilities.heeded[tried]:
+            return False
+    return True
 
 
 def query_uid_lists(
@@ -227,12 +328,8 @@ def _answers(
             if listed.studies:
                 capabilities.understood.add(asked)
             # One key alone cannot be left out, and what is to be returned was no trouble before.
-            if (
-                listed.studies
-                or listed.capped
-                or asked in capabilities.understood
-                or (len(asked) == 1 and capabilities.understood)
-            ):
+            # By a PatientID alone there are its studies, to choose from.
+            if listed.studies or listed.capped or (len(asked) == 1 and capabilities.understood):
                 return keys, listed
     if "PatientID" in keys:
         keys = {"PatientID": keys["PatientID"]}
@@ -249,6 +346,7 @@ def _returned(row: CohortRow, simply: bool) -> list[str]:
         "ModalitiesInStudy": row.modality is not None,
         "StudyDescription": row.study_description is not None,
         "PatientBirthDate": row.patient_birth_date is not None,
+        "IssuerOfPatientID": row.issuer_of_patient_id is not None,
     }
     return [keyword for keyword in OPTIONAL_STUDY_KEYS if not simply or needed.get(keyword)]
 

@@ -281,4 +281,6 @@ def _values_of_row(cohort: int, row: CohortRow) -> dict[str, Any]:
         "study_description": row.study_description,
         "patient_name": row.patient_name,
         "patient_birth_date": row.patient_birth_date,
+        "issuer_of_patient_id": row.issuer_of_patient_id,
+        "other_patient_id": row.other_patient_id,
     }

@@ -24,6 +24,8 @@ ROW_COLUMNS = (
     cohort_rows.c.study_description,
     cohort_rows.c.patient_name,
     cohort_rows.c.patient_birth_date,
+    cohort_rows.c.issuer_of_patient_id,
+    cohort_rows.c.other_patient_id,
 )
 STUDY_COLUMNS = (
     studies.c.study_instance_uid,

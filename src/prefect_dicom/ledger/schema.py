@@ -120,6 +120,8 @@ cohort_rows = Table(
     Column("study_description", PeerText),
     Column("patient_name", PeerText),
     Column("patient_birth_date", DicomDate),
+    Column("issuer_of_patient_id", PeerText),
+    Column("other_patient_id", PeerText),
     # The run that discovers it, until its discovery has ended.
     Column("run", _Number),
     # Discovery has ended: the row has found studies, or never will.
@@ -339,7 +341,7 @@ schema_versions = Table(
 )
 
 
-FIRST_VERSION = 15
+FIRST_VERSION = 16
 """The oldest schema that can be migrated. Lower numbers are those of unreleased code."""
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()

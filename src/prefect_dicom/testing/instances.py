@@ -23,7 +23,13 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID
 from pynetdicom import dsutils
 
-PATIENT_KEYWORDS = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+PATIENT_KEYWORDS = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+)
 STUDY_KEYWORDS = (
     "StudyInstanceUID",
     "StudyID",

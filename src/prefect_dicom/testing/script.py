@@ -20,6 +20,7 @@ from typing import Any
 
 from prefect_dicom.testing.knobs_association import ASSOCIATION_KNOBS
 from prefect_dicom.testing.knobs_find import FIND_KNOBS
+from prefect_dicom.testing.knobs_identity import IDENTITY_KNOBS
 from prefect_dicom.testing.knobs_network import NETWORK_KNOBS
 from prefect_dicom.testing.knobs_retrieve import RETRIEVE_KNOBS
 from prefect_dicom.testing.knobs_store import STORE_KNOBS
@@ -30,6 +31,7 @@ KNOBS: dict[str, Knob] = {
     for knob in (
         *ASSOCIATION_KNOBS,
         *FIND_KNOBS,
+        *IDENTITY_KNOBS,
         *RETRIEVE_KNOBS,
         *STORE_KNOBS,
         *NETWORK_KNOBS,

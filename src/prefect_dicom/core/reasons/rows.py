@@ -44,8 +44,10 @@ what is missing is asked for again. `prefect-dicom status COHORT` counts the rea
 The query was answered in full and without a match. Orthanc and dcmqrscp compare PatientID and
 AccessionNumber in exact case and with all zeros: `000123` is not `123`. Spreadsheets drop leading
 zeros silently; format the column as text before you save. Some PACS store an accession number
-with blanks or a prefix of the issuing system. Try one row with `prefect-dicom doctor --accession`
-or `--patient`.""",
+with blanks or a prefix of the issuing system: `candidates.csv` then says "has text before it". Of a
+row with a PatientID and an accession number that do not go together, the patient's studies are the
+candidates: the accession number is probably mistyped. Try one row with
+`prefect-dicom doctor --accession` or `--patient`.""",
         row_verdict=Verdict.NOT_FOUND,
         specificity=1,
     ),
@@ -138,14 +140,17 @@ the same study would lie in the same place, and its manifest would be another.""
         meaning="The row's identifiers belong to studies of more than one patient.",
         advice=(
             "Mark the right ones of the candidates in `candidates.csv` and pull that file, or add "
-            "PatientID or StudyInstanceUID to the row."
+            "PatientID, IssuerOfPatientID or StudyInstanceUID to the row."
         ),
         explanation="""
-One accession number, or one study UID, stands for studies of different patients. That happens with
-accession numbers of several hospitals in one PACS, after a merge that went half way, and with
-test patients. None is chosen by guess: a wrong patient in a cohort is worse than a missing one.
-The candidates are in `candidates.csv` in the reports folder, a line for each: write `x` into the
-column Take of those you want, and pull the file as a cohort of its own.""",
+One accession number, one study UID or one PatientID stands for studies of different patients. That
+happens with numbers of several hospitals in one PACS, after a merge that went half way, and with
+test patients. Under one PatientID it shows by issuers, birth dates and names: two birth dates, or
+two issuers without one birth date, are two people; one birth date is one person, however the name
+is spelled, and after a marriage. None is chosen by guess: a wrong patient in a cohort is worse than
+a missing one. A column IssuerOfPatientID, PatientName or PatientBirthDate beside the PatientID says
+who is meant. The candidates are in `candidates.csv` in the reports folder, a line for each: write
+`x` into the column Take of those you want, and pull the file as a cohort of its own.""",
         row_verdict=Verdict.AMBIGUOUS,
         specificity=10,
         settles_row=True,
@@ -176,6 +181,28 @@ what differs.""",
         settles_row=True,
     ),
     Reason(
+        "known-otherwise",
+        OPERATOR,
+        Scope.STUDY,
+        meaning=(
+            "The PACS answers the row's identifier with studies under another one: it is known "
+            "there by another number."
+        ),
+        advice=(
+            "Mark the right ones of the candidates in `candidates.csv` and pull that file, or give "
+            "the other number in a column OtherPatientID."
+        ),
+        explanation="""
+The PACS matches by the key, for it answers nothing to a number that nobody has; to the row's it
+answers with studies that have another. So it knows a number of before (patients that were merged or
+moved, numbers with a prefix that a broker adds) and files what it has under the present one. That
+this is the same patient is the PACS's word, and for a person to check: the candidates are in
+`candidates.csv`, and what the PACS files under the row's own number is pulled.""",
+        row_verdict=Verdict.AMBIGUOUS,
+        specificity=8,
+        beside_studies=True,
+    ),
+    Reason(
         "key-ignored",
         OPERATOR,
         Scope.STUDY,
@@ -190,7 +217,8 @@ what differs.""",
         explanation="""
 A PACS that does not support a key leaves it out of the matching and answers with whatever is
 there. dcmqrscp does so with every key it does not know. All answers are compared here with what
-was asked for, and none of them was it.""",
+was asked for, and none of them was it; asked for a number that nobody has, the PACS answered
+too.""",
         specificity=6,
         inconclusive=True,
     ),
@@ -205,8 +233,8 @@ was asked for, and none of them was it.""",
         advice="Name the studies by StudyInstanceUID, or have the key returned by the PACS.",
         explanation="""
 Return keys are optional for many PACS: the answer then lacks the PatientID or the accession
-number that the row names, and that it belongs to the row would be a guess. Study UIDs are in every
-answer.""",
+number that the row names, and that it belongs to the row would be a guess; so is an
+IssuerOfPatientID that the row names and no answer has. Study UIDs are in every answer.""",
         specificity=5,
         inconclusive=True,
     ),

@@ -26,6 +26,7 @@ def study_of(answer: Dataset) -> Study:
         study_description=texts["StudyDescription"].text,
         patient_name=texts["PatientName"].text,
         patient_birth_date=text_of(answer, "PatientBirthDate"),
+        issuer_of_patient_id=text_of(answer, "IssuerOfPatientID"),
         original=tuple(
             (keyword, raw.hex())
             for keyword, raw in original.items()

@@ -29,6 +29,7 @@ _REQUIRED_STUDY_KEYS = (
 )
 OPTIONAL_STUDY_KEYS = (
     "PatientBirthDate",
+    "IssuerOfPatientID",
     "ModalitiesInStudy",
     "StudyDescription",
     "NumberOfStudyRelatedSeries",
@@ -122,6 +123,24 @@ def list_studies(
     if refusal is not None and not answered:
         raise refusal
     return ListedStudies(())
+
+
+def answers_anything(requestor: Requestor, keys: Mapping[str, str]) -> bool:
+    """Whether a PACS has any answer to a query; it is cancelled after the first one.
+
+    Raises
+    ------
+    PacsError
+        See :func:`~prefect_dicom.network.find.query.find`, except ``answers-capped``.
+    """
+    identifier = query_identifier(keys, _REQUIRED_STUDY_KEYS, requestor.characters)
+    try:
+        with contextlib.closing(find(requestor, identifier, "STUDY")) as answers:
+            return next(answers, None) is not None
+    except PacsError as error:
+        if error.code != "answers-capped":
+            raise
+        return True
 
 
 def _listed_studies(requestor: Requestor, identifier: Dataset) -> ListedStudies:
