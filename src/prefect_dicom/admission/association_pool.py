@@ -339,13 +339,16 @@ class AssociationPool:
     def _release_idle(self, node: str) -> None:
         now = self._clock.monotonic()
         with self._lock:
-            idle = self._idle.pop(node, [])
+            idle = list(self._idle[node])
         for lease in idle:
             with contextlib.suppress(LedgerError, PacsError):
                 if now - lease.since < _IDLE_SECONDS and self._may_stay_idle(lease):
-                    with self._lock:
-                        self._idle[node].append(lease)
                     continue
+            # It stays on the list until here: borrowers and `close` find it at any time.
+            with self._lock:
+                if lease not in self._idle[node]:
+                    continue
+                self._idle[node].remove(lease)
             self._discard(lease)
 
     def _may_stay_idle(self, lease: _Lease) -> bool:
