@@ -25,6 +25,7 @@ from prefect_dicom.network.storage_scp.control_protocol import (
     LOCK_NAME,
     LOG_NAME,
     SPOOL_TAKEN,
+    STARTING_NAME,
     Line,
     socket_path,
 )
@@ -240,7 +241,7 @@ def _connect_or_start(assignment: Assignment) -> Line:
     if line is not None:
         return line
     assignment.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with file_lock(assignment.spool / "receiver.starting"):
+    with file_lock(assignment.spool / STARTING_NAME):
         deadline = time.monotonic() + _START_SECONDS
         while True:
             # Another run may have started it while this one waited for its turn.

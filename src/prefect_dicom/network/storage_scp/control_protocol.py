@@ -29,6 +29,7 @@ from typing import Any
 
 SOCKET_NAME = "receiver.sock"
 LOCK_NAME = "receiver.lock"
+STARTING_NAME = "receiver.starting"
 LOG_NAME = "receiver.log"
 SPOOL_TAKEN = "another receiver runs on this spool"
 _LONGEST_LINE = 16 * 1024**2
