@@ -45,7 +45,7 @@ def rerun_failed(
     ----------
     cohort : str, optional
         Name or number of the cohort in the ledger; without one, all in which there is something
-        left to do, those of higher priority first. Paused ones are left alone.
+        left to do, those of higher priority first. Paused ones are not started.
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     reasons : tuple of str

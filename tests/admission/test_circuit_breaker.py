@@ -210,7 +210,7 @@ def pull_until_disabled(place: Place, caplog) -> PacsError:
     with pytest.raises(PacsError) as caught:
         place.pull()
     code = caught.value.code
-    assert f"left alone. {REASONS[code].meaning}" in caplog.text
+    assert f"disabled. {REASONS[code].meaning}" in caplog.text
     assert f"More: {pointer(code)}" in caplog.text
     place.audit()
     return caught.value

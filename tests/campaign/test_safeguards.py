@@ -91,7 +91,7 @@ SAFEGUARDS = {
         },
         ("ledger/test_claims.py",),
     ),
-    "claims of living runs are left alone": Safeguard(
+    "claims of living runs are kept": Safeguard(
         "ledger/claims.py",
         {"            if row.run not in living\n": ""},
         ("ledger/test_claims.py",),

@@ -84,7 +84,7 @@ def test_the_next_day_brings_what_is_new_and_what_came_late(place):
     comes_in(place, made(5, 5))
     moved = place.asked_for("C-GET")
     archive_new(place, TODAY + timedelta(1))
-    # The one of today, which is yesterday now, and the late one; what was archived is left alone.
+    # The one of today, which is yesterday now, and the late one; none that was archived.
     assert archived(place) == 4
     assert place.asked_for("C-GET") - moved <= 2
     with place.ledger() as ledger:

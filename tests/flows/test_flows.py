@@ -296,7 +296,7 @@ def test_a_pacs_that_stays_away_fails_the_run_and_loses_nothing(place, monkeypat
     attempts = attempts_of(monkeypatch, "discover")
     error = error_of(run_pull(place))
     assert error.code == "pacs-refused"
-    assert error.detail.endswith("node pacs is left alone now; 3 rows stay pending, none is lost")
+    assert error.detail.endswith("node pacs is disabled; 3 rows stay pending, none is lost")
     assert attempts == [1, 2, 3]
     assert "node pacs: waiting until" in logged.text
     (shown,) = descriptions
@@ -322,19 +322,19 @@ def test_a_run_goes_on_with_the_nodes_that_are_left(tmp_path, logged):
         chunks = [name for name in logged.ended_tasks() if name.startswith("retrieve")]
         assert len(chunks) == len({*chunks}) >= 3
 
-        # The first is left alone by another cohort, of which the second has two rows.
+        # The first is disabled in the run of another cohort, of which the second has two rows.
         two.main.script[:] = rejects
         two.number = 2
         path = two.place.cohort([*rows[::-1], {"AccessionNumber": "NOWHERE"}])
         error = error_of(pull_cohort(str(path), str(two.place.file), nodes, return_state=True))
         assert error.code == "called-ae-title-unknown"
-        left = "node main is left alone now; 2 rows stay pending, none is lost"
+        left = "node main is disabled; 2 rows stay pending, none is lost"
         assert error.detail.endswith(left)
         path = two.place.cohort(rows[::-2])
         assert pull_cohort(str(path), str(two.place.file), nodes, return_state=True).is_completed()
 
 
-def test_an_archive_that_is_away_is_no_reason_to_leave_the_pacs_alone(place, monkeypatch):
+def test_an_archive_that_is_away_is_no_reason_to_disable_the_pacs(place, monkeypatch):
     def away(attempt: int) -> None:
         if attempt < 3:
             raise ArchiveError("archive-unavailable")
@@ -529,7 +529,7 @@ def test_what_an_error_was_made_from_stays_inside(place, logged, monkeypatch):
 
     monkeypatch.setattr(ChunkRetrieval, "retrieve", fail)
     state = run_pull(place)
-    assert str(error_of(state)).startswith("not-permitted: node pacs is left alone now")
+    assert str(error_of(state)).startswith("not-permitted: 3 rows stay pending")
     assert "Traceback" in logged.text
     assert PATIENT not in state.message + logged.text
 

@@ -1,4 +1,4 @@
-"""The schema is made once, migrated in transactions, and other versions are left alone."""
+"""The schema is made once, migrated in transactions, and other versions are not changed."""
 
 from __future__ import annotations
 

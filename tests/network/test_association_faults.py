@@ -47,7 +47,7 @@ def around(tmp_path: Path):
 # --------------------------------------------------------------------------------- the table
 
 STOPPED, WAITED = "stopped", "waited"
-"""Nothing more is sent until a person has acted; or the node is left alone for a while."""
+"""Nothing more is sent until a person has acted; or the node is waiting."""
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ class Reaction(StrEnum):
     FAIL = "fail"
     """The study fails alone, with the reason; what came of it is kept."""
     DISABLE = "disable"
-    """The node is left alone until a person has acted; the studies stay pending."""
+    """The node is disabled until a person has acted; the studies stay pending."""
     WAIT = "wait"
-    """The node is left alone for now; the studies stay pending."""
+    """The node is waiting; the studies stay pending."""
     QUARANTINE = "quarantine"
     """Kept apart, and everything that was asked for is archived."""
 
@@ -781,8 +781,8 @@ def test_a_status_is_believed_no_further_than_what_arrived(around, answer, arriv
         if arrived == "nothing":
             place.pacs.script.append(Behaviour("move.refuse", status=status))
             code = reason_for_status(service, status) or "nothing-arrived"
-            leaves_it_alone = reason_for(code).disposition is Disposition.OPERATOR
-            if code == "pacs-busy" or leaves_it_alone and code != "move-destination-failed":
+            disables = reason_for(code).disposition is Disposition.OPERATOR
+            if code == "pacs-busy" or disables and code != "move-destination-failed":
                 with pytest.raises(PacsError, match=code):
                     place.pull()
                 assert place.reasons() == [("listed", None)]

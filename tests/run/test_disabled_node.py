@@ -41,7 +41,7 @@ def test_a_lacking_permission_is_told_with_its_remedy_and_what_is_left(command, 
     assert ended.result["studies"].get("failed", 0) == 0
     said = " ".join(ended.complaints.split())
     assert REASONS["not-permitted"].what_to_do in said
-    assert "node pacs is left alone now; 12 rows stay pending, none is lost" in said
+    assert "node pacs is disabled; 12 rows stay pending, none is lost" in said
     assert len(place.pacs.requests("C-GET")) <= 2
 
     shown = command("status", "trial")

@@ -39,7 +39,7 @@ def random_jitter() -> float:
 class CircuitBreaker:
     """Circuit breaker with growing waits; guarded by the lock of its :class:`NodeAdmission`.
 
-    A node that fails for a transient reason is left alone for the first of the waits, then for the
+    A node that fails for a transient reason is waiting for the first of the waits, then for the
     second, and so on. After a wait one caller probes the node (:meth:`begin_probe`) with the
     request that costs it least. When the probe was answered, one thread at a time may send
     requests (:meth:`try_acquire`) until one has succeeded. A node that fails once more after the
@@ -89,7 +89,7 @@ class CircuitBreaker:
         return BreakerState.HALF_OPEN if self._probed else BreakerState.OPEN
 
     def seconds_left(self) -> float:
-        """Seconds for which the node is still left alone."""
+        """Seconds for which the node is still waiting."""
         return max(0.0, self._not_before - self._now())
 
     @property

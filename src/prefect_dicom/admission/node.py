@@ -25,7 +25,7 @@ class NodeAdmission:
     Parameters
     ----------
     retry_after_seconds : sequence of float
-        How long to leave the node alone after so many failures in a row.
+        Wait of the node after the first, second, … failure in a row.
     associations : int
         Requests that may be under way when nothing is wrong.
     now : callable
@@ -76,7 +76,7 @@ class NodeAdmission:
         return self._breaker.disabled_for
 
     def seconds_left(self) -> float:
-        """Seconds for which the node is still left alone."""
+        """Seconds for which the node is still waiting."""
         return self._breaker.seconds_left()
 
     @property

@@ -137,13 +137,13 @@ class NodeAccess:
         """Why a node is waited for, or asked for less than usual; empty where it is not."""
         admission = self.admission(node)
         if admission.disabled_for:
-            return f"node {node}: left alone ({admission.disabled_for})"
+            return f"node {node}: disabled ({admission.disabled_for})"
         if left := admission.seconds_left():
             until = self._clock.now().astimezone() + timedelta(seconds=left)
             why = admission.waiting_for or "before another pass"
             return f"node {node}: waiting until {until:%H:%M:%S} ({why})"
         if admission.state is not BreakerState.CLOSED:
-            return f"node {node}: asked for one thing, to see whether it works again"
+            return f"node {node}: one request at a time until one succeeds"
         if code := admission.strained_for:
             return (
                 f"node {node}: asked for {admission.ceiling} of {admission.most} at a time ({code})"
@@ -157,7 +157,7 @@ class NodeAccess:
         match name:
             case "node.disabled" if code is not None:
                 reason = reason_for(code)
-                log.error("node %s: left alone. %s %s", node, reason.meaning, reason.what_to_do)
+                log.error("node %s: disabled. %s %s", node, reason.meaning, reason.what_to_do)
             case "breaker.opened":
                 log.warning("%s", self.format_state(node))
             case "breaker.closed":

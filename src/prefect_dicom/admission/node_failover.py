@@ -47,7 +47,7 @@ class NodeFailover:
         if code is None or not self.enabled():
             return False
         reason = reason_for(code)
-        self._notes.add(node, f"left alone by a run ({reason.code}): {reason.what_to_do}")
+        self._notes.add(node, f"disabled in a run ({reason.code}): {reason.what_to_do}")
         self.request_next_node()
         return True
 
@@ -62,6 +62,6 @@ class NodeFailover:
         return requested
 
     def seconds_left(self) -> float:
-        """How long all nodes that are not disabled are still left alone."""
+        """Seconds for which all nodes that are not disabled are still waiting."""
         admissions = [self._access.admission(node) for node in self.enabled()]
         return min((admission.seconds_left() for admission in admissions), default=0.0)

@@ -151,7 +151,7 @@ class Site(Settings):
     validation: Validation = Field(default_factory=Validation, description="Faulty instances.")
     retry_after_seconds: tuple[NonNegativeFloat, ...] = Field(
         default=(30, 60, 120, 240),
-        description="How long a PACS node is left alone after it failed for the first, second, … "
+        description="How long a PACS node is waiting after it failed for the first, second, … "
         "time in a row, and before the next pass over what failed for a transient reason. After "
         "the last of these waits it is left for a rerun.",
     )

@@ -25,7 +25,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "study.archived": "A study is archived.",
         "study.failed": "A study has ended without being archived.",
         "cohort.finished": "A run has brought a cohort as far as it goes now.",
-        "node.disabled": "A node is left alone until a person has acted.",
+        "node.disabled": "A node is disabled until a person has acted.",
         "node.narrowed": "A node is asked for less at a time: it is slow, busy or sends nothing.",
         "node.widened": "A node that was asked for less at a time is asked for more again.",
         "breaker.opened": "A node has failed; nothing is sent to it until its wait is over.",

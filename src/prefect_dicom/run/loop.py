@@ -136,7 +136,7 @@ class DiscoveryLoop:
         return trouble
 
     def _is_waited_for(self, trouble: PrefectDicomError | None) -> bool:
-        """Whether a node has failed and is left alone for a while."""
+        """Whether a node has failed and is waiting."""
         failover = self.run.failover
         return isinstance(trouble, PacsError) and any(
             self.run.access.admission(node).seconds_left() for node in failover.enabled()
@@ -280,9 +280,9 @@ def remaining_error(
     if not isinstance(trouble, PacsError):
         return trouble
     left = totals.rows[Verdict.PENDING]
-    named = " and ".join(f"node {node}" for node in failover.disabled() or failover.nodes)
-    words = f"{named} is left alone now; {left} rows stay pending, none is lost"
-    return PacsError(trouble.code, "; ".join(filter(None, (trouble.detail, words))))
+    disabled = " and ".join(f"node {node} is disabled" for node in failover.disabled())
+    words = (trouble.detail, disabled, f"{left} rows stay pending, none is lost")
+    return PacsError(trouble.code, "; ".join(filter(None, words)))
 
 
 def note_disabled_nodes(run: DryRun) -> None:

@@ -29,7 +29,7 @@ container, names of the hospital's network need its DNS server. An IP address wo
         explanation="""
 Something answered for the address and said that nobody listens on the port: the PACS service is
 down, the port is wrong (104, 11112 and 4242 are common), or a firewall rejects instead of
-dropping. The node is left alone for growing times, and then until a rerun.""",
+dropping. The node is waiting for longer and longer, then disabled until a rerun.""",
         retry_once=True,
     ),
     Reason(
@@ -52,7 +52,7 @@ node*. The detail in brackets has the operating system's own word for it.""",
         explanation="""
 The connection was opened and closed again before a word of DICOM was said. On the first contact
 this is nearly always a port that expects TLS, an address filter (tcp wrappers, "allowed hosts"),
-or another service; the node is then left alone at once. After it has worked in the same run it
+or another service; the node is then disabled at once. After it has worked in the same run it
 rather is a PACS that restarts or has no room for more connections, and it is waited for.""",
         retry_once=True,
         transient_before_success=False,
@@ -145,7 +145,7 @@ prints the line to add.""",
 Rejected without a reason of use; the three numbers (result, source, reason; PS3.8 9.3.4) are in the
 message. Seen with titles that the PACS does not know, nodes that are disabled, licences that ran
 out, and for a moment while a PACS starts or reads its tables again: so it is tried twice more, and
-then the node is left alone.""",
+then the node is disabled.""",
         # A PACS that starts, or reads its tables again, may say this too.
         disables_node_after=3,
     ),
@@ -190,7 +190,7 @@ one thing less at a time for the rest of the run. If it happens at every run, lo
 Status 0124, or an A-ABORT right after the first request. Orthanc accepts the association of
 anybody and answers C-ECHO, and aborts the query of a title that is not in `DicomModalities` or
 lacks `AllowFind`, `AllowMove` or `AllowGet`. Others have separate permissions for query, for
-retrieve and for each destination. Because this concerns every study, the node is left alone at the
+retrieve and for each destination. Because this concerns every study, the node is disabled at the
 first of them; only a C-GET that is refused so is replaced by C-MOVE, where the site has a
 receiver.""",
         refuses_service=True,
