@@ -15,9 +15,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+# Containers often forbid it, and the tests start hundreds of processes that compile all they import.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo check test test-without-corpus campaign bench lint style site layers types docs \
-    quick peers lock clean
+    quick bytecode peers lock clean
 
 help:
 	@echo 'make demo      a small PACS, a generated cohort, a local archive: pulled in a minute'
@@ -59,7 +61,7 @@ quick: $(INSTALLED)
 # Prefect's profiles and database of the person who runs the tests are none of their business.
 test: export PREFECT_HOME := $(CURDIR)/build/prefect
 test: $(INSTALLED) peers
-	@$(MAKE) --no-print-directory -j 2 lint types docs
+	@$(MAKE) --no-print-directory -j 2 types lint docs bytecode
 	@mkdir -p build/prefect
 	@env -u PREFECT_API_URL $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	    --no-loadscope-reorder $(PYTEST)
@@ -82,6 +84,12 @@ campaign: $(INSTALLED) peers
 # SIZES takes options: make bench SIZES='--only receive --rounds 3'
 bench: $(INSTALLED) peers
 	@env -u PREFECT_API_URL PYTHONPATH=. $(BIN)/python -m benchmarks $(SIZES)
+
+# Beside the types, on the other core: each process of the tests would rewrite all assertions.
+bytecode: $(INSTALLED)
+	@mkdir -p build
+	@$(BIN)/python -m pytest --collect-only -q > build/collected.txt || \
+	    { tail -n 20 build/collected.txt; exit 1; }
 
 peers:
 	@scripts/install-test-peers
