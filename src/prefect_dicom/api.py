@@ -23,6 +23,7 @@ from prefect_dicom.cohort.definition import is_definition
 from prefect_dicom.config.site import Site, ledger_url, load_site
 from prefect_dicom.core.errors import CohortError, Interrupted, PrefectDicomError
 from prefect_dicom.core.files import atomic_write, create_file
+from prefect_dicom.core.proxies import spare_loopback
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report import format_totals, unarchived_rows, write_reports
 from prefect_dicom.report.frames import (
@@ -249,6 +250,7 @@ def pull(
     """
     from prefect_dicom.flows.pull_cohort import pull_registered
 
+    spare_loopback(os.environ)
     settings, reference = _resolve(site)
     path = _cohort_file(settings, cohort)
     with Ledger.open(ledger_url(settings)) as ledger:

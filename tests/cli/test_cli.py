@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -195,6 +196,43 @@ def test_a_prefect_server_that_is_away_is_named_and_nothing_is_sent(command, pla
     assert place.asked_for() == 0
 
 
+def test_a_home_that_cannot_be_written_is_named_within_seconds(command, place):
+    nowhere = place.folder / "nowhere"
+    nowhere.write_text("not a folder")
+    (place.folder / "prefect-home").write_text("neither")
+    homes = {"HOME": str(nowhere)}
+    for variables in ({**homes, "PREFECT_HOME": ""}, {"PREFECT_HOME": str(nowhere)}):
+        ended = command("pull", place.cohort(), **variables)
+        assert ended.code == Exit.CONFIGURATION
+        assert "PREFECT_HOME" in ended.complaints and str(nowhere) in ended.complaints
+        assert "prefect" not in ended.modules
+        assert place.asked_for() == 0
+
+
+def test_the_doctor_tries_what_a_pull_needs_of_prefect(command, place, prefect_api):
+    proxy = {"HTTPS_PROXY": "http://proxy.example:8080"}
+    ended = command("doctor", "--json", **prefect_api, **proxy)
+    checks = {
+        finding["check"]: finding
+        for finding in ended.result["findings"]
+        if finding["part"] == "prefect"
+    }
+    assert list(checks) == ["its home can be written", "proxy", "its server answers"]
+    assert all(finding["ok"] and not finding["advice"] for finding in checks.values())
+    assert "HTTPS_PROXY" in checks["proxy"]["words"]
+
+
+def test_the_doctor_finds_a_server_that_is_away_and_a_home_that_is_none(command, place):
+    away = command("doctor", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert away.code == Exit.NOT_ALL
+    assert "(prefect-unavailable: 127.0.0.1:9 (ConnectError))" in away.output
+    (place.folder / "nowhere").write_text("not a folder")
+    homeless = command("doctor", PREFECT_HOME=str(place.folder / "nowhere"))
+    assert homeless.code == Exit.NOT_ALL
+    assert "its home can be written: " in homeless.output
+    assert "prefect" not in homeless.modules
+
+
 # --- a cohort's life
 
 
@@ -289,19 +327,50 @@ def pull_in_its_middle(command, **variables):
     with site_around(command.folder, objects, script=[stall]) as place:
         process = command.start("pull", place.cohort(), "--json", **variables)
         with _killed_in_the_end(process):
-            until(lambda: place.pacs.sent_instances()[1:], "two instances are sent", 120)
+            until(lambda: place.pacs.sent_instances()[1:], "two instances are sent", 240)
             yield place, process
         hold.set()
 
 
+def all_processes_of(process: subprocess.Popen) -> set[int]:
+    """A process and all that it has started, in whatever group or session they are."""
+    found = {process.pid}
+    while True:
+        others = {
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if parent_of(int(path.name)) in found
+        }
+        if others <= found:
+            return found
+        found |= others
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @only_in("operations")
-def test_a_pull_that_ctrl_c_has_ended_is_completed_by_a_rerun(command, prefect_api):
-    # Without a server of its own it has embedded one, which gets the signal as well.
+def test_a_pull_that_a_signal_to_all_has_ended_is_completed_by_a_rerun(
+    command, prefect_api, number
+):
+    # It has embedded a server, which gets the signal as well, and so has the receiver.
     with pull_in_its_middle(command) as (place, process):
-        os.killpg(process.pid, signal.SIGINT)
+        everything = all_processes_of(process)
+        assert len(everything) >= 2
+        begun = time.monotonic()
+        for pid in everything:
+            os.kill(pid, number)
         output, complaints = process.communicate(timeout=60)
         assert process.returncode == Exit.INTERRUPTED, complaints
+        # Five seconds with a machine of its own.
+        assert time.monotonic() - begun < 15
         assert "Interrupted" in complaints and "Traceback" not in complaints
+        assert max(map(len, complaints.splitlines())) < 300
         result = json.loads(output)
         assert result["error"] == "interrupted"
         assert result["rows"] == {"pending": 3}

@@ -12,8 +12,28 @@ import pytest
 
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.config.site import load_site
+from tests.support.proxies import refusing_proxy
 
 AT_MOST_SECONDS = 120
+
+
+@pytest.mark.timeout(AT_MOST_SECONDS + 30)
+def test_it_needs_no_home_and_asks_no_proxy(tmp_path):
+    (tmp_path / "home").write_text("not a folder")
+    program = Path(sys.executable).with_name("prefect-dicom")
+    with refusing_proxy() as proxy:
+        ended = subprocess.run(
+            [program, "demo", "--studies", "2"],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), **proxy.environment},
+            capture_output=True,
+            text=True,
+            timeout=AT_MOST_SECONDS,
+        )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert proxy.requests == []
+    (complaint,) = [line for line in ended.stderr.splitlines() if "studies archived" not in line]
+    assert f"it is {tmp_path}/demo/prefect-home instead" in complaint
 
 
 @pytest.mark.timeout(AT_MOST_SECONDS + 30)

@@ -232,3 +232,14 @@ def test_a_run_that_has_ended_is_not_taken_for_dead_whatever_its_end_is_called()
     assert {"Partial", "Planned"} <= names
     dead_runs = automations()["prefect-dicom: mark dead runs"]
     assert {f"prefect.flow-run.{name}" for name in names} <= dead_runs.trigger.expect
+
+
+def test_a_run_that_has_left_pending_is_not_taken_for_stranded():
+    known = automations()
+    stranded = known["prefect-dicom: mark stranded runs"].trigger
+    dead = known["prefect-dicom: mark dead runs"].trigger
+    assert stranded.after == {"prefect.flow-run.Pending"}
+    ends = dead.expect - {"prefect.flow-run.heartbeat", "prefect.flow-run.Partial"}
+    assert ends - {"prefect.flow-run.Planned"} <= stranded.expect
+    assert "prefect.flow-run.Running" in stranded.expect
+    assert not stranded.expect & stranded.after

@@ -60,6 +60,6 @@ def test_a_wait_is_shown_and_then_the_pacs_that_stays_away_is_named(command, pla
     ended = command("pull", cohort, **prefect_api)
     assert ended.code == Exit.NOT_ALL
     assert "node pacs: waiting until" in ended.complaints and "(pacs-refused)" in ended.complaints
-    assert "docs/reasons.md#pacs-refused" in ended.complaints
+    assert "prefect-dicom explain pacs-refused" in ended.complaints
     assert "12 pending" in ended.output
     assert "Go on with: prefect-dicom rerun" in ended.output

@@ -33,6 +33,7 @@ from prefect_dicom.server.settings import MARK, settings_of
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.commands import CommandLine
 from tests.support.peers import free_port
+from tests.support.proxies import refusing_proxy
 from tests.support.sites import LOOPBACK, Place, site_around, until
 
 SITE = """
@@ -244,18 +245,24 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("up")
-    with site_around(folder, tiny_instances(4, instances=2), retrieve="c-move") as place:
+    with (
+        site_around(folder, tiny_instances(4, instances=2), retrieve="c-move") as place,
+        # All of it behind the proxy of a hospital, which is of no use to it.
+        refusing_proxy() as proxy,
+    ):
         local = LocalServer.of(place.site)
         stage = Stage(place, CommandLine(folder, folder / "home"), local)
         (folder / "home").mkdir()
         try:
-            code, output, complaints = stage.run("up", "--port", str(free_port()))
+            port = str(free_port())
+            code, output, complaints = stage.run("up", "--port", port, **proxy.environment)
             assert code == Exit.ALL_WELL, complaints
             assert f"Prefect's server is up: {local.url.removesuffix('/api')}" in output
             yield stage
         finally:
             local.down()
             assert local._leftovers() == []
+            assert proxy.requests == []
 
 
 whole = [
@@ -364,16 +371,43 @@ def test_what_dies_is_started_again(stage, name):
 
 @campaign
 def test_a_run_whose_process_and_worker_have_gone_is_marked_as_crashed(stage):
-    (automation,) = stage.ask("POST", "automations/filter", {})
-    automation["trigger"]["within"] = 60
-    keys = ("name", "description", "enabled", "trigger", "actions")
-    stage.ask("PUT", f"automations/{automation['id']}", {key: automation[key] for key in keys})
+    shorten(stage, "prefect-dicom: mark dead runs", 60)
     with held_run(stage) as run:
         (process,) = stage.local.runs()
         os.kill(stage.child("worker"), signal.SIGKILL)
         os.kill(process, signal.SIGKILL)
         until(lambda: stage.state(run) == "CRASHED", "it is marked", 600)
-    assert "No sign of life" in stage.ask("GET", f"flow_runs/{run}")["state"]["message"]
+    assert "No heartbeat" in stage.ask("GET", f"flow_runs/{run}")["state"]["message"]
+
+
+@campaign
+def test_runs_that_a_lost_worker_has_taken_do_not_hold_the_queue(stage):
+    shorten(stage, "prefect-dicom: mark stranded runs", 60)
+    pool = "work_pools/dicom/queues/pacs"
+    before = stage.ask("GET", pool)["concurrency_limit"]
+    stage.ask("PATCH", pool, {"concurrency_limit": 2})
+    worker = stage.child("worker")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        stranded = [stage.begin("rerun-failed/failures") for _ in range(2)]
+        for run in stranded:
+            state = {"state": {"type": "PENDING"}, "force": True}
+            stage.ask("POST", f"flow_runs/{run}/set_state", state)
+        third = stage.begin("rerun-failed/failures")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    until(lambda: stage.state(third) in ("COMPLETED", "FAILED"), "the third begins", 600)
+    assert [stage.state(run) for run in stranded] == ["CRASHED", "CRASHED"]
+    assert "its worker is gone" in stage.ask("GET", f"flow_runs/{stranded[0]}")["state"]["message"]
+    stage.ask("PATCH", pool, {"concurrency_limit": before})
+
+
+def shorten(stage: Stage, name: str, seconds: int) -> None:
+    """Let an automation act sooner than it does for people."""
+    (automation,) = [a for a in stage.ask("POST", "automations/filter", {}) if a["name"] == name]
+    automation["trigger"]["within"] = seconds
+    keys = ("name", "description", "enabled", "trigger", "actions")
+    stage.ask("PUT", f"automations/{automation['id']}", {key: automation[key] for key in keys})
 
 
 @campaign

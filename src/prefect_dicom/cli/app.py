@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Collection
 from enum import IntEnum
@@ -22,6 +23,7 @@ from prefect_dicom.core.errors import (
     PrefectDicomError,
 )
 from prefect_dicom.core.model import Disposition
+from prefect_dicom.core.proxies import spare_loopback
 
 
 class Exit(IntEnum):
@@ -59,6 +61,9 @@ def main() -> None:
     """Entry point: exceptions become messages and exit codes."""
     os.umask(0o077)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    spare_loopback(os.environ)
+    # As by Ctrl-C; what has more to do at its end has a handler of its own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(exit_on_error=False, result_action="return_value")
     except CycloptsError:

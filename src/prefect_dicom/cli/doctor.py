@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +27,11 @@ from prefect_dicom.cli.app import (
     output,
     print_error,
 )
-from prefect_dicom.cli.flow_runner import site_of
+from prefect_dicom.cli.flow_runner import settle_prefect, site_of
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ConfigurationError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow
+from prefect_dicom.core.proxies import proxy_variables
 from prefect_dicom.core.uids import is_safe_key
 
 if TYPE_CHECKING:
@@ -54,8 +57,9 @@ def doctor(
 
     Opens the ledger and the spool, puts and checks a small object in the archive, starts the
     receiver, and for each PACS node does a C-ECHO, a C-FIND, reads one instance list and
-    retrieves one instance over the configured way. Names what is broken and what to do, and
-    prints the line to add to the PACS's table of known nodes.
+    retrieves one instance over the configured way; then reaches Prefect's server, or starts an
+    embedded one. Names what is broken and what to do, and prints the line to add to the PACS's
+    table of known nodes.
 
     With `--probe` it finds out what each node does, by some 60 requests and at most 120, and
     writes that beside the site file, where runs find it: capabilities/NODE.yaml. Nothing is stored
@@ -81,7 +85,7 @@ def doctor(
     from prefect_dicom.operations.doctor import entries_for_the_pacs, examine
 
     findings: list[Finding] = []
-    for finding in examine(settings, node, row):
+    for finding in chain(examine(settings, node, row), _examine_prefect(settings)):
         if not json_:
             _print_finding(finding, findings[-1].part if findings else "")
         findings.append(finding)
@@ -118,6 +122,36 @@ def doctor(
         + (f", [yellow]{counted(warnings, 'note')}[/]" if warnings else "")
     )
     return Exit.ALL_WELL if well else Exit.NOT_ALL
+
+
+def _examine_prefect(site: Site) -> Iterator[Finding]:
+    """What every pull needs of Prefect: a home, and a server that answers or can be started."""
+    from prefect_dicom.operations.doctor import Finding
+
+    check = "its home can be written"
+    try:
+        home = settle_prefect(site)
+        advice = "Let HOME or PREFECT_HOME name a folder that this user can write."
+        yield Finding(
+            "prefect",
+            check,
+            True,
+            str(home.path),
+            home.instead_of and f"{home.instead_of}. {advice}",
+        )
+        if proxies := proxy_variables(os.environ):
+            words = f"{', '.join(proxies)} set; hosts on loopback are asked directly"
+            yield Finding("prefect", "proxy", True, words)
+        check = "its server answers"
+        # Prefect takes two seconds to import, and reads its settings then.
+        from prefect_dicom.server.connection import reach_server
+
+        yield Finding("prefect", check, True, reach_server())
+    except ConfigurationError as error:
+        yield Finding("prefect", check, False, error.faults[0], error.reason.what_to_do)
+    except PrefectDicomError as error:
+        words = f"{error.reason.meaning} ({error.code}: {error.detail})"
+        yield Finding("prefect", check, False, words, error.reason.what_to_do)
 
 
 def _probe(

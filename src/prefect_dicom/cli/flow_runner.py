@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 from prefect_dicom.cli.app import Exit, console, exit_for, print_error
 from prefect_dicom.config.site import Site, load_site
 from prefect_dicom.core.errors import Interrupted, PrefectDicomError
+from prefect_dicom.core.proxies import spare_loopback
 
 if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort, Ledger
+    from prefect_dicom.server.home import PrefectHome
 
 
+_URL = "PREFECT_API_URL"
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -32,12 +36,17 @@ def run_flow(
     """Run a flow with a live display, then show where the cohort stands."""
     from prefect_dicom.run.progress import progress_shown
 
-    settle_prefect(site)
+    home = settle_prefect(site)
+    if home.instead_of:
+        words = f"{home.instead_of}; it is {home.path} instead."
+        console.print(words, markup=False, soft_wrap=True)
     error: BaseException | None = None
     try:
         with _interruptible() as interrupted, progress_shown(console, ledger, cohort):
-            if not _prefect_answers():
-                return Exit.CONFIGURATION
+            # Prefect takes two seconds to import, and reads its settings then.
+            from prefect_dicom.server.connection import reach_server
+
+            reach_server()
             state = flow()
             if state.is_cancelled():
                 error = Interrupted()
@@ -46,10 +55,14 @@ def run_flow(
     except KeyboardInterrupt:
         error = Interrupted()
     except Exception:
-        # A signal to the whole process group ends the embedded server too.
+        # Whatever the interruption has broken off.
         if not interrupted.is_set():
             raise
         error = Interrupted()
+    if isinstance(error, Interrupted) and "prefect" in sys.modules:
+        from prefect_dicom.server.embedded import end_embedded_server_soon
+
+        end_embedded_server_soon()
     code = show(site, reference, ledger, cohort, as_json, error)
     if error is None:
         return code
@@ -83,45 +96,24 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _prefect_answers() -> bool:
-    """Whether Prefect's server answers; where none is configured its embedded one is started."""
-    from prefect.client.orchestration import get_client
+def settle_prefect(site: Site | None = None) -> PrefectHome:
+    """Prefect's settings for a run of its own; whatever the user has set stays.
 
-    from prefect_dicom.server.embedded import log_embedded_server
+    To be called before Prefect is imported.
 
-    log = log_embedded_server()
-    # A Ctrl-C goes to every process of the terminal, and the embedded server would be gone
-    # before the run can tell it how it ended. A blocked signal stays blocked in a child.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with get_client(sync_client=True) as client:
-            trouble = client.api_healthcheck()
-    except RuntimeError as error:
-        trouble = error
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if trouble is None:
-        return True
-    url = os.environ.get("PREFECT_API_URL")
-    console.print(
-        f"[red]Prefect's server does not answer[/] ({type(trouble).__name__}). "
-        + (
-            "Start it, or unset PREFECT_API_URL for an embedded one."
-            if url
-            else "See `prefect config view` for its address; without one it is embedded, "
-            f"and its log is {log}."
-        )
-    )
-    return False
+    Raises
+    ------
+    ConfigurationError
+        Prefect has no home that can be written.
+    """
+    from prefect_dicom.server import LocalServer
+    from prefect_dicom.server.home import choose_home
 
-
-def settle_prefect(site: Site | None = None) -> None:
-    """Prefect's settings for a run of its own; whatever the user has set stays."""
-    if site is not None and "PREFECT_API_URL" not in os.environ:
-        from prefect_dicom.server import LocalServer
-
-        if (url := LocalServer.of(site).url) is not None:
-            os.environ["PREFECT_API_URL"] = url
+    home = choose_home(os.environ, site)
+    url = None if site is None or _URL in os.environ else LocalServer.of(site).url
+    if url is not None:
+        os.environ[_URL] = url
+    spare_loopback(os.environ, os.environ.get(_URL))
     for name, value in {
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -131,6 +123,7 @@ def settle_prefect(site: Site | None = None) -> None:
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }.items():
         os.environ.setdefault(name, value)
+    return home
 
 
 def site_of(reference: str) -> Site:

@@ -115,11 +115,21 @@ def report(
 
 
 @app.command(sort_key=10)
-def explain(code: Annotated[str, Parameter(help="A reason code, like no-match.")], /) -> int:
+def explain(
+    code: Annotated[
+        str | None, Parameter(help="A reason code, like no-match; without one, all are listed.")
+    ] = None,
+    /,
+) -> int:
     """Tell all there is to say about a reason code: causes by PACS, what to do, and reruns.
 
-    The same as the code's section in docs/reasons.md.
+    Without a code it lists all of them with their meanings.
     """
+    if code is None:
+        width = max(map(len, REASONS))
+        for reason in sorted(REASONS.values(), key=lambda reason: reason.code):
+            print(f"{reason.code:<{width}}  {reason.meaning}")
+        return Exit.ALL_WELL
     check_known("CODE", (code,), REASONS)
     section = REASONS[code].section()
     if output.is_terminal:

@@ -6,7 +6,10 @@
     supervisor  the background process that starts server and worker and restarts them
     provision   creates limits, blocks, the automation and the deployments on the server
     settings    environment variables with which server and worker run
-    embedded    the log file of the server that Prefect starts where there is none
+    home        the folder in which Prefect keeps its files; does not import Prefect
+    connection  whether a server can be used: the one configured, or an embedded one
+    embedded    the server of a single run, where there is none; a process of its own
+    work        what the runs on a local server are doing; does not import Prefect
 """
 
 from prefect_dicom.server.local import LocalServer

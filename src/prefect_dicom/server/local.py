@@ -19,25 +19,23 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.files import atomic_write, file_lock, is_locked, lock_file
 from prefect_dicom.server.settings import LOOPBACK, MARK, settings_of
+from prefect_dicom.server.work import Work, format_stranded, work_of
 
 _FOLDER = "prefect-server"
 _USUAL_PORT = 4200
 _STARTS_SECONDS = 600
 _ENDS_SECONDS = 120
 _LOOK_SECONDS = 0.1
-_ANSWERS_SECONDS = 2.0
+_FLOW_RUN = b"PREFECT__FLOW_RUN_ID"
 _RECEIVER = b"prefect_dicom.network.storage_scp"
 
 STARTING, UP, DOWN, FAILED = "starting", "up", "down", "failed"
@@ -69,17 +67,6 @@ class ServerStatus:
     pid: int
     why: str = ""
     log: str = ""
-
-
-@dataclass(frozen=True)
-class Work:
-    """Flow runs on the server: running, waiting and the next scheduled one."""
-
-    running: int
-    waiting: int
-    """Runs that are due and have not started."""
-    next_at: datetime | None
-    """Start time of the next scheduled run, or None."""
 
 
 @dataclass(frozen=True)
@@ -140,29 +127,10 @@ class LocalServer:
     def work(self) -> Work | None:
         """Count the flow runs on the server; None if it does not answer."""
         url = self.url
-        if url is None:
-            return None
-        scheduled = {"type": {"any_": ["SCHEDULED"]}}
-        now = datetime.now().astimezone()
-        due = {"before_": now.isoformat()}
-        try:
-            running = _ask(url, "count", {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}})
-            pending = _ask(url, "count", {"state": {"type": {"any_": ["PENDING"]}}})
-            late = _ask(url, "count", {"state": scheduled, "expected_start_time": due})
-            later = _ask(
-                url,
-                "filter",
-                {"state": scheduled, "expected_start_time": {"after_": now.isoformat()}},
-                sort="EXPECTED_START_TIME_ASC",
-                limit=1,
-            )
-        except (OSError, ValueError):
-            return None
-        times = [datetime.fromisoformat(run["expected_start_time"]) for run in later]
-        return Work(running, pending + late, times[0].astimezone() if times else None)
+        return None if url is None else work_of(url, self._flow_runs())
 
     def describe(self) -> str:
-        """Return the state in one line for people; empty if there never was a server."""
+        """Return the state in a line or two for people; empty if there never was a server."""
         status = self.status()
         if status is None:
             return ""
@@ -181,7 +149,9 @@ class LocalServer:
             parts.append(f"{work.waiting} waiting")
         if work.next_at is not None:
             parts.append(f"the next one is due {work.next_at:%Y-%m-%d %H:%M}")
-        return f"Prefect's server is up: {address} (API {self.url}); {', '.join(parts)}."
+        line = f"Prefect's server is up: {address} (API {self.url}); {', '.join(parts)}."
+        more = format_stranded(work.stranded, f"{address}/api")
+        return f"{line}\n{more}" if more else line
 
     # --- starting and stopping
 
@@ -342,7 +312,16 @@ class LocalServer:
 
     def runs(self) -> list[int]:
         """Return the process ids of flow runs that the worker started."""
-        return [pid for pid in self._leftovers() if b"PREFECT__FLOW_RUN_ID" in _environ(pid)]
+        return [pid for pid in self._leftovers() if _FLOW_RUN in _environ(pid)]
+
+    def _flow_runs(self) -> set[str]:
+        """Ids of the flow runs that have a process."""
+        names = (_environ(pid).split(b"\0") for pid in self._leftovers())
+        return {
+            str(uuid.UUID(value.decode()))
+            for name, _, value in (entry.partition(b"=") for entries in names for entry in entries)
+            if name == _FLOW_RUN
+        }
 
     def _leftovers(self) -> list[int]:
         """Find all living processes of this server by the mark in their environment.
@@ -413,24 +392,3 @@ def _until(condition: Callable[[], object], seconds: float) -> bool:
             return False
         time.sleep(_LOOK_SECONDS)
     return True
-
-
-def _ask(url: str, what: str, runs: dict[str, Any], **more: Any) -> Any:
-    body = json.dumps({"flow_runs": runs, **more}).encode()
-    request = urllib.request.Request(
-        f"{url}/flow_runs/{what}", body, {"Content-Type": "application/json"}
-    )
-    # Never through a proxy: the server is on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=_ANSWERS_SECONDS) as answer:
-        return json.load(answer)
-
-
-def answers(url: str) -> bool:
-    """Whether the server answers its health check."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{url}/health", timeout=_ANSWERS_SECONDS) as answer:
-            return int(answer.status) == 200
-    except OSError:
-        return False

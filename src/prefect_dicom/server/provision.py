@@ -1,8 +1,8 @@
 """Provision a Prefect server for a site; idempotent.
 
 Creates the work pool with a queue for runs that query a PACS, a limit ``pacs-<node>`` per node, the
-block types, the automation that marks dead runs, and a deployment of every flow. Later changes by
-a person (schedules, parameters, limits of queues, a paused automation) are kept.
+block types, the automations that mark dead and stranded runs, and a deployment of every flow. Later
+changes by a person (schedules, parameters, limits of queues, a paused automation) are kept.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def provision(site: Site, file: Path) -> None:
         ):
             # Prefect's annotation names its asynchronous client; called here, it takes this one.
             block.register_type_and_schema(client=client)  # type: ignore[arg-type]
-        automation = dead_runs()
-        if not client.read_automations_by_name(automation.name):
-            automation.create()
+        for automation in (dead_runs(), stranded_runs()):
+            if not client.read_automations_by_name(automation.name):
+                automation.create()
         for deployment in deployments_of(site, file):
             _deploy(client, deployment)
 
@@ -114,6 +114,14 @@ def dead_runs() -> Automation:
     # Flows send heartbeats more often than that: see settings.
     known["trigger"]["within"] = DEAD_AFTER_SECONDS
     return Automation(**known)
+
+
+def stranded_runs() -> Automation:
+    """Return the automation that marks runs as crashed which a worker took and never began.
+
+    They count in the limit of their queue: with as many as the limit, no other run begins.
+    """
+    return Automation(**yaml.safe_load((AUTOMATIONS / "stranded-runs.yaml").read_text()))
 
 
 def deployments_of(site: Site, file: Path) -> Iterator[RunnerDeployment]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from prefect_dicom.core.proxies import spare_loopback
+
 LOOPBACK = "127.0.0.1"
 MARK = "PREFECT_DICOM_SERVER"
 """Variable that holds the server's folder in the environment of all its processes."""
@@ -48,6 +50,7 @@ def settings_of(folder: Path, port: int, environ: Mapping[str, str]) -> dict[str
     """Return the environment of the processes of the server in ``folder``."""
     kept = {name: value for name, value in environ.items() if name not in _OF_ANOTHER_SERVER}
     address = f"http://{LOOPBACK}:{port}/api"
+    spare_loopback(kept)
     return {
         **_QUIET,
         **_TUNED,

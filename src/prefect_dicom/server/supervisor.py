@@ -28,10 +28,10 @@ from prefect_dicom.server.local import (
     UP,
     LocalServer,
     ServerStatus,
-    answers,
     start_provisioning,
 )
 from prefect_dicom.server.settings import LOOPBACK
+from prefect_dicom.server.work import answers
 
 log = logging.getLogger(__name__)
 

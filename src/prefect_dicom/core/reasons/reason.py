@@ -46,8 +46,8 @@ _RERUN = {
 
 
 def pointer(code: str) -> str:
-    """Where to read more about a reason."""
-    return f"{PAGE}#{code}"
+    """How to read more about a reason: by a command, which whoever has the message has too."""
+    return f"`prefect-dicom explain {code}`"
 
 
 @dataclass(frozen=True, slots=True)
