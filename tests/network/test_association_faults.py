@@ -168,7 +168,7 @@ CASES = [
 
 def test_every_knob_of_associations_is_in_a_table():
     used = {name for case in CASES for name, _ in case.knobs}
-    used |= {"assoc.reject", "assoc.abort", "assoc.no_roles"}
+    used |= {"assoc.reject", "assoc.abort", "assoc.no_roles", "assoc.items"}
     assert used == {knob.name for knob in ASSOCIATION_KNOBS}
 
 

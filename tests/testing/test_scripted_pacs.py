@@ -7,19 +7,21 @@ import re
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import AllTransferSyntaxes
+from pydicom.uid import AllTransferSyntaxes, ImplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts, build_context, build_role, evt
-from pynetdicom.dsutils import split_dataset
+from pynetdicom.dsutils import decode, split_dataset
 from pynetdicom.sop_class import (
     PatientRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelFind,
@@ -37,6 +39,7 @@ from prefect_dicom.testing import (
     tiny_instances,
     write_cohort_file,
 )
+from prefect_dicom.testing.association_pdus import OddItems, association_request, items
 from prefect_dicom.testing.instances import changed, decoded
 from prefect_dicom.testing.matching import matches
 from tests.support.sites import until, until_it_listens
@@ -797,6 +800,56 @@ def find_charset(scene):
             assert answer.StudyDescription == ("\ufffd" if how == "lie" else "Ü")
 
 
+def find_declare(scene):
+    held = changed(next(tiny_instances(1)), SpecificCharacterSet="ISO_IR 192", PatientName="Люк^И")
+    declared = ("ISO-IR 144", "X", "")
+    with scene.pacs as pacs:
+        pacs.holdings.add(held)
+        for one in declared:
+            pacs.script[:] = [Behaviour("find.declare", declared=one, encoding="iso8859_5")]
+            pacs_answers = answers_as_they_come(
+                pacs, StudyInstanceUID=held.study_instance_uid, PatientName=""
+            )
+            ((answer, raw),) = pacs_answers
+            assert "Люк^И".encode("iso8859_5") in raw
+            assert answer.get_item("SpecificCharacterSet").value.strip() == one.encode()
+
+
+def answers_as_they_come(pacs: ScriptedPacs, **keys: object) -> list[tuple[Dataset, bytes]]:
+    """The answers of a STUDY level query, undecoded, each with its bytes."""
+    came = []
+
+    def keep(event: evt.Event) -> None:
+        data = event.message.data_set
+        if data.getvalue():
+            raw = data.getvalue()
+            came.append((decode(BytesIO(raw), True, True), raw))
+
+    with association(pacs, FIND) as peer:
+        peer.bind(evt.EVT_DIMSE_RECV, keep)
+        list(peer.send_c_find(identifier("STUDY", **keys), FIND))
+    return came
+
+
+def find_answer(scene):
+    values = {"NumberOfStudyRelatedInstances": "4.0", "StudyDate": b"2024-2025", "PatientID": None}
+    with scene.with_knob("find.answer", values=values, level="STUDY") as pacs:
+        ((answer, _),) = answers_as_they_come(
+            pacs, StudyInstanceUID=scene.study, PatientID="", NumberOfStudyRelatedInstances=""
+        )
+        assert answer.get_item("NumberOfStudyRelatedInstances").value == b"4.0 "
+        assert answer.get_item("StudyDate").value == b"2024-2025 "
+        assert "PatientID" not in answer
+        images, _ = scene.list_images()
+    assert images and "StudyDate" not in images[0]
+
+
+def find_hang_up(scene):
+    with scene.with_knob("find.hang_up", keys=["StudyDate"]) as pacs:
+        assert find(pacs, "STUDY", StudyDate="20000101-20300101") == ([], None)
+        assert find(pacs, "STUDY", StudyInstanceUID=scene.study)[1] == 0
+
+
 def find_retrieve_aet(scene):
     with scene.with_knob("find.retrieve_aet", titles=["A", "B"]) as pacs:
         ((answer,), _) = find(pacs, "STUDY", StudyInstanceUID=scene.study)
@@ -964,6 +1017,29 @@ def assoc_no_roles(scene):
             accepted.append([context.as_scp for context in peer.accepted_contexts])
             peer.release()
     assert accepted == [[True], [False]]
+
+
+def assoc_items(scene):
+    accepted = []
+
+    def keep(event: evt.Event) -> None:
+        accepted.append(event.data)
+
+    name = struct.pack(">BxH", 0x55, 3) + b"ODD"
+    odd = {"leave_out": [0x51, 0x55], "add": name, "called": b"A\0B", "calling": bytes(16)}
+    with scene.with_knob("assoc.items", **odd) as pacs:
+        with association(pacs, FIND) as peer:
+            assert peer.is_established and peer.acceptor.maximum_length is None
+            assert peer.acceptor.implementation_version_name == "ODD"
+        with socket.create_connection(("127.0.0.1", pacs.port)) as connection:
+            connection.sendall(
+                association_request(
+                    "ME", "DEMOPACS", [(FIND, [ImplicitVRLittleEndian])], OddItems()
+                )
+            )
+            said = connection.recv(65536)
+    assert said[10:42] == b"A\0B".ljust(16) + bytes(16)
+    assert dict(items(said[6:], 68))[0x50].endswith(name)
 
 
 def assoc_max(scene):
@@ -1420,6 +1496,50 @@ def store_async_flood(scene):
         began.set()
         assert [status.Status for status, _ in responses][-1] == 0
     assert scene.receiver.uids == scene.uids
+
+
+def store_titles(scene):
+    with scene.with_knob("store.titles", called=b"RECEIVER\0\0", calling=b"\xd6"):
+        assert scene.move()[-1].Status == 0
+    primitive = scene.receiver.associations[0].requestor.primitive
+    assert primitive.called_ae_title == "RECEIVER"
+
+
+def store_items(scene):
+    name = struct.pack(">BxH", 0x55, 3) + b"ODD"
+    with scene.with_knob("store.items", leave_out=[0x55], add=name):
+        assert scene.move()[-1].Status == 0
+    assert scene.receiver.associations[0].requestor.implementation_version_name == "ODD"
+
+
+def store_source(scene):
+    with scene.with_knob("store.source", address="127.0.0.2"):
+        assert scene.move()[-1].Status == 0
+    assert scene.receiver.associations[0].requestor.address == "127.0.0.2"
+
+
+def store_contexts(scene):
+    with scene.with_knob("store.contexts", classes=60, syntaxes=5):
+        assert scene.move()[-1].Status == 0
+    contexts = scene.receiver.associations[0].requestor.primitive
+    proposed = contexts.presentation_context_definition_list
+    assert len(proposed) == 60 and {len(one.transfer_syntax) for one in proposed} <= {5, 6}
+
+
+def store_long_pdus(scene):
+    lengths = []
+
+    def keep(event: evt.Event) -> None:
+        lengths.append(len(event.data))
+
+    scene.receiver.server.bind(evt.EVT_DATA_RECV, keep)
+    try:
+        with scene.with_knob("store.long_pdus", size_bytes=100_000) as pacs:
+            pacs.script.append(Behaviour("store.huge", instances=1, mebibytes=1))
+            assert scene.move()[-1].Status == 0
+    finally:
+        scene.receiver.server.unbind(evt.EVT_DATA_RECV, keep)
+    assert max(lengths) == 100_006 > scene.receiver.associations[0].acceptor.maximum_length
 
 
 def net_nagle(scene):

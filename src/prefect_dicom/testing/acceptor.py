@@ -32,6 +32,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at impo
 )
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
+from prefect_dicom.testing.association_pdus import OddItems, with_odd_items
 from prefect_dicom.testing.connection_ends import (
     ScriptedAssociation,
     end_association,
@@ -64,6 +65,7 @@ _PLAIN = (
     ExplicitVRBigEndian,
     DeflatedExplicitVRLittleEndian,
 )
+_ACCEPTANCE = b"\x02"
 _STORAGE_SYNTAXES = list(dict.fromkeys(map(str, (*_PLAIN, *AllTransferSyntaxes))))
 _SERVICE_OF = {
     str(Verification): "C-ECHO",
@@ -177,6 +179,8 @@ class Acceptor:
                 association._rejected_cx.append(context)
         if not plan.list_contexts:
             association._accepted_cx, association._rejected_cx = {}, []
+        if plan.items is not None:
+            _send_with_items(association, plan.items)
         send()
         if end := plan.end.get("accepted"):
             while association.dul.to_provider_queue.queue:  # the acceptance goes out first
@@ -196,6 +200,19 @@ class Acceptor:
             syntaxes = [syntax for syntax, _ in held.get(uid, Counter()).most_common()]
             contexts.append(_storage_context(uid, *dict.fromkeys(syntaxes + _STORAGE_SYNTAXES)))
         return contexts
+
+
+def _send_with_items(association: ScriptedAssociation, items: OddItems) -> None:
+    """Have the acceptance go out with odd items, which pynetdicom would not encode."""
+    transport = association.dul.socket
+    plain = transport.send
+
+    def send(pdu: bytes) -> None:
+        if pdu[:1] == _ACCEPTANCE:
+            pdu = with_odd_items(pdu, items)
+        plain(pdu)
+
+    transport.send = send
 
 
 @cache

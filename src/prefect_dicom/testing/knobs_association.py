@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prefect_dicom.testing.association_pdus import OddItems
 from prefect_dicom.testing.plans import WHENS, AssociationPlan, End, Knob, Stage
 
 if TYPE_CHECKING:
@@ -59,8 +60,21 @@ def _no_contexts(plan: AssociationPlan, by: Behaviour) -> None:
     plan.list_contexts = False
 
 
-def _no_roles(plan: AssociationPlan, by: Behaviour) -> None:
+def _no_roles(plan: AssociationPlan, by: Behaviour, *, sends: bool = False) -> None:
     plan.roles = False
+    plan.sends_without_roles = sends
+
+
+def _items(
+    plan: AssociationPlan,
+    by: Behaviour,
+    *,
+    leave_out: Sequence[int] = (),
+    add: bytes = b"",
+    called: bytes | None = None,
+    calling: bytes | None = None,
+) -> None:
+    plan.items = OddItems(called, calling, tuple(leave_out), add)
 
 
 def _max(
@@ -138,8 +152,16 @@ ASSOCIATION_KNOBS = (
     Knob(
         "assoc.no_roles",
         (Stage.ASSOCIATE,),
-        "Ignores role selection, which C-GET needs.",
+        "Ignores role selection, which C-GET needs; if it `sends`, it sends the instances all the "
+        "same.",
         _no_roles,
+    ),
+    Knob(
+        "assoc.items",
+        (Stage.ASSOCIATE,),
+        "Leaves the user items of these types (0x51: the maximum length) out of its acceptance, "
+        "and `add`s these bytes to them; returns these bytes as `called` and `calling` titles.",
+        _items,
     ),
     Knob(
         "assoc.max",

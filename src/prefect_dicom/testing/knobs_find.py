@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PENDING_WITHOUT_OPTIONAL_KEYS = 0xFF01
 
 
-def _answers(plan: FindPlan, by: Behaviour) -> dict[int, Dataset]:
+def answers_of(plan: FindPlan, by: Behaviour) -> dict[int, Dataset]:
     """The answers that a behaviour is about, by their number."""
     return {
         number: answer
@@ -40,7 +40,7 @@ def _answers(plan: FindPlan, by: Behaviour) -> dict[int, Dataset]:
     }
 
 
-def _put(answer: Dataset, keyword: str, value: object) -> None:
+def put(answer: Dataset, keyword: str, value: object) -> None:
     """Set an element, however odd the value is."""
     tag, vr = tag_of(keyword), dictionary_VR(keyword)
     answer.add(DataElement(tag, vr, value, validation_mode=IGNORE))
@@ -143,10 +143,10 @@ def _pad_ids(
     if not plan.matched:
         _match_by(plan, keys, lambda key, value: key.lstrip(" 0") == value.lstrip(" 0"))
         return False
-    found = [(a, key) for a in _answers(plan, by).values() for key in keys if key in a]
+    found = [(a, key) for a in answers_of(plan, by).values() for key in keys if key in a]
     for answer, key in found:
         value = str(answer.get(key))
-        _put(answer, key, before + (value.lstrip("0") if strip_zeros else value) + after)
+        put(answer, key, before + (value.lstrip("0") if strip_zeros else value) + after)
     return bool(found)
 
 
@@ -161,9 +161,9 @@ def _date_shift(plan: FindPlan, by: Behaviour, *, days: int, answered: bool = Tr
 
         plan.matches = matching
         return bool(plan.keys.get("StudyDate")) and not answered
-    found = [a for a in _answers(plan, by).values() if answered and "StudyDate" in a]
+    found = [a for a in answers_of(plan, by).values() if answered and "StudyDate" in a]
     for answer in found:
-        _put(answer, "StudyDate", _shifted(str(answer.StudyDate), days))
+        put(answer, "StudyDate", _shifted(str(answer.StudyDate), days))
     return bool(found)
 
 
@@ -189,10 +189,10 @@ def _shifted(day: str, days: int) -> str:
 
 
 def _omit_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str], empty: bool = False) -> bool:
-    found = [(a, key) for a in _answers(plan, by).values() for key in keys if key in a]
+    found = [(a, key) for a in answers_of(plan, by).values() for key in keys if key in a]
     for answer, key in found:
         if empty:
-            _put(answer, key, None)
+            put(answer, key, None)
         else:
             delattr(answer, key)
     return bool(found)
@@ -201,9 +201,9 @@ def _omit_keys(plan: FindPlan, by: Behaviour, *, keys: Sequence[str], empty: boo
 def _counts(plan: FindPlan, by: Behaviour, *, how: str, by_number: int = 1) -> bool:
     if how == "none":
         return _omit_keys(plan, by, keys=COUNT_KEYWORDS)
-    found = [(a, k) for a in _answers(plan, by).values() for k in COUNT_KEYWORDS if k in a]
+    found = [(a, k) for a in answers_of(plan, by).values() for k in COUNT_KEYWORDS if k in a]
     for answer, keyword in found:
-        _put(answer, keyword, 0 if how == "zero" else int(answer.get(keyword)) + by_number)
+        put(answer, keyword, 0 if how == "zero" else int(answer.get(keyword)) + by_number)
     return bool(found)
 
 
@@ -215,23 +215,23 @@ def _ff01(plan: FindPlan, by: Behaviour) -> bool:
 def _duplicate(
     plan: FindPlan, by: Behaviour, *, copies: int = 1, patient_id: str | None = None
 ) -> bool:
-    found = _answers(plan, by).values()
+    found = answers_of(plan, by).values()
     for answer in found:
         again = deepcopy(answer)
         if patient_id is not None and "PatientID" in again:
-            _put(again, "PatientID", patient_id)
+            put(again, "PatientID", patient_id)
         plan.answers.extend([again] * copies)
     return bool(found)
 
 
 def _charset(plan: FindPlan, by: Behaviour, *, how: str) -> bool:
     declared = {"strip": b"ISO_IR 100", "lie": b"ISO_IR 192", "none": b" " * 10}[how]
-    found = _answers(plan, by)
+    found = answers_of(plan, by)
     for number, answer in found.items():
         for element in list(answer):
             if element.VR in ("LO", "PN", "SH") and element.value:
                 held = str(element.value).encode("latin-1", "ignore").decode("latin-1")
-                _put(answer, element.keyword, held)
+                put(answer, element.keyword, held)
         answer.SpecificCharacterSet = "ISO_IR 100"
         plan.rewritten[number] = lambda data: data.replace(b"ISO_IR 100", declared, 1)
     return bool(found)
@@ -246,9 +246,9 @@ def _availability(plan: FindPlan, by: Behaviour, *, value: str) -> bool:
 
 
 def _say(plan: FindPlan, by: Behaviour, keyword: str, value: object) -> bool:
-    found = _answers(plan, by).values()
+    found = answers_of(plan, by).values()
     for answer in found:
-        _put(answer, keyword, value)
+        put(answer, keyword, value)
     return bool(found)
 
 
@@ -266,13 +266,13 @@ def _garble(
         # The last element says that it is longer.
         return None if how == "absent" else data[:-1]
 
-    found = [number for number in _answers(plan, by) if number in answers]
+    found = [number for number in answers_of(plan, by) if number in answers]
     plan.rewritten.update(dict.fromkeys(found, spoiled))
     return bool(found)
 
 
 def _cross_talk(plan: FindPlan, by: Behaviour, *, answers: Sequence[int] = (0,)) -> bool:
-    found = [number for number in _answers(plan, by) if number in answers]
+    found = [number for number in answers_of(plan, by) if number in answers]
     plan.astray.update(found)
     return bool(found)
 

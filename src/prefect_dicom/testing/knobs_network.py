@@ -80,7 +80,7 @@ def _restart(
 
 
 def _nagle(plan: RetrievePlan, by: Behaviour) -> None:
-    plan.nagle = True
+    plan.manner.nagle = True
 
 
 NETWORK_KNOBS = (

@@ -286,6 +286,35 @@ def _insert_behind(
     return bool(picked)
 
 
+def _titles(
+    plan: RetrievePlan, by: Behaviour, *, called: bytes | None = None, calling: bytes | None = None
+) -> bool:
+    plan.manner.items = replace(plan.manner.items, called=called, calling=calling)
+    return plan.service == "C-MOVE"
+
+
+def _items(
+    plan: RetrievePlan, by: Behaviour, *, leave_out: Sequence[int] = (), add: bytes = b""
+) -> bool:
+    plan.manner.items = replace(plan.manner.items, leave_out=tuple(leave_out), add=add)
+    return plan.service == "C-MOVE"
+
+
+def _source(plan: RetrievePlan, by: Behaviour, *, address: str) -> bool:
+    plan.manner.source = address
+    return plan.service == "C-MOVE"
+
+
+def _contexts(plan: RetrievePlan, by: Behaviour, *, classes: int = 127, syntaxes: int = 45) -> bool:
+    plan.manner.classes, plan.manner.syntaxes = classes, syntaxes
+    return plan.service == "C-MOVE"
+
+
+def _long_pdus(plan: RetrievePlan, by: Behaviour, *, size_bytes: int = _MEBIBYTE) -> bool:
+    plan.manner.pdu_bytes = size_bytes
+    return bool(plan.operations)
+
+
 def _unsolicited(
     plan: RetrievePlan,
     by: Behaviour,
@@ -387,6 +416,39 @@ STORE_KNOBS = (
         (Stage.RETRIEVE,),
         "Sends these native `instances` with as many frames as fill `mebibytes` MiB.",
         _huge,
+    ),
+    Knob(
+        "store.titles",
+        (Stage.RETRIEVE,),
+        "Requests its associations to the destination with these bytes as `called` and `calling` "
+        "titles (of a C-MOVE).",
+        _titles,
+    ),
+    Knob(
+        "store.items",
+        (Stage.RETRIEVE,),
+        "Leaves the user items of these types (0x51: the maximum length) out of its association "
+        "requests to the destination, and `add`s these bytes to them.",
+        _items,
+    ),
+    Knob(
+        "store.source",
+        (Stage.RETRIEVE,),
+        "Sends from this `address` of the host.",
+        _source,
+    ),
+    Knob(
+        "store.contexts",
+        (Stage.RETRIEVE,),
+        "Proposes as many `classes` to the destination, and as many `syntaxes` more in each "
+        "context.",
+        _contexts,
+    ),
+    Knob(
+        "store.long_pdus",
+        (Stage.RETRIEVE,),
+        "Sends PDUs of `size_bytes`, whatever the receiver says it takes.",
+        _long_pdus,
     ),
     Knob(
         "store.shuffle",

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import Dataset
 
+from prefect_dicom.testing.association_pdus import OddItems
 from prefect_dicom.testing.instances import StoredInstance
 from prefect_dicom.testing.matching import matches, select
+from prefect_dicom.testing.sending import SenderManner
 
 if TYPE_CHECKING:
     from prefect_dicom.testing.pacs import ScriptedPacs
@@ -90,6 +92,10 @@ class AssociationPlan:
     """False: the acceptance says nothing of any context."""
     roles: bool = True
     """False: role selection is ignored, PS3.7 D.3.3.4."""
+    sends_without_roles: bool = False
+    """A C-GET sends what it has all the same."""
+    items: OddItems | None = None
+    """Titles and user items of the acceptance, where they are odd."""
 
     def concerns(self, study: str) -> bool:
         """Never: an association names no study."""
@@ -222,8 +228,8 @@ class RetrievePlan:
     empty_stay_open: bool = False
     window: int = 1
     """C-STORE requests that are sent before the response to the first is read."""
-    nagle: bool = False
-    """Command and data set go out in segments of their own, and the second waits for the ACK."""
+    manner: SenderManner = field(default_factory=SenderManner)
+    """How the associations to the destination are requested and used."""
     connection: Connection = field(default_factory=Connection)
 
     def concerns(self, study: str) -> bool:

@@ -258,8 +258,11 @@ class GetSender(Sender):
 
     def __init__(self, exchange: Exchange, plan: RetrievePlan) -> None:
         super().__init__(exchange, plan)
-        self.contexts = contexts_to_send_in(exchange.association)
-        if plan.nagle:
+        self.contexts = contexts_to_send_in(
+            exchange.association,
+            without_roles=exchange.association.scripted.sends_without_roles,
+        )
+        if plan.manner.nagle:
             connection: socket.socket = exchange.association.dul.socket.socket
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
 
@@ -371,7 +374,7 @@ class MoveSender(Sender):
             self.exchange.request.destination,
             self.address,
             contexts,
-            nagle=self.plan.nagle,
+            manner=self.plan.manner,
         )
 
     def release(self) -> None:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prefect_dicom.testing.knobs_answers import ANSWER_KNOBS
 from prefect_dicom.testing.knobs_association import ASSOCIATION_KNOBS
 from prefect_dicom.testing.knobs_find import FIND_KNOBS
 from prefect_dicom.testing.knobs_identity import IDENTITY_KNOBS
@@ -32,6 +33,7 @@ KNOBS: dict[str, Knob] = {
         *ASSOCIATION_KNOBS,
         *FIND_KNOBS,
         *IDENTITY_KNOBS,
+        *ANSWER_KNOBS,
         *RETRIEVE_KNOBS,
         *STORE_KNOBS,
         *NETWORK_KNOBS,

@@ -1,8 +1,8 @@
 """C-STORE of stored instances to a storage SCP.
 
-pynetdicom negotiates the association; then its socket is used directly (PS3.8 9.3.5,
-PS3.7 9.3.1). pynetdicom's threads poll, which costs milliseconds for each message; what a test
-or a benchmark measures here should be the receiver.
+The socket is used directly (PS3.8 9.3.2 to 9.3.5, PS3.7 9.3.1). pynetdicom's threads poll, which
+costs milliseconds for each message; what a test or a benchmark measures here should be the
+receiver. Nor does it send what no sender should.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pynetdicom import AE, build_context, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
 
+from prefect_dicom.testing.association_pdus import (
+    OddItems,
+    accepted_contexts,
+    association_request,
+)
 from prefect_dicom.testing.instances import StoredInstance
 
 CONTEXTS_PER_ASSOCIATION = 128
@@ -24,6 +30,35 @@ _COMMAND, _LAST = 1, 2
 _C_STORE_RQ = 0x0001
 _UNLIMITED_PDU = 1 << 20
 _SMALL = 1 << 18
+_ASSOCIATE_SECONDS = 10
+_STORE_SECONDS = 60
+
+
+@dataclass
+class SenderManner:
+    """How a sender requests its associations and sends over them; as it should by default.
+
+    Attributes
+    ----------
+    source : str
+        The address it connects from; empty: any.
+    items : OddItems
+        Titles and user items of its request.
+    classes, syntaxes : int
+        How many contexts it proposes at least, of storage classes that it does not hold, and how
+        many transfer syntaxes in each beside the one it needs.
+    pdu_bytes : int
+        The length of its PDUs, whatever the receiver takes; 0: what the receiver takes.
+    nagle : bool
+        With Nagle's algorithm, command and data set in segments of their own.
+    """
+
+    source: str = ""
+    items: OddItems = OddItems()
+    classes: int = 0
+    syntaxes: int = 0
+    pdu_bytes: int = 0
+    nagle: bool = False
 
 
 def send_at_once(event: evt.Event) -> None:
@@ -52,12 +87,17 @@ def context_key(stored: StoredInstance) -> tuple[str, str]:
     return stored.sop_class_uid, stored.transfer_syntax_uid
 
 
-def contexts_to_send_in(association: Association) -> dict[tuple[str, str], int]:
-    """The accepted contexts in which this side may send, by :func:`context_key`."""
+def contexts_to_send_in(
+    association: Association, *, without_roles: bool = False
+) -> dict[tuple[str, str], int]:
+    """The accepted contexts in which this side may send, by :func:`context_key`.
+
+    ``without_roles``: all of them, whether the roles allow it or not.
+    """
     return {
         (str(context.abstract_syntax), str(context.transfer_syntax[0])): context.context_id
         for context in association.accepted_contexts
-        if context.as_scu and context.context_id is not None
+        if (context.as_scu or without_roles) and context.context_id is not None
     }
 
 
@@ -72,8 +112,8 @@ class StoreAssociation:
         Host and port.
     contexts : iterable of (str, str)
         SOP class and transfer syntax of each context to propose; 128 at most.
-    nagle : bool
-        With Nagle's algorithm, command and data set in segments of their own.
+    manner : SenderManner, optional
+        How it asks and sends.
 
     Raises
     ------
@@ -88,35 +128,30 @@ class StoreAssociation:
         address: tuple[str, int],
         contexts: Iterable[tuple[str, str]],
         *,
-        nagle: bool = False,
+        manner: SenderManner | None = None,
     ) -> None:
-        entity = AE(calling_ae_title)
-        entity.acse_timeout = entity.connection_timeout = 10
-        association = entity.associate(
-            *address,
-            contexts=[build_context(*pair) for pair in contexts],
-            ae_title=called_ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, send_at_once)],
+        self._manner = manner or SenderManner()
+        wanted = [(sop_class, [syntax]) for sop_class, syntax in contexts]
+        request = association_request(
+            calling_ae_title, called_ae_title, _proposed(wanted, self._manner), self._manner.items
         )
-        if not association.is_established:
-            raise ConnectionError("no association with the receiver")
-        self._contexts = contexts_to_send_in(association)
-        self._socket = self._take_over(association)
-        self._nagle = nagle
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, not nagle)
-        self._fragment = (association.acceptor.maximum_length or _UNLIMITED_PDU) - 6
-
-    @staticmethod
-    def _take_over(association: Association) -> socket.socket:
-        # Both of its threads end at their next turn, and leave the connection as it is.
-        association._kill = True
-        association.dul._kill_thread = True
-        association.join()
-        association.dul.join()
-        transport = association.dul.socket
-        assert transport is not None and transport.socket is not None, "it is established"
-        transport.socket.settimeout(60)
-        return transport.socket
+        source = (self._manner.source, 0) if self._manner.source else None
+        self._socket = socket.create_connection(address, _ASSOCIATE_SECONDS, source)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, not self._manner.nagle)
+        try:
+            self._socket.sendall(request)
+            header = self._read(6)
+            accepted, longest = accepted_contexts(header + self._read(_length_of(header)))
+        except OSError as error:
+            self.close()
+            raise ConnectionError("no association with the receiver") from error
+        self._contexts = {
+            (sop_class, syntax): 2 * number + 1
+            for number, (sop_class, (syntax, *_)) in enumerate(wanted)
+            if accepted.get(2 * number + 1) == syntax
+        }
+        self._socket.settimeout(_STORE_SECONDS)
+        self._fragment = (self._manner.pdu_bytes or longest or _UNLIMITED_PDU) - 6
 
     def context_id(self, stored: StoredInstance) -> int | None:
         """Return the id of the accepted context for an instance, or None."""
@@ -194,7 +229,7 @@ class StoreAssociation:
             fragment = data[start : start + self._fragment]
             last = _LAST if start + self._fragment >= len(data) else 0
             pdus.append(_pdu(context_id, last, fragment))
-        if len(data) <= _SMALL and not self._nagle:
+        if len(data) <= _SMALL and not self._manner.nagle:
             self._socket.sendall(b"".join(pdus))
             return
         for pdu in pdus:
@@ -235,6 +270,22 @@ class StoreAssociation:
     def close(self) -> None:
         """Close the connection as it is."""
         self._socket.close()
+
+
+def _length_of(header: bytes) -> int:
+    return int.from_bytes(header[2:], "big")
+
+
+def _proposed(
+    wanted: Sequence[tuple[str, list[str]]], manner: SenderManner
+) -> list[tuple[str, list[str]]]:
+    """The contexts to propose: those wanted, and as many others as the manner has."""
+    others = [f"1.2.840.10008.1.2.4.{number}" for number in range(50, 50 + manner.syntaxes)]
+    held = [(sop_class, [*syntaxes, *others]) for sop_class, syntaxes in wanted]
+    further = (f"1.2.840.10008.5.1.4.1.1.{number}" for number in range(500, 500 + manner.classes))
+    return (
+        held + [(sop_class, others) for sop_class in further][: max(0, manner.classes - len(held))]
+    )
 
 
 def _pdu(context_id: int, control: int, fragment: bytes) -> bytes:
