@@ -90,9 +90,16 @@ def test_a_text_is_read_as_it_is_declared(declared, raw, text):
         ("ISO_IR 6", b"M\xfcller", "Müller"),
         ("ISO_IR 192", b"M\xfcller", "Müller"),
         ("ISO_IR 100", "Müller".encode(), "Müller"),
-        ("ISO_IR_100", b"M\xfcller", "Müller"),
-        ("UTF-8", "Müller".encode(), "Müller"),
-        ("\\ISO 2022 IR 87", b"\x8eR\x93c", "\x8eR\x93c"),
+        ("NONE", b"M\xfcller", "Müller"),
+        # Windows writes Shift-JIS, Korean and Chinese without escape sequences, and declares what
+        # is nearest.
+        ("\\ISO 2022 IR 87", b"\x8eR\x93c", "山田"),
+        ("ISO_IR 13", b"\x8eR\x93c^\x91\xbe\x98Y", "山田^太郎"),
+        ("ISO-IR 13", b"\xd4\xcf=\x8eR", "ﾔﾏ=山"),
+        ("ISO 2022 IR 13\\ISO 2022 IR 87", b"\xd4\xcf=\x8eR", "ﾔﾏ=山"),
+        ("ISO_IR 13", "山田".encode(), "山田"),
+        ("\\ISO 2022 IR 149", b"\x8c\xbb^\xb1\xe6", "뙸^길"),
+        ("\\ISO 2022 IR 58", b"\xd5\xc5^\x81\x40", "张^丂"),
         ("", b"\x1b$B;3ED\x1b(B", "山田"),
         ("\\ISO 2022 IR 149", b"\x1b$B;3ED\x1b(B", "山田"),
         ("ISO_IR 13", b"\xff", "ÿ"),
@@ -103,6 +110,59 @@ def test_a_text_is_read_as_it_is_declared(declared, raw, text):
 )
 def test_what_is_not_as_it_is_declared_is_a_guess_and_says_so(declared, raw, text):
     assert decoded(raw, declared) == Text(text, guessed=True)
+
+
+CYRILLIC = "Люк^Иван"
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        "ISO-IR 144",
+        "ISO IR 144",
+        "ISO_IR144",
+        "ISO_IR_144",
+        "iso_ir 144",
+        "ISO_IR  144",
+        "ISO_IR-144",
+        "IR 144",
+        "ISO2022 IR 144",
+        "ISO-2022-IR-144",
+        "ISO 2022_IR 144",
+        "ISO 2022-IR 6\\ISO 2022-IR 144",
+        "ISO-8859-5",
+        "ISO 8859-5",
+        "ISO_8859-5:1988",
+        "iso8859_5",
+    ],
+)
+def test_a_misspelt_declaration_is_read_as_what_it_means(declared):
+    raw = CYRILLIC.encode("iso8859_5")
+    if "\\" in declared:
+        raw = b"^".join(b"\x1b-L" + part for part in raw.split(b"^"))
+    assert decoded(raw, declared) == Text(CYRILLIC, guessed=False)
+
+
+@pytest.mark.parametrize(
+    ("declared", "raw", "text"),
+    [
+        ("ISO_IR_100", b"M\xfcller", "Müller"),
+        ("Latin1", b"M\xfcller", "Müller"),
+        ("UTF-8", "山田".encode(), "山田"),
+        ("utf8", "山田".encode(), "山田"),
+        ("ISO 2022 IR 192", "山田".encode(), "山田"),
+        ("ISO-IR 192", "山田".encode(), "山田"),
+        ("GB 18030", "王^小东".encode("gb18030"), "王^小东"),
+        ("gbk", "王^小东".encode("gbk"), "王^小东"),
+        ("Windows-1251", CYRILLIC.encode("cp1251"), CYRILLIC),
+        ("cp1251", CYRILLIC.encode("cp1251"), CYRILLIC),
+        ("Shift_JIS", "山田".encode("cp932"), "山田"),
+        ("ISO 2022-IR 13\\ISO 2022-IR 87", b"\xd4\xcf=\x1b$B;3ED\x1b(J", "ﾔﾏ=山田"),
+        ("ISO-2022-IR-6\\ISO-2022-IR-149", b"Hong=\x1b$)C\xc8\xab", "Hong=홍"),
+    ],
+)
+def test_misspelt_sets_of_other_kinds_are_read_as_well(declared, raw, text):
+    assert decoded(raw, declared) == Text(text, guessed=False)
 
 
 @given(
@@ -117,7 +177,12 @@ def test_no_bytes_break_the_reading(raw, declared):
     assert isinstance(text, str)
     if guessed and b"\x1b" not in raw:
         # Nothing was dropped or replaced: the guess can be taken back.
-        assert raw in (text.encode("utf-8"), text.encode("latin-1", "replace"))
+        sets = ("utf-8", "latin-1", "cp932", "cp949", "gb18030")
+        encodings = [text.encode(name, "replace") for name in sets]
+        assert raw in encodings or any(
+            len(again) == len(raw) and again.decode(name, "replace") == text
+            for name, again in zip(sets, encodings, strict=True)
+        )
 
 
 def test_an_answer_keeps_the_bytes_of_what_is_beyond_ascii_and_tells_its_guesses():

@@ -218,7 +218,10 @@ def test_a_missing_patient_id_is_a_remark(value, findings):
         ("Müller-1".encode(), "ISO_IR 192", "Mller-1", "patient-id-reencoded"),
         ("Müller-1".encode(), "ISO_IR 192", "M?ller-1", "patient-id-reencoded"),
         ("Müller-1".encode(), "ISO_IR 100", "Müller-1", "patient-id-reencoded"),
-        ("山".encode(), "UTF-8", "山", "patient-id-reencoded"),
+        ("山".encode(), "UTF-8", "山", None),
+        (b"\xb8\xdb-1", "ISO-IR 144", "Ил-1", None),
+        ("山-1".encode("cp932"), "ISO_IR 13", "山-1", None),
+        ("山-1".encode("cp932"), "\\ISO 2022 IR 87", "山-1", "patient-id-reencoded"),
         # Nothing is left by which to know the patient.
         ("山".encode(), "ISO_IR 192", "川", "wrong-patient"),
         ("山-".encode(), "ISO_IR 192", "川-", "wrong-patient"),

@@ -33,7 +33,7 @@ from prefect_dicom.core.model import (
     StudyReference,
 )
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.dicom.value_matching import blurred, like, study_day, unpadded
+from prefect_dicom.dicom.value_matching import blurred, like, study_day, unpadded, whole_number
 
 _FREE_TEXTS = frozenset(
     {
@@ -46,7 +46,6 @@ _FREE_TEXTS = frozenset(
 )
 _DAYS = {"D": 1, "W": 7, "M": 30.436875, "Y": 365.2425}
 _AGE = re.compile(r"([0-9]{3})([DWMY])")
-_NUMBER = re.compile(r"[0-9]{1,12}")
 
 # What a STUDY level query returns anyway has a field of its own in Study.
 _FIELDS = {
@@ -269,9 +268,9 @@ def _any(judgements: Iterable[bool | None]) -> bool | None:
 
 
 def _within(wanted: Filter, value: str) -> bool | None:
-    if not _NUMBER.fullmatch(value):
+    number = whole_number(value)
+    if number is None:
         return None
-    number = int(value)
     low, high = wanted.at_least, wanted.at_most
     return (low is None or low <= number) and (high is None or number <= high)
 

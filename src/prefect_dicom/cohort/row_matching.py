@@ -214,7 +214,12 @@ def explain_near_miss(row: CohortRow, study: Study) -> tuple[str, ...]:
     if row.patient_name is not None:
         agrees = names_agree(row.patient_name, study.patient_name)
         if agrees is None:
-            words.append("PatientName is missing")
+            there = unpadded(study.patient_name)
+            words.append(
+                "PatientName is in other letters, not compared"
+                if there
+                else "PatientName is missing"
+            )
         elif not agrees:
             otherwise = written_otherwise(row.patient_name, study.patient_name)
             words.append(f"PatientName {'is written otherwise' if otherwise else 'is another'}")

@@ -1,15 +1,17 @@
 """Decoding and encoding of texts by Specific Character Set.
 
 PS3.3 C.12.1.1.2 has the defined terms and escape sequences, PS3.5 6.1 the code extensions of
-ISO/IEC 2022. Bytes that do not decode as declared are read as UTF-8, or else as Latin-1, which has
-a character for every byte: such a text is *guessed*, and comparisons use its bytes too. No
-character is replaced or dropped.
+ISO/IEC 2022. A declaration that is misspelt, and can mean one set only, is read as that one. Bytes
+that do not decode as declared are read as UTF-8, or as what software of those countries writes
+under the name of the standard's sets, or else as Latin-1, which has a character for every byte:
+such a text is *guessed*, and comparisons use its bytes too. No character is replaced or dropped.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 _ESCAPE = 0x1B
@@ -30,6 +32,26 @@ _SINGLE = {
 """Python codec by registration number, of sets with one byte per character."""
 _WHOLE = {"ISO_IR 192": "utf_8", "GB18030": "gb18030", "GBK": "gbk"}
 """Sets that have no code extensions."""
+_FOREIGN = {
+    **{f"WINDOWS-{number}": f"cp{number}" for number in range(1250, 1259)},
+    **dict.fromkeys(("SHIFT-JIS", "SHIFTJIS", "SJIS", "WINDOWS-31J", "WINDOWS-932"), "cp932"),
+    "EUC-JP": "euc_jp",
+    **dict.fromkeys(("EUC-KR", "WINDOWS-949"), "cp949"),
+    **dict.fromkeys(("BIG5", "WINDOWS-950"), "cp950"),
+    **dict.fromkeys(("EUC-CN", "GB2312", "WINDOWS-936"), "gbk"),
+    "KOI8-R": "koi8_r",
+    "WINDOWS-874": "cp874",
+}
+"""Sets that are none of DICOM's, by names that some write all the same."""
+_ISO_8859 = dict(
+    zip(
+        (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15),
+        ("100", "101", "109", "110", "144", "127", "126", "138", "148", "166", "203"),
+        strict=True,
+    )
+)
+"""Registration number by part of ISO/IEC 8859."""
+_LATIN = dict(zip("12345", ("100", "101", "109", "110", "148"), strict=True))
 _KATAKANA, _JIS, _JIS_SUPPLEMENT, _KOREAN, _CHINESE = "13", "87", "159", "149", "58"
 _LOWER = {b"(B": "6", b"(J": "6", b"$B": _JIS, b"$(D": _JIS_SUPPLEMENT}
 _UPPER = {
@@ -53,6 +75,12 @@ _UPPER = {
 """What comes after ESC, and the set it puts into the lower (G0) or upper (G1) half of a byte."""
 _DELIMITERS = frozenset(b"\\^=\r\n\f\t")
 _TERM = re.compile(r"ISO(?:_IR| 2022 IR) ([0-9]{1,3})")
+# Misspelt terms, in capitals and with hyphens for what is between letters and digits.
+_MEANS_NUMBER = re.compile(r"(?:ISO-?)?(?:2022-?)?IR-?0*([1-9][0-9]{0,2})")
+_MEANS_PART = re.compile(r"(?:ISO-?)?8859-?([0-9]{1,2})(?:-(?:19|20)[0-9]{2})?")
+_MEANS_LATIN = re.compile(r"LATIN-?([1-5])")
+_MEANS_WINDOWS = re.compile(r"(?:WINDOWS|CP|MS)-?([0-9]{3,4})")
+_MEANS_UNICODE = re.compile(r"UTF-?8|(?:ISO-?)?10646(?:-?1)?|UNICODE")
 
 USUAL = (
     "ISO_IR 100",
@@ -68,6 +96,16 @@ class Text(NamedTuple):
 
     text: str
     guessed: bool = False
+
+
+# What is written under the name of a set without its escape sequences, by registration number.
+_WITHOUT_ESCAPES = {
+    _KATAKANA: "cp932",
+    _JIS: "cp932",
+    _JIS_SUPPLEMENT: "cp932",
+    _KOREAN: "cp949",
+    _CHINESE: "gb18030",
+}
 
 
 class _Undecodable(ValueError):
@@ -91,9 +129,11 @@ def decoded(raw: bytes, declared: str = "") -> Text:
     """
     if raw.isascii() and _ESCAPE not in raw:
         return Text(raw.decode("ascii"))
-    terms = [term.strip(" \0") for term in declared.split("\\")]
-    utf8 = _as_utf8(raw)
+    terms = defined_terms(declared)
+    utf8 = _as("utf_8", raw)
     try:
+        if terms[0] in _FOREIGN:
+            return Text(raw.decode(_FOREIGN[terms[0]]))
         if terms[0] in _WHOLE:
             return Text(raw.decode(_WHOLE[terms[0]]))
         # Text that is valid UTF-8 and meant as Latin-1 hardly exists; the other way round it does.
@@ -101,12 +141,52 @@ def decoded(raw: bytes, declared: str = "") -> Text:
             return Text(_extended(raw, terms))
     except ValueError:
         pass
+    return Text(_guessed(raw, terms, utf8), guessed=True)
+
+
+@lru_cache(maxsize=256)
+def defined_terms(declared: str) -> Sequence[str]:
+    """The defined terms of a Specific Character Set, or what they mean where they are misspelt."""
+    return [_defined_term(term) for term in re.split(r"[\\/,;]", declared)]
+
+
+def _defined_term(term: str) -> str:
+    term = term.strip(" \0\t\"'")
+    if not term or term in _WHOLE or _TERM.fullmatch(term):
+        # 192 is no set with code extensions, whatever it is called.
+        return "ISO_IR 192" if term.endswith(" 192") else term
+    plain = re.sub(r"[\s_.:-]+", "-", term.upper())
+    if match := _MEANS_NUMBER.fullmatch(plain):
+        return f"ISO_IR {match[1]}"
+    if match := _MEANS_PART.fullmatch(plain):
+        number = _ISO_8859.get(int(match[1]))
+        return term if number is None else f"ISO_IR {number}"
+    if match := _MEANS_LATIN.fullmatch(plain):
+        return f"ISO_IR {_LATIN[match[1]]}"
+    if _MEANS_UNICODE.fullmatch(plain):
+        return "ISO_IR 192"
+    if match := _MEANS_WINDOWS.fullmatch(plain):
+        plain = f"WINDOWS-{match[1]}"
+    joined = plain.replace("-", "")
+    return next((name for name in (*_FOREIGN, *_WHOLE) if name.replace("-", "") == joined), term)
+
+
+def _guessed(raw: bytes, terms: Sequence[str], utf8: str | None) -> str:
+    """A text that is not in its declared sets, as it was most likely meant."""
     if _ESCAPE in raw:
         try:
-            return Text(_extended(raw, ["ISO_IR 6", *_any_extension()]), guessed=True)
+            return _extended(raw, ["ISO_IR 6", *_any_extension()])
         except ValueError:
             pass
-    return Text(raw.decode("latin_1") if utf8 is None else utf8, guessed=True)
+    if utf8 is not None:
+        return utf8
+    for match in filter(None, map(_TERM.fullmatch, terms)):
+        encoding = _WITHOUT_ESCAPES.get(match[1])
+        text = None if encoding is None or _ESCAPE in raw else _as(encoding, raw)
+        # Python has characters for private use where these encodings have none.
+        if text is not None and not any("\ue000" <= character <= "\uf8ff" for character in text):
+            return text
+    return raw.decode("latin_1")
 
 
 def encoded(text: str, declared: str) -> bytes | None:
@@ -181,9 +261,9 @@ def _is_han(character: str) -> bool:
     return "\u3400" <= character <= "\u9fff"
 
 
-def _as_utf8(raw: bytes) -> str | None:
+def _as(encoding: str, raw: bytes) -> str | None:
     try:
-        return raw.decode("utf_8")
+        return raw.decode(encoding)
     except UnicodeDecodeError:
         return None
 

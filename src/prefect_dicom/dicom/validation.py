@@ -17,6 +17,7 @@ from pydicom.uid import UID, UID_dictionary  # type: ignore[attr-defined]  # not
 from prefect_dicom.core.model import Identity, InstanceKey
 from prefect_dicom.core.reasons import REASONS, Consequence
 from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.dicom.character_sets import decoded, defined_terms
 from prefect_dicom.dicom.part10 import Scan
 from prefect_dicom.dicom.structure import PixelData, Structure
 
@@ -153,7 +154,8 @@ def _patient(raw: bytes, character_set: str | None, listed: str) -> str | None:
     rest = _ascii_rest(said)
     if any(c.isalnum() for c in rest) and rest == _ascii_rest(listed):
         return "patient-id-reencoded"
-    if listed in {_decoded(raw, other) for other in ("ISO_IR 192", "ISO_IR 100")}:
+    others = {_decoded(raw, other) for other in ("ISO_IR 192", "ISO_IR 100")}
+    if listed in others | {_significant(decoded(raw, character_set or "").text)}:
         return "patient-id-reencoded"
     return "wrong-patient"
 
@@ -162,7 +164,7 @@ def _decoded(raw: bytes, character_set: str | None) -> str:
     """The text of an LO value, PS3.5 6.1.2; Latin-1 where what is declared does not fit."""
     if raw.isascii() and b"\x1b" not in raw:
         return _significant(raw.decode("ascii"))
-    terms = [term.strip() for term in (character_set or "").split("\\")]
+    terms = list(defined_terms(character_set or ""))
     # pydicom warns of terms it does not know, in the whole process; they are not shown to it.
     if not all(term in python_encoding for term in terms):
         return _significant(raw.decode("latin-1"))

@@ -16,6 +16,8 @@ from functools import lru_cache
 
 # PS3.5 6.2, VR DA; with dots it is the form of ACR-NEMA, which readers are to accept.
 _DAY = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})|([0-9]{4})\.([0-9]{2})\.([0-9]{2})")
+# PS3.5 6.2, VR IS; some PACS answer numbers as their database formats them.
+_WHOLE_NUMBER = re.compile(r"[+]?([0-9]{1,12})(?:[.,]0*)?")
 _LEADING_ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 _BLANKS = re.compile(r"[\s\0\u200b\u200e\u200f\u2060\ufeff]+")
 _ACCENTED = re.compile(r"(?<=[a-z])[\u0300-\u036f]+")
@@ -42,6 +44,20 @@ def study_day(study_date: str) -> date | None:
         return date(*(int(part) for part in match.groups() if part is not None))
     except ValueError:
         return None
+
+
+def whole_number(text: str) -> int | None:
+    """Parse a count or a number (VR IS) of up to 12 digits; None if it is not a whole one.
+
+    A fraction of zero is none.
+
+    Examples
+    --------
+    >>> whole_number(" 4 "), whole_number("4.0"), whole_number("4.5"), whole_number("")
+    (4, 4, None, None)
+    """
+    match = _WHOLE_NUMBER.fullmatch(unpadded(text))
+    return None if match is None else int(match[1])
 
 
 # --- patterns

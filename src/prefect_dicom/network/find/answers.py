@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset
 from prefect_dicom.core.model import Study
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.dicom.character_sets import Text, decoded
+from prefect_dicom.dicom.value_matching import whole_number
 
 _STUDY_TEXTS = ("PatientID", "AccessionNumber", "PatientName", "StudyDescription")
 
@@ -58,8 +59,7 @@ def uid_of(answer: Dataset, keyword: str) -> str:
 
 def count_of(answer: Dataset, keyword: str) -> int | None:
     """A number; None where it is absent or none."""
-    digits = raw_value(answer, keyword).strip(b" \0")
-    return int(digits) if digits.isdigit() and len(digits) <= 12 else None
+    return whole_number(raw_value(answer, keyword).decode("latin-1"))
 
 
 def text_of(answer: Dataset, keyword: str) -> str:
