@@ -13,14 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefect_dicom.network.dimse import Element, write_command
+from prefect_dicom.network.dimse import Element, unsigned_short, write_command
 from prefect_dicom.network.storage_scp.transfer import CloseKind, Limits
 from tests.support.wire import (
+    RELEASE_RP,
+    RELEASE_RQ,
     Conversation,
     MemoryStoreHandler,
     converse,
     pdu,
     pdv,
+    responses,
     statuses,
     store_command,
     store_message,
@@ -30,20 +33,33 @@ COMMAND = store_command("1.2.3")
 ABORT_UNSPECIFIED = bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 0))
 
 
-def test_a_pdu_longer_than_announced_is_aborted():
-    header = struct.pack(">BxI", 4, 256 * 1024 + 8192)
-    _, end, said = converse(header)
+@pytest.mark.parametrize("length", [64 * 1024**2 + 2, 0xFFFFFFFF])
+@pytest.mark.parametrize("announced", [16 * 1024, 256 * 1024, 0])
+def test_a_pdu_has_an_end_whatever_was_announced(announced, length):
+    _, end, said = converse(struct.pack(">BxI", 4, length), limits=Limits(pdu_bytes=announced))
     assert end.kind is CloseKind.REFUSED
     assert said == bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 6))
 
 
-def test_an_unlimited_pdu_length_has_an_end_too():
-    _, end, _ = converse(struct.pack(">BxI", 4, 0xFFFFFFFF), limits=Limits(pdu_bytes=0))
-    assert end.kind is CloseKind.REFUSED
+@pytest.mark.parametrize("mebibytes", [1, 4])
+def test_a_pdu_longer_than_announced_is_an_instance_all_the_same(mebibytes):
+    data = bytes(range(256)) * (mebibytes * 4096)
+    talk = Conversation(limits=Limits(pdu_bytes=16 * 1024))
+    talk.ours.sendall(pdu(pdv(3, 3, COMMAND)) + pdu(pdv(3, 2, data)) + RELEASE_RQ)
+    commands, behind = responses(talk.everything())
+    assert [unsigned_short(command, Element.STATUS) for command in commands] == [0]
+    assert behind == RELEASE_RP
+    assert talk.store_handler.instances[0][3] == data
 
 
-def test_a_pdu_of_many_megabytes_takes_no_memory():
-    talk = Conversation(CountingStoreHandler(), limits=Limits(pdu_bytes=0))
+def test_a_pdu_longer_than_announced_has_as_much_more_time():
+    limits = Limits(pdu_bytes=1024, pdu_seconds=10.0)
+    assert [limits.seconds_of(length) for length in (10, 1024, 4096)] == [10.0, 10.0, 40.0]
+
+
+@pytest.mark.parametrize("announced", [256 * 1024, 0])
+def test_a_pdu_of_many_megabytes_takes_no_memory(announced):
+    talk = Conversation(CountingStoreHandler(), limits=Limits(pdu_bytes=announced))
     size = 48 * 1024 * 1024
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     talk.ours.sendall(pdu(pdv(3, 3, COMMAND)))

@@ -159,6 +159,59 @@ def test_an_answer_that_is_not_the_named_study_is_not_tried(tmp_path):
         assert place.pacs.requests("C-GET") == []
 
 
+HANG_UPS = [
+    {"how": "close"},
+    {"how": "reset"},
+    {"how": "abort"},
+    {"how": "abort", "source": 2, "reason": 6},
+]
+
+
+@pytest.mark.parametrize("hang_up", HANG_UPS, ids=lambda one: " ".join(map(str, one.values())))
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_a_query_by_date_that_fails_is_a_warning_where_another_is_answered(
+    tmp_path, retrieve, hang_up
+):
+    script = [Behaviour("find.hang_up", keys=["StudyDate"], **hang_up)]
+    with site_around(tmp_path, tiny_instances(2), script=script, retrieve=retrieve) as place:
+        findings = list(examine(place.site))
+        assert faults(findings) == {}
+        (warning,) = [f for f in findings if f.check == "C-FIND by date"]
+        assert "a query by PatientID is answered" in warning.words
+        assert "PACS's log" in warning.advice
+        # The retrieval is tried.
+        assert last(findings, "pacs").words.startswith("arrives")
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xA900, 0xC000, 0x0110])
+def test_a_query_by_date_that_is_refused_is_a_warning_too(tmp_path, status):
+    script = [Behaviour("find.unsupported_key", keys=["StudyDate"], status=status)]
+    with site_around(tmp_path, tiny_instances(2), script=script, retrieve="c-get") as place:
+        findings = list(examine(place.site))
+        assert faults(findings) == {}
+        assert last(findings, "pacs").words.startswith("arrives")
+
+
+@pytest.mark.parametrize("row", [None, CohortRow(0, study_instance_uid="1.2.3")], ids=str)
+def test_a_connection_that_ends_at_once_is_no_time_out_of_a_firewall(tmp_path, row):
+    keys = ["StudyDate", "PatientID", "StudyInstanceUID"]
+    script = [Behaviour("find.hang_up", keys=keys)]
+    with site_around(tmp_path, tiny_instances(2), script=script, retrieve="c-get") as place:
+        (fault,) = [f for f in examine(place.site, row=row) if not f.ok]
+        assert fault.check == "C-FIND" and "(association-lost: " in fault.words
+        assert re.search(r", [0-4]\.\d s after the request", fault.words)
+        assert "at once" in fault.advice and "look for time-outs" not in fault.advice
+
+
+def test_a_study_over_which_the_query_fails_is_named_and_another_one_tried(tmp_path):
+    script = [Behaviour("find.hang_up", keys=["PatientID"])]
+    with site_around(tmp_path, tiny_instances(2), script=script, retrieve="c-get") as place:
+        findings = list(examine(place.site, row=CohortRow(0, patient_id="SOMEBODY")))
+        assert list(faults(findings)) == ["pacs: C-FIND of the study"]
+        assert last(findings, "pacs").words.startswith("arrives")
+        assert "SOMEBODY" not in str(findings)
+
+
 # --- the way back
 
 

@@ -183,9 +183,12 @@ def test_a_node_that_sends_nothing_for_three_studies_is_left_alone(around, retri
         retrieve=retrieve,
         node={"limits": {"chunk_studies": 1}, "timeouts": {"settle_seconds": 0.1}},
     ) as place:
-        with pytest.raises(PacsError, match="node-sends-nothing") as caught:
+        code = {"c-move": "node-sends-nothing", "c-get": "c-get-sends-nothing"}[retrieve]
+        with pytest.raises(PacsError, match=code) as caught:
             place.pull()
         assert caught.value.disposition is Disposition.OPERATOR
+        # Of a way back there is advice only where there is one.
+        assert ("the port open" in caught.value.reason.advice) is (retrieve == "c-move")
         # The third is given back as it was when it turns out to be like the two before it.
         assert place.totals().studies == {
             StudyState.FAILED: 2,

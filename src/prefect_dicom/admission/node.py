@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from prefect_dicom.admission.circuit_breaker import BreakerState, CircuitBreaker, random_jitter
 from prefect_dicom.admission.concurrency_limit import ConcurrencyLimit
 from prefect_dicom.admission.health import HealthSignals, RequestKind
-from prefect_dicom.core.model import Disposition, StudyReference
+from prefect_dicom.core.model import Disposition, RetrieveMethod, StudyReference
 from prefect_dicom.core.reasons import reason_for
 
 ChangeListener = Callable[[str, str | None, Mapping[str, int | float]], None]
@@ -198,12 +198,26 @@ class NodeAdmission:
         with self._lock:
             self._health.record_delivery()
 
-    def record_nothing_sent(self, study: StudyReference, code: str) -> None:
-        """The node sent nothing of a study it lists; several such studies disable it."""
+    def record_nothing_sent(
+        self, study: StudyReference, code: str, method: RetrieveMethod = RetrieveMethod.C_MOVE
+    ) -> None:
+        """The node sent nothing of a study it lists; several such studies disable it.
+
+        Parameters
+        ----------
+        study : int
+            Reference of the study.
+        code : str
+            Reason code of its last request.
+        method : RetrieveMethod
+            How it was requested: by C-GET there is no way back that could be closed.
+        """
         with self._changing():
             if self._health.record_nothing_sent(study):
                 for_a_person = reason_for(code).disposition is Disposition.OPERATOR
-                self._disable(code if for_a_person else "node-sends-nothing")
+                by_get = method is RetrieveMethod.C_GET
+                general = "c-get-sends-nothing" if by_get else "node-sends-nothing"
+                self._disable(code if for_a_person else general)
 
     def record_latency(self, kind: RequestKind, seconds: float, about: Hashable = None) -> None:
         """Seconds from a request to its first answer or instance.

@@ -64,7 +64,9 @@ def rejected(result: int, source: int, reason: int) -> PacsError:
     return PacsError("association-rejected", numbers)
 
 
-def aborted(source: int | None, reason: int | None, first_request: bool) -> PacsError:
+def aborted(
+    source: int | None, reason: int | None, first_request: bool, seconds: float | None = None
+) -> PacsError:
     """The error for an A-ABORT, or for a connection that ended without one.
 
     Parameters
@@ -74,10 +76,14 @@ def aborted(source: int | None, reason: int | None, first_request: bool) -> Pacs
     first_request : bool
         Whether it answered the negotiation or the very first request. A service user that
         aborts there usually means that our AE title lacks the permission.
+    seconds : float, optional
+        How long after the request it ended, which tells a crash from the time-out of a firewall.
     """
+    when = "" if seconds is None else f", {seconds:.1f} s after the request"
     if source is None:
-        return PacsError("association-lost", "the connection was closed without an A-ABORT")
-    numbers = f"aborted ({source},{reason})"
+        closed = "the connection was closed without an A-ABORT"
+        return PacsError("association-lost", closed + when)
+    numbers = f"aborted ({source},{reason}){when}"
     if source == 0 and first_request:
         return PacsError("not-permitted", f"{numbers} at the first request")
     if source == 2 and reason in (4, 5, 6) and first_request:

@@ -49,6 +49,7 @@ from prefect_dicom.network.upper_layer.negotiation import (
     MODEL_CONTEXT_ID,
     STORAGE_CONTEXTS,
     Context,
+    Granted,
     Pair,
     accepted_contexts,
     get_request_pdu,
@@ -67,6 +68,7 @@ _CANCEL_SECONDS = 2.0
 _RELEASE_SECONDS = 5.0
 
 _MEDIUM_PRIORITY = 0x0000
+_NO_ROLE = "C-GET: no storage class with our SCP role"
 
 _ELEMENT_HEADER = struct.Struct("<HHI")
 _FAILED_SOP_INSTANCE_UID_LIST = (0x0008, 0x0058)
@@ -81,6 +83,7 @@ def c_get(
     message_id: int = 1,
     on_progress: Callable[[RetrieveResult], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    without_roles: bool = True,
 ) -> RetrieveResult:
     """Send one C-GET on an association of its own and receive its instances.
 
@@ -104,6 +107,9 @@ def c_get(
     should_stop : callable, optional
         Called before each message and once a second; when it returns true the request is
         cancelled (PS3.7 9.3.3.3), and aborted 2 s later if the peer goes on.
+    without_roles : bool
+        Whether to send the request too where the peer accepts storage classes and says nothing of
+        roles: some send all the same.
 
     Returns
     -------
@@ -116,7 +122,8 @@ def c_get(
     ------
     PacsError
         The association could not be opened, or C-GET is not offered on it; ``sop-classes-refused``
-        where it is, but for none of the SOP classes.
+        where it is, but for none of the SOP classes, or where the peer says nothing of roles and
+        sends nothing either.
     ValueError
         More contexts than an association has, or an identifier that cannot be encoded.
     """
@@ -126,38 +133,43 @@ def c_get(
     data_set = encode(identifier, is_implicit_vr=True, is_little_endian=True)
     if not data_set:
         raise ValueError("the identifier cannot be encoded")
-    stream, accepted, peer_pdu_bytes = _associate(node, contexts)
+    stream, granted, accepted = _associate(node, contexts, without_roles)
     with contextlib.closing(stream.connection):
         failpoint("associated")
         request = _Request(
             stream,
             node,
             accepted,
-            peer_pdu_bytes,
+            granted.peer_pdu_bytes,
             store_handler,
             message_id,
             on_progress,
             should_stop,
         )
-        return request.run(data_set)
+        result = request.run(data_set)
+    if not granted.scp_roles and not request.instances and result.lost != "interrupted":
+        raise PacsError("sop-classes-refused", _NO_ROLE)
+    return result
 
 
-def _associate(node: PacsNode, contexts: Sequence[Pair]) -> tuple[Stream, dict[int, Context], int]:
-    """Negotiate; the stream, the accepted storage contexts and the peer's maximum PDU length."""
+def _associate(
+    node: PacsNode, contexts: Sequence[Pair], without_roles: bool
+) -> tuple[Stream, Granted, dict[int, Context]]:
+    """Negotiate; the stream, what was granted, and the accepted storage contexts."""
     model = QUERY_RETRIEVE_CLASSES["C-GET"][node.information_model]
     request = get_request_pdu(node.calling_ae_title, node.called_ae_title, model, contexts)
     stream, granted = associate(node, request)
-    accepted = accepted_contexts(granted, contexts)
+    accepted = accepted_contexts(granted, contexts, without_roles=without_roles)
     error: PacsError | None = None
     result = granted.results.get(MODEL_CONTEXT_ID)
     if result != ACCEPTED:
         error = PacsError("service-not-offered", f"C-GET: context result {result}")
     elif not accepted:
-        error = PacsError("sop-classes-refused", "C-GET: no storage class with our SCP role")
+        error = PacsError("sop-classes-refused", _NO_ROLE)
     if error is not None:
         abort(stream)
         raise error
-    return stream, accepted, granted.peer_pdu_bytes
+    return stream, granted, accepted
 
 
 class _Request:
@@ -198,6 +210,11 @@ class _Request:
             first_idle_seconds=node.timeouts.first_byte_seconds,
             on_response=self._respond,
         )
+
+    @property
+    def instances(self) -> int:
+        """Instances that were received."""
+        return self._transfer.instances
 
     def run(self, data_set: bytes) -> RetrieveResult:
         command = write_command(

@@ -164,7 +164,8 @@ class Exchange:
         # PACS that know our AE title from no table accept the association, answer
         # C-ECHO, and abort at the first request that needs a permission.
         first = not self.answered and self._service not in self._requestor.answered
-        return aborted(source, reason, first_request=first)
+        seconds = self._requestor.now() - self._sent_at
+        return aborted(source, reason, first_request=first, seconds=seconds)
 
     def _take(self, message: Message) -> Response:
         elements = message.elements

@@ -27,6 +27,9 @@ class RetrieveResult:
         Whether there was an Error Comment (0000,0902); its text is the peer's, and stays out.
     lost : str or None
         A code of :mod:`prefect_dicom.core.reasons` where the association ended early.
+    turned_away : str or None
+        A code of :mod:`prefect_dicom.core.reasons` where nothing was received, and our receiver
+        turned away a peer meanwhile: what the PACS reports of it is not the cause.
     """
 
     status: int | None
@@ -37,6 +40,7 @@ class RetrieveResult:
     failed_sop_instance_uids: tuple[str, ...] = ()
     error_comment_present: bool = False
     lost: str | None = None
+    turned_away: str | None = None
 
     @property
     def reports_success(self) -> bool:

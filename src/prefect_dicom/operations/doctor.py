@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import math
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import chain
 
 from pydicom.dataset import Dataset
@@ -25,11 +28,16 @@ from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, Instance, RetrieveMethod, Study
+from prefect_dicom.core.reasons import Scope
 from prefect_dicom.core.uids import is_safe_key, normal_uid
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.network.echo import echo
 from prefect_dicom.network.find.list_instances import list_instances
-from prefect_dicom.network.find.list_studies import find_some_studies, find_studies
+from prefect_dicom.network.find.list_studies import (
+    find_some_studies,
+    find_some_studies_by_prefix,
+    find_studies,
+)
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.move import move
 from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, context_groups
@@ -38,12 +46,20 @@ from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import is_unable_to_process, reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, StoreHandler
+from prefect_dicom.network.storage_scp.turned_away import TurnedAway, most_telling
 from prefect_dicom.retrieval.send import wait_until_received
 
 _PROBE = 0
 """Study reference of what the doctor retrieves; references of the ledger begin at 1."""
 _HERE = "`prefect-dicom doctor` prints the line to add."
 _WINDOWS_DAYS = (7, 90, 365, 3650)
+# Of PatientIDs, until one brings a study.
+_PREFIXES = "1203456789APMST"
+_AT_ONCE_SECONDS = 5.0
+_ENDED_AT_ONCE = (
+    "The PACS ended the connection at once, over this request; no time-out of a firewall is as "
+    "short. Its log of this minute says why. Try another study: --study, --accession or --patient."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +182,11 @@ def _check(part: str, check: str, run: Callable[[], str]) -> Finding:
         return _failed(part, check, error)
 
 
-def _failed(part: str, check: str, error: PrefectDicomError) -> Finding:
+def _failed(part: str, check: str, error: PrefectDicomError, seconds: float = math.inf) -> Finding:
+    """The finding for an error that came so many seconds after the check began."""
     words = f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
+    if error.code == "association-lost" and seconds < _AT_ONCE_SECONDS:
+        return Finding(part, check, False, words, _ENDED_AT_ONCE)
     # The advice of the reason refers to this command, which prints the lines at the end.
     advice = error.reason.what_to_do.replace(_HERE, "The line to add is below.")
     return Finding(part, check, False, words, advice)
@@ -223,11 +242,11 @@ def _node(
     site: Site, name: str, node: PacsNode, lease: ReceiverLease | None, row: CohortRow | None
 ) -> Iterator[Finding]:
     with Requestor(node) as requestor:
-        check = "C-ECHO"
+        check, began = "C-ECHO", time.monotonic()
         try:
             yield Finding(name, check, True, f"{echo(requestor) * 1000:.0f} ms")
-            check = "C-FIND"
-            study = _some_study(requestor, row)
+            check, began = "C-FIND", time.monotonic()
+            study = yield from _first_study(name, requestor, row)
             if study is None:
                 yield Finding(
                     name,
@@ -240,24 +259,73 @@ def _node(
                 )
                 return
             yield Finding(name, check, True, "answers")
-            check = "instance list"
+            check, began = "instance list", time.monotonic()
             listed = list_instances(requestor, study.study_instance_uid, study.patient_id)
             if not listed.instances:
                 words = "the PACS lists no instance of the study tried"
                 yield Finding(name, check, False, words, "Name another: --study, --accession.")
                 return
             yield Finding(name, check, True, f"{len(listed.instances)} in the study tried")
-            check = f"{node.retrieve.upper()} of one instance"
+            check, began = f"{node.retrieve.upper()} of one instance", time.monotonic()
             words = _retrieve_one(site, node, requestor, lease, study, listed.instances[0])
             yield Finding(name, check, True, words)
         except PrefectDicomError as error:
-            yield _failed(name, check, error)
+            yield _failed(name, check, error, time.monotonic() - began)
 
 
-def _some_study(requestor: Requestor, row: CohortRow | None) -> Study | None:
+def _first_study(
+    name: str, requestor: Requestor, row: CohortRow | None
+) -> Generator[Finding, None, Study | None]:
+    """A study to try a retrieval with: by the row or by date, and else by another key.
+
+    One query that fails proves nothing against queries: PACS end the association over a value of
+    their database that they cannot read, or over a key that they cannot match.
+
+    Raises
+    ------
+    PacsError
+        Of the first query, where the second one fails too.
+    """
+    first, second = _study_by_date, _study_by_patient
+    words = "Queries by date", "a query by PatientID"
     if row is not None:
-        studies = [s for s in find_studies(requestor, study_query(row)) if identifies(row, s)]
-        return next((s for s in studies if is_safe_key(s.study_instance_uid)), None)
+        first, second = partial(_study_of_row, row=row), _study_by_date
+        words = "The query for it", "a query by date"
+    try:
+        return first(requestor)
+    except PacsError as error:
+        # An abort at the first request may be for what was asked, and not for who asks.
+        if error.scope is not Scope.REQUEST and error.code != "not-permitted":
+            raise
+        failed = error
+    try:
+        study = second(requestor)
+    except PacsError:
+        raise failed from None
+    yield Finding(
+        name,
+        "C-FIND by date" if row is None else "C-FIND of the study",
+        row is None,
+        f"{failed.code}{': ' + failed.detail if failed.detail else ''}; {words[1]} is answered",
+        f"{words[0]} failed: the PACS's log says over what. Rows with other identifiers are found.",
+    )
+    return study
+
+
+def _study_of_row(requestor: Requestor, row: CohortRow) -> Study | None:
+    studies = [s for s in find_studies(requestor, study_query(row)) if identifies(row, s)]
+    return next((s for s in studies if is_safe_key(s.study_instance_uid)), None)
+
+
+def _study_by_patient(requestor: Requestor) -> Study | None:
+    for prefix in _PREFIXES:
+        for study in find_some_studies_by_prefix(requestor, prefix):
+            if is_safe_key(study.study_instance_uid):
+                return study
+    return None
+
+
+def _study_by_date(requestor: Requestor) -> Study | None:
     today = datetime.now(UTC).date()
     for first in [today - timedelta(days=days) for days in _WINDOWS_DAYS] + [date(1900, 1, 1)]:
         for study in find_some_studies(requestor, first, today):
@@ -294,6 +362,7 @@ def _retrieve_one(
     studies = {normal_uid(study.study_instance_uid): _PROBE}
     spool = Spool(site.spool.path, site.spool.reserve_bytes)
     spool.drop(_PROBE)
+    turned_away: Sequence[TurnedAway] = ()
     try:
         if node.retrieve is RetrieveMethod.C_GET:
             classes: Sequence[str]
@@ -311,11 +380,12 @@ def _retrieve_one(
                 outcome = move(requestor, identifier, title, expected.message_id)
                 if outcome.reports_success:
                     wait_until_received(expected, 1, node.timeouts.settle_seconds)
+                turned_away = expected.received().turned_away
         for file in spool.files(_PROBE):
             return f"arrives, {file.stat().st_size} bytes"
     finally:
         spool.drop(_PROBE)
-    raise _why_nothing_arrived(node, outcome)
+    raise _why_nothing_arrived(site, node, outcome, turned_away)
 
 
 def _get(
@@ -333,7 +403,12 @@ def _get(
         return RetrieveResult(None, lost=error.code)
 
 
-def _why_nothing_arrived(node: PacsNode, outcome: RetrieveResult) -> PacsError:
+def _why_nothing_arrived(
+    site: Site, node: PacsNode, outcome: RetrieveResult, turned_away: Sequence[TurnedAway]
+) -> PacsError:
+    if (found := most_telling(turned_away)) is not None:
+        ours = f"; ours is {site.receiver.ae_title}" if found.called_ae_title else ""
+        return PacsError(found.code, found.words + ours)
     if outcome.status is None:
         return PacsError(outcome.lost or "association-lost")
     service = node.retrieve.upper()

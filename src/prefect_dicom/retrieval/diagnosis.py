@@ -65,7 +65,9 @@ class Diagnosis:
             if brought:
                 self._admission.record_delivery()
                 return brought
-            self._admission.record_nothing_sent(task.reference, task.failure or "nothing-arrived")
+            self._admission.record_nothing_sent(
+                task.reference, task.failure or "nothing-arrived", self._session.method
+            )
             if self._admission.disabled_for:
                 raise PacsError(self._admission.disabled_for)
         return received

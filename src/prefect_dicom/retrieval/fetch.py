@@ -364,7 +364,9 @@ class Retrieval:
         """Record in the admission where nothing of a listed study was sent."""
         if received or not task.is_untouched or is_specific(task.failure):
             return
-        self._admission.record_nothing_sent(task.reference, task.failure or "nothing-arrived")
+        self._admission.record_nothing_sent(
+            task.reference, task.failure or "nothing-arrived", self._session.method
+        )
 
     def _record_fruitless(
         self, outcome: RetrieveResult, tasks: Sequence[StudyTask], *, first: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydicom.dataset import Dataset
 
@@ -25,6 +25,8 @@ from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import is_warning
 from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, Request, StoreHandler
+from prefect_dicom.network.storage_scp.client import Received
+from prefect_dicom.network.storage_scp.turned_away import most_telling
 from prefect_dicom.retrieval.ingest import Ingest
 from prefect_dicom.retrieval.requests import RetrieveRequest
 from prefect_dicom.retrieval.strategy import Contexts, PeerCapabilities
@@ -196,7 +198,20 @@ class RequestSender:
             first.look(so_far.instances)
             usage.instances, usage.size_bytes = so_far.instances, so_far.size_bytes
             self._check_room(so_far.refused, tasks)
-            return None if expected.renewed else outcome
+            if expected.renewed:
+                return None
+            if wanted is not None and so_far.instances >= wanted:
+                return outcome
+            return self._explained(outcome, so_far)
+
+    def _explained(self, outcome: RetrieveResult, so_far: Received) -> RetrieveResult:
+        """The end of a C-MOVE that did not bring all, with who was turned away meanwhile."""
+        found = most_telling(so_far.turned_away)
+        if found is None:
+            return outcome
+        self._session.note(f"while instances were due, {found.words}")
+        # Some PACS send from several machines, of which one may be allowed.
+        return outcome if so_far.instances else replace(outcome, turned_away=found.code)
 
     def _get(
         self,
@@ -224,10 +239,12 @@ class RequestSender:
                 contexts=contexts,
                 store_handler=store_handler,
                 should_stop=stopping,
+                without_roles=session.capabilities.may_send_without_roles,
             )
         except PacsError as error:
             if error.code != "sop-classes-refused":
                 raise
+            session.capabilities.fruitless_without_roles += 1
             # These classes cannot come from this node; others may.
             return RetrieveResult(None, lost=error.code)
         finally:

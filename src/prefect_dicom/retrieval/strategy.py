@@ -42,6 +42,7 @@ PlannedRequest = tuple[RetrieveRequest, Contexts]
 
 _SHRINK = 7
 """After a round that brought nothing, the UID lists of a C-MOVE get this much shorter."""
+_TRIES_WITHOUT_ROLES = 3
 _PROVES_IGNORED_LIST = 2
 """A longer list that brought only what its first UID names was not taken as a list."""
 _ALL_PROPOSED_FROM = 2
@@ -62,8 +63,15 @@ class PeerCapabilities:
     """The service to use where that is not as configured: C-MOVE for a C-GET it does not offer."""
     accepts_c_get: bool = False
     """It has accepted a C-GET: classes that it refuses later are not for want of the service."""
+    fruitless_without_roles: int = 0
+    """C-GETs for which it negotiated no roles, and sent nothing."""
     queries: QueryCapabilities = field(default_factory=QueryCapabilities)
     """Its support of the queries for a study's content."""
+
+    @property
+    def may_send_without_roles(self) -> bool:
+        """Whether a C-GET is worth sending to a node that ignores roles."""
+        return self.fruitless_without_roles < _TRIES_WITHOUT_ROLES
 
     @classmethod
     def of(cls, known: NodeCapabilities, node: PacsNode, receives: bool) -> PeerCapabilities:
@@ -182,6 +190,8 @@ def service_of(method: RetrieveMethod) -> str:
 
 def code_of_end(outcome: RetrieveResult, method: RetrieveMethod) -> str:
     """The reason code of a request that brought nothing."""
+    if outcome.turned_away is not None:
+        return outcome.turned_away
     if outcome.lost is not None:
         return outcome.lost
     if outcome.status is not None:
@@ -220,6 +230,8 @@ def is_worth_repeating(outcome: RetrieveResult | None) -> bool:
 
 def code_of_strain(outcome: RetrieveResult, brought: int) -> str | None:
     """The reason code where a request ended as if the node had too much to do; else None."""
+    if outcome.turned_away is not None:
+        return None
     if outcome.status is not None and is_out_of_resources(outcome.status):
         return "pacs-busy"
     if brought or (outcome.lost or "association-stalled") != "association-stalled":

@@ -89,12 +89,16 @@ what a PACS does whose clinicians work; nothing is failed for it.""",
         TRANSIENT,
         Scope.REQUEST,
         meaning="The association ended in the middle of a request.",
-        advice="Rerun; if it repeats, look for time-outs of firewalls between here and the PACS.",
+        advice=(
+            "Rerun; if it repeats at once, the PACS's log says why; if after the same number of "
+            "minutes, look for time-outs of firewalls between here and the PACS."
+        ),
         explanation="""
 The connection ended, with an A-ABORT or without, while an answer was due. The same request was
-repeated once at once on a new association, and what had arrived counts. If one study does this
-every time, the PACS's process crashes over it (its log says so); if any does after the same number
-of minutes, a firewall forgets idle connections.""",
+repeated once at once on a new association, and what had arrived counts. The message says how long
+after the request it was. If one study or query does this every time and within seconds, the PACS's
+process crashes over it (its log says so); if any does after the same number of minutes, a firewall
+forgets idle connections.""",
         retry_once=True,
         counts_against_node=True,
         unanswered=True,
@@ -241,6 +245,83 @@ convert.
         may_stop_midway=True,
     ),
     Reason(
+        "sender-not-allowed",
+        OPERATOR,
+        Scope.NODE,
+        meaning=(
+            "Nothing arrived, and meanwhile our receiver refused a connection from an address that "
+            "is not in `allowed_senders`."
+        ),
+        advice=(
+            "If the address in the message or in the notes of `prefect-dicom status` is the "
+            "PACS's, add it to `receiver.allowed_senders`."
+        ),
+        explanation="""
+The receiver takes connections only from the addresses of `receiver.allowed_senders`; where the site
+file has none, from those that the `host` of each node resolves to. A PACS of several machines sends
+from another one than it is asked at, and so does one behind NAT, in a container, or with several
+networks. The address was refused before a byte was read. `receiver.log` in the spool names it as
+well.""",
+        needs_diagnosis=True,
+    ),
+    Reason(
+        "receiver-title-unknown",
+        OPERATOR,
+        Scope.NODE,
+        meaning=(
+            "Nothing arrived, and meanwhile our receiver rejected an association that called "
+            "another AE title than its own."
+        ),
+        advice=(
+            "Have the title of our receiver corrected in the PACS's table of known nodes, in exact "
+            "case, or set `receiver.ae_title` to what the PACS calls: the message, or the notes of "
+            "`prefect-dicom status`, name it."
+        ),
+        explanation="""
+Rejection (1,1,7). AE titles are compared in exact case; blanks and NULs around them are of no
+account. The C-MOVE named our title as its destination, and the PACS found a node for it: it has
+another title in the entry from which it takes address and port. `receiver.log` in the spool names
+the title as well.""",
+        needs_diagnosis=True,
+    ),
+    Reason(
+        "sender-not-understood",
+        OPERATOR,
+        Scope.NODE,
+        meaning=(
+            "Nothing arrived, and meanwhile our receiver turned away a connection that it could "
+            "not understand."
+        ),
+        advice=(
+            "The message, or the notes of `prefect-dicom status`, say what came: have TLS to us "
+            "switched off where the PACS speaks it; anything else belongs into a report to us."
+        ),
+        explanation="""
+The connection came from an address that may send, and began with TLS, with another protocol, or
+with an association request that cannot be read. A PACS that is set to secure connections for all of
+its nodes speaks TLS to us too. `receiver.log` in the spool says what was wrong.""",
+        needs_diagnosis=True,
+    ),
+    Reason(
+        "c-get-sends-nothing",
+        OPERATOR,
+        Scope.NODE,
+        meaning=(
+            "Study after study is listed by the PACS, and none of their instances comes by C-GET."
+        ),
+        advice=(
+            "Read the PACS's log for the requests that ended so: permissions of our AE title, "
+            "objects that it cannot read; or set `retrieve: c-move` for this node."
+        ),
+        explanation="""
+Three studies in a row (ten, where others had come before) were listed by the PACS, are still there
+on a second look, and not even a single instance of them came. By C-GET instances come over our own
+association: no address, port or firewall on the way back is involved. Left are the permission to
+retrieve, which some PACS deny without an error, a presentation context that the PACS does not use
+for what it holds, and storage that it cannot read. The studies that were tried keep their reasons,
+the others stay pending; `prefect-dicom pull` with the same cohort file goes on behind them.""",
+    ),
+    Reason(
         "node-sends-nothing",
         OPERATOR,
         Scope.NODE,
@@ -253,8 +334,7 @@ a destination it does not know, one it cannot reach, one that does not answer. T
 tried keep their reasons, the others stay pending.
 
 If it really is these studies that cannot be sent, `prefect-dicom pull` with the same cohort file
-goes on behind them: it takes up what is pending and leaves what failed. With `retrieve: c-get`
-there is no way back to check: try `c-move`, and look into the PACS's log.
+goes on behind them: it takes up what is pending and leaves what failed.
 """
         + shared_texts.WAY_BACK_EXPLANATION,
     ),

@@ -143,7 +143,8 @@ list that holds still.""",
         TRANSIENT,
         Scope.STUDY,
         meaning="The PACS reported success and nothing arrived.",
-        advice=shared_texts.WAY_BACK_CHECKLIST,
+        advice="Where C-GET is used, read the PACS's log. Where C-MOVE is used: "
+        + shared_texts.WAY_BACK_CHECKLIST,
         explanation="""
 The C-MOVE or C-GET ended with success, all counters right, and no instance came. dcmqrscp says so
 for a UID it does not know; others count an object as sent when it is in their own queue. A PACS

@@ -196,7 +196,20 @@ def find_some_studies(
         See :func:`~prefect_dicom.network.find.query.find`, except ``answers-capped`` with answers.
     """
     days = f"{first:%Y%m%d}-{last:%Y%m%d}"
-    answers = find(requestor, query_identifier({"StudyDate": days}, STUDY_KEYS), "STUDY")
+    return _some_studies(requestor, query_identifier({"StudyDate": days}, STUDY_KEYS), most)
+
+
+def find_some_studies_by_prefix(
+    requestor: Requestor, prefix: str, most: int = _SOME
+) -> list[Study]:
+    """As :func:`find_some_studies`, of patients whose PatientID begins with a prefix."""
+    wildcards = {"PatientID": f"{prefix}*"}
+    identifier = query_identifier({}, STUDY_KEYS, wildcards=wildcards)
+    return _some_studies(requestor, identifier, most)
+
+
+def _some_studies(requestor: Requestor, identifier: Dataset, most: int) -> list[Study]:
+    answers = find(requestor, identifier, "STUDY")
     studies: list[Study] = []
     try:
         with contextlib.closing(answers):

@@ -37,6 +37,8 @@ class AssociationEvent:
     rejection: tuple[int, int, int] | None = None
     instances: int = 0
     end: CloseReason | None = None
+    detail: str = ""
+    """Of UNINTELLIGIBLE: what it was, in words; empty where nothing was said."""
 
     @classmethod
     def of(

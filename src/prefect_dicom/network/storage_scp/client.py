@@ -30,6 +30,7 @@ from prefect_dicom.network.storage_scp.control_protocol import (
     socket_path,
 )
 from prefect_dicom.network.storage_scp.process import Assignment
+from prefect_dicom.network.storage_scp.turned_away import TurnedAway
 
 _START_SECONDS = 30
 _ANSWER_SECONDS = 30
@@ -41,7 +42,8 @@ class Received:
     """What has been received so far for one retrieve request.
 
     ``by_originator`` counts the instances that named the request by its Move Originator fields.
-    ``refused`` is why an instance could not be written meanwhile, a reason code, else empty.
+    ``refused`` is why an instance could not be written meanwhile, a reason code, else empty;
+    ``turned_away`` are the peers that were turned away meanwhile.
     """
 
     instances: int
@@ -50,6 +52,7 @@ class Received:
     open_bytes: int
     refused: str = ""
     by_originator: int = 0
+    turned_away: tuple[TurnedAway, ...] = ()
 
 
 class ReceiverLease:
@@ -152,7 +155,8 @@ class Request:
             self.renewed = True
             self.message_id = self._lease._ask(self._message)["message_id"]
             answer = self._lease._ask({"verb": "received", "message_id": self.message_id})
-        return Received(**answer)
+        turned_away = tuple(map(TurnedAway.from_message, answer.pop("turned_away")))
+        return Received(**answer, turned_away=turned_away)
 
     def end(self) -> None:
         """End the request at the receiver."""

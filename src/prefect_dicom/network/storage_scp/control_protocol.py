@@ -11,7 +11,8 @@ its lease with its socket. Requests are answered in order.
                                                          last arrival for any of them
 ``received`` ``message_id``                              ``instances``, ``size_bytes``,
                                                          ``quiet_seconds``, ``open_bytes``,
-                                                         ``refused``, ``by_originator``
+                                                         ``refused``, ``by_originator``,
+                                                         ``turned_away`` since ``expect``
 ``forget``   ``message_id``
 ``status``                                               what ``prefect-dicom receiver
                                                          status`` prints

@@ -47,6 +47,7 @@ from prefect_dicom.network.storage_scp.server import (
 )
 from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
 from prefect_dicom.network.storage_scp.transfer import Limits
+from prefect_dicom.network.storage_scp.turned_away import TurnedAwayRecord
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class ReceiverServer:
         self._dead_runs = 0
         self._spool_bytes = CachedReading(self._spool.waiting_bytes)
         self._connections: Counter[str] = Counter()
+        self._turned_away = TurnedAwayRecord()
         self._stop = threading.Event()
         self._spool_lock: int | None = None
         self._title_lock: socket.socket | None = None
@@ -286,6 +288,9 @@ class ReceiverServer:
                     "quiet_seconds": time.monotonic() - expectation.last_arrival,
                     "open_bytes": self._store_handler.open_bytes,
                     "refused": self._store_handler.refused_since(expectation),
+                    "turned_away": [
+                        one.to_message() for one in self._turned_away.since(expectation.began)
+                    ],
                 }
             case {"verb": "forget", "message_id": int(number)} if number in mine:
                 self._forget(number, mine.pop(number))
@@ -341,11 +346,13 @@ class ReceiverServer:
                 "quarantined": self._store_handler.quarantined,
                 "open_bytes": self._store_handler.open_bytes,
                 "free_bytes": self._spool.free_bytes(),
+                "turned_away": [one.words for one in self._turned_away.since(0.0)],
             }
 
     # --- metrics
 
     def _count_connection(self, event: AssociationEvent) -> None:
+        self._turned_away.note(event)
         with self._lock:
             self._connections[event.happening.value] += 1
 

@@ -1,6 +1,6 @@
 """The storage SCP: who may connect, how associations are negotiated, how it stops.
 
-pynetdicom's PDU classes read and write the negotiation (PS3.8 9.3, PS3.7 Annex D); then the
+The negotiation (PS3.8 9.3, PS3.7 Annex D) is read and answered here; then the
 :mod:`transfer loop <prefect_dicom.network.storage_scp.transfer>` has the socket. Every peer is a
 stranger until it is through: the allow-list is asked before its first byte is read, it has no
 thread before its request is there, the TLS handshake and the A-ASSOCIATE-RQ have a size and
@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pynetdicom.pdu import A_ASSOCIATE_RQ
-
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.storage_scp.association_events import AssociationEvent, Happening
@@ -37,10 +35,13 @@ from prefect_dicom.network.storage_scp.transfer import (
     Limits,
     Transfer,
 )
+from prefect_dicom.network.upper_layer.association_items import printable
 from prefect_dicom.network.upper_layer.negotiation import (
     APPLICATION_CONTEXT,
     MOST_FIRST_BYTES,
     Answer,
+    AssociationRequest,
+    NotDicomError,
     first_bytes,
     read_request,
 )
@@ -296,8 +297,9 @@ class StorageScp:
             logger.error("the allow-list failed: %s", type(error).__name__)
             is_allowed = False
         if not is_allowed:
-            sock.close()
+            # Before the peer sees it, and tells whoever asks us next why nothing came.
             self._tell(AssociationEvent(Happening.NOT_ALLOWED, address))
+            sock.close()
             return
         connection = _Connection(sock, address, time.monotonic() + self._policy.negotiation_seconds)
         sent_away: _Connection | None = None
@@ -397,18 +399,26 @@ class StorageScp:
             request = read_request(stream, deadline)
             accepted = self._rejection(request) or self._accept_request(request, connection)
         except ProtocolError as fault:
+            self._tell_unintelligible(connection, fault.detail)
             self._send(connection, abort_pdu(fault.source, fault.reason), deadline)
-            self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, connection.address))
+            return
+        except NotDicomError as said:
+            self._tell_unintelligible(connection, str(said))
+            return
+        except ssl.SSLError as error:
+            self._tell_unintelligible(connection, f"no TLS with it ({error.reason})")
             return
         except OSError:
-            self._tell(AssociationEvent(Happening.UNINTELLIGIBLE, connection.address))
+            self._tell_unintelligible(connection)
             return
         info = AssociationInfo(
-            request.calling_ae_title, request.called_ae_title, connection.address
+            printable(request.calling_ae_title),
+            printable(request.called_ae_title),
+            connection.address,
         )
         if not isinstance(accepted, Answer):
-            self._send(connection, reject_pdu(*accepted), deadline)
             self._tell(AssociationEvent.of(Happening.REJECTED, info, rejection=accepted))
+            self._send(connection, reject_pdu(*accepted), deadline)
             return
         connection.transfer = transfer = Transfer(
             stream,
@@ -429,18 +439,22 @@ class StorageScp:
             AssociationEvent.of(Happening.ENDED, info, instances=transfer.instances, end=end)
         )
 
-    def _rejection(self, request: A_ASSOCIATE_RQ) -> tuple[int, int, int] | None:
+    def _tell_unintelligible(self, connection: _Connection, detail: str = "") -> None:
+        event = AssociationEvent(Happening.UNINTELLIGIBLE, connection.address, detail=detail)
+        self._tell(event)
+
+    def _rejection(self, request: AssociationRequest) -> tuple[int, int, int] | None:
         """Why a request is rejected for what it proposes; None where it is not."""
         if not request.protocol_version & 1:
             return _REJECT_PROTOCOL_VERSION
-        if request.application_context_name != APPLICATION_CONTEXT:
+        if request.application_context_uid != APPLICATION_CONTEXT:
             return _REJECT_APPLICATION_CONTEXT
-        if request.called_ae_title.strip() not in self._ae_titles:
+        if request.called_ae_title not in self._ae_titles:
             return _REJECT_CALLED_AE_TITLE
         return None
 
     def _accept_request(
-        self, request: A_ASSOCIATE_RQ, connection: _Connection
+        self, request: AssociationRequest, connection: _Connection
     ) -> Answer | tuple[int, int, int]:
         """Take a slot for an association and answer its request; a rejection if none is free."""
         with self._lock:

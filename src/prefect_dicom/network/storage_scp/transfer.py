@@ -36,6 +36,7 @@ from prefect_dicom.network.dimse import (
 )
 from prefect_dicom.network.status import StorageStatus
 from prefect_dicom.network.storage_scp.instance_sink import IncomingInstance, InstanceSink
+from prefect_dicom.network.upper_layer.association_items import ae_title
 from prefect_dicom.network.upper_layer.negotiation import Context
 from prefect_dicom.network.upper_layer.pdu import (
     ANNOUNCED_PDU_BYTES,
@@ -49,9 +50,8 @@ from prefect_dicom.network.upper_layer.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-# Peers count headers differently when they fill the announced length.
-_PDU_SLACK_BYTES = 4 * 1024
-_UNLIMITED_PDU_BYTES = 64 * 1024 * 1024
+# Some peers do not look at the length that is announced, and none of it is kept in memory.
+_LONGEST_PDU_BYTES = 64 * 1024 * 1024
 _COMMAND_BYTES = 64 * 1024
 # Of a final response: a list of the UIDs that failed, of all that were asked for at once.
 _IDENTIFIER_BYTES = 1024 * 1024
@@ -66,10 +66,11 @@ class Limits:
     Parameters
     ----------
     pdu_bytes : int
-        The maximum PDU length announced; 0 announces "unlimited", which ends at 64 MiB. A
-        longer P-DATA-TF ends the association.
+        The maximum PDU length announced; 0 announces "unlimited". Longer ones are taken as well;
+        a P-DATA-TF of more than 64 MiB ends the association.
     pdu_seconds : float
-        From the first byte of a PDU to its last, and for sending an answer.
+        From the first byte of a PDU to its last, and for sending an answer. A PDU that is longer
+        than announced has as much more time.
     idle_seconds : float or None
         Between two PDUs.
     message_seconds : float or None
@@ -81,12 +82,9 @@ class Limits:
     idle_seconds: float | None = 600.0
     message_seconds: float | None = 4 * 3600.0
 
-    @property
-    def longest_pdu_bytes(self) -> int:
-        """The PDU length that is still taken."""
-        if self.pdu_bytes == 0:
-            return _UNLIMITED_PDU_BYTES
-        return self.pdu_bytes + _PDU_SLACK_BYTES
+    def seconds_of(self, length: int) -> float:
+        """The time that a PDU of this length may take."""
+        return self.pdu_seconds * max(1.0, length / (self.pdu_bytes or ANNOUNCED_PDU_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,6 @@ class Transfer:
         self._store_handler = store_handler
         self._info = info or AssociationInfo()
         self._limits = limits or Limits()
-        self._longest_pdu = self._limits.longest_pdu_bytes
         self._peer_pdu_bytes = peer_pdu_bytes
         self._idle_seconds = _or_never(
             self._limits.idle_seconds if first_idle_seconds is None else first_idle_seconds
@@ -278,15 +275,18 @@ class Transfer:
                     stream.attend()
             if stream.start == stream.end:
                 self._wait_for_pdu()
-            deadline = min(time.monotonic() + self._limits.pdu_seconds, self._message_deadline)
+            began = time.monotonic()
+            deadline = min(began + self._limits.pdu_seconds, self._message_deadline)
             try:
                 kind, length = stream.pdu_header(deadline)
                 if kind != P_DATA_TF:
                     return self._other_pdu(kind, length, deadline)
-                if not 6 <= length <= self._longest_pdu:
+                if not 6 <= length <= _LONGEST_PDU_BYTES:
                     raise ProtocolError(
                         ProtocolError.INVALID_PARAMETER, f"a P-DATA-TF of {length} bytes"
                     )
+                if length > self._limits.pdu_bytes:
+                    deadline = min(began + self._limits.seconds_of(length), self._message_deadline)
                 stream.p_data(length, deadline, self._take)
                 if self._finished:
                     return CloseReason(CloseKind.FINISHED)
@@ -467,9 +467,7 @@ class Transfer:
             calling_ae_title=self._info.calling_ae_title,
             called_ae_title=self._info.called_ae_title,
             peer_address=self._info.address,
-            move_originator_ae_title=None
-            if originator is None
-            else _text(elements, Element.MOVE_ORIGINATOR_AE_TITLE),
+            move_originator_ae_title=None if originator is None else ae_title(originator),
             move_originator_message_id=unsigned_short(elements, Element.MOVE_ORIGINATOR_MESSAGE_ID),
         )
 

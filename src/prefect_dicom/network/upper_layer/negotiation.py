@@ -1,20 +1,23 @@
 """Association negotiation on a socket we own: PS3.8 9.3.2 to 9.3.4, PS3.7 Annex D.
 
-pynetdicom's PDU classes encode and decode; what is proposed and accepted is decided here.
-Decoding bytes of an unknown peer raises a dozen types: every such place catches all of them.
+What peers propose and accept is read and decided here; pynetdicom's PDU classes encode our own
+requests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
     AsynchronousOperationsWindowNegotiation,
@@ -23,7 +26,7 @@ from pynetdicom.pdu_primitives import (
     MaximumLengthNotification,
     SCP_SCU_RoleSelectionNegotiation,
 )
-from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.presentation import build_context
 from pynetdicom.service_class import (
     NonPatientObjectStorageServiceClass,
     ServiceClass,
@@ -33,32 +36,33 @@ from pynetdicom.service_class import (
 from pynetdicom.sop_class import uid_to_service_class
 
 from prefect_dicom.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from prefect_dicom.network.upper_layer import association_items
+from prefect_dicom.network.upper_layer.association_items import (
+    MOST_CONTEXTS,
+    AssociationItems,
+    Roles,
+    acceptance_pdu,
+    ae_title,
+    read_items,
+)
 from prefect_dicom.network.upper_layer.pdu import ANNOUNCED_PDU_BYTES, Pdu, ProtocolError
 from prefect_dicom.network.upper_layer.stream import Stream
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _HEADER_BYTES = 6
-_REQUEST_BYTES = 64 * 1024
-MOST_FIRST_BYTES = _HEADER_BYTES + _REQUEST_BYTES
-"""The longest A-ASSOCIATE-RQ that is read."""
-# As many as the longest request has, of UIDs of an ordinary length.
-_MOST_ITEMS = 3000
+# 128 contexts of 45 transfer syntaxes of an ordinary length are 170 KiB.
+_REQUEST_BYTES = 512 * 1024
+MOST_FIRST_BYTES = _HEADER_BYTES + 64 * 1024
+"""How much of an A-ASSOCIATE-RQ is waited for before it is read: nearly all are shorter."""
+_TLS_HANDSHAKE = 0x16
 _SHORT_REQUEST_BYTES = 16 * 1024
-_ITEM_HEADER = struct.Struct(">BxH")
-# PS3.8 9.3.2: the variable items begin behind the fixed fields, and those of a presentation
-# context behind its ID.
-_VARIABLE_ITEMS_AT = 68
-_ITEMS_WITHIN = {0x20: 4, 0x21: 4, 0x50: 0}
-# PS3.8 9.3.2, PS3.7 D.3.3; a UID has 64 characters, a user's identity (0x58) as many as it likes.
-_LONGEST_ITEMS = dict.fromkeys((0x10, 0x30, 0x40, 0x52), 128)
-_LONGEST_ITEMS |= dict.fromkeys((0x51, 0x53, 0x54, 0x55, 0x56, 0x57), 1024)
 _long_requests = threading.Lock()
 ANSWER_BYTES = 64 * 1024
 """The longest A-ASSOCIATE-AC that is read."""
 
 # Context IDs are odd and at most 255 (PS3.8 9.3.2.2); the first is the model's.
 MODEL_CONTEXT_ID = 1
-STORAGE_CONTEXTS = 127
+STORAGE_CONTEXTS = MOST_CONTEXTS - 1
 """Presentation contexts that remain for instances in the association of a C-GET."""
 
 Pair = tuple[str, str]
@@ -86,6 +90,23 @@ class Context(NamedTuple):
     transfer_syntax_uid: str
 
 
+@dataclass(frozen=True, slots=True)
+class AssociationRequest:
+    """What an A-ASSOCIATE-RQ asks for; AE titles are what the peer wrote, without padding."""
+
+    protocol_version: int
+    application_context_uid: str
+    called_ae_title: str
+    calling_ae_title: str
+    length: int
+    """Of the PDU, in bytes."""
+    items: AssociationItems
+
+
+class NotDicomError(ConnectionAbortedError):
+    """What a connection begins with is no PDU; says what it seems to be."""
+
+
 def first_bytes(there: bytes) -> int:
     """How many bytes of a connection have to be there for :func:`read_request` to decide.
 
@@ -99,24 +120,28 @@ def first_bytes(there: bytes) -> int:
     if len(there) < _HEADER_BYTES:
         return _HEADER_BYTES
     length = int.from_bytes(there[2:_HEADER_BYTES], "big")
-    return _HEADER_BYTES + (0 if length > _REQUEST_BYTES else length)
+    if length > _REQUEST_BYTES:
+        return _HEADER_BYTES
+    return min(_HEADER_BYTES + length, MOST_FIRST_BYTES)
 
 
-def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
+def read_request(stream: Stream, deadline: float) -> AssociationRequest:
     """The A-ASSOCIATE-RQ a connection begins with.
 
     Raises
     ------
     ProtocolError
         Another PDU, or one that cannot be read.
+    NotDicomError
+        Another protocol.
     OSError
-        Not DICOM, too slow, or closed.
+        Too slow, or closed.
     """
     stream.fill(deadline)
     kind = stream.buffer[stream.start]
     if kind not in Pdu._value2member_map_:
         # HTTP, TLS on the plain port, a scanner: closed without an answer.
-        raise ConnectionAbortedError
+        raise NotDicomError("it speaks TLS" if kind == _TLS_HANDSHAKE else "it speaks no DICOM")
     if kind != Pdu.ASSOCIATE_RQ:
         raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
     header = stream.take(_HEADER_BYTES, deadline)
@@ -124,40 +149,16 @@ def read_request(stream: Stream, deadline: float) -> A_ASSOCIATE_RQ:
     if length > _REQUEST_BYTES:
         raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"an A-ASSOCIATE-RQ of {length} bytes")
     body = stream.take(length, deadline)
-    _refuse_stuffed(body)
-    request = A_ASSOCIATE_RQ()
-    try:
-        with _in_turn(length):
-            request.decode(header + body)
-    except Exception:
-        # The decoder raises a dozen types for bytes that are no request.
-        raise ProtocolError(
-            ProtocolError.INVALID_PARAMETER, "an unreadable A-ASSOCIATE-RQ"
-        ) from None
-    return request
-
-
-def _refuse_stuffed(body: bytes) -> None:
-    """Raise for more or longer items than any use needs, before each becomes an object.
-
-    Decoding takes pynetdicom up to 0.1 ms an item, of which 64 KiB hold 16,000; looking whether
-    one UID of 64 KiB is valid takes megabytes.
-    """
-    left = _MOST_ITEMS
-    contexts = STORAGE_CONTEXTS + 1
-    behind = [(_VARIABLE_ITEMS_AT, len(body))]
-    while behind:
-        at, end = behind.pop()
-        while at + 4 <= end:
-            kind, length = _ITEM_HEADER.unpack_from(body, at)
-            at += 4
-            left -= 1
-            contexts -= kind in (0x20, 0x21)
-            if left < 0 or contexts < 0 or length > _LONGEST_ITEMS.get(kind, length):
-                raise ProtocolError(ProtocolError.INVALID_PARAMETER, "a stuffed A-ASSOCIATE PDU")
-            if kind in _ITEMS_WITHIN:
-                behind.append((at + _ITEMS_WITHIN[kind], min(at + length, end)))
-            at += length
+    with _in_turn(length):
+        items = read_items(body)
+    return AssociationRequest(
+        items.protocol_version,
+        items.application_context_uid,
+        ae_title(items.called),
+        ae_title(items.calling),
+        length,
+        items,
+    )
 
 
 @contextlib.contextmanager
@@ -170,67 +171,77 @@ def _in_turn(length: int) -> Iterator[None]:
             yield
 
 
+# What a sender may list beside what it holds, from the likeliest to be re-encoded on.
+_RECODED = {ImplicitVRLittleEndian: 2, ExplicitVRBigEndian: 1, DeflatedExplicitVRLittleEndian: 1}
+
+
 def kept_transfer_syntax(proposed: Sequence[str]) -> str:
     """The transfer syntax to accept of those a sender proposes in one context.
 
-    The first that is not Implicit VR Little Endian. A sender lists first what it prefers to
-    send, but everybody lists the default as well, and some re-encode into it whatever they
-    hold, losing the VRs of private elements.
+    The first that is none of those to which instances are re-encoded: a sender lists first what
+    it prefers to send, but everybody lists Implicit VR Little Endian as well, and some re-encode
+    into it whatever they hold, losing the VRs of private elements; Explicit VR Big Endian (retired)
+    and the deflated syntax stand for what somebody's software can do, and hardly ever for what it
+    holds.
     """
-    for syntax in proposed:
-        if syntax != ImplicitVRLittleEndian:
-            return syntax
-    return proposed[0]
+    return min(proposed, key=lambda syntax: _RECODED.get(syntax, 0))
 
 
 class Answer:
-    """The A-ASSOCIATE-AC to a request: PS3.8 9.3.3, PS3.7 D.3.3."""
+    """The A-ASSOCIATE-AC to a request: PS3.8 9.3.3, PS3.7 D.3.3.
 
-    def __init__(self, request: A_ASSOCIATE_RQ, pdu_bytes: int) -> None:
-        try:
-            with _in_turn(request.pdu_length):
-                self._build(request, pdu_bytes)
-        except Exception:
-            # Values that could be read and still are none, such as an empty UID.
+    Attributes
+    ----------
+    contexts : dict of int to Context
+        The accepted presentation contexts by their ID.
+    peer_pdu_bytes : int
+        The longest PDU the peer takes, 0 for any.
+    pdu : bytes
+        The PDU to send.
+
+    Raises
+    ------
+    ProtocolError
+        The request is for us and has no user information.
+    """
+
+    def __init__(self, request: AssociationRequest, pdu_bytes: int) -> None:
+        if not request.items.has_user_information:
             raise ProtocolError(
-                ProtocolError.INVALID_PARAMETER, "an unusable A-ASSOCIATE-RQ"
-            ) from None
+                ProtocolError.INVALID_PARAMETER, "an A-ASSOCIATE-RQ without user information"
+            )
+        with _in_turn(request.length):
+            self._build(request.items, pdu_bytes)
 
-    def _build(self, request: A_ASSOCIATE_RQ, pdu_bytes: int) -> None:
-        primitive = request.to_primitive()
-        roles = {
-            item.sop_class_uid: item
-            for item in primitive.user_information
-            if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
-        }
+    def _build(self, asked: AssociationItems, pdu_bytes: int) -> None:
         results = [
-            _negotiate(proposed, roles.get(proposed.abstract_syntax))
-            for proposed in primitive.presentation_context_definition_list
+            _negotiate(proposed, asked.roles.get(proposed.abstract_syntax_uid))
+            for proposed in asked.contexts
         ]
         self.contexts = {
-            context.context_id: Context(str(context.abstract_syntax), context.transfer_syntax[0])
-            for context in results
-            if context.result == ACCEPTED and context.context_id is not None
+            proposed.context_id: Context(
+                proposed.abstract_syntax_uid, answered.transfer_syntax_uids[0]
+            )
+            for proposed, answered in zip(asked.contexts, results, strict=True)
+            if answered.result == ACCEPTED
         }
-        self.peer_pdu_bytes = _maximum_length(request)
-
-        accept = A_ASSOCIATE()
-        accept.application_context_name = APPLICATION_CONTEXT
-        accept.calling_ae_title = primitive.calling_ae_title
-        accept.called_ae_title = primitive.called_ae_title
-        accept.result, accept.result_source = 0, 1
-        accept.presentation_context_definition_results_list = results
-        accept.user_information = user_information(pdu_bytes)
+        self.peer_pdu_bytes = asked.maximum_length
+        accepted = {context.abstract_syntax_uid for context in self.contexts.values()}
         # The asynchronous operations window is not answered, which means one at a time.
-        for uid, role in roles.items():
-            if role.scu_role and any(uid == c.abstract_syntax_uid for c in self.contexts.values()):
-                answered = SCP_SCU_RoleSelectionNegotiation()
-                answered.sop_class_uid = uid
-                answered.scu_role, answered.scp_role = True, False
-                accept.user_information.append(answered)
-        pdu = A_ASSOCIATE_AC()
-        pdu.from_primitive(accept)
-        self.pdu = pdu.encode()
+        answer = AssociationItems(
+            asked.protocol_version,
+            asked.called,
+            asked.calling,
+            APPLICATION_CONTEXT,
+            results,
+            maximum_length=pdu_bytes,
+            roles={
+                uid: Roles(scu=True, scp=False)
+                for uid, role in asked.roles.items()
+                if role.scu and uid in accepted
+            },
+        )
+        self.pdu = acceptance_pdu(answer, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
 
 
 def user_information(pdu_bytes: int) -> list[Any]:
@@ -245,26 +256,29 @@ def user_information(pdu_bytes: int) -> list[Any]:
 
 
 def _negotiate(
-    proposed: PresentationContext, role: SCP_SCU_RoleSelectionNegotiation | None
-) -> PresentationContext:
+    proposed: association_items.Context, role: Roles | None
+) -> association_items.Context:
     """The result for one proposed context: any class of instances and C-ECHO, any encoding."""
-    context = PresentationContext()
-    context.context_id = proposed.context_id
-    context.abstract_syntax = proposed.abstract_syntax
-    if not proposed.transfer_syntax:
-        context.transfer_syntax = [ImplicitVRLittleEndian]
-        context.result = _TRANSFER_SYNTAXES_NOT_SUPPORTED
-        return context
-    context.transfer_syntax = [kept_transfer_syntax(proposed.transfer_syntax)]
-    if uid_to_service_class(str(proposed.abstract_syntax)) not in _SERVICES:
+    answered = association_items.Context(proposed.context_id)
+    syntaxes = [uid for uid in proposed.transfer_syntax_uids if _is_usable(uid)]
+    answered.transfer_syntax_uids = [
+        kept_transfer_syntax(syntaxes) if syntaxes else ImplicitVRLittleEndian
+    ]
+    abstract_syntax = proposed.abstract_syntax_uid
+    if not syntaxes:
+        answered.result = _TRANSFER_SYNTAXES_NOT_SUPPORTED
+    elif not _is_usable(abstract_syntax) or uid_to_service_class(abstract_syntax) not in _SERVICES:
         # Queries, worklists and the like: better refused here than with a status later.
-        context.result = _ABSTRACT_SYNTAX_NOT_SUPPORTED
-    elif role is not None and not role.scu_role:
+        answered.result = _ABSTRACT_SYNTAX_NOT_SUPPORTED
+    elif role is not None and not role.scu:
         # It wants to be SCP only, and we do not send.
-        context.result = _USER_REJECTION
-    else:
-        context.result = ACCEPTED
-    return context
+        answered.result = _USER_REJECTION
+    return answered
+
+
+def _is_usable(uid: str) -> bool:
+    """Whether a UID, however odd, is a text that can be written into a file."""
+    return bool(uid) and uid.isascii() and uid.isprintable()
 
 
 def get_request_pdu(
@@ -357,54 +371,35 @@ def read_answer(pdu: bytes) -> Granted:
     ProtocolError
         It cannot be read.
     """
-    _refuse_stuffed(pdu[6:])
-    answer = A_ASSOCIATE_AC()
-    try:
-        answer.decode(pdu)
-        items = answer.to_primitive().user_information
-        results = answer.presentation_context
-        operations_windows = [
-            item.maximum_number_operations_invoked
-            for item in items
-            if isinstance(item, AsynchronousOperationsWindowNegotiation)
-        ]
-        return Granted(
-            {_number(item.context_id): _number(item.result) for item in results},
-            {_number(item.context_id): str(item.transfer_syntax or "") for item in results},
-            frozenset(
-                str(item.sop_class_uid)
-                for item in items
-                if isinstance(item, SCP_SCU_RoleSelectionNegotiation) and item.scp_role
-            ),
-            operations_windows[0] if operations_windows else None,
-            _maximum_length(answer),
-        )
-    except Exception:
-        raise ProtocolError(
-            ProtocolError.INVALID_PARAMETER, "the A-ASSOCIATE-AC cannot be read"
-        ) from None
+    items = read_items(pdu[_HEADER_BYTES:])
+    return Granted(
+        {one.context_id: one.result for one in items.contexts},
+        {
+            context.context_id: "".join(context.transfer_syntax_uids[:1])
+            for context in items.contexts
+        },
+        frozenset(uid for uid, role in items.roles.items() if role.scp),
+        items.operations_window,
+        items.maximum_length,
+    )
 
 
-def _number(value: int | None) -> int:
-    """A field of a decoded PDU. pynetdicom's are optional, for PDUs that are being built."""
-    if value is None:
-        raise ValueError("a field of a PDU is missing")
-    return value
+def accepted_contexts(
+    granted: Granted, contexts: Sequence[Pair], *, without_roles: bool = False
+) -> dict[int, Context]:
+    """The storage contexts of a C-GET that were accepted with our SCP role, by their ID.
 
-
-def _maximum_length(pdu: A_ASSOCIATE_RQ | A_ASSOCIATE_AC) -> int:
-    """The maximum PDU length a peer announces, PS3.8 D.1; 0 is any."""
-    information = pdu.user_information
-    if information is None:
-        raise ValueError("the user information is missing")
-    return information.maximum_length or 0
-
-
-def accepted_contexts(granted: Granted, contexts: Sequence[Pair]) -> dict[int, Context]:
-    """The storage contexts of a C-GET that were accepted with our SCP role, by their ID."""
+    Parameters
+    ----------
+    without_roles : bool
+        Whether a peer that says nothing of any role is taken to grant them.
+    """
     accepted = {}
+    any_role = without_roles and not granted.scp_roles
     for number, (sop_class, syntax) in enumerate(contexts, start=1):
         context_id = 2 * number + MODEL_CONTEXT_ID
-        if granted.results.get(context_id) == ACCEPTED and sop_class in granted.scp_roles:
+        if granted.results.get(context_id) == ACCEPTED and (
+            any_role or sop_class in granted.scp_roles
+        ):
             accepted[context_id] = Context(sop_class, syntax)
     return accepted
