@@ -182,9 +182,13 @@ def _check(part: str, check: str, run: Callable[[], str]) -> Finding:
         return _failed(part, check, error)
 
 
+def _words(error: PrefectDicomError) -> str:
+    return f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
+
+
 def _failed(part: str, check: str, error: PrefectDicomError, seconds: float = math.inf) -> Finding:
     """The finding for an error that came so many seconds after the check began."""
-    words = f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
+    words = _words(error)
     if error.code == "association-lost" and seconds < _AT_ONCE_SECONDS:
         return Finding(part, check, False, words, _ENDED_AT_ONCE)
     # The advice of the reason refers to this command, which prints the lines at the end.
@@ -295,7 +299,8 @@ def _first_study(
         return first(requestor)
     except PacsError as error:
         # An abort at the first request may be for what was asked, and not for who asks.
-        if error.scope is not Scope.REQUEST and error.code != "not-permitted":
+        by_abort = error.code == "not-permitted" or error.code == "protocol-not-supported"
+        if error.scope is not Scope.REQUEST and not by_abort:
             raise
         failed = error
     try:
@@ -306,7 +311,7 @@ def _first_study(
         name,
         "C-FIND by date" if row is None else "C-FIND of the study",
         row is None,
-        f"{failed.code}{': ' + failed.detail if failed.detail else ''}; {words[1]} is answered",
+        f"{_words(failed)}; {words[1]} is answered",
         f"{words[0]} failed: the PACS's log says over what. Rows with other identifiers are found.",
     )
     return study
