@@ -1,6 +1,6 @@
 """Cohort file to studies to bucket to report: the flow a user runs.
 
-Order: read and register the cohort (all complaints at once, nothing sent), discover its rows,
+Order: read and register the cohort (all faults at once, nothing sent), discover its rows,
 pull its studies chunk by chunk, try again what failed for a transient reason, report. What is
 finished creates no task runs, so running a finished cohort again costs next to nothing.
 """

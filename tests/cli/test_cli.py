@@ -1,4 +1,4 @@
-"""The command line as users meet it: help, complaints, exit codes, JSON, and a Ctrl-C."""
+"""The command line as users meet it: help, faults, exit codes, JSON, and a Ctrl-C."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_every_command_explains_its_options_without_loading_an_engine(command, n
 def test_a_mistyped_command_is_told_apart_from_rows_that_are_not_archived(command, arguments, hint):
     ended = command(*arguments)
     assert ended.code == Exit.CONFIGURATION
-    assert hint in ended.complaints
+    assert hint in ended.stderr
 
 
 # --- faults in what the user wrote
@@ -122,8 +122,8 @@ def test_all_faults_of_a_site_file_are_told_at_once(command, place):
         ended = command(*arguments, "--site", "faulty.yaml")
         assert ended.code == Exit.CONFIGURATION
         for key in ("main.host", "main.port", "called_ae_title", "archive", "spoool"):
-            assert key in ended.complaints
-        assert "faults" in ended.complaints and "Traceback" not in ended.complaints
+            assert key in ended.stderr
+        assert "faults" in ended.stderr and "Traceback" not in ended.stderr
         assert not ended.modules & {"prefect", "boto3"}
         assert ended.output == ""
     assert set(command.folder.iterdir()) == before
@@ -144,9 +144,9 @@ def test_all_faults_of_a_cohort_file_are_told_before_anything_is_started(command
     ended = command("pull", cohort)
     assert ended.code == Exit.CONFIGURATION
     for line in (2, 3, 4, 5, 6):
-        assert f"line {line}" in ended.complaints
-    assert "line 7" not in ended.complaints
-    assert "Jane" not in ended.complaints and "000123" not in ended.complaints
+        assert f"line {line}" in ended.stderr
+    assert "line 7" not in ended.stderr
+    assert "Jane" not in ended.stderr and "000123" not in ended.stderr
     assert "prefect" not in ended.modules
     assert place.asked_for() == 0
     assert command("status", "--json").result == []
@@ -156,7 +156,7 @@ def test_a_cohort_file_without_a_known_column_is_refused(command, place):
     (command.folder / "cohort.csv").write_text("Name,Birthday\nDoe,1950\n")
     ended = command("pull", "cohort.csv")
     assert ended.code == Exit.CONFIGURATION
-    assert "PatientID" in ended.complaints
+    assert "PatientID" in ended.stderr
     assert command("pull", "missing.csv").code == Exit.CONFIGURATION
     assert place.asked_for() == 0
 
@@ -182,17 +182,17 @@ def test_an_option_that_means_nothing_is_refused_before_the_pacs_is_asked(
     place.cohort()
     ended = command(*arguments)
     assert ended.code == Exit.CONFIGURATION
-    assert hint in ended.complaints
-    assert "Traceback" not in ended.complaints
+    assert hint in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert place.asked_for() == 0
 
 
 def test_a_prefect_server_that_is_away_is_named_and_nothing_is_sent(command, place):
     ended = command("pull", place.cohort(), PREFECT_API_URL="http://127.0.0.1:9/api")
     assert ended.code == Exit.CONFIGURATION
-    assert "Prefect's server does not answer" in ended.complaints
-    assert "PREFECT_API_URL" in ended.complaints
-    assert "Traceback" not in ended.complaints
+    assert "Prefect's server does not answer" in ended.stderr
+    assert "PREFECT_API_URL" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert place.asked_for() == 0
 
 
@@ -204,7 +204,7 @@ def test_a_home_that_cannot_be_written_is_named_within_seconds(command, place):
     for variables in ({**homes, "PREFECT_HOME": ""}, {"PREFECT_HOME": str(nowhere)}):
         ended = command("pull", place.cohort(), **variables)
         assert ended.code == Exit.CONFIGURATION
-        assert "PREFECT_HOME" in ended.complaints and str(nowhere) in ended.complaints
+        assert "PREFECT_HOME" in ended.stderr and str(nowhere) in ended.stderr
         assert "prefect" not in ended.modules
         assert place.asked_for() == 0
 
@@ -239,7 +239,7 @@ def test_the_doctor_finds_a_server_that_is_away_and_a_home_that_is_none(command,
 def test_status_knows_no_cohort_yet_and_loads_no_engine(command, place):
     ended = command("status")
     assert ended.code == 0
-    assert "No cohort yet" in ended.complaints
+    assert "No cohort yet" in ended.stderr
     assert not ended.modules & SLOW_TO_IMPORT
 
 
@@ -313,8 +313,8 @@ def test_exit_codes_and_json_tell_what_became_of_a_cohort(command, place, prefec
     assert [study["faults"] for study in reported] == [{"archive-object-missing": 1}]
 
     for ended in (pulled, again, overview, shown, verified, damaged):
-        assert uid not in ended.output + ended.complaints
-        assert "Traceback" not in ended.complaints
+        assert uid not in ended.output + ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 @contextlib.contextmanager
@@ -365,12 +365,12 @@ def test_a_pull_that_a_signal_to_all_has_ended_is_completed_by_a_rerun(
         begun = time.monotonic()
         for pid in everything:
             os.kill(pid, number)
-        output, complaints = process.communicate(timeout=60)
-        assert process.returncode == Exit.INTERRUPTED, complaints
+        output, stderr = process.communicate(timeout=60)
+        assert process.returncode == Exit.INTERRUPTED, stderr
         # Five seconds with a machine of its own.
         assert time.monotonic() - begun < 15
-        assert "Interrupted" in complaints and "Traceback" not in complaints
-        assert max(map(len, complaints.splitlines())) < 300
+        assert "Interrupted" in stderr and "Traceback" not in stderr
+        assert max(map(len, stderr.splitlines())) < 300
         result = json.loads(output)
         assert result["error"] == "interrupted"
         assert result["rows"] == {"pending": 3}
@@ -388,9 +388,9 @@ def test_a_pull_that_a_signal_to_all_has_ended_is_completed_by_a_rerun(
 def test_a_terminated_pull_ends_in_order_too(command, prefect_api):
     with pull_in_its_middle(command, **prefect_api) as (place, process):
         process.terminate()
-        output, complaints = process.communicate(timeout=60)
-        assert process.returncode == Exit.INTERRUPTED, complaints
-        assert "Traceback" not in complaints
+        output, stderr = process.communicate(timeout=60)
+        assert process.returncode == Exit.INTERRUPTED, stderr
+        assert "Traceback" not in stderr
         assert json.loads(output)["rows"] == {"pending": 3}
         with place.ledger() as ledger:
             assert ledger.claims.live() == []
@@ -400,7 +400,7 @@ def test_a_terminated_pull_ends_in_order_too(command, prefect_api):
 def test_a_pull_can_be_paused_and_cancelled_from_anywhere(command, prefect_api):
     with pull_in_its_middle(command, **prefect_api) as (place, process):
         paused = command("pause", "1")
-        assert (paused.code, paused.complaints) == (Exit.ALL_WELL, "")
+        assert (paused.code, paused.stderr) == (Exit.ALL_WELL, "")
         assert "Cohort 1: paused, 1 run waiting to be resumed." in paused.output
         assert "Go on with: prefect-dicom resume" in paused.output
         assert not paused.modules & SLOW_TO_IMPORT
@@ -409,12 +409,12 @@ def test_a_pull_can_be_paused_and_cancelled_from_anywhere(command, prefect_api):
         assert (shown["paused"], shown["priority"]) == (True, 0)
         assert [(run["kind"], run["waits"]) for run in shown["runs"]] == [("pull", True)]
         cancelled = command("cancel", "1")
-        assert (cancelled.code, cancelled.complaints) == (Exit.ALL_WELL, "")
+        assert (cancelled.code, cancelled.stderr) == (Exit.ALL_WELL, "")
         assert "Cohort 1: paused, no run under way." in cancelled.output
-        output, complaints = process.communicate(timeout=60)
-        assert process.returncode == Exit.INTERRUPTED, complaints
-        assert "Traceback" not in complaints
-        assert re.search(r"studies archived; .*, paused$", complaints, re.MULTILINE)
+        output, stderr = process.communicate(timeout=60)
+        assert process.returncode == Exit.INTERRUPTED, stderr
+        assert "Traceback" not in stderr
+        assert re.search(r"studies archived; .*, paused$", stderr, re.MULTILINE)
         assert json.loads(output)["error"] == "interrupted"
         resumed = command("resume", "1")
         assert resumed.output.startswith(

@@ -645,7 +645,7 @@ def test_the_command_line_tells_all_faults_of_a_definition_before_anything_is_se
     (place.folder / "chest.yaml").write_text("list: nothing.csv\nseries: {Modalty: CT}\n")
     ended = CommandLine(place.folder, place.folder / "home")("pull", "chest.yaml")
     assert ended.code == Exit.CONFIGURATION
-    reported = " ".join(ended.complaints.split())
+    reported = " ".join(ended.stderr.split())
     assert "list: does not exist" in reported
     assert "did you mean `Modality`?" in reported
     assert place.asked_for() == 0

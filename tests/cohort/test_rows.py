@@ -43,7 +43,7 @@ def read(tmp_path: Path):
 
 @pytest.fixture
 def faults(read):
-    """The complaints about a cohort that cannot be used."""
+    """The faults of a cohort that cannot be used."""
 
     def faults(content: str | bytes, name: str = "cohort.csv") -> tuple[str, ...]:
         with pytest.raises(CohortError) as caught:
@@ -302,7 +302,7 @@ def test_dates_of_a_workbook_that_counts_from_1904_are_right(read):
 
 
 @pytest.mark.parametrize(
-    ("cell", "code", "complaint"),
+    ("cell", "code", "message"),
     [
         (1.5, None, "fraction"),
         (DAY, None, "is a date"),
@@ -315,10 +315,10 @@ def test_dates_of_a_workbook_that_counts_from_1904_are_right(read):
         (123456, "000-000", "display format"),
     ],
 )
-def test_an_excel_cell_that_is_no_exact_text_is_a_fault(faults, cell, code, complaint):
+def test_an_excel_cell_that_is_no_exact_text_is_a_fault(faults, cell, code, message):
     content = workbook([["MRN"], [cell]], formats={"A2": code} if code else None)
     (fault,) = faults(content, "c.xlsx")
-    assert fault.startswith('line 2, column "MRN": ') and complaint in fault
+    assert fault.startswith('line 2, column "MRN": ') and message in fault
 
 
 def test_parquet_texts_integers_and_dates_are_read_and_nulls_are_absent(read):
@@ -388,7 +388,7 @@ def test_a_date_beyond_the_calendar_is_a_fault_and_no_warning_repeats_it(faults,
     assert not recwarn.list
 
 
-# --- complaints -----------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------
 
 
 def test_all_faults_are_told_at_once_with_line_and_column_and_none_repeats_a_value(faults):
@@ -428,7 +428,7 @@ def test_what_could_select_others_is_refused(faults, column, value):
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "complaint"),
+    ("column", "value", "message"),
     [
         ("PatientID", "x" * 65, "has 65 characters; DICOM allows 64"),
         ("AccessionNumber", "x" * 17, "has 17 characters; DICOM allows 16"),
@@ -439,13 +439,13 @@ def test_what_could_select_others_is_refused(faults, column, value):
         ("AccessionNumber", '"=""0007"""', "is a spreadsheet formula"),
     ],
 )
-def test_an_identifier_that_dicom_cannot_hold_is_refused(faults, column, value, complaint):
+def test_an_identifier_that_dicom_cannot_hold_is_refused(faults, column, value, message):
     (fault,) = faults(f"{column}\n{value}\n")
-    assert fault.startswith(f'line 2, column "{column}": {complaint}')
+    assert fault.startswith(f'line 2, column "{column}": {message}')
 
 
 @pytest.mark.parametrize(
-    ("written", "complaint"),
+    ("written", "message"),
     [
         ("31.01.2024", "regional"),
         ("01/02/2024", "regional"),
@@ -461,9 +461,9 @@ def test_an_identifier_that_dicom_cannot_hold_is_refused(faults, column, value, 
         ("last week", "not a date"),
     ],
 )
-def test_a_date_that_can_be_misread_is_refused(faults, written, complaint):
+def test_a_date_that_can_be_misread_is_refused(faults, written, message):
     (fault,) = faults(f"MRN,StudyDate\n1,{written}\n")
-    assert fault.startswith('line 2, column "StudyDate": ') and complaint in fault
+    assert fault.startswith('line 2, column "StudyDate": ') and message in fault
 
 
 def test_the_two_ends_of_a_range_are_compared(faults):
@@ -541,7 +541,7 @@ def test_a_file_in_another_encoding_is_refused_with_the_line(faults):
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "complaint"),
+    ("content", "name", "message"),
     [
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "c.xls", "old Excel file"),
         (b"PK\x03\x04 and so on", "c.xlsx", "not an Excel workbook"),
@@ -549,9 +549,9 @@ def test_a_file_in_another_encoding_is_refused_with_the_line(faults):
         (b"PAR1 and so on PAR1", "c.parquet", "not a Parquet file"),
     ],
 )
-def test_a_file_that_is_not_what_it_is_called_is_refused(faults, content, name, complaint):
+def test_a_file_that_is_not_what_it_is_called_is_refused(faults, content, name, message):
     (fault,) = faults(content, name)
-    assert complaint in fault
+    assert message in fault
 
 
 @pytest.mark.needs("time")
@@ -587,7 +587,7 @@ def test_a_row_where_excel_has_none_is_a_fault(faults):
     assert fault.startswith("after line 2: the file is damaged")
 
 
-def test_a_path_that_cannot_be_read_is_a_complaint_too(tmp_path):
+def test_a_path_that_cannot_be_read_is_a_fault_too(tmp_path):
     for path in (tmp_path / "missing.csv", tmp_path):
         with pytest.raises(CohortError) as caught:
             read_cohort(path)
@@ -603,8 +603,8 @@ def test_the_digest_is_that_of_the_bytes(tmp_path):
 # --- anything at all ------------------------------------------------------------------------
 
 
-def rows_or_complaints(path: Path, content: bytes) -> None:
-    """The property: safe rows or complaints, and no other end."""
+def rows_or_faults(path: Path, content: bytes) -> None:
+    """The property: safe rows or faults, and no other end."""
     path.write_bytes(content)
     try:
         rows = read_cohort(path)
@@ -622,8 +622,8 @@ def rows_or_complaints(path: Path, content: bytes) -> None:
 
 @FUZZ
 @given(content=st.binary(max_size=300))
-def test_any_bytes_are_rows_or_complaints(tmp_path, content):
-    rows_or_complaints(tmp_path / "any.csv", content)
+def test_any_bytes_are_rows_or_faults(tmp_path, content):
+    rows_or_faults(tmp_path / "any.csv", content)
 
 
 @FUZZ
@@ -633,9 +633,9 @@ def test_any_bytes_are_rows_or_complaints(tmp_path, content):
     body=st.text(st.sampled_from(list('01.,;\t"\n\r\\*?-A\u00a0\0\u2028é/')), max_size=120),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
 )
-def test_any_text_below_a_header_is_rows_or_complaints(tmp_path, header, body, encoding):
+def test_any_text_below_a_header_is_rows_or_faults(tmp_path, header, body, encoding):
     content = ",".join(header) + "\n" + body
-    rows_or_complaints(tmp_path / "any.csv", content.encode(encoding))
+    rows_or_faults(tmp_path / "any.csv", content.encode(encoding))
 
 
 CELLS = st.one_of(
@@ -653,9 +653,9 @@ CELLS = st.one_of(
 @settings(FUZZ, max_examples=100)
 @given(rows=st.lists(st.lists(CELLS, max_size=5), max_size=5))
 @pytest.mark.needs("time")
-def test_any_cells_of_a_workbook_are_rows_or_complaints(tmp_path, rows):
+def test_any_cells_of_a_workbook_are_rows_or_faults(tmp_path, rows):
     content = workbook([["MRN", "acc", "uid", "date", "description"], *rows])
-    rows_or_complaints(tmp_path / "any.xlsx", content)
+    rows_or_faults(tmp_path / "any.xlsx", content)
 
 
 SEEDS = {
@@ -671,14 +671,14 @@ SEEDS = {
     length=st.floats(0.5, 1),
 )
 @pytest.mark.needs("time")
-def test_a_damaged_file_is_rows_or_complaints(tmp_path, name, changes, length):
+def test_a_damaged_file_is_rows_or_faults(tmp_path, name, changes, length):
     content = bytearray(SEEDS[name])
     for place, replacement in changes:
         at = int(place * (len(content) - 1))
         content[at : at + len(replacement)] = replacement
     if length < 0.9:
         del content[int(length * len(content)) :]
-    rows_or_complaints(tmp_path / name, bytes(content))
+    rows_or_faults(tmp_path / name, bytes(content))
 
 
 @settings(FUZZ, max_examples=200)
@@ -695,12 +695,12 @@ def test_a_damaged_file_is_rows_or_complaints(tmp_path, name, changes, length):
     replacement=st.sampled_from([b"<", b'"', b"9", b"-", b"s", b"", b"<f/>", b"</c>", b"99999999"]),
 )
 @pytest.mark.needs("time")
-def test_a_workbook_damaged_inside_is_rows_or_complaints(tmp_path, part, place, replacement):
+def test_a_workbook_damaged_inside_is_rows_or_faults(tmp_path, part, place, replacement):
     seed = SEEDS["any.xlsx"]
     data = zipfile.ZipFile(io.BytesIO(seed)).read(part)
     at = int(place * (len(data) - 1))
     content = patched(seed, part, data, data[:at] + replacement + data[at + 1 :])
-    rows_or_complaints(tmp_path / "any.xlsx", content)
+    rows_or_faults(tmp_path / "any.xlsx", content)
 
 
 @pytest.mark.needs("time")

@@ -584,7 +584,7 @@ def test_a_faulty_ledger_url_in_the_environment_is_told_without_it(faults):
     assert PASSWORD not in fault
 
 
-def test_settings_built_in_python_do_not_repeat_a_secret_in_their_complaint():
+def test_settings_built_in_python_do_not_repeat_a_secret_in_their_error():
     with pytest.raises(ValidationError) as caught:
         Ledger(url=f"mysql://user:{PASSWORD}@db/dicom", path=3)
 

@@ -263,8 +263,8 @@ def test_a_flow_is_scraped_while_it_goes_on(tmp_path):
     with measured_site(tmp_path, objects=objects, script=[behaviour]) as (place, port):
         command = CommandLine(tmp_path, tmp_path / "home")
         pull = command.start("pull", place.cohort(), "--site", place.file)
-        _, complaints = pull.communicate(timeout=500)
-    assert pull.returncode == 0, complaints
+        _, stderr = pull.communicate(timeout=500)
+    assert pull.returncode == 0, stderr
     (scrape,) = seen
     assert scrape.processes() == {"run-1", "receiver-1"}
     assert scrape("studies", state=StudyState.ARCHIVED, cohort="1") == 0

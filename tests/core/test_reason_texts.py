@@ -122,11 +122,11 @@ def test_a_code_can_be_explained_wherever_the_package_is_installed(tmp_path):
     assert not ended.modules & {"prefect", "pynetdicom", "boto3", "sqlalchemy"}
     wrong = command("explain", "move-destination-unknow")
     assert wrong.code == Exit.CONFIGURATION
-    assert "did you mean move-destination-unknown?" in wrong.complaints
+    assert "did you mean move-destination-unknown?" in wrong.stderr
 
 
 def test_all_codes_are_listed_where_none_is_given(tmp_path):
     ended = CommandLine(tmp_path, tmp_path / "home")("explain")
-    assert (ended.code, ended.complaints) == (0, "")
+    assert (ended.code, ended.stderr) == (0, "")
     listed = [line.split(None, 1) for line in ended.output.splitlines()]
     assert listed == sorted([code, reason.meaning] for code, reason in REASONS.items())

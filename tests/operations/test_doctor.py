@@ -437,4 +437,4 @@ def test_it_prints_no_identifier_of_a_patient_or_study(tmp_path):
         assert ended.code == 0
         assert "no fault" in ended.output
         for secret in (uid, stored.sop_instance_uid, stored.patient_id, "Tiny"):
-            assert secret not in ended.output + ended.complaints
+            assert secret not in ended.output + ended.stderr

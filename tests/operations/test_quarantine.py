@@ -339,7 +339,7 @@ def test_a_selection_that_is_none_touches_nothing(pulled, tmp_path, arguments, h
     command = CommandLine(pulled.folder, tmp_path / "home")
     ended = command("quarantine", *arguments)
     assert ended.code == Exit.CONFIGURATION
-    assert hint in ended.complaints and "Traceback" not in ended.complaints
+    assert hint in ended.stderr and "Traceback" not in ended.stderr
     assert len(in_quarantine(pulled.site)) == 1
 
 
@@ -351,7 +351,7 @@ def test_nothing_is_deleted_unasked(pulled, tmp_path):
     command = CommandLine(pulled.folder, tmp_path / "home")
     ended = command("quarantine", "drop", name)
     assert ended.code == Exit.CONFIGURATION
-    assert "--yes" in ended.complaints
+    assert "--yes" in ended.stderr
     assert len(in_quarantine(pulled.site)) == 1
     assert command("quarantine", "drop", name, "--yes").code == 0
     assert in_quarantine(pulled.site) == []
@@ -421,8 +421,8 @@ def test_the_list_tells_study_reason_size_time_and_sender_and_nothing_of_the_pat
         "10.0.0.9",
     ]
     assert head.split()[0] == "name"
-    assert "An object arrived that nobody asked for" in ended.complaints
-    reported = ended.output + ended.complaints + command("quarantine", "list", "--json").output
+    assert "An object arrived that nobody asked for" in ended.stderr
+    reported = ended.output + ended.stderr + command("quarantine", "list", "--json").output
     assert [word for word in identifiers(LATE) if word in reported] == []
     assert "\x1b" not in reported
     assert not ended.modules & {"prefect", "pandas", "boto3", "numpy", "pynetdicom"}
@@ -431,7 +431,7 @@ def test_the_list_tells_study_reason_size_time_and_sender_and_nothing_of_the_pat
 def test_an_empty_quarantine_is_said_to_be_empty(pulled, tmp_path):
     ended = CommandLine(pulled.folder, tmp_path / "home")("quarantine", "list")
     assert (ended.code, ended.output) == (0, "")
-    assert "Nothing lies in quarantine." in ended.complaints
+    assert "Nothing lies in quarantine." in ended.stderr
 
 
 def test_one_instance_is_shown_by_its_headers_and_its_patient_on_demand_only(pulled, tmp_path):

@@ -533,7 +533,7 @@ def test_the_command_tells_what_it_found_without_uids_and_loads_no_engine(folder
     assert f"study {reference}: 1 {MISSING}" in ended.output
     assert "2 added to the ledger as archived" in ended.output
     assert "Somebody removed it" in ended.output
-    assert not any(each in ended.output + ended.complaints for each in uids(place))
+    assert not any(each in ended.output + ended.stderr for each in uids(place))
     assert not ended.modules & {"prefect", "pynetdicom", "pandas", "boto3"}
 
     again = command("rebuild-ledger", "--level", "read", "--json")
@@ -551,7 +551,7 @@ def test_the_command_is_content_with_a_whole_archive(folder_site, tmp_path):
     command = CommandLine(place.folder, tmp_path / "home")
     lose_the_ledger(place)
     ended = command("rebuild-ledger", "--json")
-    assert ended.code == Exit.ALL_WELL, ended.complaints
+    assert ended.code == Exit.ALL_WELL, ended.stderr
     assert ended.result["studies"] == {"added": 3}
     assert json.loads(command("verify", "--json").output)["studies"] == 3
     assert command("status").code == 0

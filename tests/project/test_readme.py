@@ -276,10 +276,10 @@ def test_the_first_real_pull_works_as_documented(tmp_path, studies, monkeypatch,
                 command = CommandLine(tmp_path, tmp_path / "home")
                 for words in documented[:3]:
                     ended = command(*words, **prefect_api)
-                    assert ended.code == 0, ended.output + ended.complaints
+                    assert ended.code == 0, ended.output + ended.stderr
                 assert "2 rows: 2 archived; 2 of 2 studies" in ended.output
                 ended = command(*documented[3])
-                assert ended.code == 0, ended.complaints
+                assert ended.code == 0, ended.stderr
                 assert ">2</b> archived" in Path(ended.output.strip()).read_text()
                 verify = next(words for words in documented if words[0] == "verify")
                 assert command(*verify).code == 0
@@ -403,7 +403,7 @@ def test_the_exit_codes_are_those_there_are():
 
 
 def test_the_reason_codes_are_those_there_are():
-    chapter = README[README.index("## When the doctor") :].split("\n## ")[0]
+    chapter = README[README.index("## When `doctor` reports") :].split("\n## ")[0]
     table = chapter[chapter.index("| it says |") :].split("\n\n")[0]
     says = [row.split("|")[1] for row in table.splitlines()[2:]]
     codes = [code for cell in says for code in re.findall(r"`([a-z-]+)`", cell)]

@@ -288,7 +288,7 @@ def test_while_a_run_is_at_work_another_process_writes_it_once_a_minute(pulled):
 def test_a_command_writes_it_and_says_where_it_is(pulled, tmp_path):
     command = CommandLine(pulled.folder, tmp_path / "home")
     ended = command("report", "1")
-    assert ended.code == 0, ended.complaints
+    assert ended.code == 0, ended.stderr
     [folder] = pulled.site.reports.iterdir()
     assert ended.output.strip() == str(folder / REPORT)
     agrees_with_the_ledger(Figures((folder / REPORT).read_text()).said, pulled)
@@ -328,7 +328,7 @@ def test_a_browser_shows_the_ledgers_figures_and_fetches_nothing(pulled, shown, 
     shown.open(folder / REPORT, **SHAPES["desktop"])
     agrees_with_the_ledger(figures_in(shown), pulled)
     assert shown.requests == [(folder / REPORT).as_uri()]
-    assert shown.complaints == []
+    assert shown.log_entries == []
 
 
 @pytest.mark.campaign("operations")
@@ -348,7 +348,7 @@ def test_the_first_screen_answers_on_every_screen_and_on_paper(ledger, shown, tm
     for name, shape in SHAPES.items():
         shown.open(path, **shape)
         assert shown.requests == [path.as_uri()], name
-        assert shown.complaints == [], name
+        assert shown.log_entries == [], name
         assert shown.value("document.title").startswith("chest-1"), name
         width = shown.value("document.documentElement.scrollWidth")
         assert width <= shape["width"], f"{name}: {width} pixels wide"

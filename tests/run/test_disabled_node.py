@@ -39,7 +39,7 @@ def test_a_lacking_permission_is_told_with_its_remedy_and_what_is_left(command, 
     assert ended.result["error"] == "not-permitted"
     assert ended.result["rows"] == {"pending": 12}
     assert ended.result["studies"].get("failed", 0) == 0
-    said = " ".join(ended.complaints.split())
+    said = " ".join(ended.stderr.split())
     assert REASONS["not-permitted"].what_to_do in said
     assert "node pacs is disabled; 12 rows stay pending, none is lost" in said
     assert len(place.pacs.requests("C-GET")) <= 2
@@ -59,7 +59,7 @@ def test_a_wait_is_shown_and_then_the_pacs_that_stays_away_is_named(command, pla
     place.pacs.close()
     ended = command("pull", cohort, **prefect_api)
     assert ended.code == Exit.NOT_ALL
-    assert "node pacs: waiting until" in ended.complaints and "(pacs-refused)" in ended.complaints
-    assert "prefect-dicom explain pacs-refused" in ended.complaints
+    assert "node pacs: waiting until" in ended.stderr and "(pacs-refused)" in ended.stderr
+    assert "prefect-dicom explain pacs-refused" in ended.stderr
     assert "12 pending" in ended.output
     assert "Go on with: prefect-dicom rerun" in ended.output

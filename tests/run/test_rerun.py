@@ -201,7 +201,7 @@ def test_a_cohort_file_that_is_known_is_not_read_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("there", ["nothing", "a directory"])
-def test_a_cohort_file_that_cannot_be_read_is_a_complaint(tmp_path, there):
+def test_a_cohort_file_that_cannot_be_read_is_a_fault(tmp_path, there):
     with site_around(tmp_path, tiny_instances(1), retrieve="c-get") as place:
         path = tmp_path / "missing.csv"
         if there == "a directory":

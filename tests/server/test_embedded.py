@@ -82,10 +82,10 @@ def test_a_server_that_cannot_start_is_reported_at_once_and_speaks_in_its_log(tm
     with start(home, PREFECT_SERVER_DATABASE_CONNECTION_URL=nowhere) as run:
         try:
             # Prefect waits for what has ended until the time is out.
-            output, complaints = run.communicate(timeout=0.9 * STARTS_SECONDS)
+            output, stderr = run.communicate(timeout=0.9 * STARTS_SECONDS)
         finally:
             run.kill()
     assert (run.returncode, output) == (1, "")
-    assert "RuntimeError: Prefect's embedded server ended with code 1" in complaints
-    assert "nowhere" not in complaints.partition("RuntimeError")[2]
+    assert "RuntimeError: Prefect's embedded server ended with code 1" in stderr
+    assert "nowhere" not in stderr.partition("RuntimeError")[2]
     assert "unable to open database file" in (home / "embedded-server.log").read_text()

@@ -87,7 +87,7 @@ def test_a_taken_port_is_reported_before_anything_is_started(command):
         port = taken.getsockname()[1]
         ended = command("up", "--port", port)
     assert ended.code == Exit.CONFIGURATION
-    assert f"--port: {port} is taken by another program" in ended.complaints
+    assert f"--port: {port} is taken by another program" in ended.stderr
     assert LocalServer(command.folder / "prefect-server")._leftovers() == []
 
 
@@ -198,8 +198,8 @@ class Stage:
     def run(self, *words: str | Path, **variables: str) -> tuple[int, str, str]:
         """A command, with the time that a server takes to start on a busy machine."""
         process = self.command.start(*words, "--site", self.place.file, **variables)
-        output, complaints = process.communicate(timeout=900)
-        return process.returncode, output, complaints
+        output, stderr = process.communicate(timeout=900)
+        return process.returncode, output, stderr
 
     def ask(self, method: str, path: str, content: Any = None) -> Any:
         data = None if content is None else json.dumps(content).encode()
@@ -255,8 +255,8 @@ def stage(tmp_path_factory) -> Iterator[Stage]:
         (folder / "home").mkdir()
         try:
             port = str(free_port())
-            code, output, complaints = stage.run("up", "--port", port, **proxy.environment)
-            assert code == Exit.ALL_WELL, complaints
+            code, output, stderr = stage.run("up", "--port", port, **proxy.environment)
+            assert code == Exit.ALL_WELL, stderr
             assert f"Prefect's server is up: {local.url.removesuffix('/api')}" in output
             yield stage
         finally:
@@ -281,11 +281,11 @@ def campaign(test):
 @campaign
 def test_up_twice_is_up_once(stage):
     before = stage.local.status()
-    code, _, complaints = stage.run("up")
-    assert code == Exit.ALL_WELL, complaints
+    code, _, stderr = stage.run("up")
+    assert code == Exit.ALL_WELL, stderr
     assert stage.local.status() == before
-    code, _, complaints = stage.run("up", "--port", str(free_port()))
-    assert (code, "`prefect-dicom down` first" in complaints) == (Exit.CONFIGURATION, True)
+    code, _, stderr = stage.run("up", "--port", str(free_port()))
+    assert (code, "`prefect-dicom down` first" in stderr) == (Exit.CONFIGURATION, True)
 
 
 @campaign
@@ -328,8 +328,8 @@ def test_what_a_person_has_changed_stays(stage):
     path = f"deployments/{known['id']}/schedules/{schedule['id']}"
     stage.ask("PATCH", path, {"active": True})
     stage.ask("PATCH", f"deployments/{known['id']}", {"parameters": {"days": 3}})
-    code, _, complaints = stage.run("up")
-    assert code == Exit.ALL_WELL, complaints
+    code, _, stderr = stage.run("up")
+    assert code == Exit.ALL_WELL, stderr
     again = stage.ask("GET", "deployments/name/archive-new/new")
     assert again["parameters"] == {"days": 3}
     assert [s["active"] for s in again["schedules"]] == [True]
@@ -339,8 +339,8 @@ def test_what_a_person_has_changed_stays(stage):
 @campaign
 def test_pull_uses_it_by_itself(stage):
     cohort = stage.place.cohort()
-    code, _, complaints = stage.run("pull", cohort)
-    assert code == Exit.ALL_WELL, complaints
+    code, _, stderr = stage.run("pull", cohort)
+    assert code == Exit.ALL_WELL, stderr
     by_hand = {"flow_runs": {"deployment_id": {"is_null_": True}}}
     (run,) = stage.ask("POST", "flow_runs/filter", by_hand)
     assert (run["name"][:5], run["state_type"]) == ("pull-", "COMPLETED")
@@ -413,8 +413,8 @@ def shorten(stage: Stage, name: str, seconds: int) -> None:
 @campaign
 def test_down_ends_the_runs_the_worker_and_the_server_and_nothing_else(stage):
     with held_run(stage) as run:
-        code, output, complaints = stage.run("down")
-        assert (code, output) == (Exit.ALL_WELL, "Stopped.\n"), complaints
+        code, output, stderr = stage.run("down")
+        assert (code, output) == (Exit.ALL_WELL, "Stopped.\n"), stderr
     assert stage.local._leftovers() == []
     assert stage.local.url is None
     with contextlib.closing(sqlite3.connect(stage.local.folder / "home/prefect.db")) as database:
@@ -432,10 +432,10 @@ def test_down_ends_the_runs_the_worker_and_the_server_and_nothing_else(stage):
 def test_a_server_that_does_not_come_up_is_reported_with_its_log(tmp_path, command):
     nowhere = "sqlite+aiosqlite:////nowhere/at/all.db"
     process = command.start("up", PREFECT_SERVER_DATABASE_CONNECTION_URL=nowhere)
-    _, complaints = process.communicate(timeout=900)
+    _, stderr = process.communicate(timeout=900)
     local = LocalServer(tmp_path / "prefect-server")
     assert process.returncode == Exit.CONFIGURATION
-    assert str(local.logs / "server.log") in complaints.replace("\n", "")
+    assert str(local.logs / "server.log") in stderr.replace("\n", "")
     assert local._leftovers() == []
     assert "has failed" in local.describe()
 

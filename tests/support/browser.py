@@ -39,7 +39,7 @@ class Browser:
         self._rest = b""
         self.requests: list[str] = []
         """What it has asked for since the page was opened."""
-        self.complaints: list[str] = []
+        self.log_entries: list[str] = []
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self._ask("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
@@ -61,7 +61,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.requests.clear()
-        self.complaints.clear()
+        self.log_entries.clear()
         self._ask("Page.navigate", url=path.as_uri())
         while self._next()["method"] != "Page.loadEventFired":
             pass
@@ -119,7 +119,7 @@ class Browser:
             case "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
             case "Log.entryAdded":
-                self.complaints.append(message["params"]["entry"]["text"])
+                self.log_entries.append(message["params"]["entry"]["text"])
         return message
 
 

@@ -27,7 +27,7 @@ for line in sys.stdin:
         os.environ.clear()
         os.environ.update(command["environment"])
         os.chdir(command["folder"])
-        for number, path in enumerate((os.devnull, command["output"], command["complaints"])):
+        for number, path in enumerate((os.devnull, command["output"], command["stderr"])):
             os.dup2(os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY), number)
         sys.argv[1:] = command["arguments"]
         note = command["modules"]
@@ -49,7 +49,7 @@ class Ended:
 
     code: int
     output: str
-    complaints: str
+    stderr: str
     modules: frozenset[str] = frozenset()
     """Packages it had imported by its end, by their first name."""
     cpu_seconds: float = 0.0
@@ -70,7 +70,7 @@ class CommandLine:
     def __call__(self, *arguments: str | Path, **variables: str) -> Ended:
         self.home.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.home) as kept:
-            files = {name: Path(kept, name) for name in ("output", "complaints", "modules")}
+            files = {name: Path(kept, name) for name in ("output", "stderr", "modules")}
             for file in files.values():
                 file.touch()
             command = {
@@ -80,9 +80,9 @@ class CommandLine:
                 **{name: str(file) for name, file in files.items()},
             }
             code, seconds = _run(command, variables.get("PREFECT_API_URL"))
-            output, complaints, modules = (file.read_text() for file in files.values())
+            output, stderr, modules = (file.read_text() for file in files.values())
         packages = frozenset(name.split(".")[0] for name in modules.split())
-        return Ended(code, output, complaints, packages, seconds)
+        return Ended(code, output, stderr, packages, seconds)
 
     def start(self, *arguments: str | Path, **variables: str) -> subprocess.Popen[str]:
         """Start a command as a terminal does: in a process group of its own."""

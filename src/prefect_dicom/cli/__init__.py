@@ -1,11 +1,11 @@
-"""The command line: a thin face over the flows and steps.
+"""The command line: commands over the flows and operations.
 
-Results go to standard output, progress and complaints to standard error. Exit codes: 0 all
-archived (or all well), 1 something unexpected, 2 some rows are not archived (or a check found
-faults), 3 configuration, cohort file or command line, 4 interrupted.
+Results go to standard output, progress and errors to standard error. Exit codes: 0 all archived
+(or no fault), 1 unexpected error, 2 some rows are not archived (or a check found faults),
+3 configuration, cohort file or command line, 4 interrupted.
 
-What a command needs is imported in it: `--help`, a complaint about a file and `status` come
-without Prefect, pynetdicom, pandas or boto3.
+Each command imports what it needs in its function: `--help`, the faults of a file and `status`
+do not import Prefect, pynetdicom, pandas or boto3.
 """
 
 from prefect_dicom.cli import archive, control, doctor, pull, quarantine, receiver, server, status
@@ -14,4 +14,4 @@ from prefect_dicom.cli.app import Exit, app, main
 __all__ = ["Exit", "app", "main"]
 
 COMMANDS = (archive, control, doctor, pull, quarantine, receiver, server, status)
-"""Modules with commands, which are known to the application once they are imported."""
+"""Modules with commands; importing a module registers its commands."""

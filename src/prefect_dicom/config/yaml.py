@@ -52,7 +52,7 @@ class Document:
 
     Built from the node graph of PyYAML's safe loader, which knows lines and duplicates; no tag
     constructs anything. Keys are texts. Keys without a value are left out, and so are keys that
-    look like secrets, after being complained about.
+    look like secrets, which are faults.
     """
 
     def __init__(self, text: str, source: str, outermost: str) -> None:

@@ -38,7 +38,7 @@ READ: Mapping[str, str] = {
     "prefect_dicom_spool_bytes": "Bytes of objects that wait in the spool to be archived.",
     "prefect_dicom_studies": "Studies of the cohort, by state.",
     "prefect_dicom_rows": "Rows of the cohort, by verdict.",
-    "prefect_dicom_node_disabled": "1 where a node is disabled, with the reason; else absent.",
+    "prefect_dicom_node_disabled": "1 where a node is disabled, with the reason, else 0.",
     "prefect_dicom_node_window_open": "1 where a node may be asked by its windows, else 0.",
     "prefect_dicom_node_waiting_seconds": "Seconds until a waiting node is asked again.",
     "prefect_dicom_node_associations": "Requests a node may be sent at a time, at present.",
