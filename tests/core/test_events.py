@@ -173,7 +173,10 @@ def test_prefect_is_told_of_everything_while_it_keeps_up(monkeypatch, caplog):
     one = prefect.emitted[7]
     assert one["event"] == "prefect-dicom.study.failed"
     assert one["resource"]["prefect.resource.id"] == "prefect-dicom.study.7"
-    assert one["payload"]["reason"] == "study-gone" and "#study-gone" in one["payload"]["advice"]
+    assert (
+        one["payload"]["reason"] == "study-gone"
+        and "explain study-gone" in one["payload"]["advice"]
+    )
 
 
 class Told:
