@@ -463,11 +463,13 @@ def test_every_status_means_one_thing():
     expected = {
         301: "archive-refused",
         302: "archive-refused",
+        304: "archive-conflict",
         307: "archive-refused",
         308: "archive-refused",
         401: "archive-refused",
         403: "archive-refused",
         404: "archive-object-missing",
+        407: "archive-refused",
         408: "archive-unavailable",
         412: "archive-conflict",
         429: "archive-unavailable",

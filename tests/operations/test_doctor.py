@@ -374,7 +374,7 @@ def test_a_missing_archive_is_named(tmp_path):
         (
             {"ignore_conditions": True},
             ["nothing is overwritten (If-None-Match)"],
-            "deny that by bucket policy",
+            "keeps to `If-None-Match: *`",
         ),
         (
             {"ignore_payload_hash": True, "ignore_checksums": True},

@@ -122,7 +122,7 @@ def test_killed_while_an_object_is_uploaded(tmp_path, bucket, case):
         stored = 3 + committed
 
         def stalled() -> bool:
-            return bucket.requests["PutObject"] == 4 and len(bucket.objects) == stored
+            return bucket.requests["PutObject"] == 4 and len(bucket.archived) == stored
 
         kill_when(place, stalled, "the fourth upload stalls")
         goes_on_to_the_end(place)
@@ -144,7 +144,7 @@ def test_killed_while_the_manifest_is_put(tmp_path, bucket, committed):
 
         def stalled() -> bool:
             stored = INSTANCES + committed
-            return bucket.requests["PutObject"] > INSTANCES and len(bucket.objects) == stored
+            return bucket.requests["PutObject"] > INSTANCES and len(bucket.archived) == stored
 
         kill_when(place, stalled, "the manifest is under way")
         before = dict(bucket.objects)

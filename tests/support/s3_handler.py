@@ -96,8 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         self._s3 = self.server.s3
         self._url = urlsplit(self.path)
         self._query = dict(parse_qsl(self._url.query, keep_blank_values=True))
-        self._bucket, _, self._key = unquote(self._url.path).lstrip("/").partition("/")
         self._low = {name.lower(): value for name, value in self.headers.items()}
+        self._bucket, self._key, self._in_path = self._addressed()
         self._left = int(self._low.get("content-length", 0))
         self._body: StoredObject | None = None
         self.answer_status, self.answer_headers = 200, {}
@@ -114,6 +114,9 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._authorize(operation)
             self._receive()
+            if self._s3.virtual_hosts_only and self._in_path:
+                raise Refusal(403, "SecondLevelDomainForbidden")
+            self._s3.judge(operation, self._low, self._text())
             if self._bucket != self._s3.bucket:
                 raise Refusal(404, "NoSuchBucket")
             getattr(self, f"_{operation}", self._unknown)()
@@ -125,14 +128,33 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_answer()
 
+    def _addressed(self) -> tuple[str, str, bool]:
+        """Bucket and key of the request, and whether the bucket stands in the path."""
+        path = unquote(self._url.path).lstrip("/")
+        name, _, below = self._low.get("host", "").partition(":")[0].partition(".")
+        if below and not below.replace(".", "").isdigit():
+            return name, path, False
+        bucket, _, key = path.partition("/")
+        return bucket, key, True
+
+    def _text(self) -> str:
+        """The body of a request that is no object's: names of its XML elements."""
+        if self.command != "POST" or self._body is None:
+            return ""
+        with self._body.open() as file:
+            return file.read().decode("utf-8", "replace")
+
     def _operation(self) -> str:
         query, method = self._query, self.command
         if not self._key:
-            return {"GET": "ListObjectsV2", "HEAD": "HeadBucket"}.get(method, "Unknown")
+            listing = "ListObjectsV2" if query.get("list-type") == "2" else "ListObjects"
+            return {"GET": listing, "HEAD": "HeadBucket"}.get(method, "Unknown")
         if method == "POST":
             return "CreateMultipartUpload" if "uploads" in query else "CompleteMultipartUpload"
         if "uploadId" in query:
             return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload"}.get(method, "Unknown")
+        if method == "PUT" and "/probes/" in f"/{self._key}":
+            return "PutProbe"
         return f"{method.title()}Object"
 
     def _unknown(self) -> None:
@@ -221,12 +243,15 @@ class Handler(BaseHTTPRequestHandler):
         ignored = self._s3.ignore_payload_hash or (
             self._s3.ignore_part_hash and "partNumber" in self._query
         )
+        unchecked = self._s3.ignore_checksums or (
+            self._s3.ignore_part_hash and "partNumber" in self._query
+        )
         if said not in ("UNSIGNED-PAYLOAD", sha256.hexdigest()) and not ignored:
             raise Refusal(400, "XAmzContentSHA256Mismatch")
         for name, digest in (("content-md5", md5), ("x-amz-checksum-sha256", sha256)):
             reported = self._low.get(name)
             wrong = reported is not None and reported != base64.b64encode(digest.digest()).decode()
-            if wrong and not self._s3.ignore_checksums:
+            if wrong and not unchecked:
                 raise Refusal(400, "BadDigest")
 
     # -------------------------------------------------------------- operations
@@ -240,6 +265,9 @@ class Handler(BaseHTTPRequestHandler):
         stored = self._store(body, body.etag, checksum, self._described(), "if-none-match")
         if stored.checksum:
             self.answer_headers["x-amz-checksum-sha256"] = stored.checksum
+
+    def _PutProbe(self) -> None:
+        self._PutObject()
 
     def _HeadObject(self) -> None:
         self._GetObject()
@@ -262,22 +290,35 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_status = 204
 
     def _ListObjectsV2(self) -> None:
+        start = "" if self._s3.ignore_start_after else self._query.get("start-after", "")
+        after = self._query.get("continuation-token") or start
+        page, more = self._page(after)
+        token = ""
+        if more and self._s3.listing_tokens:
+            token = f"<NextContinuationToken>{escape(page[-1][0])}</NextContinuationToken>"
+        self._listing(page, more, token, f"<KeyCount>{len(page)}</KeyCount>")
+
+    def _ListObjects(self) -> None:
+        page, more = self._page(self._query.get("marker", ""))
+        self._listing(page, more, "", "")
+
+    def _page(self, after: str) -> tuple[list[tuple[str, StoredObject]], bool]:
         prefix = self._query.get("prefix", "")
         limit = min(int(self._query.get("max-keys", 1000)), 1000)
-        after = self._query.get("continuation-token") or self._query.get("start-after", "")
         with self._s3.lock:
             wanted = sorted(k for k in self._s3.objects if k.startswith(prefix) and k > after)
-            page = [(key, self._s3.objects[key]) for key in wanted[:limit]]
+            return [(key, self._s3.objects[key]) for key in wanted[:limit]], len(wanted) > limit
+
+    def _listing(
+        self, page: list[tuple[str, StoredObject]], more: bool, token: str, count: str
+    ) -> None:
         urls = self._query.get("encoding-type") == "url"
-        more = len(wanted) > limit
+        told = f"<IsTruncated>{str(more).lower()}</IsTruncated>"
         self._xml(
             "ListBucketResult",
-            f"<IsTruncated>{str(more).lower()}</IsTruncated><KeyCount>{len(page)}</KeyCount>"
-            + (
-                f"<NextContinuationToken>{escape(page[-1][0])}</NextContinuationToken>"
-                if more
-                else ""
-            )
+            (told if self._s3.listing_flags else "")
+            + count
+            + token
             + ("<EncodingType>url</EncodingType>" if urls else "")
             + "".join(
                 f"<Contents><Key>{quote(key) if urls else escape(key)}</Key>"
@@ -289,11 +330,16 @@ class Handler(BaseHTTPRequestHandler):
     def _CreateMultipartUpload(self) -> None:
         number = f"upload-{self._s3.next_number()}"
         with self._s3.lock:
-            self._s3.uploads[number] = Upload(self._key, self._described())
+            algorithm = self._low.get("x-amz-checksum-algorithm")
+            self._s3.uploads[number] = Upload(self._key, self._described(), algorithm)
         self._xml("InitiateMultipartUploadResult", f"<UploadId>{number}</UploadId>")
 
     def _UploadPart(self) -> None:
         upload = self._upload()
+        told = "x-amz-checksum-sha256" in self._low
+        if self._s3.strict_multipart and told and upload.algorithm is None:
+            # Checksum Type mismatch occurred, expected checksum Type: null
+            raise Refusal(400, "InvalidRequest")
         with self._s3.lock:
             upload.parts[int(self._query["partNumber"])] = self._body
         self.answer_headers["ETag"] = self._body.etag
@@ -309,6 +355,9 @@ class Handler(BaseHTTPRequestHandler):
         for part in named:
             held = upload.parts.get(int(part["PartNumber"]))
             said = part.get("ChecksumSHA256")
+            if self._s3.strict_multipart and upload.algorithm is not None and said is None:
+                # The complete request must include the checksum for each part.
+                raise Refusal(400, "InvalidRequest")
             told_right = said in (None, base64_of(held.sha256)) if held else False
             if held is None or held.etag.strip('"') != part["ETag"].strip('"') or not told_right:
                 raise Refusal(400, "InvalidPart")
@@ -365,7 +414,7 @@ class Handler(BaseHTTPRequestHandler):
         with self._s3.lock:
             exists = self._key in self._s3.objects and not self._s3.ignore_conditions
             if exists and self._low.get(condition) == "*":
-                raise Refusal(412, "PreconditionFailed")
+                raise Refusal(self._s3.exists_status, "PreconditionFailed")
             self._s3.objects[self._key] = stored
         self.answer_headers["ETag"] = stored.etag
         if stored.version_id:
@@ -396,7 +445,9 @@ class Handler(BaseHTTPRequestHandler):
         """Answer with an error document."""
         self._drain()
         self.answer_status, self.answer_headers = status, {"Content-Type": "application/xml"}
-        self.answer_body = f"<Error><Code>{code}</Code><Message>scripted</Message></Error>".encode()
+        # RFC 9110, 15.4.5: a 304 has no body.
+        body = f"<Error><Code>{code}</Code><Message>scripted</Message></Error>"
+        self.answer_body = b"" if status == 304 else body.encode()
         self.send_answer()
 
     def send_answer(self) -> None:
@@ -406,7 +457,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response_only(self.answer_status)
         for name, value in self.answer_headers.items():
             self.send_header(name, value)
-        if self.answer_status != 204:
+        if self.answer_status not in (204, 304):
             self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command == "HEAD" or not length:

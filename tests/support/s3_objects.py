@@ -48,7 +48,27 @@ class SeenRequest:
 class Upload:
     key: str
     metadata: Mapping[str, str]
+    algorithm: str | None = None
+    """Checksum algorithm that it was created with."""
     parts: dict[int, StoredObject] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeaderRule:
+    """What a service makes of one header, or of one XML element of a request."""
+
+    name: str
+    """A header in lower case, or an element as it is written."""
+    operation: str
+    status: int
+    code: str
+    wanted: bool
+    """Whether requests without it are refused, instead of those with it."""
+
+    def refuses(self, operation: str, headers: Mapping[str, str], body: str) -> bool:
+        """Whether a request is refused by this rule."""
+        there = self.name in headers or f"<{self.name}>" in body
+        return self.operation in (operation, "*") and there is not self.wanted
 
 
 @dataclass

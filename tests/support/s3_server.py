@@ -32,7 +32,18 @@ any of these in the middle of a run           ``meanwhile``, or ``skip=`` of the
 versions                                      ``versioned=True``
 no permission, no use of the KMS key          ``fail`` with 403 AccessDenied, 400 KMS.*
 conditions or checksums are ignored           ``ignore_conditions=True``, ``ignore_checksums=True``
+a header or an XML element is refused         ``refuse``, of one operation or of all
+a header is wanted                            ``demand``
+304 where something is there already          ``exists_status=304``
+501 to a condition                            ``refuse("if-none-match", status=501)``
+the bucket has to stand in the host name      ``virtual_hosts_only=True``
+parts need checksums where announced          ``strict_multipart=True``, as AWS does
+a listing is cut short and does not go on     ``listing_tokens=False``, ``ignore_start_after=True``
+a listing does not say that it is cut short   ``listing_flags=False``
 ============================================  ====================================================
+
+A put below ``probes/`` is the operation ``PutProbe``: scripts and counts of ``PutObject`` are of
+what is archived. A bucket in the host name (``archive.localhost``) is understood everywhere.
 
 It is no store for anything but tests: one process, no permissions, nothing survives it.
 """
@@ -52,7 +63,15 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from tests.support.s3_handler import Handler, HttpServer
-from tests.support.s3_objects import Refusal, Script, SeenRequest, StoredObject, Upload, base64_of
+from tests.support.s3_objects import (
+    HeaderRule,
+    Refusal,
+    Script,
+    SeenRequest,
+    StoredObject,
+    Upload,
+    base64_of,
+)
 
 
 class S3Server:
@@ -74,6 +93,17 @@ class S3Server:
         Give version ids.
     public : bool
         Let everybody read.
+    exists_status : int
+        What a put with ``If-None-Match`` is answered where the key exists; AWS has 412.
+    strict_multipart : bool
+        Want checksums of parts exactly where the upload was created with an algorithm.
+    virtual_hosts_only : bool
+        Refuse requests with the bucket in the path.
+    listing_tokens, listing_flags : bool
+        Whether a page of a listing that is not the last one has a token for the next one, and
+        whether it says ``IsTruncated``.
+    ignore_start_after : bool
+        List from the beginning whatever ``start-after`` says.
     least_part_bytes : int
         Parts but the last must have this size.
     tls : ssl.SSLContext, optional
@@ -109,6 +139,12 @@ class S3Server:
         ignore_checksums: bool = False,
         versioned: bool = False,
         public: bool = False,
+        exists_status: int = 412,
+        strict_multipart: bool = False,
+        virtual_hosts_only: bool = False,
+        listing_tokens: bool = True,
+        listing_flags: bool = True,
+        ignore_start_after: bool = False,
         least_part_bytes: int = 5 * 1024**2,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -126,6 +162,12 @@ class S3Server:
         self.ignore_checksums = ignore_checksums
         self.versioned = versioned
         self.public = public
+        self.exists_status = exists_status
+        self.strict_multipart = strict_multipart
+        self.virtual_hosts_only = virtual_hosts_only
+        self.listing_tokens = listing_tokens
+        self.listing_flags = listing_flags
+        self.ignore_start_after = ignore_start_after
         self.least_part_bytes = least_part_bytes
         self.tls = tls
         self.clock_offset_seconds = 0.0
@@ -135,6 +177,7 @@ class S3Server:
         self._users: dict[str, tuple[str, str | None]] = {self.access_key: (self.secret_key, None)}
         self._expired: set[str] = set()
         self._scripts: list[Script] = []
+        self._rules: list[HeaderRule] = []
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
@@ -242,10 +285,35 @@ class S3Server:
         """Call a function when a request has come, and then serve it: a fault in mid-run."""
         self._script(operation, 1, skip, False, lambda handler: do(), goes_on=True)
 
+    def refuse(
+        self, name: str, operation: str = "*", *, status: int = 400, code: str = "InvalidArgument"
+    ) -> None:
+        """Refuse requests that have a header, or an XML element in their body.
+
+        Parameters
+        ----------
+        name : str
+            ``x-amz-checksum-sha256``, ``if-none-match``, ``ChecksumSHA256``, ...
+        """
+        self._rules.append(HeaderRule(name, operation, status, code, wanted=False))
+
+    def demand(
+        self, name: str, operation: str = "*", *, status: int = 400, code: str = "InvalidRequest"
+    ) -> None:
+        """Refuse requests that lack a header."""
+        self._rules.append(HeaderRule(name, operation, status, code, wanted=True))
+
     def behave(self) -> None:
-        """Forget what is scripted and was not done yet."""
+        """Forget what is scripted and was not done yet, and all rules about headers."""
         with self.lock:
             self._scripts.clear()
+            self._rules.clear()
+
+    @property
+    def archived(self) -> dict[str, StoredObject]:
+        """What is stored by key, but for probe objects."""
+        with self.lock:
+            return {key: held for key, held in self.objects.items() if "probes/" not in key}
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """Store an object as somebody else would."""
@@ -315,6 +383,12 @@ class S3Server:
                         self._scripts.remove(script)
                 return script
         return None
+
+    def judge(self, operation: str, headers: Mapping[str, str], body: str) -> None:
+        """Raise the refusal of a request by its headers."""
+        for rule in self._rules:
+            if rule.refuses(operation, headers, body):
+                raise Refusal(rule.status, rule.code)
 
     def secret_of(self, access_key: str, session_token: str | None) -> str:
         """The user's secret key, or the refusal of the user."""

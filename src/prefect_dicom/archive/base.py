@@ -84,6 +84,18 @@ class Archive(ABC):
         return False
 
     @abstractmethod
+    def check_usable(self) -> None:
+        """Check that the archive is there, and that nothing in it can be overwritten.
+
+        Some cheap requests, once; the first put does the same.
+
+        Raises
+        ------
+        ArchiveError
+            Why nothing can be archived, ``archive-overwrites`` among others.
+        """
+
+    @abstractmethod
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
         """Put a file under a new key.
 
@@ -157,7 +169,10 @@ class Archive(ABC):
 
     @abstractmethod
     def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Yield key and size in bytes of all objects with a prefix, in the order of keys."""
+        """Yield key and size in bytes of all objects with a prefix, in the order of keys.
+
+        Probe objects are left out, unless the prefix names them.
+        """
 
     @abstractmethod
     def check(self) -> list[Check]:

@@ -49,6 +49,14 @@ class FolderArchive(Archive):
         self._lock = threading.Lock()
         self._swept = False
 
+    def check_usable(self) -> None:
+        """Check that the directory exists, and that files can be made in it."""
+        with _translated_errors():
+            self._must_exist()
+            self._sweep_once()
+            with self._incoming_file():
+                pass
+
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
         """Put a file under a new key."""
         target = self._path(key)

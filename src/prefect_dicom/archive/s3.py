@@ -2,15 +2,21 @@
 
 Objects up to ``part_bytes`` are put by :class:`~prefect_dicom.archive.s3_put.SignedPut`, larger
 ones as multipart uploads whose parts are put the same way; everything else is boto3. The SHA-256
-taken on arrival is signed with the bytes, sent as their checksum, and recorded as metadata
-(``x-amz-meta-sha256``), which services return that drop checksums.
+taken on arrival is signed with the bytes, sent as their checksum where the service takes that, and
+recorded as metadata (``x-amz-meta-sha256``), which services return that drop checksums.
+
+Before the first object a probe object is put on condition that there is none: a service that does
+not keep to the condition would overwrite what is archived, and gets nothing.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +32,11 @@ from prefect_dicom.archive.s3_connection import (
     S3Connection,
     classify,
 )
+from prefect_dicom.archive.s3_dialect import Operation, RequestForm
 from prefect_dicom.archive.s3_errors import S3Error, S3RequestError
-from prefect_dicom.archive.s3_put import base64_digest
+from prefect_dicom.archive.s3_listing import list_objects
+from prefect_dicom.archive.s3_multipart import MultipartUpload
+from prefect_dicom.archive.s3_put import check_echo, content_headers
 from prefect_dicom.archive.s3_selftest import S3SelfTest
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
 from prefect_dicom.config.archive import S3Archive
@@ -35,7 +44,22 @@ from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.model import ArchivedInstance
 from prefect_dicom.core.uids import is_sha256
 
+PROBE_KEY = "probes/if-none-match"
+"""Key of the object that shows whether the service keeps to the condition of a put."""
+PROBE = b"prefect-dicom puts these bytes to see that nothing is overwritten\n"
+"""Its bytes, always the same ones: nothing is lost where they replace themselves."""
+_UNSAID = {400, 403, 405, 501}
+"""Statuses whose cause is in the body, which the answer to a HEAD does not have."""
+
 _T = TypeVar("_T")
+
+
+class _Exists(S3RequestError):
+    """The condition of a put did not hold, at the given attempt."""
+
+    def __init__(self, error: S3Error, sent: int) -> None:
+        super().__init__(error)
+        self.sent = sent
 
 
 class BucketArchive(Archive):
@@ -53,6 +77,7 @@ class BucketArchive(Archive):
     ArchiveError
         By any method: ``archive-refused`` (credentials, permission, settings),
         ``archive-missing`` (no such bucket), ``archive-unavailable`` (no answer, overload),
+        ``archive-overwrites`` (conditions are not kept), ``archive-listing-faulty``,
         ``archive-full``, ``archive-checksum``, ``unexpected``.
     """
 
@@ -60,6 +85,8 @@ class BucketArchive(Archive):
         self._settings = settings
         self._s3 = S3Connection(settings, retries, self.sleep)
         self._prefix = self._s3.prefix
+        self._probing = threading.Lock()
+        self._usable = False
 
     def put_file(self, key: str, path: Path, sha256: str, size_bytes: int) -> ArchivedInstance:
         """Put a file under a new key."""
@@ -99,25 +126,58 @@ class BucketArchive(Archive):
 
     def keys(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield key and size in bytes of all objects with a prefix, in the order of keys."""
-        more: dict[str, str] = {}
-        while True:
+        try:
+            for name, size in list_objects(self._s3, self._settings.bucket, self._prefix + prefix):
+                key = name.removeprefix(self._prefix)
+                if not key.startswith("probes/") or prefix.startswith("probes/"):
+                    yield key, size
+        except S3RequestError as refused:
+            raise refused.archive_error() from None
 
-            def ask(clients: S3Clients, more: dict[str, str] = more) -> Mapping[str, Any]:
-                page: Mapping[str, Any] = clients.client.list_objects_v2(
-                    Bucket=self._settings.bucket, Prefix=self._prefix + prefix, **more
-                )
-                return page
-
-            page = self._call(ask)
-            for entry in page.get("Contents", ()):
-                yield entry["Key"].removeprefix(self._prefix), entry["Size"]
-            if not page.get("IsTruncated"):
+    def check_usable(self) -> None:
+        """Put the probe object, which a service that keeps to the condition holds once."""
+        with self._probing:
+            if self._usable:
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            try:
+                stored = self.put_probe(PROBE_KEY, PROBE) and self.put_probe(PROBE_KEY, PROBE)
+            except S3RequestError as refused:
+                raise self._why_refused(refused) from None
+            if stored:
+                raise ArchiveError("archive-overwrites", "a second put has replaced the first")
+            self._usable = True
+
+    def put_probe(self, key: str, data: bytes, *, condition: bool = True) -> bool:
+        """Put a probe object, with the headers of any other; returns whether it was stored.
+
+        Raises
+        ------
+        S3RequestError
+            It was refused for another reason than that an object is there.
+        """
+        try:
+            self._send_whole(checked_key(key), BytesSource(data), condition=condition)
+        except S3RequestError as refused:
+            if refused.s3_error.exists:
+                return False
+            raise
+        return True
+
+    def _why_refused(self, refused: S3RequestError) -> ArchiveError:
+        """Return the error for a refused probe; is the condition the cause?"""
+        error = refused.s3_error
+        if error.may_be_a_header:
+            with contextlib.suppress(S3RequestError):
+                # The same bytes each time: nothing is lost if they replace themselves.
+                self.put_probe(PROBE_KEY, PROBE, condition=False)
+                return ArchiveError(
+                    "archive-overwrites", f"{error.detail}: the service knows no If-None-Match"
+                )
+        return refused.archive_error()
 
     def check(self) -> list[Check]:
         """Run the self-test of the bucket."""
-        return S3SelfTest(self, self._s3, self._settings.bucket).checks()
+        return S3SelfTest(self, self._s3, self._settings.bucket, PROBE_KEY).checks()
 
     def close(self) -> None:
         """Close the connections."""
@@ -126,6 +186,8 @@ class BucketArchive(Archive):
     # ------------------------------------------------------------------ putting
 
     def _put(self, key: str, source: Source) -> ArchivedInstance:
+        if not self._usable:
+            self.check_usable()
         # Ceph takes an empty body under any signed hash.
         if not source.size_bytes and (damage := source.damage()):
             raise ArchiveError("spool-damaged", damage)
@@ -139,30 +201,15 @@ class BucketArchive(Archive):
             raise refused.archive_error() from None
 
     def _put_whole(self, key: str, source: Source) -> ArchivedInstance:
-        headers = {
-            **self._object_headers(key, source.sha256),
-            "If-None-Match": "*",
-        }
-        sent = 0
-
-        def send(clients: S3Clients) -> Mapping[str, str]:
-            nonlocal sent
-            sent += 1
-            return clients.put.send(
-                key, source, headers, sha256=source.sha256, wait_for_answer=sent > 1
-            )
-
         try:
-            answer = self._s3.call(send)
-        except S3RequestError as refused:
-            if not refused.s3_error.exists:
-                raise
+            answer = self._send_whole(key, source)
+        except _Exists as there:
             # After a lost answer this is probably our own put.
-            return self._compared(key, source, already_there=sent == 1)
+            return self._compared(key, source, already_there=there.sent == 1)
         if answer.get("ETag") is None:
             # Not the answer of an object store: compare what is under the key.
             return self._compared(key, source, already_there=False)
-        _check_echo(answer, source.sha256)
+        check_echo(answer, source.sha256)
         return ArchivedInstance(
             key,
             source.sha256,
@@ -170,79 +217,66 @@ class BucketArchive(Archive):
             version_id=_version(answer.get("x-amz-version-id")),
         )
 
+    def _send_whole(self, key: str, source: Source, *, condition: bool = True) -> Mapping[str, str]:
+        """Put an object in one request, by default on condition that none is there.
+
+        Raises
+        ------
+        _Exists
+            There is one.
+        """
+
+        def put(form: RequestForm) -> Mapping[str, str]:
+            headers = {
+                **self._object_headers(key, source.sha256),
+                **content_headers(form, source, source.sha256),
+                **({"If-None-Match": "*"} if condition else {}),
+            }
+            sent = 0
+
+            def send(clients: S3Clients) -> Mapping[str, str]:
+                nonlocal sent
+                sent += 1
+                return clients.put.send(
+                    key, source, headers, sha256=source.sha256, wait_for_answer=sent > 1
+                )
+
+            try:
+                return self._s3.call(send)
+            except S3RequestError as refused:
+                if refused.s3_error.exists:
+                    raise _Exists(refused.s3_error, sent) from None
+                raise
+
+        return self._s3.dialect.send(Operation.PUT, put)
+
     def _put_parts(self, key: str, source: Source) -> ArchivedInstance:
         # Not every service honours the condition of the completion: check before and after.
         if self.head(key) is not None:
             return self._compared(key, source, already_there=True)
-        name = self._prefix + key
-        upload = self._s3.call(
-            lambda clients: clients.client.create_multipart_upload(
-                Bucket=self._settings.bucket,
-                Key=name,
-                ChecksumAlgorithm="SHA256",
-                **self._object_arguments(key, source.sha256),
-            )
-        )["UploadId"]
-        try:
-            parts = self._send_parts(key, source, upload)
-            self._complete(key, source, upload, parts)
-        except BaseException:
-            self._s3.abort_upload(name, upload)
-            raise
+        bucket, arguments = self._settings.bucket, self._object_arguments(key, source.sha256)
+        with MultipartUpload(self._s3, bucket, key, arguments) as upload:
+            self._send_parts(source, upload)
+            self._complete(key, source, upload)
         # Each part was signed with its own hash; compare for what was put in between.
         return self._compared(key, source, already_there=False, proven=True)
 
-    def _send_parts(self, key: str, source: Source, upload: str) -> list[dict[str, Any]]:
+    def _send_parts(self, source: Source, upload: MultipartUpload) -> None:
         """Send the parts. Each is read twice: for its hash, which is signed, and for sending."""
-        parts = []
         whole = hashlib.sha256()
-        for number, offset in enumerate(
-            range(0, source.size_bytes, self._settings.part_bytes), start=1
-        ):
+        for offset in range(0, source.size_bytes, self._settings.part_bytes):
             length = min(self._settings.part_bytes, source.size_bytes - offset)
             part = hashlib.sha256()
             for block in source.blocks(offset, length):
                 part.update(block)
                 whole.update(block)
-            digest = part.hexdigest()
-            query = {"partNumber": str(number), "uploadId": upload}
-
-            def send(
-                clients: S3Clients,
-                digest: str = digest,
-                offset: int = offset,
-                length: int = length,
-                query: dict[str, str] = query,
-            ) -> Mapping[str, str]:
-                return clients.put.send(
-                    key, source, {}, sha256=digest, offset=offset, length=length, query=query
-                )
-
-            answer = self._s3.call(send)
-            etag = answer.get("ETag")
-            if etag is None:
-                no_etag = S3Error("archive-unavailable", "a part was answered without ETag")
-                raise S3RequestError(no_etag)
-            _check_echo(answer, digest)
-            checksum = base64_digest(digest)
-            parts.append({"PartNumber": number, "ETag": etag, "ChecksumSHA256": checksum})
+            upload.send(source, part.hexdigest(), offset, length)
         if whole.hexdigest() != source.sha256:
             raise ArchiveError("spool-damaged", "the file has another SHA-256 than on arrival")
-        return parts
 
-    def _complete(self, key: str, source: Source, upload: str, parts: list[dict[str, Any]]) -> None:
-        def complete(clients: S3Clients) -> Mapping[str, Any]:
-            completed: Mapping[str, Any] = clients.client.complete_multipart_upload(
-                Bucket=self._settings.bucket,
-                Key=self._prefix + key,
-                UploadId=upload,
-                MultipartUpload={"Parts": parts},
-                IfNoneMatch="*",
-            )
-            return completed
-
+    def _complete(self, key: str, source: Source, upload: MultipartUpload) -> None:
         try:
-            self._s3.call(complete)
+            upload.complete()
         except S3RequestError:
             # The repeat of a completion whose answer was lost gets 412 or an unknown upload.
             # What is under the key now decides.
@@ -288,14 +322,27 @@ class BucketArchive(Archive):
 
     def _head(self, clients: S3Clients, name: str) -> Mapping[str, Any]:
         where = {"Bucket": self._settings.bucket, "Key": name}
-        try:
-            facts: Mapping[str, Any] = clients.client.head_object(**where, ChecksumMode="ENABLED")
+
+        def ask(form: RequestForm) -> Mapping[str, Any]:
+            mode = {"ChecksumMode": "ENABLED"} if form.checksum else {}
+            try:
+                facts: Mapping[str, Any] = clients.client.head_object(**where, **mode)
+            except ClientError as error:
+                if not form.checksum or _status(error) not in _UNSAID:
+                    raise
+                # The answer to a HEAD has no body to tell whether a header is the cause.
+                raise S3RequestError(replace(classify(error), may_be_a_header=True)) from error
             return facts
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 403):
-                # The answer to a HEAD has no body to tell why: expired, another clock, a region.
-                clients.client.get_object(**where, Range="bytes=0-0")["Body"].close()
-            raise
+
+        try:
+            return self._s3.dialect.send(Operation.HEAD, ask)
+        except (S3RequestError, ClientError) as error:
+            refused = error.__cause__ if isinstance(error, S3RequestError) else error
+        assert refused is not None, "raised from the answer"
+        if _status(refused) in _UNSAID:
+            # Nor why else: expired, another clock, a region.
+            clients.client.get_object(**where, Range="bytes=0-0")["Body"].close()
+        raise refused
 
     def _object_headers(self, key: str, sha256: str) -> dict[str, str]:
         settings = self._settings
@@ -338,13 +385,6 @@ def _who_is_damaged(source: Source, error: S3Error) -> ArchiveError:
     return ArchiveError("archive-checksum", error.detail)
 
 
-def _check_echo(answer: Mapping[str, str], sha256: str) -> None:
-    """Raise if the answer holds another checksum than that of the bytes sent."""
-    echo = answer.get("x-amz-checksum-sha256")
-    if echo is not None and echo != base64_digest(sha256):
-        raise S3RequestError(S3Error("archive-checksum", "the service computed another SHA-256"))
-
-
 def _facts(answer: Mapping[str, Any]) -> ObjectFacts:
     sha256 = None
     checksum = answer.get("ChecksumSHA256")
@@ -358,6 +398,8 @@ def _facts(answer: Mapping[str, Any]) -> ObjectFacts:
     recorded = answer.get("Metadata", {}).get("sha256", "")
     if not by_store:
         sha256 = recorded if is_sha256(recorded) else None
+    if "ContentLength" not in answer:
+        raise ArchiveError("archive-unavailable", "an object was answered without its size")
     return ObjectFacts(
         size_bytes=answer["ContentLength"],
         sha256=sha256,
@@ -365,6 +407,12 @@ def _facts(answer: Mapping[str, Any]) -> ObjectFacts:
         etag=answer.get("ETag"),
         sha256_by_store=by_store,
     )
+
+
+def _status(error: object) -> int:
+    """HTTP status of an answer that is an error; 0 where there is none."""
+    response = getattr(error, "response", {})
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _version(version_id: str | None) -> str | None:

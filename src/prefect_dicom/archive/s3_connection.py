@@ -20,8 +20,9 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
+from prefect_dicom.archive.s3_dialect import S3Dialect
 from prefect_dicom.archive.s3_errors import S3Error, S3RequestError, classify_error
-from prefect_dicom.archive.s3_put import SignedPut
+from prefect_dicom.archive.s3_put import SignedPut, proxies_for
 from prefect_dicom.config.archive import S3Archive
 from prefect_dicom.core.errors import Interrupted
 
@@ -95,12 +96,15 @@ class S3Connection:
     ----------
     prefix : str
         Prefix of all keys, with its slash; empty for none.
+    dialect : S3Dialect
+        The forms of requests that the service takes.
     """
 
     def __init__(
         self, settings: S3Archive, retries: RetryPolicy, sleep: Callable[[float], bool]
     ) -> None:
         self.prefix = f"{settings.prefix.strip('/')}/" if settings.prefix.strip("/") else ""
+        self.dialect = S3Dialect()
         self._settings = settings
         self._retries = retries
         self._sleep = sleep
@@ -206,10 +210,12 @@ class S3Connection:
                 s3={
                     # Not "auto": botocore then writes URLs of the one global endpoint, which
                     # redirects. Names that cannot be virtual hosts become paths all the same.
-                    "addressing_style": "path" if settings.endpoint else "virtual",
+                    "addressing_style": settings.addressing
+                    or ("path" if settings.endpoint else "virtual"),
                     "payload_signing_enabled": True,
                 },
                 max_pool_connections=settings.connections,
+                proxies=proxies_for(settings.endpoint) if settings.endpoint else None,
                 retries={"total_max_attempts": 1},
                 connect_timeout=retries.connect_seconds,
                 read_timeout=retries.read_seconds,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ProxyConnectionError
 
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 
@@ -48,6 +48,19 @@ _BUSY = {
 }
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientCapacity"}
 _REGION = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"}
+_ADDRESSING = re.compile(
+    r"SecondLevelDomainForbidden|InvalidPathAccess|.*PathStyle.*|VirtualHost.*|.*VirtualHosted.*"
+)
+# Beside 412 of AWS: 304 by RFC 9110, 13.1.2, for other methods than PUT; 409 of services that
+# have a name of their own for it.
+_EXISTS = {"PreconditionFailed", "FileAlreadyExists", "ObjectAlreadyExists", "KeyAlreadyExists"}
+_HEADER_STATUSES = {400, 405, 411, 415, 501}
+# Of these the code says what was meant, and that no header is the cause that could be left out.
+_NO_HEADER = re.compile(
+    r"KMS\..*|Encryption.*|Entity.*|Key.*|Metadata.*|AccessDenied|Authorization.*|Illegal.*"
+    r"|Invalid(StorageClass|AccessKeyId|BucketName|BucketState|ObjectState|Token|Security|Part.*"
+    r"|Prefix|WriteOffset|Encryption.*)"
+)
 _SETTINGS = re.compile(
     r"KMS\..*|Invalid.*|Encryption.*|AccessDenied|NotImplemented|IllegalLocationConstraintException"
 )
@@ -69,6 +82,8 @@ class S3Error:
     """The object (or the multipart upload) does not exist."""
     answered: bool = True
     """The service answered; False where its answer was lost and the effect is unknown."""
+    may_be_a_header: bool = False
+    """The service may have refused a header of the request, or the lack of one."""
 
 
 class S3RequestError(Exception):
@@ -85,6 +100,8 @@ class S3RequestError(Exception):
         return ArchiveError(self.s3_error.code, self.s3_error.detail)
 
 
+_PROXY = "the proxy of HTTP_PROXY or HTTPS_PROXY"
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
 _LOST = S3Error("archive-unavailable", "no answer ({})", retryable=True, answered=False)
 _NO_CREDENTIALS = S3Error("archive-refused", "no credentials were found")
 _SETUP = S3Error("archive-refused", "the configuration of the AWS client cannot be used ({})")
@@ -192,9 +209,24 @@ def classify_error(error: Exception) -> S3Error:
     if isinstance(cause, ArchiveError):
         # The body could not be read on while it was sent.
         return S3Error(cause.code, cause.detail)
+    if isinstance(error, ProxyConnectionError):
+        return _classify_proxy(str(cause))
     known = (S3_ERRORS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in S3_ERRORS)
     found = next(known, _OURS)
     return replace(found, detail=found.detail.format(type(error).__name__))
+
+
+def _classify_proxy(text: str) -> S3Error:
+    """Return what the failure of a proxy means; its text has the status of the tunnel, if any."""
+    found = _TUNNEL.search(text)
+    if found is None:
+        return replace(_LOST, detail=f"{_PROXY} does not answer")
+    status = int(found[1])
+    if status == 407:
+        return _classify_answer(status, "")
+    if status >= 500:
+        return S3Error("archive-unavailable", f"{_PROXY} answered {status}", retryable=True)
+    return S3Error("archive-refused", f"{_PROXY} refused the way to the service with {status}")
 
 
 def _classify_answer(status: int, name: str) -> S3Error:
@@ -202,7 +234,7 @@ def _classify_answer(status: int, name: str) -> S3Error:
     if not _CODE.fullmatch(name) or name == str(status):
         name = ""
     said = f"HTTP {status} {name}".strip()
-    if status == 412 or name == "PreconditionFailed":
+    if status in (304, 412) or name in _EXISTS:
         return S3Error("archive-conflict", said, exists=True)
     if name == "NoSuchBucket":
         return S3Error("archive-missing", said)
@@ -214,14 +246,23 @@ def _classify_answer(status: int, name: str) -> S3Error:
         return S3Error("archive-refused", said, retryable=True, expired=True)
     if name in _CLOCK:
         return S3Error("archive-refused", f"{said}: the clocks of this host and the service differ")
+    if status == 407:
+        return S3Error("archive-refused", f"{said}: {_PROXY} wants a user name and a password")
+    if _ADDRESSING.fullmatch(name):
+        return S3Error(
+            "archive-refused",
+            f"{said}: the service wants the bucket in the host name; "
+            "set `archive.addressing: virtual`",
+        )
     if name in _FULL or status == 507:
         return S3Error("archive-full", said)
     if status in (301, 302, 307, 308) or name in _REGION:
         return S3Error("archive-refused", f"{said}: the bucket is in another region or place")
     if name in _BUSY or status in (408, 429):
         return S3Error("archive-unavailable", said, retryable=True)
+    header = status in _HEADER_STATUSES and not _NO_HEADER.fullmatch(name)
     if status == 501 or status in (401, 403) or _SETTINGS.fullmatch(name):
-        return S3Error("archive-refused", said)
+        return S3Error("archive-refused", said, may_be_a_header=header)
     if status >= 500:
         return S3Error("archive-unavailable", said, retryable=True)
-    return S3Error("unexpected", said)
+    return S3Error("unexpected", said, may_be_a_header=header)

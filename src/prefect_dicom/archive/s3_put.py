@@ -11,6 +11,9 @@ Credentials, the signature, the connection pool, proxies and TLS are botocore's.
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
+import ipaddress
 import re
 import socket
 from collections.abc import Mapping
@@ -24,6 +27,8 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
+from prefect_dicom.archive.s3_dialect import RequestForm
+from prefect_dicom.archive.s3_errors import S3Error, S3RequestError
 from prefect_dicom.archive.source import Source
 
 _ERROR_CODE = re.compile(rb"<Code>\s*([^<]*?)\s*</Code>")
@@ -86,7 +91,7 @@ class SignedPut:
         self.base_url = f"{url.scheme}://{url.netloc}{url.path.removesuffix(_STAND_IN)}"
         self._http = URLLib3Session(
             verify=ca_bundle or True,
-            proxies=get_environ_proxies(self.base_url),
+            proxies=proxies_for(self.base_url),
             timeout=timeouts,
             max_pool_connections=connections,
             socket_options=[
@@ -112,7 +117,7 @@ class SignedPut:
         Parameters
         ----------
         headers : mapping
-            Besides the hash and the length.
+            Besides the signed hash and the length.
         query : mapping, optional
             ``partNumber`` and ``uploadId`` of a part.
         wait_for_answer : bool
@@ -140,7 +145,6 @@ class SignedPut:
             headers={
                 "User-Agent": "prefect-dicom",
                 "Content-Length": str(length),
-                "x-amz-checksum-sha256": base64.b64encode(bytes.fromhex(sha256)).decode(),
                 **headers,
             },
         )
@@ -180,6 +184,40 @@ class SignedPut:
     def close(self) -> None:
         """Close the pooled connections."""
         self._http.close()
+
+
+def proxies_for(url: str) -> dict[str, str]:
+    """Return the proxies of the environment; none for loopback, which no proxy can reach for us."""
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return {}
+    if host == "localhost" or host.endswith(".localhost"):
+        return {}
+    return cast(dict[str, str], get_environ_proxies(url))
+
+
+def content_headers(
+    form: RequestForm, source: Source, sha256: str, offset: int = 0, length: int | None = None
+) -> dict[str, str]:
+    """Return the headers about the bytes that a form of a PUT has, beside the signed hash."""
+    headers = {}
+    if form.checksum:
+        headers["x-amz-checksum-sha256"] = base64_digest(sha256)
+    if form.md5:
+        # Not for security: the signed hash is.
+        md5 = hashlib.md5(usedforsecurity=False)
+        for block in source.blocks(offset, source.size_bytes if length is None else length):
+            md5.update(block)
+        headers["Content-MD5"] = base64.b64encode(md5.digest()).decode()
+    return headers
+
+
+def check_echo(answer: Mapping[str, str], sha256: str) -> None:
+    """Raise if the answer holds another checksum than that of the bytes sent."""
+    echo = answer.get("x-amz-checksum-sha256")
+    if echo is not None and echo != base64_digest(sha256):
+        raise S3RequestError(S3Error("archive-checksum", "the service computed another SHA-256"))
 
 
 def base64_digest(sha256: str) -> str:

@@ -1,19 +1,27 @@
-"""Self-test of a bucket: what the service honours, tried on probe objects below ``probes/``."""
+"""Self-test of a bucket: what the service honours, tried on probe objects below ``probes/``.
+
+Over the same requests as those of runs, in the same forms.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from prefect_dicom.archive.base import Archive, Check
+from prefect_dicom.archive.base import Check
 from prefect_dicom.archive.s3_connection import S3Connection
+from prefect_dicom.archive.s3_dialect import Operation
 from prefect_dicom.archive.s3_errors import S3RequestError
-from prefect_dicom.archive.s3_put import base64_digest
+from prefect_dicom.archive.s3_listing import list_objects
+from prefect_dicom.archive.s3_multipart import MultipartUpload
+from prefect_dicom.archive.s3_put import base64_digest, content_headers
 from prefect_dicom.archive.source import BytesSource
-from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
+from prefect_dicom.core.errors import ArchiveError
 from prefect_dicom.core.reasons import reason_for
+
+if TYPE_CHECKING:
+    from prefect_dicom.archive.s3 import BucketArchive
 
 _UNSIGNED = (
     "The service does not compare what it gets with the signature: bytes may change on the way to "
@@ -27,18 +35,24 @@ class S3SelfTest:
 
     Parameters
     ----------
-    archive : Archive
+    archive : BucketArchive
         The archive in the bucket.
     connection : S3Connection
         Its connection.
     bucket : str
         Its bucket.
+    probe_key : str
+        Key of the probe object of runs.
     """
 
-    def __init__(self, archive: Archive, connection: S3Connection, bucket: str) -> None:
+    def __init__(
+        self, archive: BucketArchive, connection: S3Connection, bucket: str, probe_key: str
+    ) -> None:
         self._archive = archive
         self._s3 = connection
         self._bucket = bucket
+        self._probe_key = probe_key
+        self._overwrites: ArchiveError | None = None
         self._key = f"probes/{secrets.token_hex(8)}"
         self._name = connection.prefix + self._key
         self._written: set[str] = set()
@@ -59,6 +73,7 @@ class S3SelfTest:
             ("other bytes than in ChecksumSHA256 are refused", False, self._checksum),
             ("HEAD returns the service's own checksum", False, self._head_checksum),
             ("nothing is overwritten by a multipart upload", False, self._completion),
+            ("requests are taken as AWS takes them", False, self._dialect),
             ("strangers cannot read objects", True, self._private),
             ("the probe objects are removed", False, self._cleaned),
         ):
@@ -76,29 +91,29 @@ class S3SelfTest:
         return Check(name, not advice, advice, required)
 
     def _listed(self) -> str:
-        try:
-            self._s3.call(lambda s3: s3.client.head_bucket(Bucket=self._bucket))
-        except S3RequestError as refused:
-            if refused.s3_error.absent:
-                # HEAD has no body that could tell a bucket from an object.
-                raise ArchiveError("archive-missing", refused.s3_error.detail) from None
-            raise
+        # Not HeadBucket, whose answer has no body to tell what is wrong.
+        next(list_objects(self._s3, self._bucket, self._s3.prefix + self._key), None)
         return ""
 
     def _writable(self) -> str:
-        self._archive.put_bytes(self._key, b"probe")
+        if self._archive.head(self._probe_key) is None:
+            self._written.add(self._s3.prefix + self._probe_key)
+        try:
+            self._archive.check_usable()
+        except ArchiveError as error:
+            if error.code != "archive-overwrites":
+                raise
+            self._overwrites = error
+        self._archive.put_probe(self._key, b"probe", condition=self._overwrites is None)
         self._written.add(self._name)
         return ""
 
     def _condition(self) -> str:
-        try:
-            self._archive.put_bytes(self._key, b"other")
-        except ArchiveConflict:
+        error = self._overwrites
+        if error is None and not self._archive.put_probe(self._key, b"other"):
             return ""
-        return (
-            "The service replaces objects despite the condition; deny that by bucket policy or "
-            "object lock, or use another service."
-        )
+        error = error or ArchiveError("archive-overwrites", "other bytes have replaced an object")
+        return f"{error}. {error.reason.what_to_do}"
 
     def _signed_payload(self) -> str:
         # The checksum header is right, so that only the signature can be the cause.
@@ -107,31 +122,40 @@ class S3SelfTest:
         return _UNSIGNED
 
     def _signed_part(self) -> str:
-        source = BytesSource(b"sent")
+        sent, other = BytesSource(b"sent"), BytesSource(b"other")
         with self._upload() as upload:
-            header = {"x-amz-checksum-sha256": base64_digest(source.sha256)}
-            query = {"partNumber": "1", "uploadId": upload}
-            other = BytesSource(b"other").sha256
+            # A right part is taken, so that only the signature can be the cause.
+            upload.send(sent, sent.sha256, 0, sent.size_bytes)
             try:
-                self._send(source, header, other, query)
+                upload.send(sent, sent.sha256, 0, sent.size_bytes, signed=other.sha256)
             except S3RequestError as refused:
-                if reason_for(refused.s3_error.code).refuses_wrong_hash:
-                    return ""
-                raise
-        return _UNSIGNED
+                if not reason_for(refused.s3_error.code).refuses_wrong_hash:
+                    raise
+                advice = ""
+            else:
+                advice = _UNSIGNED
+            upload.abort()
+        return advice
 
     def _checksum(self) -> str:
+        if not self._s3.dialect.form(Operation.PUT).checksum:
+            return "The service refuses checksum headers; the signed hash has to do."
         if self._refused("-checksum", signed=b"sent", checksum=b"other"):
             return ""
         return "The service ignores checksum headers; the signed hash has to do."
 
     def _refused(self, suffix: str, *, signed: bytes, checksum: bytes) -> bool:
-        """Whether the service refuses the bytes ``sent`` with hashes of other bytes."""
-        header = {"x-amz-checksum-sha256": base64_digest(hashlib.sha256(checksum).hexdigest())}
-        signature = hashlib.sha256(signed).hexdigest()
+        """Whether the service refuses the bytes ``sent`` with hashes of other bytes.
+
+        What it takes with the right hashes is known: it has taken the probe object.
+        """
         source = BytesSource(b"sent")
+        headers = content_headers(self._s3.dialect.form(Operation.PUT), source, source.sha256)
+        if "x-amz-checksum-sha256" in headers:
+            headers["x-amz-checksum-sha256"] = base64_digest(BytesSource(checksum).sha256)
+        key, signature = self._key + suffix, BytesSource(signed).sha256
         try:
-            self._send(source, header, signature, suffix=suffix)
+            self._s3.call(lambda s3: s3.put.send(key, source, headers, sha256=signature))
         except S3RequestError as refused:
             if reason_for(refused.s3_error.code).refuses_wrong_hash:
                 return True
@@ -148,39 +172,28 @@ class S3SelfTest:
         return "It returns no hash at all; only reading proves the bytes."
 
     def _completion(self) -> str:
-        source = BytesSource(b"other")
-        with self._upload() as upload:
-            query = {"partNumber": "1", "uploadId": upload}
-            part = self._send(source, {}, source.sha256, query)
-            try:
-                self._s3.call(
-                    lambda s3: s3.client.complete_multipart_upload(
-                        Bucket=self._bucket,
-                        Key=self._name,
-                        UploadId=upload,
-                        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
-                        IfNoneMatch="*",
-                    )
-                )
-            except S3RequestError as refused:
-                if refused.s3_error.exists:
-                    return ""
-                raise
+        other = BytesSource(b"other")
+        try:
+            with self._upload() as upload:
+                upload.send(other, other.sha256, 0, other.size_bytes)
+                upload.complete()
+        except S3RequestError as refused:
+            if refused.s3_error.exists:
+                return ""
+            raise
         return (
             "The service ignores the condition of a completion; objects above `part_bytes` are "
             "looked for before and after instead."
         )
 
-    @contextmanager
-    def _upload(self) -> Iterator[str]:
-        """Start a multipart upload over the probe object; it is aborted at the end."""
-        upload = self._s3.call(
-            lambda s3: s3.client.create_multipart_upload(Bucket=self._bucket, Key=self._name)
-        )["UploadId"]
-        try:
-            yield upload
-        finally:
-            self._s3.abort_upload(self._name, upload)
+    def _upload(self) -> MultipartUpload:
+        """A multipart upload over the probe object."""
+        return MultipartUpload(self._s3, self._bucket, self._key)
+
+    def _dialect(self) -> str:
+        if differences := self._s3.dialect.differences():
+            return "; ".join(differences) + ". Requests are sent so; the signed hash guards them."
+        return ""
 
     def _private(self) -> str:
         if self._s3.call(lambda s3: s3.put.is_public(self._key)):
@@ -203,16 +216,3 @@ class S3SelfTest:
         except S3RequestError:
             return False
         return True
-
-    def _send(
-        self,
-        source: BytesSource,
-        headers: Mapping[str, str],
-        sha256: str,
-        query: Mapping[str, str] | None = None,
-        suffix: str = "",
-    ) -> Mapping[str, str]:
-        key = self._key + suffix
-        return self._s3.call(
-            lambda s3: s3.put.send(key, source, headers, sha256=sha256, query=query)
-        )

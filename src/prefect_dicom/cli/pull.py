@@ -56,10 +56,13 @@ def pull(
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.registration import register_cohort
+    from prefect_dicom.run.run import check_first
 
     settings = site_of(site)
     with Ledger.open(ledger_url(settings)) as ledger:
         known = register_cohort(settings, cohort, node, name, every_node=every_node, ledger=ledger)
+        if not dry_run:
+            check_first(settings, ledger, known)
 
         def flow() -> Any:
             from prefect_dicom.flows.pull_cohort import pull_registered
@@ -95,12 +98,15 @@ def rerun(
     permanent ones too. An option may be repeated. Only missing instances are asked for.
     """
     from prefect_dicom.ledger import Ledger
+    from prefect_dicom.run.run import check_first
 
     settings = site_of(site)
     check_known("--reason", reason, REASONS)
     check_known("--node", node, settings.nodes)
     with Ledger.open(ledger_url(settings)) as ledger:
         known = ledger.cohorts.get(cohort)
+        # What has failed is reopened later.
+        check_first(settings, ledger)
 
         def flow() -> Any:
             from prefect_dicom.flows.rerun_failed import rerun_registered
@@ -128,10 +134,12 @@ def archive_new(
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.registration import register_new
+    from prefect_dicom.run.run import check_first
 
     settings = site_of(site)
     with Ledger.open(ledger_url(settings)) as ledger:
         known = register_new(settings, node, date.today(), days, ledger=ledger)
+        check_first(settings, ledger, known)
 
         def flow() -> Any:
             from prefect_dicom.flows.archive_new import archive_registered

@@ -19,6 +19,10 @@ class S3Settings(Settings):
     bucket: str = Field(min_length=3, max_length=63, description="Name of the bucket.")
     prefix: str = Field(default="", description="Prefix of all keys, without slashes around it.")
     endpoint: str | None = Field(default=None, description="URL of the S3 service; empty for AWS.")
+    addressing: Literal["path", "virtual"] | None = Field(
+        default=None,
+        description="Where the bucket stands in a URL: in its path, or in the host name (virtual).",
+    )
     region: str | None = Field(default=None, description="Region name.")
     profile: str | None = Field(default=None, description="Profile of the AWS configuration files.")
     encryption: Literal["none", "AES256", "aws:kms"] = Field(
@@ -33,7 +37,9 @@ class S3Settings(Settings):
     )
     connections: int = Field(default=16, ge=1, le=256, description="Uploads at the same time.")
 
-    @field_validator("endpoint", "region", "profile", "kms_key_id", "storage_class", mode="before")
+    @field_validator(
+        "endpoint", "addressing", "region", "profile", "kms_key_id", "storage_class", mode="before"
+    )
     @classmethod
     def _empty_is_left_out(cls, value: Any) -> Any:
         return None if value == "" else value

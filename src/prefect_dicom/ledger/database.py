@@ -35,7 +35,11 @@ from sqlalchemy.exc import ArgumentError
 from prefect_dicom.core.errors import ClaimLost, LedgerError
 from prefect_dicom.core.model import StudyReference
 from prefect_dicom.ledger import statements
-from prefect_dicom.ledger.errors import translate_database_errors, translate_file_errors
+from prefect_dicom.ledger.errors import (
+    NETWORK,
+    translate_database_errors,
+    translate_file_errors,
+)
 from prefect_dicom.ledger.records import Claim
 from prefect_dicom.ledger.run_locks import FileLocks, RunLocks, SessionLocks
 from prefect_dicom.ledger.schema import migrate, runs, studies
@@ -194,7 +198,7 @@ def _open_sqlite(url: URL) -> tuple[Engine, RunLocks]:
         with closing(engine.raw_connection()) as connection:
             (mode,) = connection.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise LedgerError("ledger-unavailable", "its file system does not let SQLite use WAL")
+            raise LedgerError("ledger-unavailable", f"SQLite cannot use WAL there: {NETWORK}")
         with for_writing(engine).begin() as connection:
             migrate(connection)
     return engine, locks

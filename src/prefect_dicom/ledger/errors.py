@@ -40,13 +40,20 @@ _TRANSIENT = re.compile(
     # not had in time, a server that shuts down or starts.
     r"|08...|40...|53300|55P03|57014|57P0[1235]"
 )
+# What locks and shared memory end with where the file system does not have them (sqlite.org,
+# "Result and Error Codes"): "locking protocol" is SQLITE_PROTOCOL.
+_NO_LOCKS = re.compile(
+    r"SQLITE_PROTOCOL|SQLITE_NOLFS|SQLITE_IOERR_(.*LOCK|SHM.*)|ENOLCK|ESTALE|ENOTSUP|EOPNOTSUPP"
+)
+NETWORK = "a network file system (NFS, SMB) does so; a SQLite ledger must lie on a local disk"
+"""What is behind an error of locks, for the detail of an error."""
 _DAMAGED = re.compile(r"SQLITE_(CORRUPT.*|NOTADB)|XX00[12]")
 
 
 def _fault(error: Exception) -> LedgerError:
     if isinstance(error, OSError):
         word = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        return LedgerError("ledger-unavailable", f"its files: {word}")
+        return LedgerError("ledger-unavailable", f"its files: {word}{_why(word)}")
     origin = getattr(error, "orig", None) or error
     word = (
         getattr(origin, "sqlite_errorname", None)
@@ -59,7 +66,11 @@ def _fault(error: Exception) -> LedgerError:
         code = "ledger-busy"
     elif _DAMAGED.fullmatch(word):
         code = "ledger-damaged"
-    return LedgerError(code, f"the database answered {word}")
+    return LedgerError(code, f"the database answered {word}{_why(word)}")
+
+
+def _why(word: str) -> str:
+    return f": {NETWORK}" if _NO_LOCKS.fullmatch(word) else ""
 
 
 translate_database_errors = _translate(SQLAlchemyError, sqlite3.Error)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 
@@ -28,6 +29,7 @@ from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, Instance, RetrieveMethod, Study
+from prefect_dicom.core.mounts import network_file_system
 from prefect_dicom.core.reasons import Scope
 from prefect_dicom.core.uids import is_safe_key, normal_uid
 from prefect_dicom.ledger import Ledger
@@ -52,6 +54,11 @@ from prefect_dicom.retrieval.send import wait_until_received
 _PROBE = 0
 """Study reference of what the doctor retrieves; references of the ledger begin at 1."""
 _HERE = "`prefect-dicom doctor` prints the line to add."
+_LEDGER_ADVICE = (
+    "SQLite's locks do not hold on network file systems: the ledger may be refused or damaged. "
+    "Point `ledger.path` to a local disk; several hosts share a ledger in PostgreSQL."
+)
+_SPOOL_ADVICE = "Point `spool.path` to a local disk of each host: a spool is never shared."
 _WINDOWS_DAYS = (7, 90, 365, 3650)
 # Of PatientIDs, until one brings a study.
 _PREFIXES = "1203456789APMST"
@@ -115,6 +122,9 @@ def examine(
         For each check, as it is made.
     """
     yield _check("ledger", "is whole and takes writes", lambda: _ledger(site))
+    if site.ledger.path is not None:
+        yield from _local("ledger", site.ledger.path, _LEDGER_ADVICE)
+    yield from _local("spool", site.spool.path, _SPOOL_ADVICE)
     yield _check("spool", "is private, writable, above its reserve", lambda: _spool(site))
     yield from _archive(site)
     lease: ReceiverLease | None = None
@@ -207,6 +217,12 @@ def _spool(site: Site) -> str:
     spool = Spool(site.spool.path, site.spool.reserve_bytes)
     spool.check_reserve()
     return f"{spool.free_bytes() / 1e9:.1f} GB free above the reserve"
+
+
+def _local(part: str, path: Path, advice: str) -> Iterator[Finding]:
+    """Warn of what lies on a network file system."""
+    if (kind := network_file_system(path)) is not None:
+        yield Finding(part, "lies on a local disk", True, f"no, on {kind}", advice)
 
 
 def _archive(site: Site) -> Iterator[Finding]:

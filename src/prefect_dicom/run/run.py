@@ -197,6 +197,31 @@ def reopen_transient(run: DryRun) -> bool:
     return bool(reopened.studies or reopened.rows)
 
 
+def has_work(ledger: Ledger, cohort: int) -> bool:
+    """Whether a cohort has rows to query or studies to pull."""
+    return bool(ledger.rows.to_discover(cohort, limit=1) or ledger.studies.to_pull(cohort, limit=1))
+
+
+def check_first(site: Site, ledger: Ledger, cohort: Cohort | None = None) -> None:
+    """Check what can be checked without a PACS, and before Prefect is started.
+
+    Parameters
+    ----------
+    cohort : ledger.Cohort, optional
+        Nothing is checked where it has no work left.
+
+    Raises
+    ------
+    PrefectDicomError
+        What is wrong with the archive or the spool.
+    """
+    if cohort is not None and not has_work(ledger, cohort.number):
+        return
+    with open_archive(site.archive) as archive:
+        archive.check_usable()
+    Spool(site.spool.path, site.spool.reserve_bytes)
+
+
 @contextlib.contextmanager
 def open_dry_run(
     site: Site, cohort: str | int, *, ledger: Ledger | None = None, clock: Clock | None = None
@@ -249,7 +274,9 @@ def open_run(
         ledger = ledger or stack.enter_context(Ledger.open(ledger_url(site)))
         known = ledger.cohorts.get(str(cohort))
         archive = stack.enter_context(contextlib.closing(open_archive(site.archive)))
-        # A bucket that is missing or refuses us shows before the PACS is asked for anything.
+        # What is wrong with the archive shows before the PACS is asked for anything.
+        if kind == "rerun" or has_work(ledger, known.number):
+            archive.check_usable()
         archive.head(manifest_key("0"))
         spool = Spool(site.spool.path, site.spool.reserve_bytes)
         spool.sweep()

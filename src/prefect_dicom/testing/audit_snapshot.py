@@ -148,11 +148,9 @@ class SetupReader:
     def _client(self) -> Any:
         archive = self._bucket()
         session = boto3.session.Session(profile_name=archive.profile, region_name=archive.region)
-        return session.client(
-            "s3",
-            endpoint_url=archive.endpoint,
-            config=Config(s3={"addressing_style": "path" if archive.endpoint else "auto"}),
-        )
+        style = archive.addressing or ("path" if archive.endpoint else "auto")
+        config = Config(s3={"addressing_style": style})
+        return session.client("s3", endpoint_url=archive.endpoint, config=config)
 
     def _entries(self, client: Any) -> Iterator[Row]:
         pages = client.get_paginator("list_objects_v2")

@@ -137,9 +137,40 @@ research is to use, and pull the other under another prefix.""",
 401, 403, or a setting the service does not take. The detail has the service's own code:
 `AccessDenied` (bucket policy lacks GetObject, PutObject or ListBucket for the prefix),
 `SignatureDoesNotMatch` (secret or region), `RequestTimeTooSkewed` (the clock of this host),
-`ExpiredToken`, `KMS.…` (the key of `archive.kms_key_id`). A certificate that does not verify ends
-here too.""",
+`ExpiredToken`, `KMS.…` (the key of `archive.kms_key_id`), `SecondLevelDomainForbidden` (set
+`archive.addressing: virtual`). A certificate that does not verify ends here too, and so does a
+proxy that wants a password (407): put the host of the service into `NO_PROXY`, or user and password
+into `HTTPS_PROXY`. A service on this host itself is never asked through a proxy.""",
         refuses_wrong_hash=True,
+    ),
+    _ours(
+        "archive-overwrites",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The archive's service does not keep to If-None-Match: it would overwrite objects.",
+        advice=(
+            "Use a service, or a version of it, that keeps to `If-None-Match: *`, or a directory; "
+            "`prefect-dicom doctor` shows whether it does."
+        ),
+        explanation="""
+Before a run puts anything, it puts the small object `probes/if-none-match` on condition that there
+is none. A service that keeps to the condition holds it once and refuses it from then on (412, or
+304). This one has replaced it, or does not know the header (501). What is archived could be
+replaced there by another run, another ledger or a study that has grown, so nothing is put at all.
+Ceph, MinIO, SeaweedFS and AWS keep to the condition in their current versions. Bucket policies and
+object lock do not help: they refuse the second put in another way, or keep both versions.""",
+    ),
+    _ours(
+        "archive-listing-faulty",
+        OPERATOR,
+        Scope.SITE,
+        meaning="The archive's service does not list all of its objects.",
+        advice="Use another version of the service, or copy the bucket to one that lists it whole.",
+        explanation="""
+A listing of more than a page (most often 1,000 keys) says that there is more, and gives no token
+to go on with. What comes after its last key was asked for in two other ways (`StartAfter`, and
+`Marker` of the first version of the listing), and was not listed either. `prefect-dicom verify` and
+`prefect-dicom rebuild-ledger` would take what is not listed for missing, so they stop.""",
     ),
     _ours(
         "archive-missing",
@@ -218,9 +249,10 @@ versions say which. `prefect-dicom verify` finds all of them.""",
         advice="Check the path or URL of `ledger`, its permissions and its disk.",
         explanation="""
 The detail has SQLite's or PostgreSQL's own name for the error: `SQLITE_READONLY`, `SQLITE_FULL`,
-`SQLITE_CANTOPEN`; `28P01` (password), `3D000` (no such database), `42501` (permission). A SQLite
-ledger must lie on a local disk, not on NFS or SMB. One that is lost can be made anew with
-`prefect-dicom rebuild-ledger`.""",
+`SQLITE_CANTOPEN`; `28P01` (password), `3D000` (no such database), `42501` (permission).
+`SQLITE_PROTOCOL` ("locking protocol") and `SQLITE_IOERR_LOCK` are those of a network file system: a
+SQLite ledger must lie on a local disk, not on NFS or SMB, and several hosts share one in
+PostgreSQL. One that is lost can be made anew with `prefect-dicom rebuild-ledger`.""",
     ),
     _ours(
         "ledger-busy",
