@@ -36,8 +36,7 @@ SAFEGUARDS = {
         "archive/s3_put.py",
         {
             'return request.context["sha256"]': 'return "UNSIGNED-PAYLOAD"',
-            '                "x-amz-checksum-sha256": '
-            "base64.b64encode(bytes.fromhex(sha256)).decode(),\n": "",
+            'headers["x-amz-checksum-sha256"] = base64_digest(sha256)': "pass",
         },
         ("archive/test_s3_put.py",),
     ),
@@ -48,11 +47,21 @@ SAFEGUARDS = {
     ),
     "conditional put, S3": Safeguard(
         "archive/s3.py",
-        {
-            '            "If-None-Match": "*",\n': "",
-            '\n                IfNoneMatch="*",\n': "\n",
-        },
+        {'**({"If-None-Match": "*"} if condition else {}),': ""},
         ("archive/test_base.py",),
+    ),
+    "conditional completion, S3": Safeguard(
+        "archive/s3_multipart.py",
+        {'condition = {"IfNoneMatch": "*"} if form.condition else {}': "condition = {}"},
+        ("archive/test_s3.py",),
+    ),
+    "service that keeps to conditions, S3": Safeguard(
+        "archive/s3.py",
+        {
+            "        if not self._usable:\n            self.check_usable()\n": "",
+            "            if stored:\n": "            if False:\n",
+        },
+        ("archive/test_s3_services.py",),
     ),
     "conditional put, directory": Safeguard(
         "archive/directory.py",
