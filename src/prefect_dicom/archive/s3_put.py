@@ -11,9 +11,7 @@ Credentials, the signature, the connection pool, proxies and TLS are botocore's.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-import ipaddress
 import re
 import socket
 from collections.abc import Mapping
@@ -30,6 +28,7 @@ from botocore.utils import get_environ_proxies
 from prefect_dicom.archive.s3_dialect import RequestForm
 from prefect_dicom.archive.s3_errors import S3Error, S3RequestError
 from prefect_dicom.archive.source import Source
+from prefect_dicom.core.proxies import is_loopback
 
 _ERROR_CODE = re.compile(rb"<Code>\s*([^<]*?)\s*</Code>")
 _STAND_IN = "x"
@@ -188,11 +187,7 @@ class SignedPut:
 
 def proxies_for(url: str) -> dict[str, str]:
     """Return the proxies of the environment; none for loopback, which no proxy can reach for us."""
-    host = urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return {}
-    if host == "localhost" or host.endswith(".localhost"):
+    if is_loopback(urlsplit(url).hostname or ""):
         return {}
     return cast(dict[str, str], get_environ_proxies(url))
 
