@@ -11,8 +11,7 @@ from prefect_dicom.core.reasons.reason import Consequence, Reason, Scope
 TRANSIENT, PERMANENT, OPERATOR = Disposition
 
 _THE_NOTE = (
-    "Nothing is left to be done: the object is archived, and its line in the study's manifest has "
-    "this note."
+    "None is needed: the instance is archived, and its line in the study's manifest has this note."
 )
 
 INSTANCES = (
@@ -20,10 +19,10 @@ INSTANCES = (
         "wrong-patient",
         OPERATOR,
         Scope.STUDY,
-        meaning="An object of another patient arrived for the study.",
+        meaning="An instance of another patient arrived for the study.",
         advice="It is quarantined. Find out on the PACS which patient the study belongs to.",
         explanation="""
-The object has the study's UID and another PatientID. Two patients share one StudyInstanceUID on
+The instance has the study's UID and another PatientID. Two patients share one StudyInstanceUID on
 the PACS (a C-MOVE then brings both; Orthanc does not heed the PatientID of a Patient Root
 request), or the PACS's database was corrected and its files were not. Nobody but the PACS's staff
 can say which is right. `prefect-dicom quarantine show` says what arrived.""",
@@ -34,12 +33,12 @@ can say which is right. `prefect-dicom quarantine show` says what arrived.""",
         "uid-mismatch",
         PERMANENT,
         Scope.STUDY,
-        meaning="UIDs or SOP class of the object differ from the request that brought it.",
-        advice="The object is quarantined or left out; look at it on the PACS.",
+        meaning="UIDs or SOP class of the instance differ from the request that brought it.",
+        advice="The instance is quarantined or left out; look at it on the PACS.",
         explanation="""
-The C-STORE request named another SOP instance or class than its data set holds, so it cannot be
-said what it is. Archives that rewrite UIDs while they send (anonymising gateways, merges) do this
-when they rewrite one of the two only.""",
+The C-STORE request named another SOP instance or class than its data set holds, so its identity is
+unknown. Systems that rewrite UIDs while they send (anonymising gateways, merges) cause this when
+they rewrite only one of the two.""",
         consequence=Consequence.QUARANTINE,
         says_more_than_request=True,
     ),
@@ -47,11 +46,11 @@ when they rewrite one of the two only.""",
         "instance-unreadable",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object is not a readable DICOM file.",
-        advice="Look at the object on the PACS.",
+        meaning="The instance is not a readable DICOM file.",
+        advice="Look at the instance on the PACS.",
         explanation="""
-The first elements of the data set could not be walked: not DICOM, encrypted, or damaged from its
-beginning. It was asked for twice. `validation.faulty` decides whether it is archived with this
+The first elements of the data set could not be read: not DICOM, encrypted, or damaged from its
+beginning. It was requested twice. `validation.faulty` decides whether it is archived with this
 note or left out.""",
         consequence=Consequence.ASK_AGAIN,
     ),
@@ -59,12 +58,12 @@ note or left out.""",
         "instance-truncated",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object ends before its elements do.",
+        meaning="The instance ends before its last element is complete.",
         advice="The copy on the PACS is damaged if it arrives like this twice.",
         explanation="""
-A length in the object points behind its end. Networks that lose bytes are rare, as TCP would
-notice; files cut by a full disk on a modality or during a migration between archives are not. The
-second copy was cut in the same place.""",
+The length of an element goes beyond the end of the instance. TCP detects bytes that a network
+loses; the usual cause is a file that was cut by a full disk on a modality or during a migration
+between PACS. The second copy was cut in the same place.""",
         consequence=Consequence.ASK_AGAIN,
     ),
     Reason(
@@ -72,10 +71,10 @@ second copy was cut in the same place.""",
         PERMANENT,
         Scope.STUDY,
         meaning="The pixel data is not as long as the header says.",
-        advice="Look at the object on the PACS; it arrived like this twice.",
+        advice="Look at the instance on the PACS; it arrived like this twice.",
         explanation="""
-Rows, Columns, frames and bits ask for more bytes than the pixel data has. Viewers show such an
-image with a black rest, or not at all. Typical of exports that were interrupted and of headers
+Rows, Columns, frames and bits require more bytes than the pixel data has. Viewers show such an
+image partly black, or not at all. Typical of exports that were interrupted and of headers
 that somebody edited.""",
         consequence=Consequence.ASK_AGAIN,
     ),
@@ -83,11 +82,11 @@ that somebody edited.""",
         "wrong-transfer-syntax",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object is not encoded in the transfer syntax it was sent under.",
-        advice="Readers that trust its file meta fail on it; look at the object on the PACS.",
+        meaning="The instance is not encoded in the transfer syntax it was sent under.",
+        advice="Readers that trust its file meta fail on it; look at the instance on the PACS.",
         explanation="""
 The data set was announced in one encoding and is in another, for example implicit VR within an
-explicit VR context. Some archives store the announced syntax and the original bytes. Most tools
+explicit VR context. Some PACS store the announced syntax and the original bytes. Most tools
 refuse such a file; pydicom reads many of them with `force=True`.""",
         rerun=_THE_NOTE,
         consequence=Consequence.ASK_AGAIN,
@@ -96,11 +95,11 @@ refuse such a file; pydicom reads many of them with `force=True`.""",
         "transfer-syntax-unknown",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object is in a transfer syntax that is not in the standard.",
-        advice="It is kept as it came; its inner structure was not checked.",
+        meaning="The instance is in a transfer syntax that is not in the standard.",
+        advice="It is archived as received; its inner structure was not checked.",
         explanation="""
-Private transfer syntaxes are legal between partners who know them; this one is in no table here.
-The bytes are archived as they came, with their hash.""",
+Private transfer syntaxes are allowed between systems that agree on them; this one is not known
+here. The bytes are archived as received, with their hash.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),
@@ -108,11 +107,11 @@ The bytes are archived as they came, with their hash.""",
         "not-inspected",
         PERMANENT,
         Scope.STUDY,
-        meaning="The data set is deflated; it is not inflated to look into it.",
-        advice="It is kept as it came; identity is by the request alone.",
+        meaning="The data set is deflated and was not inflated for validation.",
+        advice="It is archived as received; its identity comes from the request alone.",
         explanation="""
-A deflated data set would have to be inflated to be looked into, and a small one can inflate to
-any size. It is archived unopened.""",
+Validation would have to inflate the data set, and a small one can inflate to any size. It is
+archived without validation.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),
@@ -120,11 +119,11 @@ any size. It is archived unopened.""",
         "partly-inspected",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object has more nested elements than are looked at.",
-        advice="It is kept as it came; what lies behind them was not checked.",
+        meaning="The instance has more nested elements than validation reads.",
+        advice="It is archived as received; the elements after them were not checked.",
         explanation="""
-Sequences deep or long beyond what real objects have. They are not followed without end, because a
-hostile object could be made of nothing else.""",
+Its sequences are deeper or longer than in real instances. Validation stops there, because a
+hostile instance could consist of nothing else.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),
@@ -132,11 +131,11 @@ hostile object could be made of nothing else.""",
         "patient-id-missing",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object has no PatientID, though the PACS lists one for its study.",
-        advice="It is kept as it came: its UIDs are those that were asked for.",
+        meaning="The instance has no PatientID, though the PACS lists one for its study.",
+        advice="It is archived as received: its UIDs are the requested ones.",
         explanation="""
-Study, series and SOP instance UID are those that were asked for; only the PatientID is absent or
-empty in the object, while the PACS has one in its own database. Typical of raw data and of
+Study, series and SOP instance UID are the requested ones; only the PatientID is absent or
+empty in the instance, while the PACS has one in its own database. Typical of raw data and of
 structured reports.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
@@ -145,10 +144,10 @@ structured reports.""",
         "patient-id-reencoded",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object's PatientID and the listed one differ in letters outside ASCII only.",
-        advice="It is kept as it came; the PACS's character set does not hold these letters.",
+        meaning="The instance's PatientID and the listed one differ only in letters outside ASCII.",
+        advice="It is archived as received; the PACS's character set does not hold these letters.",
         explanation="""
-The PACS answers queries in another character set than its objects are in. Orthanc answers in
+The PACS answers queries in another character set than that of its instances. Orthanc answers in
 ISO_IR 100 unless configured otherwise, and drops letters that do not fit.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
@@ -158,9 +157,9 @@ ISO_IR 100 unless configured otherwise, and drops letters that do not fit.""",
         PERMANENT,
         Scope.STUDY,
         meaning="The pixel data is longer than the header says.",
-        advice="It is kept as it came; viewers ignore the surplus.",
+        advice="It is archived as received; viewers ignore the surplus.",
         explanation="""
-More pixel bytes than the header asks for: padding of some modalities, or a trailing frame.""",
+More pixel bytes than the header requires: padding of some modalities, or a trailing frame.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),
@@ -168,10 +167,10 @@ More pixel bytes than the header asks for: padding of some modalities, or a trai
         "trailing-bytes",
         PERMANENT,
         Scope.STUDY,
-        meaning="Zeros follow the object's last element.",
-        advice="It is kept as it came; readers ignore them.",
+        meaning="Zeros follow the instance's last element.",
+        advice="It is archived as received; readers ignore them.",
         explanation="""
-Archives and media writers fill files up to a block size with zeros. No element is affected.""",
+PACS and media writers fill files up to a block size with zeros. No element is affected.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),
@@ -179,10 +178,10 @@ Archives and media writers fill files up to a block size with zeros. No element 
         "conflicting-content",
         OPERATOR,
         Scope.STUDY,
-        meaning="Two different objects arrived under one SOP Instance UID.",
-        advice="Both lie in quarantine; decide on the PACS which is right.",
+        meaning="Two instances with different bytes arrived under one SOPInstanceUID.",
+        advice="Both are in quarantine; decide on the PACS which is right.",
         explanation="""
-A SOP Instance UID may stand for one object only. Two with different bytes came: an image that was
+A SOPInstanceUID identifies one instance only. Two with different bytes arrived: an image that was
 corrected and sent again, one that exists in two encodings, or two series with the same UIDs
 (Orthanc keeps both). Neither is archived until somebody has decided.""",
         stands_though_complete=True,
@@ -191,12 +190,12 @@ corrected and sent again, one that exists in two encodings, or two series with t
         "not-requested",
         PERMANENT,
         Scope.STUDY,
-        meaning="An object arrived that nobody asked for.",
+        meaning="An instance arrived that no request was made for.",
         advice="It is quarantined, never archived.",
         explanation="""
-The receiver takes what it is sent, so that a PACS never stops a transfer over one stray object,
-and keeps apart what belongs to no study that this site has asked for: modalities that know the
-same AE title, a PACS that sends priors along, or objects of a study whose run has ended.""",
+The receiver accepts what it is sent, so that a PACS never stops a transfer because of one stray
+instance, and quarantines what belongs to no requested study: from modalities that send to the same
+AE title, from a PACS that sends prior studies too, or of a study whose run has ended.""",
         rerun="None is needed.",
     ),
     Reason(
@@ -204,11 +203,11 @@ same AE title, a PACS that sends priors along, or objects of a study whose run h
         TRANSIENT,
         Scope.STUDY,
         meaning="A file in the spool no longer has the SHA-256 it arrived with.",
-        advice="It is asked for again; check the disk if this repeats.",
+        advice="It is requested again; check the disk if this repeats.",
         explanation="""
 Between its arrival and its upload a file in the spool has changed: a failing disk, a file system
-that was full or not cleanly unmounted, or somebody editing files there. Object and archive are
-safe: the upload is refused unless the hash from arrival holds.""",
+that was full or not cleanly unmounted, or somebody editing files there. The archive is
+safe: an upload whose bytes do not have the hash from arrival is refused.""",
     ),
     Reason(
         "no-longer-listed",

@@ -9,8 +9,7 @@ from prefect_dicom.core.reasons.reason import Reason, Scope
 TRANSIENT, PERMANENT, OPERATOR = Disposition
 
 _THE_NOTE = (
-    "Nothing is left to be done: the object is archived, and its line in the study's manifest has "
-    "this note."
+    "None is needed: the instance is archived, and its line in the study's manifest has this note."
 )
 
 STUDIES = (
@@ -21,9 +20,9 @@ STUDIES = (
         meaning="The PACS lists no instance for the study.",
         advice="The study is gone or empty on the PACS; check there.",
         explanation="""
-The study was found, and asked for its series and instances it lists none. Either it was emptied
-after it was found, or the archive has only its record: studies that were moved to another archive,
-or whose images have been deleted, look like this.""",
+The study was found, and the query for its series and instances returned none. Either it was emptied
+after it was found, or the PACS has only its record: studies that were moved to another PACS, or
+whose images have been deleted, look like this.""",
     ),
     Reason(
         "study-gone",
@@ -32,10 +31,10 @@ or whose images have been deleted, look like this.""",
         meaning="The PACS had listed the study and does not have it any more.",
         advice="Ask on the PACS whether it was deleted, moved or merged into another study.",
         explanation="""
-The study was on the list, a retrieve brought nothing, and the PACS, asked again, does not list it
-any more. Orthanc answers the retrieve with C000, dcmqrscp reports success with nothing sent; both
-are told apart from a broken way back by this second query. Deleted, merged into another study
-under a new UID, or moved to another archive by its lifetime rules. If it was merged, a new pull of
+The study was on the list, a retrieve delivered nothing, and a second query does not list it any
+more. Orthanc answers the retrieve with C000, dcmqrscp reports success with nothing sent; the second
+query distinguishes both from a broken way back. The study was deleted, merged into another study
+under a new UID, or moved to another PACS by its lifetime rules. If it was merged, a new pull of
 the same patient or accession number finds its new UID.""",
         stands_though_complete=True,
         needs_diagnosis=True,
@@ -48,70 +47,70 @@ the same patient or accession number finds its new UID.""",
         advice="Have the study restored from its medium on the PACS, then rerun.",
         explanation="""
 The PACS marks the study's images as OFFLINE or UNAVAILABLE (0008,0056): on a tape or a disc that
-somebody has to put in, or lost. NEARLINE ones are asked for; the PACS fetches them while
-`timeouts.first_byte_seconds` lasts.""",
+somebody has to put in, or lost. NEARLINE ones are requested, and may take the PACS
+`timeouts.first_byte_seconds` to fetch.""",
     ),
     Reason(
         "instances-missing",
         TRANSIENT,
         Scope.STUDY,
-        meaning="The PACS lists instances that it did not send, though asked for them again.",
-        advice="`prefect-dicom rerun` asks for exactly these; if it stays, look at the PACS's log.",
+        meaning="The PACS lists instances that it did not send, even when requested again.",
+        advice="`prefect-dicom rerun` requests exactly these; if it persists, read the PACS's log.",
         explanation="""
-What arrived is compared with the PACS's list, and what is missing was asked for again, in smaller
-pieces and then one by one. What still does not come, the PACS usually cannot send: a file that is
-damaged or missing on its disk, a transfer syntax it would have to convert and cannot (Orthanc and
-dcmqrscp do not convert compressed images), a SOP class it will not send. Its status may say
-success all the same. What has come is archived already and is not asked for again.""",
+The received instances are compared with the PACS's list, and missing ones were requested again, in
+smaller requests and then one by one. Those still missing, the PACS usually cannot send: a file that
+is damaged or missing on its disk, a transfer syntax it would have to convert and cannot (Orthanc
+and dcmqrscp do not convert compressed images), a SOP class it will not send. Its status may be
+success all the same. The received ones are archived already and are not requested again.""",
     ),
     Reason(
         "copy-incomplete",
         OPERATOR,
         Scope.REQUEST,
-        meaning="The node that could be asked lists or counts fewer instances than another node.",
+        meaning="The only usable node lists or counts fewer instances than another node.",
         advice="Have the fuller node repaired, or the study completed on this one, then rerun.",
         explanation="""
-Of a cohort with several nodes. The node that has most of the study could not deliver it, and the
-one asked instead has no copy of all of it: an instance is missing from its list, or it counts less
-than the other does. A part of a study is not archived as the whole. The column `nodes` of
-`results.csv` says why the fuller node failed. Where that one has deleted the study (`study-gone`),
-what another has is taken.""",
+Only in cohorts with several nodes. The node with the most instances could not deliver the study,
+and the next node does not have all of them: an instance is missing from its list, or its count is
+smaller. A part of a study is not archived as the whole. The column `nodes` of `results.csv` says
+why the fuller node failed. Where the fuller node has deleted the study (`study-gone`), another
+node's instances are archived.""",
     ),
     Reason(
         "completeness-unknown",
         OPERATOR,
         Scope.STUDY,
         meaning=(
-            "The PACS lists and counts no instances, and what arrived is not what it says to have "
-            "sent."
+            "The PACS lists and counts no instances, and the received ones do not match the "
+            "counters of its retrieve responses."
         ),
         advice=(
-            "What came is kept for a rerun. Have the PACS answer queries at IMAGE level, or tell "
-            "its counts; compare the study with what the PACS shows."
+            "The received instances are kept for a rerun. Have the PACS answer queries at IMAGE "
+            "level, or return its counts; compare the study with what the PACS shows."
         ),
         explanation="""
-The PACS answers no query at IMAGE level and tells no counts of series. All there is then to judge
-by are the counters of the retrieve's final response: success, as many completed as different
-objects have arrived, none failed, none with a warning. It was asked more than once, on new
-associations, and they never agreed, or there were no counters. Objects of classes that a C-GET did
+The PACS answers no query at IMAGE level and returns no counts of series. The only evidence left is
+the final response of the retrieve: success, as many completed sub-operations as different instances
+received, none failed, none with a warning. The retrieve was repeated on new associations, and the
+counters never agreed or were absent. Instances of classes that a C-GET did
 not propose are counted as failed: with C-MOVE the same PACS may do better.""",
     ),
     Reason(
         "evidence-too-weak",
         OPERATOR,
         Scope.REQUEST,
-        meaning="That the study is whole can only be shown by less than the site asks for.",
+        meaning="The evidence that the study is complete is weaker than the site requires.",
         advice=(
-            "Have the PACS answer queries at IMAGE level, or tell its counts of series; or accept "
-            "less with `validation.evidence`."
+            "Have the PACS answer queries at IMAGE level, or return its counts of series; or "
+            "accept weaker evidence with `validation.evidence`."
         ),
         explanation="""
-A study is proven whole by the PACS's list of its instances; where queries at IMAGE level are not
-answered, by the number of instances in each series; where these are absent too, by what the
-PACS says to have sent. The last is the word of the very transfer it is to prove, and is not taken
-unless the site says so: `validation.evidence: suboperation-counts`. Of a study of which only some
-series are wanted it says nothing at all. Nothing was asked for, unless counts turned out wrong on
-the way: then what arrived is kept.""",
+A study is proven complete by the PACS's list of its instances; where queries at IMAGE level are not
+answered, by the number of instances in each series; where these are absent too, by the counters of
+the retrieve. The last are a statement of the transfer that they are to prove, and are accepted only
+with `validation.evidence: suboperation-counts`. For a study of which only some series are selected
+they prove nothing. No retrieve was sent, unless counts turned out wrong during it: then the
+received instances are kept.""",
         stands_though_complete=True,
     ),
     Reason(
@@ -121,10 +120,9 @@ the way: then what arrived is kept.""",
         meaning="More instances of a series have arrived than the PACS counts in it.",
         advice="All of them are kept; the study was judged without the counts.",
         explanation="""
-Counts that an archive keeps beside its images are wrong at times: images that were added later,
-deleted, or stored twice. One that is too small shows by what arrives. It was read again, stayed as
-it was, and proves nothing: the study was judged as one without counts, and its manifest says
-so.""",
+Counts that a PACS stores are wrong at times: images were added later, deleted, or stored twice.
+More instances arrived than this count. A second query returned the same count, so it was not used:
+the study was judged as one without counts, and its manifest says so.""",
         rerun=_THE_NOTE,
     ),
     Reason(
@@ -132,11 +130,11 @@ so.""",
         TRANSIENT,
         Scope.REQUEST,
         meaning="The PACS's instance list changed while the study was retrieved.",
-        advice="The study is probably still being acquired; rerun when it has settled.",
+        advice="The study is probably still being acquired; rerun when it is complete on the PACS.",
         explanation="""
 The list read after the retrieval differs from the one before it, several times. Images are still
 arriving at the PACS, or somebody is correcting the study there. A manifest is only written for a
-list that holds still.""",
+list that did not change.""",
     ),
     Reason(
         "nothing-arrived",
@@ -146,10 +144,10 @@ list that holds still.""",
         advice="Where C-GET is used, read the PACS's log. Where C-MOVE is used: "
         + shared_texts.WAY_BACK_CHECKLIST,
         explanation="""
-The C-MOVE or C-GET ended with success, all counters right, and no instance came. dcmqrscp says so
-for a UID it does not know; others count an object as sent when it is in their own queue. A PACS
-with several sender nodes may have sent to another destination of the same AE title. The study is
-still listed, or the reason would be `study-gone`.
+The C-MOVE or C-GET ended with success and correct counters, and no instance arrived. dcmqrscp says
+so for a UID it does not know; others count an instance as sent when it is in their own queue. A
+PACS with several sender nodes may have sent to another destination of the same AE title. The study
+is still listed, or the reason would be `study-gone`.
 """
         + shared_texts.WAY_BACK_EXPLANATION,
         needs_diagnosis=True,
@@ -163,20 +161,20 @@ still listed, or the reason would be `study-gone`.
             "The manifest names them; set `validation.faulty: archive` to keep them with a warning."
         ),
         explanation="""
-Objects that were faulty when they arrived were asked for once more and came the same: so they lie
-on the PACS. `validation.faulty: leave-out` says not to archive them; the manifest lists each with
-its reason, and everything else of the study is archived.""",
+Instances that were faulty when they arrived were requested once more and arrived the same: they are
+faulty on the PACS. `validation.faulty: leave-out` says not to archive them; the manifest lists each
+with its reason, and everything else of the study is archived.""",
     ),
     Reason(
         "claim-lost",
         TRANSIENT,
         Scope.STUDY,
-        meaning="Another run took the study over.",
+        meaning="Another run has claimed the study.",
         advice="Nothing to do: the other run finishes it.",
         explanation="""
-A study belongs to one run at a time. Another run took this one over, because this run was held to
-be dead: its database connection or its lock was gone. Nothing it writes about the study counts
-from then on, so the two cannot disagree.""",
+A study belongs to one run at a time. Another run took this one over, because this run was taken for
+dead: its database connection or its lock was gone. The ledger refuses what this run writes about
+the study from then on, so the two cannot disagree.""",
         rerun="None is needed.",
     ),
     Reason(
@@ -187,20 +185,20 @@ from then on, so the two cannot disagree.""",
         advice="`prefect-dicom rerun` goes on from here.",
         explanation="""
 Ctrl-C, a signal, a cancelled flow or a restarted worker, or a run that was stopped before it came
-to these rows: then its message says why. What had arrived lies in the spool, what was archived is
-archived.""",
+to these rows: then its message says why. Received instances stay in the spool, archived studies
+stay archived.""",
     ),
     Reason(
         "window-closed",
         TRANSIENT,
         Scope.NODE,
-        meaning="The PACS may not be asked at this time of the week.",
+        meaning="The PACS may not be queried at this time of the week.",
         advice="Nothing to do: the next run goes on when a window of the node's "
         "`access_schedule` opens.",
         explanation="""
-The site file's `access_schedule` says when a node may be asked, and the run came to the end of a
-window, or began outside of all. Nothing has failed: what had arrived lies in the spool, what was
-archived is archived, and the claims are given back. `prefect-dicom status` shows when the next
-window opens; with `on_close: wait` the run waits for it instead of stopping.""",
+The site file's `access_schedule` says when a node may be queried, and the run came to the end of a
+window, or began outside all windows. Nothing has failed: received instances stay in the spool,
+archived studies stay archived, and the claims are released. `prefect-dicom status` shows when the
+next window opens; with `on_close: wait` the run waits for it instead of stopping.""",
     ),
 )
