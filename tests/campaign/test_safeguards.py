@@ -120,7 +120,7 @@ SAFEGUARDS = {
     ),
     "PDU cap": Safeguard(
         "network/storage_scp/transfer.py",
-        {"if not 6 <= length <= self._longest_pdu:": "if not 6 <= length:"},
+        {"if not 6 <= length <= _LONGEST_PDU_BYTES:": "if not 6 <= length:"},
         ("network/test_transfer_limits.py",),
     ),
     "nothing that was not requested": Safeguard(

@@ -172,7 +172,11 @@ def _in_turn(length: int) -> Iterator[None]:
 
 
 # What a sender may list beside what it holds, from the likeliest to be re-encoded on.
-_RECODED = {ImplicitVRLittleEndian: 2, ExplicitVRBigEndian: 1, DeflatedExplicitVRLittleEndian: 1}
+_RECODED = {
+    str(ImplicitVRLittleEndian): 2,
+    str(ExplicitVRBigEndian): 1,
+    str(DeflatedExplicitVRLittleEndian): 1,
+}
 
 
 def kept_transfer_syntax(proposed: Sequence[str]) -> str:
