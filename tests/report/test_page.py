@@ -218,11 +218,13 @@ def test_what_kept_the_last_run_from_its_end_comes_first_until_another_did_bette
     cohort = written(ledger, 50, begin=datetime.now(UTC), work=timedelta(hours=1), done=0.5)
     with ledger.runs.begin("pull", cohort.number) as run:
         ledger.runs.record_reason(run, "called-ae-title-unknown")
-        assert "PACS does not know itself" not in page(summarize(ledger, cohort))
+        assert "PACS does not accept the called" not in page(summarize(ledger, cohort))
         # As the run itself tells, at its end.
         html = page(summarize(ledger, cohort, without_run=run.number))
     steps = html[html.index("What next") :]
-    advice = "The PACS does not know itself by the called AE title. Correct <code>called_ae_title"
+    advice = (
+        "The PACS does not accept the called AE title as its own. Correct <code>called_ae_title"
+    )
     assert steps.index("The last run was kept from its end: " + advice) < steps.index("<li>", 40)
     assert advice in page(summarize(ledger, cohort))
     with ledger.runs.begin("rerun", cohort.number):

@@ -1,7 +1,7 @@
-"""The table of reasons: everything that can become of a row, a study, an instance or a run.
+"""The table of reasons: how a row, a study, an instance or a run can end.
 
-Each code has one entry with all its columns (:class:`Reason`): what is said to people, and what
-the program does about it. Entries are grouped by what they concern: :mod:`.rows`,
+Each code has one entry with all its columns (:class:`Reason`): texts for people, and reactions of
+the program. Entries are grouped by what they concern: :mod:`.rows`,
 :mod:`.studies`, :mod:`.instances`, :mod:`.nodes` and :mod:`.site` (everything on our side). A new
 reason is one new entry in one of these; ``python -m prefect_dicom.core.reasons`` then writes
 ``docs/reasons.md``.
@@ -42,7 +42,7 @@ def page() -> str:
     return (
         "# Reasons\n\n"
         "Every row, study and instance that is not archived has a reason code, and so has every "
-        "run\nthat ends early. Here is what is behind each of them. `prefect-dicom explain CODE` "
+        "run\nthat ends early. This page explains each of them. `prefect-dicom explain CODE` "
         "prints the same.\nThis page is written by `python -m prefect_dicom.core.reasons`.\n\n"
         + "\n".join(reason.section() for reason in REASONS.values())
     )

@@ -1,4 +1,4 @@
-"""Reasons of instances: what validation or the ledger finds wrong with one.
+"""Reasons of instances: faults found by validation or by the ledger.
 
 Findings of validation stand first, the gravest at the top: their order is the order in which an
 instance's findings are reported."""

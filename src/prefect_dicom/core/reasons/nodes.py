@@ -27,9 +27,9 @@ container, names of the hospital's network need its DNS server. An IP address wo
         meaning="Nothing listens at the PACS's address and port.",
         advice="Check host and port, and whether the PACS runs.",
         explanation="""
-Something answered for the address and said that nobody listens on the port: the PACS service is
-down, the port is wrong (104, 11112 and 4242 are common), or a firewall rejects instead of
-dropping. The node is waiting for longer and longer, then disabled until a rerun.""",
+The host answered that nothing listens on the port: the PACS service is down, the port is wrong
+(104, 11112 and 4242 are common), or a firewall rejects instead of dropping. The node is waiting for
+longer and longer, then disabled until a rerun.""",
         retry_once=True,
     ),
     Reason(
@@ -41,7 +41,7 @@ dropping. The node is waiting for longer and longer, then disabled until a rerun
         explanation="""
 Packets to the address got no answer at all: a firewall that drops them, a wrong address, a host
 that is off, a missing route or VPN. Ask for the rule *from this host to host and port of the
-node*. The detail in brackets has the operating system's own word for it.""",
+node*. The detail in brackets has the operating system's error.""",
     ),
     Reason(
         "pacs-reset",
@@ -50,10 +50,11 @@ node*. The detail in brackets has the operating system's own word for it.""",
         meaning="The PACS closed the connection at once.",
         advice="Often plain DICOM to a TLS port, or an address filter on the PACS.",
         explanation="""
-The connection was opened and closed again before a word of DICOM was said. On the first contact
+The connection was opened and closed again before any PDU. On the first contact
 this is nearly always a port that expects TLS, an address filter (tcp wrappers, "allowed hosts"),
-or another service; the node is then disabled at once. After it has worked in the same run it
-rather is a PACS that restarts or has no room for more connections, and it is waited for.""",
+or another service; the node is then disabled at once. After a success in
+the same run it rather is a PACS that restarts or has no room for more connections, and the node is
+waiting.""",
         retry_once=True,
         transient_before_success=False,
     ),
@@ -61,10 +62,10 @@ rather is a PACS that restarts or has no room for more connections, and it is wa
         "pacs-silent",
         TRANSIENT,
         Scope.NODE,
-        meaning="The PACS accepted the connection and then said nothing.",
+        meaning="The PACS accepted the connection and sent no answer.",
         advice="It may be busy; rerun later or lower `limits.associations`.",
         explanation="""
-Orthanc accepts any number of associations and serves four at a time; the others stand and wait.
+Orthanc accepts any number of associations and serves four at a time; the others wait.
 Single-threaded PACS do the same with two. A proxy without its backend accepts and stays
 silent for ever. Lower `limits.associations`, or raise `timeouts.acse_seconds`.""",
         unanswered=True,
@@ -75,14 +76,15 @@ silent for ever. Lower `limits.associations`, or raise `timeouts.acse_seconds`."
         Scope.NODE,
         meaning="The PACS takes several times as long as usual to begin its answers.",
         advice=(
-            "Nothing to do: it is asked for less at a time until it is quicker; or lower "
+            "Nothing to do: it gets fewer requests at a time until it answers faster; or lower "
             "`limits.associations`."
         ),
         explanation="""
-A node is compared with itself: three of its last ten requests, for different studies, took at
-least three seconds and four times the usual until the first answer or the first object. It is then
-asked for half as much at a time, and for one more after each five minutes without. By day that is
-what a PACS does whose clinicians work; nothing is failed for it.""",
+A node is compared with its own usual latency: three of its last ten requests, for different
+studies, took at least three seconds and four times the usual until the first answer or the first
+instance. The limit of concurrent requests is then halved, and raised by one after each five minutes
+without. That is common by day, while clinicians use the PACS; no row or study fails because of
+it.""",
     ),
     Reason(
         "association-lost",
@@ -95,10 +97,10 @@ what a PACS does whose clinicians work; nothing is failed for it.""",
         ),
         explanation="""
 The connection ended, with an A-ABORT or without, while an answer was due. The same request was
-repeated once at once on a new association, and what had arrived counts. The message says how long
-after the request it was. If one study or query does this every time and within seconds, the PACS's
-process crashes over it (its log says so); if any does after the same number of minutes, a firewall
-forgets idle connections.""",
+repeated once at once on a new association, and received instances are kept. The message says how
+long after the request it was. If one study or query does this every time and within seconds, the
+PACS's process crashes over it (its log says so); if any does after the same number of minutes, a
+firewall forgets idle connections.""",
         retry_once=True,
         counts_against_node=True,
         unanswered=True,
@@ -113,7 +115,7 @@ forgets idle connections.""",
         explanation="""
 Neither an instance nor an answer came for `timeouts.stall_seconds` (before the first one:
 `timeouts.first_byte_seconds`). PACS that fetch from tape or a cloud tier can take half an hour
-to begin. The request was cancelled, and what arrived is kept.""",
+to begin. The request was cancelled, and received instances are kept.""",
         unanswered=True,
         cuts_transfer=True,
     ),
@@ -121,11 +123,11 @@ to begin. The request was cancelled, and what arrived is kept.""",
         "called-ae-title-unknown",
         OPERATOR,
         Scope.NODE,
-        meaning="The PACS does not know itself by the called AE title.",
+        meaning="The PACS does not accept the called AE title as its own.",
         advice="Correct `called_ae_title` of the node; case matters.",
         explanation="""
 Rejection (1,1,7). dcmqrscp and most commercial PACS compare the called AE title, in exact
-case; Orthanc takes any unless `DicomCheckCalledAet` is set.""",
+case; Orthanc accepts any unless `DicomCheckCalledAet` is set.""",
     ),
     Reason(
         "calling-ae-title-unknown",
@@ -146,10 +148,10 @@ prints the line to add.""",
         meaning="The PACS rejected the association without a reason that helps.",
         advice="Ask the PACS administrator; often an unknown AE title or a disabled node.",
         explanation="""
-Rejected without a reason of use; the three numbers (result, source, reason; PS3.8 9.3.4) are in the
-message. Seen with titles that the PACS does not know, nodes that are disabled, licences that ran
-out, and for a moment while a PACS starts or reads its tables again: so it is tried twice more, and
-then the node is disabled.""",
+The rejection gives no usable reason; the three numbers (result, source, reason; PS3.8 9.3.4) are in
+the message. Seen with titles that the PACS does not know, nodes that are disabled, licences that
+ran out, and for a moment while a PACS starts or reads its tables again: so it is tried twice more,
+and then the node is disabled.""",
         # A PACS that starts, or reads its tables again, may say this too.
         disables_node_after=3,
     ),
@@ -158,14 +160,14 @@ then the node is disabled.""",
         OPERATOR,
         Scope.NODE,
         meaning=(
-            "The PACS does not take the protocol version, application context or parameters that "
-            "DICOM associations begin with."
+            "The PACS does not support the protocol version, application context or parameters of "
+            "the association request."
         ),
         advice=(
             "Check `port` of the node: something other than the PACS's DICOM service answers there."
         ),
         explanation="""
-The answer is about the language itself, not about us: application context, protocol version or a
+The rejection concerns the protocol, not our AE title: application context, protocol version or a
 parameter of the association request (PS3.8 9.3.2). Another program than a PACS listens there, a
 DICOM gateway of another service, or a very old device.""",
     ),
@@ -177,8 +179,8 @@ DICOM gateway of another service, or a very old device.""",
         advice="Rerun later, or lower `limits.associations`.",
         explanation="""
 Rejection (1 or 2,3,1) or (1 or 2,3,2), or status 0213, A7xx, A701: at its limit. dcmqrscp with 16
-associations allowed rejects the seventeenth with (2,3,2). The node is waited for and then asked for
-one thing less at a time for the rest of the run. If it happens at every run, lower
+associations allowed rejects the seventeenth with (2,3,2). The node is waiting, and then gets one
+concurrent request less for the rest of the run. If it happens at every run, lower
 `limits.associations`, or share the PACS with a `pacs-NODE` limit of Prefect.""",
     ),
     Reason(
@@ -191,8 +193,8 @@ one thing less at a time for the rest of the run. If it happens at every run, lo
             "refused, set `retrieve: c-move` for the node."
         ),
         explanation="""
-Status 0124, or an A-ABORT right after the first request. Orthanc accepts the association of
-anybody and answers C-ECHO, and aborts the query of a title that is not in `DicomModalities` or
+Status 0124, or an A-ABORT right after the first request. Orthanc accepts every association
+and answers C-ECHO, and aborts the query of a title that is not in `DicomModalities` or
 lacks `AllowFind`, `AllowMove` or `AllowGet`. Others have separate permissions for query, for
 retrieve and for each destination. Because this concerns every study, the node is disabled at the
 first of them; only a C-GET that is refused so is replaced by C-MOVE, where the site has a
@@ -237,7 +239,7 @@ which may differ from the node's `calling_ae_title`: both must be known to the P
         explanation="""
 Status A702 with nothing arrived. dcmqrscp says so when our receiver refuses the connection, rejects
 the association, or takes none of the contexts. If others of the run's studies arrive, the way is
-open and it is these studies that the PACS cannot send: objects it cannot read, or would have to
+open and it is these studies that the PACS cannot send: instances it cannot read, or would have to
 convert.
 """
         + shared_texts.WAY_BACK_EXPLANATION,
@@ -257,11 +259,11 @@ convert.
             "PACS's, add it to `receiver.allowed_senders`."
         ),
         explanation="""
-The receiver takes connections only from the addresses of `receiver.allowed_senders`; where the site
-file has none, from those that the `host` of each node resolves to. A PACS of several machines sends
-from another one than it is asked at, and so does one behind NAT, in a container, or with several
-networks. The address was refused before a byte was read. `receiver.log` in the spool names it as
-well.""",
+The receiver accepts connections only from the addresses of `receiver.allowed_senders`; where the
+site file has none, from those that the `host` of each node resolves to. A PACS of several machines
+sends from another address than it receives requests at, and so does one behind NAT, in a container,
+or with several networks. The address was refused before a byte was read. `receiver.log` in the
+spool names it too.""",
         needs_diagnosis=True,
     ),
     Reason(
@@ -278,10 +280,9 @@ well.""",
             "`prefect-dicom status`, name it."
         ),
         explanation="""
-Rejection (1,1,7). AE titles are compared in exact case; blanks and NULs around them are of no
-account. The C-MOVE named our title as its destination, and the PACS found a node for it: it has
-another title in the entry from which it takes address and port. `receiver.log` in the spool names
-the title as well.""",
+Rejection (1,1,7). AE titles are compared in exact case; blanks and NULs around them are ignored.
+The PACS accepted our title as the destination of the C-MOVE; the entry from which it takes address
+and port has another title. `receiver.log` in the spool names that title too.""",
         needs_diagnosis=True,
     ),
     Reason(
@@ -289,17 +290,17 @@ the title as well.""",
         OPERATOR,
         Scope.NODE,
         meaning=(
-            "Nothing arrived, and meanwhile our receiver turned away a connection that it could "
-            "not understand."
+            "Nothing arrived, and meanwhile our receiver closed a connection that did not begin "
+            "with an association request it can read."
         ),
         advice=(
-            "The message, or the notes of `prefect-dicom status`, say what came: have TLS to us "
-            "switched off where the PACS speaks it; anything else belongs into a report to us."
+            "The message, or the notes of `prefect-dicom status`, say what was received: have TLS "
+            "to us switched off where the PACS uses it; please report anything else."
         ),
         explanation="""
-The connection came from an address that may send, and began with TLS, with another protocol, or
+The connection came from an allowed address, and began with TLS, with another protocol, or
 with an association request that cannot be read. A PACS that is set to secure connections for all of
-its nodes speaks TLS to us too. `receiver.log` in the spool says what was wrong.""",
+its nodes uses TLS to us too. `receiver.log` in the spool says what was wrong.""",
         needs_diagnosis=True,
     ),
     Reason(
@@ -307,34 +308,35 @@ its nodes speaks TLS to us too. `receiver.log` in the spool says what was wrong.
         OPERATOR,
         Scope.NODE,
         meaning=(
-            "Study after study is listed by the PACS, and none of their instances comes by C-GET."
+            "The PACS lists one study after the other and sends none of their instances by C-GET."
         ),
         advice=(
             "Read the PACS's log for the requests that ended so: permissions of our AE title, "
-            "objects that it cannot read; or set `retrieve: c-move` for this node."
+            "instances that it cannot read; or set `retrieve: c-move` for this node."
         ),
         explanation="""
 Three studies in a row (ten, where others had come before) were listed by the PACS, are still there
-on a second look, and not even a single instance of them came. By C-GET instances come over our own
-association: no address, port or firewall on the way back is involved. Left are the permission to
-retrieve, which some PACS deny without an error, a presentation context that the PACS does not use
-for what it holds, and storage that it cannot read. The studies that were tried keep their reasons,
-the others stay pending; `prefect-dicom pull` with the same cohort file goes on behind them.""",
+on a second look, and not even a single instance of them came. In a C-GET instances arrive on our
+own association: no address, port or firewall on the way back is involved. Possible causes are the
+permission to retrieve, which some PACS deny without an error, a presentation context that the PACS
+does not use for its instances, and storage that it cannot read. The studies that were tried keep
+their reasons, the others stay pending; `prefect-dicom pull` with the same cohort file continues
+with those.""",
     ),
     Reason(
         "node-sends-nothing",
         OPERATOR,
         Scope.NODE,
-        meaning="Study after study is listed by the PACS and none of their instances arrives.",
+        meaning="The PACS lists one study after the other and none of their instances arrives.",
         advice=shared_texts.WAY_BACK_CHECKLIST,
         explanation="""
 Three studies in a row (ten, where others had come before) were listed by the PACS, are still there
-on a second look, and not even a single instance of them came. Orthanc answers C000 for all of it:
-a destination it does not know, one it cannot reach, one that does not answer. The studies that were
-tried keep their reasons, the others stay pending.
+on a second look, and not even a single instance of them came. Orthanc answers C000 for all of
+these: a destination it does not know, one it cannot reach, one that does not answer. The studies
+that were tried keep their reasons, the others stay pending.
 
 If it really is these studies that cannot be sent, `prefect-dicom pull` with the same cohort file
-goes on behind them: it takes up what is pending and leaves what failed.
+continues with the pending ones and skips those that failed.
 """
         + shared_texts.WAY_BACK_EXPLANATION,
     ),
@@ -349,8 +351,8 @@ goes on behind them: it takes up what is pending and leaves what failed.
         ),
         explanation="""
 Ten queries in a row were refused, could not be decoded, or lost their association. One such query
-is its row's own affair; ten are a PACS whose database is down, that is being upgraded, or that
-does not take the kind of query at all. The rows that were asked keep their reasons, the others
+fails its row only; ten mean a PACS whose database is down, that is being upgraded, or that does not
+support this kind of query at all. The queried rows keep their reasons, the others
 stay pending.""",
     ),
     Reason(
@@ -362,9 +364,9 @@ stay pending.""",
         ),
         advice="Set `retrieve: c-move` for this node.",
         explanation="""
-In a C-GET the objects come back over our own association, for which the PACS has to accept us as
-the receiving side of each storage class (role selection, PS3.7 D.3.3.4). This one offers C-GET and
-accepted none of the classes that these instances are of. If nothing has come by C-GET before, it is
+In a C-GET the instances arrive on our own association, for which the PACS has to accept us as the
+SCP of each storage class (role selection, PS3.7 D.3.3.4). This one offers C-GET and
+accepted none of the classes of these instances. If no instance has arrived by C-GET before, it is
 replaced by C-MOVE for the rest of the run, where the site has a receiver.""",
     ),
     Reason(
@@ -374,11 +376,11 @@ replaced by C-MOVE for the rest of the run, where the site has a receiver.""",
         meaning="The PACS cannot process the request.",
         advice="Run with a single row of this kind and read the PACS's log.",
         explanation="""
-Statuses of this kind name the request: A900 (does not match the SOP class), Cxxx to a query (unable
-to process), 0106, 0117, 0120, 0121 (a value is bad or missing). Orthanc answers C000 to a wildcard
-in a date or UID, dcmqrscp to a query below the study without the UIDs above it, dcm4chee 0120 to a
-retrieve without a study UID. Queries here are plain, so the row's own value is the first suspect:
-characters the PACS does not take, a PatientID where it wants the study UID.""",
+Statuses of this kind blame the request: A900 (does not match the SOP class), Cxxx to a query
+(unable to process), 0106, 0117, 0120, 0121 (a value is bad or missing). Orthanc answers C000 to a
+wildcard in a date or UID, dcmqrscp to a query below the study without the UIDs above it, dcm4chee
+0120 to a retrieve without a study UID. Queries here are plain, so the row's own value is the first
+suspect: characters the PACS does not accept, a PatientID where it requires the study UID.""",
         counts_against_node=True,
         refuses_query=True,
         fails_uid_list=True,
@@ -388,12 +390,12 @@ characters the PACS does not take, a PatientID where it wants the study UID.""",
         TRANSIENT,
         Scope.REQUEST,
         meaning="The PACS reported a processing failure.",
-        advice="Rerun later; if it stays, read the PACS's log.",
+        advice="Rerun later; if it persists, read the PACS's log.",
         explanation="""
 Status 0110, a Cxxx or A702 to a retrieve, or a number that is not in the standard. Orthanc uses
-C000 for everything from an unknown study to a receiver that took ten seconds to answer, so what it
-meant was found out: the study is still listed, and other instances come. What remains is a study
-that the PACS cannot send just now, or not at all: its log names the file.""",
+C000 for everything from an unknown study to a receiver that took ten seconds to answer, so
+further requests ruled the other causes out: the study is still listed, and other instances arrive.
+The PACS cannot send this study just now, or not at all: its log names the file.""",
         counts_against_node=True,
         fails_uid_list=True,
         needs_diagnosis=True,
@@ -404,10 +406,10 @@ that the PACS cannot send just now, or not at all: its log names the file.""",
         TRANSIENT,
         Scope.REQUEST,
         meaning="The PACS's answer could not be decoded.",
-        advice="Rerun; if it stays, report the PACS's version.",
+        advice="Rerun; if it persists, report the PACS's version.",
         explanation="""
-What came was no response to the request, or no data set that decodes. PACS that mix answers of
-two queries on one association, or put text of one character set under the name of another into
+The message was no response to the request, or its data set cannot be decoded. PACS that mix answers
+of two queries on one association, or put text of one character set under the name of another into
 binary fields, do this. Nothing of such an answer is used.""",
         retry_once=True,
         counts_against_node=True,
@@ -418,15 +420,15 @@ binary fields, do this. Nothing of such an answer is used.""",
         "answers-capped",
         OPERATOR,
         Scope.REQUEST,
-        meaning="The PACS ended a list of answers before its end, and it could not be made whole.",
+        meaning="The PACS cut a list of answers short, and it could not be completed.",
         advice="Have the limit of answers raised on the PACS.",
         explanation="""
 The list of a study's series or instances ended with FE00 (Orthanc's `LimitFindInstances`), B001 or
-A700 (dcm4chee refuses queries over its maximum): there are more. Some PACS stop with plain
-success. That shows where a number that is not in the list brings what the list has not, where a
-series is listed without its instances, or where a study that is named by its UID is there and was
-not among the answers. A list known to be cut is not taken for a whole one; nothing of it is
-retrieved. A list of studies that is cut is asked for in parts instead: see `list-unproved`.""",
+A700 (dcm4chee refuses queries over its maximum): there are more. Some PACS stop with plain success.
+That is detected where a query with another number returns instances that the list lacks, where a
+series is listed without its instances, or where a query by StudyInstanceUID finds a study that was
+not among the answers. A list known to be cut is not used, and nothing of it is retrieved. A list of
+studies that is cut is partitioned instead: see `list-unproved`.""",
         refuses_query=True,
         fails_uid_list=True,
     ),

@@ -10,8 +10,8 @@ WAY_BACK_CHECKLIST = (
 
 WAY_BACK_EXPLANATION = """
 A C-MOVE has two halves: our request to the PACS, and the association that the PACS opens to our
-receiver. The first half works, or there would be no such answer. Of the second check, in this
-order:
+receiver. The first half works, or there would be no such answer. Check the second half, in
+this order:
 
 1. our AE title in the PACS's table of known nodes, in exact case;
 2. the address beside it: the one at which the PACS sees this host (NAT, containers, several
@@ -19,7 +19,7 @@ order:
 3. that the receiver listens there: `receiver.bind` must not be `127.0.0.1` for a PACS elsewhere;
 4. the firewalls from the PACS to here, this host's own among them;
 5. the permission to send to us: a checkbox of the node, a licence, "export allowed";
-6. that the PACS speaks plain DICOM to us, not TLS.
+6. that the PACS uses plain DICOM to us, not TLS.
 
 `prefect-dicom doctor` retrieves one instance this way and prints the line to add. Where no inbound
-port is to be had, `retrieve: c-get` needs none, if the PACS offers it."""
+port can be opened, `retrieve: c-get` needs none, if the PACS offers it."""

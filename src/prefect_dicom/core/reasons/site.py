@@ -9,7 +9,7 @@ from prefect_dicom.core.reasons.reason import Reason, Scope
 
 TRANSIENT, PERMANENT, OPERATOR = Disposition
 
-_NOT_OF_A_ROW = "It is no reason of a row: give the command again once the cause is gone."
+_NOT_OF_A_ROW = "It is no reason of a row: repeat the command once the cause is removed."
 
 # No other node helps where our own side fails.
 _ours = partial(Reason, failover=False)
@@ -52,7 +52,7 @@ else one that is embedded: a process of this run alone. It is asked before any P
   stands in between: `HTTPS_PROXY` and `HTTP_PROXY` hold for it, unless `NO_PROXY` names its host.
   Hosts on loopback are never asked through a proxy.
 - *The embedded server* needs a home that can be written: `PREFECT_HOME`, else `~/.prefect`, else
-  `prefect-home/` beside the ledger. `embedded-server.log` there has its last words. Common causes
+  `prefect-home/` beside the ledger. `embedded-server.log` there has its last lines. Common causes
   are a home on a network file system without locks, and the database of a newer Prefect: let
   `PREFECT_HOME` name another folder.
 
@@ -63,13 +63,13 @@ else one that is embedded: a process of this run alone. It is asked before any P
         "receiver-taken",
         OPERATOR,
         Scope.SITE,
-        meaning="The receiver's port or AE title is in use by something else.",
+        meaning="Another program or run uses the receiver's port or AE title.",
         advice="Stop the other program, or give this site another port and AE title.",
         explanation="""
-The port or the AE title of the receiver is held: by a receiver of another spool, by another storage
-SCP (Orthanc and dcmqrscp listen on 4242 and 11112 in their examples), or by runs with other
-settings of the same spool. `ss -ltnp` names the program; `prefect-dicom receiver status` says for
-whom ours runs.""",
+The port or the AE title of the receiver is in use: by a receiver of another spool, by another
+storage SCP (Orthanc and dcmqrscp listen on 4242 and 11112 in their examples), or by runs with other
+settings of the same spool. `ss -ltnp` names the program; `prefect-dicom receiver status` lists the
+runs that use ours.""",
     ),
     _ours(
         "receiver-unreachable",
@@ -79,8 +79,8 @@ whom ours runs.""",
         advice="Read its log in the spool directory.",
         explanation="""
 The receiver is a process of its own, started by the first run that needs it. It did not start, or
-ended while it was asked. `receiver.log` in the spool directory has its last words; common ones
-are a full disk and a killed process (out of memory).""",
+ended during a call. `receiver.log` in the spool directory has its last lines; common causes are a
+full disk and a killed process (out of memory).""",
     ),
     _ours(
         "spool-full",
@@ -89,19 +89,19 @@ are a full disk and a killed process (out of memory).""",
         meaning="The disk reserve of the spool is reached.",
         advice="Free space on the spool's disk, or point `spool.path` to a larger one.",
         explanation="""
-`spool.reserve_bytes` of free space are never used, so that the disk does not fill to its end. What
-had arrived was uploaded first to make room; it was not enough for the next object. Arriving objects
-are refused with A700, which the PACS reports as its failure.""",
+`spool.reserve_bytes` of free space are never used, so that the disk does not fill up. The
+received instances were uploaded first to make room; it was not enough for the next one. Arriving
+instances are refused with A700, which the PACS reports as its failure.""",
     ),
     _ours(
         "spool-unusable",
         OPERATOR,
         Scope.SITE,
-        meaning="The spool directory cannot be made or written.",
+        meaning="The spool directory cannot be created or written.",
         advice="Check `spool.path`: a directory of its own that this user may write.",
         explanation="""
-The directory cannot be created, or lies on a file system that is read-only or lacks what is
-needed: locks, `fsync` and renaming within it.""",
+The directory cannot be created, or is on a file system that is read-only, or lacks locks,
+`fsync` or renaming.""",
         rerun=_NOT_OF_A_ROW,
     ),
     _ours(
@@ -111,8 +111,8 @@ needed: locks, `fsync` and renaming within it.""",
         meaning="The spool directory is open to other users, or is a symbolic link.",
         advice="Give it mode 0700 and a real path.",
         explanation="""
-What arrives are patients' images: the directory must belong to this user alone. A symbolic link in
-its place could lead somewhere else tomorrow.""",
+Received instances hold patient data: the directory must belong to this user alone. The target of a
+symbolic link could be changed.""",
         rerun=_NOT_OF_A_ROW,
     ),
     _ours(
@@ -122,8 +122,8 @@ its place could lead somewhere else tomorrow.""",
         meaning="The archive holds other bytes under the key of an instance.",
         advice="Compare the archived object with the one on the PACS; nothing was overwritten.",
         explanation="""
-An object or a manifest of this study is in the archive with other bytes than those that arrived.
-An earlier pull saw other content: the PACS has corrected the study since, or another PACS holds
+An object or a manifest of this study is in the archive with other bytes than those that arrived. An
+earlier pull received other content: the PACS has corrected the study since, or another PACS holds
 another version under the same UIDs. The archive is never overwritten: decide which version the
 research is to use, and pull the other under another prefix.""",
     ),
@@ -134,7 +134,7 @@ research is to use, and pull the other under another prefix.""",
         meaning="The archive refused the request: credentials, permission or settings.",
         advice="Check credentials, bucket policy and encryption settings; `prefect-dicom doctor`.",
         explanation="""
-401, 403, or a setting the service does not take. The detail has the service's own code:
+401, 403, or a setting the service does not accept. The detail has the service's own code:
 `AccessDenied` (bucket policy lacks GetObject, PutObject or ListBucket for the prefix),
 `SignatureDoesNotMatch` (secret or region), `RequestTimeTooSkewed` (the clock of this host),
 `ExpiredToken`, `KMS.…` (the key of `archive.kms_key_id`), `SecondLevelDomainForbidden` (set
@@ -189,8 +189,8 @@ become an archive.""",
         meaning="The archive did not answer, or answered that it is overloaded.",
         advice="Rerun later.",
         explanation="""
-No answer, 503 SlowDown, 500, or a connection that breaks, after every request was repeated several
-times with growing pauses. What has arrived waits in the spool. If it lasts, lower
+No answer, 503 SlowDown, 500, or a broken connection, after several retries with growing pauses
+(exponential backoff). Received instances wait in the spool. If it persists, lower
 `archive.connections`.""",
     ),
     _ours(
@@ -200,9 +200,9 @@ times with growing pauses. What has arrived waits in the spool. If it lasts, low
         meaning="The bytes at the archive are not those that arrived.",
         advice="They are sent again; check network and disk if this repeats.",
         explanation="""
-The store compared the bytes with their SHA-256 and refused them, or what it gave back does not have
-it. Once it is the network (proxies, network cards that compute checksums); again and again it is
-a disk or memory, here or there.""",
+The store compared the bytes with their SHA-256 and refused them, or the bytes read back do not have
+it. A single case points to the network (proxies, network cards that compute checksums); repeated
+ones to a disk or memory, here or at the store.""",
         refuses_wrong_hash=True,
     ),
     _ours(
@@ -212,7 +212,7 @@ a disk or memory, here or there.""",
         meaning="The disk or the quota of the archive is full.",
         advice="Free or add space at the archive, then rerun.",
         explanation="""
-`QuotaExceeded`, 507, or `ENOSPC` and `EDQUOT` of a directory. What has arrived waits in the
+`QuotaExceeded`, 507, or `ENOSPC` and `EDQUOT` of a directory. Received instances wait in the
 spool.""",
     ),
     _ours(
@@ -224,9 +224,9 @@ spool.""",
             "Restore it from a version; if this software is older than the manifest, upgrade it."
         ),
         explanation="""
-The manifest under the study's key is no manifest: damaged, or written by a later version in a
-format that this one does not know. Nothing is written over it. With versioning on, restore the
-version before.""",
+The object under the study's manifest key is no valid manifest: damaged, or written by a later
+version in a format that this one cannot read. Nothing is written over it. With versioning on,
+restore the version before.""",
     ),
     _ours(
         "archive-object-missing",
@@ -252,7 +252,8 @@ The detail has SQLite's or PostgreSQL's own name for the error: `SQLITE_READONLY
 `SQLITE_CANTOPEN`; `28P01` (password), `3D000` (no such database), `42501` (permission).
 `SQLITE_PROTOCOL` ("locking protocol") and `SQLITE_IOERR_LOCK` are those of a network file system: a
 SQLite ledger must lie on a local disk, not on NFS or SMB, and several hosts share one in
-PostgreSQL. One that is lost can be made anew with `prefect-dicom rebuild-ledger`.""",
+PostgreSQL. `prefect-dicom rebuild-ledger`
+restores a lost one.""",
     ),
     _ours(
         "ledger-busy",
@@ -261,9 +262,9 @@ PostgreSQL. One that is lost can be made anew with `prefect-dicom rebuild-ledger
         meaning="Another program kept the ledger locked, or the connection to its server broke.",
         advice="Rerun; close what else has the ledger open, such as a database browser.",
         explanation="""
-SQLite lets one program write at a time (`SQLITE_BUSY`, `SQLITE_LOCKED`): another one has held the
+SQLite lets one program write at a time (`SQLITE_BUSY`, `SQLITE_LOCKED`): another one has locked the
 file for a minute and a half, most often a browser for databases with an open transaction, or a
-backup program. Of PostgreSQL it is a server that restarts, a connection that broke, or a deadlock
+backup program. With PostgreSQL it is a server restart, a broken connection, or a deadlock
 (`57P01`, `08006`, `40P01`).""",
     ),
     _ours(
@@ -277,8 +278,8 @@ backup program. Of PostgreSQL it is a server that restarts, a connection that br
         ),
         explanation="""
 `SQLITE_CORRUPT` or `SQLITE_NOTADB`: a disk that fails, a file copied while it was written, or one
-on NFS or SMB, where SQLite's locks do not hold. Nothing is in the ledger alone that the archive's
-manifests do not have, but for the cohorts themselves: pull their files again.""",
+on NFS or SMB, where SQLite's locks do not hold. The archive's manifests have everything that
+is in the ledger, except the cohorts themselves: pull their files again.""",
     ),
     _ours(
         "ledger-too-new",
@@ -287,8 +288,8 @@ manifests do not have, but for the cohorts themselves: pull their files again.""
         meaning="The ledger was written by a newer version of this software.",
         advice="Upgrade prefect-dicom.",
         explanation="""
-A newer version has migrated the ledger's tables. An older one would not understand what it wrote,
-so it does not write at all.""",
+A newer version has migrated the ledger's tables. An older one cannot read them, so it writes
+nothing.""",
         rerun=_NOT_OF_A_ROW,
     ),
     _ours(
@@ -299,9 +300,9 @@ so it does not write at all.""",
         advice="Give `ledger` a new path or URL, run `prefect-dicom rebuild-ledger`, and pull the "
         "cohorts again.",
         explanation="""
-Before the first release the ledger's tables still changed their names, and such a ledger cannot be
-migrated. It is left as it is. A new ledger takes over what is archived from the archive's
-manifests, and a pull of the same cohort files then asks only for what is missing.""",
+Before the first release the names of the ledger's tables changed, and such a ledger cannot be
+migrated. Nothing is written to it. `prefect-dicom rebuild-ledger` fills a new ledger from the
+archive's manifests, and a pull of the same cohort files then requests only what is missing.""",
         rerun=_NOT_OF_A_ROW,
     ),
     _ours(
@@ -309,9 +310,9 @@ manifests, and a pull of the same cohort files then asks only for what is missin
         OPERATOR,
         Scope.SITE,
         meaning="The ledger's file is open to other users.",
-        advice="Give it mode 0600: it holds identifiers of patients.",
+        advice="Give it mode 0600: it holds patient identifiers.",
         explanation="""
-The file holds PatientIDs and accession numbers. It is created with mode 0600; something has widened
+The file holds PatientIDs and accession numbers. It is created with mode 0600; something has changed
 it, most often copying or a `chmod -R`.""",
         rerun=_NOT_OF_A_ROW,
     ),
@@ -334,7 +335,7 @@ whatever it is called, and needs no new name.""",
         advice="Check the name, and whether this is the right ledger.",
         explanation="""
 `prefect-dicom status` lists the cohorts of the ledger that the site file names. A relative path of
-`ledger` is seen from the site file's folder; the environment variable `PREFECT_DICOM_LEDGER_URL`
+`ledger` is relative to the site file's folder; the environment variable `PREFECT_DICOM_LEDGER_URL`
 takes its place.""",
         rerun=_NOT_OF_A_ROW,
     ),
@@ -342,11 +343,11 @@ takes its place.""",
         "unexpected",
         TRANSIENT,
         Scope.SITE,
-        meaning="Something happened that this software has no name for.",
+        meaning="An error without a reason code of its own occurred.",
         advice="Rerun; report it with the traceback from the local log.",
         explanation="""
-An error without a code of its own. Its type is in the message and the places it came through are in
-the local log, both without values: they may be patients'. What was archived is not touched by it.
-If it repeats, please report it with these lines.""",
+The type of the error is in the message and its traceback is in the local log, both without values,
+which may be patients'. Archived studies are not affected. If it repeats, please report it with
+these lines.""",
     ),
 )

@@ -1,4 +1,4 @@
-"""Reasons of studies: why one is not listed, not whole or not archived."""
+"""Reasons of studies: why one is not listed, not complete or not archived."""
 
 from __future__ import annotations
 
