@@ -210,6 +210,28 @@ def test_objects_are_addressed_as_the_service_wants_it(endpoint, region, bucket,
     assert put.region == (signed_for or region)
 
 
+@pytest.mark.parametrize(
+    ("addressing", "endpoint", "where"),
+    [
+        ("virtual", "https://s3.example.org:9000", "https://my-bucket.s3.example.org:9000/"),
+        ("path", "https://s3.example.org:9000", "https://s3.example.org:9000/my-bucket/"),
+        (None, "https://s3.example.org:9000", "https://s3.example.org:9000/my-bucket/"),
+        ("path", None, "https://s3.eu-central-1.amazonaws.com/my-bucket/"),
+        ("virtual", None, "https://my-bucket.s3.eu-central-1.amazonaws.com/"),
+    ],
+)
+def test_the_setting_says_where_the_bucket_stands(addressing, endpoint, where):
+    settings = S3Archive(
+        bucket="my-bucket",
+        region="eu-central-1",
+        endpoint=endpoint,
+        addressing=addressing,
+        access_key_id="key",
+        secret_access_key="secret",
+    )
+    assert BucketArchive(settings)._s3.clients().put.base_url == where
+
+
 def test_nothing_is_sent_without_credentials():
     with S3Server() as s3, pytest.raises(NoCredentialsError):
         SignedPut(

@@ -258,6 +258,8 @@ REFUSALS = [(400, "InvalidArgument"), (400, ""), (501, "NotImplemented"), (400, 
 HEADERS = [
     *(Header(name, operation, *how) for name, operation in CHECKSUMS for how in REFUSALS),
     Header("x-amz-checksum-mode", "HeadObject", 403, "AccessDenied"),
+    Header("x-amz-checksum-sha256", "PutProbe", 403, "SignatureDoesNotMatch"),
+    Header("x-amz-checksum-sha256", "UploadPart", 403, "SignatureDoesNotMatch"),
     *(
         Header("content-md5", operation, status, code, wanted=True)
         for operation in ("*P", "UploadPart")
@@ -315,6 +317,15 @@ def test_a_header_that_is_not_needed_is_left_out_and_one_that_is_wanted_is_sent(
         assert name.lower() in different.advice.lower()
     assert "signed hash" in caplog.text
     assert "1.2.3" not in caplog.text
+
+
+def test_a_service_that_does_not_know_expect_is_asked_without_it(s3, tmp_path):
+    s3.refuse("expect", status=417, code="")
+    s3.reset("PutObject", times=2)
+    with archive_in(s3) as archive:
+        assert not put(archive, SMALL, tmp_path)
+        assert s3.body(KEY) == SMALL
+    assert "expect" in s3.seen[-2].headers and "expect" not in s3.seen[-1].headers
 
 
 def test_a_pull_over_a_store_that_refuses_every_checksum_header_is_archived(
@@ -411,6 +422,13 @@ def test_a_bucket_in_the_host_name_is_a_setting_and_a_message_names_it(tmp_path,
         )
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert all(ok for ok, _ in examined(place).values())
+
+
+def test_a_host_name_that_does_not_resolve_names_the_setting(s3):
+    elsewhere = archive_in(s3, endpoint="http://store.invalid", addressing="virtual")
+    with elsewhere as archive, pytest.raises(ArchiveError) as caught:
+        archive.check_usable()
+    assert "archive.addressing" in caught.value.detail
 
 
 @pytest.mark.parametrize("code", ["PathStyleForbidden", "InvalidPathAccess", "VirtualHostRequired"])

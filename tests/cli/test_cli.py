@@ -24,7 +24,8 @@ from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.tiny import tiny_instances
 from tests.support.campaign import only_in
 from tests.support.commands import CommandLine
-from tests.support.sites import site_around, until
+from tests.support.s3_server import S3Server
+from tests.support.sites import credentials, site_around, until
 
 SLOW_TO_IMPORT = {"prefect", "pandas", "pyarrow", "numpy", "pynetdicom", "pydicom", "boto3"}
 COMMANDS = {
@@ -185,6 +186,41 @@ def test_an_option_that_means_nothing_is_refused_before_the_pacs_is_asked(
     assert hint in ended.stderr
     assert "Traceback" not in ended.stderr
     assert place.asked_for() == 0
+
+
+def test_an_archive_that_is_missing_is_told_before_anything_is_started(
+    command, place, monkeypatch, tmp_path_factory
+):
+    (place.folder / "archive").rmdir()
+    for arguments in (["pull", str(place.cohort())], ["rerun", "1"], ["archive-new"]):
+        ended = command(*arguments)
+        assert ended.code == Exit.CONFIGURATION
+        assert "(archive-missing)" in ended.stderr
+        assert "prefect" not in ended.modules
+    with S3Server() as bucket:
+        credentials(bucket, monkeypatch)
+        archive = {"bucket": bucket.bucket, "endpoint": bucket.endpoint, "directory": None}
+        place.change(archive=archive)
+        for refuse, code in (
+            (lambda: bucket.refuse("if-none-match", status=501), "archive-overwrites"),
+            (bucket.remove_bucket, "archive-missing"),
+        ):
+            refuse()
+            ended = command("rerun", "1")
+            assert ended.code == Exit.CONFIGURATION
+            assert f"({code})" in ended.stderr
+            assert "prefect" not in ended.modules
+            bucket.behave()
+    assert place.asked_for() == 0
+
+
+def test_a_spool_that_others_can_read_is_told_before_anything_is_started(command, place):
+    place.site.spool.path.mkdir(mode=0o755)
+    place.site.spool.path.chmod(0o755)
+    ended = command("pull", place.cohort())
+    assert ended.code == Exit.CONFIGURATION
+    assert "(spool-unsafe)" in ended.stderr
+    assert "prefect" not in ended.modules
 
 
 def test_a_prefect_server_that_is_away_is_named_and_nothing_is_sent(command, place):

@@ -147,6 +147,42 @@ def test_after_a_rebuild_the_bucket_sees_no_put(tmp_path, monkeypatch):
             assert server.requests["GetObject"] - before["GetObject"] == 2
 
 
+@pytest.mark.parametrize(
+    ("listing", "code"),
+    [
+        ({"listing_tokens": False}, Exit.ALL_WELL),
+        ({"listing_tokens": False, "ignore_start_after": True}, Exit.ALL_WELL),
+        ({"listing_tokens": False, "listing_flags": False}, Exit.ALL_WELL),
+        (None, Exit.CONFIGURATION),
+    ],
+    ids=str,
+)
+def test_a_bucket_that_is_listed_in_pieces_is_seen_whole_or_the_fault_has_a_name(
+    tmp_path, monkeypatch, listing, code
+):
+    with S3Server(**(listing or {"listing_tokens": False, "ignore_start_after": True})) as server:
+        credentials(server, monkeypatch)
+        objects = tiny_instances(3, instances=1)
+        with site_around(tmp_path, objects, retrieve="c-get", bucket=server) as place:
+            place.pull()
+            lose_the_ledger(place)
+            # Before those of the study that is listed last, more than a page of others.
+            first = min(server.archived)
+            prefix = first.rpartition("/")[0]
+            one = server.objects[first]
+            server.objects.update({f"{prefix}/{n:04}.dcm": one for n in range(1200)})
+            if listing is None:
+                server.refuse("host", "ListObjects", status=501, code="NotImplemented")
+            command = CommandLine(tmp_path, tmp_path / "home")
+            ended = command("rebuild-ledger")
+            assert ended.code == code, ended.stderr
+            assert "Traceback" not in ended.stderr
+            if code == Exit.ALL_WELL:
+                assert "3 added to the ledger as archived" in " ".join(ended.output.split())
+            else:
+                assert "archive-" in ended.stderr
+
+
 def test_the_same_again_changes_nothing(place):
     lose_the_ledger(place)
     rebuilt(place)

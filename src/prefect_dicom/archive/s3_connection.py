@@ -10,13 +10,18 @@ import os
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import boto3
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    HTTPClientError,
+)
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
@@ -134,13 +139,21 @@ class S3Connection:
                 clients = self.clients()
                 return call(clients)
             except (*S3_FAILURES, Contradiction) as failure:
-                error = classify(failure)
+                error = self._explain(failure)
             if not error.retryable or attempt >= self._retries.attempts:
                 raise S3RequestError(error)
             if error.expired and clients is not None:
                 self._drop(clients)
             if not self._sleep(self._retries.pause(attempt)):
                 raise Interrupted()
+
+    def _explain(self, failure: Exception) -> S3Error:
+        """Classify a failure; name the setting where it can be the cause."""
+        error = classify(failure)
+        if isinstance(failure, EndpointConnectionError) and self._settings.addressing == "virtual":
+            words = f"{error.detail}: with `archive.addressing: virtual` BUCKET.HOST has to resolve"
+            return replace(error, detail=words)
+        return error
 
     def abort_upload(self, name: str, upload: str) -> None:
         """Abort a multipart upload, in one attempt; a failure is logged.

@@ -260,7 +260,10 @@ def _classify_answer(status: int, name: str) -> S3Error:
         return S3Error("archive-refused", f"{said}: the bucket is in another region or place")
     if name in _BUSY or status in (408, 429):
         return S3Error("archive-unavailable", said, retryable=True)
-    header = status in _HEADER_STATUSES and not _NO_HEADER.fullmatch(name)
+    # What strips headers that were signed, on the way, makes the signature a wrong one.
+    header = name == "SignatureDoesNotMatch" or (
+        status in _HEADER_STATUSES and not _NO_HEADER.fullmatch(name)
+    )
     if status == 501 or status in (401, 403) or _SETTINGS.fullmatch(name):
         return S3Error("archive-refused", said, may_be_a_header=header)
     if status >= 500:

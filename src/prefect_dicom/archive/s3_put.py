@@ -32,6 +32,8 @@ from prefect_dicom.core.proxies import is_loopback
 
 _ERROR_CODE = re.compile(rb"<Code>\s*([^<]*?)\s*</Code>")
 _STAND_IN = "x"
+_EXPECTATION_FAILED = 417
+"""Of services, and proxies before them, that do not know ``Expect``."""
 
 
 class _KnownPayload(S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
@@ -161,6 +163,10 @@ class SignedPut:
                 False,
             )
         )
+        if answer.status_code == _EXPECTATION_FAILED and wait_for_answer:
+            return self.send(
+                key, source, headers, sha256=sha256, offset=offset, length=length, query=query
+            )
         if answer.status_code >= 300:
             found = _ERROR_CODE.search(answer.content)
             name = found[1].decode("ascii", "replace") if found else ""
