@@ -24,7 +24,7 @@ from prefect.states import Cancelled, Completed
 
 from prefect_dicom.core.model import RequestedState
 from prefect_dicom.ledger import Totals
-from prefect_dicom.report import format_totals, unarchived_rows
+from prefect_dicom.report import format_totals, is_archived
 from prefect_dicom.run.run import DryRun
 
 _LOOK_SECONDS = 2.0
@@ -89,14 +89,19 @@ def controlled_by_prefect(run: DryRun) -> Iterator[None]:
         raise Pause(state=flow_run.suspended)
 
 
-def final_state(run: DryRun, totals: Totals) -> State:
+def final_state(run: DryRun, totals: Totals, *, may_be_empty: bool = False) -> State:
     """The state in which a flow over a cohort ends.
 
     ``Cancelled`` where the run was cancelled, ``Completed`` otherwise: by the name of ``Partial``
-    where rows are left.
+    where rows are left, or all are excluded.
+
+    Parameters
+    ----------
+    may_be_empty : bool
+        All rows may be excluded.
     """
     words = format_totals(totals)
-    if not unarchived_rows(totals):
+    if is_archived(totals, may_be_empty=may_be_empty):
         return Completed(message=words)
     if run.control.is_cancelled():
         return Cancelled(message=f"{words}; a rerun goes on from here")

@@ -15,6 +15,7 @@ from prefect.states import Completed
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.cohort.definition import cohort_file_digest
+from prefect_dicom.cohort.list_options import ListOptions
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.flows.binding import bound
@@ -31,7 +32,9 @@ from prefect_dicom.tasks.error_translation import without_phi
 
 def _flow_run_name() -> str:
     try:
-        digest = cohort_file_digest(Path(runtime.flow_run.parameters["cohort"]))
+        given = runtime.flow_run.parameters
+        options = ListOptions.of(given.get("hidden_rows"), given.get("faulty_lines"))
+        digest = cohort_file_digest(Path(given["cohort"]), options)
     except (OSError, CohortError):
         return "pull"
     return f"pull-{digest[:12]}"
@@ -50,6 +53,8 @@ def pull_cohort(
     name: str | None = None,
     dry_run: bool = False,
     every_node: bool = False,
+    hidden_rows: str | None = None,
+    faulty_lines: str | None = None,
 ) -> State:
     """Pull every study of a cohort into the archive.
 
@@ -69,6 +74,12 @@ def pull_cohort(
         pulling them would take. Nothing is retrieved or archived, and no receiver is started.
     every_node : bool
         Ask each of several nodes for every row.
+    hidden_rows : {"take", "leave-out"}, optional
+        Whether rows that a workbook hides are taken. By default a workbook that has some is
+        refused, and says how many.
+    faulty_lines : {"refuse", "set-apart"}, optional
+        Whether lines with faults refuse the file, the default, or are set apart with the verdict
+        ``faulty`` so that the others go on.
 
     Returns
     -------
@@ -80,7 +91,13 @@ def pull_cohort(
         settings = resolve_site(site)
         with Ledger.open(ledger_url(settings)) as ledger:
             registered = register_cohort(
-                settings, Path(cohort), node, name, every_node=every_node, ledger=ledger
+                settings,
+                Path(cohort),
+                node,
+                name,
+                every_node=every_node,
+                options=ListOptions.of(hidden_rows, faulty_lines),
+                ledger=ledger,
             )
             return _pull(settings, ledger, registered, dry_run=dry_run)
 

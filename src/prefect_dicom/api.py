@@ -18,14 +18,15 @@ from typing import Any, TypeAlias
 import pandas
 
 from prefect_dicom.cohort import rows
-from prefect_dicom.cohort.data_frame import frame_of_rows, list_of_rows, read_frame
+from prefect_dicom.cohort.data_frame import frame_of_rows, list_of_rows, read_frame_as_list
 from prefect_dicom.cohort.definition import is_definition
+from prefect_dicom.cohort.list_options import FaultyLines, HiddenRows, ListOptions
 from prefect_dicom.config.site import Site, ledger_url, load_site
 from prefect_dicom.core.errors import CohortError, Interrupted, PrefectDicomError
 from prefect_dicom.core.files import atomic_write, create_file
 from prefect_dicom.core.proxies import spare_loopback
 from prefect_dicom.ledger import Cohort, Ledger, Totals
-from prefect_dicom.report import format_totals, unarchived_rows, write_reports
+from prefect_dicom.report import format_totals, is_archived, write_reports
 from prefect_dicom.report.frames import (
     findings_frame,
     instances_frame,
@@ -51,7 +52,9 @@ _LISTS = "lists"
 """The folder, among the reports, with the lists that are written for frames."""
 
 
-def read_cohort(path: str | os.PathLike[str]) -> pandas.DataFrame:
+def read_cohort(
+    path: str | os.PathLike[str], *, hidden_rows: HiddenRows | None = None
+) -> pandas.DataFrame:
     """Read a cohort list as it is understood: what its rows will be asked for.
 
     Parameters
@@ -60,6 +63,8 @@ def read_cohort(path: str | os.PathLike[str]) -> pandas.DataFrame:
         A list in CSV (UTF-8, or UTF-16 with a byte order mark), XLSX or Parquet, or a table of
         candidates that a person has marked. Definitions in YAML go to :func:`find` and
         :func:`pull` by their path: their filters are more than a frame can hold.
+    hidden_rows : {"take", "leave-out"}, optional
+        Whether rows that a workbook hides are taken; needed where it hides some.
 
     Returns
     -------
@@ -69,6 +74,7 @@ def read_cohort(path: str | os.PathLike[str]) -> pandas.DataFrame:
         ``string`` with missing values: ``PatientID``, ``AccessionNumber``, ``StudyInstanceUID``,
         ``StudyDate`` (``YYYYMMDD``, or ``YYYYMMDD-YYYYMMDD`` with one end left out where the range
         is open), ``Modality``, ``StudyDescription``, ``PatientName``, ``PatientBirthDate``.
+        ``attrs["notes"]`` has in words what was not taken of the file, such as other columns.
 
     Raises
     ------
@@ -87,11 +93,19 @@ def read_cohort(path: str | os.PathLike[str]) -> pandas.DataFrame:
     if is_definition(path):
         fault = "is a definition; give its path to find or pull, or read the list that it names"
         raise CohortError(path.name, [fault])
-    return frame_of_rows(rows.read_cohort(path))
+    given = rows.read_list(path, options=ListOptions.of(hidden_rows))
+    frame = frame_of_rows(given.rows)
+    frame.attrs["notes"] = list(given.notes)
+    return frame
 
 
 def find(
-    site: SiteLike, cohort: CohortLike, *, node: str | Sequence[str] | None = None
+    site: SiteLike,
+    cohort: CohortLike,
+    *,
+    node: str | Sequence[str] | None = None,
+    hidden_rows: HiddenRows | None = None,
+    faulty_lines: FaultyLines | None = None,
 ) -> pandas.DataFrame:
     """Find the studies of a cohort with C-FIND; retrieve nothing.
 
@@ -111,6 +125,11 @@ def find(
     node : str or sequence of str, optional
         Which of the site's PACS nodes to ask; needed where it has several. Several in the order
         in which they are asked, for what those before have no answer for.
+    hidden_rows : {"take", "leave-out"}, optional
+        Whether rows that a workbook hides are taken; needed where it hides some.
+    faulty_lines : {"refuse", "set-apart"}, optional
+        Whether lines with faults refuse a cohort file, the default, or are set apart with the
+        verdict ``faulty``. A frame with faults is refused.
 
     Returns
     -------
@@ -146,9 +165,12 @@ def find(
     True
     """
     settings, _ = _resolve(site)
-    path = _cohort_file(settings, cohort)
+    path, notes = _cohort_file(settings, cohort)
+    options = ListOptions.of(hidden_rows, faulty_lines)
     with without_phi(), Ledger.open(ledger_url(settings)) as ledger:
-        registered = register_cohort(settings, path, node, ledger=ledger)
+        registered = register_cohort(
+            settings, path, node, options=options, notes=notes, ledger=ledger
+        )
         with open_dry_run(settings, registered.number, ledger=ledger) as run, measured(run):
             _discover(run)
         return findings_frame(ledger, registered)
@@ -165,7 +187,7 @@ class PullResult:
     number : int
         Its number there.
     is_complete : bool
-        Whether every row is archived, or excluded by filters.
+        Whether every row is archived, or excluded by filters; not where all are excluded.
     summary : str
         Counts of rows, studies and instances in words.
     reports : Path
@@ -200,6 +222,8 @@ def pull(
     *,
     node: str | Sequence[str] | None = None,
     name: str | None = None,
+    hidden_rows: HiddenRows | None = None,
+    faulty_lines: FaultyLines | None = None,
 ) -> PullResult:
     """Pull every study of a cohort into the archive.
 
@@ -219,6 +243,8 @@ def pull(
         in which they are asked, for what those before have no answer for or cannot deliver.
     name : str, optional
         A name for the cohort; by default the beginning of the list's SHA-256.
+    hidden_rows, faulty_lines : str, optional
+        As for :func:`find`.
 
     Returns
     -------
@@ -252,14 +278,25 @@ def pull(
 
     spare_loopback(os.environ)
     settings, reference = _resolve(site)
-    path = _cohort_file(settings, cohort)
+    path, notes = _cohort_file(settings, cohort)
+    options = ListOptions.of(hidden_rows, faulty_lines)
     with Ledger.open(ledger_url(settings)) as ledger:
         with without_phi():
-            registered = register_cohort(settings, path, node, name, ledger=ledger)
+            registered = register_cohort(
+                settings, path, node, name, options=options, notes=notes, ledger=ledger
+            )
         flow = pull_registered(settings, ledger, registered)
         nodes = node if node is None or isinstance(node, str) else list(node)
         # What Prefect itself raises comes out as it is: a server that does not answer.
-        state: Any = flow(str(path), reference, nodes, name, return_state=True)
+        state: Any = flow(
+            str(path),
+            reference,
+            nodes,
+            name,
+            hidden_rows=hidden_rows,
+            faulty_lines=faulty_lines,
+            return_state=True,
+        )
         with without_phi():
             _raise_failure(state)
             return _result(settings, ledger, registered)
@@ -281,11 +318,15 @@ def _resolve(site: SiteLike) -> tuple[Site, str]:
 # --- cohorts
 
 
-def _cohort_file(site: Site, cohort: CohortLike) -> Path:
-    """The path of a cohort file; of a frame or mapping, that of the list that is written."""
+def _cohort_file(site: Site, cohort: CohortLike) -> tuple[Path, Sequence[str]]:
+    """The path of a cohort file; of a frame or mapping, that of the list that is written.
+
+    And what was not taken of a frame, in words.
+    """
     if isinstance(cohort, str | os.PathLike):
-        return Path(cohort)
-    content = list_of_rows(read_frame(cohort)).encode()
+        return Path(cohort), ()
+    given = read_frame_as_list(cohort)
+    content = list_of_rows(given.rows).encode()
     path = site.reports / _LISTS / f"{hashlib.sha256(content).hexdigest()[:12]}.csv"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,7 +335,7 @@ def _cohort_file(site: Site, cohort: CohortLike) -> Path:
     except OSError as error:
         fault = f"reports: no list can be written there ({error.strerror})"
         raise CohortError("the data frame", [fault]) from None
-    return path
+    return path, given.notes
 
 
 # --- finding
@@ -348,7 +389,7 @@ def _result(site: Site, ledger: Ledger, cohort: Cohort) -> PullResult:
     return PullResult(
         cohort=cohort.name,
         number=cohort.number,
-        is_complete=not unarchived_rows(totals),
+        is_complete=is_archived(totals),
         summary=format_totals(totals),
         reports=site.reports / cohort.name,
         rows=rows_frame(ledger, cohort),

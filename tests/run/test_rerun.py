@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.cohort.definition import CohortFile, read_cohort_file
+from prefect_dicom.cohort.list_options import ListOptions
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.run import registration
@@ -186,9 +187,9 @@ def test_a_cohort_file_that_is_known_is_not_read_again(tmp_path, monkeypatch):
         known = registration.register_cohort(place.site, cohort, None, "trial")
         reads: list[Path] = []
 
-        def read(path: Path) -> CohortFile:
+        def read(path: Path, options: ListOptions) -> CohortFile:
             reads.append(path)
-            return read_cohort_file(path)
+            return read_cohort_file(path, options)
 
         monkeypatch.setattr(registration, "read_cohort_file", read)
         assert registration.register_cohort(place.site, cohort, None) == known

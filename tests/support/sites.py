@@ -24,6 +24,7 @@ import yaml
 
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.manifest import decode_manifest
+from prefect_dicom.cohort.list_options import NO_CHOICES, ListOptions
 from prefect_dicom.config.site import Site, ledger_url, load_site
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.model import RowVerdict, StudyManifest, StudyState, Verdict
@@ -140,16 +141,22 @@ class Place:
             writer.writerows(rows)
         return path
 
-    def pull(self, cohort: Path | None = None) -> Totals:
+    def pull(self, cohort: Path | None = None, options: ListOptions = NO_CHOICES) -> Totals:
         """Bring a cohort as far as it goes, in this process."""
-        with self.opened(cohort) as pull:
+        with self.opened(cohort, options=options) as pull:
             work_through(pull)
             return pull.ledger.progress.totals(pull.cohort.number)
 
     @contextlib.contextmanager
-    def opened(self, cohort: Path | None = None, *, clock: Clock | None = None) -> Iterator[Run]:
+    def opened(
+        self,
+        cohort: Path | None = None,
+        *,
+        clock: Clock | None = None,
+        options: ListOptions = NO_CHOICES,
+    ) -> Iterator[Run]:
         site = self.site
-        registered = register_cohort(site, cohort or self.cohort(), None)
+        registered = register_cohort(site, cohort or self.cohort(), None, options=options)
         with open_run(site, registered.number, clock=clock) as pull:
             yield pull
 

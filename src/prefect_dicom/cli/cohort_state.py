@@ -87,6 +87,8 @@ def show(
     cohort: Cohort,
     as_json: bool,
     error: BaseException | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> int:
     """Where a cohort stands, and what to do next; the exit code says whether all is archived.
 
@@ -96,12 +98,15 @@ def show(
         How the user named the site.
     error : BaseException, optional
         What the run has ended by, which is shown behind it.
+    may_be_empty : bool
+        All rows may be excluded: that is no fault.
     """
     from prefect_dicom.report import (
         CANDIDATES,
         REPORT,
         RESULTS,
         format_totals,
+        is_archived,
         reason_table,
         unarchived_rows,
     )
@@ -113,7 +118,8 @@ def show(
     notes = ledger.cohorts.notes(cohort.number)
     # As it stands now: somebody may have paused it since the run began.
     cohort, runs = ledger.cohorts.get(cohort.name), ledger.runs.under_way(cohort.number)
-    code = Exit.NOT_ALL if missing else Exit.ALL_WELL
+    is_whole = is_archived(totals, may_be_empty=may_be_empty)
+    code = Exit.ALL_WELL if is_whole else Exit.NOT_ALL
     if as_json:
         result = figures(cohort, totals) | control_state(cohort, runs)
         result |= {"reasons": reasons, "reports": str(folder)}
@@ -132,11 +138,12 @@ def show(
         table.add_row(str(row["rows"]), row["verdict"], row["reason"], row["what_to_do"])
     output.print(table)
     output.print(format_totals(totals), markup=False, soft_wrap=not output.is_terminal)
+    if not is_whole and not missing:
+        output.print("Nothing is archived: every row is excluded.")
     if runs or cohort.paused or cohort.priority:
         output.print(f"{format_runs(cohort, runs)}.".capitalize(), soft_wrap=True)
     print_schedules(site, cohort.nodes)
-    for node, words in notes:
-        output.print(f"Note ({node}): {words}.", markup=False, soft_wrap=True)
+    _print_notes(notes)
     if (folder / REPORT).exists():
         output.print(f"Report: {folder / REPORT}", markup=False, soft_wrap=True)
     if (folder / RESULTS).exists():
@@ -146,6 +153,11 @@ def show(
     if missing and (cohort.paused or not runs):
         print_next_command(cohort, reference)
     return code
+
+
+def _print_notes(notes: Iterable[tuple[str, str]]) -> None:
+    for node, words in notes:
+        output.print(f"Note ({node}): {words}.", markup=False, soft_wrap=True)
 
 
 def show_estimate(
@@ -190,6 +202,7 @@ def show_estimate(
         what = f": {REASONS[reason].meaning} {REASONS[reason].what_to_do}" if reason else ""
         output.print(f"{counted(count, 'row')} {word}{what}", markup=False, soft_wrap=True)
     output.print(format_estimate(estimate), markup=False, soft_wrap=not output.is_terminal)
+    _print_notes(ledger.cohorts.notes(cohort.number))
     if (folder / RESULTS).exists():
         output.print(f"Results: {folder / RESULTS}", markup=False, soft_wrap=True)
         output.print(f"This table: {folder / ESTIMATE}.csv", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from prefect_dicom.cli.app import (
 )
 from prefect_dicom.cli.cohort_state import show, show_estimate
 from prefect_dicom.cli.flow_runner import run_flow, site_of
+from prefect_dicom.cohort.list_options import FaultyLines, HiddenRows, ListOptions
 from prefect_dicom.config.site import ledger_url
 from prefect_dicom.core.reasons import REASONS
 
@@ -42,6 +44,21 @@ def pull(
         bool, Parameter(help="Ask each of several nodes for every row.", show_default=False)
     ] = False,
     name: Annotated[str | None, Parameter(help="A name for the cohort.")] = None,
+    hidden_rows: Annotated[
+        HiddenRows | None,
+        Parameter(
+            help="Rows that a workbook hides, by a filter or otherwise: pull them too, or not.",
+            show_default=False,
+        ),
+    ] = None,
+    faulty_lines: Annotated[
+        FaultyLines | None,
+        Parameter(
+            help="Lines with faults: refuse the file, the default, or set them apart, with the "
+            "verdict `faulty`.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, Parameter(help="Only find the studies, and say what pulling them would take.")
     ] = False,
@@ -60,7 +77,15 @@ def pull(
 
     settings = site_of(site)
     with Ledger.open(ledger_url(settings)) as ledger:
-        known = register_cohort(settings, cohort, node, name, every_node=every_node, ledger=ledger)
+        known = register_cohort(
+            settings,
+            cohort,
+            node,
+            name,
+            every_node=every_node,
+            options=ListOptions(hidden_rows, faulty_lines),
+            ledger=ledger,
+        )
         if not dry_run:
             check_first(settings, ledger, known)
 
@@ -68,7 +93,15 @@ def pull(
             from prefect_dicom.flows.pull_cohort import pull_registered
 
             return pull_registered(settings, ledger, known, dry_run=dry_run)(
-                str(cohort), site, list(node) or None, name, dry_run, every_node, return_state=True
+                str(cohort),
+                site,
+                list(node) or None,
+                name,
+                dry_run,
+                every_node,
+                hidden_rows,
+                faulty_lines,
+                return_state=True,
             )
 
         display = show_estimate if dry_run else show
@@ -146,7 +179,8 @@ def archive_new(
 
             return archive_registered(settings, ledger, known)(site, node, days, return_state=True)
 
-        return run_flow(settings, site, ledger, known, flow, json_, show)
+        display = partial(show, may_be_empty=True)
+        return run_flow(settings, site, ledger, known, flow, json_, display)
 
 
 @app.command(sort_key=1)

@@ -5,43 +5,50 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import date, datetime, time
 from functools import lru_cache, partial
 
 from prefect_dicom.cohort.columns import WINDOW_DATE
+from prefect_dicom.cohort.modalities import likely_term
 from prefect_dicom.cohort.table import BLANKS, INVISIBLE, UnfitCell
 from prefect_dicom.core.model import DateRange
 from prefect_dicom.core.uids import is_uid
 
-_ROUNDED = re.compile(r"[0-9][.,][0-9]+E\+[0-9]+", re.IGNORECASE)
 _FORMULA = re.compile(r'=".*"', re.DOTALL)
+_LONGEST = 64
 _CODE = re.compile(r"[A-Za-z0-9_ ]{1,16}")
 
 _BASIC_DAY = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})")
-# Spreadsheets and data frames write a day as its midnight.
-_ISO_DAY = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})(?:[ T]00:00(?::00(?:\.0+)?)?)?")
+# Spreadsheets and data frames write a day as its midnight, of whatever time zone.
+_ISO_DAY = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
+    r"(?:[ T]00:00(?::00(?:\.0+)?)?(?: ?(?:Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?))?)?"
+)
+_MOMENT = re.compile(
+    r"[0-9]{4}-?[0-9]{2}-?[0-9]{2}[ T]?[0-9]{1,2}:?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]+)?)?"
+    r"(?: ?(?:Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?))?"
+)
 _REGIONAL_DAY = re.compile(r"[0-9]{1,2}[./-][0-9]{1,2}[./-](?:[0-9]{2}|[0-9]{4})")
 _BASIC_RANGE = re.compile(r"([0-9]{8})? ?- ?([0-9]{8})?")
 DAY_FORMS = "write 20240131 or 2024-01-31"
+_WITH_TIME = (
+    "is a moment and not a date: in another time zone it may be another day; write the day alone, "
+    "20240131 or 2024-01-31"
+)
 
 
-def _identifier(content: str | date, longest: int) -> str:
-    """The content as a single-value matching key of at most ``longest`` characters."""
+def _identifier(content: str | date, limit: str = "DICOM allows 64 here") -> str:
+    """The content as a single-value matching key; ``limit`` says why it has 64 characters."""
     text = _text(content)
     if "*" in text or "?" in text:
         raise UnfitCell(
             "holds a wildcard (* or ?), which would select others as well; write the exact value"
         )
     _refuse_unprintable(text)
-    if len(text) > longest:
+    if len(text) > _LONGEST:
         raise UnfitCell(
-            f"has {len(text)} characters; DICOM allows {longest} here: check for two values in "
-            "one cell, or leave it empty and give another identifier"
-        )
-    if _ROUNDED.fullmatch(text):
-        raise UnfitCell(
-            "is a number a spreadsheet has rounded (its digits are lost); format the column as "
-            "text before the values are entered, and export again"
+            f"has {len(text)} characters; {limit}: check for two values in one cell, or leave it "
+            "empty and give another identifier"
         )
     if _FORMULA.fullmatch(text):
         raise UnfitCell('is a spreadsheet formula (="..."); write the value alone')
@@ -49,7 +56,7 @@ def _identifier(content: str | date, longest: int) -> str:
 
 
 def _study_uid(content: str | date) -> str:
-    text = _identifier(content, longest=64)
+    text = _identifier(content)
     if not is_uid(text):
         raise UnfitCell("is not a UID (digits and single dots); write the StudyInstanceUID itself")
     return text
@@ -61,6 +68,8 @@ def _modality(content: str | date) -> str:
         raise UnfitCell(
             "is not one modality code; write a single one such as CT, no wildcard or list"
         )
+    if (term := likely_term(text)) is not None:
+        raise UnfitCell(f"is none of DICOM's terms for a modality, and finds nothing; write {term}")
     return text
 
 
@@ -97,44 +106,50 @@ def _refuse_unprintable(text: str) -> None:
             raise UnfitCell(INVISIBLE)
 
 
-@lru_cache(maxsize=4096)
 def _day(content: str | date) -> date:
     if isinstance(content, datetime):
+        if content.time() != time():
+            raise UnfitCell(_WITH_TIME)
         return content.date()
-    if isinstance(content, date):
-        return content
-    match = _BASIC_DAY.fullmatch(content) or _ISO_DAY.fullmatch(content)
+    return content if isinstance(content, date) else _day_of_text(content)
+
+
+@lru_cache(maxsize=4096)
+def _day_of_text(text: str) -> date:
+    match = _BASIC_DAY.fullmatch(text) or _ISO_DAY.fullmatch(text)
     if match is None:
-        if _REGIONAL_DAY.fullmatch(content):
+        if _REGIONAL_DAY.fullmatch(text):
             raise UnfitCell(
                 "is a date in a regional form, where day and month cannot be told apart; "
                 + DAY_FORMS
             )
-        raise UnfitCell(f"is not a date; {DAY_FORMS}")
+        raise UnfitCell(_WITH_TIME if _MOMENT.fullmatch(text) else f"is not a date; {DAY_FORMS}")
     try:
         return date(*(int(part) for part in match.groups()))
     except ValueError:
         raise UnfitCell(f"is not a day of the calendar; {DAY_FORMS}") from None
 
 
-@lru_cache(maxsize=4096)
 def _date_range(content: str | date) -> DateRange:
     """A day, or a range written as in DICOM (PS3.4 C.2.2.2.5) or as an ISO 8601 interval."""
-    if isinstance(content, date):
-        return days_between(_day(content), _day(content))
-    match = _BASIC_RANGE.fullmatch(content)
+    return _one_day(content) if isinstance(content, date) else _range_of_text(content)
+
+
+@lru_cache(maxsize=4096)
+def _range_of_text(text: str) -> DateRange:
+    match = _BASIC_RANGE.fullmatch(text)
     if match is not None:
         ends = [match[1], match[2]]
-    elif content.count("/") == 1:
-        ends = [end.strip() for end in content.split("/")]
+    elif text.count("/") == 1:
+        ends = [end.strip() for end in text.split("/")]
     else:
-        ends = [content, content]
+        ends = [text, text]
     if not any(ends):
         raise UnfitCell(
             "is a range without ends; write 20240101-20240131, 20240101- or -20240131, or leave "
             "it empty"
         )
-    return days_between(*(_day(end) if end else None for end in ends))
+    return days_between(*(_day_of_text(end) if end else None for end in ends))
 
 
 def date_range(text: str) -> DateRange:
@@ -162,8 +177,9 @@ def days_between(first: date | None, last: date | None) -> DateRange:
 
 
 CELL_READERS: dict[str, Callable[[str | date], object]] = {
-    "PatientID": partial(_identifier, longest=64),
-    "AccessionNumber": partial(_identifier, longest=16),
+    "PatientID": _identifier,
+    # PS3.5 6.2 allows 16; hospitals have longer ones, and PACS that hold them.
+    "AccessionNumber": partial(_identifier, limit="no PACS keeps more than 64"),
     "StudyInstanceUID": _study_uid,
     "StudyDate": _date_range,
     "StudyDateFrom": _day,
@@ -174,5 +190,5 @@ CELL_READERS: dict[str, Callable[[str | date], object]] = {
     "PatientName": _person_name,
     "PatientBirthDate": _day,
     "IssuerOfPatientID": _description,
-    "OtherPatientID": partial(_identifier, longest=64),
+    "OtherPatientID": _identifier,
 }

@@ -16,9 +16,10 @@ from functools import partial
 
 import pandas
 
+from prefect_dicom.cohort.column_names import likeness
 from prefect_dicom.cohort.columns import meaning_of
 from prefect_dicom.cohort.parquet import cell_content
-from prefect_dicom.cohort.rows import read_table
+from prefect_dicom.cohort.rows import CohortList, read_table
 from prefect_dicom.cohort.table import Table, UnreadableFile
 from prefect_dicom.core.model import CohortRow, DateRange
 
@@ -55,6 +56,11 @@ def frame_of_rows(rows: Iterable[CohortRow]) -> pandas.DataFrame:
 
 
 def read_frame(cohort: pandas.DataFrame | Mapping[str, object]) -> list[CohortRow]:
+    """Read the rows of a frame; see :func:`read_frame_as_list`."""
+    return read_frame_as_list(cohort).rows
+
+
+def read_frame_as_list(cohort: pandas.DataFrame | Mapping[str, object]) -> CohortList:
     """Read the rows of a frame, or a single row from a mapping, by the rules of a cohort file.
 
     Parameters
@@ -66,7 +72,7 @@ def read_frame(cohort: pandas.DataFrame | Mapping[str, object]) -> list[CohortRo
     Raises
     ------
     CohortError
-        With the faults, as :func:`~prefect_dicom.cohort.rows.read_cohort`.
+        With the faults, as :func:`~prefect_dicom.cohort.rows.read_list`.
     """
     if isinstance(cohort, Mapping):
         cohort = pandas.DataFrame([dict(cohort)], dtype=object)
@@ -139,7 +145,7 @@ def _lines(index: pandas.Index) -> list[int]:
 
 def _with_named_index(frame: pandas.DataFrame) -> pandas.DataFrame:
     """The frame with its index among its columns, where that is named like one of a list."""
-    if not any(meaning_of(name) for name in frame.index.names):
+    if not any(isinstance(n, str) and (meaning_of(n) or likeness(n)) for n in frame.index.names):
         return frame
     try:
         return frame.reset_index()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
@@ -26,7 +26,9 @@ from prefect_dicom.cohort.filter_syntax import (
     read_number,
     read_texts,
 )
-from prefect_dicom.cohort.rows import cohort_digest, read_cohort, read_excluded
+from prefect_dicom.cohort.list_options import NO_CHOICES, FaultyLines, HiddenRows, ListOptions
+from prefect_dicom.cohort.modalities import is_defined
+from prefect_dicom.cohort.rows import CohortList, cohort_digest, read_excluded, read_list
 from prefect_dicom.cohort.table import DateWindow
 from prefect_dicom.config.fields import NodeName, PlacedPath
 from prefect_dicom.config.messages import faults_of
@@ -39,6 +41,7 @@ from prefect_dicom.core.model import (
     CohortRow,
     DateRange,
     Excluded,
+    FaultyLine,
     NodeOrder,
     PerPatient,
 )
@@ -142,6 +145,12 @@ class _Definition(Settings):
     date_window: _DateWindow | None = Field(
         default=None, description="Days around a date of each row."
     )
+    hidden_rows: HiddenRows | None = Field(
+        default=None, description="Whether rows that a workbook hides are taken."
+    )
+    faulty_lines: FaultyLines | None = Field(
+        default=None, description="Whether faulty lines of the list are set apart."
+    )
     exclude: Any = Field(default=None, description="Lists of what is never taken.")
     studies: _Studies = Field(default_factory=_Studies, description="What a study has to be.")
     series: _Series = Field(default_factory=_Series, description="What a series has to be.")
@@ -162,6 +171,10 @@ class CohortFile:
 
     rows: list[CohortRow]
     filters: CohortFilters = NO_FILTERS
+    faulty: tuple[FaultyLine, ...] = ()
+    """Lines of the list that were set apart."""
+    notes: tuple[str, ...] = ()
+    """What was not taken of the files, in words that repeat no value."""
 
 
 def is_definition(path: Path) -> bool:
@@ -169,10 +182,11 @@ def is_definition(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def cohort_file_digest(path: Path) -> str:
+def cohort_file_digest(path: Path, options: ListOptions = NO_CHOICES) -> str:
     """SHA-256 (hex) of all a cohort file is made of: the same digest is the same cohort.
 
-    Of a definition these are its bytes and those of the files it names, in its order.
+    Of a definition these are its bytes and those of the files it names, in its order. What was
+    chosen for the rows of a list makes another cohort of it.
 
     Raises
     ------
@@ -182,11 +196,13 @@ def cohort_file_digest(path: Path) -> str:
         The definition is no YAML.
     """
     digest = cohort_digest(path)
-    if not is_definition(path):
+    if not is_definition(path) and not options.text:
         return digest
     together = hashlib.sha256(bytes.fromhex(digest))
-    for _, named in _named(path, _document(path).values):
-        together.update(bytes.fromhex(cohort_digest(named)))
+    if is_definition(path):
+        for _, named in _named(path, _document(path).values):
+            together.update(bytes.fromhex(cohort_digest(named)))
+    together.update(options.text.encode())
     return together.hexdigest()
 
 
@@ -219,10 +235,15 @@ def nodes_of_definition(path: Path, *, every_node: bool = False) -> NodeOrder | 
     return NodeOrder(definition.nodes, every)
 
 
-def read_cohort_file(path: Path) -> CohortFile:
+def read_cohort_file(path: Path, options: ListOptions = NO_CHOICES) -> CohortFile:
     """Read a cohort file: a list, or a definition in YAML.
 
     Without a list the rows are the calendar months of ``studies.StudyDate``, numbered from 1.
+
+    Parameters
+    ----------
+    options : ListOptions
+        What a person has chosen for lists; it takes precedence over a definition's keys.
 
     Raises
     ------
@@ -230,7 +251,8 @@ def read_cohort_file(path: Path) -> CohortFile:
         With all faults of the definition and of the lists it names; no value is repeated.
     """
     if not is_definition(path):
-        return CohortFile(read_cohort(path))
+        given = read_list(path, options=options)
+        return CohortFile(given.rows, faulty=given.faulty, notes=given.notes)
     document = _document(path)
     faults = document.faults
     definition = None
@@ -239,22 +261,25 @@ def read_cohort_file(path: Path) -> CohortFile:
         definition = _Definition.model_validate(document.values, context=context)
     except ValidationError as error:
         faults += faults_of(error, _Definition, document.lines, show=_kind)
-    rows: list[CohortRow] = []
+    options = options.or_else(_list_options(document.values))
+    listed = CohortList([])
     excluded: set[Excluded] = set()
     for key, named in _named(path, document.values):
         try:
             if key == "list":
-                rows = read_cohort(named, _date_window(document.values))
+                listed = read_list(named, _date_window(document.values), options)
             else:
-                excluded.update(read_excluded(named))
+                excluded.update(read_excluded(named, options))
         except CohortError as error:
             faults += [f"{key}: {fault}" for fault in error.faults]
     faults += _faults_together(document.values, definition)
     if faults or definition is None:
         raise CohortError(path.name, faults)
     if definition.list is None:
-        rows = list(_months(definition.studies.StudyDate.dates))
-    return CohortFile(rows, _filters(definition, frozenset(excluded)))
+        listed = CohortList(list(_months(definition.studies.StudyDate.dates)))
+    filters = _filters(definition, frozenset(excluded))
+    notes = (*listed.notes, *_notes_on(filters))
+    return CohortFile(listed.rows, filters, listed.faulty, notes)
 
 
 def definition_by_date(first: date, last: date) -> str:
@@ -291,6 +316,28 @@ def _date_window(values: Mapping[str, Any]) -> DateWindow | None:
     except ValidationError:
         return None
     return DateWindow(window.around, window.days_before, window.days_after)
+
+
+def _list_options(values: Mapping[str, Any]) -> ListOptions:
+    """Choices for lists, without those that are faulty: a list is read though keys are faulty."""
+    hidden, faulty = values.get("hidden_rows"), values.get("faulty_lines")
+    return ListOptions(
+        hidden if hidden in get_args(HiddenRows) else None,
+        faulty if faulty in get_args(FaultyLines) else None,
+    )
+
+
+def _notes_on(filters: CohortFilters) -> Iterator[str]:
+    """What is worth a look in filters that are no fault."""
+    for each in (*filters.studies, *filters.series):
+        patterns = [p for p in (*each.any_of, *each.none_of) if not p.regex]
+        if each.keyword in ("ModalitiesInStudy", "Modality") and any(
+            not is_defined(p.text) for p in patterns if set(p.text).isdisjoint("*?")
+        ):
+            yield (
+                f"{each.keyword}: a modality that DICOM does not define; it finds studies only on "
+                "a PACS that uses it"
+            )
 
 
 def _faults_together(values: Mapping[str, Any], definition: _Definition | None) -> Iterator[str]:

@@ -6,12 +6,14 @@ frame has lost them.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import date
 from typing import TYPE_CHECKING
+from xml.parsers import expat
 
 from prefect_dicom.cohort.columns import is_header
 from prefect_dicom.cohort.table import (
@@ -33,6 +35,7 @@ _MOST_EXCEL_ROWS = 1_048_576
 _EXCEL_ESCAPE = re.compile(r"_x[0-9A-Fa-f]{4}_")
 SAVE_AS_XLSX = "save it again as Excel workbook (.xlsx), not as Strict Open XML"
 """openpyxl does not find the sheets of the strict form."""
+_ROW = "http://schemas.openxmlformats.org/spreadsheetml/2006/main row"
 # Formats under which Excel shows an integer as its digits; zeros alone pad with zeros.
 _ZEROS = re.compile(r"0+")
 _DIGITS_SHOWN = re.compile(r"General|@|#+|[#,]*0(?:\.0+)?")
@@ -70,12 +73,15 @@ def read_excel(data: bytes) -> Table:
     if first is None:
         raise ValueError("the sheet is empty")
     line, cells = first
+    sheet = sheets[found[0]]
     return Table(
         line=line,
         header=_texts(cells),
-        records=_records(sheets[found[0]], after=line, width=len(cells)),
+        records=_records(sheet, after=line, width=len(cells)),
         content=_content,
         every_field_written=False,
+        hidden_lines=_hidden_lines(sheet),
+        all_hidden=sheet.sheet_state != "visible",
     )
 
 
@@ -90,14 +96,40 @@ def _texts(cells: Sequence[ReadOnlyCell]) -> list[str | None]:
 def _records(
     sheet: ReadOnlyWorksheet, after: int = 0, width: int | None = None
 ) -> Iterator[tuple[int, Sequence[ReadOnlyCell]]]:
-    """Rows that are not blank, with Excel's own row numbers; hidden and filtered ones too."""
+    """Rows with something below the header, with Excel's own row numbers; hidden ones too."""
     # What a sheet states as its size is not always true.
     sheet.reset_dimensions()
-    for line, cells in enumerate(sheet.iter_rows(min_row=after + 1, max_col=width), after + 1):
+    for line, cells in enumerate(sheet.iter_rows(min_row=after + 1), after + 1):
         if line > _MOST_EXCEL_ROWS:
             raise ValueError("a row is where none can be")
-        if any(cell.value is not None and str(cell.value).strip(BLANKS) for cell in cells):
+        if any(cell.value is not None and str(cell.value).strip(BLANKS) for cell in cells[:width]):
             yield line, cells
+
+
+def _hidden_lines(sheet: ReadOnlyWorksheet) -> frozenset[int]:
+    """Rows that are not shown: filtered, hidden by hand, in a closed group, or without height."""
+    hidden: set[int] = set()
+    line = 0
+
+    def begin(name: str, attributes: dict[str, str]) -> None:
+        nonlocal line
+        if name != _ROW:
+            return
+        line = int(float(attributes.get("r", line + 1)))
+        if attributes.get("hidden") in ("1", "true") or float(attributes.get("ht", 1)) == 0:
+            hidden.add(line)
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler = begin
+    parser.EntityDeclHandler = _refuse_entities
+    # What is damaged shows when the cells are read.
+    with contextlib.suppress(Exception), sheet._get_source() as source:
+        parser.ParseFile(source)
+    return frozenset(hidden)
+
+
+def _refuse_entities(*_: object) -> None:
+    raise ValueError("an entity is declared")
 
 
 def _content(cell: ReadOnlyCell) -> str | date | None:

@@ -10,6 +10,7 @@ from pydantic import PlainValidator
 
 from prefect_dicom.cohort.bounded_regex import bounded_regex
 from prefect_dicom.cohort.cells import date_range
+from prefect_dicom.cohort.modalities import likely_term
 from prefect_dicom.core.model import Filter, Pattern
 
 _LARGEST_COUNT = 10**9
@@ -66,6 +67,8 @@ def _text(value: str) -> str:
 def check_code(value: str) -> str:
     if not _CODE.fullmatch(value):
         raise ValueError("expected codes like CT, each of 1 to 16 letters, digits and _")
+    if (term := likely_term(value.replace("*", "").replace("?", ""))) is not None:
+        raise ValueError(f"expected one of DICOM's terms for a modality: here {term}")
     return value
 
 

@@ -6,46 +6,50 @@ is a fault with its line, its column and its remedy. Faults never repeat a cell'
 may be patient data; they reach logs.
 
 PatientName and PatientBirthDate identify nobody; what a row finds is compared with them.
-A table with a column CandidateOf is one of ours, of near misses: there only identifiers count, an
-apostrophe at their beginning does not, and where there is a column Take only what it marks.
+
+Nothing is dropped in silence either: a column is taken, refused or named as ignored, rows that a
+workbook hides are asked about, and a line with a fault refuses the list or is set apart with it.
 
 The standard's own terms: PatientID and StudyDescription are LO (64 characters), AccessionNumber
-is SH (16), StudyDate is DA, Modality is CS, PS3.5 6.2. The matching rules that make an
-identifier safe to query by are in PS3.4 C.2.2.2.
+is SH (16, of which hospitals and their PACS take no notice), StudyDate is DA, Modality is CS,
+PS3.5 6.2. The matching rules that make an identifier safe to query by are in PS3.4 C.2.2.2.
 """
 
 from __future__ import annotations
 
 import hashlib
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
 
+from prefect_dicom.cohort.altered_values import Exponents, refuse_altered
+from prefect_dicom.cohort.candidates import is_table_of_candidates, table_of_candidates
 from prefect_dicom.cohort.cells import CELL_READERS, DAY_FORMS, days_between
 from prefect_dicom.cohort.columns import IDENTIFIERS, WINDOW_DATE, find_columns
-from prefect_dicom.cohort.csv import read_csv
-from prefect_dicom.cohort.excel import SAVE_AS_XLSX, read_excel
-from prefect_dicom.cohort.parquet import read_parquet
-from prefect_dicom.cohort.table import (
-    BLANKS,
-    INVISIBLE,
-    DateWindow,
-    Table,
-    UnfitCell,
-    UnreadableFile,
-    refuse_larger,
-)
+from prefect_dicom.cohort.list_faults import ListFaults
+from prefect_dicom.cohort.list_file import open_list
+from prefect_dicom.cohort.list_options import NO_CHOICES, ListOptions
+from prefect_dicom.cohort.modalities import is_defined
+from prefect_dicom.cohort.table import BLANKS, DateWindow, Table, UnfitCell, UnreadableFile
 from prefect_dicom.core.errors import CohortError
-from prefect_dicom.core.model import CohortRow, DateRange, Excluded
+from prefect_dicom.core.model import CohortRow, DateRange, Excluded, FaultyLine
 
-_TAKEN = frozenset(["x", "yes", "y", "1", "true", "take"])
-_LEFT = frozenset(["no", "n", "0", "false", "-"])
+_LINES_NAMED = 5
 
-_MOST_FAULTS = 200
+
+@dataclass(frozen=True, slots=True)
+class CohortList:
+    """What a list holds."""
+
+    rows: list[CohortRow]
+    """In the order of the list."""
+    faulty: tuple[FaultyLine, ...] = ()
+    """Lines that were set apart, by line."""
+    notes: tuple[str, ...] = ()
+    """What was not taken of the list, in words that repeat no cell."""
 
 
 def cohort_digest(path: Path) -> str:
@@ -63,11 +67,19 @@ def cohort_digest(path: Path) -> str:
 
 
 def read_cohort(path: Path, window: DateWindow | None = None) -> list[CohortRow]:
+    """Read the rows of a list that leaves no choice; see :func:`read_list`."""
+    return read_list(path, window).rows
+
+
+def read_list(
+    path: Path, window: DateWindow | None = None, options: ListOptions = NO_CHOICES
+) -> CohortList:
     """Read a cohort file, or a table of candidates that a person has marked.
 
     The kind of file is recognised by its first bytes. The first line that is not blank is the
     header. Columns go by their DICOM keyword, tag or plain name, whatever their case, blanks
-    and underscores; columns with other names are ignored.
+    and underscores. Columns with other names are ignored and named, unless they look like an
+    identifier or a filter: that is a fault.
 
     Parameters
     ----------
@@ -75,12 +87,14 @@ def read_cohort(path: Path, window: DateWindow | None = None) -> list[CohortRow]
         CSV (UTF-8, or UTF-16 with a byte order mark; comma, semicolon or tab), XLSX or Parquet.
     window : DateWindow, optional
         Takes the place of a column StudyDate: each row is for studies of these days only.
+    options : ListOptions
+        What a person has chosen for rows that are hidden, and for faulty lines.
 
     Returns
     -------
-    list of CohortRow
-        In the file's order, duplicates included. Each has a PatientID, an AccessionNumber or a
-        StudyInstanceUID that is safe to query by (PS3.4 C.2.2.2). ``line`` counts lines of the
+    CohortList
+        Rows in the file's order, duplicates included. Each has a PatientID, an AccessionNumber or
+        a StudyInstanceUID that is safe to query by (PS3.4 C.2.2.2). ``line`` counts lines of the
         file from 1; in Parquet the names of the columns count as line 1.
 
     Raises
@@ -89,10 +103,10 @@ def read_cohort(path: Path, window: DateWindow | None = None) -> list[CohortRow]
         With the faults of the file, the first 200 of them and the number of the others; none
         repeats a cell's content.
     """
-    return _read(path.name, partial(_open, path, window), window, least=1)
+    return _ListReader(window, options).read(path.name, partial(open_list, path, window), least=1)
 
 
-def read_table(source: str, open_table: Callable[[], Table]) -> list[CohortRow]:
+def read_table(source: str, open_table: Callable[[], Table]) -> CohortList:
     """Read a table that is not a cohort file, by the same rules.
 
     Parameters
@@ -105,220 +119,241 @@ def read_table(source: str, open_table: Callable[[], Table]) -> list[CohortRow]:
     Raises
     ------
     CohortError
-        As :func:`read_cohort`.
+        As :func:`read_list`.
     """
-    return _read(source, open_table, None, least=1)
+    return _ListReader(None, NO_CHOICES).read(source, open_table, least=1)
 
 
-def read_excluded(path: Path) -> list[Excluded]:
+def read_excluded(path: Path, options: ListOptions = NO_CHOICES) -> list[Excluded]:
     """Read a list of what is not wanted: the identifiers of a cohort list, which may be empty.
 
-    Its other columns narrow nothing.
+    Its other columns narrow nothing, so that a row that gives a patient and a date of studies is a
+    fault. Faulty lines are never set apart: what they exclude would be taken.
 
     Raises
     ------
     CohortError
-        As :func:`read_cohort`.
+        As :func:`read_list`.
     """
-    return [
-        Excluded(row.patient_id, row.accession_number, row.study_instance_uid)
-        for row in _read(path.name, partial(_open, path, None), None, least=0)
-    ]
+    reader = _ListReader(None, ListOptions(options.hidden_rows), excludes=True)
+    rows = reader.read(path.name, partial(open_list, path, None), least=0).rows
+    return [Excluded(row.patient_id, row.accession_number, row.study_instance_uid) for row in rows]
 
 
-def _read(
-    source: str, open_table: Callable[[], Table], window: DateWindow | None, least: int
-) -> list[CohortRow]:
-    faults: list[str] = []
-    # Warnings of openpyxl repeat what a cell holds.
-    with warnings.catch_warnings(action="ignore"):
-        rows = list(_rows(open_table, faults, window))
-    if len(rows) < least and not faults:
-        faults.append("holds no rows below the header; write one study or patient in each line")
-    if len(faults) > _MOST_FAULTS:
-        faults[_MOST_FAULTS:] = [f"and {len(faults) - _MOST_FAULTS} more"]
-    if faults:
-        raise CohortError(source, faults)
-    return rows
+@dataclass(slots=True)
+class _ListReader:
+    """The reading of one list."""
 
+    window: DateWindow | None
+    options: ListOptions
+    excludes: bool = False
+    """It is a list of what is not wanted."""
+    faults: ListFaults = field(default_factory=ListFaults)
+    notes: list[str] = field(default_factory=list)
+    columns: dict[str, int] = field(default_factory=dict)
+    exact: bool = False
+    """Identifiers are those that a PACS has answered."""
+    exponents: Exponents = field(default_factory=Exponents)
+    private_modalities: list[int] = field(default_factory=list)
+    """Lines with a modality that DICOM does not define."""
+    with_values_unnamed: set[int] = field(default_factory=set)
+    records: int = 0
+    hidden: int = 0
 
-def _rows(
-    open_table: Callable[[], Table], faults: list[str], window: DateWindow | None
-) -> Iterator[CohortRow]:
-    try:
-        table = open_table()
-        columns = find_columns(table, faults, window)
-        if faults:
-            return
-        take = columns.pop("Take", None)
-        if "CandidateOf" not in columns:
-            take = None
-        else:
-            table = replace(table, content=partial(_without_apostrophe, table.content))
-            columns = {name: index for name, index in columns.items() if name in IDENTIFIERS}
-        for line, cells in _marked_records(table, take, faults):
-            row = _row(table, columns, line, cells, faults)
-            if row is not None and window is not None:
-                row = _within(window, row, faults)
+    def read(self, source: str, open_table: Callable[[], Table], least: int) -> CohortList:
+        """Read all of it, or raise its faults."""
+        # Warnings of openpyxl repeat what a cell holds.
+        with warnings.catch_warnings(action="ignore"):
+            rows = self._rows(open_table)
+        faults = self.faults
+        if len(rows) < least and not faults and not self.hidden:
+            faults.whole.append(
+                "holds no rows below the header; write one study or patient in each line"
+            )
+        elif len(rows) < least and not faults:
+            faults.whole.append("holds no rows but hidden ones, and these are to be left out")
+        if faults.whole or (faults and (not self.options.sets_apart or not rows)):
+            raise CohortError(source, faults.first)
+        apart = tuple(FaultyLine(n, tuple(faults.by_line[n])) for n in sorted(faults.by_line))
+        self._note_ends(len(apart))
+        return CohortList(rows, apart, tuple(self.notes))
+
+    def _rows(self, open_table: Callable[[], Table]) -> list[CohortRow]:
+        rows: list[CohortRow] = []
+        table: Table | None = None
+        try:
+            table = open_table()
+            found = find_columns(table, self.faults.whole, self.window)
+            if self.faults:
+                return []
+            self.columns = found.taken
+            if is_table_of_candidates(found.taken):
+                self.exact = True
+                table, self.columns = table_of_candidates(table, found.taken, self.faults)
+            elif found.ignored:
+                self.notes.append(f"columns that are ignored: {', '.join(found.ignored)}")
+            rows += self._rows_of_records(table, found.unnamed)
+        except UnreadableFile as unreadable:
+            self.faults.whole.append(str(unreadable))
+        if table is not None:
+            self._judge_exponents(table)
+        if self.hidden and self.options.hidden_rows is None:
+            self.faults.whole.append(
+                f"{self.hidden} of {self.records} rows are hidden (by a filter, by hand, in a "
+                "group or on a hidden sheet), and whether they are wanted cannot be known; choose "
+                "with `--hidden-rows take` or `--hidden-rows leave-out` (in a definition and in "
+                "Python: `hidden_rows`)"
+            )
+        return [row for row in rows if row.line not in self.faults.by_line]
+
+    def _rows_of_records(self, table: Table, unnamed: Sequence[int]) -> Iterator[CohortRow]:
+        for line, cells in table.records:
+            self.records += 1
+            if table.is_hidden(line):
+                self.hidden += 1
+                if self.options.hidden_rows == "leave-out":
+                    continue
+            self._look_for_values(cells, (*unnamed, *range(len(table.header), len(cells))))
+            row = self._row(table, line, cells)
+            if row is not None and self.window is not None:
+                row = self._within(self.window, row)
             if row is not None:
                 yield row
-    except UnreadableFile as unreadable:
-        faults.append(str(unreadable))
 
+    def _look_for_values(self, cells: Sequence[object], unnamed: Sequence[int]) -> None:
+        """Remember which columns without a name have values."""
+        if not self.with_values_unnamed.issuperset(unnamed):
+            self.with_values_unnamed.update(n for n in unnamed if _is_written(cells, n))
 
-def _marked_records(
-    table: Table, take: int | None, faults: list[str]
-) -> Iterator[tuple[int, Sequence[object]]]:
-    """Records that a person has marked in the column Take; all where there is no such column."""
-    if take is None:
-        yield from table.records
-        return
-    found = False
-    for line, cells in table.records:
-        if _is_marked(table, line, cells, take, faults):
-            found = True
-            yield line, cells
-    if not found and not faults:
-        faults.append(
-            "no candidate is marked; write x into the column Take of those that are wanted, "
-            "or delete the lines of all others and the column Take"
+    def _row(self, table: Table, line: int, cells: Sequence[object]) -> CohortRow | None:
+        """Row of a record, or None after its faults were noted."""
+        if table.every_field_written and _is_torn(table, self.columns, cells):
+            self.faults.of_line(
+                line,
+                f"line {line}: has {len(cells)} fields where the header has {len(table.header)}; "
+                "look for a missing or extra separator or a line break, and put texts that hold "
+                "the separator in double quotes",
+            )
+            return None
+        values, unfit = self._values(table, line, cells)
+        if IDENTIFIERS.isdisjoint(values) and IDENTIFIERS.isdisjoint(unfit):
+            self.faults.of_line(
+                line,
+                f"line {line}: no key; give PatientID, AccessionNumber or StudyInstanceUID "
+                "(date, modality and description only narrow what these find)",
+            )
+            return None
+        try:
+            study_date = _study_date(values)
+        except UnfitCell as fault:
+            self.faults.of_line(line, f"line {line}: {fault}")
+            return None
+        if unfit:
+            return None
+        row = CohortRow(
+            line=line,
+            patient_id=_text(values, "PatientID"),
+            accession_number=_text(values, "AccessionNumber"),
+            study_instance_uid=_text(values, "StudyInstanceUID"),
+            study_date=study_date,
+            modality=_text(values, "Modality"),
+            study_description=_text(values, "StudyDescription"),
+            patient_name=_text(values, "PatientName"),
+            patient_birth_date=_day(values, "PatientBirthDate"),
+            issuer_of_patient_id=_text(values, "IssuerOfPatientID"),
+            other_patient_id=_text(values, "OtherPatientID"),
         )
+        if row.modality is not None and not is_defined(row.modality):
+            self.private_modalities.append(line)
+        if self.excludes and _excludes_more_than_it_says(row):
+            self.faults.of_line(
+                line,
+                f"line {line}: gives a patient with a date, modality, description or issuer, and "
+                "would leave out all studies under the PatientID; give AccessionNumber or "
+                "StudyInstanceUID, or leave these cells empty",
+            )
+        return row
 
-
-def _is_marked(
-    table: Table, line: int, cells: Sequence[object], index: int, faults: list[str]
-) -> bool:
-    """Whether a person has marked a candidate as wanted."""
-    try:
-        mark = table.content(cells[index]) if index < len(cells) else None
-    except UnfitCell:
-        mark = "neither"
-    mark = str(mark or "").strip(BLANKS).casefold()
-    if mark and mark not in _TAKEN | _LEFT:
-        faults.append(f'line {line}, column "Take": is neither x nor empty; write one of them')
-    return mark in _TAKEN
-
-
-def _without_apostrophe(
-    content: Callable[[object], str | date | None], cell: object
-) -> str | date | None:
-    """What a table of candidates has in a cell: spreadsheets are kept from changing it."""
-    text = content(cell)
-    if not isinstance(text, str):
-        return text
-    text = text.strip(" \t\r\n").removeprefix("'")
-    if text.strip(BLANKS) != text.strip(" "):
-        raise UnfitCell(INVISIBLE)
-    return text
-
-
-def _within(window: DateWindow, row: CohortRow, faults: list[str]) -> CohortRow | None:
-    """The row, for the days around the one that was read as its study date."""
-    day = None if row.study_date is None else row.study_date.first
-    if day is None:
-        faults.append(f"line {row.line}: no date to lay the window around; {DAY_FORMS}")
-        return None
-    try:
-        days = DateRange(
-            day - timedelta(days=window.days_before), day + timedelta(days=window.days_after)
-        )
-    except OverflowError:
-        faults.append(f"line {row.line}: the window reaches beyond the calendar; check its date")
-        return None
-    return replace(row, study_date=days)
-
-
-def _open(path: Path, window: DateWindow | None) -> Table:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableFile("is no file but a folder or a device; give the path of a list")
-        refuse_larger(status.st_size)
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UnreadableFile("does not exist; check the path") from None
-    except OSError as error:
-        raise UnreadableFile(
-            f"cannot be opened ({type(error).__name__}); check path and permissions"
-        ) from None
-    suffix = path.suffix.lower()
-    for beginning, kind, reader, remedy in (
-        (b"PK\x03\x04", "an Excel workbook", read_excel, SAVE_AS_XLSX),
-        (b"PAR1", "a Parquet file", partial(read_parquet, window=window), "write it again"),
-    ):
-        if data.startswith(beginning):
+    def _values(
+        self, table: Table, line: int, cells: Sequence[object]
+    ) -> tuple[dict[str, object], set[str]]:
+        """Values of a record by their meaning, and the meanings whose cell is unfit."""
+        values: dict[str, object] = {}
+        unfit: set[str] = set()
+        for meaning, index in self.columns.items():
             try:
-                table = reader(data)
-            except UnreadableFile:
-                raise
-            except Exception:  # a damaged file makes the libraries raise whatever it comes to
-                raise UnreadableFile(f"is not {kind} that can be read; {remedy}") from None
-            return replace(table, records=_until_damage(table.records))
-    if data.startswith(b"\xd0\xcf\x11\xe0"):
-        raise UnreadableFile(
-            "is an old Excel file (.xls) or protected by a password; save it as .xlsx without one"
-        )
-    if suffix in (".xlsx", ".xlsm", ".parquet"):
-        raise UnreadableFile(f"is called {suffix} and is none; export it again")
-    return read_csv(data)
+                content = table.content(cells[index]) if index < len(cells) else None
+                if isinstance(content, str):
+                    content = content.strip(BLANKS)
+                    if content and not self.exact:
+                        refuse_altered(meaning, content)
+                if content is None or content == "":
+                    continue
+                values[meaning] = CELL_READERS[meaning](content)
+            except UnfitCell as fault:
+                self._fault_of_cell(table, meaning, line, str(fault))
+                unfit.add(meaning)
+                continue
+            if meaning in IDENTIFIERS and isinstance(content, str) and not self.exact:
+                self.exponents.add(meaning, line, content)
+        return values, unfit
+
+    def _fault_of_cell(self, table: Table, meaning: str, line: int, fault: str) -> None:
+        # A known name is one of ours and cannot be patient data.
+        label = " ".join(str(table.header[self.columns[meaning]]).strip(BLANKS).split())
+        self.faults.of_line(line, f'line {line}, column "{label}": {fault}')
+
+    def _judge_exponents(self, table: Table) -> None:
+        for meaning, line, fault in self.exponents.faults():
+            self._fault_of_cell(table, meaning, line, fault)
+
+    def _within(self, window: DateWindow, row: CohortRow) -> CohortRow | None:
+        """The row, for the days around the one that was read as its study date."""
+        day = None if row.study_date is None else row.study_date.first
+        if day is None:
+            fault = f"line {row.line}: no date to lay the window around; {DAY_FORMS}"
+            self.faults.of_line(row.line, fault)
+            return None
+        try:
+            days = DateRange(
+                day - timedelta(days=window.days_before), day + timedelta(days=window.days_after)
+            )
+        except OverflowError:
+            fault = f"line {row.line}: the window reaches beyond the calendar; check its date"
+            self.faults.of_line(row.line, fault)
+            return None
+        return replace(row, study_date=days)
+
+    def _note_ends(self, apart: int) -> None:
+        """Note for people what was not taken."""
+        if self.with_values_unnamed:
+            numbers = ", ".join(str(n + 1) for n in sorted(self.with_values_unnamed))
+            self.notes.append(f"columns with values and without a name, ignored: number {numbers}")
+        if self.hidden:
+            done = "taken" if self.options.hidden_rows == "take" else "left out"
+            self.notes.append(f"{self.hidden} of {self.records} rows are hidden and were {done}")
+        if apart:
+            self.notes.append(f"{apart} of {self.records} lines have faults and were set apart")
+        if lines := self.private_modalities:
+            named = ", ".join(map(str, lines[:_LINES_NAMED]))
+            more = f" and {len(lines) - _LINES_NAMED} more" if len(lines) > _LINES_NAMED else ""
+            self.notes.append(
+                f"a modality that DICOM does not define, in line {named}{more}: it finds studies "
+                "only on a PACS that uses it"
+            )
 
 
-def _until_damage(
-    records: Iterator[tuple[int, Sequence[object]]],
-) -> Iterator[tuple[int, Sequence[object]]]:
-    line = 0
-    try:
-        for line, cells in records:
-            yield line, cells
-    except Exception:  # see _open
-        where = f"after line {line}" if line else "below the header"
-        raise UnreadableFile(
-            f"{where}: the file is damaged, rows from here on were not read; save it again"
-        ) from None
+def _excludes_more_than_it_says(row: CohortRow) -> bool:
+    narrowing = (row.study_date, row.modality, row.study_description, row.issuer_of_patient_id)
+    return any(narrowing) and row.accession_number is None and row.study_instance_uid is None
 
 
-def _row(
-    table: Table,
-    columns: dict[str, int],
-    line: int,
-    cells: Sequence[object],
-    faults: list[str],
-) -> CohortRow | None:
-    """Row of a record, or None after its faults were appended."""
-    if table.every_field_written and _is_torn(table, columns, cells):
-        faults.append(
-            f"line {line}: has {len(cells)} fields where the header has {len(table.header)}; "
-            "look for a missing or extra separator or a line break, and put texts that hold "
-            "the separator in double quotes"
-        )
-        return None
-    values, unfit = _values(table, columns, line, cells, faults)
-    if IDENTIFIERS.isdisjoint(values) and IDENTIFIERS.isdisjoint(unfit):
-        faults.append(
-            f"line {line}: no key; give PatientID, AccessionNumber or StudyInstanceUID "
-            "(date, modality and description only narrow what these find)"
-        )
-        return None
-    try:
-        study_date = _study_date(values)
-    except UnfitCell as fault:
-        faults.append(f"line {line}: {fault}")
-        return None
-    if unfit:
-        return None
-    return CohortRow(
-        line=line,
-        patient_id=_text(values, "PatientID"),
-        accession_number=_text(values, "AccessionNumber"),
-        study_instance_uid=_text(values, "StudyInstanceUID"),
-        study_date=study_date,
-        modality=_text(values, "Modality"),
-        study_description=_text(values, "StudyDescription"),
-        patient_name=_text(values, "PatientName"),
-        patient_birth_date=_day(values, "PatientBirthDate"),
-        issuer_of_patient_id=_text(values, "IssuerOfPatientID"),
-        other_patient_id=_text(values, "OtherPatientID"),
-    )
+def _is_written(cells: Sequence[object], index: int) -> bool:
+    """Whether there is something in a cell, whatever it is."""
+    if index >= len(cells):
+        return False
+    value = getattr(cells[index], "value", cells[index])
+    return value is not None and value == value and bool(str(value).strip(BLANKS))
 
 
 def _is_torn(table: Table, columns: dict[str, int], cells: Sequence[object]) -> bool:
@@ -327,31 +362,6 @@ def _is_torn(table: Table, columns: dict[str, int], cells: Sequence[object]) -> 
         return False
     surplus = any(str(cell).strip(BLANKS) for cell in cells[len(table.header) :])
     return surplus or any(index >= len(cells) for index in columns.values())
-
-
-def _values(
-    table: Table,
-    columns: dict[str, int],
-    line: int,
-    cells: Sequence[object],
-    faults: list[str],
-) -> tuple[dict[str, object], set[str]]:
-    """Values of a record by their meaning, and the meanings whose cell is unfit."""
-    values: dict[str, object] = {}
-    unfit: set[str] = set()
-    for meaning, index in columns.items():
-        try:
-            content = table.content(cells[index]) if index < len(cells) else None
-            if isinstance(content, str):
-                content = content.strip(BLANKS)
-            if content is not None and content != "":
-                values[meaning] = CELL_READERS[meaning](content)
-        except UnfitCell as fault:
-            # A known name is one of ours and cannot be patient data.
-            label = " ".join(str(table.header[index]).strip(BLANKS).split())
-            faults.append(f'line {line}, column "{label}": {fault}')
-            unfit.add(meaning)
-    return values, unfit
 
 
 def _study_date(values: dict[str, object]) -> DateRange | None:

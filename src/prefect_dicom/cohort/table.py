@@ -50,6 +50,14 @@ class Table:
     """Turns a raw cell into text or a day; raises UnfitCell. Called for known columns only."""
     every_field_written: bool
     """A record with fewer fields than the header is torn (CSV), not merely empty at its end."""
+    hidden_lines: frozenset[int] = frozenset()
+    """Lines that a person who opens the file does not see."""
+    all_hidden: bool = False
+    """The same of all of them."""
+
+    def is_hidden(self, line: int) -> bool:
+        """Whether a person who opens the file does not see a line."""
+        return self.all_hidden or line in self.hidden_lines
 
 
 def refuse_larger(size: int) -> None:

@@ -63,6 +63,8 @@ class Verdict(StrEnum):
     AMBIGUOUS = "ambiguous"
     EXCLUDED = "excluded"
     FAILED = "failed"
+    FAULTY = "faulty"
+    """The line of the cohort file cannot be used, and was set apart."""
     PENDING = "pending"
     """No verdict yet: the work on the row has not ended."""
 
@@ -247,6 +249,15 @@ class NodeOrder:
     def text(self) -> str:
         """Form in which it is stored and is part of a cohort's identity."""
         return ("+" if self.every else ",").join(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class FaultyLine:
+    """A line of a cohort list that cannot be used, and was set apart so that the others go on."""
+
+    line: int
+    faults: tuple[str, ...]
+    """In words that repeat no cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,3 +463,5 @@ class RowVerdict:
     """The weakest evidence of its archived studies; None if there are none."""
     nodes: tuple[str, ...] = ()
     """Nodes that its studies were requested from; one that failed has a colon and the reason."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with its line, where it was set apart."""

@@ -26,6 +26,7 @@ from prefect_dicom.ledger.queries import (
     PAGE_SIZE,
     ROW_COLUMNS,
     STUDY_COLUMNS,
+    VERDICT_COLUMNS,
     first_rows,
     study_of,
     study_of_json,
@@ -294,7 +295,7 @@ class CohortRows:
     def _row_page(self, cohort: int, after_line: int) -> list[tuple[CohortRow, RowVerdict]]:
         with self._database.read() as connection:
             page = connection.execute(
-                select(*ROW_COLUMNS, cohort_rows.c.reason, cohort_rows.c.gaps)
+                select(*ROW_COLUMNS, *VERDICT_COLUMNS[1:])
                 .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line > after_line)
                 .order_by(cohort_rows.c.line)
                 .limit(PAGE_SIZE)

@@ -14,6 +14,7 @@ from prefect_dicom.core.model import (
     CohortFilters,
     CohortRow,
     Disposition,
+    FaultyLine,
     NodeOrder,
     StudyState,
 )
@@ -51,6 +52,7 @@ class Cohorts:
         rows: Iterable[CohortRow],
         name: str | None = None,
         filters: CohortFilters = NO_FILTERS,
+        faulty: Iterable[FaultyLine] = (),
     ) -> Cohort:
         """Register a cohort with its rows, all or nothing; return it, or the one already there.
 
@@ -68,6 +70,8 @@ class Cohorts:
             name behind them where the cohort of another node has that name.
         filters : CohortFilters
             Filters on the studies and series that the rows find.
+        faulty : iterable of FaultyLine
+            Lines that were set apart: rows that end as ``line-faulty``.
 
         Raises
         ------
@@ -108,6 +112,11 @@ class Cohorts:
                     insert(cohort_rows), [_values_of_row(added, row) for row in piece]
                 )
                 count += len(piece)
+            for apart in slices(faulty, _BATCH_SIZE):
+                connection.execute(
+                    insert(cohort_rows), [_values_of_faulty(added, line) for line in apart]
+                )
+                count += len(apart)
             connection.execute(update(cohorts).where(cohorts.c.number == added).values(rows=count))
             row = connection.execute(select(cohorts).where(cohorts.c.number == added)).one()
             return cohort_of(row)
@@ -234,7 +243,11 @@ class Cohorts:
                     connection.execute(update(study_locations).where(failed_at).values(reason=None))
                 if nodes and not set(order) & set(nodes):
                     continue
-                again = and_(cohort_rows.c.cohort == cohort, cohort_rows.c.reason.in_(codes))
+                again = and_(
+                    cohort_rows.c.cohort == cohort,
+                    cohort_rows.c.reason.in_(codes),
+                    cohort_rows.c.faults.is_(None),
+                )
                 if piece is not None:
                     again = and_(again, cohort_rows.c.line.in_(piece))
                 count_rows += connection.execute(
@@ -267,6 +280,16 @@ def _failed(
             or_(studies.c.node.in_(sorted(nodes)), studies.c.reference.in_(at_these)),
         )
     return chosen, failed_at
+
+
+def _values_of_faulty(cohort: int, faulty: FaultyLine) -> dict[str, Any]:
+    return {
+        "cohort": cohort,
+        "line": faulty.line,
+        "discovered": True,
+        "reason": "line-faulty",
+        "faults": list(faulty.faults),
+    }
 
 
 def _values_of_row(cohort: int, row: CohortRow) -> dict[str, Any]:

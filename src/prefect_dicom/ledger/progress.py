@@ -17,6 +17,7 @@ from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.queries import (
     ARCHIVED_COLUMNS,
     PAGE_SIZE,
+    VERDICT_COLUMNS,
     listable_with,
     selection_of,
     taken_by,
@@ -47,7 +48,7 @@ class Progress:
             totals.rows.update(plain)
             for lines in slices(others, PAGE_SIZE):
                 page = connection.execute(
-                    select(cohort_rows.c.line, cohort_rows.c.reason, cohort_rows.c.gaps)
+                    select(*VERDICT_COLUMNS)
                     .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line.in_(lines))
                     .order_by(cohort_rows.c.line)
                 ).all()

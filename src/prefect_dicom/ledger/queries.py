@@ -27,6 +27,12 @@ ROW_COLUMNS = (
     cohort_rows.c.issuer_of_patient_id,
     cohort_rows.c.other_patient_id,
 )
+VERDICT_COLUMNS = (
+    cohort_rows.c.line,
+    cohort_rows.c.reason,
+    cohort_rows.c.gaps,
+    cohort_rows.c.faults,
+)
 STUDY_COLUMNS = (
     studies.c.study_instance_uid,
     studies.c.patient_id,

@@ -21,7 +21,7 @@ from prefect_dicom.ledger.study_locations import LocationsByNode, read_study_loc
 def judge_rows(
     connection: Connection, cohort: int, page: Sequence[Row[Any]], lines: ColumnElement[bool]
 ) -> list[RowVerdict]:
-    """Return the verdicts of rows of a cohort (with line, reason and gaps), in their order.
+    """Return the verdicts of rows of a cohort (with line, reason, gaps and faults), in their order.
 
     Parameters
     ----------
@@ -80,6 +80,7 @@ def judge_rows(
             row.line,
             row.reason,
             row.gaps,
+            row.faults,
             outcomes.get(row.line, []),
             not_taken.get(row.line),
             tuple(nodes.get(row.line, ())),
@@ -92,6 +93,7 @@ def _verdict(
     line: int,
     reason: str | None,
     gaps: list[str] | None,
+    faults: list[str] | None,
     outcomes: list[StudyOutcome],
     not_taken: str | None,
     nodes: tuple[str, ...],
@@ -109,6 +111,7 @@ def _verdict(
         gaps=tuple(gaps or ()),
         evidence=weakest_evidence(outcomes),
         nodes=nodes,
+        faults=tuple(faults or ()),
     )
 
 

@@ -124,8 +124,13 @@ class Estimate:
 
     @property
     def unfound_rows(self) -> int:
-        """Rows of which nothing is to be pulled, though they were meant to."""
-        well = {FOUND, *(verdict for verdict in Verdict if verdict.is_as_wanted)}
+        """Rows of which nothing is to be pulled, though they were meant to.
+
+        Excluded ones are none, unless nothing at all is found.
+        """
+        well = {FOUND, Verdict.ARCHIVED}
+        if not {word for word, _ in self.rows}.isdisjoint(well):
+            well.add(Verdict.EXCLUDED)
         return sum(count for (word, _), count in self.rows.items() if word not in well)
 
     def as_result(self) -> dict[str, Any]:

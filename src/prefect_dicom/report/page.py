@@ -153,6 +153,8 @@ def _state(summary: CohortSummary) -> tuple[str, str]:
         return "stuck", "not at work"
     if unarchived := unarchived_rows(summary.totals):
         return "stuck", f"ended, {_counted(unarchived, 'row')} not archived"
+    if summary.totals.rows and not summary.totals.rows[Verdict.ARCHIVED]:
+        return "stuck", "ended, nothing to archive"
     return "done", "done"
 
 

@@ -56,6 +56,7 @@ RESULT_COLUMNS = {
     "gaps": "string",
     "evidence": "string",
     "nodes": "string",
+    "faults": "string",
 }
 """Column of ``results.csv`` to type."""
 _CANDIDATE_COLUMNS = (
@@ -131,6 +132,19 @@ def next_count(began: float, ended: float, least_seconds: float) -> float:
 def unarchived_rows(totals: Totals) -> int:
     """How many rows are not archived (excluded ones are not wanted); pending ones count."""
     return sum(count for verdict, count in totals.rows.items() if not verdict.is_as_wanted)
+
+
+def is_archived(totals: Totals, *, may_be_empty: bool = False) -> bool:
+    """Whether what a cohort asks for is archived: no row is left, and not all are excluded.
+
+    Parameters
+    ----------
+    may_be_empty : bool
+        All rows may be excluded: they are days on which there may have been no study.
+    """
+    if unarchived_rows(totals):
+        return False
+    return may_be_empty or totals.rows[Verdict.ARCHIVED] > 0 or not totals.rows.total()
 
 
 def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
@@ -213,6 +227,7 @@ def result_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
             "gaps": "; ".join(verdict.gaps),
             "evidence": str(verdict.evidence or ""),
             "nodes": "; ".join(verdict.nodes),
+            "faults": "; ".join(verdict.faults),
         }
 
 

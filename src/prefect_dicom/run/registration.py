@@ -15,6 +15,7 @@ from prefect_dicom.cohort.definition import (
     nodes_of_definition,
     read_cohort_file,
 )
+from prefect_dicom.cohort.list_options import NO_CHOICES, ListOptions
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.failpoints import failpoint
@@ -22,6 +23,8 @@ from prefect_dicom.core.model import NodeOrder, Verdict
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.report import replacing
 
+COHORT_FILE = "cohort file"
+"""What notes on a cohort file have in the place of a node, whose name has no blanks."""
 _MOST_DAYS = 366
 
 
@@ -32,6 +35,8 @@ def register_cohort(
     name: str | None = None,
     *,
     every_node: bool = False,
+    options: ListOptions = NO_CHOICES,
+    notes: Sequence[str] = (),
     ledger: Ledger | None = None,
 ) -> Cohort:
     """Register a cohort file and its rows in the ledger; the same file is the same cohort.
@@ -45,6 +50,10 @@ def register_cohort(
         the site's only one.
     every_node : bool
         Query each of several nodes for every row.
+    options : ListOptions
+        What a person has chosen for lists that leave a choice; another choice is another cohort.
+    notes : sequence of str
+        What was not taken of what the file was made of, in words for people.
     ledger : Ledger, optional
         The site's ledger, where the caller has it open.
 
@@ -55,16 +64,18 @@ def register_cohort(
     """
     order = order_for(site, path, node, every_node=every_node).text
     try:
-        digest = cohort_file_digest(path)
+        digest = cohort_file_digest(path, options)
     except OSError:
         # Who reads it says what is wrong with it.
-        read_cohort_file(path)
+        read_cohort_file(path, options)
         raise
     with _open(site, ledger) as opened:
         cohort = opened.cohorts.find(digest, order)
         if cohort is None:
-            file = read_cohort_file(path)
-            cohort = opened.cohorts.add(digest, order, file.rows, name, file.filters)
+            file = read_cohort_file(path, options)
+            cohort = opened.cohorts.add(digest, order, file.rows, name, file.filters, file.faulty)
+            for words in (*notes, *file.notes):
+                opened.cohorts.add_note(cohort.number, COHORT_FILE, words)
     failpoint("cohort-recorded")
     return cohort
 

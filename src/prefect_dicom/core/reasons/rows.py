@@ -32,6 +32,24 @@ what is missing is requested again. `prefect-dicom status COHORT` counts the rea
 `results.csv` has the studies of each line.""",
     ),
     Reason(
+        "line-faulty",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The line of the cohort file has a fault, and was set apart: nothing was asked.",
+        advice=(
+            "Correct the line (the column `faults` of `results.csv` says what is wrong with it) "
+            "and pull the corrected file; what is archived is not asked for again."
+        ),
+        explanation="""
+A file with a faulty line is refused as a whole, so that nobody takes a part for the cohort. With
+`--faulty-lines set-apart` (`faulty_lines: set-apart` in a definition) the other lines are pulled,
+and each faulty one has this verdict. Faults of the whole file (its header, its encoding, rows that
+are hidden, a quote that is never closed) refuse it all the same, and so do those of a list of
+exclusions. A corrected file is another cohort, with a ledger entry and a report of its own.""",
+        rerun="No: the line stays as it was registered. Pull the corrected file.",
+        row_verdict=Verdict.FAULTY,
+    ),
+    Reason(
         "no-match",
         PERMANENT,
         Scope.STUDY,
