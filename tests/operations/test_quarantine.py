@@ -421,7 +421,7 @@ def test_the_list_tells_study_reason_size_time_and_sender_and_nothing_of_the_pat
         "10.0.0.9",
     ]
     assert head.split()[0] == "name"
-    assert "An object arrived that nobody asked for" in ended.stderr
+    assert "An instance arrived that no request was made for" in ended.stderr
     reported = ended.output + ended.stderr + command("quarantine", "list", "--json").output
     assert [word for word in identifiers(LATE) if word in reported] == []
     assert "\x1b" not in reported
