@@ -662,6 +662,33 @@ def find_omit_keys(scene):
     assert "PatientID" not in answer
 
 
+def find_empty_series(scene):
+    first = pydicom.dcmread(scene.first_file).SeriesInstanceUID
+    with scene.with_knob("find.empty_series", series=[first], count=7) as pacs:
+        answers, _ = find(
+            pacs,
+            "SERIES",
+            StudyInstanceUID=scene.study,
+            SeriesInstanceUID="",
+            NumberOfSeriesRelatedInstances="",
+        )
+        counts = {a.SeriesInstanceUID: a.NumberOfSeriesRelatedInstances for a in answers}
+        assert counts[first] == 7
+        assert scene.list_images() == ([], 0)
+
+
+def store_vary(scene):
+    first = scene.uids[0]
+    said = set()
+    with scene.with_knob("store.vary", instances=[first]):
+        for _ in range(2):
+            scene.receiver.reset()
+            scene.move()
+            data = decoded(arrived_of(scene, first), of_the_first(scene).transfer_syntax_uid)
+            said.add(data.InstanceCreationTime)
+    assert said == {"000000", "000001"}
+
+
 def find_refuse(scene):
     with scene.with_knob("find.refuse", status=0x0122) as pacs:
         assert find(pacs, "STUDY", StudyInstanceUID="") == ([], 0x0122)

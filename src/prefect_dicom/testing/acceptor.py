@@ -172,8 +172,9 @@ class Acceptor:
         """Accept the association with the contexts that the script leaves."""
         plan = association.scripted
         for number, context in list(association._accepted_cx.items()):
-            service = _SERVICE_OF.get(str(context.abstract_syntax), "C-STORE")
-            context.result = plan.refused.get(service, plan.refused.get("all", 0))
+            sop_class = str(context.abstract_syntax)
+            named = (sop_class, _SERVICE_OF.get(sop_class, "C-STORE"), "all")
+            context.result = next((plan.refused[n] for n in named if n in plan.refused), 0)
             if context.result:
                 del association._accepted_cx[number]
                 association._rejected_cx.append(context)

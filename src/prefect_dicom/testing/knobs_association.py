@@ -140,7 +140,7 @@ ASSOCIATION_KNOBS = (
         "assoc.contexts",
         (Stage.ASSOCIATE,),
         "Refuses the presentation contexts of these `services` (all, C-ECHO, C-FIND, C-MOVE, "
-        "C-GET, C-STORE) with `result` 1 to 4.",
+        "C-GET, C-STORE, or a SOP class UID) with `result` 1 to 4.",
         _contexts,
     ),
     Knob(

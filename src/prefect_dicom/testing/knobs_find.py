@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prefect_dicom.testing.script import Behaviour
 
 _PENDING_WITHOUT_OPTIONAL_KEYS = 0xFF01
+COUNT_OF_SERIES = "NumberOfSeriesRelatedInstances"
 
 
 def answers_of(plan: FindPlan, by: Behaviour) -> dict[int, Dataset]:

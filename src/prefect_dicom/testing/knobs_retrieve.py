@@ -142,9 +142,12 @@ def _late(
     *,
     hold: threading.Event,
     instances: int | Sequence[str] = 1,
+    promised: bool = False,
 ) -> bool:
     plan.late = by.pick(plan.operations, instances)
     plan.late_hold = hold
+    if promised:
+        plan.counts = (None, len(plan.operations), 0, 0)
     plan.operations[:] = [o for o in plan.operations if o not in plan.late]
     plan.status = SUCCESS
     return bool(plan.late)
@@ -170,10 +173,18 @@ def _queue(plan: RetrievePlan, by: Behaviour, *, turn: threading.Semaphore) -> N
     plan.turn = turn
 
 
-def _corrupt(plan: RetrievePlan, by: Behaviour, *, instances: int | Sequence[str] = 1) -> bool:
+def _corrupt(
+    plan: RetrievePlan,
+    by: Behaviour,
+    *,
+    instances: int | Sequence[str] = 1,
+    status: int | None = None,
+) -> bool:
     picked = by.pick(plan.operations, instances)
     for operation in picked:
         operation.readable = False
+    if picked and status is not None:
+        plan.status = status
     return bool(picked)
 
 
@@ -266,7 +277,8 @@ RETRIEVE_KNOBS = (
     Knob(
         "move.late",
         (Stage.RETRIEVE,),
-        "Reports success, and sends these `instances` when `hold` is set, however late.",
+        "Reports success, and sends these `instances` when `hold` is set, however late; "
+        "`promised`: they are counted as completed.",
         _late,
     ),
     Knob(
@@ -309,7 +321,8 @@ RETRIEVE_KNOBS = (
     Knob(
         "pacs.corrupt",
         (Stage.RETRIEVE,),
-        "Cannot read these `instances`: listed, and counted as failed whenever they are due.",
+        "Cannot read these `instances`: listed, and counted and named as failed whenever they are "
+        "due; `status` replaces the final status (B000, A702).",
         _corrupt,
     ),
     Knob(

@@ -28,7 +28,7 @@ _Instances = int | Sequence[str]
 _MEBIBYTE = 1 << 20
 
 
-def _alter(
+def alter(
     plan: RetrievePlan,
     by: Behaviour,
     instances: _Instances,
@@ -52,7 +52,7 @@ def _changed(
 def _coerce(
     plan: RetrievePlan, by: Behaviour, *, elements: Mapping[str, Any], instances: _Instances = 1
 ) -> bool:
-    return _alter(
+    return alter(
         plan,
         by,
         instances,
@@ -110,7 +110,7 @@ def _alter_uids(
         elements = {"SOPInstanceUID": oddly(stored.sop_instance_uid)}
         return with_elements(data, stored.transfer_syntax_uid, elements)
 
-    return _alter(plan, by, instances, written_oddly)
+    return alter(plan, by, instances, written_oddly)
 
 
 def _wrong_syntax(
@@ -126,7 +126,7 @@ def _wrong_syntax(
         other = ExplicitVRLittleEndian if implicit else ImplicitVRLittleEndian
         return encoded(decoded(data, own), transfer_syntax_uid or other)
 
-    return _alter(plan, by, instances, written_otherwise)
+    return alter(plan, by, instances, written_otherwise)
 
 
 def _transcode(
@@ -167,7 +167,7 @@ def _odd_length(plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1)
     picked = by.pick(plan.operations, instances)
     if any(o.stored.transfer_syntax_uid == DeflatedExplicitVRLittleEndian for o in picked):
         return False
-    return _alter(plan, by, instances, lambda data, stored: data + _odd_element(stored))
+    return alter(plan, by, instances, lambda data, stored: data + _odd_element(stored))
 
 
 def _odd_element(stored: StoredInstance) -> bytes:
@@ -187,7 +187,7 @@ def _odd_element(stored: StoredInstance) -> bytes:
 def _huge(
     plan: RetrievePlan, by: Behaviour, *, instances: _Instances = 1, mebibytes: int = 64
 ) -> bool:
-    return _alter(plan, by, instances, lambda data, stored: _with_frames(data, stored, mebibytes))
+    return alter(plan, by, instances, lambda data, stored: _with_frames(data, stored, mebibytes))
 
 
 def _with_frames(data: bytes, stored: StoredInstance, mebibytes: int) -> bytes:
@@ -223,13 +223,14 @@ def _truncate(
     instances: int | Sequence[str] = 1,
     keep: float = 0.5,
     less_bytes: int = 0,
+    before: bytes = b"",
     behind: bytes = b"",
 ) -> bool:
     def cut(data: bytes, stored: StoredInstance) -> bytes:
         length = int(len(data) * keep) // 2 * 2  # a PDV of odd length is another fault
-        return data[: length - less_bytes] + behind
+        return before + data[: length - less_bytes] + behind
 
-    return _alter(plan, by, instances, cut)
+    return alter(plan, by, instances, cut)
 
 
 def _other_patient(
@@ -240,7 +241,7 @@ def _other_patient(
     patient_id: str = "OTHER-000001",
 ) -> bool:
     other = {"PatientID": patient_id, "PatientName": "Other^Patient"}
-    return _alter(
+    return alter(
         plan,
         by,
         instances,
@@ -333,7 +334,7 @@ STORE_KNOBS = (
         "store.truncate",
         (Stage.RETRIEVE,),
         "Sends the first part (`keep`, a share, and `less_bytes`) of the data set of these "
-        "`instances`, with these bytes `behind` it.",
+        "`instances`, with these bytes `before` and `behind` it.",
         _truncate,
     ),
     Knob(

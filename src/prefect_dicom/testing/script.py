@@ -20,6 +20,7 @@ from typing import Any
 
 from prefect_dicom.testing.knobs_answers import ANSWER_KNOBS
 from prefect_dicom.testing.knobs_association import ASSOCIATION_KNOBS
+from prefect_dicom.testing.knobs_change import CHANGE_KNOBS
 from prefect_dicom.testing.knobs_find import FIND_KNOBS
 from prefect_dicom.testing.knobs_identity import IDENTITY_KNOBS
 from prefect_dicom.testing.knobs_network import NETWORK_KNOBS
@@ -34,6 +35,7 @@ KNOBS: dict[str, Knob] = {
         *FIND_KNOBS,
         *IDENTITY_KNOBS,
         *ANSWER_KNOBS,
+        *CHANGE_KNOBS,
         *RETRIEVE_KNOBS,
         *STORE_KNOBS,
         *NETWORK_KNOBS,
