@@ -5,13 +5,13 @@ It reads a few pages of a file of any size, decodes no pixels, inflates nothing 
 
 from __future__ import annotations
 
-import os
 from struct import Struct
 
 from prefect_dicom.core.errors import InstanceRejected
 from prefect_dicom.core.model import Identity
 from prefect_dicom.dicom.encoding import (
     BIG_ENDIAN,
+    BLANK_GROUP,
     IDENTITY_TAGS,
     IMPLICIT_MODE,
     INSIDE_ITEM,
@@ -31,6 +31,7 @@ from prefect_dicom.dicom.encoding import (
     Encoding,
     mode_in_item,
 )
+from prefect_dicom.dicom.lenient_file import LenientFile
 from prefect_dicom.dicom.structure import PixelData, Structure
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
@@ -45,28 +46,25 @@ _DEFLATED = {
 _STANDARD_SYNTAXES = "1.2.840.10008.1.2"
 _META_UIDS = {0x0002: "sop_class", 0x0003: "sop_instance", 0x0010: "transfer_syntax"}
 
-_FIRST_READ = 16 * 1024
-_NEXT_READ = 4 * 1024
-_LONGEST_VALUE = 64 * 1024
-_LONGEST_ZERO_TAIL = 64 * 1024
 _MOST_ELEMENTS = 100_000
 _MOST_NESTED_HEADERS = 2_000_000
+
+
+_EXPLICIT_HEADER = Struct("<HH2sH")
+_SWAPPED_ITEM_GROUP = 0xFEFF
 
 
 class WalkEnded(Exception):
     """Ends the walk before the end of the file."""
 
 
-class ElementWalk:
+class ElementWalk(LenientFile):
     """One pass over one file. ``at`` is an offset in the file, ``index`` one in the window."""
 
     def __init__(self, descriptor: int, *, study_only: bool = False) -> None:
         self.fault: InstanceRejected | None = None
-        self._descriptor = descriptor
+        super().__init__(descriptor)
         self._study_only = study_only
-        self._size = os.fstat(descriptor).st_size
-        self._data = os.pread(descriptor, _FIRST_READ, 0)
-        self._base = 0
         self._meta: dict[str, str] = {}
         self._inspected = True
         self._other_syntax = False
@@ -74,12 +72,13 @@ class ElementWalk:
         self._start()
 
     def _start(self) -> None:
-        self._encoding = LITTLE_ENDIAN
+        self.encoding = LITTLE_ENDIAN
         self._values: dict[int, bytes] = {}
         self._twice: set[str] = set()
         self._pixels: PixelData | None = None
         self._trailing_bytes = 0
         self._complete = True
+        self.malformed = False
 
     # --- the whole file
 
@@ -95,6 +94,7 @@ class ElementWalk:
         if syntax in _DEFLATED:
             self._inspected = False
             return
+        at = self.behind_inner_meta(at)
         big_endian = syntax == EXPLICIT_VR_BIG_ENDIAN
         declared = (syntax in _IMPLICIT, BIG_ENDIAN if big_endian else LITTLE_ENDIAN)
         standard = syntax.startswith(_STANDARD_SYNTAXES)
@@ -117,7 +117,7 @@ class ElementWalk:
         """Try another encoding; if the file is not whole in it, the state is restored."""
         before = self.__dict__.copy()
         # The limit on headers is shared: two attempts cost as much as one.
-        del before["_headers_left"]
+        del before["_headers_left"], before["searches_left"]
         self._start()
         try:
             self._data_set(at, implicit, encoding)
@@ -132,28 +132,33 @@ class ElementWalk:
         The group's own length is not used: it is missing or wrong more often than an element
         of group 2 follows the file meta.
         """
-        if self._data[128:132] != b"DICM":
+        if self.data[128:132] != b"DICM":
             raise _unreadable("no DICM prefix")
-        header = Struct("<HH2sH").unpack_from
-        at = 132
-        while at < self._size:
-            index = self._index(at, 8)
-            if self._data[index : index + 2] != b"\x02\x00":
+        header = _EXPLICIT_HEADER.unpack_from
+        at, last = 132, -1
+        while at < self.size:
+            index = self.index(at, 8)
+            if self.data[index : index + 2] != b"\x02\x00":
                 break
-            _, element, vr, length = header(self._data, index)
+            _, element, vr, length = header(self.data, index)
+            known = vr in SHORT_VRS or vr in LONG_VRS
+            if "transfer_syntax" in self._meta and (element <= last or not known):
+                # The sender has put some into its data set as well.
+                break
+            last = element
             if vr in SHORT_VRS:
                 at += 8
             elif vr in LONG_VRS:
-                index = self._index(at, 12)
-                length = int.from_bytes(self._data[index + 8 : index + 12], "little")
+                index = self.index(at, 12)
+                length = int.from_bytes(self.data[index + 8 : index + 12], "little")
                 at += 12
             else:
                 raise _unreadable("the file meta is not in Explicit VR Little Endian")
-            if at + length > self._size:
+            if at + length > self.size:
                 raise _truncated("in the file meta")
             name = _META_UIDS.get(element)
             if name is not None and name not in self._meta:
-                self._meta[name] = _uid(self._value(at, length)) or ""
+                self._meta[name] = _uid(self.value(at, length)) or ""
             at += length
         return at
 
@@ -161,10 +166,10 @@ class ElementWalk:
         self, at: int, implicit: bool, encoding: Encoding
     ) -> tuple[bool, Encoding]:
         """Return the encoding of the data set by its first element's group and VR."""
-        if at >= self._size:
+        if at >= self.size:
             raise _unreadable("no data set follows the file meta")
-        index = self._index(at, 8)
-        first = self._data[index : index + 8]
+        index = self.index(at, 8)
+        first = self.data[index : index + 8]
         group = encoding.integer(first[:2])
         if group >= 0x0100 and group & 0xFF == 0:
             # A data set begins in group 8, which reads 0800 in the other byte order.
@@ -179,7 +184,7 @@ class ElementWalk:
     # --- elements
 
     def _data_set(self, at: int, implicit: bool, encoding: Encoding) -> None:
-        self._encoding = encoding
+        self.encoding = encoding
         try:
             self._top_level(at, implicit)
         except WalkEnded:
@@ -188,24 +193,24 @@ class ElementWalk:
     def _top_level(self, at: int, implicit: bool) -> None:
         # This loop is what a scan costs: names are local, and what can be judged when the
         # window moves, or of an element that stands out, is not checked per element.
-        encoding = self._encoding
+        encoding = self.encoding
         header, long = encoding.header, encoding.long
         wanted = encoding.study if self._study_only else encoding.wanted
         short_vrs, long_vrs = encoding.short_vrs, encoding.long_vrs
         implicit_header, group_shift = encoding.implicit_header, encoding.group_shift
-        special_groups, vr = SPECIAL_GROUPS, 0
-        data, base = self._data, self._base
+        special_groups, vr, tag = SPECIAL_GROUPS, 0, 0
+        data, base = self.data, self.base
         index, last_header = at - base, len(data) - 12
         for _ in range(_MOST_ELEMENTS):
             if index > last_header:
                 at = base + index
-                if at == self._size:
+                if at == self.size:
                     return
-                if at > self._size:
+                if at > self.size:
                     raise _truncated("an element is longer than what is left of the file")
-                data, base, index = self._read(at), at, 0
+                data, base, index = self.read(at), at, 0
                 if len(data) < 8:
-                    self._tail(at)
+                    self._tail(at, tag >> group_shift & 0xFFFF)
                     return
                 # The last element of a file may be shorter than the longest header.
                 last_header = max(len(data) - 12, 0)
@@ -231,22 +236,39 @@ class ElementWalk:
                     group = tag >> group_shift & 0xFFFF
                     if group in special_groups and self._is_tail(base + index, group, length):
                         return
-                    if length != UNDEFINED and base + start + length > self._size:
-                        raise _unreadable("an element without a VR")
+                    if length != UNDEFINED and group != ITEM_GROUP:
+                        start, length = self.lenient(base + index, length)
+                        start -= base
             if length == UNDEFINED:
                 mode = IMPLICIT_MODE if implicit else encoding.mode_under(vr)
-                at, items, item_bytes = self._items(base + start, mode)
+                group = tag >> group_shift & 0xFFFF
+                at, items, item_bytes = self._sequence(base + start, mode, group)
                 if tag in wanted:
                     # The first item of encapsulated pixel data is the Basic Offset Table.
                     pixels = PixelData(wanted[tag], None, max(items - 1, 0), item_bytes)
                     self._keep_pixels(pixels)
-                data, base = self._data, self._base
+                data, base = self.data, self.base
                 index, last_header = at - base, len(data) - 12
                 continue
             if tag in wanted:
                 self._keep(wanted[tag], base + start, length)
             index = start + length
         raise _unreadable(f"more than {_MOST_ELEMENTS} elements")
+
+    def _sequence(self, at: int, mode: int, group: int) -> tuple[int, int, int]:
+        """Walk a sequence of undefined length; a private one that cannot be is passed over.
+
+        Returns what :meth:`_items` does.
+        """
+        try:
+            return self._items(at, mode)
+        except InstanceRejected:
+            end = self.end_of_private_sequence(at) if group % 2 else None
+            if end is None:
+                raise
+            self.malformed = True
+            self.read(end)
+            return end, 0, 0
 
     def _items(self, at: int, mode: int) -> tuple[int, int, int]:
         """Walk the items of a sequence of undefined length, or fragments, to their delimiter.
@@ -260,10 +282,10 @@ class ElementWalk:
             Where the element behind begins; the number of items; bytes in all but the first
             of them, as far as they have a defined length.
         """
-        encoding = self._encoding
+        encoding = self.encoding_of_items(at)
         header, long = encoding.item_header, encoding.long
         short_vrs, long_vrs = encoding.short_vrs, encoding.long_vrs
-        data, base = self._data, self._base
+        data, base = self.data, self.base
         index, last_header = at - base, len(data) - 14
         items = item_bytes = 0
         open_levels = bytearray((mode,))
@@ -273,14 +295,17 @@ class ElementWalk:
                 raise WalkEnded
             if index > last_header:
                 at = base + index
-                if at > self._size:
+                if at > self.size:
                     raise _truncated("a sequence is longer than what is left of the file")
-                data, base, index = self._read(at), at, 0
+                data, base, index = self.read(at), at, 0
                 if len(data) < 8:
                     raise _truncated("a sequence without its end")
                 last_header = max(len(data) - 14, 0)
             level = open_levels[-1]
             group, element, vr, length = header(data, index)
+            if group == _SWAPPED_ITEM_GROUP and encoding is not self.encoding:
+                # The items are swapped, and what ends them is not.
+                group, element = ITEM_GROUP, element >> 8 | (element & 0xFF) << 8
             if group == ITEM_GROUP:
                 (length,) = long(data, index + 4)
                 index += 8
@@ -316,12 +341,15 @@ class ElementWalk:
                 index += 12
             else:
                 (length,) = long(data, index + 4)
-                index += 8
+                start = base + index + 8
+                if not implicit and length != UNDEFINED:
+                    start, length = self.lenient(base + index, length)
+                index = start - base
             if length != UNDEFINED:
                 index += length
             else:
                 open_levels.append(IMPLICIT_MODE if implicit else encoding.mode_under(vr))
-        if base + index > self._size:
+        if base + index > self.size:
             raise _truncated("a sequence is longer than what is left of the file")
         return base + index, items, item_bytes
 
@@ -332,28 +360,33 @@ class ElementWalk:
             if length:
                 raise _unreadable("an item outside of a sequence")
             return False
-        self._tail(at)
+        if group == BLANK_GROUP and not self.is_padded(at, b" \0"):
+            return False
+        self._tail(at, group)
         return True
 
-    def _tail(self, at: int) -> None:
-        """Check bytes that cannot be an element: zeros are padding, anything else is a fault."""
-        left = self._size - at
-        if left <= _LONGEST_ZERO_TAIL and not any(os.pread(self._descriptor, left, at)):
-            self._trailing_bytes = left
+    def _tail(self, at: int, last_group: int) -> None:
+        """Check bytes that cannot be an element: zeros and blanks are padding, others a fault.
+
+        Blanks may also be the head of an element of group 0020, which has been cut.
+        """
+        padding = b" \0" if last_group > 0x0020 else b"\0"
+        if self.is_padded(at, padding):
+            self._trailing_bytes = self.size - at
             return
-        if left < 8:
+        if self.size - at < 8:
             raise _truncated("in an element's header")
         raise _unreadable("an element in a group that cannot be")
 
     # --- values
 
     def _keep(self, tag: int, at: int, length: int) -> None:
-        if at + length > self._size:
+        if at + length > self.size:
             raise _truncated("an element is longer than what is left of the file")
         if tag in PIXEL_TAGS:
             self._keep_pixels(PixelData(tag, length))
             return
-        value = self._value(at, length)
+        value = self.value(at, length)
         first = self._values.setdefault(tag, value)
         if self._study_only:
             raise WalkEnded
@@ -364,30 +397,6 @@ class ElementWalk:
     def _keep_pixels(self, pixels: PixelData) -> None:
         if pixels.tag in PIXEL_TAGS and self._pixels is None:
             self._pixels = pixels
-
-    # --- bytes
-
-    def _read(self, at: int) -> bytes:
-        """Move the window to ``at``; it is shorter than a header only at the end of the file."""
-        data = os.pread(self._descriptor, _NEXT_READ, at)
-        self._data, self._base = data, at
-        return data
-
-    def _index(self, at: int, length: int) -> int:
-        """Return the index of ``at`` in the window, moved so that ``length`` bytes follow."""
-        index = at - self._base
-        if index + length > len(self._data):
-            if len(self._read(at)) < length:
-                raise _truncated("in an element's header")
-            index = 0
-        return index
-
-    def _value(self, at: int, length: int) -> bytes:
-        length = min(length, _LONGEST_VALUE)
-        index = at - self._base
-        if index >= 0 and index + length <= len(self._data):
-            return self._data[index : index + length]
-        return os.pread(self._descriptor, length, at)
 
     # --- the result
 
@@ -429,11 +438,19 @@ class ElementWalk:
             frozenset(self._twice),
             self._trailing_bytes,
             self._complete,
+            frozenset(
+                code
+                for code, is_so in (
+                    ("file-meta-inside", self.has_inner_meta),
+                    ("element-malformed", self.malformed),
+                )
+                if is_so
+            ),
         )
 
     def _unsigned(self, tag: int) -> int | None:
         value = self._values.get(tag)
-        return self._encoding.integer(value) if value is not None and len(value) == 2 else None
+        return self.encoding.integer(value) if value is not None and len(value) == 2 else None
 
 
 def _uid(value: bytes | None) -> str | None:

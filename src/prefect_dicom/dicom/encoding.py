@@ -11,7 +11,11 @@ LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 UNDEFINED = 0xFFFFFFFF
 ITEM_GROUP, ITEM, ITEM_END, SEQUENCE_END = 0xFFFE, 0xE000, 0xE00D, 0xE0DD
 # PS3.5 7.1 has no elements in these; groups 0 and 2 are the command set and the file meta.
-SPECIAL_GROUPS = frozenset({0x0000, 0x0001, 0x0002, 0x0003, 0x0005, 0x0007, ITEM_GROUP, 0xFFFF})
+BLANK_GROUP = 0x2020
+"""Two blanks: padding, or a group of the print classes."""
+SPECIAL_GROUPS = frozenset(
+    {0x0000, 0x0001, 0x0002, 0x0003, 0x0005, 0x0007, BLANK_GROUP, ITEM_GROUP, 0xFFFF}
+)
 
 # How the elements of a nested data set are written; under UN writers differ.
 EXPLICIT_MODE, IMPLICIT_MODE, UNSURE_MODE = 0, 1, 2

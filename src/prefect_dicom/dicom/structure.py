@@ -48,7 +48,9 @@ class Structure:
     twice : frozenset of str
         Fields of :class:`~prefect_dicom.core.model.Identity` that occur again with another value.
     trailing_bytes : int
-        Zeros behind the last element.
+        Zeros or blanks behind the last element.
+    oddities : frozenset of str
+        Reason codes of what is not as the standard has it, and was read all the same.
     complete : bool
         False where the walk stopped at its limit on elements.
     """
@@ -67,3 +69,4 @@ class Structure:
     twice: frozenset[str] = frozenset()
     trailing_bytes: int = 0
     complete: bool = True
+    oddities: frozenset[str] = frozenset()

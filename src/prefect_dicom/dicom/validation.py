@@ -104,7 +104,7 @@ def _foreign(
         (identity.study_instance_uid, expected.study_instance_uid),
         (identity.series_instance_uid, expected.key.series_instance_uid),
         (identity.sop_instance_uid, expected.key.sop_instance_uid),
-        (identity.sop_class_uid, expected.sop_class_uid or identity.sop_class_uid or ""),
+        (identity.sop_class_uid, identity.sop_class_uid or ""),
     )
     for said, listed in said_and_listed:
         if said is None:
@@ -113,6 +113,10 @@ def _foreign(
                 yield "uid-mismatch"
         elif normal_uid(said) != normal_uid(listed):
             yield "uid-mismatch"
+    listed_class = normal_uid(expected.sop_class_uid)
+    if listed_class and normal_uid(identity.sop_class_uid or listed_class) != listed_class:
+        # The list is the PACS's database, which may be older than the object; UIDs say which it is.
+        yield "sop-class-differs"
     requested = identity.requested_sop_instance_uid
     if requested and normal_uid(requested) != normal_uid(expected.key.sop_instance_uid):
         yield "uid-mismatch"
@@ -199,6 +203,7 @@ def _remarks(identity: Identity, structure: Structure) -> Iterator[str]:
         yield "partly-inspected"
     if structure.trailing_bytes:
         yield "trailing-bytes"
+    yield from structure.oddities
 
 
 def _pixel_data(identity: Identity, structure: Structure) -> Iterator[str]:

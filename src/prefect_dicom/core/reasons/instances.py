@@ -92,6 +92,45 @@ refuse such a file; pydicom reads many of them with `force=True`.""",
         consequence=Consequence.ASK_AGAIN,
     ),
     Reason(
+        "sop-class-differs",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The object is of another SOP class than the PACS lists for it.",
+        advice="It is kept as it came: request and data set agree on what it is.",
+        explanation="""
+All UIDs are those that were asked for, and the C-STORE request names the class that the data
+set has. Only the list says another: PACS keep one class for a whole series, or the retired
+class that a modality was once configured with. Where request and data set differ, it is
+`uid-mismatch`.""",
+        rerun=_THE_NOTE,
+        consequence=Consequence.WARN,
+    ),
+    Reason(
+        "file-meta-inside",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The object's data set begins with file meta information, which belongs before it.",
+        advice="It is kept as it came; strict readers stumble over elements of group 0002.",
+        explanation="""
+Senders that take a file for a data set send (0002,0010), or all of group 0002, as if it were a
+part of it. Everything behind it was read and is whole.""",
+        rerun=_THE_NOTE,
+        consequence=Consequence.WARN,
+    ),
+    Reason(
+        "element-malformed",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="An element of the object is not encoded as the standard has it.",
+        advice="It is kept as it came; all that identifies it was read, and nothing is cut.",
+        explanation="""
+A private element without a VR (`??`), a private sequence whose items are in the other byte
+order, or one that cannot be walked and whose end was found all the same. Modalities and
+migrations between archives leave such elements; images and identifiers are not affected.""",
+        rerun=_THE_NOTE,
+        consequence=Consequence.WARN,
+    ),
+    Reason(
         "transfer-syntax-unknown",
         PERMANENT,
         Scope.STUDY,
@@ -167,10 +206,11 @@ More pixel bytes than the header requires: padding of some modalities, or a trai
         "trailing-bytes",
         PERMANENT,
         Scope.STUDY,
-        meaning="Zeros follow the instance's last element.",
+        meaning="Zeros or blanks follow the instance's last element.",
         advice="It is archived as received; readers ignore them.",
         explanation="""
-PACS and media writers fill files up to a block size with zeros. No element is affected.""",
+PACS and media writers fill files up to a block size with zeros, and some put a blank behind a data
+set of odd length. No element is affected.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),
@@ -183,7 +223,8 @@ PACS and media writers fill files up to a block size with zeros. No element is a
         explanation="""
 A SOPInstanceUID identifies one instance only. Two with different bytes arrived: an image that was
 corrected and sent again, one that exists in two encodings, or two series with the same UIDs
-(Orthanc keeps both). Neither is archived until somebody has decided.""",
+(Orthanc keeps both). Neither is archived until somebody has decided. Copies that differ in dates
+and times only are no conflict: see `times-vary`.""",
         stands_though_complete=True,
     ),
     Reason(

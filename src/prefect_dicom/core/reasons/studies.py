@@ -61,7 +61,74 @@ The received instances are compared with the PACS's list, and missing ones were 
 smaller requests and then one by one. Those still missing, the PACS usually cannot send: a file that
 is damaged or missing on its disk, a transfer syntax it would have to convert and cannot (Orthanc
 and dcmqrscp do not convert compressed images), a SOP class it will not send. Its status may be
-success all the same. The received ones are archived already and are not requested again.""",
+success all the same. Where its answer accounts for everything, for what it has sent and what it
+could not, it is believed for what is missing: a note with the cohort has the status, such an
+instance is requested twice and at once, and the run does not wait for it. The received ones are
+archived already and are not requested again.""",
+    ),
+    Reason(
+        "class-not-told",
+        OPERATOR,
+        Scope.STUDY,
+        meaning=(
+            "The PACS does not return the SOP classes of the instances, which C-GET has to name, "
+            "and none that were tried brought them."
+        ),
+        advice=(
+            "Use C-MOVE, which names no classes: set `retrieve: c-move` for the node, with a "
+            "receiver; or have the PACS return SOPClassUID at IMAGE level."
+        ),
+        explanation="""
+Over a C-GET the PACS can send only what was proposed when the association was opened: SOP
+classes, each with its transfer syntaxes. Where the PACS returns no SOPClassUID (0008,0016) in
+its list, all classes of the standard are proposed in turn, and the usual ones in rare transfer
+syntaxes too, over some tens of associations. What is still missing then is of a class or in a
+syntax that nobody can guess, such as a vendor's own. With C-MOVE the PACS proposes, and the
+receiver takes what it proposes.""",
+        says_more_than_request=True,
+    ),
+    Reason(
+        "series-without-instances",
+        OPERATOR,
+        Scope.STUDY,
+        meaning="The PACS lists a series of the study and none of its instances.",
+        advice=(
+            "Look at the series on the PACS: it is empty, or its instances are not listed. What is "
+            "listed of the others is archived."
+        ),
+        explanation="""
+One query for the images of a series was answered with an empty list, though the series is
+listed and its count is not zero. It was deleted in part, moved, or is the shell of a series
+that never came. The instances of the other series were retrieved and are in the archive,
+without a manifest: whether they are the whole study only the PACS's staff can say. A series
+that is counted as empty is left out without a word.""",
+        stands_though_complete=True,
+    ),
+    Reason(
+        "objects-late",
+        TRANSIENT,
+        Scope.STUDY,
+        meaning="What was asked for came after the end of the request.",
+        advice="Raise `timeouts.settle_seconds` of the node, so that nothing is asked for twice.",
+        explanation="""
+The PACS reported the end of a C-MOVE, and its instances came long after that: it puts retrieves
+into a queue of its own, or fetches from tape, and does not wait for it. What comes late is kept
+for its study while that lacks it, and a node that was seen to do this is waited for in the rest
+of the run.""",
+    ),
+    Reason(
+        "times-vary",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The PACS sent instances twice, with other dates or times in them each time.",
+        advice="The first copies were kept; they differ in nothing else.",
+        explanation="""
+Instances came more than once, because an association ended early or because the PACS sends
+whole studies only, and the copies differ: in the values of dates and times of the instance, and
+in nothing else. PACS that make or coerce objects while they send them write that moment into
+them. Pixel data and all other elements are the same. Copies that differ in anything else are
+`conflicting-content`.""",
+        rerun="Nothing is left to be done: the study is archived, and its manifest has this note.",
     ),
     Reason(
         "copy-incomplete",
