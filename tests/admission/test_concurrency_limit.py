@@ -357,7 +357,7 @@ def strain_by(knob: str, **arguments):
 
 STRAINS = {
     "slow": (strain_by_delay, "pacs-slow"),
-    "out of resources": (strain_by("move.refuse", status=0xA702), "pacs-busy"),
+    "out of resources": (strain_by("move.final_status", status=0xA701), "pacs-busy"),
     "empty success": (strain_by("move.success_nothing"), "nothing-arrived"),
 }
 

@@ -69,6 +69,18 @@ def place(tmp_path):
         yield place
 
 
+# --- status
+
+
+def test_status_says_of_pending_rows_that_a_run_is_at_work_on_them(place, command):
+    with place.opened() as run:
+        run.reporting.record_waits("waiting for a test")
+        living = command("status", "1")
+    assert "a run is at work on it (waiting for a test)" in " ".join(living.output.split())
+    ended = command("status", "1")
+    assert "a run is at work" not in " ".join(ended.output.split())
+
+
 # --- help
 
 

@@ -309,6 +309,12 @@ class Spool:
         folder = self._study_folder(self.suspect, study)
         os.replace(self.file(study, sha256), folder / f"{sha256}.dcm")
 
+    def bring_back(self, study: StudyReference) -> None:
+        """Move the instances of a study that were set aside back to the received ones."""
+        for path in self._files(self.suspect / str(study)):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, self._study_folder(self.ready, study) / path.name)
+
     def quarantine_file(self, study: StudyReference, sha256: str, reason: str) -> None:
         """Move an instance that had been attributed to a study into quarantine."""
         self._note(sha256, reason, {"study": study})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from prefect_dicom.cli.app import DEFAULT_SITE, Exit, counted, output
 from prefect_dicom.config.access_schedule import format_schedule_state
 from prefect_dicom.config.site import Site
+from prefect_dicom.core.model import Verdict
 from prefect_dicom.core.reasons import REASONS
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def show(
     cohort, runs = ledger.cohorts.get(cohort.name), ledger.runs.under_way(cohort.number)
     is_whole = is_archived(totals, may_be_empty=may_be_empty)
     code = Exit.ALL_WELL if is_whole else Exit.NOT_ALL
+    if runs and not cohort.paused:
+        reasons = [row | _of_a_living_run(row, runs) for row in reasons]
     if as_json:
         result = figures(cohort, totals) | control_state(cohort, runs)
         result |= {"reasons": reasons, "reports": str(folder)}
@@ -158,6 +161,17 @@ def show(
 def _print_notes(notes: Iterable[tuple[str, str]]) -> None:
     for node, words in notes:
         output.print(f"Note ({node}): {words}.", markup=False, soft_wrap=True)
+
+
+def _of_a_living_run(row: Mapping[str, Any], runs: Collection[LivingRun]) -> dict[str, Any]:
+    """What is said otherwise of rows that a run is at work on."""
+    if row["verdict"] != Verdict.PENDING:
+        return {}
+    waits = "; ".join(dict.fromkeys(run.waits for run in runs if run.waits))
+    return {
+        "meaning": "A run is under way, and has not come to it or not finished it.",
+        "what_to_do": f"Nothing: a run is at work on it{f' ({waits})' if waits else ''}.",
+    }
 
 
 def show_estimate(

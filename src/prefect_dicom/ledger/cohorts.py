@@ -16,6 +16,7 @@ from prefect_dicom.core.model import (
     Disposition,
     FaultyLine,
     NodeOrder,
+    StudyReference,
     StudyState,
 )
 from prefect_dicom.core.reasons import REASONS
@@ -198,6 +199,7 @@ class Cohorts:
         reasons: Collection[str] = (),
         nodes: Collection[str] = (),
         lines: Collection[int] = (),
+        besides: Collection[StudyReference] = (),
     ) -> Reopened:
         """Reopen failed studies and rows, for a rerun to try again.
 
@@ -210,6 +212,8 @@ class Cohorts:
             Only these, permanent ones too. Empty: all that are not permanent.
         nodes, lines : collection
             Only studies and rows of these nodes, and only these lines. Empty: all.
+        besides : collection of StudyReference
+            Not these studies.
 
         Returns
         -------
@@ -232,6 +236,9 @@ class Cohorts:
             order = NodeOrder.of(text).names
             for piece in of_lines:
                 chosen, failed_at = _failed(cohort, codes, nodes, piece)
+                for some in slices(sorted(besides)):
+                    chosen = and_(chosen, studies.c.reference.not_in(some))
+                    failed_at = and_(failed_at, study_locations.c.study.not_in(some))
                 self._database.lock_studies(connection, chosen)
                 count_studies += connection.execute(
                     update(studies)

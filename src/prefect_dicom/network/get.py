@@ -187,12 +187,16 @@ class _Request:
         should_stop: Callable[[], bool] | None,
     ) -> None:
         self._model = QUERY_RETRIEVE_CLASSES["C-GET"][node.information_model]
+        self._accepted = tuple(
+            (context.abstract_syntax_uid, context.transfer_syntax_uid)
+            for context in contexts.values()
+        )
         self._message_id = message_id
         self._peer_pdu_bytes = peer_pdu_bytes
         self._on_progress = on_progress
         self._should_stop = should_stop
         self._cancelled_until: float | None = None
-        self._result = RetrieveResult(None)
+        self._result = RetrieveResult(None, accepted=self._accepted)
         stall = node.timeouts.stall_seconds
         model_context = Context(self._model, ImplicitVRLittleEndian)
         self._stream = stream
@@ -264,6 +268,7 @@ class _Request:
             warning=counter(Element.WARNING_SUBOPERATIONS, before.warning),
             failed_sop_instance_uids=_failed_uids(identifier),
             error_comment_present=bool(elements.get(Element.ERROR_COMMENT, b"").strip(b" \0")),
+            accepted=self._accepted,
         )
         if pending and self._on_progress is not None:
             self._on_progress(self._result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefect_dicom.network.status import SUCCESS
+from prefect_dicom.network.status import CANCEL, SUCCESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class RetrieveResult:
     turned_away : str or None
         A code of :mod:`prefect_dicom.core.reasons` where nothing was received, and our receiver
         turned away a peer meanwhile: what the PACS reports of it is not the cause.
+    accepted : tuple of (str, str)
+        SOP class and transfer syntax of the storage contexts that the PACS accepted for a C-GET.
     """
 
     status: int | None
@@ -41,6 +43,28 @@ class RetrieveResult:
     error_comment_present: bool = False
     lost: str | None = None
     turned_away: str | None = None
+    accepted: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def sent(self) -> int:
+        """The sub-operations that the peer says to have completed, with a warning or without."""
+        return (self.completed or 0) + (self.warning or 0)
+
+    def accounts_for(self, instances: int) -> bool:
+        """Whether the final response says of each instance if it was sent, and which were not.
+
+        Believed for what is missing, never for what has been sent: where a PACS says that it
+        cannot send an instance there is nothing to wait for.
+
+        Parameters
+        ----------
+        instances : int
+            How many were asked for.
+        """
+        if self.lost is not None or self.status in (None, CANCEL) or not self.failed:
+            return False
+        says_which = bool(self.failed_sop_instance_uids) or not self.sent
+        return says_which and self.sent + self.failed == instances
 
     @property
     def reports_success(self) -> bool:

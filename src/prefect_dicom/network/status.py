@@ -13,6 +13,7 @@ from enum import IntEnum
 SUCCESS = 0x0000
 CANCEL = 0xFE00
 PENDING = frozenset({0xFF00, 0xFF01})
+UNABLE_TO_PERFORM_SUBOPERATIONS = 0xA702
 
 
 class StorageStatus(IntEnum):
@@ -60,13 +61,13 @@ _RETRIEVE = {
     0x0112: "study-gone",  # no such SOP instance
     CANCEL: "pacs-failure",
     0xA701: "pacs-busy",  # unable to calculate the number of matches
-    0xA702: "pacs-failure",  # unable to perform sub-operations
+    UNABLE_TO_PERFORM_SUBOPERATIONS: "pacs-failure",
 }
 
 _MOVE = {
     **_RETRIEVE,
     # With nothing arrived this is the destination, not the PACS: refused, rejected, no context.
-    0xA702: "move-destination-failed",
+    UNABLE_TO_PERFORM_SUBOPERATIONS: "move-destination-failed",
     0xA801: "move-destination-unknown",
 }
 
@@ -89,8 +90,12 @@ def is_unable_to_process(status: int) -> bool:
 
 
 def is_out_of_resources(status: int) -> bool:
-    """Whether a status is of the class A7xx of PS3.4, "refused: out of resources"."""
-    return status >> 8 == 0xA7
+    """Whether a status is of the class A7xx of PS3.4, "refused: out of resources".
+
+    Not A702, unable to perform sub-operations: that is a file which cannot be read as often as a
+    destination which cannot be reached.
+    """
+    return status >> 8 == 0xA7 and status != UNABLE_TO_PERFORM_SUBOPERATIONS
 
 
 def reason_for_status(service: str, status: int) -> str | None:

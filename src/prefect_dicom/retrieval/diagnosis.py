@@ -101,12 +101,15 @@ class Diagnosis:
             PACS.
         """
         session = self._session
-        missing, contexts = next(iter(missing_by_proposal([task], Breadth.ALL, session.method)))
+        single = RequestStrategy(1, Breadth.ALL)
+        offered = session.capabilities.contexts
+        first = next(missing_by_proposal([task], single, session.method, offered), None)
+        if first is None:
+            # By C-GET, instances whose classes are not told, or were refused.
+            return None
+        missing, contexts = first
         # Not the first: it may be the one at which the PACS stops.
         key = missing[task.reference][-1]
-        if contexts and not task.instances.class_to_propose(key):
-            # A C-GET that proposes some classes of many: there are more to try.
-            return None
         instance = RetrieveRequest(
             "IMAGE",
             (task.reference,),
@@ -117,8 +120,8 @@ class Diagnosis:
         requests = [(instance, contexts)]
         if not alone:
             # Some PACS take no request at IMAGE level, and none with a list.
-            single = RequestStrategy(1, Breadth.ALL)
-            requests += islice(plan_round([task], single, session.node, session.method), 1)
+            planned = plan_round([task], single, session.node, session.method, offered)
+            requests += islice(planned, 1)
         for request, contexts in requests:
             outcome = self._sender.send(request, [task], contexts)
             if received := self._ingest.scan([task]):

@@ -22,10 +22,13 @@ from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import Disposition, Evidence, InstanceKey, RetrieveMethod
 from prefect_dicom.core.reasons import Scope, reason_for
 from prefect_dicom.network.retrieve_result import RetrieveResult
+from prefect_dicom.retrieval.bounds import FRUITLESS_SINGLES, SPARE_ROUNDS, UNLISTED_ROUNDS
 from prefect_dicom.retrieval.diagnosis import Diagnosis
 from prefect_dicom.retrieval.instance_list import Listing
-from prefect_dicom.retrieval.requests import RetrieveRequest, targets_of
+from prefect_dicom.retrieval.late_arrivals import LATE_NOTE
+from prefect_dicom.retrieval.requests import RetrieveRequest, selected_by, targets_of
 from prefect_dicom.retrieval.send import NodeSession, Reception, RequestSender
+from prefect_dicom.retrieval.settling import Settling
 from prefect_dicom.retrieval.strategy import (
     RequestStrategy,
     code_of_end,
@@ -43,12 +46,11 @@ from prefect_dicom.retrieval.strategy import (
 )
 from prefect_dicom.retrieval.study_task import StudyTask
 
-_MOST_FRUITLESS_REQUESTS = 20
-"""Single-instance requests in a row that bring nothing, after which the rest is given up."""
-_ROUNDS = {RetrieveMethod.C_MOVE: 2, RetrieveMethod.C_GET: 3}
+_ROUNDS = {
+    RetrieveMethod.C_MOVE: UNLISTED_ROUNDS.most,
+    RetrieveMethod.C_GET: UNLISTED_ROUNDS.most + 1,
+}
 """How often a study without a list is requested with nothing new to show for it."""
-_SPARE_ROUNDS = 3
-"""Rounds that brought nothing for local reasons, or only faulty instances, and are repeated."""
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class _Rounds:
     strategy: RequestStrategy
     fruitless_requests: int = 0
     """Single-UID requests in a row that have brought nothing."""
-    spare: int = _SPARE_ROUNDS
+    spare: int = SPARE_ROUNDS.most
     diagnosed: bool = False
 
     @classmethod
@@ -68,7 +70,7 @@ class _Rounds:
 
     @property
     def is_given_up(self) -> bool:
-        return self.fruitless_requests >= _MOST_FRUITLESS_REQUESTS
+        return self.fruitless_requests >= FRUITLESS_SINGLES.most
 
     def advance(self, alternatives: Sequence[RequestStrategy]) -> bool:
         """Go on to the next strategy; ``alternatives`` replace those that would follow."""
@@ -112,6 +114,7 @@ class Retrieval:
         self._spool = reception.spool
         self._ingest = reception.ingest
         self._sender = RequestSender(session, reception)
+        self._settling = Settling(session)
         self._diagnosis = Diagnosis(session, reception, self._sender)
         self.listing = listing
 
@@ -144,7 +147,7 @@ class Retrieval:
                     raise
 
     def _fetch(self, tasks: Sequence[StudyTask]) -> int:
-        received = self._ingest.scan(tasks)
+        received = self._scan_late(tasks) + self._ingest.scan(tasks)
         if listed := [task for task in tasks if task.is_listed]:
             received = self._fetch_listed(listed, received)
         for task in tasks:
@@ -160,28 +163,46 @@ class Retrieval:
         rounds = _Rounds.starting(
             strategies(session.capabilities, session.method, session.node.limits.uids_per_request)
         )
-        while any(task.missing() for task in tasks):
+        while any(task.to_request() for task in tasks):
             faulty = _faulty_count(tasks)
             this = self._request_round(tasks, rounds, received)
             received += this.received
             if this.received:
                 self._admission.record_delivery()
+            if this.received and not self._settling.is_to_widen(tasks, rounds.strategy):
                 continue
             if rounds.spare and (this.undetermined or _faulty_count(tasks) > faulty):
                 rounds.spare -= 1
                 continue
-            if not rounds.diagnosed:
+            self._settling.end_round(tasks, rounds.strategy, brought=this.received)
+            if not (this.received or rounds.diagnosed):
                 rounds.diagnosed = True
                 received += self._diagnosis.run(tasks, delivers=received > 0)
-            if not rounds.advance(this.alternatives):
+            wider = self._settling.next_strategies(tasks, rounds.strategy)
+            if not rounds.advance(this.alternatives or wider):
                 break
         self._list_incomplete_again(tasks)
         for task in tasks:
             if task.missing():
-                task.fail(task.failure or "instances-missing")
+                task.fail(self._settling.failure_of(task))
             elif not is_final(task.failure):
                 task.clear_failure()
             self._record_nothing_sent(task, received)
+        return received
+
+    def _scan_late(self, tasks: Sequence[StudyTask]) -> int:
+        """Scan studies of which something may still come of a request that is over; how many did.
+
+        What came is not requested again.
+        """
+        late, now = self._session.capabilities.late, self._admission.now()
+        received = 0
+        for task in tasks:
+            if late.is_awaited(task.reference) and (came := self._ingest.scan([task])):
+                received += came
+                late.record_arrival(task.reference, now)
+                task.remark("objects-late")
+                self._session.note(LATE_NOTE)
         return received
 
     def _request_round(
@@ -191,15 +212,25 @@ class Retrieval:
         this = _Round()
         by_reference = {task.reference: task for task in tasks}
         session = self._session
-        for request, contexts in plan_round(tasks, rounds.strategy, session.node, session.method):
+        planned = plan_round(
+            tasks, rounds.strategy, session.node, session.method, session.capabilities.contexts
+        )
+        for request, contexts in planned:
             session.check_running()
             self._spool.check_reserve()
             members = [by_reference[reference] for reference in request.studies]
+            if late := self._scan_late(members):
+                # Of an earlier request: the next one is planned without it.
+                this.received += late
+                break
             targets = targets_of(request, members)
+            asked, selected = set().union(*targets), selected_by(request, members)
             outcome = self._sender.send(request, members, contexts)
             failpoint("request-ended")
             received = self._ingest.scan(members)
             self._record_strain(request, outcome, received)
+            if outcome is not None:
+                self._settling.record_end(members, asked, selected, outcome, rounds.strategy)
             this.received += received
             this.undetermined = this.undetermined or outcome is None
             if received:
@@ -255,7 +286,7 @@ class Retrieval:
         As a whole first, and then by the series that are short of their counts; where there are
         no counts, as a whole until the PACS has sent what it says it has.
         """
-        fruitless, spare_rounds = 0, _SPARE_ROUNDS
+        fruitless, spare_rounds = 0, SPARE_ROUNDS.most
         while task.is_incomplete and not is_final(task.failure):
             if task.is_listed:
                 return self._fetch_listed([task], received)
@@ -267,14 +298,14 @@ class Retrieval:
             if fruitless:
                 # What an association has got wrong, the next one may not.
                 self._session.requestor.close()
-            faulty = task.faulty_count
+            faulty = task.attempts.faulty_count
             this = self._request_unlisted_round(task, fruitless, received)
             received += this.received
             if this.received:
                 self._admission.record_delivery()
             if this.received and task.content.evidence is Evidence.SERIES_COUNTS:
                 fruitless = 0
-            elif spare_rounds and (this.undetermined or task.faulty_count > faulty):
+            elif spare_rounds and (this.undetermined or task.attempts.faulty_count > faulty):
                 spare_rounds -= 1
             else:
                 fruitless += 1
@@ -286,7 +317,10 @@ class Retrieval:
         """Send the requests of one round for a study without a list."""
         this = _Round()
         session = self._session
-        for request, contexts in plan_unlisted_round(task, session.node, session.method, fruitless):
+        planned = plan_unlisted_round(
+            task, session.node, session.method, fruitless, session.capabilities.contexts
+        )
+        for request, contexts in planned:
             session.check_running()
             self._spool.check_reserve()
             task.begin_request()
@@ -364,6 +398,8 @@ class Retrieval:
         """Record in the admission where nothing of a listed study was sent."""
         if received or not task.is_untouched or is_specific(task.failure):
             return
+        if task.attempts.is_explained:
+            return
         self._admission.record_nothing_sent(
             task.reference, task.failure or "nothing-arrived", self._session.method
         )
@@ -385,7 +421,7 @@ class Retrieval:
         Interrupted
             The run is to stop.
         """
-        code = code_of_end(outcome, self._session.method)
+        code = code_of_end(outcome, self._session.method, delivers=self._admission.has_delivered)
         if code == "interrupted" or self._session.stopping():
             raise self._session.pool.interruption(self._session.requestor)
         if code == "not-permitted" and self._admission.has_delivered:
@@ -443,4 +479,4 @@ class Retrieval:
 
 
 def _faulty_count(tasks: Sequence[StudyTask]) -> int:
-    return sum(task.faulty_count for task in tasks)
+    return sum(task.attempts.faulty_count for task in tasks)

@@ -15,6 +15,7 @@ from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import Instance, InstanceKey, ReceivedInstance
 from prefect_dicom.core.reasons import Consequence
 from prefect_dicom.dicom.part10 import Scan, survey
+from prefect_dicom.dicom.same_content import differ_in_times_only
 from prefect_dicom.dicom.validation import Validation, listed_key, validate
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.retrieval.study_task import StudyTask
@@ -37,6 +38,8 @@ class _Batch:
     """Instances of another node that this node has sent with other bytes."""
     suspects: set[str] | None = None
     """The hashes of files that had been set aside before; None until they are needed."""
+    proven: set[str] = field(default_factory=set)
+    """Faults that were found to be the source's: what was set aside for them is judged now."""
 
     @property
     def count(self) -> int:
@@ -103,6 +106,15 @@ class Ingest:
 
     def _examine(self, task: StudyTask) -> _Batch:
         batch = _Batch()
+        self._examine_files(task, batch)
+        if batch.proven:
+            for code in batch.proven:
+                task.attempts.forget_suspects(code)
+            self._spool.bring_back(task.reference)
+            self._examine_files(task, batch)
+        return batch
+
+    def _examine_files(self, task: StudyTask, batch: _Batch) -> None:
         for path in self._spool.files(task.reference):
             if task.files.is_examined(path.stem):
                 key = task.files.record_repeat(path)
@@ -110,7 +122,6 @@ class Ingest:
                     self._record_repeat(task, key, batch)
             else:
                 self._examine_file(task, path, batch)
-        return batch
 
     def _examine_file(self, task: StudyTask, path: Path, batch: _Batch) -> None:
         sha256 = path.stem
@@ -133,25 +144,57 @@ class Ingest:
         elif not wanted:
             task.files.record_unlisted(sha256, key)
         elif validation is None:
-            self._quarantine(task, sha256, "conflicting-content")
+            self._keep_first(task, path, key, batch)
         elif validation.consequence is Consequence.QUARANTINE:
             self._quarantine(task, sha256, validation.findings[0])
         elif validation.consequence is not Consequence.ASK_AGAIN:
             self._accept(task, path, key, scan, validation, batch)
-        elif not self._was_set_aside(task, sha256, batch):
+        elif not self._is_faulty_at_source(task, sha256, key, validation, batch):
             # It may have been damaged on its way: request it once more before judging it.
             self._spool.set_aside(task.reference, sha256)
             failpoint("set-aside")
-            task.record_set_aside()
+            task.attempts.record_suspect(key, validation.findings[0])
         elif self._leave_out_faulty:
             self._reject(task, sha256, key, scan, validation, batch)
         else:
             self._accept(task, path, key, scan, validation, batch)
 
-    def _was_set_aside(self, task: StudyTask, sha256: str, batch: _Batch) -> bool:
+    def _is_faulty_at_source(
+        self,
+        task: StudyTask,
+        sha256: str,
+        key: InstanceKey,
+        validation: Validation,
+        batch: _Batch,
+    ) -> bool:
+        """Whether an instance has come with the same bytes before, or enough others like it have.
+
+        A study of a hundred instances with one fault is not requested twice for it: a few of them
+        are, and if they come as before, the others are judged like them.
+        """
+        code = validation.findings[0]
         if batch.suspects is None:
             batch.suspects = self._spool.suspects(task.reference)
-        return sha256 in batch.suspects
+        if sha256 in batch.suspects:
+            task.attempts.record_proven(key, code)
+            if task.attempts.is_proven(code):
+                batch.proven.add(code)
+            return True
+        return task.attempts.is_proven(code)
+
+    def _keep_first(self, task: StudyTask, path: Path, key: InstanceKey, batch: _Batch) -> None:
+        """Judge a second copy of an instance whose bytes differ from those that are here.
+
+        Some PACS write the moment of sending into what they send: the first copy stays.
+        """
+        known = task.instances.received.get(key)
+        first = None if known is None else self._spool.file(task.reference, known.sha256)
+        if first is None or not differ_in_times_only(first, path):
+            self._quarantine(task, path.stem, "conflicting-content")
+            return
+        task.remark("times-vary")
+        self._record_repeat(task, key, batch)
+        self._spool.remove(task.reference, path.stem)
 
     # --- what becomes of a file
 
@@ -202,6 +245,7 @@ class Ingest:
         watch = not task.is_listed or task.instances.is_from_elsewhere(key)
         task.files.record_examined(path, key, watch=watch)
         task.record_sent(key)
+        task.attempts.record_whole(key)
         instance = ReceivedInstance(
             task.reference,
             key,

@@ -139,6 +139,7 @@ class Listing:
         return replace(
             answer,
             instances=tuple(i for i in answer.instances if i.key.series_instance_uid in wanted),
+            bare_series=tuple(uid for uid in answer.bare_series if uid in wanted),
         )
 
     def list(self, task: StudyTask, *, fresh: bool) -> bool:
@@ -278,6 +279,10 @@ class Listing:
     def _expect(self, task: StudyTask, answer: ListedStudy, change: ListChange) -> None:
         content = StudyContent(answer.evidence, answer.series, answer.number_of_instances, _now())
         task.record_listed(content, answer.instances)
+        if answer.bare_series:
+            task.fail("series-without-instances")
+        elif task.failure == "series-without-instances":
+            task.clear_failure()
         if answer.unlistable:
             task.fail("unsafe-uid")
         if change.added == change.total:

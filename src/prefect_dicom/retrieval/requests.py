@@ -170,11 +170,21 @@ def from_both_ends(keys: Sequence[InstanceKey]) -> list[InstanceKey]:
     return [key for pair in pairs for key in pair if key is not None]
 
 
+def selected_by(request: RetrieveRequest, tasks: Sequence[StudyTask]) -> int:
+    """How many instances a request selects at the node, by its list: those here among them."""
+    if request.level == "STUDY":
+        return sum(len(task.instances.listed) for task in tasks)
+    if request.level == "SERIES":
+        listed = (key for task in tasks for key in task.instances.listed)
+        return sum(key.series_instance_uid in request.series for key in listed)
+    return len(request.instances)
+
+
 def targets_of(request: RetrieveRequest, tasks: Sequence[StudyTask]) -> list[set[InstanceKey]]:
     """The missing instances that each UID of a request's list should bring."""
     if request.level == "STUDY":
-        return [set(task.missing()) for task in tasks]
-    missing = [key for task in tasks for key in task.missing()]
+        return [set(task.to_request()) for task in tasks]
+    missing = [key for task in tasks for key in task.to_request()]
     if request.level == "SERIES":
         return [{k for k in missing if k.series_instance_uid == uid} for uid in request.series]
     return [{k for k in missing if k.sop_instance_uid == uid} for uid in request.instances]

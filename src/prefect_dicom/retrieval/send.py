@@ -28,6 +28,7 @@ from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, Reques
 from prefect_dicom.network.storage_scp.client import Received
 from prefect_dicom.network.storage_scp.turned_away import most_telling
 from prefect_dicom.retrieval.ingest import Ingest
+from prefect_dicom.retrieval.late_arrivals import LATE_NOTE
 from prefect_dicom.retrieval.requests import RetrieveRequest
 from prefect_dicom.retrieval.strategy import Contexts, PeerCapabilities
 from prefect_dicom.retrieval.study_task import StudyTask
@@ -191,11 +192,11 @@ class RequestSender:
                 should_stop=lambda: "interrupted" if session.stopping() else None,
             )
             if _may_have_sent(outcome) or expected.received().instances:
-                if wanted is None:
-                    wanted = (outcome.completed or 0) + (outcome.warning or 0) or None
+                wanted = _instances_to_wait_for(outcome, wanted)
                 wait_until_received(expected, wanted, settle_seconds, session.stopping)
+                self._wait_for_late(expected, wanted, outcome, tasks)
             so_far = expected.received()
-            first.look(so_far.instances)
+            first.came(so_far.first_age_seconds)
             usage.instances, usage.size_bytes = so_far.instances, so_far.size_bytes
             self._check_room(so_far.refused, tasks)
             if expected.renewed:
@@ -212,6 +213,40 @@ class RequestSender:
         self._session.note(f"while instances were due, {found.words}")
         # Some PACS send from several machines, of which one may be allowed.
         return outcome if so_far.instances else replace(outcome, turned_away=found.code)
+
+    def _wait_for_late(
+        self,
+        expected: Request,
+        wanted: int | None,
+        outcome: RetrieveResult,
+        tasks: Sequence[StudyTask],
+    ) -> None:
+        """Wait longer than the settle time, where that has been worth it or may be.
+
+        What has not come then may come later all the same: the receiver keeps it for its study.
+        """
+        session, late = self._session, self._session.capabilities.late
+        references = [task.reference for task in tasks]
+        so_far = expected.received()
+        before = so_far.instances
+        if wanted is not None and before >= wanted:
+            late.forget(references)
+            return
+        began, settle_seconds = session.admission.now(), session.node.timeouts.settle_seconds
+        promised = outcome.sent > before and not so_far.turned_away
+        patience = late.patience_seconds(settle_seconds, promised=promised)
+        if outcome.reports_success and patience > settle_seconds:
+            wait_for_more(expected, before, patience - settle_seconds, session.stopping)
+            came = expected.received().instances > before
+            late.record_wait(session.admission.now() - began + settle_seconds, came=came)
+            if came:
+                session.note(LATE_NOTE)
+                for task in tasks:
+                    task.remark("objects-late")
+                wait_until_received(expected, wanted, settle_seconds, session.stopping)
+        if wanted is None or expected.received().instances < wanted:
+            expected.awaited = True
+            late.expect(references, session.admission.now())
 
     def _get(
         self,
@@ -246,10 +281,13 @@ class RequestSender:
                 raise
             session.capabilities.fruitless_without_roles += 1
             # These classes cannot come from this node; others may.
+            session.capabilities.contexts.record(contexts, ())
             return RetrieveResult(None, lost=error.code)
         finally:
+            first.came(own.first_age_seconds)
             usage.instances, usage.size_bytes = own.instances, own.size_bytes
         session.capabilities.accepts_c_get = True
+        session.capabilities.contexts.record(contexts, outcome.accepted)
         self._check_room(store_handler.refused_since(own), tasks)
         return outcome
 
@@ -263,7 +301,11 @@ class RequestSender:
 
 
 class _FirstInstance:
-    """Latency of a request: the time until its first instance was seen here, in seconds."""
+    """Latency of a request: the time until its first instance came, in seconds.
+
+    A request may be over, and its settle time too, before anybody looks: the receiver knows when
+    the instance came. Before the first one is whole, its bytes are seen.
+    """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.seconds: float | None = None
@@ -275,6 +317,12 @@ class _FirstInstance:
         if received and self.seconds is None:
             self.seconds = self._now() - self._sent_at
         return received
+
+    def came(self, age_seconds: float | None) -> None:
+        """Note how long ago the first instance came; None where none did."""
+        if age_seconds is not None:
+            seconds = max(0.0, self._now() - age_seconds - self._sent_at)
+            self.seconds = seconds if self.seconds is None else min(self.seconds, seconds)
 
 
 def wait_until_received(
@@ -301,6 +349,17 @@ def wait_until_received(
         time.sleep(_POLL_SECONDS)
 
 
+def wait_for_more(
+    expected: Request, than: int, seconds: float, stopping: Callable[[], bool] = lambda: False
+) -> None:
+    """Wait until more instances were received than a number, or ``seconds`` have passed."""
+    until = time.monotonic() + seconds
+    while not stopping() and time.monotonic() < until:
+        if expected.received().instances > than:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
 def _studies_by_uid(tasks: Sequence[StudyTask]) -> Mapping[str, StudyReference]:
     return {normal_uid(task.claim.study_instance_uid): task.reference for task in tasks}
 
@@ -309,6 +368,17 @@ def _signs_of_life(expected: Request) -> int:
     """A number that changes while anything is received, be it one very large instance."""
     so_far = expected.received()
     return so_far.size_bytes + so_far.open_bytes
+
+
+def _instances_to_wait_for(outcome: RetrieveResult, wanted: int | None) -> int | None:
+    """How many instances are waited for when a C-MOVE has ended; None: until none comes.
+
+    What the PACS says that it could not send is not waited for.
+    """
+    asked = outcome.sent + (outcome.failed or 0) if wanted is None else wanted
+    if outcome.accounts_for(asked):
+        return outcome.sent
+    return outcome.sent or None if wanted is None else wanted
 
 
 def _may_have_sent(outcome: RetrieveResult) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from prefect_dicom.config.capabilities import NodeCapabilities, Service
 from prefect_dicom.config.node import PacsNode
@@ -23,9 +24,23 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.core.uids import is_uid
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
-from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, context_groups
+from prefect_dicom.network.presentation_contexts import (
+    COMMON_CLASSES,
+    STORAGE_CLASSES,
+    Breadth,
+    NegotiatedContexts,
+    context_groups,
+    filled_up,
+    with_successors,
+)
 from prefect_dicom.network.retrieve_result import RetrieveResult
-from prefect_dicom.network.status import is_out_of_resources, reason_for_status
+from prefect_dicom.network.status import (
+    UNABLE_TO_PERFORM_SUBOPERATIONS,
+    is_out_of_resources,
+    reason_for_status,
+)
+from prefect_dicom.retrieval.bounds import CLASS_NOT_TOLD, SYNTAX_SEARCH
+from prefect_dicom.retrieval.late_arrivals import LateArrivals
 from prefect_dicom.retrieval.requests import (
     Missing,
     RetrieveRequest,
@@ -67,6 +82,10 @@ class PeerCapabilities:
     """C-GETs for which it negotiated no roles, and sent nothing."""
     queries: QueryCapabilities = field(default_factory=QueryCapabilities)
     """Its support of the queries for a study's content."""
+    contexts: NegotiatedContexts = field(default_factory=NegotiatedContexts)
+    """What it has made of the presentation contexts of C-GETs."""
+    late: LateArrivals = field(default_factory=LateArrivals)
+    """How long after the end of a C-MOVE its instances were seen to come."""
 
     @property
     def may_send_without_roles(self) -> bool:
@@ -188,15 +207,29 @@ def service_of(method: RetrieveMethod) -> str:
     return "C-MOVE" if method is RetrieveMethod.C_MOVE else "C-GET"
 
 
-def code_of_end(outcome: RetrieveResult, method: RetrieveMethod) -> str:
-    """The reason code of a request that brought nothing."""
+def code_of_end(outcome: RetrieveResult, method: RetrieveMethod, *, delivers: bool) -> str:
+    """The reason code of a request that brought nothing.
+
+    A PACS that says which instances it could not send says more than its status. But for A702 to
+    a C-MOVE, before anything has come: a receiver that it cannot reach makes it say the same.
+
+    Parameters
+    ----------
+    delivers : bool
+        Whether instances have come from the node in this run.
+    """
     if outcome.turned_away is not None:
         return outcome.turned_away
     if outcome.lost is not None:
         return outcome.lost
-    if outcome.status is not None:
-        return reason_for_status(service_of(method), outcome.status) or "nothing-arrived"
-    return "association-lost"
+    if outcome.status is None:
+        return "association-lost"
+    code = reason_for_status(service_of(method), outcome.status)
+    if outcome.failed and not outcome.sent:
+        way_is_open = delivers or method is RetrieveMethod.C_GET
+        if code is None or (way_is_open and outcome.status == UNABLE_TO_PERFORM_SUBOPERATIONS):
+            return "instances-missing"
+    return code or "nothing-arrived"
 
 
 def is_refused_for_form(outcome: RetrieveResult, method: RetrieveMethod) -> bool:
@@ -245,7 +278,11 @@ def code_of_strain(outcome: RetrieveResult, brought: int) -> str | None:
 
 
 def plan_round(
-    tasks: Sequence[StudyTask], strategy: RequestStrategy, node: PacsNode, method: RetrieveMethod
+    tasks: Sequence[StudyTask],
+    strategy: RequestStrategy,
+    node: PacsNode,
+    method: RetrieveMethod,
+    offered: NegotiatedContexts,
 ) -> Iterator[PlannedRequest]:
     """Plan the requests of one round for listed instances.
 
@@ -254,7 +291,7 @@ def plan_round(
     if strategy.whole:
         # The whole of a study is not requested where series of it are not wanted.
         some = [t for t in tasks if strategy.whole == "SERIES" or not t.unwanted_series]
-        for missing, contexts in missing_by_proposal(some, strategy.breadth, method):
+        for missing, contexts in missing_by_proposal(some, strategy, method, offered):
             for request in plan_whole_requests(missing, strategy.whole):
                 yield request, contexts
         return
@@ -267,7 +304,7 @@ def plan_round(
         for task in tasks
     }
     patient_root = node.information_model is InformationModel.PATIENT_ROOT
-    for missing, contexts in missing_by_proposal(tasks, strategy.breadth, method):
+    for missing, contexts in missing_by_proposal(tasks, strategy, method, offered):
         if strategy.uids == 1:
             missing = {study: from_both_ends(keys) for study, keys in missing.items()}
         # In the Patient Root a request names one patient, and so one study at a time.
@@ -283,41 +320,78 @@ def plan_round(
 
 
 def missing_by_proposal(
-    tasks: Sequence[StudyTask], breadth: Breadth, method: RetrieveMethod
+    tasks: Sequence[StudyTask],
+    strategy: RequestStrategy,
+    method: RetrieveMethod,
+    offered: NegotiatedContexts,
 ) -> Iterator[tuple[Missing, Contexts]]:
-    """The missing instances, for a C-GET in groups whose SOP classes fit into one proposal."""
+    """The missing instances, for a C-GET in groups whose SOP classes fit into one proposal.
+
+    What the node has refused before is not proposed again.
+    """
     if method is RetrieveMethod.C_MOVE:
-        yield {task.reference: task.missing() for task in tasks}, ()
+        yield {task.reference: task.to_request() for task in tasks}, ()
         return
     classes = Counter(
         sop_class
         for task in tasks
-        for key in task.missing()
+        for key in task.to_request()
         if (sop_class := task.instances.class_to_propose(key))
     )
     ordered = [sop_class for sop_class, _ in classes.most_common()]
-    for group, contexts in context_groups(ordered, breadth):
-        if missing := _missing_of(tasks, group):
+    searches = 0
+    for group, contexts in _proposals(ordered, strategy.breadth, offered):
+        if (missing := _missing_of(tasks, group)) and searches < SYNTAX_SEARCH.most:
+            searches += strategy.breadth is Breadth.SINGLE
             yield missing, contexts
     # Some PACS do not return the classes of their instances: all are tried in turn.
-    for _, contexts in context_groups(STORAGE_CLASSES, breadth):
+    proposals = _proposals(_classes_to_try(strategy), strategy.breadth, offered)
+    for _, contexts in islice(proposals, CLASS_NOT_TOLD.most):
         missing = _missing_of(tasks, {""})
         if not missing:
             return
         yield missing, contexts
 
 
+def _proposals(
+    sop_classes: Sequence[str], breadth: Breadth, offered: NegotiatedContexts
+) -> Iterator[tuple[frozenset[str], Contexts]]:
+    """Groups of SOP classes with the contexts that are worth proposing for them."""
+    proposed = with_successors(sop_classes) if breadth is Breadth.COMMON else sop_classes
+    for group, contexts in context_groups(proposed, breadth):
+        worth = offered.worth_proposing(contexts, breadth)
+        if worth and breadth is Breadth.ALL:
+            worth = offered.worth_proposing(filled_up(worth), breadth)
+        if worth:
+            yield group, worth
+
+
+def _classes_to_try(strategy: RequestStrategy) -> Sequence[str]:
+    """The classes that are proposed for instances whose own is not told.
+
+    All of the standard in the usual encodings, and the usual ones in all encodings; what is
+    behind these is not worth hundreds of requests.
+    """
+    if strategy.uids == 1 or strategy.breadth is Breadth.SINGLE:
+        return ()
+    return STORAGE_CLASSES if strategy.breadth is Breadth.COMMON else COMMON_CLASSES
+
+
 def _missing_of(tasks: Sequence[StudyTask], sop_classes: Collection[str]) -> Missing:
     missing: Missing = {}
     for task in tasks:
-        keys = [k for k in task.missing() if task.instances.class_to_propose(k) in sop_classes]
+        keys = [k for k in task.to_request() if task.instances.class_to_propose(k) in sop_classes]
         if keys:
             missing[task.reference] = keys
     return missing
 
 
 def plan_unlisted_round(
-    task: StudyTask, node: PacsNode, method: RetrieveMethod, fruitless: int
+    task: StudyTask,
+    node: PacsNode,
+    method: RetrieveMethod,
+    fruitless: int,
+    offered: NegotiatedContexts,
 ) -> Iterator[PlannedRequest]:
     """Plan the requests of one round for a study of which no instances are listed.
 
@@ -327,7 +401,7 @@ def plan_unlisted_round(
         How many rounds before have brought nothing.
     """
     whole = _asks_for_whole(task, node.limits.request_instances, fruitless)
-    for contexts in _contexts_of_unlisted(task, method, fruitless):
+    for contexts in _contexts_of_unlisted(task, method, fruitless, offered):
         if whole:
             yield RetrieveRequest("STUDY", (task.reference,), expected=None), contexts
             continue
@@ -348,16 +422,20 @@ def _asks_for_whole(task: StudyTask, most_instances: int, fruitless: int) -> boo
 
 
 def _contexts_of_unlisted(
-    task: StudyTask, method: RetrieveMethod, fruitless: int
+    task: StudyTask, method: RetrieveMethod, fruitless: int, offered: NegotiatedContexts
 ) -> Iterator[Contexts]:
-    """What a C-GET proposes in turn: the classes that were received, and then all others."""
+    """What a C-GET proposes in turn: the classes that were received, and then all others.
+
+    Where that has been in vain, the usual ones once more, and then in all transfer syntaxes.
+    """
     if method is RetrieveMethod.C_MOVE:
         yield ()
         return
     known = Counter(instance.sop_class_uid for instance in task.instances.listed.values())
     classes = [uid for uid, _ in known.most_common() if is_uid(uid)]
     breadth = Breadth.ALL if fruitless >= _ALL_PROPOSED_FROM else Breadth.COMMON
-    for _, contexts in context_groups([*classes, *STORAGE_CLASSES], breadth):
+    others = COMMON_CLASSES if fruitless else STORAGE_CLASSES
+    for _, contexts in _proposals([*classes, *others], breadth, offered):
         if not task.is_incomplete:
             return
         yield contexts

@@ -25,6 +25,7 @@ from prefect_dicom.core.uids import is_safe_key, is_uid
 from prefect_dicom.dicom.validation import Expected
 from prefect_dicom.ledger import Claim
 from prefect_dicom.network.retrieve_result import RetrieveResult
+from prefect_dicom.retrieval.attempts import Attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,12 +296,12 @@ class StudyTask:
         self.claim: Final = claim
         self.instances: Final = InstanceTable()
         self.files: Final = SpoolFiles()
+        self.attempts: Final = Attempts()
         self._content = StudyContent()
         self._unwanted: tuple[str, ...] = ()
         self._remarks: set[str] = set()
         self._failure: str | None = None
         self._gone = False
-        self._faulty = 0
         self._sent: set[InstanceKey] = set()
         self._confirmed = False
 
@@ -335,11 +336,6 @@ class StudyTask:
         return self._failure
 
     @property
-    def faulty_count(self) -> int:
-        """How many faulty instances were set aside, to be requested once more before a verdict."""
-        return self._faulty
-
-    @property
     def contradicts_counts(self) -> bool:
         """Whether more is here of a series than the PACS counts in it."""
         if self._content.evidence is not Evidence.SERIES_COUNTS:
@@ -363,11 +359,20 @@ class StudyTask:
     @property
     def is_untouched(self) -> bool:
         """Whether none of its instances has been received yet, in this run or before."""
-        return not self._faulty and len(self.missing()) == len(self.instances.listed)
+        return not self.attempts.faulty_count and len(self.missing()) == len(self.instances.listed)
 
     def missing(self) -> list[InstanceKey]:
         """The instances that are to be requested; none where the PACS no longer has the study."""
         return [] if self._gone else self.instances.missing()
+
+    def to_request(self) -> list[InstanceKey]:
+        """Those of the missing instances that another request may bring."""
+        held_back = self.attempts.held_back()
+        return [
+            key
+            for key in self.missing()
+            if key not in held_back and not self.attempts.is_settled(key)
+        ]
 
     def short_series(self) -> list[str]:
         """The UIDs of series of which less is here than the PACS counts."""
@@ -391,7 +396,7 @@ class StudyTask:
         self._content = content
         self.instances.record_listed(instances)
         self._confirmed = False
-        self._remarks.clear()
+        self._remarks.discard("series-count-wrong")
 
     def record_selection(self, unwanted: Iterable[str]) -> None:
         """These series (UIDs) are not wanted by the cohort."""
@@ -419,9 +424,9 @@ class StudyTask:
         """A request has ended; of a whole study its counters may confirm that this is all."""
         self._confirmed = level == "STUDY" and _is_confirmed(self, self._sent, outcome)
 
-    def record_set_aside(self) -> None:
-        """A faulty instance was set aside, to be requested once more."""
-        self._faulty += 1
+    def remark(self, code: str) -> None:
+        """Note something about the study as a whole in its manifest; a reason code."""
+        self._remarks.add(code)
 
     def supersede(self, key: InstanceKey) -> None:
         """Drop what another node had sent of an instance."""

@@ -76,6 +76,8 @@ class StudyCommit:
     def fail(self, task: StudyTask, code: str) -> None:
         """Record that a study has failed at its node; where there is another node, ask that."""
         context = self._context
+        if task.attempts.are_hopeless(task.missing()):
+            context.hopeless.add(task.reference)
         if not context.ledger.studies.record_failed(task.claim, code, nodes=context.cohort.nodes):
             context.failover.request_next_node()
             return

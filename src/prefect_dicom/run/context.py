@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect_dicom.admission.node_access import NodeAccess
 from prefect_dicom.admission.node_failover import NodeFailover
@@ -10,7 +10,7 @@ from prefect_dicom.admission.node_notes import NodeNotes
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.events import EventBus
-from prefect_dicom.core.model import CohortFilters
+from prefect_dicom.core.model import CohortFilters, StudyReference
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.ledger import Run as RunRecord
 from prefect_dicom.run.control import RunControl
@@ -34,3 +34,6 @@ class RunContext:
     access: NodeAccess
     notes: NodeNotes
     failover: NodeFailover
+    hopeless: set[StudyReference] = field(default_factory=set)
+    """Studies that another pass of this run would bring no further: their instances were requested
+    among others and alone, to the same end."""

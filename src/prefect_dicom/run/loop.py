@@ -101,7 +101,9 @@ class DiscoveryLoop:
             trouble = self.one_pass()
             while self._is_worth_another(trouble) and self._schedule_another(trouble, passes):
                 self.say(self.run.reporting.format_waits() or "another pass")
+                self.run.reporting.record_waits()
                 self._wait_for_nodes()
+                self.run.reporting.record_waits()
                 trouble = self.one_pass()
                 passes += 1
         return trouble
@@ -202,11 +204,14 @@ class DiscoveryLoop:
         while not run.control.is_stopping():
             held, fallen_free = held_by_others()
             if fallen_free or not held or disabled:
+                if said:
+                    run.reporting.record_waits()
                 return fallen_free and not disabled
             words = f"waiting for {held} {what} that another run works on"
             if not said:
                 said = True
                 self.say(words)
+                run.reporting.record_waits(words)
             self.show(run.reporting.totals, words)
             run.clock.wait(run.control.stop, TICK_SECONDS)
         # Paused or cancelled: what is left is not done, and that keeps the pass from its end.

@@ -55,11 +55,12 @@ class RunReporting:
             words += [context.access.format_state(node), context.access.schedules.format(node)]
         return "; ".join(filter(None, words))
 
-    def record_waits(self) -> None:
-        """Record for ``status`` what the run waits for."""
+    def record_waits(self, words: str = "") -> None:
+        """Record for ``status`` what the run waits for: these words, or what its nodes make it."""
+        words = "; ".join(filter(None, (words, self.format_waits())))
         with contextlib.suppress(LedgerError):
             # What cannot be written now is written with the next change.
-            self._context.ledger.runs.record_waits(self._context.record, self.format_waits())
+            self._context.ledger.runs.record_waits(self._context.record, words)
 
     def sample(self, *, now: bool = False) -> None:
         """Record where the cohort stands; at most every 30 s, all runs together, but ``now``.

@@ -191,9 +191,14 @@ class Run(DryRun):
 
 
 def reopen_transient(run: DryRun) -> bool:
-    """Reopen the rows and studies that failed for a transient reason; whether there are any."""
+    """Reopen the rows and studies that failed for a transient reason; whether there are any.
+
+    Not the studies for which this run has tried everything: a rerun tries them again.
+    """
     codes = [r.code for r in REASONS.values() if r.disposition is Disposition.TRANSIENT]
-    reopened = run.ledger.cohorts.reopen(run.cohort.number, reasons=codes)
+    reopened = run.ledger.cohorts.reopen(
+        run.cohort.number, reasons=codes, besides=run.context.hopeless
+    )
     return bool(reopened.studies or reopened.rows)
 
 

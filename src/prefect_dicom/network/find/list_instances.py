@@ -33,7 +33,8 @@ class ListedStudy:
 
     ``unlistable`` counts answers that name nothing that could be asked for: series or
     instances without a UID, or with one that is a wildcard. They are in no retrieve by list.
-    ``offline`` is the number of series that the PACS cannot deliver by itself.
+    ``offline`` is the number of series that the PACS cannot deliver by itself. ``bare_series`` are
+    the UIDs of those that are listed without instances, and not counted as empty.
     """
 
     instances: tuple[Instance, ...] = ()
@@ -42,6 +43,7 @@ class ListedStudy:
     evidence: Evidence = Evidence.INSTANCE_LIST
     series: Mapping[str, int | None] | None = None
     number_of_instances: int | None = None
+    bare_series: tuple[str, ...] = ()
 
 
 def list_study(requestor: Requestor, study: Study, capabilities: QueryCapabilities) -> ListedStudy:
@@ -176,7 +178,7 @@ def _instances_of(
     instances: dict[InstanceKey, Instance] = {}
     unlistable = 0
     lengths: list[tuple[int, str, int | None]] = []
-    bare = False
+    bare: list[str] = []
     for series in listed.series:
         series_uid = series.series_instance_uid
         above = keys_above(requestor, study_instance_uid, patient_id, capabilities)
@@ -196,15 +198,19 @@ def _instances_of(
                 continue
             key = InstanceKey(series_uid, sop_uid)
             instances.setdefault(key, Instance(key, uid_of(answer, "SOPClassUID")))
-        bare = bare or (not length and series.number_of_instances != 0)
+        if not length and series.number_of_instances != 0:
+            bare.append(series_uid)
         if may_be_short(length, series.number_of_instances):
             lengths.append((length, series_uid, series.number_of_instances))
-    if bare and (instances or unlistable or capabilities.answers.get("IMAGE")):
-        raise PacsError("answers-capped", "a series is listed, and none of its instances")
     if lengths:
         # A limit meets the longest list first.
         length, series_uid, counted = max(lengths, key=lambda one: one[0])
         above = keys_above(requestor, study_instance_uid, patient_id, capabilities)
         above["SeriesInstanceUID"] = series_uid
         check_whole(requestor, "IMAGE", above, length, counted)
-    return ListedStudy(tuple(instances.values()), listed.unlistable + unlistable, listed.offline)
+    return ListedStudy(
+        tuple(instances.values()),
+        listed.unlistable + unlistable,
+        listed.offline,
+        bare_series=tuple(bare),
+    )

@@ -44,6 +44,7 @@ class Received:
     ``by_originator`` counts the instances that named the request by its Move Originator fields.
     ``refused`` is why an instance could not be written meanwhile, a reason code, else empty;
     ``turned_away`` are the peers that were turned away meanwhile.
+    ``first_age_seconds`` is how long ago the first instance arrived; None where none has.
     """
 
     instances: int
@@ -53,6 +54,7 @@ class Received:
     refused: str = ""
     by_originator: int = 0
     turned_away: tuple[TurnedAway, ...] = ()
+    first_age_seconds: float | None = None
 
 
 class ReceiverLease:
@@ -144,6 +146,8 @@ class Request:
         """Seconds since something last arrived on a dead run's account; None if nothing did."""
         self.renewed = False
         """Whether the receiver has ended under this request and was started again."""
+        self.awaited = False
+        """Whether instances may still come when the request has ended; they are kept then."""
 
     def received(self) -> Received:
         """Return what has been received so far.
@@ -161,7 +165,9 @@ class Request:
     def end(self) -> None:
         """End the request at the receiver."""
         with contextlib.suppress(ReceiverError):
-            self._lease._ask({"verb": "forget", "message_id": self.message_id})
+            self._lease._ask(
+                {"verb": "forget", "message_id": self.message_id, "awaited": self.awaited}
+            )
 
 
 def running_receiver(site: Site) -> ReceiverLease | None:

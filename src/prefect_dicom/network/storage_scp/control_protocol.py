@@ -12,8 +12,10 @@ its lease with its socket. Requests are answered in order.
 ``received`` ``message_id``                              ``instances``, ``size_bytes``,
                                                          ``quiet_seconds``, ``open_bytes``,
                                                          ``refused``, ``by_originator``,
-                                                         ``turned_away`` since ``expect``
-``forget``   ``message_id``
+                                                         ``turned_away`` since ``expect``,
+                                                         ``first_age_seconds``
+``forget``   ``message_id``, ``awaited``: whether what
+             comes late is kept for its studies
 ``status``                                               what ``prefect-dicom receiver
                                                          status`` prints
 ``stop``                                                 ends the receiver

@@ -52,6 +52,8 @@ from prefect_dicom.network.storage_scp.turned_away import TurnedAwayRecord
 log = logging.getLogger(__name__)
 
 _HIGHEST_MESSAGE_ID = 0xFFFF
+_MOST_AWAITED = 1000
+"""Requests that have ended short of instances, whose studies are still accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class ReceiverServer:
         self._idle_since = time.monotonic()
         self._requests: dict[int, Expectation] = {}
         self._orphans: dict[int, Expectation] = {}
+        self._awaited: dict[int, Expectation] = {}
         self._last_message_id = 0
         self._dead_runs = 0
         self._spool_bytes = CachedReading(self._spool.waiting_bytes)
@@ -287,13 +290,14 @@ class ReceiverServer:
                     "size_bytes": expectation.size_bytes,
                     "quiet_seconds": time.monotonic() - expectation.last_arrival,
                     "open_bytes": self._store_handler.open_bytes,
+                    "first_age_seconds": expectation.first_age_seconds,
                     "refused": self._store_handler.refused_since(expectation),
                     "turned_away": [
                         one.to_message() for one in self._turned_away.since(expectation.began)
                     ],
                 }
             case {"verb": "forget", "message_id": int(number)} if number in mine:
-                self._forget(number, mine.pop(number))
+                self._forget(number, mine.pop(number), awaited=bool(message.get("awaited")))
                 return {}
             case {"verb": "status"}:
                 return self._status()
@@ -314,6 +318,8 @@ class ReceiverServer:
                     quiet = silence if quiet is None else min(quiet, silence)
                     self._store_handler.forget(self._orphans.pop(number))
                     self._requests.pop(number, None)
+            self._store_handler.take_over(studies)
+            self._awaited = {n: late for n, late in self._awaited.items() if late.studies}
             number = self._free_message_id()
             expectation = Expectation(
                 {uid: int(reference) for uid, reference in studies.items()}, originator, number
@@ -323,15 +329,27 @@ class ReceiverServer:
         self._store_handler.expect(expectation)
         return {"message_id": number, "quiet_seconds": quiet}
 
-    def _forget(self, number: int, expectation: Expectation) -> None:
-        self._store_handler.forget(expectation)
+    def _forget(self, number: int, expectation: Expectation, *, awaited: bool) -> None:
+        """End a request; what is ``awaited`` of it is kept for its studies until it comes.
+
+        Or until somebody requests one of them again, who takes care of it from then on.
+        """
+        if not awaited:
+            self._store_handler.forget(expectation)
         with self._lock:
             self._requests.pop(number, None)
+            if not awaited:
+                return
+            self._awaited[number] = expectation
+            while len(self._awaited) > _MOST_AWAITED:
+                oldest = next(iter(self._awaited))
+                self._store_handler.forget(self._awaited.pop(oldest))
+        self._store_handler.await_late(expectation)
 
     def _free_message_id(self) -> int:
         while True:
             self._last_message_id = self._last_message_id % _HIGHEST_MESSAGE_ID + 1
-            if self._last_message_id not in self._requests:
+            if self._last_message_id not in self._requests.keys() | self._awaited.keys():
                 return self._last_message_id
 
     def _status(self) -> dict[str, Any]:

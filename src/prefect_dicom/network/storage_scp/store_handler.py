@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from prefect_dicom.archive.spool import IncomingInstance, Spool
@@ -37,7 +37,13 @@ class Expectation:
     size_bytes: int = 0
     refusals_before: int = 0
     began: float = field(default_factory=time.monotonic)
+    first_arrival: float | None = None
     last_arrival: float = field(default_factory=time.monotonic)
+
+    @property
+    def first_age_seconds(self) -> float | None:
+        """Seconds since the first instance arrived; None where none has."""
+        return None if self.first_arrival is None else time.monotonic() - self.first_arrival
 
 
 class StoreHandler:
@@ -57,6 +63,7 @@ class StoreHandler:
         self._lock = threading.Lock()
         self._own = own
         self._expectations: list[Expectation] = []
+        self._awaited: list[Expectation] = []
         self._open: dict[int, IncomingInstance] = {}
         if own is not None:
             self.expect(own)
@@ -69,11 +76,28 @@ class StoreHandler:
         with self._lock:
             self._expectations.append(expectation)
 
-    def forget(self, expectation: Expectation) -> None:
-        """Accept the studies of an expectation no longer."""
+    def await_late(self, expectation: Expectation) -> None:
+        """Accept what comes late of an expectation, after all that is under way."""
         with self._lock:
             if expectation in self._expectations:
                 self._expectations.remove(expectation)
+            self._awaited.append(expectation)
+
+    def take_over(self, studies: Collection[str]) -> None:
+        """What comes late of these studies belongs to another request from now on."""
+        with self._lock:
+            for expectation in self._awaited:
+                expectation.studies = {
+                    uid: study for uid, study in expectation.studies.items() if uid not in studies
+                }
+            self._awaited = [late for late in self._awaited if late.studies]
+
+    def forget(self, expectation: Expectation) -> None:
+        """Accept the studies of an expectation no longer."""
+        with self._lock:
+            for known in (self._expectations, self._awaited):
+                if expectation in known:
+                    known.remove(expectation)
 
     def refused_since(self, expectation: Expectation) -> str:
         """Why an instance could not be written since the expectation began; empty if all could.
@@ -130,8 +154,9 @@ class StoreHandler:
         with self._lock:
             own = self._by_originator(part.request)
             attributed = self._attribute(own, study_instance_uid)
+            is_stray = own is None or own in self._awaited
         if attributed is None:
-            self.spool.quarantine(part, "not-requested" if own is None else "uid-mismatch")
+            self.spool.quarantine(part, "not-requested" if is_stray else "uid-mismatch")
             self.quarantined += 1
             return "quarantined"
         expectation, study = attributed
@@ -141,7 +166,9 @@ class StoreHandler:
             expectation.by_originator += expectation is own and own is not self._own
             expectation.size_bytes += part.size_bytes
             expectation.last_arrival = time.monotonic()
-            is_first = expectation.instances == 1
+            is_first = expectation.first_arrival is None
+            if is_first:
+                expectation.first_arrival = expectation.last_arrival
         if is_first:
             first_object(expectation.last_arrival - expectation.began)
         return "kept"
@@ -153,7 +180,7 @@ class StoreHandler:
     def _by_originator(self, request: StoreRequest) -> Expectation | None:
         if request.move_originator_message_id is None or self._own is not None:
             return self._own
-        for expectation in self._expectations:
+        for expectation in (*self._expectations, *self._awaited):
             if (
                 expectation.message_id == request.move_originator_message_id
                 and expectation.originator_ae_title == request.move_originator_ae_title
@@ -170,7 +197,9 @@ class StoreHandler:
                 return own, next(iter(own.studies.values()))
             return None
         uid = normal_uid(study_instance_uid)
-        candidates = self._expectations if own is None else [own, *self._expectations]
+        candidates = [*self._expectations, *self._awaited]
+        if own is not None and own not in self._awaited:
+            candidates.insert(0, own)
         for expectation in candidates:
             study = expectation.studies.get(uid)
             if study is not None:
