@@ -617,7 +617,7 @@ def test_a_node_that_cannot_be_asked_is_named_with_its_reason_and_nothing_is_wri
         nobody.bind((place.pacs.host, place.pacs.port))
         assert doctor(site=str(place.file), probe=True) == 2
     printed = capsys.readouterr()
-    assert "nothing was found out" in printed.out and "(pacs-refused)" in printed.err
+    assert "the probe failed" in printed.out and "(pacs-refused)" in printed.err
     assert not capabilities_path(place.folder, "pacs").exists()
 
 

@@ -1,4 +1,4 @@
-"""What lies in quarantine is listed, looked at, given back to its study, or deleted.
+"""What lies in quarantine is listed, inspected, released to its study, or deleted.
 
 Nothing leaves it for the archive by another way than everything takes: what is given back lies
 where arriving objects lie, and the next run judges, hashes and stores it. Listing opens no
@@ -317,9 +317,9 @@ def test_several_are_given_back_or_deleted_at_once_and_by_reason(pulled, tmp_pat
     assert answers[wrong]["reason"] == "wrong-patient"
 
     assert command("quarantine", "drop", "--reason", "wrong-patient", "--yes").code == 0
-    assert command("quarantine", "drop", "--all", "--yes").output == "1 object deleted.\n"
+    assert command("quarantine", "drop", "--all", "--yes").output == "1 instance deleted.\n"
     assert command("quarantine", "list", "--json").result == []
-    # What was given back is none of the quarantine's business any more.
+    # Released instances are not in quarantine any more.
     assert len(pulled.spooled()) == 1
     assert pulled.rerun().studies == {StudyState.ARCHIVED: 2}
 
@@ -327,9 +327,9 @@ def test_several_are_given_back_or_deleted_at_once_and_by_reason(pulled, tmp_pat
 @pytest.mark.parametrize(
     "arguments, hint",
     [
-        (["release"], "choose objects"),
-        (["drop", "--all", "--reason", "wrong-patient"], "choose objects"),
-        (["drop", "abcdef012345", "--all", "--yes"], "choose objects"),
+        (["release"], "choose instances"),
+        (["drop", "--all", "--reason", "wrong-patient"], "choose instances"),
+        (["drop", "abcdef012345", "--all", "--yes"], "choose instances"),
         (["release", "abcdef012345"], "no instance fits this name"),
         (["drop", "--reason", "wrong-patint"], "did you mean wrong-patient?"),
     ],
@@ -376,7 +376,7 @@ def test_on_a_terminal_it_asks(pulled, tmp_path, answer, left):
     os.write(ours, answer.encode())
     output, _ = process.communicate(timeout=60)
     os.close(ours)
-    assert b"Delete 1 object for good?" in output
+    assert b"Delete 1 instance for good?" in output
     assert len(in_quarantine(pulled.site)) == left
     assert process.returncode == (Exit.NOT_ALL if left else Exit.ALL_WELL)
 
@@ -384,7 +384,7 @@ def test_on_a_terminal_it_asks(pulled, tmp_path, answer, left):
 def test_an_empty_selection_by_reason_deletes_nothing_and_is_no_fault(pulled, tmp_path):
     command = CommandLine(pulled.folder, tmp_path / "home")
     ended = command("quarantine", "drop", "--reason", "wrong-patient")
-    assert (ended.code, ended.output) == (0, "0 objects deleted.\n")
+    assert (ended.code, ended.output) == (0, "0 instances deleted.\n")
 
 
 # --- looking
@@ -431,7 +431,7 @@ def test_the_list_tells_study_reason_size_time_and_sender_and_nothing_of_the_pat
 def test_an_empty_quarantine_is_said_to_be_empty(pulled, tmp_path):
     ended = CommandLine(pulled.folder, tmp_path / "home")("quarantine", "list")
     assert (ended.code, ended.output) == (0, "")
-    assert "Nothing lies in quarantine." in ended.stderr
+    assert "The quarantine is empty." in ended.stderr
 
 
 def test_one_instance_is_shown_by_its_headers_and_its_patient_on_demand_only(pulled, tmp_path):

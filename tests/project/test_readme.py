@@ -376,9 +376,9 @@ def test_checking_and_repairing_works_as_documented(tmp_path, studies):
         assert late.patient_id not in run("show", name=names[0]).output
         assert late.patient_id in run("show", name=names[0]).output
         assert f"{names[1]}  stays" in run("release", name=names[1]).output
-        assert "1 of 1 object given back" in run("release", "--reason").output
-        assert run("drop", name=names[1]).output == "1 object deleted.\n"
-        assert run("drop", "--all").output == "0 objects deleted.\n"
+        assert "1 of 1 instance released" in run("release", "--reason").output
+        assert run("drop", name=names[1]).output == "1 instance deleted.\n"
+        assert run("drop", "--all").output == "0 instances deleted.\n"
         assert next(documented, None) is None
         assert place.rerun().studies == {StudyState.ARCHIVED: 2}
 

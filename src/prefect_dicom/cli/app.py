@@ -1,4 +1,4 @@
-"""The application: what its commands share, and how it ends."""
+"""The application: shared options and messages of the commands, entry point and exit codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from prefect_dicom.core.proxies import spare_loopback
 
 
 class Exit(IntEnum):
-    """What the exit code says."""
+    """Exit codes of the commands."""
 
     ALL_WELL = 0
     UNEXPECTED = 1
@@ -41,7 +41,7 @@ app = App(
     name="prefect-dicom",
     version=__version__,
     help="Pull a cohort out of a PACS into an archive, with a proof for every study and a "
-    "verdict for every row. Begin with `prefect-dicom demo`, then `prefect-dicom doctor`.",
+    "verdict for every row. Start with `prefect-dicom demo`, then `prefect-dicom doctor`.",
     default_parameter=_one_spelling,
     suppress_keyboard_interrupt=False,
 )
@@ -91,7 +91,7 @@ def counted(count: int, one: str, many: str = "") -> str:
 
 
 def check_known(option: str, given: Collection[str], known: Collection[str]) -> None:
-    """Complain about all that is not known, each with what may have been meant."""
+    """Raise a ConfigurationError that lists all unknown names, with the nearest known ones."""
     faults = []
     for name in given:
         if name not in known:
@@ -103,7 +103,7 @@ def check_known(option: str, given: Collection[str], known: Collection[str]) -> 
 
 
 def print_error(error: PrefectDicomError) -> None:
-    """Say what an error means, and what to do."""
+    """Print what an error means, and what to do."""
     console.print(Text.assemble((error.reason.meaning, "red"), f" ({error.code})"))
     if error.detail:
         console.print(f"  {error.detail}", markup=False)

@@ -1,4 +1,4 @@
-"""The commands that look through the archive: ``verify`` and ``rebuild-ledger``."""
+"""The commands that read the archive: ``verify`` and ``rebuild-ledger``."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def verify(
     /,
     *,
     site: SiteOption = DEFAULT_SITE,
-    level: Annotated[Level, Parameter(help="How hard to look.")] = Level.CHECKSUM,
+    level: Annotated[Level, Parameter(help="How thorough the check is.")] = Level.CHECKSUM,
     json_: JsonOption = False,
 ) -> int:
-    """Check that every archived study still is what its manifest says.
+    """Check every archived study against its manifest.
 
     `exists` and `size` list the archive, `checksum` compares the SHA-256 that the store keeps,
-    `read` downloads and hashes every object. The PACS is not asked.
+    `read` downloads and hashes every object. No request is sent to the PACS.
     """
     from prefect_dicom.archive.verification import verify_cohort
     from prefect_dicom.run.progress import counting_shown
@@ -67,15 +67,19 @@ def rebuild_ledger(
     *,
     site: SiteOption = DEFAULT_SITE,
     level: Annotated[
-        Level, Parameter(help="How hard to look at the objects, as in `verify`; sizes at least.")
+        Level,
+        Parameter(
+            help="How thorough the check of the objects is, as in `verify`; `size` at least."
+        ),
     ] = Level.SIZE,
     json_: JsonOption = False,
 ) -> int:
-    """Build a lost ledger anew from the manifests in the archive.
+    """Restore a lost ledger from the manifests in the archive.
 
-    Every manifest is checked, and what it names. What the ledger has is kept: an empty one is
-    filled, an older one completed. A study with faults is added as failed, not as archived. The
-    PACS is not asked. After it, `pull` of the same cohort file moves only what is missing.
+    Every manifest is checked, and the objects it names. Entries of the ledger are kept: an empty
+    one is filled, an older one completed. A study with faults is added as failed, not as archived.
+    No request is sent to the PACS. A later `pull` of the same cohort file transfers only what is
+    missing.
     """
     from prefect_dicom.operations import rebuild
     from prefect_dicom.run.progress import counting_shown
@@ -104,16 +108,16 @@ def rebuild_ledger(
 
 _ADOPTIONS = {
     "added": "added to the ledger as archived",
-    "completed": "archived now, and unfinished in the ledger before",
+    "completed": "marked as archived, unfinished in the ledger before",
     "known": "archived in the ledger already",
-    "claimed": "left to the run that works on them",
-    "listed-otherwise": "left as they are: the PACS has listed other instances since",
+    "claimed": "not changed: claimed by a run",
+    "listed-otherwise": "not changed: the PACS has listed other instances since",
     "without-manifest": "without a manifest: not archived yet, pulled like any other",
 }
 
 
 class _Faults:
-    """Studies with faults: each is printed as it is found, what the codes mean at the end."""
+    """Studies with faults: each printed when found, the meaning of the codes at the end."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json

@@ -1,4 +1,4 @@
-"""Where a cohort stands, for people and as JSON."""
+"""The state of a cohort, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -91,16 +91,16 @@ def show(
     *,
     may_be_empty: bool = False,
 ) -> int:
-    """Where a cohort stands, and what to do next; the exit code says whether all is archived.
+    """Print the state of a cohort and what to do next; the exit code says whether all is archived.
 
     Parameters
     ----------
     reference : str
         How the user named the site.
     error : BaseException, optional
-        What the run has ended by, which is shown behind it.
+        The error that ended the run; its code is part of the JSON output.
     may_be_empty : bool
-        All rows may be excluded: that is no fault.
+        Whether excluding all rows is no fault.
     """
     from prefect_dicom.report import (
         CANDIDATES,
@@ -182,7 +182,7 @@ def show_estimate(
     as_json: bool,
     error: BaseException | None = None,
 ) -> int:
-    """What pulling a cohort would take; the exit code says whether all of its rows were found."""
+    """Print the estimate of a cohort; the exit code says whether all of its rows were found."""
     from prefect_dicom.report import RESULTS, format_bytes
     from prefect_dicom.report.estimate import ESTIMATE, estimate_pull
     from prefect_dicom.report.formatting import format_estimate
@@ -224,7 +224,7 @@ def show_estimate(
 
 
 def figures(cohort: Cohort, totals: Totals) -> dict[str, Any]:
-    """Where a cohort stands, as a result."""
+    """The state of a cohort, for the JSON output."""
     return _named(cohort) | {
         "rows": {str(v): n for v, n in totals.rows.items() if n},
         "studies": {str(s): n for s, n in totals.studies.items() if n},

@@ -34,7 +34,7 @@ def pause(
     """Pause all runs of a cohort, on every host, until `resume`.
 
     Waits until they have responded, which takes seconds: requests under way are cancelled, and
-    instances received so far are kept. A run that begins while the cohort is paused ends at once.
+    instances received so far are kept. A run that starts while the cohort is paused ends at once.
     """
 
     def request(ledger: Ledger, known: Cohort) -> None:
@@ -84,15 +84,15 @@ def cancel(
 @app.command(sort_key=5)
 def prioritise(
     cohort: CohortName,
-    priority: Annotated[int, Parameter(help="Any number; without one a cohort has 0.")],
+    priority: Annotated[int, Parameter(help="Any integer; the default of a cohort is 0.")],
     /,
     *,
     site: SiteOption = DEFAULT_SITE,
     json_: JsonOption = False,
 ) -> int:
-    """Let the runs of a cohort come before or behind those of others that ask the same node.
+    """Set the priority of a cohort among the cohorts that use the same node.
 
-    Where the node's associations do not suffice for all, those of higher numbers have them first.
+    Where the node's slots do not suffice for all runs, those of higher priority get them first.
     """
 
     def request(ledger: Ledger, known: Cohort) -> None:
@@ -112,7 +112,7 @@ def _steer(
     request: Callable[[Ledger, Cohort], None],
     have_responded: Callable[[Collection[LivingRun]], bool],
 ) -> int:
-    """Request a state of a cohort's runs, wait until they have it, and print where they are."""
+    """Request a state of a cohort's runs, wait until they have it, and print their state."""
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.report import unarchived_rows
 
@@ -137,7 +137,7 @@ def _steer(
     else:
         output.print(f"Cohort {known.number}: {format_runs(known, runs)}.", soft_wrap=True)
         if not responded:
-            output.print("Not all of them have responded yet: look at `status` again.")
+            output.print("Not all of them have responded yet; see `status`.")
         if left and (not runs or known.paused):
             print_next_command(known, reference)
     return Exit.ALL_WELL if responded else Exit.NOT_ALL

@@ -49,21 +49,24 @@ def doctor(
     patient: Annotated[str | None, Parameter(help="PatientID to try with.")] = None,
     probe: Annotated[
         bool,
-        Parameter(help="Find out what each node does, instead, and write it.", show_default=False),
+        Parameter(
+            help="Probe the capabilities of each node instead, and write them to a file.",
+            show_default=False,
+        ),
     ] = False,
     json_: JsonOption = False,
 ) -> int:
-    """Prove a set-up before a long run.
+    """Test a set-up before a long run.
 
     Opens the ledger and the spool, puts and checks a small object in the archive, starts the
-    receiver, and for each PACS node does a C-ECHO, a C-FIND, reads one instance list and
-    retrieves one instance over the configured way; then reaches Prefect's server, or starts an
-    embedded one. Names what is broken and what to do, and prints the line to add to the PACS's
-    table of known nodes.
+    receiver, and for each PACS node sends a C-ECHO and a C-FIND, reads one instance list and
+    retrieves one instance by the configured service; then connects to Prefect's server, or starts
+    an embedded one. Prints each fault with what to do, and the line to add to the PACS's table of
+    known nodes.
 
-    With `--probe` it finds out what each node does, by some 60 requests and at most 120, and
-    writes that beside the site file, where runs find it: capabilities/NODE.yaml. Nothing is stored
-    on the node or deleted; a handful of instances is retrieved and thrown away.
+    With `--probe` it probes the capabilities of each node, with some 60 requests and at most 120,
+    and writes them beside the site file, where runs read them: capabilities/NODE.yaml. Nothing is
+    stored on the node or deleted; a few instances are retrieved and deleted here.
     """
     if probe and site.startswith("block:"):
         fault = "--probe: capabilities lie beside a site file, and blocks have none; name a file"
@@ -72,7 +75,7 @@ def doctor(
     check_known("--node", node, settings.nodes)
     given = {"--study": study, "--accession": accession, "--patient": patient}
     faults = [
-        f"{option}: is empty or holds a wildcard or a backslash; it would select others"
+        f"{option}: is empty or holds a wildcard or a backslash; it would select other studies"
         for option, value in given.items()
         if value is not None and not is_safe_key(value)
     ]
@@ -106,7 +109,7 @@ def doctor(
         peer = settings.nodes[name]
         output.print(
             f"\nWhat [bold]{name}[/] ({escape(peer.called_ae_title)} at {peer.host}:{peer.port}) "
-            "has to know of this site:",
+            "has to have configured for this site:",
             soft_wrap=True,
         )
         for place in dict.fromkeys(entry.place for entry in some):
@@ -125,7 +128,7 @@ def doctor(
 
 
 def _examine_prefect(site: Site) -> Iterator[Finding]:
-    """What every pull needs of Prefect: a home, and a server that answers or can be started."""
+    """Check what every pull needs of Prefect: a home, and a server that answers or can start."""
     from prefect_dicom.operations.doctor import Finding
 
     check = "its home can be written"
@@ -168,7 +171,7 @@ def _probe(
             result = probe_node(site, name, row)
         except PrefectDicomError as error:
             if not as_json:
-                output.print(f"[bold]{name}[/]: nothing was found out", soft_wrap=True)
+                output.print(f"[bold]{name}[/]: the probe failed", soft_wrap=True)
                 print_error(error)
             results[name] = {"error": error.code}
             code = Exit.NOT_ALL
@@ -196,7 +199,7 @@ def _probe(
 def _print_capabilities(name: str, result: ProbeResult, path: Path) -> None:
     from prefect_dicom.config.capabilities import format_capabilities
 
-    table = Table(title=f"What {name} does", title_justify="left")
+    table = Table(title=f"Capabilities of {name}", title_justify="left")
     table.add_column("key", no_wrap=True)
     table.add_column("value")
     table.add_column("means")
@@ -207,8 +210,8 @@ def _print_capabilities(name: str, result: ProbeResult, path: Path) -> None:
         output.print(f"  {note}", style="yellow", markup=False, soft_wrap=True)
     asked = counted(result.requests, "request")
     output.print(
-        f"Found out by {asked} and {counted(result.instances, 'instance')}, thrown away; runs use "
-        f"it from now on: {path}",
+        f"Probed with {asked} and {counted(result.instances, 'instance')}, deleted here; runs use "
+        f"this file from now on: {path}",
         markup=False,
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""Around a flow: the site, Prefect's settings, interruptions, and how it ended."""
+"""Running a flow: the site, Prefect's settings, interruptions, and the exit code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_flow(
     as_json: bool,
     show: Callable[..., int],
 ) -> int:
-    """Run a flow with a live display, then show where the cohort stands."""
+    """Run a flow with a live display, then print the state of the cohort."""
     from prefect_dicom.run.progress import progress_shown
 
     home = settle_prefect(site)
@@ -55,7 +55,7 @@ def run_flow(
     except KeyboardInterrupt:
         error = Interrupted()
     except Exception:
-        # Whatever the interruption has broken off.
+        # Any error that the interruption caused.
         if not interrupted.is_set():
             raise
         error = Interrupted()
@@ -77,15 +77,15 @@ def run_flow(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """The first SIGINT or SIGTERM ends the run in order, and is noted; the next at once."""
+    """Let the first SIGINT or SIGTERM end the run in order, and the next at once."""
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
         if interrupted.is_set():
-            # Nothing is lost by it: the next run goes on from what is on the disk.
+            # Nothing is lost: the next run continues from the ledger and the spool.
             os._exit(Exit.INTERRUPTED)
         interrupted.set()
-        console.print("Interrupted: ending what is under way. Once more to end at once.")
+        console.print("Interrupted: ending what is under way. Interrupt again to end at once.")
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in _INTERRUPTIONS}
@@ -97,7 +97,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def settle_prefect(site: Site | None = None) -> PrefectHome:
-    """Prefect's settings for a run of its own; whatever the user has set stays.
+    """Set Prefect's environment variables for a command; those the user has set are kept.
 
     To be called before Prefect is imported.
 

@@ -35,13 +35,12 @@ def pull(
     node: Annotated[
         tuple[str, ...],
         Parameter(
-            help="PACS node to ask, if there are several; repeated, a node to ask instead where "
-            "those before have no answer or cannot deliver.",
+            help="PACS node to query, if there are several; repeated, nodes for failover in order.",
             show_default=False,
         ),
     ] = (),
     every_node: Annotated[
-        bool, Parameter(help="Ask each of several nodes for every row.", show_default=False)
+        bool, Parameter(help="Query each of several nodes for every row.", show_default=False)
     ] = False,
     name: Annotated[str | None, Parameter(help="A name for the cohort.")] = None,
     hidden_rows: Annotated[
@@ -60,7 +59,7 @@ def pull(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, Parameter(help="Only find the studies, and say what pulling them would take.")
+        bool, Parameter(help="Only find the studies, and estimate what pulling them would take.")
     ] = False,
     json_: JsonOption = False,
 ) -> int:
@@ -69,7 +68,7 @@ def pull(
     Columns by DICOM keyword or plain name: PatientID, AccessionNumber, StudyInstanceUID,
     StudyDate (or a range), Modality, StudyDescription. Each row needs a PatientID, an
     AccessionNumber or a StudyInstanceUID. A definition (docs/cohorts.md) has filters for studies
-    and series as well, and may do without a list. Running it again moves only what is missing.
+    and series as well, and needs no list. Running it again transfers only what is missing.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.registration import register_cohort
@@ -125,10 +124,10 @@ def rerun(
     ] = (),
     json_: JsonOption = False,
 ) -> int:
-    """Go on with a cohort: what was interrupted, and what failed and can be retried.
+    """Continue a cohort: what was interrupted, and what failed and can be retried.
 
-    Without filters everything that is not permanent. With `--reason` exactly these failures,
-    permanent ones too. An option may be repeated. Only missing instances are asked for.
+    Without options, all failures that are not permanent. With `--reason`, exactly these failures,
+    permanent ones too. Options may be repeated. Only missing instances are requested.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.run import check_first
@@ -156,14 +155,14 @@ def rerun(
 def archive_new(
     *,
     site: SiteOption = DEFAULT_SITE,
-    node: Annotated[str | None, Parameter(help="PACS node to ask, if there are several.")] = None,
+    node: Annotated[str | None, Parameter(help="PACS node to query, if there are several.")] = None,
     days: Annotated[int, Parameter(help="How many days to look back, up to yesterday.")] = 7,
     json_: JsonOption = False,
 ) -> int:
-    """Archive every study of the last days; what is archived already is not asked for.
+    """Archive every study of the last days; what is archived already is not requested.
 
-    Looking back further than to yesterday finds what has reached the PACS late. Each day it is
-    another cohort, with a report of its own.
+    Looking back over several days finds studies that reached the PACS late. Each day has its own
+    cohort and report.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.registration import register_new
@@ -185,7 +184,7 @@ def archive_new(
 
 @app.command(sort_key=1)
 def demo(
-    folder: Annotated[Path, Parameter(help="Where the demo lives.")] = Path("demo"),
+    folder: Annotated[Path, Parameter(help="Folder of the demo.")] = Path("demo"),
     /,
     *,
     studies: Annotated[int, Parameter(help="Studies to generate.")] = 12,
@@ -193,8 +192,8 @@ def demo(
     """See it work in a minute: a small PACS on this machine, a cohort, a local archive.
 
     Generates studies of several modalities, starts a PACS that holds them on loopback, pulls
-    them with the real flow, and pulls them again to show that nothing moves. Needs nothing but
-    Python.
+    them with the real flow, and pulls them again to show that nothing is transferred twice. Needs
+    nothing but Python.
     """
     from prefect_dicom.testing.demo import prepared_demo
 
@@ -205,12 +204,12 @@ def demo(
         if first != Exit.ALL_WELL:
             return first
         sent = ready.requests()
-        output.print("\n[bold]The same again[/]: nothing is asked for, nothing moves.\n")
+        output.print("\n[bold]The same again[/]: nothing is requested, nothing is transferred.\n")
         second = pull(ready.cohort, site=str(ready.site))
         moved = ready.requests() - sent
         output.print(
-            f"\nRequests the PACS saw in the first pull: {sent}; in the second: {moved}."
-            f"\nEverything lies in {folder}: site.yaml, cohort.csv, archive/, reports/, ledger."
+            f"\nRequests to the PACS in the first pull: {sent}; in the second: {moved}."
+            f"\nAll files are in {folder}: site.yaml, cohort.csv, archive/, reports/, ledger."
             "\nNext: copy site.yaml, enter your PACS, and run `prefect-dicom doctor`."
         )
     return second if not moved else Exit.UNEXPECTED

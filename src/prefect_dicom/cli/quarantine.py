@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 quarantine = App(
     name="quarantine",
-    help="What arrived and cannot be archived: look at it, give it back, or delete it.",
+    help="Received instances that cannot be archived: inspect, release or delete them.",
     default_parameter=_one_spelling,
     sort_key=8,
 )
@@ -43,10 +43,10 @@ app.command(quarantine)
 
 
 EntryNames = Annotated[
-    tuple[str, ...], Parameter(help="Names of objects, from `list`.", show_default=False)
+    tuple[str, ...], Parameter(help="Names of instances, from `list`.", show_default=False)
 ]
 AllOption = Annotated[
-    bool, Parameter(name="--all", help="All that lies there.", show_default=False)
+    bool, Parameter(name="--all", help="All instances in quarantine.", show_default=False)
 ]
 QuarantineReason = Annotated[
     tuple[str, ...], Parameter(help="Those with this reason code.", show_default=False)
@@ -60,7 +60,7 @@ def quarantine_list(
     reason: QuarantineReason = (),
     json_: JsonOption = False,
 ) -> int:
-    """List what lies in quarantine, the oldest first; no object is read for it."""
+    """List the instances in quarantine, the oldest first, without reading them."""
     from prefect_dicom.operations.quarantine import in_quarantine, name_of
 
     check_known("--reason", reason, REASONS)
@@ -89,23 +89,23 @@ def quarantine_list(
     for code, count in Counter(entry.reason for entry in entries).most_common():
         console.print(f"{count} {code}: {REASONS[code].meaning}", markup=False)
     if not lines:
-        console.print("Nothing lies in quarantine.")
+        console.print("The quarantine is empty.")
     return Exit.ALL_WELL
 
 
 @quarantine.command(name="show", sort_key=2)
 def quarantine_show(
-    name: Annotated[str, Parameter(help="Name of an object, from `list`.")],
+    name: Annotated[str, Parameter(help="Name of an instance, from `list`.")],
     /,
     *,
     with_identifiers: Annotated[
         bool,
-        Parameter(help="Show PatientID and UIDs too: mind who sees it.", show_default=False),
+        Parameter(help="Show PatientID and UIDs too: patient data.", show_default=False),
     ] = False,
     site: SiteOption = DEFAULT_SITE,
     json_: JsonOption = False,
 ) -> int:
-    """Show what the headers of one object say, and why it is here."""
+    """Show what the header of one instance says, and why it is here."""
     from prefect_dicom.operations.quarantine import described, in_quarantine, named
 
     settings = site_of(site)
@@ -129,10 +129,10 @@ def quarantine_release(
     site: SiteOption = DEFAULT_SITE,
     json_: JsonOption = False,
 ) -> int:
-    """Give objects back to their studies, for a rerun to archive.
+    """Release instances to their studies, for a rerun to archive.
 
-    Only where the study's instance list names the object and nothing has come in its place. The
-    rerun judges it as if it had just arrived.
+    Only where the study's instance list names the instance and no other copy of it was received.
+    The rerun validates it as if it had just arrived.
     """
     from prefect_dicom.operations.quarantine import name_of, release
 
@@ -155,13 +155,13 @@ def quarantine_release(
             }
         )
         if not json_:
-            words = f"stays: {why} ({code})" if code else f"given back to study {given.study}"
+            words = f"stays: {why} ({code})" if code else f"released to study {given.study}"
             output.print(f"{name_of(given.entry)}  {words}", markup=False, soft_wrap=True)
     released = [line for line in lines if line["released"]]
     if json_:
         print(json.dumps(lines, indent=1))
     else:
-        output.print(f"{len(released)} of {counted(len(lines), 'object')} given back.")
+        output.print(f"{len(released)} of {counted(len(lines), 'instance')} released.")
         if released:
             again = sorted({each.reopened_by for each in outcomes if each.reopened_by})
             options = "".join(f" --reason {code}" for code in again)
@@ -179,20 +179,22 @@ def quarantine_drop(
     yes: Annotated[bool, Parameter(help="Do not ask.", show_default=False)] = False,
     site: SiteOption = DEFAULT_SITE,
 ) -> int:
-    """Delete objects in quarantine, for good."""
+    """Delete instances in quarantine, for good."""
     from prefect_dicom.operations.quarantine import drop
 
     settings = site_of(site)
     entries = _chosen_entries(settings, names, all_, reason)
     if entries and not yes:
         if not sys.stdin.isatty():
-            raise ConfigurationError("command line", ["--yes: say so where nobody can be asked"])
-        question = f"Delete {counted(len(entries), 'object')} for good? [y/N] "
+            raise ConfigurationError(
+                "command line", ["--yes: needed where standard input is no terminal"]
+            )
+        question = f"Delete {counted(len(entries), 'instance')} for good? [y/N] "
         if console.input(escape(question)).strip().lower() not in ("y", "yes"):
             output.print("Nothing was deleted.")
             return Exit.NOT_ALL
     drop(settings, entries)
-    output.print(f"{counted(len(entries), 'object')} deleted.")
+    output.print(f"{counted(len(entries), 'instance')} deleted.")
     return Exit.ALL_WELL
 
 
@@ -203,7 +205,7 @@ def _chosen_entries(
 
     ways = sum(map(bool, (names, everything, reasons)))
     if ways != 1:
-        fault = "names, --all or --reason: choose objects in one of these ways"
+        fault = "names, --all or --reason: choose instances in one of these ways"
         raise ConfigurationError("command line", [fault])
     check_known("--reason", reasons, REASONS)
     entries = in_quarantine(site, reasons)
@@ -211,5 +213,5 @@ def _chosen_entries(
 
 
 def _escaped(text: str) -> str:
-    """A peer's text, which may hold what moves a terminal's cursor."""
+    """Escape a peer's text, which may hold control sequences of a terminal."""
     return text.encode("unicode_escape").decode("ascii")

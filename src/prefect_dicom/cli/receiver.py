@@ -31,7 +31,7 @@ app.command(receiver)
 def receiver_run(*, site: SiteOption = DEFAULT_SITE) -> int:
     """Run the receiver in the foreground until it is stopped (for service managers).
 
-    Runs start it by themselves when they need it; this is for sites that want it always on.
+    Runs start the receiver when they need it; this command is for sites that keep it running.
     """
     from prefect_dicom.network.storage_scp.client import assignment_of
     from prefect_dicom.network.storage_scp.process import serve_forever
@@ -46,7 +46,7 @@ def receiver_run(*, site: SiteOption = DEFAULT_SITE) -> int:
 
 @receiver.command(name="status")
 def receiver_status(*, site: SiteOption = DEFAULT_SITE, json_: JsonOption = False) -> int:
-    """Show whether the receiver runs, and for whom."""
+    """Show whether the receiver runs, and which runs use it."""
     from prefect_dicom.network.storage_scp import running_receiver
 
     lease = running_receiver(site_of(site))
@@ -65,7 +65,7 @@ def receiver_status(*, site: SiteOption = DEFAULT_SITE, json_: JsonOption = Fals
 
 @receiver.command(name="stop")
 def receiver_stop(*, site: SiteOption = DEFAULT_SITE) -> int:
-    """Stop the receiver; objects under way are finished first."""
+    """Stop the receiver, after the instances under way."""
     from prefect_dicom.network.storage_scp import running_receiver
 
     lease = running_receiver(site_of(site))

@@ -18,14 +18,14 @@ def up(
     site: SiteOption = DEFAULT_SITE,
     port: Annotated[
         int | None,
-        Parameter(help="Port on loopback; 4200 or another free one, and then always that."),
+        Parameter(help="Port on loopback; by default 4200 or another free one, kept from then on."),
     ] = None,
 ) -> int:
-    """Start a Prefect server of this site's own in the background, for a machine without one.
+    """Start a Prefect server for this site in the background, on a machine without one.
 
-    With a worker, and with all flows deployed. Twice is as good as once; run it again when the
-    site file has changed. It keeps its database and logs in `prefect-server` beside the ledger.
-    `pull` and `rerun` use it where PREFECT_API_URL is not set. Stop it with `down`.
+    Also starts a worker and deploys all flows. Idempotent; run it again when the site file has
+    changed. Database and logs are in `prefect-server` beside the ledger. `pull` and `rerun` use it
+    where PREFECT_API_URL is not set. Stop it with `down`.
     """
     from prefect_dicom.server import LocalServer
 
@@ -42,7 +42,7 @@ def up(
 def down(*, site: SiteOption = DEFAULT_SITE) -> int:
     """Stop the Prefect server that `up` started, its worker and the runs of that worker.
 
-    Runs end as by Ctrl-C: nothing is lost, `rerun` goes on.
+    Runs end as with Ctrl-C: nothing is lost, `rerun` continues.
     """
     from prefect_dicom.server import LocalServer
 
@@ -55,12 +55,12 @@ def down(*, site: SiteOption = DEFAULT_SITE) -> int:
 
 def _refuse_block(site: str, command: str) -> None:
     if site.startswith("block:"):
-        fault = f"{command}: a block lies in a Prefect server already; name a site file"
+        fault = f"{command}: a block is stored in a Prefect server already; name a site file"
         raise ConfigurationError("command line", [fault])
 
 
 def print_server(site: Site) -> None:
-    """How the server is that `up` has started; nothing where it never did."""
+    """Print the state of the server that `up` has started; nothing where there is none."""
     from prefect_dicom.server import LocalServer
 
     words = LocalServer.of(site).describe()

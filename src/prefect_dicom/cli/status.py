@@ -1,4 +1,4 @@
-"""The commands that tell: ``status``, ``report``, ``explain``."""
+"""The commands that inform: ``status``, ``report``, ``explain``."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def status(
     site: SiteOption = DEFAULT_SITE,
     json_: JsonOption = False,
 ) -> int:
-    """Show where cohorts stand: all in a line each, or one with its verdicts by reason.
+    """Show the state of cohorts: a line for each, or one cohort with its verdicts by reason.
 
-    Of one cohort the exit code says whether all its rows are archived. Without one, and where
-    `up` has started a server, it says how that is, too.
+    With a cohort, the exit code says whether all its rows are archived. Without one, it also shows
+    the state of the server that `up` has started.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.report import format_totals
@@ -83,16 +83,16 @@ def report(
     with_identifiers: Annotated[
         bool,
         Parameter(
-            help="Name patients and studies; a file of its own, for your eyes.", show_default=False
+            help="Name patients and studies, in a separate file: patient data.", show_default=False
         ),
     ] = False,
     site: SiteOption = DEFAULT_SITE,
     json_: JsonOption = False,
 ) -> int:
-    """Write the report of a cohort: one HTML page that says how far it is and what failed.
+    """Write the report of a cohort: one HTML page with its progress and failures.
 
-    It needs no network, and holds no patient data but with `--with-identifiers`. While a run is
-    under way, and at its end, it is written by itself; the command prints where it is.
+    The page needs no network, and holds no patient data without `--with-identifiers`. Runs write it
+    too, each minute and at their end; the command prints its path.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.report.page import write_page
@@ -121,7 +121,7 @@ def explain(
     ] = None,
     /,
 ) -> int:
-    """Tell all there is to say about a reason code: causes by PACS, what to do, and reruns.
+    """Explain a reason code: causes by PACS, what to do, and whether a rerun helps.
 
     Without a code it lists all of them with their meanings.
     """

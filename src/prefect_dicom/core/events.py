@@ -1,9 +1,9 @@
 """Events of a run, in numbers and reason codes.
 
 The subscribers of a run (:class:`EventBus`) get each event as it happens; one of them
-(``tasks/events.py``) passes them on to Prefect, whose automations make mails and messages of them.
+(``tasks/events.py``) forwards them to Prefect, whose automations send mails and messages.
 An event names a study by its reference and a node by its name in the site file; it has no room for
-text of a peer or of a cohort file, so nothing of a patient can be in it.
+text of a peer or of a cohort file, so it cannot hold patient data.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ EVENTS: Mapping[str, str] = MappingProxyType(
     {
         "study.archived": "A study is archived.",
         "study.failed": "A study has ended without being archived.",
-        "cohort.finished": "A run has brought a cohort as far as it goes now.",
+        "cohort.finished": "A run has ended its work on a cohort.",
         "node.disabled": "A node is disabled until a person has acted.",
-        "node.narrowed": "A node is asked for less at a time: it is slow, busy or sends nothing.",
-        "node.widened": "A node that was asked for less at a time is asked for more again.",
-        "breaker.opened": "A node has failed; nothing is sent to it until its wait is over.",
+        "node.narrowed": "A node is slow, busy or sends nothing: its concurrency limit is lowered.",
+        "node.widened": "A node's concurrency limit was raised again after it had been lowered.",
+        "breaker.opened": "A node has failed and is waiting: nothing is sent until a time.",
         "breaker.closed": "A node that had failed works again.",
-        "window.opened": "A node may be asked again, or for more, by its windows.",
-        "window.closed": "A node may not be asked any more, or for less, by its windows.",
-        "disk.low": "The space for arriving or archived objects comes to its end.",
+        "window.opened": "An access window has begun, or one with higher rate limits.",
+        "window.closed": "An access window has ended, or one with lower rate limits has begun.",
+        "disk.low": "Free space of the spool or of the archive is running out.",
     }
 )
 """Kinds of events by name, with their meaning."""
@@ -68,7 +68,7 @@ class Event:
     Raises
     ------
     ValueError
-        A value is of another kind.
+        A value has the wrong type.
     """
 
     name: str
@@ -106,7 +106,7 @@ class EventBus:
         self.subscribers.remove(subscriber)
 
     def publish(self, event: Event) -> None:
-        """Call every subscriber; one that fails disturbs neither the run nor the others."""
+        """Call every subscriber; an error of one affects neither the run nor the others."""
         for subscriber in self.subscribers:
             try:
                 subscriber(event)
