@@ -47,6 +47,8 @@ SETS = [
     ("ISO_IR 13", "cp932", KANJI, OTHER_KANJI),
     ("ISO 2022 IR 13\\ISO 2022 IR 87", "cp932", KANJI, OTHER_KANJI),
     ("Shift_JIS", "cp932", KANJI, OTHER_KANJI),
+    ("ISO_IR 100", "cp932", KANJI, OTHER_KANJI),
+    ("", "cp932", KANJI, OTHER_KANJI),
 ]
 
 

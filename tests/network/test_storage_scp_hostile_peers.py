@@ -145,6 +145,13 @@ def stuffed_items() -> dict[str, bytes]:
         "user information again and again": fill(USER_INFORMATION),
         "items of unknown kinds": fill(association_item(0x99, b"")) + USER_INFORMATION,
         "applications": fill(association_item(0x10, b"1.2")) + USER_INFORMATION,
+        "half a mebibyte of empty items": fill(association_item(0x99, b""), 520_000)
+        + USER_INFORMATION,
+        "half a mebibyte of contexts": fill(proposed(1, uid, uid), 520_000) + USER_INFORMATION,
+        "half a mebibyte of syntaxes": b"".join(
+            proposed(2 * n + 1, uid, *[uid] * 130) for n in range(128)
+        )
+        + USER_INFORMATION,
     }
 
 

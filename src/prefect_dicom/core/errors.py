@@ -17,7 +17,7 @@
         └── WindowClosed      the node may not be asked at this time of the week
 
 Messages hold no patient data and no UIDs: they reach logs and Prefect's database. Texts of a peer
-are kept in the ledger alone.
+are kept in the ledger alone, but for the AE titles of one that was turned away.
 """
 
 from __future__ import annotations

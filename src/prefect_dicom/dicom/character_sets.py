@@ -82,6 +82,23 @@ _MEANS_LATIN = re.compile(r"LATIN-?([1-5])")
 _MEANS_WINDOWS = re.compile(r"(?:WINDOWS|CP|MS)-?([0-9]{3,4})")
 _MEANS_UNICODE = re.compile(r"UTF-?8|(?:ISO-?)?10646(?:-?1)?|UNICODE")
 
+_WINDOWS = {
+    "101": "cp1250",
+    "144": "cp1251",
+    "126": "cp1253",
+    "148": "cp1254",
+    "138": "cp1255",
+    "127": "cp1256",
+    "110": "cp1257",
+    "166": "cp874",
+}
+"""What Windows calls by the name of a set, with characters where that has none."""
+_C1_CONTROL = re.compile("[\x80-\x9f]")
+_KANJI_OR_KANA = "\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\uff61-\uff9f"
+_JAPANESE = re.compile(f"[\x00-\x7f\u3000-\u3003{_KANJI_OR_KANA}]*")
+# Quotation marks of Windows make kanji of the letters behind them, in the middle of a Latin word.
+_BESIDE_LATIN = re.compile(f"[A-Za-z][{_KANJI_OR_KANA}]|[{_KANJI_OR_KANA}][A-Za-z]")
+
 USUAL = (
     "ISO_IR 100",
     "ISO_IR 192",
@@ -138,7 +155,10 @@ def decoded(raw: bytes, declared: str = "") -> Text:
             return Text(raw.decode(_WHOLE[terms[0]]))
         # Text that is valid UTF-8 and meant as Latin-1 hardly exists; the other way round it does.
         if not (terms == ["ISO_IR 100"] and utf8 is not None):
-            return Text(_extended(raw, terms))
+            text = _extended(raw, terms)
+            # No text has control characters of this kind (PS3.5 6.1.3): it is in another set.
+            if not _C1_CONTROL.search(text):
+                return Text(text)
     except ValueError:
         pass
     return Text(_guessed(raw, terms, utf8), guessed=True)
@@ -186,7 +206,23 @@ def _guessed(raw: bytes, terms: Sequence[str], utf8: str | None) -> str:
         # Python has characters for private use where these encodings have none.
         if text is not None and not any("\ue000" <= character <= "\uf8ff" for character in text):
             return text
-    return raw.decode("latin_1")
+    latin = raw.decode("latin_1")
+    if _C1_CONTROL.search(latin):
+        return _as_of_windows(raw, terms) or latin
+    return latin
+
+
+def _is_japanese(text: str) -> bool:
+    return _JAPANESE.fullmatch(text) is not None and _BESIDE_LATIN.search(text) is None
+
+
+def _as_of_windows(raw: bytes, terms: Sequence[str]) -> str | None:
+    """A text with bytes that only Windows has characters for: Shift-JIS, or a set with more."""
+    japanese = _as("cp932", raw)
+    if japanese is not None and _is_japanese(japanese):
+        return japanese
+    match = _TERM.fullmatch(terms[0])
+    return _as(_WINDOWS.get(match[1] if match else "", "cp1252"), raw)
 
 
 def encoded(text: str, declared: str) -> bytes | None:

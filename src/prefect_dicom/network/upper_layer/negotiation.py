@@ -376,6 +376,8 @@ def read_answer(pdu: bytes) -> Granted:
         It cannot be read.
     """
     items = read_items(pdu[_HEADER_BYTES:])
+    if not items.contexts and not items.application_context_uid:
+        raise ProtocolError(ProtocolError.INVALID_PARAMETER, "an A-ASSOCIATE-AC of nothing")
     return Granted(
         {one.context_id: one.result for one in items.contexts},
         {
