@@ -580,3 +580,20 @@ def test_a_proxy_that_is_down_is_named(s3, proxy):
         archive.check_usable()
     assert caught.value.code == "archive-unavailable"
     assert "proxy" in caught.value.detail
+
+
+def test_the_doctor_names_the_proxy(tmp_path, monkeypatch, s3, proxy):
+    with pulled(tmp_path, monkeypatch, s3) as place:
+        place.change(archive={"endpoint": "https://s3.example.org"})
+        (advice,) = [advice for ok, advice in examined(place).values() if not ok]
+        assert "407" in advice and "proxy of HTTP_PROXY or HTTPS_PROXY" in advice
+
+
+def test_the_doctor_finds_no_fault_with_ceph(rados_gateway):
+    with archive_in(rados_gateway, prefix="services") as archive:
+        checks = archive.check()
+        assert [check.name for check in checks if check.required and not check.ok] == []
+        assert list(archive.keys("probes/")) == []
+    with archive_in(rados_gateway, prefix="services") as archive:
+        archive.check_usable()
+        assert [key for key, _ in archive.keys("probes/")] == ["probes/if-none-match"]
