@@ -14,6 +14,7 @@ from benchmarks.table import Line
 from prefect_dicom.config.site import load_site
 from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from tests.support import peers
+from tests.support.campaign import only_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
     assert {line.count("|") for line in lines} == {6}
 
 
+@only_in("operations")
 @pytest.mark.needs("time")
 def test_a_job_of_the_benchmarks_archives_its_cohort(tmp_path):
     (tmp_path / "jobs").mkdir()

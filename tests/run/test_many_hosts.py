@@ -103,7 +103,7 @@ def done_once(hosts: tuple[Place, Place], *, twice: int = 0) -> None:
     assert first.quarantined() == second.quarantined() == []
 
 
-@pytest.mark.parametrize("kind", subset(KINDS, ["postgresql"]))
+@pytest.mark.parametrize("kind", subset(KINDS, []))
 def test_the_studies_of_a_host_that_died_are_taken_over_by_one_that_waits(
     tmp_path, kind, monkeypatch, prefect_harness
 ):
