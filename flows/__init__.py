@@ -1,4 +1,4 @@
-"""What happens, in which order: the flows a user runs or deploys."""
+"""The flows that a user runs or deploys."""
 
 from prefect_dicom.flows.archive_new import archive_new
 from prefect_dicom.flows.pull_cohort import pull_cohort

@@ -1,7 +1,7 @@
-"""Everything a PACS has of the last days: a cohort made by date, and the pulling flow over it.
+"""Archive all studies of the last days: a cohort by date, pulled like any other.
 
-A study that reaches the PACS days after it was made is found by a later run, because every run
-looks back over several days. What was archived before is not asked for again.
+A study that reaches the PACS days after its StudyDate is found by a later run, because every run
+looks back over several days. Archived instances are not requested again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def archive_new(site: str = "site.yaml", node: str | None = None, days: int = 7)
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     node : str, optional
-        Which of the site's PACS nodes to ask; needed where it has several.
+        Which of the site's PACS nodes to query; needed where it has several.
     days : int
-        How many days to look back; the last one is yesterday, by the clock of this host.
+        How many days to look back; the last one is yesterday in this host's time zone.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""A flow bound to what its caller has open already."""
+"""Flows bound to the site, ledger and cohort that their caller has open."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Pause and cancellation of a flow run in Prefect's UI, and the state in which a flow ends.
 
-*Cancel* on a worker or in `serve` is a SIGTERM, which the flow's main thread meets as an
-exception; elsewhere nobody would act on it. The *Pause* of the UI suspends: the run ends, its
-process too, and Prefect starts it again when it is resumed. A state `Paused` set through the API
-leaves the process to wait in place. All of these show in the state of the flow run, which is read
-every two seconds.
+*Cancel* on a worker or in `serve` is a SIGTERM, which raises an exception in the flow's main
+thread; elsewhere Prefect only changes the state of the flow run. The *Pause* of the UI suspends:
+the run and its process end, and Prefect starts it again when it is resumed. A state `Paused` set
+through the API leaves the process to wait in place. All of these change the state of the flow run,
+which is read every two seconds.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class FlowRunState:
     def __init__(self) -> None:
         self.requested = RequestedState.RUNNING
         self.suspended: State[Any] | None = None
-        """The state in which Prefect keeps the run until it starts it again."""
+        """State of the suspended run, which Prefect keeps until it starts the run again."""
 
     def update(self, state: State[Any] | None) -> None:
-        """Follow the flow run's state. A cancellation stands."""
+        """Take over the flow run's state. A cancellation is final."""
         if state is None or self.requested is RequestedState.CANCELLED:
             return
         if state.is_cancelling() or state.is_cancelled():
@@ -61,14 +61,14 @@ def controlled_by_prefect(run: DryRun) -> Iterator[None]:
     Raises
     ------
     prefect.exceptions.Pause
-        At the end of the block, where the run was suspended: it has no end of its own then.
+        At the end of the block, where the run was suspended: it has no final state then.
     """
     flow_run, over = FlowRunState(), threading.Event()
     number = runtime.flow_run.id
 
     def poll() -> None:
         while not over.wait(_LOOK_SECONDS):
-            # A server that is away stops nothing: it is asked again.
+            # An unreachable server stops nothing: the request is repeated.
             with contextlib.suppress(Exception), get_client(sync_client=True) as client:
                 while not over.is_set():
                     flow_run.update(client.read_flow_run(UUID(number)).state)
@@ -85,7 +85,7 @@ def controlled_by_prefect(run: DryRun) -> Iterator[None]:
         over.set()
         poller.join(_LEAVE_SECONDS)
     if flow_run.suspended is not None:
-        get_run_logger().info("suspended; it goes on from the ledger when it is resumed")
+        get_run_logger().info("suspended; when resumed, it continues from the ledger")
         raise Pause(state=flow_run.suspended)
 
 
@@ -104,6 +104,6 @@ def final_state(run: DryRun, totals: Totals, *, may_be_empty: bool = False) -> S
     if is_archived(totals, may_be_empty=may_be_empty):
         return Completed(message=words)
     if run.control.is_cancelled():
-        return Cancelled(message=f"{words}; a rerun goes on from here")
+        return Cancelled(message=f"{words}; a rerun continues from here")
     waits = run.reporting.format_waits()
     return Completed(name="Partial", message="; ".join(filter(None, (words, waits))))

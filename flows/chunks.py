@@ -1,8 +1,8 @@
-"""Studies through two tasks a chunk: as many at a time as nodes, uploads and disk can take.
+"""Two-stage pipeline over chunks of studies, with back-pressure from uploads and spool.
 
-A chunk is retrieved by one task and archived by another, so that one arrives while another is
-uploaded. New retrieves are held back, never an object under way, while uploads lag or the
-spool's reserve is near.
+A chunk is retrieved by one task and archived by another, so that one is received while another is
+uploaded. While uploads lag or the spool's reserve is near, no new retrieve starts; those under way
+continue.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | No
         future.add_done_callback(finished.put)
 
     def has_room(node: str) -> bool:
-        """Whether a chunk more may be asked of a node."""
+        """Whether one more chunk may be retrieved from a node."""
         here, waiting = (
             sum(alone or chunk.node == node for chunk in stage.values())
             for stage in (retrieving, archiving)
@@ -61,7 +61,7 @@ def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | No
         return (
             here < most
             and waiting < most + CHUNKS_WAITING_FOR_UPLOAD
-            # With a full spool one chunk at a time: what lies there may be part of it.
+            # With a full spool one chunk at a time: its instances may be what fills the spool.
             and (run.spool.free_bytes() > 0 or not (retrieving or archiving))
         )
 
@@ -83,7 +83,7 @@ def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | No
                 return trouble
             with contextlib.suppress(queue.Empty):
                 future = finished.get(timeout=TICK_SECONDS)
-                future.wait()  # takes the state from the thread; without it the API is asked
+                future.wait()  # reads the state from the thread; without it Prefect asks its API
                 failed = not future.state.is_completed()
                 stage = retrieving if future in retrieving else archiving
                 chunk = stage.pop(future)
@@ -109,7 +109,7 @@ def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | No
                         submit(archive_chunk, chunk, archiving)
             look()
     except BaseException:
-        # Interrupted. What is under way ends first: it needs what the caller closes next.
+        # Interrupted. Tasks under way end first: they use what the caller closes next.
         run.control.stop.set()
         for future in (*retrieving, *archiving):
             future.wait()
@@ -117,9 +117,9 @@ def pull_in_chunks(run: Run, look: Callable[[], None]) -> PrefectDicomError | No
 
 
 def error_of(state: State) -> PrefectDicomError:
-    """The error of a task, of a state that is not completed."""
+    """The error of a task whose state is not completed."""
     if not state.is_final():
-        # Prefect begins no task any more of a run that was suspended.
+        # Prefect starts no further task of a run that was suspended.
         return Interrupted()
     error = state.result(raise_on_failure=False)
     return error if isinstance(error, PrefectDicomError) else PrefectDicomError("unexpected")

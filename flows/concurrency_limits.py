@@ -1,4 +1,4 @@
-"""Prefect's global concurrency limits, where a site has made some for its PACS nodes."""
+"""Prefect's global concurrency limits of a site's PACS nodes, where they exist."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prefect_dicom.run.run import DryRun
 
 @contextlib.contextmanager
 def concurrency_limits_of_nodes(run: DryRun) -> Iterator[None]:
-    """Hold this run's associations of the limits ``pacs-<node>``, where the site has made some.
+    """Occupy this run's slots of the limits ``pacs-<node>``, where they exist.
 
-    Held for the whole run: Prefect's limits poll, and waste most of what they grant for short
-    holds. Within the run the window bounds what is under way.
+    For the whole run: Prefect's limits poll, so that slots held for a short time are mostly idle.
+    Within the run, the concurrency limit of the node's admission applies.
     """
     with contextlib.ExitStack() as stack:
-        # In one order for all runs, so that no two wait for each other.
+        # In the same order in all runs, against deadlocks.
         for node in sorted(run.cohort.nodes):
             stack.enter_context(_limit_of(run, node))
         yield

@@ -1,6 +1,6 @@
-"""The order of work that the pulling flows share: discover, pull, report.
+"""The steps that the pulling flows share: discover, pull, report.
 
-A dry run ends where the studies are found, with what pulling them would take. A run that is
+A dry run ends after discovery, with an estimate. A run that is
 cancelled ends at once, without reports.
 """
 
@@ -40,17 +40,17 @@ def task_runner() -> TaskRunner[Any]:
 
 
 def run_pipeline(run: Run) -> Totals:
-    """Bring a registered cohort as far as it can be brought now, and report.
+    """Discover and pull a registered cohort as far as possible now, and report.
 
     Returns
     -------
     Totals
-        Where the cohort stands.
+        Rows and studies of the cohort, by verdict and by state.
 
     Raises
     ------
     PrefectDicomError
-        The error that stopped the last pass; what was archived and reported before stays.
+        The error that stopped the last pass; archived studies and written reports stay.
     """
     progress = ProgressArtifact(run.cohort.name)
     with events_to_prefect(run):
@@ -78,7 +78,7 @@ def run_pipeline(run: Run) -> Totals:
 
 
 def run_dry(run: DryRun) -> Estimate:
-    """Find the studies of a registered cohort, as far as they can be found now, and no more.
+    """Discover the studies of a registered cohort as far as possible now, without a retrieve.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def run_dry(run: DryRun) -> Estimate:
     Raises
     ------
     PrefectDicomError
-        The error that stopped the last pass; what was found and reported before stays.
+        The error that stopped the last pass; found studies and written reports stay.
     """
     progress = ProgressArtifact(run.cohort.name)
     loop = DiscoveryLoop(

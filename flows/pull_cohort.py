@@ -1,8 +1,8 @@
-"""Cohort file to studies to bucket to report: the flow a user runs.
+"""The flow ``pull-cohort``: from a cohort file to archived studies and a report.
 
 Order: read and register the cohort (all faults at once, nothing sent), discover its rows,
-pull its studies chunk by chunk, try again what failed for a transient reason, report. What is
-finished creates no task runs, so running a finished cohort again costs next to nothing.
+pull its studies chunk by chunk, retry transient failures, report. Finished rows and studies create
+no task runs, so running a finished cohort again costs next to nothing.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ def pull_cohort(
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     node : str or list of str, optional
-        Which of the site's PACS nodes to ask; needed where it has several. Several in the order
-        in which they are asked, for what those before have no answer for or cannot deliver.
+        Which of the site's PACS nodes to query; needed where it has several. Of several, each next
+        one is used for what those before it lack or cannot deliver.
     name : str, optional
         A name for the cohort; by default the beginning of the file's SHA-256.
     dry_run : bool
-        Find the studies, which the pull that follows needs not do again, and estimate what
-        pulling them would take. Nothing is retrieved or archived, and no receiver is started.
+        Find the studies, which a following pull does not repeat, and estimate what pulling them
+        would take. Nothing is retrieved or archived, and no receiver is started.
     every_node : bool
-        Ask each of several nodes for every row.
+        Query each of several nodes for every row.
     hidden_rows : {"take", "leave-out"}, optional
         Whether rows that a workbook hides are taken. By default a workbook that has some is
         refused, and says how many.

@@ -1,4 +1,4 @@
-"""The same pipeline over what the ledger says can be tried again."""
+"""The flow ``rerun-failed``: the same pipeline over what the ledger has as retriable."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def rerun_failed(
     nodes: tuple[str, ...] = (),
     lines: tuple[int, ...] = (),
 ) -> State:
-    """Go on with a cohort: what was interrupted, and what failed and can be retried.
+    """Continue a cohort: what was interrupted, and what failed and can be retried.
 
     Parameters
     ----------
     cohort : str, optional
-        Name or number of the cohort in the ledger; without one, all in which there is something
-        left to do, those of higher priority first. Paused ones are not started.
+        Name or number of the cohort in the ledger; without one, all cohorts with unfinished or
+        retriable rows, those of higher priority first. Paused ones are not started.
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     reasons : tuple of str
@@ -71,7 +71,7 @@ def rerun_registered(
     Parameters
     ----------
     chosen : mapping
-        Which failures are tried again, as in :func:`rerun_failed`.
+        Which failures are retried, as in :func:`rerun_failed`.
     """
 
     def body() -> State:
@@ -89,7 +89,7 @@ def _rerun(site: Site, ledger: Ledger, cohort: str, chosen: Mapping[str, tuple[A
 
 
 def _rerun_all(site: Site, ledger: Ledger, chosen: Mapping[str, tuple[Any, ...]]) -> State:
-    """Cohort after cohort; an error of one keeps none of the others from their end."""
+    """Rerun cohort after cohort; an error of one does not stop the others."""
     trouble: PrefectDicomError | None = None
     whole, partial = 0, 0
     for name in cohorts_to_rerun(site, chosen, ledger=ledger):

@@ -1,4 +1,4 @@
-"""Check the archive against the manifests; never talks to the PACS."""
+"""The flow ``verify-archive``: check the archive against the manifests, without the PACS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _flow_run_name() -> str:
 def verify_archive(
     cohort: str | None = None, site: str = "site.yaml", level: Level = Level.CHECKSUM
 ) -> State:
-    """Check that every archived study of a cohort still is what its manifest says.
+    """Check every archived study of a cohort against its manifest.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def verify_archive(
     site : str
         Path of the site's YAML file, or ``block:NAME`` of a DicomSite block.
     level : Level
-        How hard to look: ``exists``, ``size``, ``checksum`` or ``read``.
+        How thorough the check is: ``exists``, ``size``, ``checksum`` or ``read``.
     """
     with without_phi():
         results = list(verify_cohort(resolve_site(site), cohort, level))

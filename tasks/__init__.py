@@ -1,1 +1,1 @@
-"""One step of a flow each, with its retry."""
+"""Prefect tasks: one step of a flow each, with its retries."""

@@ -12,7 +12,7 @@ from prefect_dicom.tasks.options import CHUNK_OPTIONS, run_step
 
 @task(task_run_name="archive-{number:06d}", tags=["dicom"], **CHUNK_OPTIONS)
 def archive_chunk(run: Run, number: int, node: str, studies: tuple[int, ...]) -> State:
-    """Upload, list again and commit the studies (references)."""
+    """Upload the studies (references), read their instance lists again, and commit them."""
 
     def step() -> str:
         archived = run.archiving.archive(Chunk(number, node, studies))

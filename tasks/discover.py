@@ -1,4 +1,4 @@
-"""Cohort rows to studies: C-FIND, every answer checked again, into the ledger."""
+"""Discovery of cohort rows: C-FIND, row matching, and the result into the ledger."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def discover_rows(run: DryRun, first_line: int, last_line: int) -> State:
     """Find the studies of these lines of the cohort."""
 
     def step() -> str:
-        return f"{run.discovery.discover(first_line, last_line)} rows asked for"
+        return f"{run.discovery.discover(first_line, last_line)} rows queried"
 
     return run_step(run, step)

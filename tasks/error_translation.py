@@ -1,8 +1,8 @@
 """Error translation at the border to Prefect.
 
 Prefect stores exceptions, parameters and names in plain text. Our own errors hold no patient
-data by construction; anything else is replaced here by its type, and only the places it came
-through (no values) go to the local log.
+data by construction; any other error is replaced here by its type, and only its traceback without
+values goes to the local log.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def without_phi() -> Iterator[None]:
-    """Let only errors of this package out, without those they were made from.
+    """Translate errors: only those of this package pass, without their causes.
 
     For the body of every flow and task.
     """
     try:
         yield
     except PrefectDicomError as error:
-        # Prefect logs the whole chain of a traceback, and further up stands what others said.
+        # Prefect logs the whole chain of errors, and causes may have texts of peers.
         error.__cause__ = error.__context__ = None
         raise
     except Exception as error:

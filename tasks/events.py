@@ -1,8 +1,8 @@
-"""A run's events as Prefect events: what automations make mails and messages of.
+"""A run's events as Prefect events, which trigger automations.
 
-Prefect's client has a queue of its own without end, and takes seconds over each event while the
-server is away. So a thread stands between: it takes what there is room for, hands over a few at a
-time, and is left behind when the run ends. A run never waits for it.
+Prefect's client has an unbounded queue, and needs seconds for each event while the server is
+unreachable. So a thread with a bounded queue forwards the events, a few at a time, and drops the
+rest: a run waits for it a few seconds at its end, and never before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 PREFIX = "prefect-dicom"
 _MOST_WAITING = 2000
 _AT_A_TIME = 5
-"""Events that Prefect's client may hold: as many as it is worth waiting for at the end."""
+"""Events in the queue of Prefect's client: few enough to wait for at the end."""
 _END_SECONDS = 5.0
 
 
@@ -45,7 +45,7 @@ def events_to_prefect(run: DryRun) -> Iterator[None]:
 
 
 class _Forwarder:
-    """Takes events at once, and passes them on from a thread of its own."""
+    """Queues events without blocking, and forwards them from a thread of its own."""
 
     def __init__(self, cohort: Cohort) -> None:
         self._cohort = cohort
@@ -60,14 +60,14 @@ class _Forwarder:
         self._thread.start()
 
     def take(self, event: Event) -> None:
-        """Keep an event for the thread, where there is room."""
+        """Queue an event; a full queue drops it."""
         try:
             self._waiting.put_nowait(event)
         except queue.Full:
             self._lost += 1
 
     def end(self) -> None:
-        """Give the thread a moment for what waits; the rest is lost."""
+        """Let the thread forward queued events for a few seconds; the rest is dropped."""
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         self._thread.join(_END_SECONDS)
@@ -91,7 +91,7 @@ class _Forwarder:
 def prefect_event(event: Event, cohort: Cohort) -> dict[str, Any]:
     """The arguments of Prefect's ``emit_event``.
 
-    The event concerns the study, else the node, else the cohort; the others are related to it.
+    The resource is the study, else the node, else the cohort; the others are related resources.
     The payload has the reason, with what it means and what to do, and the figures.
     """
     of_cohort = {

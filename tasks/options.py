@@ -1,7 +1,7 @@
-"""What the tasks that work on one chunk have in common: their options, retries and end states.
+"""Options, retries and final states of the tasks that work on one chunk.
 
 A task gets its run as a parameter. Prefect neither stores nor logs the parameters of a task, and
-the text of a run names nothing but numbers.
+the text of a run holds numbers only.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from prefect_dicom.run.run import DryRun
 from prefect_dicom.tasks.error_translation import without_phi
 
 _RETRY_DELAYS_SECONDS = (10.0, 20.0)
-"""Before a task is tried again, and once more."""
+"""Delays before the first and the second retry of a task."""
 
 
 def is_retried(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     """Prefect's retry condition: retry transient failures, unless they are of the PACS.
 
-    How often that is asked, and when, is the business of its node's admission.
+    When a request to a PACS is repeated, its node's admission decides.
     """
     error = state.result(raise_on_failure=False)
     return is_transient(error) and not isinstance(error, PacsError)
@@ -44,14 +44,13 @@ CHUNK_OPTIONS: dict[str, Any] = {
 def run_step(run: DryRun, step: Callable[[], str]) -> State:
     """Run the body of a task.
 
-    A retry is delayed here, and not by Prefect: a run that is paused or cancelled meanwhile would
-    wait there to the end.
+    A retry is delayed here, and not by Prefect, whose delay a pause or a cancellation does not end.
 
     Returns
     -------
     State
         ``Completed`` with what the step returns as message; ``Cancelled`` where people or an
-        access schedule stopped it: nothing has failed then.
+        access schedule stopped it, which is no failure.
     """
     try:
         with without_phi():

@@ -35,7 +35,7 @@ _EVERY_SECONDS = 10.0
 
 
 class ProgressArtifact:
-    """A progress bar in Prefect's UI. A server that is away never stops the work."""
+    """A progress bar in Prefect's UI. An unreachable server never stops the work."""
 
     def __init__(self, cohort: str) -> None:
         self._pace = Pace()
@@ -44,9 +44,9 @@ class ProgressArtifact:
         self._next = float("-inf")
 
     def show(self, count: Callable[[], Totals], waits: str = "", *, now: bool = False) -> None:
-        """Show how far the cohort is, and what it waits for; at most every ten seconds but ``now``.
+        """Show the progress of the cohort and what it waits for: every ten seconds, or ``now``.
 
-        ``count`` is asked only then, and seldom enough that counting stays below a twentieth
+        ``count`` is called only then, and seldom enough that counting takes less than a twentieth
         of the time.
         """
         began = time.monotonic()
@@ -68,30 +68,30 @@ class ProgressArtifact:
 
 
 def link_report(cohort: Cohort, reports: Path) -> None:
-    """A link to the report of a cohort, which is there after a minute of a run or at its end."""
+    """Link the report of a cohort, which is written after a minute of a run or at its end."""
     with contextlib.suppress(Exception):
         create_link_artifact(
             (reports / cohort.name / REPORT).absolute().as_uri(),
             link_text=f"{REPORT} of {cohort.name}",
             key=artifact_key("report", cohort.name),
-            description="On the worker; written anew every minute or so while a run is under way",
+            description="On the worker; rewritten about every minute while a run is under way",
         )
 
 
 def publish_results(ledger: Ledger, cohort: Cohort, totals: Totals, folder: Path) -> None:
-    """The result table and the summary of a cohort, whose reports lie in ``folder``."""
+    """Publish the result table and the summary of a cohort, whose reports are in ``folder``."""
     key = artifact_key("results", cohort.name)
     table = reason_table(ledger.rows.verdicts(cohort.number))
     create_table_artifact(table, key=key, description="Rows by verdict and reason, and what to do")
     create_markdown_artifact(
         summary_markdown(cohort, totals, table, folder),
         key=f"{key}-summary",
-        description="Where the cohort stands, and where its reports lie",
+        description="State of the cohort, and paths of its reports",
     )
 
 
 def publish_estimate(cohort: Cohort, estimate: Estimate) -> None:
-    """What pulling a cohort would take, modality by modality."""
+    """Publish what pulling a cohort would take, by modality."""
     lines = [*estimate.shares, estimate.total]
     create_table_artifact(
         [asdict(line) for line in lines],

@@ -12,10 +12,10 @@ from prefect_dicom.tasks.options import CHUNK_OPTIONS, run_step
 
 @task(task_run_name="retrieve-{number:06d}", tags=["dicom"], **CHUNK_OPTIONS)
 def retrieve_chunk(run: Run, number: int, node: str, studies: tuple[int, ...]) -> State:
-    """List and retrieve the studies (references); those another run works on are left to it."""
+    """Read instance lists and retrieve the studies (references) that no other run has claimed."""
 
     def step() -> str:
         claimed = run.retrieval.retrieve(Chunk(number, node, studies))
-        return f"{claimed} of {len(studies)} studies asked for"
+        return f"{claimed} of {len(studies)} studies requested"
 
     return run_step(run, step)

@@ -403,7 +403,7 @@ def test_a_run_that_is_told_to_end_is_cancelled_and_a_rerun_goes_on(place, logge
     with somebody(place, lambda ledger: ledger.run_control.cancel(1)):
         state = run_pull(place)
     assert (state.type, state.name) == ("CANCELLED", "Cancelled")
-    assert state.message.endswith("archived; a rerun goes on from here")
+    assert state.message.endswith("archived; a rerun continues from here")
     assert "retrieve-000001" in logged.ended_tasks()
     assert "Finished in state Failed" not in logged.text, "nothing has failed"
     place.audit()
