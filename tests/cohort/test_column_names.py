@@ -18,10 +18,14 @@ NAMES = {
     "StudyDate": """
         Exam Date|exam_dt|ExamDate|Date of exam|dateofexam|Scan Date|CT date|Acquisition Date|Date2
         Untersuchungsdatum|Datum der Untersuchung|Datum|Studiendatum|Fecha de estudio|Date/Time
-        Date de l'examen|Data esame|data badania|Onderzoeksdatum|дата исследования|検査日|Year""",
+        Date de l'examen|Data esame|data badania|Onderzoeksdatum|дата исследования|検査日|Year
+        Tutkimuspäivä|Undersökningsdatum|Undersøgelsesdato|Tetkik Tarihi|검사일
+        Ημερομηνία|תאריך""",
     "PatientBirthDate": """
         DOB|D.O.B.|dob|Birth Date 2|Date of Birth|Born|Geburtsdatum|geb.|GebDat|date de naissance
-        Fecha de nacimiento|data di nascita|geboortedatum|fødselsdato|дата рождения|生年月日""",
+        Fecha de nacimiento|data di nascita|geboortedatum|fødselsdato|дата рождения|生年月日
+        생년월일
+        Datum narození|Doğum tarihi|Születési dátum|תאריך לידה|Ημερομηνία γέννησης""",
     "a key of series": """
         SeriesInstanceUID|Series Instance UID|SeriesUID|Series|série|Serie|Série UID|Series Number
         Series Description|SeriesDescription|SOPInstanceUID|SOP Instance UID|Instance Number|серия
@@ -29,7 +33,8 @@ NAMES = {
     "StudyInstanceUID": "Study-UID|SUID|UIDs|Study Instance UIDs",
     "PatientID": """
         MRN#|MRN No|Patient-ID|Patient Number|PatientID2|PatientenID|Patienten-Nr.|PatNr|PID|NHC
-        numéro patient|ID paciente|Medical Record Number|Hospital No|患者ID|Paciente""",
+        numéro patient|ID paciente|Medical Record Number|Hospital No|患者ID|Paciente
+        Numéro de dossier|Akten-Nr.|номер пациента|환자번호|Historia clínica""",
     "OtherPatientID": "Old MRN|Former MRN|Previous MRN|alte Patientennummer|Alt. Patient ID",
     "PatientName": """
         Name|Patient's Name|Nachname|Vorname|Last Name|First Name|Nom|Prénom|Apellidos|cognome

@@ -113,7 +113,10 @@ _FORMER = _set(
     "old former previous prior earlier other alternate alternative alt second secondary merged "
     "alte alter fruhere ancien ancienne anterior anteriore vecchio oude gammel"
 )
-_RECORDS = _set("medical record chart hospital clinical mrn klinik")
+_RECORDS = _set(
+    "medical record chart hospital clinical mrn klinik dossier akte akten aktenzeichen expediente "
+    "cartella"
+)
 _EXAMS = _set(
     "exam exams examination examinations examen examens esame esami exame exames "
     "untersuchung untersuchungen untersuchungs procedure procedures prozedur procedimiento "
@@ -207,30 +210,27 @@ _OTHER_KEYWORDS = _set(
 
 # Without blanks between words: parts of a compound, or of a name in Chinese or Japanese.
 _PARTS = {
-    "birth": ("geburt", "birth", "geboorte", "生年月日", "出生", "生日"),
-    "date": ("datum", "datetime", "dateof", "日期", "検査日", "撮影日", "检查时间"),
-    "series": ("seriesinst", "serieninst", "シリーズ", "序列"),
-    "accession": (
-        "accession",
-        "受付番号",
-        "オーダー番号",
-        "検査番号",
-        "检查号",
-        "检查编号",
-        "登记号",
-    ),
-    "patient": ("患者id", "患者番号", "患者编号", "病历号", "病人id", "住院号"),
-    "modality": (
-        "modalit",
-        "modalid",
-        "modalnosc",
-        "модальност",
-        "モダリティ",
-        "检查类型",
-        "設備類型",
-    ),
-    "name": ("患者氏名", "患者姓名", "姓名", "氏名"),
-    "exam": ("untersuchung", "examination", "检查项目", "検査名"),
+    kind: parts.split()
+    for kind, parts in (
+        ("birth", "geburt birth geboorte 生年月日 出生 生日 생년월일 γεννησ לידה ميلاد"),
+        (
+            "date",
+            "datum datetime dateof paiva 日期 検査日 撮影日 检查时间 검사일 날짜 "
+            "ημερομηνια תאריך تاريخ",
+        ),
+        ("series", "seriesinst serieninst シリーズ 序列"),
+        (
+            "accession",
+            "accession 受付番号 オーダー番号 検査番号 检查号 检查编号 登记号 접수번호 검사번호",
+        ),
+        (
+            "patient",
+            "患者id 患者番号 患者编号 病历号 病人id 住院号 환자번호 historiaclinica rodnecislo",
+        ),
+        ("modality", "modalit modalid modalnosc модальност モダリティ 检查类型"),
+        ("name", "患者氏名 患者姓名 姓名 氏名 환자명 성명"),
+        ("exam", "untersuchung examination 检查项目 検査名"),
+    )
 }
 _FOLDED_PARTS = {
     kind: tuple("".join(words_of(part)) for part in parts) for kind, parts in _PARTS.items()
