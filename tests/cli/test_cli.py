@@ -33,6 +33,7 @@ COMMANDS = {
     "doctor": ["--site", "--node", "--study", "--accession", "--patient", "--json"],
     "pull": ["COHORT", "--site", "--node", "--name", "--json"],
     "status": ["COHORT", "--site", "--json"],
+    "why": ["COHORT", "LINE", "--site", "--json"],
     "report": ["COHORT", "--with-identifiers", "--site", "--json"],
     "rerun": ["COHORT", "--site", "--reason", "--node", "--line", "--json"],
     "pause": ["COHORT", "--site", "--json"],
@@ -90,7 +91,7 @@ def test_help_names_every_command_in_the_order_of_use(command):
     lines = ended.output.splitlines()
     named = [line.split()[1] for line in lines if line.startswith("│ ") and "--" not in line]
     assert named == [
-        *("demo", "doctor", "pull", "archive-new", "status", "report"),
+        *("demo", "doctor", "pull", "archive-new", "status", "why", "report"),
         *("cancel", "pause", "prioritise", "rerun", "resume"),
         *("verify", "rebuild-ledger", "quarantine", "receiver", "explain", "up", "down"),
     ]

@@ -8,10 +8,20 @@ Each command imports what it needs in its function: `--help`, the faults of a fi
 do not import Prefect, pynetdicom, pandas or boto3.
 """
 
-from prefect_dicom.cli import archive, control, doctor, pull, quarantine, receiver, server, status
+from prefect_dicom.cli import (
+    archive,
+    control,
+    doctor,
+    pull,
+    quarantine,
+    receiver,
+    server,
+    status,
+    why,
+)
 from prefect_dicom.cli.app import Exit, app, main
 
 __all__ = ["Exit", "app", "main"]
 
-COMMANDS = (archive, control, doctor, pull, quarantine, receiver, server, status)
+COMMANDS = (archive, control, doctor, pull, quarantine, receiver, server, status, why)
 """Modules with commands; importing a module registers its commands."""

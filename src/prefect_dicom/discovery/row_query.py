@@ -362,6 +362,8 @@ def _query(
     asked = {**keys, **(wildcards or {})}
     answers = capabilities.query_cache.get(asked, optional)
     if answers is not None:
+        if requestor.trace is not None:
+            requestor.trace.answered_before(asked, answers)
         return ListedStudies(tuple(answers))
     listed = list_studies(requestor, keys, optional, wildcards)
     if not listed.capped:

@@ -12,6 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
 from prefect_dicom.admission.node_access import NodeAccess
 from prefect_dicom.admission.node_failover import NodeFailover
@@ -24,6 +25,7 @@ from prefect_dicom.core.errors import PacsError, WindowClosed
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import CohortFilters, CohortRow
 from prefect_dicom.core.reasons import Scope
+from prefect_dicom.core.row_queries import FROM_CACHE, FROM_UID_LIST, RowQuery, RowTrace
 from prefect_dicom.discovery.failover import Answer, combine_answers, settles
 from prefect_dicom.discovery.filter_queries import filter_studies
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
@@ -78,6 +80,8 @@ class DiscoveryService:
         self._capabilities: dict[str, StudyQueryCapabilities] = {}
         self._query_capabilities: dict[str, QueryCapabilities] = defaultdict(QueryCapabilities)
         """By node, how it answers the queries that filters need."""
+        self._queries: dict[int, list[RowQuery]] = {}
+        """By line, what was asked for rows whose findings are not recorded yet."""
         self._pages: dict[int, list[CohortRow]] = {}
         """By first line, the rows of pages that were not queried yet."""
 
@@ -99,6 +103,7 @@ class DiscoveryService:
             self._record, self._cohort.number, after, ROWS_PER_PAGE
         ):
             with self._lock:
+                self._queries.clear()
                 self._pages = {rows[0].line: rows}
             yield rows[0].line, rows[-1].line
             after = rows[-1].line
@@ -132,7 +137,7 @@ class DiscoveryService:
             No node can be used. Findings until then are recorded.
         """
         rows = self._rows(first_line, last_line)
-        findings = _FindingsBatch(self._ledger, self._cohort.number)
+        findings = _FindingsBatch(self._ledger, self._cohort.number, self._queries)
         nodes = self._cohort.nodes
         try:
             if len(nodes) == 1:
@@ -253,14 +258,20 @@ class DiscoveryService:
                 self._access.check_running()
                 if over.is_set():
                     return
-                take(row, self._discover_row(node, requestor, row))
+                source = FROM_UID_LIST if len(group) > 1 else FROM_CACHE
+                take(row, self._discover_row(node, requestor, row, source))
                 failpoint("row-answered")
 
-    def _discover_row(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery | str:
+    def _discover_row(
+        self, node: str, requestor: Requestor, row: CohortRow, cached_from: str
+    ) -> Discovery | str:
         """Discover one row; returns a reason code where its query failed for its own sake."""
         requestor.about = ("row", row.line)
         try:
-            with self._access.pool.request(requestor):
+            with (
+                self._access.pool.request(requestor),
+                self._traced(requestor, row, RowTrace(node, cached_from)),
+            ):
                 result = retry_once(lambda: self._find_studies(node, requestor, row))
         except PacsError as error:
             if error.scope is not Scope.REQUEST:
@@ -269,6 +280,17 @@ class DiscoveryService:
             return error.code
         self._access.admission(node).record_success()
         return result
+
+    @contextmanager
+    def _traced(self, requestor: Requestor, row: CohortRow, trace: RowTrace) -> Iterator[None]:
+        """Take down the queries of a row, until its findings are recorded."""
+        requestor.trace = trace
+        try:
+            yield
+        finally:
+            requestor.trace = None
+            with self._lock:
+                self._queries.setdefault(row.line, []).extend(trace.queries)
 
     def _find_studies(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery:
         found = discover(requestor, row, self.capabilities(node))
@@ -313,8 +335,9 @@ def _findings(row: CohortRow, answer: Answer) -> RowFindings | None:
 class _FindingsBatch:
     """Findings on their way into the ledger, recorded in batches. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, cohort: int) -> None:
+    def __init__(self, ledger: Ledger, cohort: int, queries: dict[int, list[RowQuery]]) -> None:
         self.count = 0
+        self._queries = queries
         self._ledger = ledger
         self._cohort = cohort
         self._waiting: list[RowFindings] = []
@@ -326,7 +349,8 @@ class _FindingsBatch:
             return
         with self._lock:
             self.count += 1
-            self._waiting.append(findings)
+            queries = self._queries.pop(findings.line, ())
+            self._waiting.append(findings._replace(queries=queries))
             if len(self._waiting) < ROWS_PER_WRITE:
                 return
             waiting, self._waiting = self._waiting, []

@@ -20,6 +20,7 @@ from prefect_dicom.core.model import (
     StudyState,
 )
 from prefect_dicom.core.reasons import reason_for
+from prefect_dicom.core.row_queries import RowQuery
 from prefect_dicom.ledger.database import Database, slices
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.queries import (
@@ -33,6 +34,7 @@ from prefect_dicom.ledger.queries import (
     to_discover,
 )
 from prefect_dicom.ledger.records import RowFindings, Run, StudyLocation
+from prefect_dicom.ledger.row_queries import read_row_queries, record_row_queries
 from prefect_dicom.ledger.row_verdicts import judge_rows
 from prefect_dicom.ledger.schema import cohort_rows, cohorts, row_studies, runs, studies
 from prefect_dicom.ledger.study_locations import record_found_at
@@ -158,6 +160,7 @@ class CohortRows:
                 ]
                 record_found_at(self._database, connection, by_node)
             _update_rows(connection, cohort, by_line.values())
+            record_row_queries(self._database, connection, cohort, by_line.values())
             _link_studies(connection, cohort, by_line.values(), references)
 
     def _upsert_studies(
@@ -280,6 +283,18 @@ class CohortRows:
             for row in rows
         ]
 
+    @translate_database_errors
+    def queries(self, cohort: int, line: int) -> tuple[RowQuery, ...]:
+        """Return what was asked for a row in its last discovery, and what came, within bounds."""
+        with self._database.read() as connection:
+            return read_row_queries(connection, cohort, line)
+
+    @translate_database_errors
+    def at(self, cohort: int, line: int) -> tuple[CohortRow, RowVerdict] | None:
+        """Return the row of a line with its verdict; None if the cohort has no such row."""
+        found = self._row_page(cohort, line - 1, 1)
+        return found[0] if found and found[0][0].line == line else None
+
     def verdicts(self, cohort: int) -> Iterator[RowVerdict]:
         """Yield the verdict of every row of a cohort, by line, in pages."""
         return (verdict for _, verdict in self.with_verdicts(cohort))
@@ -292,13 +307,15 @@ class CohortRows:
             line = page[-1][0].line
 
     @translate_database_errors
-    def _row_page(self, cohort: int, after_line: int) -> list[tuple[CohortRow, RowVerdict]]:
+    def _row_page(
+        self, cohort: int, after_line: int, limit: int = PAGE_SIZE
+    ) -> list[tuple[CohortRow, RowVerdict]]:
         with self._database.read() as connection:
             page = connection.execute(
                 select(*ROW_COLUMNS, *VERDICT_COLUMNS[1:])
                 .where(cohort_rows.c.cohort == cohort, cohort_rows.c.line > after_line)
                 .order_by(cohort_rows.c.line)
-                .limit(PAGE_SIZE)
+                .limit(limit)
             ).all()
             if not page:
                 return []

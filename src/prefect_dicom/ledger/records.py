@@ -24,6 +24,7 @@ from prefect_dicom.core.model import (
     StudyState,
     Verdict,
 )
+from prefect_dicom.core.row_queries import RowQuery
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,8 @@ class RowFindings(NamedTuple):
     nodes: Sequence[str] = ()
     """The node of each study, where the cohort has several nodes: a study on two nodes is among
     ``studies`` twice."""
+    queries: Sequence[RowQuery] = ()
+    """What was asked for the row, for people."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,15 @@ cohort_rows = Table(
     Column("faults", Json),
     sqlite_with_rowid=False,
 )
+row_queries = Table(
+    "row_queries",
+    metadata,
+    Column("cohort", _Number, ForeignKey(cohorts.c.number), primary_key=True),
+    Column("line", BigInteger, primary_key=True),
+    # What was asked for the row and what came, for people; bounded.
+    Column("queries", Json, nullable=False),
+    sqlite_with_rowid=False,
+)
 Index(
     "ix_cohort_rows_to_discover",
     cohort_rows.c.cohort,

@@ -19,6 +19,7 @@ from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.errors import Interrupted, PacsError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.reasons import Scope
+from prefect_dicom.core.row_queries import RowTrace
 from prefect_dicom.network.association import TRANSFER_SYNTAXES, Association, associate
 from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
@@ -232,6 +233,8 @@ class Requestor:
         response."""
         self.about: Hashable = None
         """The study or row of the requests, where there is one."""
+        self.trace: RowTrace | None = None
+        """Takes down the queries of a row and their answers, where there is one."""
         self._association: Association | None = None
         self._message_id = 0
         self._last_used = 0.0

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 
 from pydicom.dataset import Dataset
 
@@ -146,12 +147,19 @@ def answers_anything(requestor: Requestor, keys: Mapping[str, str]) -> bool:
 def _listed_studies(requestor: Requestor, identifier: Dataset) -> ListedStudies:
     studies: list[Study] = []
     try:
-        studies.extend(map(study_of, find(requestor, identifier, "STUDY")))
+        studies.extend(map(partial(_kept, requestor), find(requestor, identifier, "STUDY")))
     except PacsError as error:
         if error.code != "answers-capped":
             raise
         return ListedStudies(tuple(studies), capped=True)
     return ListedStudies(tuple(studies))
+
+
+def _kept(requestor: Requestor, answer: Dataset) -> Study:
+    study = study_of(answer)
+    if requestor.trace is not None:
+        requestor.trace.keep(study)
+    return study
 
 
 def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Study] | None:
@@ -213,7 +221,7 @@ def _some_studies(requestor: Requestor, identifier: Dataset, most: int) -> list[
     studies: list[Study] = []
     try:
         with contextlib.closing(answers):
-            studies.extend(study_of(answer) for answer in itertools.islice(answers, most))
+            studies.extend(map(partial(_kept, requestor), itertools.islice(answers, most)))
     except PacsError as error:
         if not studies or error.code != "answers-capped":
             raise

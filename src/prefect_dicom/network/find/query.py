@@ -75,6 +75,31 @@ def find(requestor: Requestor, identifier: Dataset, level: str) -> Generator[Dat
         no data set that decodes: the list is then not whole.
     """
     identifier.QueryRetrieveLevel = level
+    query = None if requestor.trace is None else requestor.trace.begin(level, _keys(identifier))
+    if query is None:
+        yield from _find(requestor, identifier, level)
+        return
+    try:
+        with contextlib.closing(_find(requestor, identifier, level)) as answers:
+            for answer in answers:
+                query.answers += 1
+                yield answer
+    except PacsError as error:
+        query.outcome = error.code
+        raise
+
+
+def _keys(identifier: Dataset) -> dict[str, str]:
+    """The matching keys of an identifier."""
+    values = {element.keyword: str(element.value or "") for element in identifier}
+    return {
+        keyword: value
+        for keyword, value in values.items()
+        if value and keyword not in ("QueryRetrieveLevel", "SpecificCharacterSet")
+    }
+
+
+def _find(requestor: Requestor, identifier: Dataset, level: str) -> Generator[Dataset]:
     unreadable = False
     with contextlib.closing(find_responses(requestor, identifier)) as responses:
         for response in responses:
