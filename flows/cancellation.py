@@ -92,8 +92,8 @@ def controlled_by_prefect(run: DryRun) -> Iterator[None]:
 def final_state(run: DryRun, totals: Totals, *, may_be_empty: bool = False) -> State:
     """The state in which a flow over a cohort ends.
 
-    ``Cancelled`` where the run was cancelled, ``Completed`` otherwise: by the name of ``Partial``
-    where rows are left, or all are excluded.
+    ``Cancelled`` where the run was cancelled, ``Completed`` otherwise, with the name ``Partial``
+    where rows are not archived, or all are excluded.
 
     Parameters
     ----------

@@ -214,7 +214,7 @@ def test_finding_and_pulling_have_a_time_left_of_their_own():
         "about 15 min 0 s left",
     )
     assert format_progress(finding(100, 1000), pace) == (
-        "finding studies: 100 of 1000 rows asked for, 1/s; 100 studies found"
+        "finding studies: 100 of 1000 rows queried, 1/s; 100 studies found"
     )
     pace.note(110, pulling(0, 1000))
     assert (pace.format_phase(), pace.seconds_left()) == ("", None)

@@ -37,7 +37,7 @@ class Limits(Settings):
     """What a node may be asked for at a time."""
 
     associations: int = Field(
-        default=2, ge=1, le=64, description="Chunks retrieved, or rows asked for, at the same time."
+        default=2, ge=1, le=64, description="Chunks retrieved, or rows queried, at the same time."
     )
     chunk_studies: int = Field(default=20, ge=1, le=200, description="Studies in one chunk.")
     chunk_instances: int = Field(default=2000, ge=1, description="Listed instances in one request.")

@@ -129,7 +129,7 @@ def format_progress(totals: Totals, pace: Pace) -> str:
     rows = sum(totals.rows.values())
     if totals.unasked:
         return (
-            f"finding studies: {rows - totals.unasked} of {rows} rows asked for, "
+            f"finding studies: {rows - totals.unasked} of {rows} rows queried, "
             f"{pace.rows_per_second():.0f}/s; {studies} studies found"
         )
     if not studies:
