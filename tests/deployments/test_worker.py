@@ -377,7 +377,7 @@ def test_events_tell_what_becomes_of_studies_and_why(stage):
     study = re.fullmatch(r"prefect-dicom\.study\.(\d+)", failed["resource"]["prefect.resource.id"])
     assert failed["payload"]["study"] == int(study[1])
     assert failed["payload"]["reason"] == "instances-missing"
-    assert failed["payload"]["advice"].startswith("`prefect-dicom rerun` asks for")
+    assert failed["payload"]["advice"].startswith("`prefect-dicom rerun` requests")
     finished = next(e for e in events if e["event"].endswith("cohort.finished"))
     assert finished["payload"]["rows"] == 7 and finished["payload"]["rows_archived"] == 4
 
