@@ -360,7 +360,9 @@ def test_a_refusal_in_every_form_is_told_as_that_of_the_first(s3, tmp_path):
         s3.fail("PutProbe", status=400, code="InvalidRequest", times=None)
         with pytest.raises(ArchiveError) as caught:
             put(archive, SMALL, tmp_path)
-        assert "InvalidRequest" in caught.value.detail
+        assert caught.value.detail == (
+            "HTTP 400 InvalidRequest, also without x-amz-checksum-sha256 and with Content-MD5"
+        )
         assert s3.requests["PutObject"] == 0
 
 

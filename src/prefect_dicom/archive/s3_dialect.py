@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from prefect_dicom.archive.s3_errors import S3RequestError
+from prefect_dicom.archive.s3_errors import S3Error, S3RequestError
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,20 @@ FORMS: dict[Operation, tuple[RequestForm, ...]] = {
 """The forms of each operation, in the order in which they are tried."""
 
 
+def _tried(operation: Operation, first: S3RequestError) -> S3Error:
+    """The refusal of the first form, with what was left out and added in vain."""
+    forms = FORMS[operation]
+    words = []
+    if any(not form.checksum for form in forms):
+        words.append(f"without {CHECKSUM_HEADERS[operation]}")
+    if any(form.md5 for form in forms):
+        words.append("with Content-MD5")
+    if any(not form.condition for form in forms):
+        words.append("without If-None-Match")
+    error = first.s3_error
+    return replace(error, detail=f"{error.detail}, also {' and '.join(words)}")
+
+
 class S3Dialect:
     """The forms of requests that one service takes. Thread-safe."""
 
@@ -123,7 +137,7 @@ class S3Dialect:
                 self._learn(operation, form)
                 return answer
         assert first is not None, "each operation has a form"
-        raise first
+        raise S3RequestError(_tried(operation, first)) from first.__cause__
 
     def form(self, operation: Operation) -> RequestForm:
         """Return the form that is known, or else the first one."""
