@@ -716,6 +716,14 @@ def find_case(scene):
     assert [answer.AccessionNumber for answer in answers] == [held]
 
 
+def find_alias(scene):
+    held = str(pydicom.dcmread(scene.first_file, specific_tags=["PatientID"]).PatientID)
+    with scene.with_knob("find.alias", asked="OLD-7", held=[held]) as pacs:
+        answers, _ = find(pacs, "STUDY", PatientID="OLD-7", StudyInstanceUID="")
+        assert {answer.PatientID for answer in answers} == {held}
+        assert find(pacs, "STUDY", PatientID="OLD-8", StudyInstanceUID="")[0] == []
+
+
 def find_pn_literal(scene):
     with scene.pacs as pacs:
         name = str(pacs.holdings.studies({})[0][0].attributes["PatientName"])

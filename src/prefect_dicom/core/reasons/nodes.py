@@ -312,7 +312,8 @@ its nodes uses TLS to us too. `receiver.log` in the spool says what was wrong.""
         ),
         advice=(
             "Read the PACS's log for the requests that ended so: permissions of our AE title, "
-            "instances that it cannot read; or set `retrieve: c-move` for this node."
+            "instances that it cannot read; or set `retrieve: c-move` for this node, with a "
+            "`receiver` that the PACS can reach."
         ),
         explanation="""
 Three studies in a row (ten, where others had come before) were listed by the PACS, are still there
@@ -362,11 +363,15 @@ stay pending.""",
         meaning=(
             "The PACS offers C-GET, but accepted none of the instances' SOP classes with our role."
         ),
-        advice="Set `retrieve: c-move` for this node.",
+        advice=(
+            "Set `retrieve: c-move` for this node, and give the site a `receiver` that the PACS "
+            "can reach, if it has none."
+        ),
         explanation="""
 In a C-GET the instances arrive on our own association, for which the PACS has to accept us as the
 SCP of each storage class (role selection, PS3.7 D.3.3.4). This one offers C-GET and
-accepted none of the classes of these instances. If no instance has arrived by C-GET before, it is
+accepted none of the classes of these instances. A PACS that says nothing of roles is asked all the
+same, three times at most: some send without. If no instance has arrived by C-GET before, it is
 replaced by C-MOVE for the rest of the run, where the site has a receiver.""",
     ),
     Reason(
