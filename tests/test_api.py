@@ -22,6 +22,7 @@ from prefect_dicom.core.uids import manifest_key
 from prefect_dicom.discovery.service import DiscoveryService
 from prefect_dicom.ledger.run_control import RunControl
 from prefect_dicom.testing import Behaviour, tiny_instances
+from tests.support.lists import workbook
 from tests.support.sites import Place, site_around, study
 from tests.support.two_nodes import two_nodes
 
@@ -110,6 +111,21 @@ def test_faults_of_a_cohort_file_come_all_at_once(tmp_path):
     ]
 
 
+def test_what_is_not_taken_of_a_cohort_file_is_noted_with_its_frame(tmp_path):
+    path = workbook(tmp_path / "cohort.xlsx", [["MRN", "Ward"], ["1", "A"], ["2", "B"]])
+    assert prefect_dicom.read_cohort(path).attrs["notes"] == ['columns that are ignored: "Ward"']
+    workbook(path, [["MRN"], ["1"], ["2"]], hidden={3: {"hidden": True}})
+    with pytest.raises(CohortError, match="1 of 2 rows are hidden"):
+        prefect_dicom.read_cohort(path)
+    taken = prefect_dicom.read_cohort(path, hidden_rows="take")
+    assert list(taken.PatientID) == ["1", "2"]
+    left = prefect_dicom.read_cohort(path, hidden_rows="leave-out")
+    assert list(left.PatientID) == ["1"]
+    assert left.attrs["notes"] == ["1 of 2 rows are hidden and were left out"]
+    with pytest.raises(CohortError, match="hidden_rows: expected take or leave-out"):
+        prefect_dicom.read_cohort(path, hidden_rows="perhaps")
+
+
 def test_a_definition_is_not_read_as_a_list(tmp_path):
     path = tmp_path / "chest.yaml"
     path.write_text("studies:\n  StudyDate: 20240101-20240131\n")
@@ -139,6 +155,21 @@ def test_found_studies_are_those_of_the_pacs_and_nothing_is_retrieved(place):
     assert dict(zip(found.study[:4], found.StudyInstanceUID[:4], strict=True)) == known
     assert {request.service for request in place.pacs.log} == {"C-FIND"}
     assert list((place.folder / "archive").iterdir()) == []
+
+
+def test_faulty_lines_of_a_file_are_set_apart_and_notes_on_a_frame_are_kept(place):
+    path = place.cohort([*ROWS[1:2], {"PatientID": "4711.0", "Modality": "", "StudyDate": ""}])
+    with pytest.raises(CohortError, match="line 3"):
+        prefect_dicom.find(place.file, path)
+    found = prefect_dicom.find(place.file, path, faulty_lines="set-apart")
+    assert list(found.verdict) == ["pending", "faulty"]
+    with pytest.raises(CohortError, match="faulty_lines: expected refuse or set-apart"):
+        prefect_dicom.find(place.file, path, faulty_lines="perhaps")
+    frame = pandas.DataFrame({"PatientID": ["0003"], "Ward": ["A"]})
+    prefect_dicom.find(place.file, frame)
+    with place.ledger() as ledger:
+        [(_, words)] = ledger.cohorts.notes(2)
+    assert words == 'columns that are ignored: "Ward"'
 
 
 def test_what_was_found_is_not_asked_for_again(place):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from prefect_dicom.cli import Exit
+from prefect_dicom.cohort.list_options import ListOptions
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.report import is_archived, unarchived_rows
 from tests.support.commands import CommandLine
+from tests.support.lists import workbook
 from tests.support.sites import site_around, study
 
 LONG = "HOSPITAL-2024-001"
@@ -62,6 +64,19 @@ def test_one_of_which_some_is_excluded_is(place):
     totals = place.pull(definition(place, "studies: {Modality: MR}"))
     assert totals.rows == {Verdict.EXCLUDED: 1, Verdict.ARCHIVED: 1}
     assert is_archived(totals)
+
+
+def test_a_workbook_with_hidden_rows_is_not_pulled_before_a_person_has_chosen(place):
+    rows = [["AccessionNumber"], ["A1"], ["A2"], [LONG]]
+    path = workbook(place.folder / "list.xlsx", rows, hidden={3: {"hidden": True}})
+    run = CommandLine(place.folder, place.folder / "home")
+    ended = run("pull", path)
+    assert ended.code == Exit.CONFIGURATION
+    assert "1 of 3 rows are hidden" in ended.stderr
+    assert place.asked_for() == 0
+    totals = place.pull(path, ListOptions(hidden_rows="leave-out"))
+    assert totals.rows == {Verdict.ARCHIVED: 2}
+    assert place.studies().keys().isdisjoint({HELD[2].study_instance_uid})
 
 
 @pytest.mark.timeout(300)
