@@ -32,7 +32,7 @@ SYNTAX_SEARCH = Bound(
 CLASS_NOT_TOLD = Bound(
     "does not return the class of an instance that C-GET has to name",
     "C-GETs for each study, which propose all classes of the standard in turn",
-    26,
+    40,
 )
 FAULTY_SAMPLE = Bound(
     "sends instances of a study that are all faulty in the same way",

@@ -90,8 +90,8 @@ class Settling:
         for task in tasks:
             left = task.to_request()
             untold = [key for key in left if not task.instances.class_to_propose(key)]
-            task.attempts.settle(untold)
             if searched:
+                task.attempts.settle(untold)
                 task.attempts.settle(key for key in left if task.attempts.is_unsent(key))
             if searched and not brought:
                 self._contexts.record_search(map(task.instances.class_to_propose, left))

@@ -39,6 +39,7 @@ from prefect_dicom.network.status import (
     is_out_of_resources,
     reason_for_status,
 )
+from prefect_dicom.network.upper_layer.negotiation import STORAGE_CONTEXTS
 from prefect_dicom.retrieval.bounds import CLASS_NOT_TOLD, SYNTAX_SEARCH
 from prefect_dicom.retrieval.late_arrivals import LateArrivals
 from prefect_dicom.retrieval.requests import (
@@ -60,6 +61,8 @@ _SHRINK = 7
 _TRIES_WITHOUT_ROLES = 3
 _PROVES_IGNORED_LIST = 2
 """A longer list that brought only what its first UID names was not taken as a list."""
+_SEARCHED_UNTOLD = 16
+"""Transfer syntaxes that are proposed one after the other where classes are not told."""
 _ALL_PROPOSED_FROM = 2
 """Fruitless rounds from which on a C-GET for an unlisted study proposes all transfer syntaxes."""
 
@@ -346,7 +349,8 @@ def missing_by_proposal(
             yield missing, contexts
     # Some PACS do not return the classes of their instances: all are tried in turn.
     proposals = _proposals(_classes_to_try(strategy), strategy.breadth, offered)
-    for _, contexts in islice(proposals, CLASS_NOT_TOLD.most):
+    most = _SEARCHED_UNTOLD if strategy.breadth is Breadth.SINGLE else CLASS_NOT_TOLD.most
+    for _, contexts in islice(proposals, most):
         missing = _missing_of(tasks, {""})
         if not missing:
             return
@@ -369,10 +373,13 @@ def _proposals(
 def _classes_to_try(strategy: RequestStrategy) -> Sequence[str]:
     """The classes that are proposed for instances whose own is not told.
 
-    All of the standard in the usual encodings, and the usual ones in all encodings; what is
-    behind these is not worth hundreds of requests.
+    All of the standard in the usual encodings, the usual ones in all encodings, and as many as an
+    association takes in one encoding after the other; what is behind these is not worth hundreds
+    of requests.
     """
-    if strategy.uids == 1 or strategy.breadth is Breadth.SINGLE:
+    if strategy.breadth is Breadth.SINGLE:
+        return STORAGE_CLASSES[:STORAGE_CONTEXTS]
+    if strategy.uids == 1:
         return ()
     return STORAGE_CLASSES if strategy.breadth is Breadth.COMMON else COMMON_CLASSES
 
