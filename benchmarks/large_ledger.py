@@ -50,8 +50,8 @@ INSERT INTO cohort_rows (cohort, line, accession_number, discovered)
   SELECT 1, n + 1, 'A' || n, TRUE FROM generate_series(1, :n) n;
 INSERT INTO studies (reference, study_instance_uid, node, patient_id, accession_number, study_date,
     modalities, study_description, number_of_series, number_of_instances, state, reason, attempt,
-    evidence, listed_at, archived_at, archived_instances, withheld_instances, archived_bytes,
-    selection)
+    evidence, listed_at, archived_at, archived_instances, withheld_instances, missing_instances,
+    archived_bytes, selection)
   SELECT n, '2.25.' || (10^30)::numeric(38) + n, 'main', lpad((n / 3)::text, 8, '0'), 'A' || n,
     '20240101', '["CT"]', 'CT of the chest', 4, 400,
     CASE WHEN n % :failed = 0 THEN 'failed' WHEN n <= :n / 2 THEN 'archived' ELSE 'pending' END,
@@ -60,6 +60,7 @@ INSERT INTO studies (reference, study_instance_uid, node, patient_id, accession_
     CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN now() END,
     CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN now() END,
     CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 400 END,
+    CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 0 END,
     CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 0 END,
     CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN 200000000 END,
     CASE WHEN n % :failed <> 0 AND n <= :n / 2 THEN '' END

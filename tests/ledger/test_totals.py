@@ -53,6 +53,7 @@ def test_totals_count_the_verdicts_that_the_rows_have(ledger, run):
     lot = random.Random(7)
     lines = range(2, 202)
     kinds = ["pending", "listed", "archived", "withheld", "failed", "half", "archived"]
+    kinds += ["missing"]
     # Of each patient some studies, of which the cohort takes two.
     found = [replace(study(n), patient_id=f"P{n % 9}") for n in range(40)]
     cohort = ledger.cohorts.add(DIGEST, "main", [CohortRow(line) for line in lines]).number
@@ -62,7 +63,8 @@ def test_totals_count_the_verdicts_that_the_rows_have(ledger, run):
         reason = lot.choice([None, None, None, "filter-undecided", "list-unproved"])
         gaps = ("2024",) if reason == "list-unproved" else ()
         if not of_row:
-            reason = lot.choice([None, "no-match", "several-patients", "pacs-failure"])
+            nothing = [None, "no-match", "several-patients", "pacs-failure", "line-faulty"]
+            reason = lot.choice(nothing)
         if reason is not None or of_row:
             ledger.rows.record_discoveries(cohort, [(line, of_row, reason, (), gaps)])
     ledger.rows.record_discoveries(other.number, [(2, found[:6], None, ())])
@@ -77,7 +79,7 @@ def test_totals_count_the_verdicts_that_the_rows_have(ledger, run):
         ledger.instances.record_list(
             claim, listed(2), Evidence.INSTANCE_LIST, selection=with_series
         )
-        if kind in ("archived", "withheld", "half"):
+        if kind in ("archived", "withheld", "missing", "half"):
             ledger.instances.record_received(
                 {record.reference: claim}, [received(record.reference, key)]
             )
@@ -86,13 +88,13 @@ def test_totals_count_the_verdicts_that_the_rows_have(ledger, run):
         if kind in ("failed", "half"):
             ledger.studies.record_failed(claim, "instances-missing")
         elif kind != "listed":
-            withheld = int(kind == "withheld")
-            if not withheld:
+            withheld, missing = int(kind == "withheld"), int(kind == "missing")
+            if not withheld and not missing:
                 ledger.instances.record_list(
                     claim, listed(1), Evidence.INSTANCE_LIST, selection=with_series
                 )
             ledger.studies.record_archived(
-                claim, b"{}", instances=1, withheld=withheld, size_bytes=1000
+                claim, b"{}", instances=1, withheld=withheld, missing=missing, size_bytes=1000
             )
     for number in (cohort, other.number):
         verdicts = list(ledger.rows.verdicts(number))

@@ -356,6 +356,12 @@ def test_checking_and_repairing_works_as_documented(tmp_path, studies):
         assert place.pull().rows == {Verdict.ARCHIVED: 1, Verdict.PARTIAL: 1}
         assert place.asked_for("C-GET") > retrieves
 
+        assert "1 of 5 instances never came" in command(*next_is("accept")).output
+        # The study's number is another one here, and it is not accepted: the late one comes still.
+        assert "does not wait for a decision" in command(*next_is("accept")).stderr
+        assert "every study under another PatientID" in command(*next_is("accept")).output
+        assert next_is("rerun") == ["rerun", "1"]
+
         # Two instances are in quarantine: the late one, and one of another patient.
         other = changed(late, PatientID="SOMEBODY")
         spool = Spool(place.site.spool.path)

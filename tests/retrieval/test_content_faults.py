@@ -145,7 +145,7 @@ CASES = (
         "F40",
         "another patient, all of the study",
         "store.other_patient",
-        Reaction(False, "wrong-patient", ("wrong-patient",) * 4),
+        Reaction(False, "patient-id-differs", ("patient-id-differs",) * 4, sent=1),
         {"instances": 4},
     ),
     Case(

@@ -114,7 +114,7 @@ def test_studies_that_bring_another_patient_do_not_disable_the_node(around):
         node={"limits": {"chunk_studies": 1}},
     ) as place:
         assert place.pull().rows == {Verdict.FAILED: 5}
-        assert {reason for _, reason in place.reasons()} == {"wrong-patient"}
+        assert {reason for _, reason in place.reasons()} == {"patient-id-differs"}
         assert place.archived() == {}
         place.audit()
 

@@ -85,7 +85,8 @@ def written(
 
 def _study(line: int, modalities: tuple[str, ...], description: str) -> dict[str, Any]:
     nothing = ("reason", "evidence", "listed_at", "claimed_at", "failed_at", "archived_at")
-    nothing += ("archived_instances", "withheld_instances", "archived_bytes", "selection")
+    nothing += ("archived_instances", "withheld_instances", "missing_instances")
+    nothing += ("archived_bytes", "selection")
     return {name: None for name in nothing} | {
         "reference": line,
         "study_instance_uid": f"1.2.826.0.1.{line}",
@@ -170,6 +171,7 @@ def _end(lot: random.Random, study: dict[str, Any], at: datetime) -> None:
         "archived_at": at,
         "archived_instances": instances,
         "withheld_instances": 0,
+        "missing_instances": 0,
         "archived_bytes": instances * each,
         "selection": "",
     }

@@ -275,7 +275,8 @@ class Place:
                 for o in members
             }
             said = [(i.series_instance_uid, i.sop_instance_uid) for i in manifest.instances]
-            left_out = [(i.series_instance_uid, i.sop_instance_uid) for i in manifest.withheld]
+            absent = (*manifest.withheld, *manifest.missing)
+            left_out = [(i.series_instance_uid, i.sop_instance_uid) for i in absent]
             wanted = [key for key in held if key[0] not in manifest.unwanted_series]
             assert sorted(said + left_out) == sorted(wanted)
             for instance in manifest.instances:

@@ -21,6 +21,10 @@ FORMAT = "prefect-dicom/study-manifest"
 VERSION = 1
 _VERSION_OF_A_SELECTION = 2
 """Version of the manifest of a selection, which no software must take for a whole study."""
+_VERSION_WITH_MISSING = 3
+"""Version of the manifest of a study that lacks instances, as a person has accepted; neither."""
+_SELECTION = ("selection", "unwanted_series")
+_ACCEPTED = ("missing", "accepted_by", "accepted_at")
 
 _Entry = TypeVar("_Entry", ManifestInstance, WithheldInstance)
 
@@ -31,8 +35,11 @@ def encode_manifest(manifest: StudyManifest) -> bytes:
     body |= {"format": FORMAT, "version": VERSION, "evidence": manifest.evidence.value}
     if manifest.selection:
         body["version"] = _VERSION_OF_A_SELECTION
-    else:
-        del body["selection"], body["unwanted_series"]
+    if manifest.missing:
+        body["version"] = _VERSION_WITH_MISSING
+    absent = (() if manifest.selection else _SELECTION) + (() if manifest.missing else _ACCEPTED)
+    for name in absent:
+        del body[name]
     # ASCII: a UID may hold bytes that are no text, which survive as escapes only.
     return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode("ascii")
 
@@ -51,9 +58,13 @@ def decode_manifest(data: bytes) -> StudyManifest:
         raise _unreadable("it is not JSON") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise _unreadable("it is not a study manifest")
-    selected = body.get("version") == _VERSION_OF_A_SELECTION
-    if body.get("version") != VERSION and not selected:
+    version = body.get("version")
+    if version not in (VERSION, _VERSION_OF_A_SELECTION, _VERSION_WITH_MISSING):
         raise _unreadable("it is of another version")
+    accepted = version == _VERSION_WITH_MISSING
+    if "missing" in body and not accepted:
+        raise _unreadable("its version does not know of missing instances")
+    selected = version == _VERSION_OF_A_SELECTION or (accepted and "selection" in body)
     try:
         manifest = StudyManifest(
             study_instance_uid=_text(body["study_instance_uid"]),
@@ -65,11 +76,18 @@ def decode_manifest(data: bytes) -> StudyManifest:
             warnings=_texts(body["warnings"]),
             selection=_text(body["selection"]) if selected else "",
             unwanted_series=_texts(body["unwanted_series"]) if selected else (),
+            missing=tuple(_entry(WithheldInstance, each) for each in body["missing"])
+            if accepted
+            else (),
+            accepted_by=_text(body["accepted_by"]) if accepted else "",
+            accepted_at=_text(body["accepted_at"]) if accepted else "",
         )
     except (KeyError, TypeError, ValueError):
         raise _unreadable("a field is missing or of another kind") from None
     if selected and not manifest.selection:
         raise _unreadable("it is of a part of the study, and does not say of which")
+    if accepted and not (manifest.missing and manifest.accepted_by):
+        raise _unreadable("it is of a study with gaps, and does not say which or who accepted them")
     if not all(is_sha256(each.sha256) for each in manifest.instances):
         raise _unreadable("a SHA-256 is malformed")
     return manifest
@@ -94,7 +112,7 @@ def manifest_at(prefix: str, data: bytes) -> StudyManifest:
         if each.key != object_key(uid, each.series_instance_uid, each.sop_instance_uid):
             raise _unreadable("it names a key that its UIDs do not make")
     entries: list[ManifestInstance | WithheldInstance]
-    entries = [*manifest.instances, *manifest.withheld]
+    entries = [*manifest.instances, *manifest.withheld, *manifest.missing]
     named = {(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}
     if not entries or len(named) < len(entries):
         raise _unreadable("it names nothing, or something twice")
@@ -110,14 +128,16 @@ def manifest_at(prefix: str, data: bytes) -> StudyManifest:
 def same_manifest(one: bytes, other: bytes) -> bool:
     """Whether two manifests describe a study equally; an unreadable one never does.
 
-    The time of listing may differ, and the series of the PACS beside those selected.
+    The time of listing may differ, the series of the PACS beside those selected, and who has
+    accepted what is missing.
     """
     try:
         first, second = decode_manifest(one), decode_manifest(other)
     except ArchiveError:
         return False
     first, second = (
-        _in_order(replace(each, listed_at="", unwanted_series=())) for each in (first, second)
+        _in_order(replace(each, listed_at="", unwanted_series=(), accepted_by="", accepted_at=""))
+        for each in (first, second)
     )
     return first == second
 
@@ -168,6 +188,7 @@ def _in_order(manifest: StudyManifest) -> StudyManifest:
         manifest,
         instances=tuple(sorted(manifest.instances, key=place)),
         withheld=tuple(sorted(manifest.withheld, key=place)),
+        missing=tuple(sorted(manifest.missing, key=place)),
         warnings=tuple(sorted(manifest.warnings)),
         unwanted_series=tuple(sorted(manifest.unwanted_series)),
     )

@@ -29,12 +29,16 @@ class VerifiedStudy:
         Reference of the study in the ledger.
     instances : int
         Instances that its manifest names.
+    missing : int
+        Instances that never came, as its manifest says: the study is not whole, and a person has
+        accepted that.
     faults : Counter of str
         Faulty objects by reason code; empty if the study is as its manifest says.
     """
 
     reference: StudyReference
     instances: int
+    missing: int
     faults: Counter[str] = field(default_factory=Counter)
 
 
@@ -80,7 +84,7 @@ def verify_study(
         faults["archive-object-missing"] += 1
     elif not same_manifest(held, manifest):
         faults["archive-checksum"] += 1
-    return VerifiedStudy(reference, len(proof.instances), faults)
+    return VerifiedStudy(reference, len(proof.instances), len(proof.missing), faults)
 
 
 def check_manifest(

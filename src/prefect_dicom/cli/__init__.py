@@ -9,6 +9,7 @@ do not import Prefect, pynetdicom, pandas or boto3.
 """
 
 from prefect_dicom.cli import (
+    accept,
     archive,
     control,
     doctor,
@@ -23,5 +24,5 @@ from prefect_dicom.cli.app import Exit, app, main
 
 __all__ = ["Exit", "app", "main"]
 
-COMMANDS = (archive, control, doctor, pull, quarantine, receiver, server, status, why)
+COMMANDS = (accept, archive, control, doctor, pull, quarantine, receiver, server, status, why)
 """Modules with commands; importing a module registers its commands."""

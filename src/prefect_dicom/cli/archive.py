@@ -45,16 +45,19 @@ def verify(
 
     faults = _Faults(json_)
     studies = instances = 0
+    incomplete = _Incomplete()
     with counting_shown(console) as say:
         for study in verify_cohort(site_of(site), cohort, level):
             studies, instances = studies + 1, instances + study.instances
             faults.note(study.reference, study.faults)
+            incomplete.note(study.missing)
             say(f"{counted(studies, 'study', 'studies')}, {counted(instances, 'instance')}")
     if json_:
         figures = {"level": level, "studies": studies, "instances": instances}
-        print(json.dumps(figures | {"faulty": faults.studies}, indent=1))
+        print(json.dumps(figures | incomplete.result | {"faulty": faults.studies}, indent=1))
         return faults.exit
     faults.explain()
+    incomplete.explain()
     output.print(
         f"{counted(studies, 'study', 'studies')} with {counted(instances, 'instance')} checked "
         f"at level {level}: {faults.text}"
@@ -87,18 +90,21 @@ def rebuild_ledger(
     faults = _Faults(json_)
     outcomes: Counter[str] = Counter()
     instances = 0
+    incomplete = _Incomplete()
     with counting_shown(console) as say:
         for study in rebuild.rebuild_ledger(site_of(site), level):
             faults.note(study.reference, study.faults)
             instances += study.instances
+            incomplete.note(study.missing)
             if not study.faults:
                 outcomes[study.outcome or "without-manifest"] += 1
             say(f"{counted(outcomes.total() + len(faults.studies), 'study', 'studies')}")
     if json_:
         figures = {"level": level, "instances": instances, "studies": dict(outcomes)}
-        print(json.dumps(figures | {"faulty": faults.studies}, indent=1))
+        print(json.dumps(figures | incomplete.result | {"faulty": faults.studies}, indent=1))
         return faults.exit
     faults.explain()
+    incomplete.explain()
     for outcome, meaning in _ADOPTIONS.items():
         if outcomes[outcome]:
             output.print(f"{outcomes[outcome]:>8} {meaning}", markup=False, soft_wrap=True)
@@ -114,6 +120,30 @@ _ADOPTIONS = {
     "listed-otherwise": "not changed: the PACS has listed other instances since",
     "without-manifest": "without a manifest: not archived yet, pulled like any other",
 }
+
+
+class _Incomplete:
+    """Studies whose manifest names instances that are missing, as a person has accepted."""
+
+    def __init__(self) -> None:
+        self._studies = self._instances = 0
+
+    def note(self, missing: int) -> None:
+        self._studies += missing > 0
+        self._instances += missing
+
+    @property
+    def result(self) -> dict[str, Any]:
+        if not self._studies:
+            return {}
+        return {"incomplete_studies": self._studies, "missing_instances": self._instances}
+
+    def explain(self) -> None:
+        if self._studies:
+            output.print(
+                f"{counted(self._studies, 'study', 'studies')} not whole: their manifests name "
+                f"{counted(self._instances, 'instance')} as missing, which a person has accepted."
+            )
 
 
 class _Faults:

@@ -106,8 +106,10 @@ def show(
         CANDIDATES,
         REPORT,
         RESULTS,
+        format_acceptance,
         format_totals,
         is_archived,
+        open_questions,
         reason_table,
         unarchived_rows,
     )
@@ -153,6 +155,15 @@ def show(
         output.print(f"Results: {folder / RESULTS}", markup=False, soft_wrap=True)
     if (folder / CANDIDATES).exists():
         output.print(f"Candidates: {folder / CANDIDATES}", markup=False, soft_wrap=True)
+    for each in ledger.acceptances.of_cohort(cohort.number):
+        output.print(f"Accepted: {format_acceptance(each)}.", markup=False, soft_wrap=True)
+    if waiting := open_questions(ledger, cohort):
+        output.print(
+            f"{counted(len(waiting), 'study waits', 'studies wait')} for a decision: "
+            f"prefect-dicom accept {cohort.name}",
+            markup=False,
+            soft_wrap=True,
+        )
     if missing and (cohort.paused or not runs):
         print_next_command(cohort, reference)
     return code

@@ -58,6 +58,8 @@ class Verdict(StrEnum):
     """Result of one cohort row. Each row ends with exactly one."""
 
     ARCHIVED = "archived"
+    INCOMPLETE = "incomplete"
+    """Archived without instances that the PACS does not send, as a person has accepted."""
     PARTIAL = "partial"
     NOT_FOUND = "not-found"
     AMBIGUOUS = "ambiguous"
@@ -70,8 +72,8 @@ class Verdict(StrEnum):
 
     @property
     def is_as_wanted(self) -> bool:
-        """Whether the row has ended as the cohort wants it: archived, or excluded by a filter."""
-        return self in (Verdict.ARCHIVED, Verdict.EXCLUDED)
+        """Whether the row has ended as people want it: archived, accepted, or excluded."""
+        return self in (Verdict.ARCHIVED, Verdict.INCOMPLETE, Verdict.EXCLUDED)
 
     @property
     def is_without_studies(self) -> bool:
@@ -421,7 +423,10 @@ class ManifestInstance:
 
 @dataclass(frozen=True, slots=True)
 class WithheldInstance:
-    """A listed instance that the site's policy leaves out of the archive, with the reason code."""
+    """A listed instance that is not in the archive, with the reason code.
+
+    The site's policy leaves it out, or the PACS did not send it and a person has accepted that.
+    """
 
     series_instance_uid: str
     sop_instance_uid: str
@@ -443,6 +448,13 @@ class StudyManifest:
     """The filter of series, as text; empty for whole studies."""
     unwanted_series: tuple[str, ...] = ()
     """UIDs of the listed series that the filter leaves out; they are not in the archive."""
+    missing: tuple[WithheldInstance, ...] = ()
+    """Listed instances that never came. With any, the study is not whole, and a person has
+    accepted it so."""
+    accepted_by: str = ""
+    """Who has accepted that, as the ledger has it; empty where nothing is missing."""
+    accepted_at: str = ""
+    """When, ISO 8601 in UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,3 +477,5 @@ class RowVerdict:
     """Nodes that its studies were requested from; one that failed has a colon and the reason."""
     faults: tuple[str, ...] = ()
     """What is wrong with its line, where it was set apart."""
+    missing_instances: int = 0
+    """Instances that its archived studies lack, as a person has accepted."""

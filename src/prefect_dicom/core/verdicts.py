@@ -26,6 +26,8 @@ class StudyOutcome:
     withheld_instances: int = 0
     size_bytes: int = 0
     evidence: Evidence | None = None
+    missing_instances: int = 0
+    """Those of an archived study that a person has accepted to be missing."""
 
 
 def row_verdict(
@@ -67,6 +69,8 @@ def row_verdict(
     failed = [s for s in studies if s.state is StudyState.FAILED]
     withheld = any(s.withheld_instances for s in studies)
     if not failed and not withheld:
+        if any(s.missing_instances for s in studies):
+            return Verdict.INCOMPLETE, "missing-accepted"
         return Verdict.ARCHIVED, "all-archived"
     if not failed:
         return Verdict.PARTIAL, "instances-rejected"

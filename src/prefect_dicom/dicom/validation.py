@@ -37,6 +37,8 @@ class Expected:
     key: InstanceKey
     sop_class_uid: str = ""
     patient_id: str | None = None
+    accepted_patient_ids: frozenset[str] = frozenset()
+    """Other PatientIDs that a person has accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,8 @@ def _foreign(
         yield "wrong-patient"
     elif identity.patient_id:
         finding = _patient(identity.patient_id, identity.specific_character_set, listed_patient)
+        if finding == "wrong-patient" and _is_accepted(identity, expected):
+            finding = "patient-id-accepted"
         if finding is not None:
             yield finding
     elif whole and identity.inspected:
@@ -162,6 +166,16 @@ def _patient(raw: bytes, character_set: str | None, listed: str) -> str | None:
     if listed in others | {_significant(decoded(raw, character_set or "").text)}:
         return "patient-id-reencoded"
     return "wrong-patient"
+
+
+def named_patient_id(identity: Identity) -> str:
+    """The PatientID that an instance names, without its padding; empty where it names none."""
+    return _decoded(identity.patient_id or b"", identity.specific_character_set)
+
+
+def _is_accepted(identity: Identity, expected: Expected) -> bool:
+    accepted = {_significant(number) for number in expected.accepted_patient_ids}
+    return named_patient_id(identity) in accepted
 
 
 def _decoded(raw: bytes, character_set: str | None) -> str:

@@ -177,6 +177,24 @@ def text_around(given: str, found: str) -> str:
     return f"{verb} text {places} it"
 
 
+def how_patient_ids_differ(listed: str, named: str) -> str:
+    """Say how the PatientID that instances name differs from the listed one.
+
+    Returns
+    -------
+    str
+        In words without either of them, to follow "which".
+
+    Examples
+    --------
+    >>> how_patient_ids_differ("1", "0001"), how_patient_ids_differ("P1", "P1^^^NORTH")
+    ('differs in leading zeros', 'has text behind it')
+    """
+    if differing := overlooked(unpadded(listed), unpadded(named)):
+        return f"differs in {' and '.join(differing)}"
+    return text_around(listed, named) or "is another number"
+
+
 # --- person names
 
 

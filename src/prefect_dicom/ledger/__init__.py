@@ -6,6 +6,7 @@ database as you treat the images.
 
 from prefect_dicom.ledger.ledger import Ledger
 from prefect_dicom.ledger.records import (
+    Acceptance,
     Claim,
     Cohort,
     FoundStudy,
@@ -26,6 +27,7 @@ from prefect_dicom.ledger.records import (
 )
 
 __all__ = [
+    "Acceptance",
     "Rebuilt",
     "RebuildOutcome",
     "Usage",

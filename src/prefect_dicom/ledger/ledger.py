@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from prefect_dicom.core.errors import LedgerError
+from prefect_dicom.ledger.acceptances import Acceptances
 from prefect_dicom.ledger.claims import Claims
 from prefect_dicom.ledger.cohort_rows import CohortRows
 from prefect_dicom.ledger.cohorts import Cohorts
@@ -50,6 +51,8 @@ class Ledger:
         Instance lists, and instances on their way into the archive.
     manifests : Manifests
         Manifests of archived studies.
+    acceptances : Acceptances
+        What people have accepted of studies.
     claims : Claims
         Claims of runs on studies, with fencing.
     runs : Runs
@@ -78,6 +81,7 @@ class Ledger:
         self.study_locations = StudyLocations(database)
         self.instances = Instances(database)
         self.manifests = Manifests(database)
+        self.acceptances = Acceptances(database)
         self.claims = Claims(database)
         self.runs = Runs(database)
         self.run_control = RunControl(database)

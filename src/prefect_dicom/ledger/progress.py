@@ -268,14 +268,15 @@ def count_cohort(connection: Connection, cohort: int) -> Totals:
     figures = StudyCounts()
     for row in counted:
         figures.expected += max(0, row.counted_instances - here[row.reference].expected)
-    for state, proof, node, count, archived, withheld, size_bytes in by_state:
+    for state, proof, node, count, archived, withheld, missing, size_bytes in by_state:
         counts[StudyState(state)] += count
         if state == StudyState.ARCHIVED:
             evidence[Evidence(proof)] += count
             nodes[node] += count
-        figures.expected += int(archived) + int(withheld)
+        figures.expected += int(archived) + int(withheld) + int(missing)
         figures.stored += int(archived)
         figures.withheld += int(withheld)
+        figures.missing += int(missing)
         figures.size_bytes += int(size_bytes)
     for state, count, size_bytes in by_instance:
         add_instances(figures, state, count, int(size_bytes))
@@ -290,6 +291,7 @@ def count_cohort(connection: Connection, cohort: int) -> Totals:
         rejected=figures.withheld,
         size_bytes=figures.size_bytes,
         unasked=unasked,
+        missing=figures.missing,
     )
 
 

@@ -46,6 +46,7 @@ STUDY_COLUMNS = (
 ARCHIVED_COLUMNS = (
     studies.c.archived_instances,
     studies.c.withheld_instances,
+    studies.c.missing_instances,
     studies.c.archived_bytes,
 )
 

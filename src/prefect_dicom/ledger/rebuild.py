@@ -14,7 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
-from prefect_dicom.core.model import StudyManifest, StudyReference, StudyState
+from prefect_dicom.core.model import (
+    ManifestInstance,
+    StudyManifest,
+    StudyReference,
+    StudyState,
+    WithheldInstance,
+)
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger.database import Database, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
@@ -173,11 +179,13 @@ def _archived(manifest: StudyManifest) -> dict[str, Any]:
         "archived_at": utc_now(),
         "archived_instances": len(manifest.instances),
         "withheld_instances": len(manifest.withheld),
+        "missing_instances": len(manifest.missing),
         "archived_bytes": sum(instance.size_bytes for instance in manifest.instances),
     }
 
 
 def _keys(manifest: StudyManifest) -> set[tuple[str, ...]]:
     """Return SeriesInstanceUID and SOPInstanceUID of all instances that a manifest lists."""
-    stored = {(i.series_instance_uid, i.sop_instance_uid) for i in manifest.instances}
-    return stored | {(i.series_instance_uid, i.sop_instance_uid) for i in manifest.withheld}
+    entries: list[ManifestInstance | WithheldInstance]
+    entries = [*manifest.instances, *manifest.withheld, *manifest.missing]
+    return {(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}

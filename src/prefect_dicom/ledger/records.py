@@ -178,6 +178,41 @@ class StudyRecord:
     size_bytes: int = 0
     selection: str | None = field(default=None, repr=False)
     """The series it was listed with, in words; empty for all, None while nothing is listed."""
+    missing: int = 0
+    """Instances of an archived study that never came, as a person has accepted."""
+    patient_id_of_instances: str | None = field(default=None, repr=False)
+    """The PatientID that all its instances name, where it is another than the listed one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A decision of a person: to take a study though something is wrong with it.
+
+    Parameters
+    ----------
+    study : StudyReference or None
+        The study; None for every study of the cohort.
+    reason : str
+        Code of what is accepted.
+    patient_id : str or None
+        The PatientID that instances may name; None for any, if all name the same one.
+    missing : tuple of InstanceKey
+        The instances that may be missing.
+    accepted_by : str
+        Who has decided, as given or by the account of the system.
+    accepted_at : datetime
+        When; aware, UTC.
+    note : str
+        What for, in words of the person.
+    """
+
+    study: StudyReference | None
+    reason: str
+    patient_id: str | None = field(default=None, repr=False)
+    missing: tuple[InstanceKey, ...] = field(default=(), repr=False)
+    accepted_by: str = ""
+    accepted_at: datetime | None = None
+    note: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +350,8 @@ class Totals:
     evidence: Counter[Evidence] = field(default_factory=Counter)
     unasked: int = 0
     nodes: Counter[str] = field(default_factory=Counter)
+    missing: int = 0
+    """Instances of archived studies that never came, as a person has accepted."""
 
 
 @dataclass(frozen=True, slots=True)

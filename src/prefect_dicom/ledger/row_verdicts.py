@@ -73,6 +73,7 @@ def judge_rows(
                 withheld_instances=counted.withheld,
                 size_bytes=counted.size_bytes,
                 evidence=Evidence(link.evidence) if link.evidence else None,
+                missing_instances=counted.missing,
             )
         )
     return [
@@ -112,6 +113,7 @@ def _verdict(
         evidence=weakest_evidence(outcomes),
         nodes=nodes,
         faults=tuple(faults or ()),
+        missing_instances=sum(outcome.missing_instances for outcome in outcomes),
     )
 
 
@@ -142,6 +144,7 @@ def count_plain_rows(connection: Connection, cohort: int) -> tuple[Counter[Verdi
             row_studies.c.line,
             any_of(and_(taken, IS_UNFINISHED)).label("unfinished"),
             any_of(and_(is_archived, studies.c.withheld_instances > 0)).label("withheld"),
+            any_of(and_(is_archived, studies.c.missing_instances > 0)).label("missing"),
             any_of(or_(~taken, studies.c.state == StudyState.FAILED)).label("other"),
         )
         .join(studies, studies.c.reference == row_studies.c.study)
@@ -160,9 +163,10 @@ def count_plain_rows(connection: Connection, cohort: int) -> tuple[Counter[Verdi
         cohort_rows.c.reason,
         found.c.unfinished,
         found.c.withheld,
+        found.c.missing,
     )
     rows: Counter[Verdict] = Counter()
-    for reason, unfinished, withheld, count in connection.execute(
+    for reason, unfinished, withheld, missing, count in connection.execute(
         select(*signature, func.count())
         .select_from(joined)
         .where(of_cohort, plain)
@@ -171,7 +175,9 @@ def count_plain_rows(connection: Connection, cohort: int) -> tuple[Counter[Verdi
         outcomes = []
         if unfinished is not None:
             state = StudyState.PENDING if unfinished else StudyState.ARCHIVED
-            outcomes.append(StudyOutcome(0, state, withheld_instances=withheld))
+            outcomes.append(
+                StudyOutcome(0, state, withheld_instances=withheld, missing_instances=missing)
+            )
         rows[row_verdict(reason, outcomes)[0]] += count
     others = connection.execute(
         select(cohort_rows.c.line).select_from(joined).where(of_cohort, ~plain)

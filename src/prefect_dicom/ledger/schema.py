@@ -166,6 +166,8 @@ studies = Table(
     Column("state", Text, nullable=False, server_default=StudyState.PENDING),
     Column("reason", Text),
     Column("detail", PeerText, nullable=False, server_default=""),
+    # The PatientID that its instances name, where they name the same other one than the PACS lists.
+    Column("patient_id_of_instances", PeerText),
     Column("run", _Number, ForeignKey(runs.c.number)),
     Column("attempt", BigInteger, nullable=False, server_default="0"),
     Column("evidence", Text),
@@ -176,6 +178,8 @@ studies = Table(
     # Counts of an archived study, whose instances are in its manifest and no longer rows here.
     Column("archived_instances", BigInteger),
     Column("withheld_instances", BigInteger),
+    # Those that never came, as a person has accepted.
+    Column("missing_instances", BigInteger),
     Column("archived_bytes", BigInteger),
     # The series it was listed with, in words; empty for all. NULL while nothing is listed.
     Column("selection", PeerText),
@@ -195,7 +199,8 @@ studies = Table(
     ),
     CheckConstraint(
         "(state = 'archived') = (archived_at IS NOT NULL AND archived_instances IS NOT NULL"
-        " AND withheld_instances IS NOT NULL AND archived_bytes IS NOT NULL)",
+        " AND withheld_instances IS NOT NULL AND missing_instances IS NOT NULL"
+        " AND archived_bytes IS NOT NULL)",
         "archived_with_figures",
     ),
     sqlite_autoincrement=True,
@@ -343,6 +348,29 @@ leaky_buckets = Table(
     sqlite_with_rowid=False,
 )
 
+# What people have decided: that a study is taken though its instances name another PatientID, or
+# though some of them never come.
+acceptances = Table(
+    "acceptances",
+    metadata,
+    Column("number", _Number, primary_key=True),
+    Column("cohort", _Number, ForeignKey(cohorts.c.number), nullable=False),
+    # NULL: every study of the cohort.
+    Column("study", _Number, ForeignKey(studies.c.reference)),
+    # Reason code of what is accepted.
+    Column("reason", Text, nullable=False),
+    # The PatientID that instances may name; NULL: any, if all name the same.
+    Column("patient_id", PeerText),
+    # The instances that may be missing, as pairs of SeriesInstanceUID and SOPInstanceUID.
+    Column("missing", Json),
+    # Who has decided, when, and what for.
+    Column("accepted_by", PeerText, nullable=False),
+    Column("accepted_at", UtcTime, nullable=False),
+    Column("note", PeerText, nullable=False, server_default=""),
+    Index("ix_acceptances_cohort_study", "cohort", "study"),
+    sqlite_autoincrement=True,
+)
+
 _versions_metadata = MetaData()
 schema_versions = Table(
     "schema_versions",
@@ -352,7 +380,7 @@ schema_versions = Table(
 )
 
 
-FIRST_VERSION = 17
+FIRST_VERSION = 18
 """The oldest schema that can be migrated. Lower numbers are those of unreleased code."""
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()

@@ -93,6 +93,7 @@ STUDY_ARCHIVED = (
         archived_at=bindparam("b_archived_at", type_=studies.c.archived_at.type),
         archived_instances=bindparam("b_instances"),
         withheld_instances=bindparam("b_withheld"),
+        missing_instances=bindparam("b_missing"),
         archived_bytes=bindparam("b_size_bytes"),
         evidence=func.coalesce(
             bindparam("b_evidence", type_=studies.c.evidence.type), studies.c.evidence

@@ -213,6 +213,7 @@ class Studies:
         instances: int,
         withheld: int,
         size_bytes: int,
+        missing: int = 0,
         rebuilt: bool = False,
         evidence: Evidence | None = None,
     ) -> None:
@@ -225,8 +226,8 @@ class Studies:
         ----------
         manifest : bytes
             The manifest as it is in the archive.
-        instances, withheld : int
-            How many instances it names, and how many it says are left out.
+        instances, withheld, missing : int
+            How many instances it names, how many it says are left out, and how many never came.
         size_bytes : int
             Size of the instances it names.
         rebuilt : bool
@@ -246,12 +247,12 @@ class Studies:
             self._database.require_claims(connection, [claim])
             figures = count_instances(connection, [reference])[reference]
             known = (figures.stored, figures.withheld)
-            if figures.expected != instances + withheld or not (
-                rebuilt or known == (instances, withheld)
+            if figures.expected != instances + withheld + missing or not (
+                rebuilt or known == (instances, withheld + missing)
             ):
                 raise LedgerError(
                     "instances-missing",
-                    f"the manifest names {instances} and leaves out {withheld}; of "
+                    f"the manifest names {instances} and leaves out {withheld + missing}; of "
                     f"{figures.expected} listed {figures.stored} are stored and "
                     f"{figures.withheld} rejected",
                 )
@@ -262,6 +263,7 @@ class Studies:
                     "b_archived_at": utc_now(),
                     "b_instances": instances,
                     "b_withheld": withheld,
+                    "b_missing": missing,
                     "b_size_bytes": size_bytes,
                     "b_evidence": evidence,
                 },
@@ -275,7 +277,12 @@ class Studies:
 
     @translate_database_errors
     def record_failed(
-        self, claim: Claim, code: str, detail: str = "", nodes: Sequence[str] = ()
+        self,
+        claim: Claim,
+        code: str,
+        detail: str = "",
+        nodes: Sequence[str] = (),
+        patient_id_of_instances: str | None = None,
     ) -> bool:
         """Record the failure of a study and release the claim; its instances stay as they are.
 
@@ -290,6 +297,8 @@ class Studies:
             Text of the peer, perhaps; it stays in the ledger.
         nodes : sequence of str
             The nodes of the cohort, in its order.
+        patient_id_of_instances : str, optional
+            The PatientID that all its instances name, where it is another than the listed one.
 
         Returns
         -------
@@ -305,6 +314,7 @@ class Studies:
                 "reason": code,
                 "detail": detail,
                 "failed_at": utc_now(),
+                "patient_id_of_instances": patient_id_of_instances,
             }
             if len(nodes) > 1 and reason_for(code).failover:
                 record_failed_at(self._database, connection, reference, claim.node, code)
@@ -359,6 +369,8 @@ def study_records(
             received=figures[row.reference].received,
             stored=figures[row.reference].stored,
             withheld=figures[row.reference].withheld,
+            missing=figures[row.reference].missing,
+            patient_id_of_instances=row.patient_id_of_instances,
             size_bytes=figures[row.reference].size_bytes,
             selection=row.selection,
         )

@@ -21,6 +21,8 @@ class StudyCounts:
     received: int = 0
     stored: int = 0
     withheld: int = 0
+    missing: int = 0
+    """Of an archived study: those that never came, as a person has accepted."""
     size_bytes: int = 0
 
 
@@ -47,9 +49,10 @@ def counts_of(
     for row in rows:
         if row.state == StudyState.ARCHIVED:
             figures[row.reference] = StudyCounts(
-                expected=row.archived_instances + row.withheld_instances,
+                expected=row.archived_instances + row.withheld_instances + row.missing_instances,
                 stored=row.archived_instances,
                 withheld=row.withheld_instances,
+                missing=row.missing_instances,
                 size_bytes=row.archived_bytes,
             )
         else:

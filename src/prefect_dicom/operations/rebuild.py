@@ -40,6 +40,8 @@ class RebuiltStudy:
         What the ledger did with the manifest; None without a manifest that names its study.
     instances : int
         Instances that the manifest names.
+    missing : int
+        Instances that never came, as the manifest says.
     faults : Counter of str
         Faulty objects by reason code.
     """
@@ -47,6 +49,7 @@ class RebuiltStudy:
     reference: StudyReference | None
     outcome: RebuildOutcome | None = None
     instances: int = 0
+    missing: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
 
@@ -54,6 +57,7 @@ class RebuiltStudy:
 class _Found:
     study: FoundStudy | None
     instances: int = 0
+    missing: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -113,7 +117,7 @@ def _verify(archive: Archive, prefix: str, sizes: Mapping[str, int], level: Leve
     # What is missing can be retrieved again, so it comes before what has changed.
     reason = next((code for code in ("archive-object-missing", *faults) if faults[code]), None)
     study = FoundStudy(manifest.study_instance_uid, manifest, body, reason)
-    return _Found(study, len(manifest.instances), faults)
+    return _Found(study, len(manifest.instances), len(manifest.missing), faults)
 
 
 def _imported(ledger: Ledger, batch: list[_Found]) -> Iterator[RebuiltStudy]:
@@ -128,7 +132,7 @@ def _imported(ledger: Ledger, batch: list[_Found]) -> Iterator[RebuiltStudy]:
         faults = found.faults
         if one.body is not None and not faults and not _same(one.body, found.study.body):
             faults = Counter(["archive-checksum"])
-        yield RebuiltStudy(one.reference, one.outcome, found.instances, faults)
+        yield RebuiltStudy(one.reference, one.outcome, found.instances, found.missing, faults)
 
 
 def _same(known: bytes, found: bytes) -> bool:

@@ -4,6 +4,8 @@ Imported from here is what most others want, and nothing heavy; the page and its
 (``page.py``, ``plots.py``) are imported where one is written.
 """
 
+from prefect_dicom.report.acceptances import ACCEPTANCES, format_acceptance, open_questions
+from prefect_dicom.report.files import replacing
 from prefect_dicom.report.formatting import (
     format_bytes,
     format_duration,
@@ -20,17 +22,18 @@ from prefect_dicom.report.tables import (
     is_archived,
     next_count,
     reason_table,
-    replacing,
     summary_markdown,
     unarchived_rows,
     write_reports,
 )
 
 __all__ = [
+    "ACCEPTANCES",
     "CANDIDATES",
     "INSTANCES",
     "REPORT",
     "RESULTS",
+    "format_acceptance",
     "format_bytes",
     "format_duration",
     "format_evidence",
@@ -39,6 +42,7 @@ __all__ = [
     "format_totals",
     "is_archived",
     "next_count",
+    "open_questions",
     "reason_table",
     "replacing",
     "summary_markdown",

@@ -25,6 +25,7 @@ def format_totals(totals: Totals) -> str:
         f"{totals.studies[StudyState.ARCHIVED]} of {sum(totals.studies.values())} studies, "
         f"{totals.stored} of {totals.expected} instances, "
         f"{format_bytes(totals.size_bytes)} archived"
+        f"{f', {totals.missing} accepted as missing' if totals.missing else ''}"
         f"{format_nodes(totals)}{format_evidence(totals)}{gaps}"
     )
 

@@ -33,6 +33,7 @@ _STUDY_COLUMNS = {
     "expected_instances": "int64",
     "archived_instances": "int64",
     "withheld_instances": "int64",
+    "missing_instances": "int64",
     "size_bytes": "int64",
     "manifest_key": "string",
 }
@@ -103,6 +104,7 @@ def _study(record: StudyRecord) -> dict[str, Any]:
         "expected_instances": record.expected,
         "archived_instances": record.stored,
         "withheld_instances": record.withheld,
+        "missing_instances": record.missing,
         "size_bytes": record.size_bytes,
         "manifest_key": manifest_key(uid) if archived else None,
     }

@@ -21,6 +21,8 @@ from prefect_dicom.core.files import create_file
 from prefect_dicom.core.model import CohortRow, DateRange, Disposition, StudyState, Verdict
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
 from prefect_dicom.report import plots
+from prefect_dicom.report.acceptances import format_acceptance
+from prefect_dicom.report.files import replacing
 from prefect_dicom.report.formatting import format_bytes, format_duration, format_gaps
 from prefect_dicom.report.summary import (
     MODALITIES_NAMED,
@@ -32,7 +34,6 @@ from prefect_dicom.report.summary import (
 )
 from prefect_dicom.report.tables import (
     REPORT,
-    replacing,
     unarchived_rows,
 )
 
@@ -40,6 +41,7 @@ REPORT_WITH_IDENTIFIERS = "report-with-identifiers.html"
 _STEPS = 4
 _COLOURS = {
     Verdict.ARCHIVED: "archived",
+    Verdict.INCOMPLETE: "pending",
     Verdict.PENDING: "pending",
     Verdict.EXCLUDED: "pending",
 }
@@ -120,6 +122,7 @@ def page(summary: CohortSummary, *, with_identifiers: bool = False) -> str:
             ends=_format_end(summary),
             window_use=summary.window_use,
             unwell=unwell,
+            accepted=[format_acceptance(each) for each in summary.accepted],
             ambiguous=any(group.verdict is Verdict.AMBIGUOUS for group in unwell),
             steps=_what_next(summary, unwell),
             progress=plots.progress(summary) if drawable else "",

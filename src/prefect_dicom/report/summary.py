@@ -21,7 +21,16 @@ from prefect_dicom.config.access_schedule import (
 )
 from prefect_dicom.core.model import CohortRow, Disposition, RowVerdict, StudyState, Verdict
 from prefect_dicom.core.reasons import Reason, reason_for
-from prefect_dicom.ledger import Cohort, Ledger, LivingRun, Sample, StudyGroup, StudyRecord, Totals
+from prefect_dicom.ledger import (
+    Acceptance,
+    Cohort,
+    Ledger,
+    LivingRun,
+    Sample,
+    StudyGroup,
+    StudyRecord,
+    Totals,
+)
 from prefect_dicom.report.formatting import format_modalities
 from prefect_dicom.report.tables import finished_fraction
 
@@ -131,6 +140,8 @@ class CohortSummary:
     slowest: list[StudyRecord]
     samples: list[Sample]
     notes: list[tuple[str, str]]
+    accepted: list[Acceptance]
+    """What people have accepted of its studies."""
     runs: list[LivingRun]
     """Runs that are at work."""
     trouble: Reason | None
@@ -313,6 +324,7 @@ def summarize(
         slowest=ledger.studies.slowest(cohort.number, SLOWEST_NAMED),
         samples=ledger.progress.samples(cohort.number),
         notes=ledger.cohorts.notes(cohort.number),
+        accepted=ledger.acceptances.of_cohort(cohort.number),
         runs=living,
         trouble=reason_for(trouble) if trouble else None,
         schedule=schedule,

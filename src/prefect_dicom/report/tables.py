@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.cohort.filters import explain_undecided
 from prefect_dicom.cohort.row_matching import explain_near_miss
-from prefect_dicom.core.files import atomic_write, create_file
+from prefect_dicom.core.files import create_file
 from prefect_dicom.core.model import (
     CohortFilters,
     CohortRow,
@@ -28,8 +27,10 @@ from prefect_dicom.core.model import (
     Verdict,
 )
 from prefect_dicom.core.reasons import reason_for
-from prefect_dicom.core.uids import is_uid, normal_uid
+from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
+from prefect_dicom.report.acceptances import ACCEPTANCES, write_acceptances
+from prefect_dicom.report.files import quoted_identifier, replacing, spreadsheet_cell
 from prefect_dicom.report.formatting import format_totals
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ RESULT_COLUMNS = {
     "expected_instances": "int64",
     "archived_instances": "int64",
     "withheld_instances": "int64",
+    "missing_instances": "int64",
     "size_bytes": "int64",
     "meaning": "string",
     "what_to_do": "string",
@@ -144,7 +146,8 @@ def is_archived(totals: Totals, *, may_be_empty: bool = False) -> bool:
     """
     if unarchived_rows(totals):
         return False
-    return may_be_empty or totals.rows[Verdict.ARCHIVED] > 0 or not totals.rows.total()
+    taken = totals.rows[Verdict.ARCHIVED] + totals.rows[Verdict.INCOMPLETE]
+    return may_be_empty or taken > 0 or not totals.rows.total()
 
 
 def reason_table(verdicts: Iterable[RowVerdict]) -> list[dict[str, Any]]:
@@ -188,6 +191,8 @@ def summary_markdown(
         "size and SHA-256\n"
         f"- `{CANDIDATES}`, where there are any: studies that are nearly what a line asks for, to "
         "choose from (patient data)\n"
+        f"- `{ACCEPTANCES}`, where there are any: studies that a person can accept, and those that "
+        "one has accepted (patient data)\n"
     )
 
 
@@ -195,7 +200,8 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
     """Write ``results.csv``, ``instances.parquet`` and ``instances.csv``; returns their folder.
 
     And ``candidates.csv``, where there are any: the answers that were nearly what a row asks for,
-    in a form that :func:`~prefect_dicom.cohort.rows.read_cohort` reads. Each file is replaced as a
+    in a form that :func:`~prefect_dicom.cohort.rows.read_cohort` reads; and ``accept.csv``, where
+    a person can decide about studies or has done so. Each file is replaced as a
     whole. Memory does not grow with the cohort.
     """
     folder = reports / cohort.name
@@ -205,6 +211,7 @@ def write_reports(ledger: Ledger, cohort: Cohort, reports: Path) -> Path:
         writer.writeheader()
         writer.writerows(result_rows(ledger, cohort))
     _write_candidates(ledger, cohort, folder / CANDIDATES)
+    write_acceptances(ledger, cohort, folder)
     _write_instances(ledger, cohort, folder)
     return folder
 
@@ -221,6 +228,7 @@ def result_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
             "expected_instances": verdict.expected_instances,
             "archived_instances": verdict.archived_instances,
             "withheld_instances": verdict.withheld_instances,
+            "missing_instances": verdict.missing_instances,
             "size_bytes": verdict.size_bytes,
             "meaning": reason.meaning,
             "what_to_do": reason.what_to_do,
@@ -264,22 +272,18 @@ def _candidate(
         "CandidateOf": row.line,
         "Why": "; ".join(why) or reason,
         # A spreadsheet would make a number or a date of an identifier, and lose its zeros.
-        "PatientID": _quoted(study.patient_id),
-        "AccessionNumber": _quoted(study.accession_number),
-        "StudyInstanceUID": _quoted(normal_uid(study.study_instance_uid)),
-        "IssuerOfPatientID": _cell(study.issuer_of_patient_id),
-        "PatientName": _cell(study.patient_name),
-        "PatientBirthDate": _cell(study.patient_birth_date),
-        "StudyDate": _cell(study.study_date),
-        "Modalities": _cell(" ".join(study.modalities)),
-        "StudyDescription": _cell(study.study_description),
+        "PatientID": quoted_identifier(study.patient_id),
+        "AccessionNumber": quoted_identifier(study.accession_number),
+        "StudyInstanceUID": quoted_identifier(normal_uid(study.study_instance_uid)),
+        "IssuerOfPatientID": spreadsheet_cell(study.issuer_of_patient_id),
+        "PatientName": spreadsheet_cell(study.patient_name),
+        "PatientBirthDate": spreadsheet_cell(study.patient_birth_date),
+        "StudyDate": spreadsheet_cell(study.study_date),
+        "Modalities": spreadsheet_cell(" ".join(study.modalities)),
+        "StudyDescription": spreadsheet_cell(study.study_description),
         "Guessed": " ".join(study.guessed),
         "Bytes": " ".join(f"{keyword}:{octets}" for keyword, octets in study.original),
     }
-
-
-def _quoted(identifier: str) -> str:
-    return identifier and "'" + identifier
 
 
 def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
@@ -299,7 +303,7 @@ def _write_instances(ledger: Ledger, cohort: Cohort, folder: Path) -> None:
         while batch := list(islice(rows, ROWS_PER_WRITE)):
             parquet.write_table(pyarrow.Table.from_pylist(batch, schema))
             for row in batch:
-                writer.writerow({name: _cell(value) for name, value in row.items()})
+                writer.writerow({name: spreadsheet_cell(value) for name, value in row.items()})
 
 
 def instance_schema() -> pyarrow.Schema:
@@ -329,15 +333,3 @@ def instance_rows(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
                 "version_id": instance.version_id,
                 "warnings": " ".join(instance.warnings),
             }
-
-
-def _cell(value: Any) -> Any:
-    """A value as a CSV cell that no spreadsheet takes for a formula."""
-    if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") and not is_uid(value):
-        return "'" + value
-    return value
-
-
-def replacing(target: Path) -> AbstractContextManager[Path]:
-    """A path to write a report to, which replaces the target in one step when all went well."""
-    return atomic_write(target, fail_point="half-reported")

@@ -181,6 +181,7 @@ class Retrieval:
             wider = self._settling.next_strategies(tasks, rounds.strategy)
             if not rounds.advance(this.alternatives or wider):
                 break
+        received += self._ingest.settle(tasks)
         self._list_incomplete_again(tasks)
         for task in tasks:
             if task.missing():
@@ -347,6 +348,7 @@ class Retrieval:
 
         What the PACS returns of the study is read again: it may be gone, or be counted otherwise.
         """
+        received += self._ingest.settle([task])
         if task.is_incomplete and not (is_final(task.failure) or is_specific(task.failure)):
             try:
                 if task.is_untouched:

@@ -16,8 +16,10 @@ from prefect_dicom.core.model import Instance, InstanceKey, ReceivedInstance
 from prefect_dicom.core.reasons import Consequence
 from prefect_dicom.dicom.part10 import Scan, survey
 from prefect_dicom.dicom.same_content import differ_in_times_only
-from prefect_dicom.dicom.validation import Validation, listed_key, validate
+from prefect_dicom.dicom.validation import Validation, listed_key, named_patient_id, validate
+from prefect_dicom.dicom.value_matching import how_patient_ids_differ
 from prefect_dicom.ledger import Ledger
+from prefect_dicom.retrieval.held_instances import HeldInstance
 from prefect_dicom.retrieval.study_task import StudyTask
 
 
@@ -36,6 +38,8 @@ class _Batch:
     """Instances of another node that this node has sent with the same bytes."""
     superseded: list[InstanceKey] = field(default_factory=list)
     """Instances of another node that this node has sent with other bytes."""
+    held: int = 0
+    """Instances that name another patient, and wait until all of the study are here."""
     suspects: set[str] | None = None
     """The hashes of files that had been set aside before; None until they are needed."""
     proven: set[str] = field(default_factory=set)
@@ -44,7 +48,7 @@ class _Batch:
     @property
     def count(self) -> int:
         """How many instances are new."""
-        return len(self.received) + len(self.rejections) + len(self.confirmed)
+        return len(self.received) + len(self.rejections) + len(self.confirmed) + self.held
 
 
 class Ingest:
@@ -118,7 +122,11 @@ class Ingest:
         for path in self._spool.files(task.reference):
             if task.files.is_examined(path.stem):
                 key = task.files.record_repeat(path)
-                if key is not None:
+                if key is not None and key in task.held:
+                    task.held.record_repeat(key)
+                    task.record_sent(key)
+                    batch.held += 1
+                elif key is not None:
                     self._record_repeat(task, key, batch)
             else:
                 self._examine_file(task, path, batch)
@@ -145,6 +153,8 @@ class Ingest:
             task.files.record_unlisted(sha256, key)
         elif validation is None:
             self._keep_first(task, path, key, batch)
+        elif validation.findings[:1] == ("wrong-patient",):
+            self._hold(task, path, key, scan, batch)
         elif validation.consequence is Consequence.QUARANTINE:
             self._quarantine(task, sha256, validation.findings[0])
         elif validation.consequence is not Consequence.ASK_AGAIN:
@@ -206,6 +216,55 @@ class Ingest:
             task.instances.record_own(key)
             batch.confirmed.append(key)
 
+    def _hold(
+        self, task: StudyTask, path: Path, key: InstanceKey, scan: Scan, batch: _Batch
+    ) -> None:
+        """Keep an instance of another patient in the spool until all of the study are here."""
+        task.record_sent(key)
+        batch.held += 1
+        task.files.record_examined(path, key, watch=True)
+        held = HeldInstance(path.stem, named_patient_id(scan.identity))
+        if self._spool.quarantine_path(path.stem).exists():
+            task.held.record_known(key)
+        if (before := task.held.hold(key, held)) is not None:
+            self._quarantine_held(task, before, "wrong-patient")
+
+    def settle(self, tasks: Sequence[StudyTask]) -> int:
+        """Decide on the instances that name another patient, when nothing more comes.
+
+        Returns
+        -------
+        int
+            How many are received after all, because a person has accepted their PatientID.
+        """
+        accepted: list[StudyTask] = []
+        for task in tasks:
+            if not task.held:
+                continue
+            patient_id = task.held.common_patient_id
+            accepts = patient_id is not None and task.accepted.allows(patient_id)
+            held = task.held.take_all()
+            if patient_id is not None and accepts:
+                task.accepted.take(patient_id)
+                accepted.append(task)
+                for each in held.values():
+                    task.files.examine_again(each.sha256)
+                continue
+            code = "wrong-patient" if patient_id is None else "patient-id-differs"
+            for each in held.values():
+                self._quarantine_held(task, each, code)
+            task.fail(code)
+            if patient_id is not None:
+                words = how_patient_ids_differ(task.claim.patient_id, patient_id)
+                detail = f"all {len(held)} name the same other PatientID, which {words}"
+                task.held.record_common(patient_id, detail)
+        return self.scan(accepted)
+
+    def _quarantine_held(self, task: StudyTask, held: HeldInstance, code: str) -> None:
+        # The file may be on a listing of the spool that is being gone through.
+        task.files.stop_watching(held.sha256)
+        self._spool.quarantine_file(task.reference, held.sha256, code)
+
     def _quarantine(self, task: StudyTask, sha256: str, code: str) -> None:
         self._spool.quarantine_file(task.reference, sha256, code)
         task.fail(code)
@@ -239,6 +298,10 @@ class Ingest:
         """Receive a valid instance, or a faulty one that the site wants as it is."""
         if self._supersede(task, key):
             batch.superseded.append(key)
+        if (held := task.held.drop(key)) is not None:
+            self._quarantine_held(task, held, "wrong-patient")
+        if scan.identity.patient_id and "patient-id-accepted" not in validation.findings:
+            task.held.record_own()
         identity = scan.identity
         batch.added += task.instances.add(key, identity.sop_class_uid)
         # Where receiving it again would be evidence.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -312,6 +312,12 @@ class Listing:
             )
             if record.state is InstanceState.RECEIVED:
                 self._restore_file(task, record.key)
+                findings = task.instances.findings_of(record.key)
+            else:
+                findings = record.warnings
+            is_here = record.state in (InstanceState.RECEIVED, InstanceState.STORED)
+            if is_here and _names_listed_patient(findings):
+                task.held.record_own()
         if lost:
             self._ledger.instances.record_lost(task.claim, lost)
 
@@ -357,6 +363,12 @@ def _received(task: StudyTask, record: InstanceRecord) -> ReceivedInstance | Non
         record.size_bytes,
         f"{record.sha256}.dcm",
     )
+
+
+def _names_listed_patient(findings: Collection[str]) -> bool:
+    """Whether an instance with these findings names the PatientID that the PACS lists."""
+    is_read = "patient-id-missing" not in findings and "not-inspected" not in findings
+    return is_read and "patient-id-accepted" not in findings
 
 
 def _is_from_elsewhere(task: StudyTask, record: InstanceRecord) -> bool:

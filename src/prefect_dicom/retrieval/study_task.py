@@ -7,10 +7,9 @@ which is named for what has happened (``record_listed``, ``record_received``, ``
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from prefect_dicom.core.model import (
@@ -25,7 +24,10 @@ from prefect_dicom.core.uids import is_safe_key, is_uid
 from prefect_dicom.dicom.validation import Expected
 from prefect_dicom.ledger import Claim
 from prefect_dicom.network.retrieve_result import RetrieveResult
+from prefect_dicom.retrieval.accepted import AcceptedOfStudy
 from prefect_dicom.retrieval.attempts import Attempts
+from prefect_dicom.retrieval.held_instances import HeldInstances
+from prefect_dicom.retrieval.spool_files import SpoolFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,70 +221,6 @@ class InstanceTable:
         return self._received.pop(key)
 
 
-class SpoolFiles:
-    """Files of a study in the spool that have been examined, by their SHA-256 (hex)."""
-
-    def __init__(self) -> None:
-        self._examined: set[str] = set()
-        self._unlisted: dict[str, InstanceKey] = {}
-        self._watched: dict[str, tuple[InstanceKey, int, int]] = {}
-
-    @property
-    def unlisted(self) -> Collection[str]:
-        """The hashes of files whose instances are not on the list."""
-        return self._unlisted.keys()
-
-    def is_examined(self, sha256: str) -> bool:
-        """Whether the file has been examined."""
-        return sha256 in self._examined
-
-    def record_examined(self, path: Path, key: InstanceKey, *, watch: bool) -> None:
-        """Remember an examined file; ``watch`` it to notice when it is received again.
-
-        The same bytes received again are another file of the same name.
-        """
-        self._examined.add(path.stem)
-        if watch:
-            self._watch(path, key)
-
-    def record_repeat(self, path: Path) -> InstanceKey | None:
-        """Notice that a watched file was received again; returns its instance if it was."""
-        if path.stem not in self._watched:
-            return None
-        key, *file = self._watched[path.stem]
-        facts = path.stat()
-        if [facts.st_ino, facts.st_mtime_ns] == file:
-            return None
-        self._watched[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
-        return key
-
-    def record_unlisted(self, sha256: str, key: InstanceKey) -> None:
-        """Remember an examined file whose instance is not on the list."""
-        self._examined.add(sha256)
-        self._unlisted[sha256] = key
-
-    def examine_again(self, sha256: str) -> None:
-        """Examine a file again if it is received again."""
-        self._examined.discard(sha256)
-
-    def examine_unlisted_again(self) -> None:
-        """Examine unlisted files again: they may be on a new list."""
-        self._examined.difference_update(self._unlisted)
-        self._unlisted.clear()
-
-    def forget_unlisted(self) -> None:
-        """Forget the unlisted files, which have left the spool."""
-        self._unlisted.clear()
-
-    def stop_watching(self, sha256: str) -> None:
-        """Stop watching a file."""
-        self._watched.pop(sha256, None)
-
-    def _watch(self, path: Path, key: InstanceKey) -> None:
-        facts = path.stat()
-        self._watched[path.stem] = (key, facts.st_ino, facts.st_mtime_ns)
-
-
 class StudyTask:
     """Retrieval and archiving of one claimed study. One thread works on it at a time.
 
@@ -297,6 +235,8 @@ class StudyTask:
         self.instances: Final = InstanceTable()
         self.files: Final = SpoolFiles()
         self.attempts: Final = Attempts()
+        self.held: Final = HeldInstances()
+        self.accepted: Final = AcceptedOfStudy()
         self._content = StudyContent()
         self._unwanted: tuple[str, ...] = ()
         self._remarks: set[str] = set()
@@ -363,7 +303,9 @@ class StudyTask:
 
     def missing(self) -> list[InstanceKey]:
         """The instances that are to be requested; none where the PACS no longer has the study."""
-        return [] if self._gone else self.instances.missing()
+        if self._gone:
+            return []
+        return [key for key in self.instances.missing() if not self.held.rests(key)]
 
     def to_request(self) -> list[InstanceKey]:
         """Those of the missing instances that another request may bring."""
@@ -377,6 +319,7 @@ class StudyTask:
     def short_series(self) -> list[str]:
         """The UIDs of series of which less is here than the PACS counts."""
         here = self.instances.count_by_series()
+        here.update(k.series_instance_uid for k in self.held.keys if self.held.rests(k))
         series = self._content.series or {}
         return [uid for uid, count in series.items() if here[uid] < (count or 0)]
 
@@ -387,6 +330,7 @@ class StudyTask:
             key,
             self.instances.sop_class_of(key),
             self.claim.patient_id or None,
+            self.accepted.patient_ids,
         )
 
     # --- transitions
@@ -457,6 +401,6 @@ def _is_confirmed(task: StudyTask, sent: AbstractSet[InstanceKey], outcome: Retr
         sent_all
         and others == (0, 0, 0)
         and outcome.completed == len(sent) > 0
-        and sent == task.instances.listed.keys()
+        and sent == task.instances.listed.keys() | {*task.held.keys}
         and counted <= len(sent)
     )

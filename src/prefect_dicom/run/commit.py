@@ -7,6 +7,7 @@ The manifest of a study is written when everything it names is in the archive, a
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC
 
 from prefect_dicom.archive import Archive
 from prefect_dicom.archive.manifest import decode_manifest, put_manifest
@@ -20,7 +21,7 @@ from prefect_dicom.core.model import (
     StudyReference,
     WithheldInstance,
 )
-from prefect_dicom.ledger import Ledger
+from prefect_dicom.ledger import Acceptance, Ledger
 from prefect_dicom.ledger.records import InstanceRecord
 from prefect_dicom.retrieval.study_task import StudyTask
 from prefect_dicom.run.context import RunContext
@@ -36,6 +37,7 @@ class StudyCommit:
 
     def finish(self, task: StudyTask) -> bool:
         """Put the manifest of a study whose instances are all there, and commit it."""
+        assert not task.held, "what names another patient was decided on when all had come"
         manifest = _manifest_of(task, self._context.ledger, self._context.cohort.selection)
         failpoint("listed-again")
         data = put_manifest(self._archive, manifest)
@@ -58,6 +60,7 @@ class StudyCommit:
         figures = {
             "instances": len(manifest.instances),
             "withheld": len(manifest.withheld),
+            "missing": len(manifest.missing),
             "size_bytes": sum(i.size_bytes for i in manifest.instances),
         }
         self._context.ledger.studies.record_archived(
@@ -78,7 +81,13 @@ class StudyCommit:
         context = self._context
         if task.attempts.are_hopeless(task.missing()):
             context.hopeless.add(task.reference)
-        if not context.ledger.studies.record_failed(task.claim, code, nodes=context.cohort.nodes):
+        if not context.ledger.studies.record_failed(
+            task.claim,
+            code,
+            task.held.detail,
+            context.cohort.nodes,
+            task.held.patient_id,
+        ):
             context.failover.request_next_node()
             return
         self._publish("study.failed", task, reason=code)
@@ -131,10 +140,13 @@ def _clear(spool: Spool, study: StudyReference, manifest: StudyManifest) -> None
 
 
 def _manifest_of(task: StudyTask, ledger: Ledger, selection: str) -> StudyManifest:
-    instances, withheld = [], []
+    instances, withheld, missing = [], [], []
+    accepted = task.accepted.missing
     for record in sorted(ledger.instances.of_study(task.reference), key=lambda r: r.key):
         if record.state is InstanceState.STORED:
             instances.append(_stored_instance(record))
+        elif record.reason == "missing-accepted" and accepted is not None:
+            missing.append(WithheldInstance(*record.key, accepted.reason))
         elif record.key in task.instances.listed:
             assert record.reason is not None, "an instance that is withheld has a reason"
             withheld.append(WithheldInstance(*record.key, record.reason))
@@ -148,7 +160,16 @@ def _manifest_of(task: StudyTask, ledger: Ledger, selection: str) -> StudyManife
         tuple(task.remarks),
         selection=selection,
         unwanted_series=task.unwanted_series,
+        missing=tuple(missing),
+        **_accepted_by(accepted if missing else None),
     )
+
+
+def _accepted_by(accepted: Acceptance | None) -> dict[str, str]:
+    if accepted is None or accepted.accepted_at is None:
+        return {}
+    at = accepted.accepted_at.astimezone(UTC).isoformat(timespec="seconds")
+    return {"accepted_by": accepted.accepted_by, "accepted_at": at}
 
 
 def _stored_instance(record: InstanceRecord) -> ManifestInstance:

@@ -101,6 +101,7 @@ class ChunkRetrieval:
         retrieval = self.nodes.retrieval(node, requestor)
         tasks: list[StudyTask] = []
         claimed = [StudyTask(claim) for claim in claims]
+        self._read_acceptances(claimed)
         listed = self._list_together(retrieval, claimed)
         manifests = self._held_manifests(claimed)
         for task in claimed:
@@ -112,6 +113,30 @@ class ChunkRetrieval:
         seen = self.discovery.contradictions(node, requestor) | self.nodes.contradictions(node)
         self.context.notes.add_contradictions(node, self.context.site.capabilities[node], seen)
         return tasks
+
+    def _read_acceptances(self, tasks: list[StudyTask]) -> None:
+        """Read what people have accepted of the studies."""
+        ledger, cohort = self.context.ledger, self.context.cohort.number
+        references = [task.reference for task in tasks]
+        accepted = ledger.acceptances.of_studies(cohort, references)
+        numbers = ledger.acceptances.numbers_of_rows(cohort, references)
+        for task in tasks:
+            task.accepted.record(accepted[task.reference], numbers.get(task.reference, ()))
+
+    def _leave_out_accepted(self, task: StudyTask) -> None:
+        """Do not request instances that a person has accepted to be missing."""
+        accepted = task.accepted.missing
+        if accepted is None or not task.is_listed:
+            return
+        missing = set(accepted.missing)
+        keys = [key for key in task.missing() if key in missing]
+        if not keys:
+            return
+        rejections = [(key, "missing-accepted") for key in keys]
+        self.context.ledger.instances.record_rejected(task.claim, rejections)
+        failpoint("rejection-recorded")
+        for key in keys:
+            task.instances.record_rejected(key)
 
     def _find_at_node(self, requestor: Requestor, claim: Claim) -> Claim | None:
         """Return the claim if its node has the study: it may stand in for a node that failed."""
@@ -194,6 +219,7 @@ class ChunkRetrieval:
             self.ending.fail(task, task.failure or "instance-list-empty")
             return False
         self._expect_lost(task)
+        self._leave_out_accepted(task)
         try:
             return not self._commit_held(task, held)
         except ArchiveError as error:
@@ -254,7 +280,11 @@ class ChunkRetrieval:
 
 
 def _named_in(manifest: StudyManifest) -> set[InstanceKey]:
-    entries: list[ManifestInstance | WithheldInstance] = [*manifest.instances, *manifest.withheld]
+    entries: list[ManifestInstance | WithheldInstance] = [
+        *manifest.instances,
+        *manifest.withheld,
+        *manifest.missing,
+    ]
     return {InstanceKey(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}
 
 

@@ -158,9 +158,15 @@ class Auditor:
             figures = (
                 len(manifest["instances"]),
                 len(manifest["withheld"]),
+                len(manifest.get("missing", ())),
                 sum(each["size_bytes"] for each in manifest["instances"]),
             )
-            columns = ("archived_instances", "withheld_instances", "archived_bytes")
+            columns = (
+                "archived_instances",
+                "withheld_instances",
+                "missing_instances",
+                "archived_bytes",
+            )
             if figures != tuple(study[column] for column in columns):
                 yield Violation("I1", "the ledger's figures are not the manifest's", uid)
             if unescaped(study["selection"] or "") != manifest.get("selection", ""):
@@ -192,6 +198,7 @@ class Auditor:
             truth = held_by[id(self._pacs[manifest["node"]])]
             named = [key_of(each) for each in manifest["instances"]]
             left_out = [key_of(each) for each in manifest["withheld"]]
+            left_out += [key_of(each) for each in manifest.get("missing", ())]
             unwanted = set(manifest.get("unwanted_series", ()))
             if unwanted and not manifest.get("selection"):
                 yield Violation("I2", "a manifest leaves series out and does not say which", uid)

@@ -22,12 +22,15 @@ INSTANCES = (
         meaning="An instance of another patient arrived for the study.",
         advice="It is quarantined. Find out on the PACS which patient the study belongs to.",
         explanation="""
-The instance has the study's UID and another PatientID. Two patients share one StudyInstanceUID on
-the PACS (a C-MOVE then brings both; Orthanc does not heed the PatientID of a Patient Root
-request), or the PACS's database was corrected and its files were not. Nobody but the PACS's staff
-can say which is right. `prefect-dicom quarantine show` says what arrived.""",
+The instance has the study's UID and another PatientID, and other instances of the study have the
+listed one. Two patients share one StudyInstanceUID on the PACS (a C-MOVE then brings both;
+Orthanc does not heed the PatientID of a Patient Root request), or a correction on the PACS
+reached some of its files. Nobody but the PACS's staff can say which is right. It was requested
+twice. `prefect-dicom quarantine show` says what arrived. Where all instances name the same other
+PatientID, the reason is `patient-id-differs`.""",
         consequence=Consequence.QUARANTINE,
         says_more_than_request=True,
+        acceptable=True,
     ),
     Reason(
         "uid-mismatch",
@@ -41,6 +44,7 @@ unknown. Systems that rewrite UIDs while they send (anonymising gateways, merges
 they rewrite only one of the two.""",
         consequence=Consequence.QUARANTINE,
         says_more_than_request=True,
+        acceptable=True,
     ),
     Reason(
         "instance-unreadable",
@@ -176,6 +180,18 @@ hostile instance could consist of nothing else.""",
 Study, series and SOP instance UID are the requested ones; only the PatientID is absent or
 empty in the instance, while the PACS has one in its own database. Typical of raw data and of
 structured reports.""",
+        rerun=_THE_NOTE,
+        consequence=Consequence.WARN,
+    ),
+    Reason(
+        "patient-id-accepted",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The instance names another PatientID than the PACS lists, as a person accepted.",
+        advice="It is kept as it came: who has accepted it and when is in the ledger.",
+        explanation="""
+`prefect-dicom accept` or a column OtherPatientID of the cohort file says that this PatientID is the
+same patient's. Study, series and SOP instance UID are those that were asked for.""",
         rerun=_THE_NOTE,
         consequence=Consequence.WARN,
     ),

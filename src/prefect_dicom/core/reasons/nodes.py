@@ -105,6 +105,7 @@ firewall forgets idle connections.""",
         counts_against_node=True,
         unanswered=True,
         cuts_transfer=True,
+        acceptable=True,
     ),
     Reason(
         "association-stalled",
@@ -118,6 +119,7 @@ Neither an instance nor an answer came for `timeouts.stall_seconds` (before the 
 to begin. The request was cancelled, and received instances are kept.""",
         unanswered=True,
         cuts_transfer=True,
+        acceptable=True,
     ),
     Reason(
         "called-ae-title-unknown",
@@ -373,6 +375,7 @@ SCP of each storage class (role selection, PS3.7 D.3.3.4). This one offers C-GET
 accepted none of the classes of these instances. A PACS that says nothing of roles is asked all the
 same, three times at most: some send without. If no instance has arrived by C-GET before, it is
 replaced by C-MOVE for the rest of the run, where the site has a receiver.""",
+        acceptable=True,
     ),
     Reason(
         "request-refused",
@@ -389,6 +392,7 @@ suspect: characters the PACS does not accept, a PatientID where it requires the 
         counts_against_node=True,
         refuses_query=True,
         fails_uid_list=True,
+        acceptable=True,
     ),
     Reason(
         "pacs-failure",
@@ -405,6 +409,7 @@ The PACS cannot send this study just now, or not at all: its log names the file.
         fails_uid_list=True,
         needs_diagnosis=True,
         may_stop_midway=True,
+        acceptable=True,
     ),
     Reason(
         "answer-unusable",

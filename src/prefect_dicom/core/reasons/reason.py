@@ -96,6 +96,9 @@ class Reason:
     says_more_than_request: bool = False
     """It explains missing instances better than the status of the request that omitted them."""
 
+    acceptable: bool = False
+    """A person can accept that instances of a study are missing for it."""
+
     # --- requests
     retry_once: bool = False
     """Retry once, at once: the network may have been the cause."""
@@ -131,6 +134,11 @@ class Reason:
     def what_to_do(self) -> str:
         """The advice as shown to people, with a pointer to the explanation."""
         return f"{self.advice} More: {pointer(self.code)}"
+
+    @property
+    def is_for_a_person_to_accept(self) -> bool:
+        """Whether `prefect-dicom accept` takes studies that failed for it."""
+        return self.acceptable or self.code == "patient-id-differs"
 
     @property
     def ends_discovery(self) -> bool:

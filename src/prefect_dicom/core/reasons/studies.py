@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect_dicom.core.model import Disposition
+from prefect_dicom.core.model import Disposition, Verdict
 from prefect_dicom.core.reasons import shared_texts
 from prefect_dicom.core.reasons.reason import Reason, Scope
 
@@ -64,7 +64,11 @@ and dcmqrscp do not convert compressed images), a SOP class it will not send. It
 success all the same. Where its answer accounts for everything, for what it has sent and what it
 could not, it is believed for what is missing: a note with the cohort has the status, such an
 instance is requested twice and at once, and the run does not wait for it. The received ones are
-archived already and are not requested again.""",
+archived already and are not requested again.
+
+If the PACS can never send them, a person can accept the study without them: `prefect-dicom accept`
+puts on record who did, and the study gets a manifest that names what is missing.""",
+        acceptable=True,
     ),
     Reason(
         "class-not-told",
@@ -129,6 +133,46 @@ in nothing else. PACS that make or coerce objects while they send them write tha
 them. Pixel data and all other elements are the same. Copies that differ in anything else are
 `conflicting-content`.""",
         rerun="Nothing is left to be done: the study is archived, and its manifest has this note.",
+    ),
+    Reason(
+        "missing-accepted",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="The study is archived without instances that never came; a person accepted that.",
+        advice="Nothing to do; its manifest names what is missing, and who accepted it.",
+        explanation="""
+The PACS lists instances that it did not send, however they were requested, and somebody has decided
+with `prefect-dicom accept` to take the study without them. Its manifest has version 3 and names
+them below `missing`, with `accepted_by` and `accepted_at`. Such a study is never called archived
+without a word: the verdict of its row is `incomplete`, and `prefect-dicom verify`,
+`prefect-dicom rebuild-ledger` and the report count them.""",
+        rerun="No: a manifest is final. Should the PACS send the rest some day, pull the study "
+        "into another archive prefix.",
+        row_verdict=Verdict.INCOMPLETE,
+    ),
+    Reason(
+        "patient-id-differs",
+        PERMANENT,
+        Scope.STUDY,
+        meaning="All instances of the study name the same other PatientID than the PACS lists.",
+        advice=(
+            "Find out whether that is the patient's number of before; if so, "
+            "`prefect-dicom accept` takes the study, and requests no instance again."
+        ),
+        explanation="""
+The PACS lists the study under one PatientID, and every instance that it sent has another: its
+database was corrected or merged and its files were not, or a broker adds zeros, a prefix or an
+issuer to one of the two. Study, series and SOP instance UIDs are those that were asked for.
+Nothing of it is archived; the instances lie in quarantine. `prefect-dicom accept COHORT` lists
+such studies and says how the numbers differ (leading zeros, text before or behind, another
+number); `accept.csv` in the reports folder has both. A person accepts one study, or the whole
+cohort, or names the number in a column OtherPatientID of the cohort file; the ledger has who did
+and when.""",
+        rerun="Not by itself: `prefect-dicom accept` takes what lies in quarantine. Once the PACS "
+        "has been corrected, `prefect-dicom rerun COHORT --reason patient-id-differs` requests the "
+        "instances again.",
+        stands_though_complete=True,
+        says_more_than_request=True,
     ),
     Reason(
         "copy-incomplete",
