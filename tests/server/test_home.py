@@ -26,8 +26,8 @@ def home(tmp_path, monkeypatch) -> Path:
     return tmp_path / "home"
 
 
-def test_the_usual_home_is_made_and_kept(home, site):
-    environ: dict[str, str] = {}
+@pytest.mark.parametrize("environ", [{}, {"PREFECT_HOME": ""}])
+def test_the_usual_home_is_made_and_kept(home, site, environ):
     chosen = choose_home(environ, site)
     assert (chosen.path, chosen.instead_of) == (home / ".prefect", "")
     assert environ == {} and chosen.path.is_dir()

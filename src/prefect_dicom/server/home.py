@@ -54,6 +54,9 @@ def choose_home(environ: MutableMapping[str, str], site: Site | None = None) -> 
         No home can be written.
     """
     given = environ.get(HOME)
+    if not given:
+        # Prefect takes an empty one for the current folder.
+        environ.pop(HOME, None)
     usual = Path(given or "~/.prefect").expanduser()
     trouble = _trouble_of(usual)
     if not trouble:
