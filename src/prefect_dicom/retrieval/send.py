@@ -175,7 +175,7 @@ class RequestSender:
         first: _FirstInstance,
         usage: RequestUsage,
     ) -> RetrieveResult | None:
-        session = self._session
+        session, requested = self._session, wanted
         settle_seconds = session.node.timeouts.settle_seconds
         lease = self._reception.receiver()
         assert lease is not None, "a site without a receiver retrieves by C-GET only"
@@ -201,7 +201,7 @@ class RequestSender:
             self._check_room(so_far.refused, tasks)
             if expected.renewed:
                 return None
-            if wanted is not None and so_far.instances >= wanted:
+            if requested is not None and so_far.instances >= requested:
                 return outcome
             return self._explained(outcome, so_far)
 

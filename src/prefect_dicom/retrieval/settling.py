@@ -46,7 +46,8 @@ class Settling:
         selected : int
             How many it selects at the node, those that are here among them.
         """
-        if outcome.lost is not None:
+        if outcome.lost is not None or outcome.turned_away is not None:
+            # What the node says of its own failure, where it was ours, is not believed.
             return
         for task in tasks:
             missing = [key for key in task.to_request() if key in asked]
