@@ -186,8 +186,8 @@ def test_a_cohort_file_without_a_known_column_is_refused(command, place):
         (["pull", "cohort.csv", "--node", "west"], "pacs"),
         (["doctor", "--node", "west"], "there are pacs"),
         (["doctor", "--study", ""], "--study"),
-        (["doctor", "--patient", "***"], "would select others"),
-        (["doctor", "--accession", "A\\B"], "would select others"),
+        (["doctor", "--patient", "***"], "would select other studies"),
+        (["doctor", "--accession", "A\\B"], "would select other studies"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused_before_the_pacs_is_asked(
