@@ -337,6 +337,7 @@ class Answered:
         self.ignores_keys = False
         self.answers_lists = True
         self.characters = ""
+        self.trace = None
         self._answers, self._syntax = answers, UID(syntax)
 
     def send(self, service: str, identifier: Dataset) -> SimpleNamespace:

@@ -1075,8 +1075,8 @@ def test_every_fault_of_discovery_is_in_the_table():
 
 def test_every_knob_of_queries_is_in_the_table():
     used = {name for case in CASES for name, _ in case.knobs}
-    # In test_odd_answers.py, and in a table of statuses.
-    used |= {"find.refuse", "find.declare", "find.answer", "find.hang_up"}
+    # In test_odd_answers.py, in a table of statuses, and of instances in test_odd_objects.py.
+    used |= {"find.refuse", "find.declare", "find.answer", "find.hang_up", "find.empty_series"}
     assert {name for name in KNOBS if name.startswith("find.")} <= used
 
 
