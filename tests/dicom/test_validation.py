@@ -167,7 +167,9 @@ def test_what_was_expected_has_no_findings(syntax, findings):
 def test_an_instance_with_another_uid_or_none_is_foreign(attribute, value, findings):
     found = findings(_image(**{attribute: value}))
     # The class that is listed matters less than that command and data set agree, as here not.
-    differs = ("sop-class-differs",) if (attribute, value) == ("SOPClassUID", "1.2.826.0.1.8") else ()
+    differs = (
+        ("sop-class-differs",) if (attribute, value) == ("SOPClassUID", "1.2.826.0.1.8") else ()
+    )
     assert found == ("uid-mismatch", *differs)
 
 

@@ -217,13 +217,13 @@ def test_a_study_over_which_the_query_fails_is_named_and_another_one_tried(tmp_p
 
 @ARCHIVES
 def test_a_receiver_the_pacs_does_not_know_is_named_with_the_very_line_to_add(
-    clinic, kind, tmp_path
+    clinic, kind, tmp_path, prefect_api
 ):
     one = clinic(_with_printed_lines(kind), known=False)
     one.write()
     command = CommandLine(tmp_path, tmp_path / "home")
 
-    reported = command("doctor", "--json")
+    reported = command("doctor", "--json", **prefect_api)
     assert reported.code == 2
     failed = [finding for finding in reported.result["findings"] if not finding["ok"]]
     assert [finding["check"] for finding in failed] == ["C-MOVE of one instance"]
@@ -236,7 +236,7 @@ def test_a_receiver_the_pacs_does_not_know_is_named_with_the_very_line_to_add(
     assert "our AE title in exact case" in failed[0]["advice"]
     assert "The line to add is below." in failed[0]["advice"]
 
-    printed = command("doctor")
+    printed = command("doctor", **prefect_api)
     assert printed.code == 2 and "1 fault" in printed.output
     product = {"Orthanc": "Orthanc, in", "dcmqrscp": "dcmqrscp, in"}[kind.program]
     after = printed.output[printed.output.index(product) :].splitlines()[1:]
@@ -252,7 +252,7 @@ def test_a_receiver_the_pacs_does_not_know_is_named_with_the_very_line_to_add(
     one.archive.stop()
     one.archive.printed = lines
     one.archive.start()
-    assert command("doctor").code == 0
+    assert command("doctor", **prefect_api).code == 0
 
 
 def _with_printed_lines(kind: type[peers.Peer]) -> type[peers.Peer]:
@@ -428,12 +428,12 @@ def test_a_spool_that_others_can_read_is_named(tmp_path):
 # --- what it prints
 
 
-def test_it_prints_no_identifier_of_a_patient_or_study(tmp_path):
+def test_it_prints_no_identifier_of_a_patient_or_study(tmp_path, prefect_api):
     with site_around(tmp_path, tiny_instances(1)) as place:
         (stored,) = place.pacs.holdings
         command = CommandLine(tmp_path, tmp_path / "home")
         uid = stored.study_instance_uid
-        ended = command("doctor", "--study", uid, "--patient", stored.patient_id)
+        ended = command("doctor", "--study", uid, "--patient", stored.patient_id, **prefect_api)
         assert ended.code == 0
         assert "no fault" in ended.output
         for secret in (uid, stored.sop_instance_uid, stored.patient_id, "Tiny"):
