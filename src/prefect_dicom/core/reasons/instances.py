@@ -99,7 +99,7 @@ refuse such a file; pydicom reads many of them with `force=True`.""",
         "sop-class-differs",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object is of another SOP class than the PACS lists for it.",
+        meaning="The instance is of another SOP class than the PACS lists for it.",
         advice="It is kept as it came: request and data set agree on what it is.",
         explanation="""
 All UIDs are those that were asked for, and the C-STORE request names the class that the data
@@ -113,7 +113,7 @@ class that a modality was once configured with. Where request and data set diffe
         "file-meta-inside",
         PERMANENT,
         Scope.STUDY,
-        meaning="The object's data set begins with file meta information, which belongs before it.",
+        meaning="The data set begins with file meta information, which belongs before it.",
         advice="It is kept as it came; strict readers stumble over elements of group 0002.",
         explanation="""
 Senders that take a file for a data set send (0002,0010), or all of group 0002, as if it were a
@@ -125,7 +125,7 @@ part of it. Everything behind it was read and is whole.""",
         "element-malformed",
         PERMANENT,
         Scope.STUDY,
-        meaning="An element of the object is not encoded as the standard has it.",
+        meaning="An element of the instance is not encoded as the standard has it.",
         advice="It is kept as it came; all that identifies it was read, and nothing is cut.",
         explanation="""
 A private element without a VR (`??`), a private sequence whose items are in the other byte

@@ -293,7 +293,7 @@ the study from then on, so the two cannot disagree.""",
         TRANSIENT,
         Scope.SITE,
         meaning="The run was stopped before the study was finished.",
-        advice="`prefect-dicom rerun` goes on from here.",
+        advice="`prefect-dicom rerun` continues from here.",
         explanation="""
 Ctrl-C, a signal, a cancelled flow or a restarted worker, or a run that was stopped before it came
 to these rows: then its message says why. Received instances stay in the spool, archived studies
