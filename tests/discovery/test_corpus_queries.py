@@ -203,7 +203,9 @@ def _names(oracle):
 
 
 def _expected(oracle, query):
-    if "*" in query.get("PatientID", "") or query.get("StudyDate") == "1995":
+    # One study has "-" for its accession number; in a list that is an empty cell.
+    nothing = query.get("AccessionNumber") == "-"
+    if nothing or "*" in query.get("PatientID", "") or query.get("StudyDate") == "1995":
         return "cohort-faulty", frozenset()
     return oracle.answer(query)
 
