@@ -5,14 +5,13 @@ The table ``accept.csv`` holds patient data: what the PACS lists and what the in
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prefect_dicom.core.files import create_file
 from prefect_dicom.core.model import (
     Evidence,
     InstanceKey,
@@ -23,7 +22,11 @@ from prefect_dicom.core.model import (
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.dicom.value_matching import how_patient_ids_differ
 from prefect_dicom.ledger import Acceptance, Cohort, Ledger, StudyRecord
-from prefect_dicom.report.files import quoted_identifier, replacing, spreadsheet_cell
+from prefect_dicom.report.files import (
+    quoted_identifier,
+    spreadsheet_cell,
+    write_table_for_people,
+)
 
 ACCEPTANCES = "accept.csv"
 _OTHER_NUMBER = "patient-id-differs"
@@ -122,20 +125,8 @@ def format_acceptance(accepted: Acceptance) -> str:
 def write_acceptances(ledger: Ledger, cohort: Cohort, folder: Path) -> Path | None:
     """Write ``accept.csv``, or remove it where there is nothing to decide and nothing decided."""
     target = folder / ACCEPTANCES
-    lines = [*_waiting(open_questions(ledger, cohort)), *_decided(ledger, cohort)]
-    if not lines:
-        target.unlink(missing_ok=True)
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(target) as path,
-        # As of the candidates: spreadsheets take the file for Latin-1 without the mark.
-        open(create_file(path), "w", newline="", encoding="utf-8-sig") as file,
-    ):
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(lines)
-    return target
+    lines = chain(_waiting(open_questions(ledger, cohort)), _decided(ledger, cohort))
+    return target if write_table_for_people(target, _COLUMNS, lines) else None
 
 
 def _waiting(questions: Iterable[Question]) -> Iterator[dict[str, Any]]:

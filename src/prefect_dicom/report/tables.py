@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.cohort.filters import explain_undecided
 from prefect_dicom.cohort.row_matching import explain_near_miss
-from prefect_dicom.core.files import create_file
 from prefect_dicom.core.model import (
     CohortFilters,
     CohortRow,
@@ -30,7 +29,12 @@ from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.ledger import Cohort, Ledger, Totals
 from prefect_dicom.report.acceptances import ACCEPTANCES, write_acceptances
-from prefect_dicom.report.files import quoted_identifier, replacing, spreadsheet_cell
+from prefect_dicom.report.files import (
+    quoted_identifier,
+    replacing,
+    spreadsheet_cell,
+    write_table_for_people,
+)
 from prefect_dicom.report.formatting import format_totals
 
 if TYPE_CHECKING:
@@ -246,19 +250,7 @@ def _write_candidates(ledger: Ledger, cohort: Cohort, target: Path) -> None:
         for row, reason, studies in ledger.rows.candidates(cohort.number)
         for study in studies
     )
-    first = next(candidates, None)
-    if first is None:
-        target.unlink(missing_ok=True)
-        return
-    with (
-        replacing(target) as path,
-        # With a byte order mark: spreadsheets take the file for Latin-1 without.
-        open(create_file(path), "w", newline="", encoding="utf-8-sig") as file,
-    ):
-        writer = csv.DictWriter(file, _CANDIDATE_COLUMNS)
-        writer.writeheader()
-        writer.writerow(first)
-        writer.writerows(candidates)
+    write_table_for_people(target, _CANDIDATE_COLUMNS, candidates)
 
 
 def _candidate(
