@@ -7,7 +7,6 @@ takes it for the whole study; and an archive holds a study under one selection.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -283,16 +282,11 @@ def test_a_study_that_was_found_only_may_still_be_selected_by_another_cohort(tmp
         whole(place)
 
 
-def lose_the_ledger(place: Place) -> None:
-    for path in place.folder.glob("ledger.sqlite*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def test_a_rebuilt_ledger_knows_the_selection(tmp_path):
     with site(tmp_path) as place:
         pull(place)
         before = place.archived()
-        lose_the_ledger(place)
+        place.lose_ledger()
         assert {study.outcome for study in rebuild_ledger(place.site)} == {RebuildOutcome.ADDED}
         asked = place.asked_for("C-GET")
         assert pull(place) == [("archived", "all-archived")]
@@ -305,7 +299,7 @@ def test_an_archive_without_its_ledger_is_not_pulled_into_under_another_selectio
     with site(tmp_path) as place:
         pull(place)
         before, asked = place.archived(), place.asked_for("C-GET")
-        lose_the_ledger(place)
+        place.lose_ledger()
         assert pull(place, WHOLE) == [("failed", "selected-otherwise")]
         assert (place.archived(), place.asked_for("C-GET")) == (before, asked)
         # The ledger now has it as listed otherwise; what the archive proves counts more.

@@ -21,18 +21,16 @@ from prefect_dicom.core.model import (
     WithheldInstance,
 )
 from prefect_dicom.core.uids import manifest_key, object_key, study_prefix
-from prefect_dicom.operations.acceptance import Decision, accept
 from prefect_dicom.operations.rebuild import rebuild_ledger
 from prefect_dicom.report import RESULTS, format_totals, write_reports
 from prefect_dicom.report.acceptances import open_questions
 from prefect_dicom.report.frames import rows_frame
 from prefect_dicom.report.page import write_page
-from prefect_dicom.run.loop import work_through
-from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.audit import Auditor
 from prefect_dicom.testing.instances import changed
 from tests.support.commands import CommandLine
+from tests.support.decisions import decide, go_on
 from tests.support.sites import Place, site_around, study
 
 METHODS = ("c-move", "c-get")
@@ -53,17 +51,6 @@ def around(tmp_path):
 
 def outcome(place: Place) -> list[tuple[str, str]]:
     return [(str(v.verdict), v.reason) for v in place.verdicts()]
-
-
-def decide(place: Place, **decision) -> list:
-    with place.ledger() as ledger:
-        known = ledger.cohorts.get("1")
-        return accept(place.site, ledger, known, Decision(by="J. Doe", note="a tape", **decision))
-
-
-def go_on(place: Place) -> None:
-    with open_run(place.site, 1, "rerun") as run:
-        work_through(run)
 
 
 def accepted(place: Place) -> None:
@@ -151,9 +138,7 @@ def test_the_commands_know_such_studies_and_never_call_them_whole(around):
 def test_a_lost_ledger_is_rebuilt_with_what_is_missing(around):
     with around() as place:
         accepted(place)
-        for path in place.folder.glob("ledger.sqlite*"):
-            if path.is_file():
-                path.unlink()
+        place.lose_ledger()
         (rebuilt,) = rebuild_ledger(place.site, Level.CHECKSUM)
         assert (rebuilt.instances, rebuilt.missing, rebuilt.faults.total()) == (11, 2, 0)
         (verified,) = verify_cohort(place.site, None, Level.READ)
@@ -167,9 +152,7 @@ def test_a_lost_ledger_is_rebuilt_with_what_is_missing(around):
 def test_a_pull_with_a_new_ledger_finds_the_manifest_and_says_what_is_missing(around):
     with around() as place:
         accepted(place)
-        for path in place.folder.glob("ledger.sqlite*"):
-            if path.is_file():
-                path.unlink()
+        place.lose_ledger()
         requests = place.asked_for("C-MOVE", "C-GET")
         place.pull(place.cohort(ROW))
         assert outcome(place) == [INCOMPLETE]

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import itertools
 import json
-import shutil
 import threading
 import tracemalloc
 from collections import Counter
@@ -56,8 +55,7 @@ def lose_the_ledger(place: Place) -> None:
     if place.site.ledger.url is not None:
         place.change(ledger={"url": new_ledger_url("postgresql", place.folder)})
         return
-    for path in place.folder.glob("ledger.sqlite*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    place.lose_ledger()
 
 
 def rebuilt(place: Place, level: Level = Level.SIZE) -> list[RebuiltStudy]:

@@ -15,12 +15,10 @@ import pytest
 
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.core.uids import manifest_key, object_key
-from prefect_dicom.operations.acceptance import Decision, accept
 from prefect_dicom.report import write_reports
 from prefect_dicom.report.acceptances import open_questions
-from prefect_dicom.run.loop import work_through
-from prefect_dicom.run.run import open_run
 from prefect_dicom.testing import Behaviour
+from tests.support.decisions import decide, go_on
 from tests.support.sites import Place, site_around, standing_receiver, study
 
 METHODS = ("c-move", "c-get")
@@ -62,17 +60,6 @@ def times_sent(place: Place) -> int:
 
 def notes(place: Place) -> list[str]:
     return [json.loads(path.read_text())["reason"] for path in place.quarantined()]
-
-
-def decide(place: Place, **decision) -> list:
-    with place.ledger() as ledger:
-        known = ledger.cohorts.get("1")
-        return accept(place.site, ledger, known, Decision(by="J. Doe", note="merged", **decision))
-
-
-def pull_again(place: Place) -> None:
-    with open_run(place.site, 1, "rerun") as run:
-        work_through(run)
 
 
 def all_is_archived_as_it_came(place: Place) -> None:
@@ -128,7 +115,7 @@ def test_a_person_accepts_a_study_and_no_object_is_asked_for_again(around, retri
         (accepted,) = decide(place, studies=[references["NEW-1"]])
         assert (accepted.accepted_by, accepted.patient_id) == ("J. Doe", "OLD-77")
         sent = len(place.pacs.sent_instances())
-        pull_again(place)
+        go_on(place)
         assert outcome(place) == [ARCHIVED, WAITING]
         assert len(place.pacs.sent_instances()) == sent
         uid = objects[0].study_instance_uid
@@ -152,7 +139,7 @@ def test_a_person_accepts_it_for_the_cohort_and_for_later_studies_of_it(around, 
             place.pacs.holdings.add(stored)
         with place.ledger() as ledger:
             ledger.cohorts.reopen(1, reasons=["no-match"])
-        pull_again(place)
+        go_on(place)
         assert outcome(place) == [ARCHIVED, ARCHIVED]
         assert times_sent(place) == 1
         all_is_archived_as_it_came(place)
@@ -221,7 +208,7 @@ def test_acceptance_is_of_the_number_that_was_seen(around, retrieve):
         for path in place.spooled():
             path.unlink()
         place.pacs.script[:] = [of_before("NEW-1", "OLD-99")[1]]
-        pull_again(place)
+        go_on(place)
         assert outcome(place) == [WAITING]
         assert place.archived() == {}
 
@@ -240,7 +227,7 @@ def test_a_pacs_that_lists_no_instances_is_asked_no_more_often(around, retrieve,
         assert times_sent(place) == 1
         (reference,) = (record.reference for record in place.studies().values())
         decide(place, studies=[reference])
-        pull_again(place)
+        go_on(place)
         assert outcome(place) == [ARCHIVED]
         assert times_sent(place) <= 2
         all_is_archived_as_it_came(place)
@@ -260,7 +247,7 @@ def test_what_identifies_patients_is_in_the_table_alone_and_nobody_else_may_read
                 (line,) = csv.DictReader(file)
             assert (line["Decision"], line["Study"]) == (decision, str(reference))
             assert (line["PatientID"], line["PatientIDOfInstances"]) == ("'NEW-1", "'OLD-77")
-            decide(place, studies=[reference] if decision == "waiting" else [])
+            decide(place, note="merged", studies=[reference] if decision == "waiting" else [])
         assert (line["AcceptedBy"], line["Note"]) == ("J. Doe", "merged")
         assert line["AcceptedAt"]
 
@@ -278,7 +265,7 @@ def test_objects_without_a_patient_id_are_no_evidence_for_either_number(around):
         place.pull(place.cohort([{"AccessionNumber": "A1"}]))
         assert outcome(place)[0][1] == "patient-id-differs"
         decide(place, reasons=["patient-id-differs"])
-        pull_again(place)
+        go_on(place)
         assert outcome(place) == [ARCHIVED]
 
 

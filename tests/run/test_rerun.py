@@ -14,7 +14,7 @@ from prefect_dicom.core.model import StudyState, Verdict
 from prefect_dicom.run import registration
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.s3_server import S3Server
-from tests.support.sites import Place, credentials, site_around
+from tests.support.sites import credentials, site_around
 
 METHODS = ("c-move", "c-get")
 
@@ -24,12 +24,6 @@ def bucket(monkeypatch):
     with S3Server() as server:
         credentials(server, monkeypatch)
         yield server
-
-
-def lose_the_ledger(place: Place) -> None:
-    for path in place.folder.glob("ledger.sqlite*"):
-        if path.is_file():
-            path.unlink()
 
 
 @pytest.mark.parametrize("retrieve", METHODS)
@@ -67,7 +61,7 @@ def test_a_lost_ledger_is_made_again_without_a_retrieve_or_a_put(tmp_path, bucke
         first = place.pull()
         puts, held = bucket.requests["PutObject"], place.archived()
         retrieves = place.asked_for("C-MOVE", "C-GET")
-        lose_the_ledger(place)
+        place.lose_ledger()
         assert place.pull() == first
         assert place.asked_for("C-MOVE", "C-GET") == retrieves
         assert bucket.requests["PutObject"] == puts
@@ -82,7 +76,7 @@ def test_with_a_lost_ledger_an_unfinished_study_is_stored_under_the_same_keys(tm
         assert place.pull().rows == {Verdict.PARTIAL: 1}
         held = place.archived()
         assert len(held) == 3
-        lose_the_ledger(place)
+        place.lose_ledger()
         place.pacs.script.clear()
         assert place.pull().rows == {Verdict.ARCHIVED: 1}
         assert held.items() <= place.archived().items()

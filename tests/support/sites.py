@@ -198,6 +198,11 @@ class Place:
         finally:
             association.release()
 
+    def lose_ledger(self) -> None:
+        """Delete the ledger of SQLite, and all that lies beside it."""
+        for path in self.folder.glob("ledger.sqlite*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     # --- what became of it
 
     @contextlib.contextmanager
