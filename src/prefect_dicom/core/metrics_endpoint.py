@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from prefect_dicom.core.files import is_locked, lock_file
 from prefect_dicom.core.metrics import READ, Instruments, Value, use_instruments
+from prefect_dicom.core.proxies import direct_opener
 
 if TYPE_CHECKING:  # imported where metrics are served: nobody else pays for it
     from prometheus_client.metrics_core import Metric
@@ -205,8 +206,6 @@ class _Endpoint:
         yield from merged.values()
 
     def _siblings(self) -> Iterator[tuple[str, list[Metric]]]:
-        import urllib.request
-
         from prometheus_client.parser import text_string_to_metric_families
 
         for slot in sorted(self._folder.iterdir()):
@@ -215,7 +214,7 @@ class _Endpoint:
             # It may end at any moment.
             with contextlib.suppress(OSError, ValueError):
                 url = f"http://127.0.0.1:{port}/metrics"
-                with urllib.request.urlopen(url, timeout=_SIBLING_SECONDS) as answer:
+                with direct_opener().open(url, timeout=_SIBLING_SECONDS) as answer:
                     text = answer.read().decode()
                 yield slot.name, list(text_string_to_metric_families(text))
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from urllib.request import OpenerDirector
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -54,3 +58,11 @@ def proxy_variables(environ: MutableMapping[str, str]) -> list[str]:
         for name, value in environ.items()
         if value and name.lower().endswith("_proxy") and name.lower() != "no_proxy"
     )
+
+
+def direct_opener() -> OpenerDirector:
+    """An opener of URLs on this host, which uses no proxy whatever the environment says."""
+    # Most processes that import this module open none.
+    import urllib.request
+
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from prefect_dicom.core.proxies import direct_opener
+
 STRANDED_AFTER = timedelta(minutes=5)
 """A run that is pending for longer has not been begun by its worker."""
 _ANSWERS_SECONDS = 2.0
@@ -98,7 +100,7 @@ def format_stranded(runs: Collection[StrandedRun], url: str) -> str:
 def answers(url: str) -> bool:
     """Whether a server on this machine answers its health check."""
     try:
-        with _direct().open(f"{url}/health", timeout=_ANSWERS_SECONDS) as answer:
+        with direct_opener().open(f"{url}/health", timeout=_ANSWERS_SECONDS) as answer:
             return int(answer.status) == 200
     except OSError:
         return False
@@ -109,10 +111,5 @@ def _ask(url: str, what: str, runs: dict[str, Any], **more: Any) -> Any:
     request = urllib.request.Request(
         f"{url}/flow_runs/{what}", body, {"Content-Type": "application/json"}
     )
-    with _direct().open(request, timeout=_ANSWERS_SECONDS) as answer:
+    with direct_opener().open(request, timeout=_ANSWERS_SECONDS) as answer:
         return json.load(answer)
-
-
-def _direct() -> urllib.request.OpenerDirector:
-    """Never through a proxy: the server is on this machine."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
