@@ -25,7 +25,7 @@ help:
 	@echo 'make demo      a small PACS, a generated cohort, a local archive: pulled in a minute'
 	@echo 'make check     before every commit, in a minute: style, types, import contracts, and the'
 	@echo '               tests that need nothing but Python: no root, no Orthanc, no corpus'
-	@echo 'make test      before every merge, in ten minutes: all tests but the campaign, and the'
+	@echo 'make test      before every merge, a quarter of an hour: all tests but the campaign, and the'
 	@echo '               docs; installs what they talk to (as root or with sudo) or skips them'
 	@echo 'make campaign  kills, faults and attacks without end: the whole matrix, in some hours'
 	@echo 'make bench     how fast it is beside DCMTK and pynetdicom: one table, in ten minutes'
