@@ -52,8 +52,6 @@ from prefect_dicom.network.storage_scp.turned_away import TurnedAwayRecord
 log = logging.getLogger(__name__)
 
 _HIGHEST_MESSAGE_ID = 0xFFFF
-_MOST_AWAITED = 1000
-"""Requests that have ended short of instances, whose studies are still accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +127,6 @@ class ReceiverServer:
         self._idle_since = time.monotonic()
         self._requests: dict[int, Expectation] = {}
         self._orphans: dict[int, Expectation] = {}
-        self._awaited: dict[int, Expectation] = {}
         self._last_message_id = 0
         self._dead_runs = 0
         self._spool_bytes = CachedReading(self._spool.waiting_bytes)
@@ -319,7 +316,6 @@ class ReceiverServer:
                     self._store_handler.forget(self._orphans.pop(number))
                     self._requests.pop(number, None)
             self._store_handler.take_over(studies)
-            self._awaited = {n: late for n, late in self._awaited.items() if late.studies}
             number = self._free_message_id()
             expectation = Expectation(
                 {uid: int(reference) for uid, reference in studies.items()}, originator, number
@@ -334,23 +330,19 @@ class ReceiverServer:
 
         Or until somebody requests one of them again, who takes care of it from then on.
         """
-        if not awaited:
+        if awaited:
+            self._store_handler.await_late(expectation)
+        else:
             self._store_handler.forget(expectation)
+        # Only then: its number is never free while something may come for it.
         with self._lock:
             self._requests.pop(number, None)
-            if not awaited:
-                return
-            self._awaited[number] = expectation
-            while len(self._awaited) > _MOST_AWAITED:
-                oldest = next(iter(self._awaited))
-                self._store_handler.forget(self._awaited.pop(oldest))
-        self._store_handler.await_late(expectation)
 
     def _free_message_id(self) -> int:
         while True:
-            self._last_message_id = self._last_message_id % _HIGHEST_MESSAGE_ID + 1
-            if self._last_message_id not in self._requests.keys() | self._awaited.keys():
-                return self._last_message_id
+            number = self._last_message_id = self._last_message_id % _HIGHEST_MESSAGE_ID + 1
+            if number not in self._requests and not self._store_handler.awaits(number):
+                return number
 
     def _status(self) -> dict[str, Any]:
         with self._lock:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from prefect_dicom.archive.spool import IncomingInstance, Spool
 from prefect_dicom.core.errors import SpoolFull
@@ -23,8 +24,11 @@ from prefect_dicom.core.model import StoreRequest, StudyReference
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.network.status import StorageStatus
 
+_MOST_AWAITED = 1000
+"""Requests that have ended short of instances, whose studies are still accepted."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Expectation:
     """Studies that one retrieve request may deliver, by StudyInstanceUID."""
 
@@ -63,7 +67,7 @@ class StoreHandler:
         self._lock = threading.Lock()
         self._own = own
         self._expectations: list[Expectation] = []
-        self._awaited: list[Expectation] = []
+        self._awaited: dict[int, Expectation] = {}
         self._open: dict[int, IncomingInstance] = {}
         if own is not None:
             self.expect(own)
@@ -81,23 +85,29 @@ class StoreHandler:
         with self._lock:
             if expectation in self._expectations:
                 self._expectations.remove(expectation)
-            self._awaited.append(expectation)
+            self._awaited[expectation.message_id] = expectation
+            if len(self._awaited) > _MOST_AWAITED:
+                del self._awaited[next(iter(self._awaited))]
+
+    def awaits(self, message_id: int) -> bool:
+        """Whether something may still come late of the request with this message id."""
+        with self._lock:
+            return message_id in self._awaited
 
     def take_over(self, studies: Collection[str]) -> None:
         """What comes late of these studies belongs to another request from now on."""
         with self._lock:
-            for expectation in self._awaited:
+            for expectation in self._awaited.values():
                 expectation.studies = {
                     uid: study for uid, study in expectation.studies.items() if uid not in studies
                 }
-            self._awaited = [late for late in self._awaited if late.studies]
+            self._awaited = {n: late for n, late in self._awaited.items() if late.studies}
 
     def forget(self, expectation: Expectation) -> None:
         """Accept the studies of an expectation no longer."""
         with self._lock:
-            for known in (self._expectations, self._awaited):
-                if expectation in known:
-                    known.remove(expectation)
+            if expectation in self._expectations:
+                self._expectations.remove(expectation)
 
     def refused_since(self, expectation: Expectation) -> str:
         """Why an instance could not be written since the expectation began; empty if all could.
@@ -153,8 +163,9 @@ class StoreHandler:
         study_instance_uid = part.study_instance_uid()
         with self._lock:
             own = self._by_originator(part.request)
-            attributed = self._attribute(own, study_instance_uid)
-            is_stray = own is None or own in self._awaited
+            is_late = own is not None and self._awaited.get(own.message_id) is own
+            attributed = self._attribute(own, study_instance_uid, is_late=is_late)
+            is_stray = own is None or is_late
         if attributed is None:
             self.spool.quarantine(part, "not-requested" if is_stray else "uid-mismatch")
             self.quarantined += 1
@@ -180,7 +191,7 @@ class StoreHandler:
     def _by_originator(self, request: StoreRequest) -> Expectation | None:
         if request.move_originator_message_id is None or self._own is not None:
             return self._own
-        for expectation in (*self._expectations, *self._awaited):
+        for expectation in chain(self._expectations, self._awaited.values()):
             if (
                 expectation.message_id == request.move_originator_message_id
                 and expectation.originator_ae_title == request.move_originator_ae_title
@@ -189,7 +200,7 @@ class StoreHandler:
         return None
 
     def _attribute(
-        self, own: Expectation | None, study_instance_uid: str | None
+        self, own: Expectation | None, study_instance_uid: str | None, *, is_late: bool
     ) -> tuple[Expectation, StudyReference] | None:
         if study_instance_uid is None:
             # Unreadable or deflated: only a request for a single study can vouch for it.
@@ -197,10 +208,8 @@ class StoreHandler:
                 return own, next(iter(own.studies.values()))
             return None
         uid = normal_uid(study_instance_uid)
-        candidates = [*self._expectations, *self._awaited]
-        if own is not None and own not in self._awaited:
-            candidates.insert(0, own)
-        for expectation in candidates:
+        first = () if own is None or is_late else (own,)
+        for expectation in chain(first, self._expectations, self._awaited.values()):
             study = expectation.studies.get(uid)
             if study is not None:
                 return expectation, study
