@@ -129,27 +129,20 @@ class Attempts:
 
 
 def unsent_instances(
-    outcome: RetrieveResult,
-    selected: int,
-    asked: Collection[InstanceKey],
-    missing: Collection[InstanceKey],
+    outcome: RetrieveResult, asked: Collection[InstanceKey], missing: set[InstanceKey]
 ) -> set[InstanceKey]:
-    """The instances that a node says it could not send, where its answer accounts for all.
+    """The instances that a node says it could not send.
 
     Parameters
     ----------
     outcome : RetrieveResult
-        How the request has ended.
-    selected : int
-        How many instances it selects at the node, those that are here among them.
+        How a request has ended, whose answer accounts for all that it selects.
     asked : collection of InstanceKey
         Those that it was sent for.
-    missing : collection of InstanceKey
+    missing : set of InstanceKey
         Those that have not come, faulty ones left aside. What is said to have been completed has
         to be here.
     """
-    if not outcome.accounts_for(selected):
-        return set()
     left = {key for key in asked if key in missing}
     if len(left) != outcome.failed:
         return set()

@@ -52,11 +52,11 @@ class HeldInstances:
         named = {held.patient_id for held in self._held.values()}
         return next(iter(named)) if len(named) == 1 and not self._has_own else None
 
-    def rests(self, key: InstanceKey) -> bool:
-        """Whether an instance need not be requested again: it would come as it did."""
-        if key not in self._held:
-            return False
-        return self.common_patient_id is not None or self._times[key] >= MOST_REQUESTS
+    def resting(self) -> set[InstanceKey]:
+        """Those that need not be requested again: they would come as they did."""
+        if self.common_patient_id is not None:
+            return set(self._held)
+        return {key for key in self._held if self._times[key] >= MOST_REQUESTS}
 
     def hold(self, key: InstanceKey, held: HeldInstance) -> HeldInstance | None:
         """Hold an instance; returns what was held in its place, if that has other bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from prefect_dicom.core.model import InstanceKey, RetrieveMethod
@@ -50,22 +51,25 @@ class Settling:
             # What the node says of its own failure, where it was ours, is not believed.
             return
         for task in tasks:
-            missing = [key for key in task.to_request() if key in asked]
-            task.attempts.record_in_vain(missing)
+            task.attempts.record_in_vain([key for key in task.to_request() if key in asked])
+        if not outcome.accounts_for(selected):
+            return
         left_aside = {key for task in tasks for key in task.attempts.suspects}
-        missing = [key for task in tasks for key in task.missing() if key not in left_aside]
-        unsent = unsent_instances(outcome, selected, asked, missing)
-        for task in tasks if unsent else ():
+        missing = {key for task in tasks for key in task.missing() if key not in left_aside}
+        unsent = unsent_instances(outcome, asked, missing)
+        if not unsent:
+            return
+        for task in tasks:
             keys = [key for key in task.missing() if key in unsent]
             # A702 to a C-MOVE is also what is said of a receiver that cannot be reached.
             way_is_open = self._is_c_get or outcome.status != UNABLE_TO_PERFORM_SUBOPERATIONS
             task.attempts.record_unsent(keys, way_is_open=way_is_open)
-            task.attempts.settle(key for key in keys if self._is_final(task, key, strategy))
-        if unsent:
-            self._session.note(
-                "it says of some instances that it lists that it cannot send them "
-                f"(status {outcome.status:04X}); its own log names their files"
-            )
+            here = task.instances.count_by_series()
+            task.attempts.settle(key for key in keys if self._is_final(task, key, strategy, here))
+        self._session.note(
+            "it says of some instances that it lists that it cannot send them "
+            f"(status {outcome.status:04X}); its own log names their files"
+        )
 
     def is_to_widen(self, tasks: Sequence[StudyTask], strategy: RequestStrategy) -> bool:
         """Whether all that is left is what a C-GET of this breadth does not bring."""
@@ -85,16 +89,14 @@ class Settling:
         self, tasks: Sequence[StudyTask], strategy: RequestStrategy, *, brought: int
     ) -> None:
         """A round of requests is over, and another of its form would bring nothing more."""
-        if not self._is_c_get or strategy.breadth is Breadth.COMMON:
+        if not self._is_c_get or strategy.breadth is not Breadth.SINGLE:
             return
-        searched = strategy.breadth is Breadth.SINGLE
         for task in tasks:
             left = task.to_request()
             untold = [key for key in left if not task.instances.class_to_propose(key)]
-            if searched:
-                task.attempts.settle(untold)
-                task.attempts.settle(key for key in left if task.attempts.is_unsent(key))
-            if searched and not brought:
+            task.attempts.settle(untold)
+            task.attempts.settle(key for key in left if task.attempts.is_unsent(key))
+            if not brought:
                 self._contexts.record_search(map(task.instances.class_to_propose, left))
 
     # --- why
@@ -115,8 +117,16 @@ class Settling:
     def _is_c_get(self) -> bool:
         return self._session.method is RetrieveMethod.C_GET
 
-    def _is_final(self, task: StudyTask, key: InstanceKey, strategy: RequestStrategy) -> bool:
-        """Whether no other form of a request could bring an instance that is said to be unsent."""
+    def _is_final(
+        self, task: StudyTask, key: InstanceKey, strategy: RequestStrategy, here: Counter[str]
+    ) -> bool:
+        """Whether no other form of a request could bring an instance that is said to be unsent.
+
+        Parameters
+        ----------
+        here : collections.Counter of str
+            How many instances have been received, by series.
+        """
         if not task.attempts.is_unsent_for_good(key):
             return False
         if not self._is_c_get:
@@ -125,5 +135,5 @@ class Settling:
         if not sop_class or strategy.breadth is Breadth.COMMON:
             return False
         # The instances of a series are kept in one transfer syntax, as good as always.
-        has_mates = task.instances.count_by_series()[key.series_instance_uid] > 0
+        has_mates = here[key.series_instance_uid] > 0
         return has_mates or not self._contexts.is_worth_search(sop_class)

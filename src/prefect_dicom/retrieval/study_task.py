@@ -305,7 +305,8 @@ class StudyTask:
         """The instances that are to be requested; none where the PACS no longer has the study."""
         if self._gone:
             return []
-        return [key for key in self.instances.missing() if not self.held.rests(key)]
+        resting = self.held.resting()
+        return [key for key in self.instances.missing() if key not in resting]
 
     def to_request(self) -> list[InstanceKey]:
         """Those of the missing instances that another request may bring."""
@@ -319,7 +320,7 @@ class StudyTask:
     def short_series(self) -> list[str]:
         """The UIDs of series of which less is here than the PACS counts."""
         here = self.instances.count_by_series()
-        here.update(k.series_instance_uid for k in self.held.keys if self.held.rests(k))
+        here.update(key.series_instance_uid for key in self.held.resting())
         series = self._content.series or {}
         return [uid for uid, count in series.items() if here[uid] < (count or 0)]
 
