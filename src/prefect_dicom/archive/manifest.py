@@ -111,10 +111,7 @@ def manifest_at(prefix: str, data: bytes) -> StudyManifest:
     for each in manifest.instances:
         if each.key != object_key(uid, each.series_instance_uid, each.sop_instance_uid):
             raise _unreadable("it names a key that its UIDs do not make")
-    entries: list[ManifestInstance | WithheldInstance]
-    entries = [*manifest.instances, *manifest.withheld, *manifest.missing]
-    named = {(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}
-    if not entries or len(named) < len(entries):
+    if not manifest.entries or len(manifest.keys) < len(manifest.entries):
         raise _unreadable("it names nothing, or something twice")
     try:
         listed = datetime.fromisoformat(manifest.listed_at)

@@ -456,6 +456,16 @@ class StudyManifest:
     accepted_at: str = ""
     """When, ISO 8601 in UTC."""
 
+    @property
+    def entries(self) -> tuple[ManifestInstance | WithheldInstance, ...]:
+        """All instances that it names: archived, left out or missing."""
+        return (*self.instances, *self.withheld, *self.missing)
+
+    @property
+    def keys(self) -> set[InstanceKey]:
+        """Their keys."""
+        return {InstanceKey(e.series_instance_uid, e.sop_instance_uid) for e in self.entries}
+
 
 @dataclass(frozen=True, slots=True)
 class RowVerdict:

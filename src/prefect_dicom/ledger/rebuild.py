@@ -15,11 +15,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
 from prefect_dicom.core.model import (
-    ManifestInstance,
     StudyManifest,
     StudyReference,
     StudyState,
-    WithheldInstance,
 )
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger.database import Database, utc_now
@@ -143,7 +141,7 @@ def _complete(
     other_series = row.selection not in (None, manifest.selection)
     # A study that failed because the archive has it with other series is as the archive has it.
     is_ours = listed and row.reason != "selected-otherwise"
-    if is_ours and (other_series or listed != _keys(manifest)):
+    if is_ours and (other_series or listed != manifest.keys):
         return Rebuilt(reference, RebuildOutcome.LISTED_OTHERWISE)
     connection.execute(
         update(studies)
@@ -182,10 +180,3 @@ def _archived(manifest: StudyManifest) -> dict[str, Any]:
         "missing_instances": len(manifest.missing),
         "archived_bytes": sum(instance.size_bytes for instance in manifest.instances),
     }
-
-
-def _keys(manifest: StudyManifest) -> set[tuple[str, ...]]:
-    """Return SeriesInstanceUID and SOPInstanceUID of all instances that a manifest lists."""
-    entries: list[ManifestInstance | WithheldInstance]
-    entries = [*manifest.instances, *manifest.withheld, *manifest.missing]
-    return {(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}

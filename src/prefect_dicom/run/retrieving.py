@@ -20,10 +20,7 @@ from prefect_dicom.core.model import (
     Instance,
     InstanceKey,
     Level,
-    ManifestInstance,
-    StudyManifest,
     StudyReference,
-    WithheldInstance,
 )
 from prefect_dicom.core.reasons import Scope
 from prefect_dicom.core.uids import object_key, study_prefix
@@ -266,7 +263,7 @@ class ChunkRetrieval:
         manifest = manifest_at(study_prefix(uid), data)
         if manifest.selection != self.context.cohort.selection:
             raise ArchiveError("selected-otherwise")
-        named = _named_in(manifest)
+        named = manifest.keys
         if not _is_as_listed(task, named) or check_manifest(self.archive, manifest, Level.SIZE):
             # What is missing is put where the manifest has it; any other difference is a conflict.
             return False
@@ -277,15 +274,6 @@ class ChunkRetrieval:
             failpoint("list-extended")
         self.ending.commit(task, manifest, data, rebuilt=True)
         return True
-
-
-def _named_in(manifest: StudyManifest) -> set[InstanceKey]:
-    entries: list[ManifestInstance | WithheldInstance] = [
-        *manifest.instances,
-        *manifest.withheld,
-        *manifest.missing,
-    ]
-    return {InstanceKey(entry.series_instance_uid, entry.sop_instance_uid) for entry in entries}
 
 
 def _is_as_listed(task: StudyTask, named: set[InstanceKey]) -> bool:
