@@ -66,8 +66,8 @@ class StudyQueryCapabilities:
 
     simple: bool = False
     """Query by few keys, for few keys: with more the node answered nothing, or refused."""
-    understood: set[frozenset[str]] = field(default_factory=set)
-    """The matching keys of queries that brought answers."""
+    understood: bool = False
+    """Whether a query for all that is to be returned has brought answers."""
     limits: ListLimits = field(default_factory=ListLimits)
     answers_lists: bool = True
     """Whether lists of StudyInstanceUIDs are worth a try: until one was not answered whole."""
@@ -315,7 +315,6 @@ def _answers(
 ) -> tuple[Mapping[str, str], ListedStudies]:
     """The matching keys and the answers, queried again with fewer keys where one may spoil it."""
     if not capabilities.simple:
-        asked = frozenset(keys)
         try:
             listed = _query(requestor, keys, OPTIONAL_STUDY_KEYS, capabilities)
             if listed.capped and not listed.studies:
@@ -326,10 +325,10 @@ def _answers(
                 raise
         else:
             if listed.studies:
-                capabilities.understood.add(asked)
+                capabilities.understood = True
             # One key alone cannot be left out, and what is to be returned was no trouble before.
             # By a PatientID alone there are its studies, to choose from.
-            if listed.studies or listed.capped or (len(asked) == 1 and capabilities.understood):
+            if listed.studies or listed.capped or (len(keys) == 1 and capabilities.understood):
                 return keys, listed
     if "PatientID" in keys:
         keys = {"PatientID": keys["PatientID"]}

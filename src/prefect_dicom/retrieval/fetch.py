@@ -262,7 +262,7 @@ class Retrieval:
         tasks: Sequence[StudyTask],
     ) -> bool:
         """Record whether the list was taken as one. Returns whether to go on by single UIDs."""
-        if outcome is None or outcome.status != 0 or outcome.failed:
+        if outcome is None or not outcome.reports_success or outcome.failed:
             # What is missing could not be sent; that is no answer to the list.
             return False
         if ignores_list(targets, {key for task in tasks for key in task.missing()}):

@@ -342,14 +342,16 @@ def missing_by_proposal(
         if (sop_class := task.instances.class_to_propose(key))
     )
     ordered = [sop_class for sop_class, _ in classes.most_common()]
-    searches = 0
-    for group, contexts in _proposals(ordered, strategy.breadth, offered):
-        if (missing := _missing_of(tasks, group)) and searches < SYNTAX_SEARCH.most:
-            searches += strategy.breadth is Breadth.SINGLE
-            yield missing, contexts
+    searched = strategy.breadth is Breadth.SINGLE
+    planned = (
+        (missing, contexts)
+        for group, contexts in _proposals(ordered, strategy.breadth, offered)
+        if (missing := _missing_of(tasks, group))
+    )
+    yield from islice(planned, SYNTAX_SEARCH.most if searched else None)
     # Some PACS do not return the classes of their instances: all are tried in turn.
     proposals = _proposals(_classes_to_try(strategy), strategy.breadth, offered)
-    most = _SEARCHED_UNTOLD if strategy.breadth is Breadth.SINGLE else CLASS_NOT_TOLD.most
+    most = _SEARCHED_UNTOLD if searched else CLASS_NOT_TOLD.most
     for _, contexts in islice(proposals, most):
         missing = _missing_of(tasks, {""})
         if not missing:
