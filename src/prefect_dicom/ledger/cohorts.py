@@ -235,10 +235,7 @@ class Cohorts:
                 return Reopened(0, 0)
             order = NodeOrder.of(text).names
             for piece in of_lines:
-                chosen, failed_at = _failed(cohort, codes, nodes, piece)
-                for some in slices(sorted(besides)):
-                    chosen = and_(chosen, studies.c.reference.not_in(some))
-                    failed_at = and_(failed_at, study_locations.c.study.not_in(some))
+                chosen, failed_at = _failed(cohort, codes, nodes, piece, besides)
                 self._database.lock_studies(connection, chosen)
                 count_studies += connection.execute(
                     update(studies)
@@ -264,7 +261,11 @@ class Cohorts:
 
 
 def _failed(
-    cohort: int, codes: Collection[str], nodes: Collection[str], lines: Collection[int] | None
+    cohort: int,
+    codes: Collection[str],
+    nodes: Collection[str],
+    lines: Collection[int] | None,
+    besides: Collection[StudyReference],
 ) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """Return the conditions on failed ``studies`` of a cohort, and on their ``study_locations``."""
     linked = select(row_studies.c.study).where(
@@ -272,6 +273,8 @@ def _failed(
     )
     if lines is not None:
         linked = linked.where(row_studies.c.line.in_(lines))
+    for some in slices(sorted(besides)):
+        linked = linked.where(row_studies.c.study.not_in(some))
     chosen = and_(
         studies.c.reference.in_(linked),
         study_can_become(StudyState.PENDING, StudyState.FAILED),

@@ -97,7 +97,7 @@ def study_of_json(study: dict[str, Any]) -> Study:
     return Study(
         **{
             **study,
-            "modalities": tuple(study["modalities"]),
+            "modalities": tuple(study.get("modalities", ())),
             "attributes": tuple((keyword, value) for keyword, value in study.get("attributes", ())),
             "original": tuple((keyword, value) for keyword, value in study.get("original", ())),
             "guessed": tuple(study.get("guessed", ())),

@@ -239,6 +239,11 @@ class InstanceRecord:
     node: str | None = None
     """The node that has sent it."""
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it lies in the spool or in the archive, as far as the ledger knows."""
+        return self.state in (InstanceState.RECEIVED, InstanceState.STORED)
+
 
 @dataclass(frozen=True, slots=True)
 class FoundStudy:

@@ -53,7 +53,7 @@ def read_row_queries(connection: Connection, cohort: int, line: int) -> tuple[Ro
         )
     ).scalar()
     queries = [
-        RowQuery(**{**query, "studies": [_study(study) for study in query["studies"]]})
+        RowQuery(**{**query, "studies": list(map(study_of_json, query["studies"]))})
         for query in kept or ()
     ]
     bare = {s.study_instance_uid for query in queries for s in query.studies if not s.patient_id}
@@ -80,7 +80,3 @@ def _as_json(query: RowQuery) -> dict[str, Any]:
         for study in entry["studies"]
     ]
     return entry
-
-
-def _study(entry: dict[str, Any]) -> Study:
-    return study_of_json({"modalities": (), **entry})

@@ -262,7 +262,7 @@ def _check_archived(
 
 
 def _check_free(record: InstanceRecord, entry: Quarantined) -> None:
-    if record.state not in (InstanceState.RECEIVED, InstanceState.STORED):
+    if not record.is_here:
         return
     if record.sha256 != entry.sha256:
         raise InstanceRejected("conflicting-content", "another instance was received in its place")

@@ -237,8 +237,7 @@ class Listing:
             known = [
                 Instance(record.key, record.sop_class_uid)
                 for record in self._ledger.instances.of_study(task.reference)
-                if record.state in (InstanceState.RECEIVED, InstanceState.STORED)
-                and answer.evidence is Evidence.SERIES_COUNTS
+                if record.is_here and answer.evidence is Evidence.SERIES_COUNTS
             ]
         return tuple(
             instance
@@ -315,8 +314,7 @@ class Listing:
                 findings = task.instances.findings_of(record.key)
             else:
                 findings = record.warnings
-            is_here = record.state in (InstanceState.RECEIVED, InstanceState.STORED)
-            if is_here and _names_listed_patient(findings):
+            if record.is_here and _names_listed_patient(findings):
                 task.held.record_own()
         if lost:
             self._ledger.instances.record_lost(task.claim, lost)
@@ -373,8 +371,7 @@ def _names_listed_patient(findings: Collection[str]) -> bool:
 
 def _is_from_elsewhere(task: StudyTask, record: InstanceRecord) -> bool:
     """Whether an instance that is here was sent by another node than the claim's."""
-    is_here = record.state in (InstanceState.RECEIVED, InstanceState.STORED)
-    return is_here and record.node not in (None, task.claim.node)
+    return record.is_here and record.node not in (None, task.claim.node)
 
 
 def _differs(task: StudyTask, answer: ListedStudy) -> bool:
