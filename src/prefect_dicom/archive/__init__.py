@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from prefect_dicom.archive.base import Archive, Check, ObjectFacts
 from prefect_dicom.config.archive import DirectoryArchive, S3Archive
-from prefect_dicom.core.proxies import spare_loopback
 
 __all__ = ["Archive", "Check", "ObjectFacts", "open_archive"]
 
@@ -20,7 +17,6 @@ def open_archive(settings: S3Archive | DirectoryArchive) -> Archive:
     if isinstance(settings, S3Archive):
         from prefect_dicom.archive.s3 import BucketArchive
 
-        spare_loopback(os.environ, settings.endpoint)
         return BucketArchive(settings)
     from prefect_dicom.archive.directory import FolderArchive
 

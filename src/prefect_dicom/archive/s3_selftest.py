@@ -15,7 +15,7 @@ from prefect_dicom.archive.s3_dialect import Operation
 from prefect_dicom.archive.s3_errors import S3RequestError
 from prefect_dicom.archive.s3_listing import list_objects
 from prefect_dicom.archive.s3_multipart import MultipartUpload
-from prefect_dicom.archive.s3_put import base64_digest, content_headers
+from prefect_dicom.archive.s3_put import content_headers
 from prefect_dicom.archive.source import BytesSource
 from prefect_dicom.core.errors import ArchiveError
 from prefect_dicom.core.reasons import reason_for
@@ -109,11 +109,11 @@ class S3SelfTest:
         return ""
 
     def _condition(self) -> str:
-        error = self._overwrites
-        if error is None and not self._archive.put_probe(self._key, b"other"):
-            return ""
-        error = error or ArchiveError("archive-overwrites", "other bytes have replaced an object")
-        return f"{error}. {error.reason.what_to_do}"
+        if self._overwrites is not None:
+            raise self._overwrites
+        if self._archive.put_probe(self._key, b"other"):
+            raise ArchiveError("archive-overwrites", "other bytes have replaced an object")
+        return ""
 
     def _signed_payload(self) -> str:
         # The checksum header is right, so that only the signature can be the cause.
@@ -150,9 +150,9 @@ class S3SelfTest:
         What it takes with the right hashes is known: it has taken the probe object.
         """
         source = BytesSource(b"sent")
-        headers = content_headers(self._s3.dialect.form(Operation.PUT), source, source.sha256)
-        if "x-amz-checksum-sha256" in headers:
-            headers["x-amz-checksum-sha256"] = base64_digest(BytesSource(checksum).sha256)
+        headers = content_headers(
+            self._s3.dialect.form(Operation.PUT), source, BytesSource(checksum).sha256
+        )
         key, signature = self._key + suffix, BytesSource(signed).sha256
         try:
             self._s3.call(lambda s3: s3.put.send(key, source, headers, sha256=signature))
