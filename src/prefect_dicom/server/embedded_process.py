@@ -19,7 +19,7 @@ import uvicorn
 from prefect.server.api.server import create_app
 from prefect.settings import PREFECT_HOME
 
-from prefect_dicom.core.files import lock_file
+from prefect_dicom.core.files import file_lock
 from prefect_dicom.server.settings import LOOPBACK
 
 PORT_TAKEN = 3
@@ -32,15 +32,9 @@ _ENDS_SECONDS = 4.0
 class _OneAtATime(uvicorn.Server):
     """Holds a lock while it starts: it migrates the database then, and registers blocks."""
 
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        self._lock = lock_file(Path(PREFECT_HOME.value()) / "embedded-server.lock", wait=True)
-        super().run(sockets)
-
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
+        with file_lock(Path(PREFECT_HOME.value()) / "embedded-server.lock"):
             await super().startup(sockets)
-        finally:
-            os.close(self._lock)
 
 
 class _Server:

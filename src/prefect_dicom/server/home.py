@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.server.local import LocalServer
 
 HOME = "PREFECT_HOME"
 _PROFILES = "PREFECT_PROFILES_PATH"
@@ -65,7 +66,7 @@ def choose_home(environ: MutableMapping[str, str], site: Site | None = None) -> 
     if given:
         raise ConfigurationError(HOME, [f"{fault}; name a folder that this user can write"])
     if site is not None:
-        own = _beside_the_ledger(site)
+        own = LocalServer.of(site).folder.with_name("prefect-home")
         if not (trouble := _trouble_of(own)):
             _move(environ, usual, own)
             return PrefectHome(own, fault)
@@ -73,10 +74,6 @@ def choose_home(environ: MutableMapping[str, str], site: Site | None = None) -> 
     raise ConfigurationError(
         "HOME", [f"{fault}; let HOME or {HOME} name a folder that this user can write"]
     )
-
-
-def _beside_the_ledger(site: Site) -> Path:
-    return (site.ledger.path or site.spool.path).parent.absolute() / "prefect-home"
 
 
 def _move(environ: MutableMapping[str, str], usual: Path, own: Path) -> None:
