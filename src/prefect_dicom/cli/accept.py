@@ -54,7 +54,7 @@ def accept(
     from prefect_dicom.operations.acceptance import accept as accept_studies
 
     settings = site_of(site)
-    check_known("--reason", reason, [c for c, r in REASONS.items() if r.is_for_a_person_to_accept])
+    check_known("--reason", reason, [c for c, r in REASONS.items() if r.acceptable])
     with Ledger.open(ledger_url(settings)) as ledger:
         known = ledger.cohorts.get(cohort)
         if not study and not reason:

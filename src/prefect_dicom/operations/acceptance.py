@@ -7,6 +7,7 @@ no PACS is asked for them again. Nothing here writes to the archive.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ClaimLost, ConfigurationError
 from prefect_dicom.core.model import StudyReference
 from prefect_dicom.ledger import Acceptance, Cohort, Ledger
-from prefect_dicom.report.acceptances import Question, open_questions, write_acceptances
-
-OTHER_PATIENT_ID = "patient-id-differs"
+from prefect_dicom.operations.quarantine import in_quarantine
+from prefect_dicom.report.acceptances import (
+    OTHER_PATIENT_ID,
+    Question,
+    open_questions,
+    write_acceptances,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +111,10 @@ def _give_back(site: Site, ledger: Ledger, questions: Iterable[Question]) -> Non
     if not references:
         return
     spool = Spool(site.spool.path, site.spool.reserve_bytes)
-    for entry in list(spool.quarantine_entries()):
-        if entry.reason != OTHER_PATIENT_ID or entry.study not in references:
+    for entry in in_quarantine(site, [OTHER_PATIENT_ID]):
+        if entry.study not in references:
             continue
-        study, sha256 = entry.study, entry.sha256
-        try:
-            ledger.claims.while_unclaimed(study, partial(spool.give_back, sha256, study))
-        except ClaimLost:
-            # A run has it, and asks for what is missing.
-            continue
+        # Where a run has it, that asks for what is missing.
+        with contextlib.suppress(ClaimLost):
+            give_back = partial(spool.give_back, entry.sha256, entry.study)
+            ledger.claims.while_unclaimed(entry.study, give_back)

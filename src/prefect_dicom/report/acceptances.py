@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from prefect_dicom.core.model import (
     InstanceKey,
     InstanceState,
     StudyReference,
-    StudyState,
 )
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.dicom.value_matching import how_patient_ids_differ
@@ -29,7 +28,7 @@ from prefect_dicom.report.files import (
 )
 
 ACCEPTANCES = "accept.csv"
-_OTHER_NUMBER = "patient-id-differs"
+OTHER_PATIENT_ID = "patient-id-differs"
 _COLUMNS = (
     "Study",
     "Lines",
@@ -58,7 +57,7 @@ class Question:
     @property
     def what(self) -> str:
         """What there is to accept, in words without patient data."""
-        if self.reason == _OTHER_NUMBER:
+        if self.reason == OTHER_PATIENT_ID:
             named = self.record.patient_id_of_instances or ""
             words = how_patient_ids_differ(self.record.study.patient_id, named)
             return f"all its instances name the same other PatientID, which {words}"
@@ -71,24 +70,21 @@ def open_questions(ledger: Ledger, cohort: Cohort) -> list[Question]:
     Those whose instances all name the same other PatientID, and those of which the PACS lists
     instances that it did not send, while others are archived.
     """
-    failed = [
-        record
-        for record in ledger.studies.of_cohort(cohort.number)
-        if record.state is StudyState.FAILED and record.reason is not None
+    found = [
+        question
+        for record in ledger.studies.failed(cohort.number)
+        if (question := _question(ledger, record)) is not None
     ]
-    found = [question for record in failed if (question := _question(ledger, record)) is not None]
     if not found:
         return []
     lines = _lines_of(ledger, cohort, {question.record.reference for question in found})
-    return [
-        Question(q.record, q.reason, tuple(lines[q.record.reference]), q.missing) for q in found
-    ]
+    return [replace(each, lines=tuple(lines[each.record.reference])) for each in found]
 
 
 def _question(ledger: Ledger, record: StudyRecord) -> Question | None:
     code = record.reason or ""
-    if code == _OTHER_NUMBER and record.patient_id_of_instances:
-        return Question(record, code)
+    if code == OTHER_PATIENT_ID:
+        return Question(record, code) if record.patient_id_of_instances else None
     if not reason_for(code).acceptable or not record.stored:
         return None
     if record.evidence is not Evidence.INSTANCE_LIST:

@@ -6,13 +6,10 @@ instance's findings are reported."""
 from __future__ import annotations
 
 from prefect_dicom.core.model import Disposition
+from prefect_dicom.core.reasons import shared_texts
 from prefect_dicom.core.reasons.reason import Consequence, Reason, Scope
 
 TRANSIENT, PERMANENT, OPERATOR = Disposition
-
-_THE_NOTE = (
-    "None is needed: the instance is archived, and its line in the study's manifest has this note."
-)
 
 INSTANCES = (
     Reason(
@@ -92,7 +89,7 @@ that somebody edited.""",
 The data set was announced in one encoding and is in another, for example implicit VR within an
 explicit VR context. Some PACS store the announced syntax and the original bytes. Most tools
 refuse such a file; pydicom reads many of them with `force=True`.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.ASK_AGAIN,
     ),
     Reason(
@@ -106,7 +103,7 @@ All UIDs are those that were asked for, and the C-STORE request names the class 
 set has. Only the list says another: PACS keep one class for a whole series, or the retired
 class that a modality was once configured with. Where request and data set differ, it is
 `uid-mismatch`.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -118,7 +115,7 @@ class that a modality was once configured with. Where request and data set diffe
         explanation="""
 Senders that take a file for a data set send (0002,0010), or all of group 0002, as if it were a
 part of it. Everything behind it was read and is whole.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -131,7 +128,7 @@ part of it. Everything behind it was read and is whole.""",
 A private element without a VR (`??`), a private sequence whose items are in the other byte
 order, or one that cannot be walked and whose end was found all the same. Modalities and
 migrations between archives leave such elements; images and identifiers are not affected.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -143,7 +140,7 @@ migrations between archives leave such elements; images and identifiers are not 
         explanation="""
 Private transfer syntaxes are allowed between systems that agree on them; this one is not known
 here. The bytes are archived as received, with their hash.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -155,7 +152,7 @@ here. The bytes are archived as received, with their hash.""",
         explanation="""
 Validation would have to inflate the data set, and a small one can inflate to any size. It is
 archived without validation.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -167,7 +164,7 @@ archived without validation.""",
         explanation="""
 Its sequences are deeper or longer than in real instances. Validation stops there, because a
 hostile instance could consist of nothing else.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -180,7 +177,7 @@ hostile instance could consist of nothing else.""",
 Study, series and SOP instance UID are the requested ones; only the PatientID is absent or
 empty in the instance, while the PACS has one in its own database. Typical of raw data and of
 structured reports.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -192,7 +189,7 @@ structured reports.""",
         explanation="""
 `prefect-dicom accept` or a column OtherPatientID of the cohort file says that this PatientID is the
 same patient's. Study, series and SOP instance UID are those that were asked for.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -204,7 +201,7 @@ same patient's. Study, series and SOP instance UID are those that were asked for
         explanation="""
 The PACS answers queries in another character set than that of its instances. Orthanc answers in
 ISO_IR 100 unless configured otherwise, and drops letters that do not fit.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -215,7 +212,7 @@ ISO_IR 100 unless configured otherwise, and drops letters that do not fit.""",
         advice="It is archived as received; viewers ignore the surplus.",
         explanation="""
 More pixel bytes than the header requires: padding of some modalities, or a trailing frame.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(
@@ -227,7 +224,7 @@ More pixel bytes than the header requires: padding of some modalities, or a trai
         explanation="""
 PACS and media writers fill files up to a block size with zeros, and some put a blank behind a data
 set of odd length. No element is affected.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
         consequence=Consequence.WARN,
     ),
     Reason(

@@ -97,7 +97,7 @@ class Reason:
     """It explains missing instances better than the status of the request that omitted them."""
 
     acceptable: bool = False
-    """A person can accept that instances of a study are missing for it."""
+    """A person can accept studies that failed with it, as they are."""
 
     # --- requests
     retry_once: bool = False
@@ -134,11 +134,6 @@ class Reason:
     def what_to_do(self) -> str:
         """The advice as shown to people, with a pointer to the explanation."""
         return f"{self.advice} More: {pointer(self.code)}"
-
-    @property
-    def is_for_a_person_to_accept(self) -> bool:
-        """Whether `prefect-dicom accept` takes studies that failed for it."""
-        return self.acceptable or self.code == "patient-id-differs"
 
     @property
     def ends_discovery(self) -> bool:

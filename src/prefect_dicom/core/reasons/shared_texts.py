@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+THE_NOTE = (
+    "None is needed: the instance is archived, and its line in the study's manifest has this note."
+)
+
 WAY_BACK_CHECKLIST = (
     "Check on the PACS: our AE title in exact case, our address as the PACS sees it (NAT, "
     "containers), the port open from the PACS to us, permission to send to us. "

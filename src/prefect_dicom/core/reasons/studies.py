@@ -8,10 +8,6 @@ from prefect_dicom.core.reasons.reason import Reason, Scope
 
 TRANSIENT, PERMANENT, OPERATOR = Disposition
 
-_THE_NOTE = (
-    "None is needed: the instance is archived, and its line in the study's manifest has this note."
-)
-
 STUDIES = (
     Reason(
         "instance-list-empty",
@@ -173,6 +169,7 @@ and when.""",
         "instances again.",
         stands_though_complete=True,
         says_more_than_request=True,
+        acceptable=True,
     ),
     Reason(
         "copy-incomplete",
@@ -234,7 +231,7 @@ received instances are kept.""",
 Counts that a PACS stores are wrong at times: images were added later, deleted, or stored twice.
 More instances arrived than this count. A second query returned the same count, so it was not used:
 the study was judged as one without counts, and its manifest says so.""",
-        rerun=_THE_NOTE,
+        rerun=shared_texts.THE_NOTE,
     ),
     Reason(
         "study-changed",
