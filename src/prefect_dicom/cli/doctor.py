@@ -129,7 +129,7 @@ def doctor(
 
 def _examine_prefect(site: Site) -> Iterator[Finding]:
     """Check what every pull needs of Prefect: a home, and a server that answers or can start."""
-    from prefect_dicom.operations.doctor import Finding
+    from prefect_dicom.operations.doctor import Finding, failed_finding
 
     check = "its home can be written"
     try:
@@ -153,8 +153,7 @@ def _examine_prefect(site: Site) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield Finding("prefect", check, False, error.faults[0], error.reason.what_to_do)
     except PrefectDicomError as error:
-        words = f"{error.reason.meaning} ({error.code}: {error.detail})"
-        yield Finding("prefect", check, False, words, error.reason.what_to_do)
+        yield failed_finding("prefect", check, error)
 
 
 def _probe(

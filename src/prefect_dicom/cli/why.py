@@ -25,6 +25,7 @@ from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.model import CohortRow, DateRange, RowVerdict, Study
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.core.row_queries import FROM_CACHE, FROM_UID_LIST, RowQuery
+from prefect_dicom.core.uids import normal_uid
 
 if TYPE_CHECKING:
     from prefect_dicom.cohort.answer_verdicts import AnswerVerdict
@@ -101,8 +102,14 @@ def _look_up(ledger: Ledger, cohort: Cohort, line: int) -> _Found:
         raise ConfigurationError("command line", [fault])
     row, verdict = at
     filters = ledger.cohorts.filters(cohort.number)
-    records = [ledger.studies.get(reference) for reference in verdict.studies]
-    taken = {record.study.study_instance_uid for record in records if record is not None}
+    asked = ledger.rows.queries(cohort.number, line)
+    # Only those of the answers that were kept: a month may have thousands of studies.
+    uids = {normal_uid(study.study_instance_uid) for query in asked for study in query.studies}
+    taken = {
+        uid
+        for uid in uids
+        if (record := ledger.studies.find(uid)) is not None and record.reference in verdict.studies
+    }
     queries = [
         (
             query,
@@ -111,7 +118,7 @@ def _look_up(ledger: Ledger, cohort: Cohort, line: int) -> _Found:
                 for study in query.studies
             ],
         )
-        for query in ledger.rows.queries(cohort.number, line)
+        for query in asked
     ]
     return _Found(row, verdict, queries)
 
@@ -173,8 +180,7 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return "\\".join(value)
     if isinstance(value, DateRange):
-        first, last = (day and f"{day:%Y%m%d}" or "" for day in (value.first, value.last))
-        return first if first == last else f"{first}-{last}"
+        return value.text
     return f"{value:%Y%m%d}" if isinstance(value, date) else str(value)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from prefect_dicom.cohort.filters import explain_undecided, judge_study
-from prefect_dicom.cohort.row_matching import explain_near_miss, identifies, passes_filters
+from prefect_dicom.cohort.row_matching import explain_near_miss, identifies, unmet_filters
 from prefect_dicom.core.model import CohortFilters, CohortRow, Study
 from prefect_dicom.core.uids import normal_uid
 
@@ -52,11 +51,7 @@ def judge_answer(
         return AnswerVerdict(TAKEN)
     why = list(explain_near_miss(row, study))
     if identifies(row, study):
-        for name, words in _ROW_FILTERS.items():
-            others: dict[str, Any] = dict.fromkeys(_ROW_FILTERS.keys() - {name})
-            only = replace(row, **others)
-            if getattr(row, name) is not None and not passes_filters(only, study):
-                why.append(words)
+        why += [_ROW_FILTERS[name] for name in unmet_filters(row, study)]
         judgement = judge_study(filters, study)
         if judgement is False:
             why.append("the cohort's filters leave it out")

@@ -345,9 +345,11 @@ def _is_description(words: list[str]) -> bool:
     )
 
 
+_SURE_VISITS = _set("fallnummer fallnr csn")
+
+
 def _is_visit(words: list[str]) -> bool:
-    sure = _set("fallnummer fallnr csn")
-    return _has(words, sure) or _has(words, _VISITS, _NUMBERS)
+    return _has(words, _SURE_VISITS) or _has(words, _VISITS, _NUMBERS)
 
 
 def _is_other(words: list[str]) -> bool:
@@ -389,14 +391,9 @@ _KINDS: tuple[tuple[str, str, Callable[[list[str]], bool]], ...] = (
 """The first that a name is like counts."""
 
 _KNOWN = frozenset().union(
-    *(
-        kind
-        for kind in (
-            _NUMBERS, _PATIENTS, _PATIENT_IDS, _RECORDS, _EXAMS, _STUDIES, _ORDERS, _ACCESSIONS,
-            _BIRTHS, _DATES, _TIMES, _NAMES, _NAME_PARTS, _SURE_NAMES, _MODALITIES, _TYPES,
-            _DESCRIPTIONS, _SERIES, _INSTANCES, _UIDS, _FORMER, _BODY_PARTS, _VISITS, _FILLERS,
-        )
-    )
+    _NUMBERS, _PATIENTS, _PATIENT_IDS, _RECORDS, _EXAMS, _STUDIES, _ORDERS, _ACCESSIONS,
+    _BIRTHS, _DATES, _TIMES, _NAMES, _NAME_PARTS, _SURE_NAMES, _MODALITIES, _TYPES,
+    _DESCRIPTIONS, _SERIES, _INSTANCES, _UIDS, _FORMER, _BODY_PARTS, _VISITS, _FILLERS,
 )  # fmt: skip
 
 

@@ -106,9 +106,7 @@ def _text(value: str | date | DateRange | None) -> str | None:
     if isinstance(value, date):
         return value.isoformat().replace("-", "")
     if isinstance(value, DateRange):
-        if value.first == value.last:
-            return _text(value.first)
-        return f"{_text(value.first) or ''}-{_text(value.last) or ''}"
+        return value.text
     return value
 
 

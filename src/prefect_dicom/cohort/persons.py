@@ -98,19 +98,26 @@ def studies_of_issuer(issuer: str, studies: Sequence[Study]) -> tuple[list[Study
     taken: list[Study] = []
     untold: list[Study] = []
     for study in studies:
-        same = [same_person(each, study) for each in its]
-        if agree[id(study)] or (agree[id(study)] is None and True in same):
+        if agree[id(study)]:
             taken.append(study)
-        elif agree[id(study)] is None and False not in same:
-            untold.append(study)
+        elif agree[id(study)] is None:
+            same = [same_person(each, study) for each in its]
+            if True in same:
+                taken.append(study)
+            elif False not in same:
+                untold.append(study)
     return taken, untold
 
 
-def _patient(study: Study, one: set[str]) -> tuple[str, str]:
+def patient_key(study: Study) -> tuple[str, str]:
     """The PatientID, with its bytes where its characters are a guess: those differ then."""
     guessed = dict(study.original).get("PatientID", "") if "PatientID" in study.guessed else ""
-    number = unpadded(study.patient_id)
-    return ("", "") if number in one else (number, guessed)
+    return unpadded(study.patient_id), guessed
+
+
+def _patient(study: Study, one: set[str]) -> tuple[str, str]:
+    key = patient_key(study)
+    return ("", "") if key[0] in one else key
 
 
 def _agree(first: object | None, second: object | None) -> bool | None:

@@ -7,12 +7,17 @@ but for the padding DICOM itself calls insignificant (PS3.5 6.2).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import NamedTuple
 
-from prefect_dicom.cohort.persons import issuers_agree, several_patients, studies_of_issuer
+from prefect_dicom.cohort.persons import (
+    issuers_agree,
+    patient_key,
+    several_patients,
+    studies_of_issuer,
+)
 from prefect_dicom.core.model import CohortRow, DateRange, Study
 from prefect_dicom.core.uids import is_safe_key, normal_uid
 from prefect_dicom.dicom.value_matching import (
@@ -119,26 +124,26 @@ def has_same_uid(row: CohortRow, study: Study) -> bool:
 
 def has_values(study: Study, keywords: Iterable[str]) -> bool:
     """Whether the answer has a value for each of these keys of :func:`study_query`."""
-    values = {
-        "PatientID": study.patient_id,
-        "AccessionNumber": study.accession_number,
-        "StudyInstanceUID": study.study_instance_uid,
-    }
+    values = _identifiers_of(study)
     return all(unpadded(values[keyword]) for keyword in keywords)
 
 
 def matches(keys: Mapping[str, str], study: Study) -> bool:
     """Whether the answer has the values of these keys of :func:`study_query`; days are not read."""
-    values = {
-        "PatientID": study.patient_id,
-        "AccessionNumber": study.accession_number,
-        "StudyInstanceUID": normal_uid(study.study_instance_uid),
-    }
+    values = _identifiers_of(study)
     return all(
         unpadded(values[keyword]) == unpadded(value)
         for keyword, value in keys.items()
         if keyword in values
     )
+
+
+def _identifiers_of(study: Study) -> dict[str, str]:
+    return {
+        "PatientID": study.patient_id,
+        "AccessionNumber": study.accession_number,
+        "StudyInstanceUID": normal_uid(study.study_instance_uid),
+    }
 
 
 def is_patients(row: CohortRow, study: Study) -> bool:
@@ -158,15 +163,23 @@ def passes_filters(row: CohortRow, study: Study) -> bool:
     name may have any. In a description ``*`` stands for any text and ``?`` for one character;
     case is of no account.
     """
+    return next(unmet_filters(row, study), None) is None
+
+
+def unmet_filters(row: CohortRow, study: Study) -> Iterator[str]:
+    """The filters of a row that a study does not meet, by the names of the row's fields."""
     if row.study_date is not None:
         day = study_day(study.study_date)
         if day is None or day not in row.study_date:
-            return False
+            yield "study_date"
     if row.modality is not None:
         modalities = {unpadded(name).casefold() for name in study.modalities} - {""}
         if modalities and unpadded(row.modality).casefold() not in modalities:
-            return False
-    return row.study_description is None or like(row.study_description, study.study_description)
+            yield "modality"
+    if row.study_description is not None and not like(
+        row.study_description, study.study_description
+    ):
+        yield "study_description"
 
 
 def is_same_patient(row: CohortRow, study: Study) -> bool | None:
@@ -269,17 +282,17 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     if not identified:
         nearly |= sorted_.affixed
         return discovery("no-match")
-    if row.issuer_of_patient_id is not None:
-        its, untold = studies_of_issuer(row.issuer_of_patient_id, list(identified.values()))
+    candidates = list(identified.values())
+    if (issuer := row.issuer_of_patient_id) is not None:
+        its, untold = studies_of_issuer(issuer, candidates)
         if untold:
             reason = "several-patients" if its else "identifier-missing"
             return discovery(reason, aside=[*its, *untold])
         if not its:
-            return discovery("no-match", aside=identified.values())
-        kept = set(map(id, its))
-        identified = {key: study for key, study in identified.items() if id(study) in kept}
-        raw = [study for study in raw if _may_be_of_issuer(row, study)]
-    remaining = [study for study in identified.values() if passes_filters(row, study)]
+            return discovery("no-match", aside=candidates)
+        candidates = its
+        raw = [s for s in raw if issuers_agree(issuer, s.issuer_of_patient_id) is not False]
+    remaining = [study for study in candidates if passes_filters(row, study)]
     if not remaining:
         return discovery("excluded-by-filter")
     shared = _of_several_patients(row, remaining, raw)
@@ -376,12 +389,6 @@ def numbers_of(row: CohortRow) -> tuple[str, ...]:
     return row.patient_id, row.other_patient_id
 
 
-def _may_be_of_issuer(row: CohortRow, study: Study) -> bool:
-    """Whether the study's issuer is not another than the row's."""
-    issuer = row.issuer_of_patient_id
-    return issuer is None or issuers_agree(issuer, study.issuer_of_patient_id) is not False
-
-
 class _Identity(NamedTuple):
     """What makes two answers one study's."""
 
@@ -392,8 +399,7 @@ class _Identity(NamedTuple):
 
 
 def _identity(study: Study) -> _Identity:
-    guessed = dict(study.original).get("PatientID", "") if "PatientID" in study.guessed else ""
-    return _Identity(normal_uid(study.study_instance_uid), unpadded(study.patient_id), guessed)
+    return _Identity(normal_uid(study.study_instance_uid), *patient_key(study))
 
 
 def _named_identifiers(row: CohortRow, study: Study) -> list[tuple[str, str, str]]:

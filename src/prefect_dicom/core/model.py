@@ -149,6 +149,15 @@ class DateRange:
         before = self.last is None or day <= self.last
         return after and before
 
+    @property
+    def text(self) -> str:
+        """As it is written in a cohort list: a day, or two with a dash, either end left open."""
+        first, last = (
+            "" if day is None else day.isoformat().replace("-", "")
+            for day in (self.first, self.last)
+        )
+        return first if first == last else f"{first}-{last}"
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:

@@ -166,6 +166,12 @@ class Studies:
         return self._records(query)
 
     @translate_database_errors
+    def failed(self, cohort: int) -> list[StudyRecord]:
+        """Return the failed studies of a cohort, by reference."""
+        chosen = taken_by(cohort), studies.c.state == StudyState.FAILED
+        return self._records(select(studies).where(*chosen).order_by(studies.c.reference))
+
+    @translate_database_errors
     def latest_failures(self, cohort: int, most_each: int) -> list[StudyRecord]:
         """Return the latest failed studies, at most ``most_each`` for each reason."""
         newest_first = studies.c.failed_at.desc(), studies.c.reference

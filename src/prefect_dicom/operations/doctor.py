@@ -136,7 +136,7 @@ def examine(
                 words = f"{site.receiver.ae_title} on {site.receiver.bind}:{site.receiver.port}"
                 yield Finding("receiver", "listens", True, words)
             except PrefectDicomError as error:
-                yield _failed("receiver", "listens", error)
+                yield failed_finding("receiver", "listens", error)
         for name, node in chosen.items():
             yield from _way_back(site, name, node)
             yield from _node(site, name, node, lease, row)
@@ -189,14 +189,16 @@ def _check(part: str, check: str, run: Callable[[], str]) -> Finding:
     try:
         return Finding(part, check, True, run())
     except PrefectDicomError as error:
-        return _failed(part, check, error)
+        return failed_finding(part, check, error)
 
 
 def _words(error: PrefectDicomError) -> str:
     return f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
 
 
-def _failed(part: str, check: str, error: PrefectDicomError, seconds: float = math.inf) -> Finding:
+def failed_finding(
+    part: str, check: str, error: PrefectDicomError, seconds: float = math.inf
+) -> Finding:
     """The finding for an error that came so many seconds after the check began."""
     words = _words(error)
     if error.code == "association-lost" and seconds < _AT_ONCE_SECONDS:
@@ -234,7 +236,7 @@ def _archive(site: Site) -> Iterator[Finding]:
                 words = "" if check.ok or check.required else "no; not a fault"
                 yield Finding("archive", check.name, ok, words, advice)
     except PrefectDicomError as error:
-        yield _failed("archive", "can be used", error)
+        yield failed_finding("archive", "can be used", error)
 
 
 def _way_back(site: Site, name: str, node: PacsNode) -> Iterator[Finding]:
@@ -290,7 +292,7 @@ def _node(
             words = _retrieve_one(site, node, requestor, lease, study, listed.instances[0])
             yield Finding(name, check, True, words)
         except PrefectDicomError as error:
-            yield _failed(name, check, error, time.monotonic() - began)
+            yield failed_finding(name, check, error, time.monotonic() - began)
 
 
 def _first_study(

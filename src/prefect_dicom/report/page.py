@@ -300,10 +300,7 @@ def _joined(*texts: str | None) -> str:
 
 
 def _dates(dates: DateRange | None) -> str:
-    if dates is None:
-        return ""
-    first, last = (f"{day:%Y%m%d}" if day else "" for day in (dates.first, dates.last))
-    return first if first == last else f"{first}-{last}"
+    return "" if dates is None else dates.text
 
 
 def _modality(study: StudyRecord) -> str:
