@@ -22,10 +22,12 @@ from prefect_dicom.testing.sending import StoreAssociation, context_key
 from tests.support.campaign import subset
 from tests.support.hostile_peers import (
     ABORT,
+    GROWTH_BYTES,
     OUR_ADDRESS,
     QUICK,
     Foe,
     Receiver,
+    association_item,
     attacked,
     client_hello,
     data_set,
@@ -125,6 +127,20 @@ def a_slow_reader(foe: Foe) -> None:
     assert not push(connection, request, 10_000)
 
 
+def windows_that_are_exceeded(foe: Foe) -> None:
+    """Any number of outstanding requests is asked for, and sent, and no response read."""
+    window = association_item(0x53, bytes(4))
+    user = association_item(0x50, association_item(0x51, bytes(4)) + window)
+    connections = [foe.associate(user=user) for _ in range(foe.many(4, 20))]
+    sop = b"1.2.84"
+    requests = store(sop, data_set(sop, study=b"1.2.840", size=100)) * 100
+    for connection in connections:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # Each is slowed down to nothing, then cut off; none makes us hold more meanwhile.
+        assert not push(connection, requests, 10_000)
+    assert foe.receiver.growth() < GROWTH_BYTES
+
+
 def data_sets_without_a_last_fragment(foe: Foe) -> None:
     connection = foe.associate()
     push(connection, store(b"1.2.85", b"")[:-12])
@@ -135,7 +151,14 @@ def data_sets_without_a_last_fragment(foe: Foe) -> None:
     assert until_closed(connection)[:1] in (ABORT, b"")
 
 
-QUICK_ATTACKS = [dripping, trickling, silence, a_slow_reader, data_sets_without_a_last_fragment]
+QUICK_ATTACKS = [
+    dripping,
+    trickling,
+    silence,
+    a_slow_reader,
+    windows_that_are_exceeded,
+    data_sets_without_a_last_fragment,
+]
 
 
 @pytest.mark.parametrize("attack", QUICK_ATTACKS, ids=lambda attack: attack.__name__)

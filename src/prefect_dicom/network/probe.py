@@ -26,6 +26,7 @@ from prefect_dicom.network.find.query import find_responses
 from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
 from prefect_dicom.network.requestor import Requestor, Response
 from prefect_dicom.network.status import SUCCESS
+from prefect_dicom.network.upper_layer.association_items import OperationsWindow
 from prefect_dicom.network.upper_layer.negotiation import (
     ANSWER_BYTES,
     MODEL_CONTEXT_ID,
@@ -87,7 +88,7 @@ def negotiate(
     node: PacsNode,
     proposed: Sequence[tuple[str, str]],
     roles: Iterable[str] = (),
-    operations_window: bool = False,
+    operations_window: OperationsWindow | None = None,
 ) -> Offer:
     """Open an association, look at what is granted, and release it.
 
@@ -120,8 +121,7 @@ def negotiate(
             if granted.results.get(2 * number + MODEL_CONTEXT_ID) == 0
         ),
         granted.scp_roles,
-        # Not answered means one at a time, PS3.7 D.3.3.3.
-        1 if granted.operations_window is None else granted.operations_window,
+        granted.operations_window,
     )
 
 

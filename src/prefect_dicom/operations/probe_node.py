@@ -23,6 +23,7 @@ from prefect_dicom.network.presentation_contexts import COMMON_SYNTAXES
 from prefect_dicom.network.probe import models_offered, negotiate
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.storage_scp import ReceiverLease
+from prefect_dicom.network.upper_layer.association_items import OperationsWindow
 from prefect_dicom.operations.probe_keys import KeyProbe
 from prefect_dicom.operations.probe_queries import QueryProbe
 from prefect_dicom.operations.probe_retrieval import probe_retrieval
@@ -167,7 +168,8 @@ class _NodeProbe:
         # Some nodes abort on a proposal with optional items.
         with contextlib.suppress(PacsError):
             model = QUERY_RETRIEVE_CLASSES["C-MOVE"][node.information_model]
-            offer = negotiate(node, [(model, COMMON_SYNTAXES[1])], operations_window=True)
+            any_number = OperationsWindow(0, 1)
+            offer = negotiate(node, [(model, COMMON_SYNTAXES[1])], operations_window=any_number)
             facts["asynchronous_operations"] = offer.operations_window
 
     def _associations(self) -> None:

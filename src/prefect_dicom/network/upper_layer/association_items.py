@@ -24,6 +24,7 @@ _ITEM_HEADER = struct.Struct(">BxH")
 # PS3.8 9.3.2: protocol version, two reserved bytes, called and calling title, 32 reserved bytes.
 _FIXED = struct.Struct(">HH16s16s32s")
 _PROTOCOL_VERSION = 1
+_WINDOW = struct.Struct(">HH")
 
 _APPLICATION_CONTEXT, _PROPOSED, _RESULT, _USER_INFORMATION = 0x10, 0x20, 0x21, 0x50
 _ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
@@ -36,6 +37,18 @@ class Roles(NamedTuple):
 
     scu: bool
     scp: bool
+
+
+class OperationsWindow(NamedTuple):
+    """Outstanding operations of an association, PS3.7 D.3.3.3; 0 is any number.
+
+    Both numbers are the requestor's, in its request and in the answer.
+    """
+
+    invoked: int
+    """Operations that the requestor may have outstanding."""
+    performed: int
+    """Operations and sub-operations that the acceptor may have outstanding."""
 
 
 @dataclass(slots=True)
@@ -64,8 +77,8 @@ class AssociationItems:
     """The longest PDU its sender takes, 0 for any; most that leave it out take any."""
     roles: dict[str, Roles] = field(default_factory=dict)
     """By SOP class."""
-    operations_window: int | None = None
-    """Operations the requestor may have outstanding, PS3.7 D.3.3.3; 0 is any number."""
+    operations_window: OperationsWindow | None = None
+    """None: one operation at a time."""
 
 
 def ae_title(raw: bytes) -> str:
@@ -77,6 +90,19 @@ def ae_title(raw: bytes) -> str:
     ('PACS', 'PACS', '')
     """
     return raw.lstrip(b" \0").partition(b"\0")[0].rstrip(b" ").decode("latin-1")
+
+
+def padded_ae_title(title: str) -> bytes:
+    """An AE title in 16 bytes, as an association request has it, PS3.8 9.3.2.
+
+    Raises
+    ------
+    ValueError
+        It is longer, or has other characters than PS3.5 6.2 allows.
+    """
+    if len(title) > 16 or not (title.isascii() and title.isprintable()):
+        raise ValueError("an AE title has at most 16 printable ASCII characters")
+    return title.encode().ljust(16)
 
 
 def printable(title: str) -> str:
@@ -171,7 +197,7 @@ class _Reader:
             if kind == _MAXIMUM_LENGTH:
                 items.maximum_length = int.from_bytes(value[:4], "big")
             elif kind == _OPERATIONS_WINDOW and len(value) >= 4:
-                items.operations_window = int.from_bytes(value[:2], "big")
+                items.operations_window = OperationsWindow(*_WINDOW.unpack_from(value))
             elif kind == _ROLES:
                 size = int.from_bytes(value[:2], "big")
                 if len(value) >= size + 4:
@@ -186,27 +212,55 @@ def _stuffed() -> ProtocolError:
 # --- writing
 
 
+def request_pdu(asked: AssociationItems, implementation_class_uid: str, version_name: str) -> bytes:
+    """An A-ASSOCIATE-RQ: contexts with their syntaxes, what we take and want, and who we are."""
+    contexts = b"".join(
+        _item(
+            _PROPOSED,
+            bytes((context.context_id, 0, 0, 0))
+            + _uid_item(_ABSTRACT_SYNTAX, context.abstract_syntax_uid)
+            + b"".join(_uid_item(_TRANSFER_SYNTAX, uid) for uid in context.transfer_syntax_uids),
+        )
+        for context in asked.contexts
+    )
+    who = implementation_class_uid, version_name
+    return _association_pdu(Pdu.ASSOCIATE_RQ, asked, contexts, *who)
+
+
 def acceptance_pdu(
     answered: AssociationItems, implementation_class_uid: str, version_name: str
 ) -> bytes:
-    """An A-ASSOCIATE-AC: contexts with their results, the roles, and who we are."""
+    """An A-ASSOCIATE-AC: contexts with their results, what we take and grant, and who we are."""
     contexts = b"".join(
         _item(
             _RESULT,
             bytes((context.context_id, 0, context.result, 0))
-            + _item(_TRANSFER_SYNTAX, context.transfer_syntax_uids[0].encode("latin-1")),
+            + _uid_item(_TRANSFER_SYNTAX, context.transfer_syntax_uids[0]),
         )
         for context in answered.contexts
     )
-    user = _item(_MAXIMUM_LENGTH, answered.maximum_length.to_bytes(4, "big"))
-    user += _item(_IMPLEMENTATION_CLASS, implementation_class_uid.encode())
-    user += _role_items(answered.roles.items())
+    who = implementation_class_uid, version_name
+    return _association_pdu(Pdu.ASSOCIATE_AC, answered, contexts, *who)
+
+
+def _association_pdu(
+    kind: Pdu,
+    items: AssociationItems,
+    contexts: bytes,
+    implementation_class_uid: str,
+    version_name: str,
+) -> bytes:
+    user = _item(_MAXIMUM_LENGTH, items.maximum_length.to_bytes(4, "big"))
+    user += _uid_item(_IMPLEMENTATION_CLASS, implementation_class_uid)
+    if items.operations_window is not None:
+        user += _item(_OPERATIONS_WINDOW, _WINDOW.pack(*items.operations_window))
+    user += _role_items(items.roles.items())
     user += _item(_IMPLEMENTATION_VERSION, version_name.encode())
-    # The titles go back as they came, PS3.8 9.3.3.
-    body = _FIXED.pack(_PROTOCOL_VERSION, 0, answered.called, answered.calling, bytes(32))
-    body += _item(_APPLICATION_CONTEXT, answered.application_context_uid.encode("latin-1"))
+    # In an answer the titles are those of the request, as they came, PS3.8 9.3.3.
+    body = _FIXED.pack(_PROTOCOL_VERSION, 0, items.called, items.calling, bytes(32))
+    body += _uid_item(_APPLICATION_CONTEXT, items.application_context_uid)
     body += contexts + _item(_USER_INFORMATION, user)
-    return PDU_HEADER.pack(Pdu.ASSOCIATE_AC, len(body)) + body
+    return PDU_HEADER.pack(kind, len(body)) + body
 
 
 def _role_items(roles: Iterable[tuple[str, Roles]]) -> bytes:
@@ -217,6 +271,10 @@ def _role_items(roles: Iterable[tuple[str, Roles]]) -> bytes:
         )
         for uid, role in roles
     )
+
+
+def _uid_item(kind: int, uid: str) -> bytes:
+    return _item(kind, uid.encode("latin-1"))
 
 
 def _item(kind: int, value: bytes) -> bytes:
