@@ -44,10 +44,11 @@ from prefect_dicom.core.errors import InstanceRejected as Rejected
 from prefect_dicom.core.model import Evidence, ManifestInstance, Study, StudyManifest
 from prefect_dicom.dicom.part10 import scan, survey
 from prefect_dicom.dicom.validation import validate
+from prefect_dicom.network.exchange import Response
 from prefect_dicom.network.find.list_instances import list_instances
 from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.get import c_get
-from prefect_dicom.network.requestor import Requestor, Response
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp, _Connection
 from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
 from prefect_dicom.testing import ScriptedPacs, tiny_instances

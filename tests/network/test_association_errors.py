@@ -14,7 +14,6 @@ from prefect_dicom.config.node import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.network import association
-from prefect_dicom.network.echo import echo
 from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.testing import PacsPolicy, ScriptedPacs
@@ -29,7 +28,7 @@ def _node(port: int, host: str = "127.0.0.1", **settings) -> PacsNode:
     )
 
 
-def _cause(node: PacsNode, ask=echo) -> str:
+def _cause(node: PacsNode, ask=Requestor.echo) -> str:
     threads = threading.active_count()
     with Requestor(node) as requestor, pytest.raises(PacsError) as error:
         ask(requestor)
@@ -156,7 +155,7 @@ def test_orthanc_aborts_a_caller_it_does_not_know_at_the_first_query(orthanc):
     stranger = orthanc.node(calling_ae_title="STRANGER")
     assert _cause(stranger, _find) == "not-permitted"
     with Requestor(stranger) as requestor:
-        echo(requestor)
+        requestor.echo()
         with pytest.raises(PacsError) as error:
             _find(requestor)
     assert error.value.code == "not-permitted"
@@ -171,7 +170,7 @@ def test_dcmqrscp_rejects_a_wrong_called_title_in_exact_case(dcmqrscp):
 def test_an_information_model_that_is_not_offered(new_archive):
     archive = new_archive(peers.Dcmqrscp, arguments=["--no-study-root"])
     with Requestor(archive.node()) as requestor:
-        assert echo(requestor) < 5
+        assert requestor.echo() < 5
     assert _cause(archive.node(), _find) == "service-not-offered"
 
 
@@ -179,7 +178,7 @@ def test_a_limit_of_associations_is_a_matter_of_time():
     with ScriptedPacs(policy=PacsPolicy(associations=1)) as pacs:
         node = _node(pacs.port, called_ae_title=pacs.ae_title)
         with Requestor(node) as first:
-            echo(first)
+            first.echo()
             assert _cause(node) == "pacs-busy"
 
 
@@ -189,7 +188,7 @@ def test_a_limit_of_associations_is_a_matter_of_time():
 @pytest.mark.parametrize("archive", ["orthanc", "dcmqrscp"])
 def test_an_echo_takes_milliseconds(archive, request):
     with Requestor(request.getfixturevalue(archive).node()) as requestor:
-        assert min(echo(requestor) for _ in range(5)) < 0.04, "no delayed acknowledgement"
+        assert min(requestor.echo() for _ in range(5)) < 0.04, "no delayed acknowledgement"
 
 
 def test_a_query_takes_milliseconds_with_an_archive_as_it_is_installed(new_archive):
@@ -214,7 +213,7 @@ def test_a_requestor_releases_its_association_and_leaves_no_thread(orthanc):
     before = orthanc.log.read_text(errors="replace")
     for _ in range(10):
         with Requestor(orthanc.node()) as requestor:
-            echo(requestor)
+            requestor.echo()
     assert threading.active_count() == threads
     log = orthanc.log.read_text(errors="replace")[len(before) :]
     assert "Association Aborted" not in log
@@ -223,10 +222,10 @@ def test_a_requestor_releases_its_association_and_leaves_no_thread(orthanc):
 def test_a_closed_requestor_opens_anew_when_it_is_used(orthanc):
     requestor = Requestor(orthanc.node())
     requestor.close()
-    echo(requestor)
+    requestor.echo()
     requestor.close()
     requestor.close()
-    echo(requestor)
+    requestor.echo()
     requestor.close()
 
 
@@ -236,7 +235,7 @@ def test_a_peer_that_never_answers_the_release_costs_seconds_and_no_error(monkey
         held = threading.Event()
         with _forwarding(pacs.port, drop=b"\x05", dropped=held) as port:
             requestor = Requestor(_node(port, called_ae_title=pacs.ae_title))
-            echo(requestor)
+            requestor.echo()
             requestor.close()
         assert held.is_set()
 

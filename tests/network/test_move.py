@@ -11,7 +11,6 @@ from prefect_dicom.config.node import PacsNode, Timeouts
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
-from prefect_dicom.network.echo import echo
 from prefect_dicom.network.find.list_instances import list_instances
 from prefect_dicom.network.find.list_studies import find_some_studies, find_studies
 from prefect_dicom.network.move import move
@@ -92,7 +91,7 @@ def test_queries_and_moves_share_an_association(archive, largest, receiver_port)
     study, instances = largest
     with peers.Inbox(receiver_port) as inbox, Requestor(archive.node()) as requestor:
         for number in (1, 2):
-            echo(requestor)
+            requestor.echo()
             assert find_studies(requestor, {"StudyInstanceUID": study})
             assert move(requestor, _study(study), peers.US, number).status == 0x0000
     assert len(inbox.received) == 2 * len(instances)
@@ -137,7 +136,7 @@ def test_a_stop_cancels_the_move_and_the_result_says_why(archive, largest, recei
         Requestor(archive.node()) as requestor,
     ):
         result = move(requestor, _study(study), peers.US, 1, should_stop=stop_after_the_first)
-        echo(requestor)
+        requestor.echo()
     assert result.lost == "interrupted"
     assert result.status == 0xFE00
     assert 1 <= len(inbox.received) < len(instances)

@@ -20,7 +20,7 @@ from prefect_dicom.admission.schedule import NodeSchedules
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import Interrupted, LedgerError, PacsError, WindowClosed
 from prefect_dicom.ledger import Ledger, Run, Usage
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 _IDLE_SECONDS = 15.0
 """An association that nobody borrows for so long is released."""
@@ -36,7 +36,7 @@ class _Lease:
     """A requestor, and the slot of its association."""
 
     node: str
-    requestor: Requestor
+    requestor: NodeClient
     slot: int | None = None
     slots: int = 0
     """How many slots the node had when the lease was last renewed."""
@@ -76,7 +76,7 @@ class AssociationPool:
         schedules: NodeSchedules,
         rates: RequestRates,
         check_node: Callable[[str], object],
-        new_requestor: Callable[[str], Requestor],
+        new_requestor: Callable[[str], NodeClient],
     ) -> None:
         self._ledger = ledger
         self._run = run
@@ -94,7 +94,7 @@ class AssociationPool:
     # --- associations
 
     @contextlib.contextmanager
-    def requestor(self, node: str) -> Iterator[Requestor]:
+    def requestor(self, node: str) -> Iterator[NodeClient]:
         """Borrow an association to a node, as soon as there is a slot for it.
 
         Raises
@@ -113,7 +113,7 @@ class AssociationPool:
         else:
             self._return(lease)
 
-    def interruption(self, requestor: Requestor) -> Interrupted:
+    def interruption(self, requestor: NodeClient) -> Interrupted:
         """The reason for which work with a borrowed requestor stops before its end."""
         try:
             self._schedules.check(self._lease_of(requestor).node)
@@ -121,7 +121,7 @@ class AssociationPool:
             return closed
         return Interrupted()
 
-    def release_slot(self, requestor: Requestor) -> None:
+    def release_slot(self, requestor: NodeClient) -> None:
         """Close a borrowed association that is going to wait, and give up its slot.
 
         Others may need it, be it to see whether the node works again. The next request takes a
@@ -144,13 +144,13 @@ class AssociationPool:
 
     @contextlib.contextmanager
     def request(
-        self, requestor: Requestor, *, retrieve: bool = False, instances: int = 0
+        self, requestor: NodeClient, *, retrieve: bool = False, instances: int = 0
     ) -> Iterator[RequestUsage]:
         """Admit one request, or a few queries that belong together, under the rate limits.
 
         Parameters
         ----------
-        requestor : Requestor
+        requestor : NodeClient
             A borrowed one.
         retrieve : bool
             Whether it is a C-MOVE or C-GET, which is expected to bring so many ``instances``.
@@ -213,7 +213,7 @@ class AssociationPool:
 
     # --- slots
 
-    def _acquire(self, node: str, requestor: Requestor | None = None) -> _Lease:
+    def _acquire(self, node: str, requestor: NodeClient | None = None) -> _Lease:
         """Wait for a slot, or for an association of this run that is idle."""
         waiting: int | None = None
         seconds = _FIRST_LOOK_SECONDS
@@ -268,7 +268,7 @@ class AssociationPool:
             self._idle[lease.node].append(lease)
         self._start_releaser()
 
-    def _lease_of(self, requestor: Requestor) -> _Lease:
+    def _lease_of(self, requestor: NodeClient) -> _Lease:
         with self._lock:
             return self._lent[id(requestor)]
 

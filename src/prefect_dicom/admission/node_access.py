@@ -17,6 +17,7 @@ from typing import Protocol
 
 from prefect_dicom.admission.association_pool import AssociationPool
 from prefect_dicom.admission.circuit_breaker import BreakerState
+from prefect_dicom.admission.client import client_of
 from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.admission.node import NodeAdmission
 from prefect_dicom.admission.request_rates import RequestRates
@@ -28,8 +29,7 @@ from prefect_dicom.core.events import Event, EventBus
 from prefect_dicom.core.metrics import answered
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger import Ledger, Run
-from prefect_dicom.network.echo import echo
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class NodeAccess:
     # --- requests
 
     @contextlib.contextmanager
-    def admitted(self, node: str) -> Iterator[Requestor]:
+    def admitted(self, node: str) -> Iterator[NodeClient]:
         """Borrow an association when its node is ready for requests, and record its failures."""
         asked_at = self.wait_for(node)
         admission = self.admission(node)
@@ -188,7 +188,7 @@ class NodeAccess:
             admission.release()
 
     def wait_for(
-        self, node: str, *, acquire: bool = True, holding: Requestor | None = None
+        self, node: str, *, acquire: bool = True, holding: NodeClient | None = None
     ) -> float:
         """Wait until a node is ready for a request; returns the monotonic time in seconds.
 
@@ -199,7 +199,7 @@ class NodeAccess:
         ----------
         acquire : bool
             Whether to acquire the permit of a half-open breaker, as :meth:`admitted` does.
-        holding : Requestor, optional
+        holding : NodeClient, optional
             Association that the thread has borrowed; its slot is released during a wait.
 
         Raises
@@ -234,7 +234,7 @@ class NodeAccess:
         works = False
         try:
             with self.requestor(node) as requestor:
-                echo(requestor)
+                requestor.echo()
             works = True
         except PacsError as error:
             works = error.reason.refuses_service  # It speaks DICOM, and may answer others.
@@ -260,7 +260,7 @@ class NodeAccess:
             raise PacsError(admission.disabled_for)
 
     @contextlib.contextmanager
-    def requestor(self, node: str) -> Iterator[Requestor]:
+    def requestor(self, node: str) -> Iterator[NodeClient]:
         """Borrow an association to a node; it stays open for the next borrower."""
         with self.pool.requestor(node) as requestor:
             learnt = self._site.capabilities[node].query_character_sets or ("",)
@@ -280,14 +280,14 @@ class NodeAccess:
         """Release all associations that are not lent out."""
         self.pool.close()
 
-    def _new_requestor(self, node: str) -> Requestor:
-        requestor = Requestor(self._site.nodes[node], self._answered[node])
+    def _new_requestor(self, node: str) -> NodeClient:
+        requestor = client_of(self._site.nodes[node], self._answered[node])
         requestor.stopping = partial(self.is_ending, node)
         requestor.answers_lists = self._site.capabilities[node].uid_lists_above is not False
         return requestor
 
     def _record_latency(
-        self, node: str, requestor: Requestor, service: str, seconds: float
+        self, node: str, requestor: NodeClient, service: str, seconds: float
     ) -> None:
         answered(node, service, seconds)
         if service == "C-FIND":

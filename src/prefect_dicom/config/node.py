@@ -57,21 +57,10 @@ class Limits(Settings):
         return max(1, min(self.chunk_instances, self.chunk_bytes // self.instance_bytes))
 
 
-class PacsNode(Settings):
-    """One PACS: its address, our name there, and how it hands over instances."""
+class NodeSettings(Settings):
+    """What every node has, whatever protocol it speaks: its limits, time-outs and schedule."""
 
-    host: str = Field(description="Host name or IP address of the PACS.")
-    port: int = Field(ge=1, le=65535, description="Port of the PACS.")
-    called_ae_title: AeTitle = Field(description="AE title of the PACS, in exact case.")
-    calling_ae_title: AeTitle = Field(
-        default="PREFECTDICOM", description="Our AE title at the PACS."
-    )
-    information_model: InformationModel = Field(
-        default=InformationModel.STUDY_ROOT, description="Query/Retrieve information model."
-    )
-    retrieve: RetrieveMethod = Field(
-        default=RetrieveMethod.C_MOVE, description="c-move (needs the receiver) or c-get."
-    )
+    retrieve: RetrieveMethod = Field(description="How its instances are retrieved.")
     limits: Limits = Field(default_factory=Limits, description="What it may be asked at a time.")
     timeouts: Timeouts = Field(default_factory=Timeouts, description="How long to wait for it.")
     access_schedule: AccessSchedule | None = Field(
@@ -94,6 +83,33 @@ class PacsNode(Settings):
                 "`limits.associations` allows at any time"
             )
         return schedule
+
+    @property
+    def query_model(self) -> InformationModel:
+        """The information model in which it is queried."""
+        return InformationModel.STUDY_ROOT
+
+
+class PacsNode(NodeSettings):
+    """One PACS that speaks DIMSE: its address, our name there, how it hands over instances."""
+
+    host: str = Field(description="Host name or IP address of the PACS.")
+    port: int = Field(ge=1, le=65535, description="Port of the PACS.")
+    called_ae_title: AeTitle = Field(description="AE title of the PACS, in exact case.")
+    calling_ae_title: AeTitle = Field(
+        default="PREFECTDICOM", description="Our AE title at the PACS."
+    )
+    information_model: InformationModel = Field(
+        default=InformationModel.STUDY_ROOT, description="Query/Retrieve information model."
+    )
+    retrieve: RetrieveMethod = Field(
+        default=RetrieveMethod.C_MOVE, description="c-move (needs the receiver) or c-get."
+    )
+
+    @property
+    def query_model(self) -> InformationModel:
+        """The information model in which it is queried."""
+        return self.information_model
 
     @field_validator("host")
     @classmethod

@@ -32,7 +32,7 @@ from prefect_dicom.config.archive import DirectoryArchive, S3Archive, kind_of_ar
 from prefect_dicom.config.capabilities import NodeCapabilities, load_all_capabilities
 from prefect_dicom.config.fields import NodeName, PlacedPath
 from prefect_dicom.config.messages import SECRET_KEY, faults_of, format_fault
-from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.node import NodeSettings, PacsNode
 from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.yaml import LEDGER_URL_VARIABLE, Document, text_of
@@ -166,7 +166,7 @@ class Site(Settings):
         """Capabilities of each node; empty where there is no file beside the site file."""
         return {name: self._capabilities.get(name, NodeCapabilities()) for name in self.nodes}
 
-    def effective_node(self, node: str) -> PacsNode:
+    def effective_node(self, node: str) -> NodeSettings:
         """Node within its capabilities: no more associations, no shorter settle time."""
         known, plain = self.capabilities[node], self.nodes[node]
         most = min(plain.limits.associations, known.associations or plain.limits.associations)

@@ -29,13 +29,13 @@ from prefect_dicom.network.find.study_attributes import (
     query_series_attributes,
     query_study_attributes,
 )
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 _COUNT = "NumberOfSeriesRelatedInstances"
 
 
 def filter_studies(
-    requestor: Requestor,
+    requestor: NodeClient,
     row: CohortRow,
     found: Discovery,
     filters: CohortFilters,
@@ -77,7 +77,7 @@ def filter_studies(
 
 
 def filter_series(
-    requestor: Requestor,
+    requestor: NodeClient,
     study: Study,
     filters: CohortFilters,
     capabilities: QueryCapabilities,
@@ -107,7 +107,7 @@ def _found_nothing(found: Discovery) -> bool:
 
 
 def _judge(
-    requestor: Requestor, study: Study, filters: CohortFilters, capabilities: QueryCapabilities
+    requestor: NodeClient, study: Study, filters: CohortFilters, capabilities: QueryCapabilities
 ) -> tuple[bool | None, Study]:
     """Whether a study is wanted (None: undecided), and the study with the attributes queried."""
     judgement = judge_study(filters, study)

@@ -46,7 +46,7 @@ from prefect_dicom.network.find.list_studies import (
     find_studies_by_uids,
     list_studies,
 )
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class StudyQueryCapabilities:
 
 
 def discover(
-    requestor: Requestor, row: CohortRow, capabilities: StudyQueryCapabilities
+    requestor: NodeClient, row: CohortRow, capabilities: StudyQueryCapabilities
 ) -> Discovery:
     """Query a PACS for the studies of a row.
 
@@ -116,7 +116,7 @@ def discover(
 
 
 def _discover(
-    requestor: Requestor, row: CohortRow, capabilities: StudyQueryCapabilities
+    requestor: NodeClient, row: CohortRow, capabilities: StudyQueryCapabilities
 ) -> Discovery:
     keys, listed = _answers(requestor, row, study_query(row), capabilities)
     answers = list(listed.studies)
@@ -165,7 +165,7 @@ def _united(row: CohortRow, first: Discovery, second: Discovery) -> Discovery:
 
 
 def _assessed(
-    requestor: Requestor,
+    requestor: NodeClient,
     row: CohortRow,
     keys: Mapping[str, str],
     answers: Sequence[Study],
@@ -209,7 +209,7 @@ def _assessed(
 
 
 def _named_by_uid(
-    requestor: Requestor,
+    requestor: NodeClient,
     row: CohortRow,
     found: Discovery,
     foreign: Sequence[Study],
@@ -235,7 +235,7 @@ def _with_candidates(found: Discovery, studies: Sequence[Study]) -> Discovery:
 
 
 def _heeds_keys(
-    requestor: Requestor,
+    requestor: NodeClient,
     keys: Mapping[str, str],
     strangers: Sequence[Study],
     capabilities: StudyQueryCapabilities,
@@ -257,7 +257,7 @@ def _heeds_keys(
 
 
 def query_uid_lists(
-    requestor: Requestor, rows: Sequence[CohortRow], capabilities: StudyQueryCapabilities
+    requestor: NodeClient, rows: Sequence[CohortRow], capabilities: StudyQueryCapabilities
 ) -> None:
     """Query rows that name their studies by one list of UIDs, and cache the answers.
 
@@ -271,7 +271,7 @@ def query_uid_lists(
     PacsError
         What concerns the node, not the query.
     """
-    by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
+    by_patient = requestor.node.query_model is InformationModel.PATIENT_ROOT
     if by_patient or capabilities.simple or not capabilities.answers_lists:
         return
     cache = capabilities.query_cache
@@ -308,7 +308,7 @@ def query_uid_lists(
 
 
 def _answers(
-    requestor: Requestor,
+    requestor: NodeClient,
     row: CohortRow,
     keys: Mapping[str, str],
     capabilities: StudyQueryCapabilities,
@@ -351,7 +351,7 @@ def _returned(row: CohortRow, simply: bool) -> list[str]:
 
 
 def _query(
-    requestor: Requestor,
+    requestor: NodeClient,
     keys: Mapping[str, str],
     optional: Sequence[str],
     capabilities: StudyQueryCapabilities,

@@ -31,7 +31,7 @@ from prefect_dicom.discovery.filter_queries import filter_studies
 from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover, query_uid_lists
 from prefect_dicom.ledger import Cohort, Ledger, RowFindings, Run
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 ROWS_PER_PAGE = 500
 """Rows of one call of :meth:`DiscoveryService.discover`."""
@@ -165,7 +165,7 @@ class DiscoveryService:
                 )
             return self._capabilities[node]
 
-    def contradictions(self, node: str, requestor: Requestor) -> dict[str, bool]:
+    def contradictions(self, node: str, requestor: NodeClient) -> dict[str, bool]:
         """By key of the capabilities, whether the run has seen the opposite."""
         capabilities = self.capabilities(node)
         return {
@@ -246,7 +246,7 @@ class DiscoveryService:
             future.result()
 
     def _query_group(
-        self, node: str, requestor: Requestor, group: QueryGroup, take: Take, over: threading.Event
+        self, node: str, requestor: NodeClient, group: QueryGroup, take: Take, over: threading.Event
     ) -> None:
         """Discover the rows of a group, by one list of UIDs where there are several."""
         if len(group) > 1:
@@ -263,7 +263,7 @@ class DiscoveryService:
                 failpoint("row-answered")
 
     def _discover_row(
-        self, node: str, requestor: Requestor, row: CohortRow, cached_from: str
+        self, node: str, requestor: NodeClient, row: CohortRow, cached_from: str
     ) -> Discovery | str:
         """Discover one row; returns a reason code where its query failed for its own sake."""
         requestor.about = ("row", row.line)
@@ -282,7 +282,7 @@ class DiscoveryService:
         return result
 
     @contextmanager
-    def _traced(self, requestor: Requestor, row: CohortRow, trace: RowTrace) -> Iterator[None]:
+    def _traced(self, requestor: NodeClient, row: CohortRow, trace: RowTrace) -> Iterator[None]:
         """Take down the queries of a row, until its findings are recorded."""
         requestor.trace = trace
         try:
@@ -292,7 +292,7 @@ class DiscoveryService:
             with self._lock:
                 self._queries.setdefault(row.line, []).extend(trace.queries)
 
-    def _find_studies(self, node: str, requestor: Requestor, row: CohortRow) -> Discovery:
+    def _find_studies(self, node: str, requestor: NodeClient, row: CohortRow) -> Discovery:
         found = discover(requestor, row, self.capabilities(node))
         return filter_studies(requestor, row, found, self._filters, self._query_capabilities[node])
 

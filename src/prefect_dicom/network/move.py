@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.network.dimse import Element, unsigned_short
-from prefect_dicom.network.requestor import Requestor, Response
+from prefect_dicom.network.exchange import Response
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import SUCCESS
 

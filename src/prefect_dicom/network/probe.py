@@ -22,9 +22,9 @@ from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.network.association import associate
-from prefect_dicom.network.find.query import find_responses
+from prefect_dicom.network.exchange import Response
 from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
-from prefect_dicom.network.requestor import Requestor, Response
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.status import SUCCESS
 from prefect_dicom.network.upper_layer.association_items import OperationsWindow
 from prefect_dicom.network.upper_layer.negotiation import (
@@ -176,7 +176,7 @@ def ask(
     """
     identifier = _identifier(level, match, wanted, character_set)
     rows: list[dict[str, bytes]] = []
-    with contextlib.closing(find_responses(requestor, identifier)) as responses:
+    with contextlib.closing(requestor.find_responses(identifier)) as responses:
         for response in responses:
             if not response.is_pending:
                 return Answers(response.status, tuple(rows))

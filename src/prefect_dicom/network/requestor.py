@@ -6,39 +6,38 @@ idle nobody reads, so what ended it meanwhile is found when it is used next.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
-from pynetdicom.dsutils import decode, encode
+from pynetdicom.dsutils import encode
 
 from prefect_dicom.config.node import PacsNode
-from prefect_dicom.core.errors import Interrupted, PacsError
+from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.reasons import Scope
-from prefect_dicom.core.row_queries import RowTrace
+from prefect_dicom.dicom.character_sets import character_sets_for
 from prefect_dicom.network.association import TRANSFER_SYNTAXES, Association, associate
 from prefect_dicom.network.association_errors import aborted
 from prefect_dicom.network.dimse import (
     HAS_DATA_SET,
     LONGEST_PDU_BYTES,
     NO_DATA_SET,
-    RESPONSE,
     AssociationAborted,
-    CommandField,
     Element,
-    Elements,
-    Message,
-    cancel_command,
-    unsigned_short,
     write_command,
 )
+from prefect_dicom.network.exchange import COMMANDS, Exchange, Response
+from prefect_dicom.network.get import c_get
 from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES, VERIFICATION
 from prefect_dicom.network.logging import configure_logging
-from prefect_dicom.network.status import PENDING
+from prefect_dicom.network.node_client import NodeClient
+from prefect_dicom.network.retrieve_result import RetrieveResult
+from prefect_dicom.network.status import reason_for_status
+from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
 from prefect_dicom.network.upper_layer.negotiation import (
     ACCEPTED,
     request_pdu,
@@ -46,153 +45,16 @@ from prefect_dicom.network.upper_layer.negotiation import (
 from prefect_dicom.network.upper_layer.pdu import ProtocolError
 from prefect_dicom.network.upper_layer.stream import BUFFER_BYTES
 
-_COMMANDS = {
-    "C-ECHO": CommandField.C_ECHO_RQ,
-    "C-FIND": CommandField.C_FIND_RQ,
-    "C-MOVE": CommandField.C_MOVE_RQ,
-}
-"""The services of a :class:`Requestor`; each has a presentation context, in this order."""
 _ANNOUNCED_PDU_BYTES = 16382
 _LOW_PRIORITY = 2
 
 # PACS drop idle associations after 30 s (Orthanc) or more; one about to go is not used.
 _IDLE_SECONDS = 15.0
-# How late, at worst, a cancellation is noticed while an answer is waited for.
-_LOOK_SECONDS = 0.2
+_PENDING_WITH_ALL_KEYS = 0xFF00
+_CANCEL_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A response to a C-ECHO, C-FIND or C-MOVE.
-
-    Parameters
-    ----------
-    status : int
-        Status (0000,0900).
-    elements : dict of int to bytes
-        Its command set, by element number.
-    data_set : bytes
-        Its identifier; empty where it has none.
-    transfer_syntax : UID
-        In which the identifier is encoded.
-    """
-
-    status: int
-    elements: Elements
-    data_set: bytes
-    transfer_syntax: UID
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether further responses follow."""
-        return self.status in PENDING
-
-    def identifier(self) -> Dataset:
-        """The identifier, decoded. Raises a dozen types for bytes that are no data set."""
-        syntax = self.transfer_syntax
-        return decode(io.BytesIO(self.data_set), syntax.is_implicit_VR, syntax.is_little_endian)
-
-
-class Exchange:
-    """One request under way and the responses to it. Made by :meth:`Requestor.send`."""
-
-    def __init__(
-        self,
-        requestor: Requestor,
-        association: Association,
-        service: str,
-        context_id: int,
-        message_id: int,
-        fresh: bool,
-    ) -> None:
-        self.fresh = fresh
-        """Whether the association was opened for this request."""
-        self.answered = False
-        """Whether the peer answered it at all."""
-        self.ended = False
-        """Whether the final response is here, or the association gone."""
-        self._requestor = requestor
-        self._association = association
-        self._service = service
-        self._context_id = context_id
-        self._message_id = message_id
-        self._sent_at = requestor.now()
-
-    def next(self, seconds: float) -> Response | None:
-        """The next response, or None when none came in time.
-
-        Raises
-        ------
-        PacsError
-            When the association has ended, or the message is no response to this request; the
-            association is gone then.
-        Interrupted
-            The run was asked to stop; the association was aborted.
-        """
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                message = self._association.read(min(deadline, time.monotonic() + _LOOK_SECONDS))
-            except TimeoutError:
-                if self._service != "C-MOVE" and self._requestor.stopping():
-                    # A C-MOVE is cancelled first, by who waits for it: it goes on without us.
-                    self.abort()
-                    raise Interrupted() from None
-                if time.monotonic() >= deadline:
-                    return None
-            except ProtocolError as fault:
-                self.abort(fault.source, fault.reason)
-                raise PacsError("answer-unusable", fault.detail) from None
-            except AssociationAborted as end:
-                raise self._lost(end.source, end.reason) from None
-            except OSError:
-                raise self._lost(None, None) from None
-            else:
-                return self._take(message)
-
-    def cancel(self) -> None:
-        """Send a C-CANCEL-RQ, PS3.7 9.3.2.3; the final response is still to be waited for."""
-        self._association.send(self._context_id, cancel_command(self._message_id), None)
-
-    def abort(self, source: int = 0, reason: int = 0) -> None:
-        """Abort the association, PS3.8 7.3, if it still stands."""
-        self.ended = True
-        self._requestor.abort(source, reason)
-
-    def _lost(self, source: int | None, reason: int | None) -> PacsError:
-        self.ended = True
-        self._requestor.drop()
-        # PACS that know our AE title from no table accept the association, answer
-        # C-ECHO, and abort at the first request that needs a permission.
-        first = not self.answered and self._service not in self._requestor.answered
-        seconds = self._requestor.now() - self._sent_at
-        return aborted(source, reason, first_request=first, seconds=seconds)
-
-    def _take(self, message: Message) -> Response:
-        elements = message.elements
-        status = unsigned_short(elements, Element.STATUS)
-        if (
-            message.context_id != self._context_id
-            or unsigned_short(elements, Element.COMMAND_FIELD)
-            != _COMMANDS[self._service] | RESPONSE
-            or unsigned_short(elements, Element.MESSAGE_ID_BEING_RESPONDED_TO) != self._message_id
-            or status is None
-        ):
-            self.abort()
-            raise PacsError("answer-unusable", f"no answer to a {self._service} where one was due")
-        if not self.answered:
-            self._requestor.first_answer(self._service, self._requestor.now() - self._sent_at)
-        self.answered = True
-        self._requestor.answered.add(self._service)
-        syntax = self._association.transfer_syntax(self._context_id)
-        response = Response(status, elements, message.data_set, syntax)
-        if not response.is_pending:
-            self.ended = True
-            self._requestor.touch()
-        return response
-
-
-class Requestor:
+class Requestor(NodeClient):
     """Our side of the associations to one node, one at a time.
 
     The association (Verification, and the FIND and MOVE classes of the node's information
@@ -210,46 +72,148 @@ class Requestor:
     Examples
     --------
     >>> with Requestor(node) as requestor:  # doctest: +SKIP
-    ...     seconds = echo(requestor)
+    ...     seconds = requestor.echo()
     ...     studies = find_studies(requestor, {"PatientID": "000123"})
     """
 
+    node: PacsNode
+
     def __init__(self, node: PacsNode, answered: set[str] | None = None) -> None:
         configure_logging()
-        self.node = node
-        self.answers_lists = True
-        """Whether lists of UIDs in queries are tried: until one was not answered completely."""
-        self.stopping: Callable[[], bool] = lambda: False
-        """Whether the run is to stop; called while an answer is waited for."""
-        self.answered: set[str] = set() if answered is None else answered
-        """The services this node has ever answered us."""
-        self.ignores_keys = False
-        """Whether this node has reported (FF01) that it does not support all keys of a query."""
-        self.characters = ""
-        """The Specific Character Set of the last query with texts beyond ASCII that had answers."""
-        self.now: Callable[[], float] = time.monotonic
-        self.first_answer: Callable[[str, float], object] = lambda service, seconds: None
-        """Called for each request with its service and the seconds of ``now`` until its first
-        response."""
-        self.about: Hashable = None
-        """The study or row of the requests, where there is one."""
-        self.trace: RowTrace | None = None
-        """Takes down the queries of a row and their answers, where there is one."""
+        super().__init__(node, answered)
         self._association: Association | None = None
         self._message_id = 0
         self._last_used = 0.0
-
-    def __enter__(self) -> Requestor:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def model(self, service: str) -> str:
         """SOP class UID that stands for a service at this node."""
         if service == "C-ECHO":
             return VERIFICATION
         return QUERY_RETRIEVE_CLASSES[service][self.node.information_model]
+
+    # --- services
+
+    def echo(self) -> float:
+        """Send a C-ECHO and wait for its response, up to the time limit of an association request.
+
+        An answer proves the address, both AE titles and the negotiation. It does not prove the
+        permission to query or to move: PACS answer a C-ECHO to anybody.
+
+        Returns
+        -------
+        float
+            Seconds from the request to the answer, without the opening of the association.
+
+        Raises
+        ------
+        PacsError
+            With the cause, or with what the status stands for.
+        """
+        patience = self.node.timeouts.acse_seconds
+        self.open()
+        started = time.monotonic()
+        exchange = self.send("C-ECHO")
+        response = exchange.next(patience)
+        if response is None:
+            exchange.abort()
+            raise PacsError("pacs-silent", f"no answer to a C-ECHO within {patience:g} s")
+        code = reason_for_status("C-ECHO", response.status)
+        if code is not None:
+            raise PacsError(code, f"C-ECHO status {response.status:04X}")
+        return time.monotonic() - started
+
+    def character_sets(self, texts: Sequence[str]) -> Iterator[str]:
+        """The usual character sets that have the texts; first the one that has found some."""
+        return character_sets_for(texts, self.characters)
+
+    def find_responses(self, identifier: Dataset) -> Generator[Response]:
+        """Send a C-FIND and yield its responses as they come, the final one last.
+
+        An association that turns out to be gone before the first response is opened anew, once.
+        When the caller closes the generator early, the query is cancelled.
+
+        Raises
+        ------
+        PacsError
+            Without a final response: the association could not be opened or has ended, or no
+            response came for ``timeouts.find_seconds``.
+        """
+        seconds = self.node.timeouts.find_seconds
+        exchange = self.send("C-FIND", identifier)
+        try:
+            while True:
+                try:
+                    response = exchange.next(seconds)
+                except PacsError:
+                    if exchange.answered or exchange.fresh:
+                        raise
+                    exchange = self.send("C-FIND", identifier)
+                    continue
+                if response is None:
+                    code = "association-stalled" if exchange.answered else "pacs-silent"
+                    raise PacsError(code, f"no answer to a C-FIND within {seconds:g} s")
+                yield response
+                if not response.is_pending:
+                    return
+        except GeneratorExit:
+            _cancel(exchange)
+            raise
+        finally:
+            if not exchange.ended:
+                exchange.abort()
+
+    def answers(self, identifier: Dataset, level: str) -> Generator[Dataset]:
+        """Send a C-FIND and yield its answers as they come; closed early, it is cancelled.
+
+        Raises
+        ------
+        PacsError
+            As :meth:`find_responses`; with what the final status stands for; ``answers-capped``
+            where the PACS reports that there are more; ``answer-unusable`` at the end, where an
+            answer had no data set that decodes: the list is then not whole.
+        """
+        unreadable = False
+        with contextlib.closing(self.find_responses(identifier)) as responses:
+            for response in responses:
+                if not response.is_pending:
+                    code = reason_for_status("C-FIND", response.status)
+                    if code is not None:
+                        detail = f"C-FIND status {response.status:04X} at {level} level"
+                        raise PacsError(code, detail)
+                    continue
+                self.ignores_keys |= response.status != _PENDING_WITH_ALL_KEYS
+                answer = _decoded(response)
+                if answer is None:
+                    unreadable = True
+                else:
+                    yield answer
+        if unreadable:
+            raise PacsError("answer-unusable", f"an answer at {level} level does not decode")
+
+    def get(
+        self,
+        identifier: Dataset,
+        *,
+        contexts: Sequence[tuple[str, str]],
+        store_handler: InstanceSink[Any],
+        should_stop: Callable[[], bool] | None = None,
+        without_roles: bool = True,
+    ) -> RetrieveResult:
+        """Send one C-GET, see :func:`~prefect_dicom.network.get.c_get`.
+
+        It goes over an association of its own; the one of the other services is released.
+        """
+        self.close()
+        return c_get(
+            self.node,
+            identifier,
+            contexts=contexts,
+            store_handler=store_handler,
+            should_stop=should_stop,
+            without_roles=without_roles,
+        )
+
+    # --- the association
 
     def open(self) -> bool:
         """Open the association now, where there is none that can be used.
@@ -308,7 +272,7 @@ class Requestor:
             message_id = self._message_id
         command: dict[int, bytes | int] = {
             Element.AFFECTED_SOP_CLASS_UID: self.model(service).encode(),
-            Element.COMMAND_FIELD: _COMMANDS[service],
+            Element.COMMAND_FIELD: COMMANDS[service],
             Element.MESSAGE_ID: message_id,
             Element.COMMAND_DATA_SET_TYPE: NO_DATA_SET,
         }
@@ -376,7 +340,7 @@ class Requestor:
         request = request_pdu(
             node.calling_ae_title,
             node.called_ae_title,
-            [(self.model(service), TRANSFER_SYNTAXES) for service in _COMMANDS],
+            [(self.model(service), TRANSFER_SYNTAXES) for service in COMMANDS],
             pdu_bytes=_ANNOUNCED_PDU_BYTES,
         )
         try:
@@ -387,7 +351,7 @@ class Requestor:
                 raise PacsError("pacs-reset", error.detail) from None
             raise
         association = Association(stream, granted, node.timeouts.acse_seconds)
-        if all(association.context_result(_context_id(service)) for service in _COMMANDS):
+        if all(association.context_result(_context_id(service)) for service in COMMANDS):
             association.abort(2)
             raise PacsError("service-not-offered", "no presentation context was accepted")
         self._check_that_it_stands(association)
@@ -416,4 +380,28 @@ class Requestor:
 
 def _context_id(service: str) -> int:
     """The presentation context ID that :func:`request_pdu` gives to a service's context."""
-    return 2 * list(_COMMANDS).index(service) + 1
+    return 2 * list(COMMANDS).index(service) + 1
+
+
+def _decoded(response: Response) -> Dataset | None:
+    """The identifier of an answer; None where it is empty or no data set."""
+    try:
+        answer = response.identifier()
+        last = answer.get_item(max(answer.keys()))
+        # pydicom takes what there is of a value that is cut off.
+        whole = isinstance(last, DataElement) or len(last.value or b"") == last.length  # type: ignore[unreachable]
+    except Exception:
+        # Whatever a data set does that is none, or empty.
+        return None
+    return answer if whole else None
+
+
+def _cancel(exchange: Exchange) -> None:
+    """Cancel a query and take the answers under way, so that the association can be used."""
+    if exchange.ended:
+        return
+    deadline = time.monotonic() + _CANCEL_SECONDS
+    with contextlib.suppress(PacsError):
+        exchange.cancel()
+        while not exchange.ended and time.monotonic() < deadline:
+            exchange.next(1.0)

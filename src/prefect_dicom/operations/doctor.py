@@ -33,7 +33,6 @@ from prefect_dicom.core.mounts import network_file_system
 from prefect_dicom.core.reasons import Scope
 from prefect_dicom.core.uids import is_safe_key, normal_uid
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.network.echo import echo
 from prefect_dicom.network.find.list_instances import list_instances
 from prefect_dicom.network.find.list_studies import (
     find_some_studies,
@@ -266,7 +265,7 @@ def _node(
     with Requestor(node) as requestor:
         check, began = "C-ECHO", time.monotonic()
         try:
-            yield Finding(name, check, True, f"{echo(requestor) * 1000:.0f} ms")
+            yield Finding(name, check, True, f"{requestor.echo() * 1000:.0f} ms")
             check, began = "C-FIND", time.monotonic()
             study = yield from _first_study(name, requestor, row)
             if study is None:

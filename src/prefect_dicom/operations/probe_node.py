@@ -17,7 +17,6 @@ from prefect_dicom.config.capabilities import NodeCapabilities, Service
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, InformationModel, RetrieveMethod
-from prefect_dicom.network.echo import echo
 from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
 from prefect_dicom.network.presentation_contexts import COMMON_SYNTAXES
 from prefect_dicom.network.probe import models_offered, negotiate
@@ -106,7 +105,7 @@ class _NodeProbe:
         node, facts = self._session.node, self._session.facts
         # Whether the node is there and lets us in: the error of an echo says most.
         self._session.spend()
-        echo(self._session.requestor)
+        self._session.requestor.echo()
         self._offers()
         if node.information_model in facts.get("find_models", InformationModel):
             self._by_queries(row)
@@ -183,7 +182,7 @@ class _NodeProbe:
                 requestor = stack.enter_context(Requestor(node))
                 self._session.spend()
                 try:
-                    echo(requestor)
+                    requestor.echo()
                 except PacsError:
                     break
                 served += 1

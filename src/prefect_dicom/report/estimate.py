@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_dicom.config.access_schedule import RateLimits, format_time, schedule_states
-from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.node import NodeSettings
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.model import RowVerdict, StudyReference, StudyState, Verdict
 from prefect_dicom.ledger import Cohort, Ledger, StudyRecord
@@ -238,7 +238,7 @@ def estimate_pull(
     )
 
 
-def _end(estimate: Estimate, node: PacsNode, now: datetime) -> End | None:
+def _end(estimate: Estimate, node: NodeSettings, now: datetime) -> End | None:
     """Estimate when all is pulled, if the node is used as much as its schedule allows."""
     if node.access_schedule is None:
         return None
@@ -260,7 +260,7 @@ def _end(estimate: Estimate, node: PacsNode, now: datetime) -> End | None:
     return None
 
 
-def _rate_within(rate_limits: RateLimits, node: PacsNode, estimate: Estimate) -> float:
+def _rate_within(rate_limits: RateLimits, node: NodeSettings, estimate: Estimate) -> float:
     """Bytes per second within what is allowed: a part of the rate of a run that may do all."""
     total, limits = estimate.total, node.limits
     associations = min(rate_limits.associations or limits.associations, limits.associations)

@@ -33,7 +33,7 @@ from prefect_dicom.ledger import InstanceRecord, Ledger, ListChange
 from prefect_dicom.network.find.list_instances import ListedStudy, list_study
 from prefect_dicom.network.find.list_together import list_together
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.retrieval.study_task import StudyContent, StudyTask
 
 
@@ -42,7 +42,7 @@ class Listing:
 
     Parameters
     ----------
-    requestor : Requestor
+    requestor : NodeClient
         The association over which the node is queried.
     ledger : Ledger
         Keeps the lists as the expected sets.
@@ -60,7 +60,7 @@ class Listing:
 
     def __init__(
         self,
-        requestor: Requestor,
+        requestor: NodeClient,
         ledger: Ledger,
         spool: Spool,
         *,

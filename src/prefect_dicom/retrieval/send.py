@@ -13,13 +13,12 @@ from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.admission.node import NodeAdmission
 from prefect_dicom.admission.request_rates import RequestUsage
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.node import NodeSettings
 from prefect_dicom.core.errors import PacsError, PrefectDicomError, SpoolFull
 from prefect_dicom.core.model import RetrieveMethod, StudyReference
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.network.echo import echo
-from prefect_dicom.network.get import c_get
 from prefect_dicom.network.move import move
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.retrieve_result import RetrieveResult
@@ -42,9 +41,9 @@ class NodeSession:
 
     Parameters
     ----------
-    node : PacsNode
+    node : NodeSettings
         Its configuration.
-    requestor : Requestor
+    requestor : NodeClient
         An association to it, borrowed from the pool.
     pool : AssociationPool
         Admits each request.
@@ -60,8 +59,8 @@ class NodeSession:
         Takes what a person should know of the node, in words without identifiers.
     """
 
-    node: PacsNode
-    requestor: Requestor
+    node: NodeSettings
+    requestor: NodeClient
     pool: AssociationPool
     admission: NodeAdmission
     capabilities: PeerCapabilities
@@ -82,7 +81,7 @@ class NodeSession:
     def echo(self) -> None:
         """Send a C-ECHO, as one request of its own."""
         with self.pool.request(self.requestor):
-            echo(self.requestor)
+            self.requestor.echo()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ class RequestSender:
         session = self._session
         self._sent_at = session.wait()
         identifier = retrieve_identifier(
-            session.node.information_model,
+            session.node.query_model,
             request.level,
             tasks[0].claim.patient_id,
             [task.claim.study_instance_uid for task in tasks],
@@ -175,16 +174,17 @@ class RequestSender:
         first: _FirstInstance,
         usage: RequestUsage,
     ) -> RetrieveResult | None:
-        session, requested = self._session, wanted
+        session, requested, requestor = self._session, wanted, self._session.requestor
+        assert isinstance(requestor, Requestor), "only nodes that speak DIMSE are sent a C-MOVE"
         settle_seconds = session.node.timeouts.settle_seconds
         lease = self._reception.receiver()
         assert lease is not None, "a site without a receiver retrieves by C-GET only"
-        with lease.expecting(_studies_by_uid(tasks), session.node.calling_ae_title) as expected:
+        with lease.expecting(_studies_by_uid(tasks), requestor.node.calling_ae_title) as expected:
             if expected.quiet_seconds is not None:
                 wait_until_received(expected, None, settle_seconds, session.stopping)
                 return None
             outcome = move(
-                session.requestor,
+                requestor,
                 identifier,
                 self._reception.ae_title,
                 expected.message_id,
@@ -265,11 +265,8 @@ class RequestSender:
             first.look(own.instances)
             return session.stopping()
 
-        # It goes over an association of its own, and the request is admitted for one.
-        session.requestor.close()
         try:
-            outcome = c_get(
-                session.node,
+            outcome = session.requestor.get(
                 identifier,
                 contexts=contexts,
                 store_handler=store_handler,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from prefect_dicom.config.capabilities import NodeCapabilities, Service
-from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.node import NodeSettings
 from prefect_dicom.core.model import (
     Evidence,
     InformationModel,
@@ -96,14 +96,14 @@ class PeerCapabilities:
         return self.fruitless_without_roles < _TRIES_WITHOUT_ROLES
 
     @classmethod
-    def of(cls, known: NodeCapabilities, node: PacsNode, receives: bool) -> PeerCapabilities:
+    def of(cls, known: NodeCapabilities, node: NodeSettings, receives: bool) -> PeerCapabilities:
         """What is known before the first request.
 
         Parameters
         ----------
         known : NodeCapabilities
             What was learnt of the node before the run.
-        node : PacsNode
+        node : NodeSettings
             Its configuration.
         receives : bool
             Whether C-MOVE could be used, because the site has a receiver.
@@ -283,7 +283,7 @@ def code_of_strain(outcome: RetrieveResult, brought: int) -> str | None:
 def plan_round(
     tasks: Sequence[StudyTask],
     strategy: RequestStrategy,
-    node: PacsNode,
+    node: NodeSettings,
     method: RetrieveMethod,
     offered: NegotiatedContexts,
 ) -> Iterator[PlannedRequest]:
@@ -306,7 +306,7 @@ def plan_round(
         ]
         for task in tasks
     }
-    patient_root = node.information_model is InformationModel.PATIENT_ROOT
+    patient_root = node.query_model is InformationModel.PATIENT_ROOT
     for missing, contexts in missing_by_proposal(tasks, strategy, method, offered):
         if strategy.uids == 1:
             missing = {study: from_both_ends(keys) for study, keys in missing.items()}
@@ -397,7 +397,7 @@ def _missing_of(tasks: Sequence[StudyTask], sop_classes: Collection[str]) -> Mis
 
 def plan_unlisted_round(
     task: StudyTask,
-    node: PacsNode,
+    node: NodeSettings,
     method: RetrieveMethod,
     fruitless: int,
     offered: NegotiatedContexts,

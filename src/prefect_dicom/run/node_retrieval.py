@@ -7,9 +7,9 @@ import threading
 from functools import partial
 
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.node import NodeSettings
 from prefect_dicom.core.model import RetrieveMethod
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.retrieval.fetch import Retrieval
 from prefect_dicom.retrieval.ingest import Ingest
@@ -36,7 +36,7 @@ class NodeRetrieval:
         self._lease: ReceiverLease | None = None
         self._capabilities: dict[str, PeerCapabilities] = {}
 
-    def retrieval(self, node: str, requestor: Requestor) -> Retrieval:
+    def retrieval(self, node: str, requestor: NodeClient) -> Retrieval:
         """Return the retrieval of studies from a node."""
         context = self._context
         session = NodeSession(
@@ -57,7 +57,7 @@ class NodeRetrieval:
         reception = Reception(self._spool, ingest, self.receiver, context.site.receiver.ae_title)
         return Retrieval(session, reception, self.listing(node, requestor))
 
-    def listing(self, node: str, requestor: Requestor) -> Listing:
+    def listing(self, node: str, requestor: NodeClient) -> Listing:
         """Return the reader of a node's instance lists."""
         context = self._context
         return Listing(
@@ -113,7 +113,7 @@ class NodeRetrieval:
                 continue
             self.receiver()
 
-    def _effective_node(self, node: str) -> PacsNode:
+    def _effective_node(self, node: str) -> NodeSettings:
         """The node's settings, with the request size that its access schedule allows."""
         effective = self._context.site.effective_node(node)
         most = self._context.access.rates.request_instances(node)

@@ -28,7 +28,7 @@ from prefect_dicom.dicom.value_matching import unpadded
 from prefect_dicom.discovery.row_query import discover
 from prefect_dicom.discovery.service import DiscoveryService
 from prefect_dicom.ledger import Claim
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.retrieval.fetch import Retrieval
 from prefect_dicom.retrieval.study_task import StudyTask
 from prefect_dicom.run.chunks import ChunkPlanner
@@ -92,7 +92,7 @@ class ChunkRetrieval:
         return len(claims)
 
     def _retrieve_claimed(
-        self, node: str, requestor: Requestor, claims: list[Claim]
+        self, node: str, requestor: NodeClient, claims: list[Claim]
     ) -> list[StudyTask]:
         """List and fetch claimed studies; returns those that are to be archived."""
         retrieval = self.nodes.retrieval(node, requestor)
@@ -135,7 +135,7 @@ class ChunkRetrieval:
         for key in keys:
             task.instances.record_rejected(key)
 
-    def _find_at_node(self, requestor: Requestor, claim: Claim) -> Claim | None:
+    def _find_at_node(self, requestor: NodeClient, claim: Claim) -> Claim | None:
         """Return the claim if its node has the study: it may stand in for a node that failed."""
         if claim.is_found:
             return claim

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.network.find.answers import belongs_to, count_of, uid_of
 from prefect_dicom.network.find.query import find
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.query_keys import query_identifier
-from prefect_dicom.network.requestor import Requestor
 
 _MOST_UNCOUNTED = 99
 """Answers that are taken as all there are without a count beside them. PACS that leave out
@@ -29,7 +29,7 @@ def may_be_short(listed: int, counted: int | None) -> bool:
 
 
 def check_whole(
-    requestor: Requestor, level: str, above: Mapping[str, str], listed: int, counted: int | None
+    requestor: NodeClient, level: str, above: Mapping[str, str], listed: int, counted: int | None
 ) -> None:
     """Search for entries that a list lacks, where its length gives reason to.
 

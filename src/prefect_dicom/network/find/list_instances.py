@@ -18,7 +18,7 @@ from prefect_dicom.network.find.query_capabilities import (
     answers_at_level,
     keys_above,
 )
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 IMAGE_KEYS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
@@ -46,7 +46,7 @@ class ListedStudy:
     bare_series: tuple[str, ...] = ()
 
 
-def list_study(requestor: Requestor, study: Study, capabilities: QueryCapabilities) -> ListedStudy:
+def list_study(requestor: NodeClient, study: Study, capabilities: QueryCapabilities) -> ListedStudy:
     """List a study's instances, or the best evidence that the PACS gives instead.
 
     Parameters
@@ -107,7 +107,7 @@ def _by_counts(listed: ListedSeries) -> ListedStudy:
 
 
 def _study_without_series(
-    requestor: Requestor, study: Study, capabilities: QueryCapabilities, *, refused: bool
+    requestor: NodeClient, study: Study, capabilities: QueryCapabilities, *, refused: bool
 ) -> ListedStudy:
     """A study whose series the peer does not list: all there is to ask is whether it is there."""
     uid = study.study_instance_uid
@@ -123,7 +123,7 @@ def _study_without_series(
 
 
 def list_instances(
-    requestor: Requestor,
+    requestor: NodeClient,
     study_instance_uid: str,
     patient_id: str = "",
     number_of_series: int | None = None,
@@ -168,7 +168,7 @@ def list_instances(
 
 
 def _instances_of(
-    requestor: Requestor,
+    requestor: NodeClient,
     listed: ListedSeries,
     study_instance_uid: str,
     patient_id: str,

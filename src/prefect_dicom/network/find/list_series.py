@@ -14,7 +14,7 @@ from prefect_dicom.network.find.query_capabilities import (
     answers_at_level,
     keys_above,
 )
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 UNIQUE_SERIES_KEYS = ("StudyInstanceUID", "SeriesInstanceUID")
 SERIES_KEYS = (
@@ -47,7 +47,7 @@ class ListedSeries:
 
 
 def list_series(
-    requestor: Requestor,
+    requestor: NodeClient,
     study_instance_uid: str,
     patient_id: str = "",
     capabilities: QueryCapabilities | None = None,
@@ -79,7 +79,7 @@ def list_series(
 
 
 def whole_list_of_series(
-    requestor: Requestor, study: Study, capabilities: QueryCapabilities
+    requestor: NodeClient, study: Study, capabilities: QueryCapabilities
 ) -> ListedSeries:
     """The series of a study; ``answers-capped`` where some seem to be left out."""
     if capabilities.answers.get("SERIES") is False:

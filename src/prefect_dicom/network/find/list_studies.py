@@ -14,11 +14,10 @@ from pydicom.dataset import Dataset
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import Study
 from prefect_dicom.core.uids import normal_uid
-from prefect_dicom.dicom.character_sets import character_sets_for
 from prefect_dicom.network.find.answers import study_of
 from prefect_dicom.network.find.query import find
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.query_keys import list_identifier, query_identifier
-from prefect_dicom.network.requestor import Requestor
 
 _SOME = 20
 _REQUIRED_STUDY_KEYS = (
@@ -48,7 +47,7 @@ class ListedStudies:
 
 
 def find_studies(
-    requestor: Requestor,
+    requestor: NodeClient,
     keys: Mapping[str, str],
     optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
 ) -> list[Study]:
@@ -90,7 +89,7 @@ def find_studies(
 
 
 def list_studies(
-    requestor: Requestor,
+    requestor: NodeClient,
     keys: Mapping[str, str],
     optional: Sequence[str] = OPTIONAL_STUDY_KEYS,
     wildcards: Mapping[str, str] | None = None,
@@ -108,7 +107,7 @@ def list_studies(
     refusal: PacsError | None = None
     answered = False
     texts = [*keys.values(), *(wildcards or {}).values()]
-    for characters in character_sets_for(texts, requestor.characters):
+    for characters in requestor.character_sets(texts):
         identifier = query_identifier(keys, return_keys, characters, wildcards)
         try:
             listed = _listed_studies(requestor, identifier)
@@ -126,7 +125,7 @@ def list_studies(
     return ListedStudies(())
 
 
-def answers_anything(requestor: Requestor, keys: Mapping[str, str]) -> bool:
+def answers_anything(requestor: NodeClient, keys: Mapping[str, str]) -> bool:
     """Whether a PACS has any answer to a query; it is cancelled after the first one.
 
     Raises
@@ -144,7 +143,7 @@ def answers_anything(requestor: Requestor, keys: Mapping[str, str]) -> bool:
         return True
 
 
-def _listed_studies(requestor: Requestor, identifier: Dataset) -> ListedStudies:
+def _listed_studies(requestor: NodeClient, identifier: Dataset) -> ListedStudies:
     studies: list[Study] = []
     try:
         studies.extend(map(partial(_kept, requestor), find(requestor, identifier, "STUDY")))
@@ -155,14 +154,14 @@ def _listed_studies(requestor: Requestor, identifier: Dataset) -> ListedStudies:
     return ListedStudies(tuple(studies))
 
 
-def _kept(requestor: Requestor, answer: Dataset) -> Study:
+def _kept(requestor: NodeClient, answer: Dataset) -> Study:
     study = study_of(answer)
     if requestor.trace is not None:
         requestor.trace.keep(study)
     return study
 
 
-def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Study] | None:
+def find_studies_by_uids(requestor: NodeClient, uids: Sequence[str]) -> list[Study] | None:
     """Studies with these StudyInstanceUIDs by one query with a list of them, PS3.4 C.2.2.2.2.
 
     PACS that do not know lists answer nothing, the first, or everything, and some stop at a
@@ -192,7 +191,7 @@ def find_studies_by_uids(requestor: Requestor, uids: Sequence[str]) -> list[Stud
 
 
 def find_some_studies(
-    requestor: Requestor, first: date, last: date, most: int = _SOME
+    requestor: NodeClient, first: date, last: date, most: int = _SOME
 ) -> list[Study]:
     """Up to twenty studies of a range of days, or ``most``; the query is cancelled after them.
 
@@ -208,7 +207,7 @@ def find_some_studies(
 
 
 def find_some_studies_by_prefix(
-    requestor: Requestor, prefix: str, most: int = _SOME
+    requestor: NodeClient, prefix: str, most: int = _SOME
 ) -> list[Study]:
     """As :func:`find_some_studies`, of patients whose PatientID begins with a prefix."""
     wildcards = {"PatientID": f"{prefix}*"}
@@ -216,7 +215,7 @@ def find_some_studies_by_prefix(
     return _some_studies(requestor, identifier, most)
 
 
-def _some_studies(requestor: Requestor, identifier: Dataset, most: int) -> list[Study]:
+def _some_studies(requestor: NodeClient, identifier: Dataset, most: int) -> list[Study]:
     answers = find(requestor, identifier, "STUDY")
     studies: list[Study] = []
     try:

@@ -16,14 +16,14 @@ from prefect_dicom.network.find.list_instances import IMAGE_KEYS, ListedStudy
 from prefect_dicom.network.find.list_series import SERIES_KEYS
 from prefect_dicom.network.find.query import find
 from prefect_dicom.network.find.query_capabilities import QueryCapabilities
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.query_keys import list_identifier
-from prefect_dicom.network.requestor import Requestor
 
 _MOST_TOGETHER = 1000
 
 
 def list_together(
-    requestor: Requestor, studies: Sequence[Study], capabilities: QueryCapabilities | None = None
+    requestor: NodeClient, studies: Sequence[Study], capabilities: QueryCapabilities | None = None
 ) -> dict[str, ListedStudy]:
     """The instance lists of several studies by a few queries with lists of UIDs, PS3.4 C.2.2.2.2.
 
@@ -52,7 +52,7 @@ def list_together(
         Where the node failed, not the query.
     """
     wanted = [study for study in studies if is_safe_key(study.study_instance_uid)]
-    by_patient = requestor.node.information_model is InformationModel.PATIENT_ROOT
+    by_patient = requestor.node.query_model is InformationModel.PATIENT_ROOT
     capabilities = capabilities or QueryCapabilities()
     if by_patient or not wanted or not requestor.answers_lists or capabilities.wants_patient_id:
         return {}
@@ -85,7 +85,7 @@ class _CountedSeries:
     count: int | None
 
 
-def _list_series_of(requestor: Requestor, studies: Sequence[Study]) -> list[_CountedSeries]:
+def _list_series_of(requestor: NodeClient, studies: Sequence[Study]) -> list[_CountedSeries]:
     """The series of those studies that the answer holds whole."""
     found: dict[str, dict[str, _CountedSeries]] = defaultdict(dict)
     uids = [study.study_instance_uid for study in studies]
@@ -113,7 +113,7 @@ def _list_series_of(requestor: Requestor, studies: Sequence[Study]) -> list[_Cou
 
 
 def _list_instances_of(
-    requestor: Requestor, series: Sequence[_CountedSeries], most: int
+    requestor: NodeClient, series: Sequence[_CountedSeries], most: int
 ) -> dict[str, ListedStudy]:
     """The instances of those studies of which all series were answered whole."""
     found: dict[str, dict[InstanceKey, Instance]] = defaultdict(dict)

@@ -12,8 +12,8 @@ from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InformationModel
 from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.network.find.query import find
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.query_keys import query_identifier
-from prefect_dicom.network.requestor import Requestor
 
 _REFUSALS = 3
 """Number of studies whose queries at a level are refused before the level is given up."""
@@ -47,7 +47,7 @@ class QueryCapabilities:
 
 
 def answers_at_level(
-    requestor: Requestor,
+    requestor: NodeClient,
     above: Mapping[str, str],
     forms: Sequence[Sequence[str]],
     level: str,
@@ -97,7 +97,7 @@ def answers_at_level(
 
 
 def answers_if_any(
-    requestor: Requestor,
+    requestor: NodeClient,
     above: Mapping[str, str],
     keywords: Sequence[str],
     level: str,
@@ -113,7 +113,7 @@ def answers_if_any(
 
 
 def keys_above(
-    requestor: Requestor,
+    requestor: NodeClient,
     study_instance_uid: str,
     patient_id: str,
     capabilities: QueryCapabilities | None = None,
@@ -128,7 +128,7 @@ def keys_above(
     keys = {"StudyInstanceUID": study_instance_uid}
     if capabilities is not None and capabilities.wants_patient_id and is_safe_key(patient_id):
         keys["PatientID"] = patient_id
-    if requestor.node.information_model is InformationModel.PATIENT_ROOT:
+    if requestor.node.query_model is InformationModel.PATIENT_ROOT:
         if not is_safe_key(patient_id):
             # From the PACS, not from our code: data, and no reason to stop a run.
             raise PacsError("unsafe-patient-id", "PatientID is a unique key in the Patient Root")

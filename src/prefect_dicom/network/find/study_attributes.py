@@ -19,11 +19,11 @@ from prefect_dicom.network.find.query_capabilities import (
     answers_if_any,
     keys_above,
 )
-from prefect_dicom.network.requestor import Requestor
+from prefect_dicom.network.node_client import NodeClient
 
 
 def query_study_attributes(
-    requestor: Requestor, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
+    requestor: NodeClient, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
 ) -> Study:
     """Query further attributes of a study; returns the study with them.
 
@@ -48,7 +48,7 @@ def query_study_attributes(
 
 
 def query_series_attributes(
-    requestor: Requestor, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
+    requestor: NodeClient, study: Study, keywords: Sequence[str], capabilities: QueryCapabilities
 ) -> dict[str, dict[str, str]]:
     """Query attributes of a study's series, by SeriesInstanceUID.
 
