@@ -67,6 +67,6 @@ def archive_registered(site: Site, ledger: Ledger, cohort: Cohort) -> Flow[..., 
 def _archive(site: Site, ledger: Ledger, cohort: Cohort) -> State:
     with open_run(site, cohort.number, ledger=ledger) as run, measured(run):
         totals = run_pipeline(run)
-        end = final_state(run, totals, may_be_empty=True)
+        end = final_state(run, totals)
     get_run_logger().info("cohort %s: %s", cohort.name, format_totals(totals))
     return end

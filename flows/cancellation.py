@@ -89,19 +89,14 @@ def controlled_by_prefect(run: DryRun) -> Iterator[None]:
         raise Pause(state=flow_run.suspended)
 
 
-def final_state(run: DryRun, totals: Totals, *, may_be_empty: bool = False) -> State:
+def final_state(run: DryRun, totals: Totals) -> State:
     """The state in which a flow over a cohort ends.
 
     ``Cancelled`` where the run was cancelled, ``Completed`` otherwise, with the name ``Partial``
-    where rows are not archived, or all are excluded.
-
-    Parameters
-    ----------
-    may_be_empty : bool
-        All rows may be excluded.
+    where rows are not archived, or all are excluded that should not be.
     """
     words = format_totals(totals)
-    if is_archived(totals, may_be_empty=may_be_empty):
+    if is_archived(totals, may_be_empty=run.cohort.may_be_empty):
         return Completed(message=words)
     if run.control.is_cancelled():
         return Cancelled(message=f"{words}; a rerun continues from here")

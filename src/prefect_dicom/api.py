@@ -389,7 +389,7 @@ def _result(site: Site, ledger: Ledger, cohort: Cohort) -> PullResult:
     return PullResult(
         cohort=cohort.name,
         number=cohort.number,
-        is_complete=is_archived(totals),
+        is_complete=is_archived(totals, may_be_empty=cohort.may_be_empty),
         summary=format_totals(totals),
         reports=site.reports / cohort.name,
         rows=rows_frame(ledger, cohort),

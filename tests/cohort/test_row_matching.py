@@ -371,3 +371,12 @@ def test_a_study_found_by_its_uid_under_another_number_is_a_near_miss():
     found = assess(row, [STUDY])
     assert (found.studies, found.reason, found.near_misses) == ((), "no-match", (STUDY,))
     assert explain_near_miss(row, STUDY) == ("AccessionNumber is another",)
+
+
+def test_two_answers_of_one_study_are_one_with_what_each_tells():
+    first = replace(STUDY, modalities=("CT",), patient_name="Alpha^Anna")
+    second = replace(STUDY, modalities=("SR",), issuer_of_patient_id="NORTH")
+    for answers in ([first, second], [second, first]):
+        (study,) = assess(CohortRow(2, accession_number="A7"), answers).studies
+        assert set(study.modalities) == {"CT", "SR"}
+        assert (study.patient_name, study.issuer_of_patient_id) == ("Alpha^Anna", "NORTH")

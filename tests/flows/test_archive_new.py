@@ -12,11 +12,14 @@ import yaml
 from prefect_dicom.cohort.definition import read_cohort_file
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import StudyState, Verdict
+from prefect_dicom.flows.cancellation import final_state
 from prefect_dicom.ledger import Cohort
+from prefect_dicom.report.page import write_page
 from prefect_dicom.run.loop import work_through
-from prefect_dicom.run.registration import cohorts_to_rerun, register_new
+from prefect_dicom.run.registration import cohorts_to_rerun, register_cohort, register_new
 from prefect_dicom.run.run import open_run, reopen_transient
 from prefect_dicom.testing import Behaviour
+from tests.support.commands import CommandLine
 from tests.support.sites import Place, site_around, study
 
 TODAY = date(2026, 3, 4)
@@ -162,3 +165,23 @@ def test_a_rerun_of_all_goes_on_where_something_is_left_and_nowhere_else(place):
         ledger.run_control.pause(begun.number)
         assert cohorts_to_rerun(place.site, CHOSEN) == [later.name]
     assert finished.name not in cohorts_to_rerun(place.site, CHOSEN)
+
+
+def test_a_cohort_of_days_without_a_study_stays_well_however_it_is_looked_at(tmp_path):
+    with site_around(tmp_path, made(1, 30), retrieve="c-get") as place:
+        cohort = archive_new(place)
+        assert cohort.may_be_empty
+        with open_run(place.site, cohort.number, "rerun") as run:
+            work_through(run)
+            assert final_state(run, run.reporting.totals()).name == "Completed"
+        with place.ledger() as ledger:
+            html = write_page(ledger, cohort, tmp_path / "reports").read_text()
+        assert "nothing to archive" not in html
+        assert CommandLine(tmp_path, tmp_path / "home")("status", cohort.name).code == 0
+        # The same days in a definition of somebody's own are what that person asked for.
+        by_hand = tmp_path / "days.yaml"
+        by_hand.write_text("# mine\nstudies:\n  StudyDate: 20260225-20260303\n")
+        own = register_cohort(place.site, by_hand, None)
+        with open_run(place.site, own.number) as run:
+            work_through(run)
+            assert final_state(run, run.reporting.totals()).name == "Partial"

@@ -413,3 +413,16 @@ def test_an_association_that_is_to_leave_ends_after_the_instance_under_way():
     assert statuses(said) == [0]
     assert said[-10:-4] == bytes((7, 0, 0, 0, 0, 4))
     assert talk.end.kind is CloseKind.STOPPED
+
+
+def test_an_instance_on_the_context_of_another_class_is_taken_and_said_once(caplog):
+    other = {Element.AFFECTED_SOP_CLASS_UID: b"1.2.840.10008.5.1.4.1.1.4"}
+    stream = b"".join(
+        message_pdus(3, store_command(f"1.2.{n}", elements=other), b"ab", 0) for n in range(3)
+    )
+    store_handler, _, said = converse(stream, store_message("1.2.9", b"cd"), RELEASE_RQ)
+    assert statuses(said) == [0] * 4
+    assert len(store_handler.completed) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "SENDER sends instances on a presentation context of another SOP class; they are taken"
+    ]

@@ -24,6 +24,7 @@ from prefect_dicom.core.uids import manifest_key, object_key, study_prefix
 from prefect_dicom.operations.rebuild import rebuild_ledger
 from prefect_dicom.report import RESULTS, format_totals, write_reports
 from prefect_dicom.report.acceptances import open_questions
+from prefect_dicom.report.estimate import estimate_pull
 from prefect_dicom.report.frames import rows_frame
 from prefect_dicom.report.page import write_page
 from prefect_dicom.testing import Behaviour
@@ -231,3 +232,29 @@ def test_a_manifest_with_gaps_says_which_and_who_accepted_them(change):
     data = json.dumps(body).encode()
     with pytest.raises(ArchiveError):
         decode_manifest(data)
+
+
+def test_a_cohort_of_accepted_studies_is_done_and_lacks_nothing_that_a_dry_run_would_find(around):
+    with around(retrieve="c-get") as place:
+        accepted(place)
+        with place.ledger() as ledger:
+            cohort = ledger.cohorts.get("1")
+            assert estimate_pull(ledger, cohort, place.site).unfound_rows == 0
+            page = write_page(ledger, cohort, place.folder / "reports").read_text()
+        assert "nothing to archive" not in page and ">done<" in page
+
+
+def test_accepting_a_reason_that_no_study_waits_for_is_not_success(around):
+    with around(retrieve="c-get") as place:
+        place.pull(place.cohort(ROW))
+        command = CommandLine(place.folder, place.folder / "home")
+        for options in ([], ["--json"]):
+            assert command("accept", "1", "--reason", "request-refused", *options).code == 2
+
+
+def test_a_paused_cohort_is_resumed_after_an_acceptance(around):
+    with around(retrieve="c-get") as place:
+        place.pull(place.cohort(ROW))
+        command = CommandLine(place.folder, place.folder / "home")
+        assert command("pause", "1").code == 0
+        assert "prefect-dicom resume" in command("accept", "1", "--study", "1").output

@@ -23,7 +23,7 @@ from prefect_dicom.archive.spool import Quarantined, Spool
 from prefect_dicom.cli import Exit
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.model import InstanceState, StoreRequest, StudyState
-from prefect_dicom.ledger import Ledger
+from prefect_dicom.ledger import Acceptance, Ledger
 from prefect_dicom.operations.quarantine import (
     Released,
     described,
@@ -212,6 +212,20 @@ def test_an_instance_whose_place_is_taken_stays(pulled):
 def test_an_instance_of_another_patient_stays(pulled):
     other = quarantined(pulled, changed(LATE, PatientID="SOMEBODY"), "wrong-patient")
     assert stays(pulled, other) == ("wrong-patient", "it would come back here")
+
+
+def test_an_instance_under_a_patient_id_that_was_accepted_is_given_back_and_archived(pulled):
+    (study,) = [s for s in pulled.studies().values() if s.state is StudyState.FAILED]
+    entry = quarantined(pulled, changed(LATE, PatientID="BEFORE"), "wrong-patient")
+    with pulled.ledger() as ledger:
+        ledger.acceptances.add(
+            1, [Acceptance(study.reference, "patient-id-differs", "BEFORE", accepted_by="J. Doe")]
+        )
+    (answer,) = given(pulled, entry)
+    assert answer.trouble is None
+    pulled.rerun()
+    assert sorted(pulled.reasons()) == [("archived", None)] * 2
+    pulled.audit()
 
 
 def test_an_instance_that_is_no_longer_listed_stays(pulled):

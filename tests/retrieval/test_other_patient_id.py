@@ -18,6 +18,7 @@ from prefect_dicom.core.uids import manifest_key, object_key
 from prefect_dicom.report import write_reports
 from prefect_dicom.report.acceptances import open_questions
 from prefect_dicom.testing import Behaviour
+from tests.support.commands import CommandLine
 from tests.support.decisions import decide, go_on
 from tests.support.sites import Place, site_around, standing_receiver, study
 
@@ -271,3 +272,30 @@ def test_objects_without_a_patient_id_are_no_evidence_for_either_number(around):
 
 def test_the_words_of_the_reason_name_the_command():
     assert "prefect-dicom accept" in REASONS["patient-id-differs"].advice
+
+
+def decisions_table(place: Place) -> str:
+    (table,) = place.site.reports.glob("*/accept.csv")
+    return table.read_text()
+
+
+def test_a_decision_can_be_taken_back_until_something_is_archived_by_it(around):
+    objects, script = of_before("NEW-1", "OLD-77")
+    with around(objects, script=[script], retrieve="c-get") as place:
+        place.pull(place.cohort([{"AccessionNumber": "A1"}]))
+        decide(place, reasons=["patient-id-differs"])
+        command = CommandLine(place.folder, place.folder / "home")
+        taken_back = command("accept", "1", "--reason", "patient-id-differs", "--withdraw")
+        assert taken_back.code == 0 and taken_back.output.count("withdrawn by") == 2
+        assert "withdrawn" in decisions_table(place)
+        go_on(place)
+        assert outcome(place) == [WAITING]
+        assert command("accept", "1", "--reason", "patient-id-differs", "--withdraw").code == 2
+        assert command("accept", "1", "--withdraw").code == 3
+        # Accepted again, and carried out: archived objects are not unmade.
+        decide(place, studies=[1])
+        go_on(place)
+        assert outcome(place) == [ARCHIVED]
+        refused = command("accept", "1", "--study", "1", "--withdraw")
+        assert refused.code == 3 and "it is archived as it was accepted" in refused.stderr
+        place.audit()

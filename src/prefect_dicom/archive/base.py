@@ -23,6 +23,9 @@ from prefect_dicom.core.model import ArchivedInstance
 BLOCK_BYTES = 256 * 1024
 """Bytes of an object in memory at a time."""
 
+PROBES = "probes/"
+"""Beginning of the keys of objects by which a back end is tried; they are no part of an archive."""
+
 _READS = 3
 """Attempts to read an object: a broken stream is read again from its beginning."""
 _POLL_SECONDS = 0.5

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from prefect_dicom.archive.base import BLOCK_BYTES, Archive, Check, ObjectFacts, checked_key
+from prefect_dicom.archive.base import BLOCK_BYTES, PROBES, Archive, Check, ObjectFacts, checked_key
 from prefect_dicom.archive.source import BytesSource, FileSource, Source, sha256_of
 from prefect_dicom.config.archive import DirectoryArchive
 from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
@@ -102,7 +102,7 @@ class FolderArchive(Archive):
         except ArchiveError as error:
             return [Check(name, False, error.reason.what_to_do)]
         checks = [Check(name, True)]
-        key = f"probes/{secrets.token_hex(8)}"
+        key = f"{PROBES}{secrets.token_hex(8)}"
         name = "objects can be written"
         try:
             self.put_bytes(key, b"probe")

@@ -22,7 +22,14 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from prefect_dicom.archive.base import BLOCK_BYTES, Archive, Check, ObjectFacts, checked_key
+from prefect_dicom.archive.base import (
+    BLOCK_BYTES,
+    PROBES,
+    Archive,
+    Check,
+    ObjectFacts,
+    checked_key,
+)
 from prefect_dicom.archive.s3_connection import (
     RETRY_POLICY,
     S3_FAILURES,
@@ -44,7 +51,7 @@ from prefect_dicom.core.errors import ArchiveConflict, ArchiveError
 from prefect_dicom.core.model import ArchivedInstance
 from prefect_dicom.core.uids import is_sha256
 
-PROBE_KEY = "probes/if-none-match"
+PROBE_KEY = f"{PROBES}if-none-match"
 """Key of the object that shows whether the service keeps to the condition of a put."""
 PROBE = b"prefect-dicom puts these bytes to see that nothing is overwritten\n"
 """Its bytes, always the same ones: nothing is lost where they replace themselves."""
@@ -129,7 +136,7 @@ class BucketArchive(Archive):
         try:
             for name, size in list_objects(self._s3, self._settings.bucket, self._prefix + prefix):
                 key = name.removeprefix(self._prefix)
-                if not key.startswith("probes/") or prefix.startswith("probes/"):
+                if not key.startswith(PROBES) or prefix.startswith(PROBES):
                     yield key, size
         except S3RequestError as refused:
             raise refused.archive_error() from None

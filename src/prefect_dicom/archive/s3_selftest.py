@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prefect_dicom.archive.base import Check
+from prefect_dicom.archive.base import PROBES, Check
 from prefect_dicom.archive.s3_connection import S3Connection
 from prefect_dicom.archive.s3_dialect import Operation
 from prefect_dicom.archive.s3_errors import S3RequestError
@@ -53,7 +53,7 @@ class S3SelfTest:
         self._bucket = bucket
         self._probe_key = probe_key
         self._overwrites: ArchiveError | None = None
-        self._key = f"probes/{secrets.token_hex(8)}"
+        self._key = f"{PROBES}{secrets.token_hex(8)}"
         self._name = connection.prefix + self._key
         self._written: set[str] = set()
 

@@ -18,8 +18,10 @@ from prefect_dicom.cli.app import (
     counted,
     output,
 )
+from prefect_dicom.cli.cohort_state import print_next_command
 from prefect_dicom.cli.flow_runner import site_of
 from prefect_dicom.config.site import ledger_url
+from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.reasons import REASONS
 
 
@@ -39,6 +41,9 @@ def accept(
         str, Parameter(help="Who decides; your account by default.", show_default=False)
     ] = "",
     note: Annotated[str, Parameter(help="What for; kept in the ledger.", show_default=False)] = "",
+    withdraw: Annotated[
+        bool, Parameter(help="Take the decision back, where nothing is archived by it yet.")
+    ] = False,
     site: SiteOption = DEFAULT_SITE,
     json_: JsonOption = False,
 ) -> int:
@@ -46,32 +51,39 @@ def accept(
 
     A study can be accepted though all its objects name another PatientID than the PACS lists
     (`patient-id-differs`; with `--reason`, of later studies of the cohort too), or though the PACS
-    never sends some of its instances: its manifest then names what is missing. The ledger keeps
-    who has decided and when. `accept.csv` in the reports folder has what identifies patients.
+    never sends some of its instances: its manifest then names what is missing. `--withdraw` takes
+    back what no run has carried out. The ledger keeps who has decided and when. `accept.csv` in the
+    reports folder has what identifies patients.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.operations.acceptance import Decision
     from prefect_dicom.operations.acceptance import accept as accept_studies
+    from prefect_dicom.operations.acceptance import withdraw as withdraw_decisions
 
     settings = site_of(site)
     check_known("--reason", reason, [c for c, r in REASONS.items() if r.acceptable])
+    if withdraw and not study and not reason:
+        raise ConfigurationError(
+            "command line", ["--withdraw: say what with --study NUMBER or --reason CODE"]
+        )
     with Ledger.open(ledger_url(settings)) as ledger:
         known = ledger.cohorts.get(cohort)
         if not study and not reason:
             return _show(settings, ledger, known, json_)
-        accepted = accept_studies(settings, ledger, known, Decision(study, reason, by, note))
+        decide = withdraw_decisions if withdraw else accept_studies
+        accepted = decide(settings, ledger, known, Decision(study, reason, by, note))
+    code = Exit.ALL_WELL if accepted else Exit.NOT_ALL
     if json_:
         print(json.dumps([_as_result(each) for each in accepted], indent=1))
-        return Exit.ALL_WELL
+        return code
     _print_decisions(accepted)
-    if not accepted:
+    if withdraw and not accepted:
+        output.print("Nothing of that was accepted and is not archived; nothing was withdrawn.")
+    elif not accepted:
         output.print("No study waits for that; nothing was accepted.")
-        return Exit.ALL_WELL
-    option = "" if site == DEFAULT_SITE else f" --site {site}"
-    output.print(
-        f"Go on with: prefect-dicom rerun {known.name}{option}", markup=False, soft_wrap=True
-    )
-    return Exit.ALL_WELL
+    elif not withdraw:
+        print_next_command(known, site)
+    return code
 
 
 def _show(settings: Any, ledger: Any, known: Any, as_json: bool) -> int:
@@ -129,4 +141,5 @@ def _as_result(accepted: Any) -> dict[str, Any]:
         "missing_instances": len(accepted.missing),
         "accepted_by": accepted.accepted_by,
         "accepted_at": accepted.accepted_at.isoformat(timespec="seconds"),
+        "withdrawn_by": accepted.withdrawn_by,
     }

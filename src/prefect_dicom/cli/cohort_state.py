@@ -88,8 +88,6 @@ def show(
     cohort: Cohort,
     as_json: bool,
     error: BaseException | None = None,
-    *,
-    may_be_empty: bool = False,
 ) -> int:
     """Print the state of a cohort and what to do next; the exit code says whether all is archived.
 
@@ -99,8 +97,6 @@ def show(
         How the user named the site.
     error : BaseException, optional
         The error that ended the run; its code is part of the JSON output.
-    may_be_empty : bool
-        Whether excluding all rows is no fault.
     """
     from prefect_dicom.report import (
         CANDIDATES,
@@ -121,7 +117,7 @@ def show(
     notes = ledger.cohorts.notes(cohort.number)
     # As it stands now: somebody may have paused it since the run began.
     cohort, runs = ledger.cohorts.get(cohort.name), ledger.runs.under_way(cohort.number)
-    is_whole = is_archived(totals, may_be_empty=may_be_empty)
+    is_whole = is_archived(totals, may_be_empty=cohort.may_be_empty)
     code = Exit.ALL_WELL if is_whole else Exit.NOT_ALL
     if runs and not cohort.paused:
         reasons = [row | _of_a_living_run(row, runs) for row in reasons]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,8 +177,7 @@ def archive_new(
 
             return archive_registered(settings, ledger, known)(site, node, days, return_state=True)
 
-        display = partial(show, may_be_empty=True)
-        return run_flow(settings, site, ledger, known, flow, json_, display)
+        return run_flow(settings, site, ledger, known, flow, json_, show)
 
 
 @app.command(sort_key=1)

@@ -59,9 +59,7 @@ def _is_marked(
         mark = "neither"
     mark = str(mark or "").strip(BLANKS).casefold()
     if mark and mark not in _TAKEN | _LEFT:
-        faults.of_line(
-            line, f'line {line}, column "Take": is neither x nor empty; write one of them'
-        )
+        faults.of_line(line, "is neither x nor empty; write one of them", "Take")
     return mark in _TAKEN
 
 

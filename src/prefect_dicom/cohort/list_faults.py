@@ -16,9 +16,10 @@ class ListFaults:
     """The list cannot be used with them, whatever its lines are."""
     by_line: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def of_line(self, line: int, fault: str) -> None:
-        """Add the fault of a line; it begins with the words that name the line."""
-        self.by_line[line].append(fault)
+    def of_line(self, line: int, fault: str, column: str = "") -> None:
+        """Add the fault of a line, or of its cell in a column of that name."""
+        cell = f', column "{column}"' if column else ""
+        self.by_line[line].append(f"line {line}{cell}: {fault}")
 
     @property
     def all(self) -> list[str]:

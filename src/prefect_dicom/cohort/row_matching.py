@@ -469,6 +469,7 @@ def _merged(first: Study, second: Study) -> Study:
         number_of_instances=_larger(first.number_of_instances, second.number_of_instances),
         patient_name=first.patient_name or second.patient_name,
         patient_birth_date=first.patient_birth_date or second.patient_birth_date,
+        issuer_of_patient_id=first.issuer_of_patient_id or second.issuer_of_patient_id,
     )
 
 

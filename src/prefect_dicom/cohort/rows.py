@@ -230,7 +230,7 @@ class _ListReader:
         if table.every_field_written and _is_torn(table, self.columns, cells):
             self.faults.of_line(
                 line,
-                f"line {line}: has {len(cells)} fields where the header has {len(table.header)}; "
+                f"has {len(cells)} fields where the header has {len(table.header)}; "
                 "look for a missing or extra separator or a line break, and put texts that hold "
                 "the separator in double quotes",
             )
@@ -239,14 +239,14 @@ class _ListReader:
         if IDENTIFIERS.isdisjoint(values) and IDENTIFIERS.isdisjoint(unfit):
             self.faults.of_line(
                 line,
-                f"line {line}: no key; give PatientID, AccessionNumber or StudyInstanceUID "
+                "no key; give PatientID, AccessionNumber or StudyInstanceUID "
                 "(date, modality and description only narrow what these find)",
             )
             return None
         try:
             study_date = _study_date(values)
         except UnfitCell as fault:
-            self.faults.of_line(line, f"line {line}: {fault}")
+            self.faults.of_line(line, str(fault))
             return None
         if unfit:
             return None
@@ -268,7 +268,7 @@ class _ListReader:
         if self.excludes and _excludes_more_than_it_says(row):
             self.faults.of_line(
                 line,
-                f"line {line}: gives a patient with a date, modality, description or issuer, and "
+                "gives a patient with a date, modality, description or issuer, and "
                 "would leave out all studies under the PatientID; give AccessionNumber or "
                 "StudyInstanceUID, or leave these cells empty",
             )
@@ -301,7 +301,7 @@ class _ListReader:
     def _fault_of_cell(self, table: Table, meaning: str, line: int, fault: str) -> None:
         # A known name is one of ours and cannot be patient data.
         label = " ".join(str(table.header[self.columns[meaning]]).strip(BLANKS).split())
-        self.faults.of_line(line, f'line {line}, column "{label}": {fault}')
+        self.faults.of_line(line, fault, label)
 
     def _judge_exponents(self, table: Table) -> None:
         for meaning, line, fault in self.exponents.faults():
@@ -311,7 +311,7 @@ class _ListReader:
         """The row, for the days around the one that was read as its study date."""
         day = None if row.study_date is None else row.study_date.first
         if day is None:
-            fault = f"line {row.line}: no date to lay the window around; {DAY_FORMS}"
+            fault = f"no date to lay the window around; {DAY_FORMS}"
             self.faults.of_line(row.line, fault)
             return None
         try:
@@ -319,7 +319,7 @@ class _ListReader:
                 day - timedelta(days=window.days_before), day + timedelta(days=window.days_after)
             )
         except OverflowError:
-            fault = f"line {row.line}: the window reaches beyond the calendar; check its date"
+            fault = "the window reaches beyond the calendar; check its date"
             self.faults.of_line(row.line, fault)
             return None
         return replace(row, study_date=days)

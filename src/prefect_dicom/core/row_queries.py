@@ -65,6 +65,8 @@ class RowTrace:
 
     def __init__(self, node: str, cached_from: str = FROM_CACHE) -> None:
         self.queries: list[RowQuery] = []
+        self._latest: RowQuery | None = None
+        """The last query, if it is one of those that are kept."""
         self._node = node
         self._cached_from = cached_from
         self._room = MOST_ANSWERS
@@ -72,15 +74,16 @@ class RowTrace:
     def begin(self, level: str, keys: Mapping[str, str]) -> RowQuery:
         """Note a query that is sent; its answers are counted by the caller."""
         query = RowQuery(self._node, level, keys)
-        if len(self.queries) < MOST_QUERIES:
+        self._latest = query if len(self.queries) < MOST_QUERIES else None
+        if self._latest is not None:
             self.queries.append(query)
         return query
 
     def keep(self, study: Study) -> None:
-        """Keep an answer to the last query, as long as there is room."""
-        if self._room and self.queries:
+        """Keep an answer to the last query, if that is kept, as long as there is room."""
+        if self._room and self._latest is not None:
             self._room -= 1
-            self.queries[-1].studies.append(study)
+            self._latest.studies.append(study)
 
     def answered_before(self, keys: Mapping[str, str], studies: list[Study]) -> None:
         """Note a query that was not sent, because its answers are known."""

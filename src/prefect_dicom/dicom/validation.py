@@ -106,15 +106,16 @@ def _foreign(
         (identity.study_instance_uid, expected.study_instance_uid),
         (identity.series_instance_uid, expected.key.series_instance_uid),
         (identity.sop_instance_uid, expected.key.sop_instance_uid),
-        (identity.sop_class_uid, identity.sop_class_uid or ""),
     )
-    for said, listed in said_and_listed:
-        if said is None:
-            # Of a truncated or uninspected instance, absence proves nothing.
-            if whole and identity.inspected:
-                yield "uid-mismatch"
-        elif normal_uid(said) != normal_uid(listed):
-            yield "uid-mismatch"
+    if any(
+        said is not None and normal_uid(said) != normal_uid(listed)
+        for said, listed in said_and_listed
+    ):
+        yield "uid-mismatch"
+    said_at_all = (*(said for said, _ in said_and_listed), identity.sop_class_uid)
+    # Of a truncated or uninspected instance, absence proves nothing.
+    if None in said_at_all and whole and identity.inspected:
+        yield "uid-mismatch"
     listed_class = normal_uid(expected.sop_class_uid)
     if listed_class and normal_uid(identity.sop_class_uid or listed_class) != listed_class:
         # The list is the PACS's database, which may be older than the object; UIDs say which it is.

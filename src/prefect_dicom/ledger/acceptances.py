@@ -16,9 +16,11 @@ from prefect_dicom.ledger.records import Acceptance
 from prefect_dicom.ledger.schema import acceptances, cohort_rows, row_studies, studies
 from prefect_dicom.ledger.statements import study_can_become
 
+_HOLDS = acceptances.c.withdrawn_at.is_(None)
+
 
 class Acceptances:
-    """What people have accepted of studies; kept for good, and never changed."""
+    """What people have accepted of studies; kept for good, also what they have taken back."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -55,6 +57,16 @@ class Acceptances:
             self._reopen(connection, [each.study for each in recorded if each.study is not None])
         return recorded
 
+    @translate_database_errors
+    def withdraw(self, numbers: Iterable[int], by: str) -> None:
+        """Record that decisions do not hold any more; what was archived by them stays."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(acceptances)
+                .where(acceptances.c.number.in_([*numbers]), acceptances.c.withdrawn_at.is_(None))
+                .values(withdrawn_by=by, withdrawn_at=utc_now())
+            )
+
     def _reopen(self, connection: Connection, references: Iterable[StudyReference]) -> None:
         for piece in slices(sorted(references)):
             chosen = studies.c.reference.in_(piece)
@@ -77,7 +89,7 @@ class Acceptances:
     def of_studies(
         self, cohort: int, references: Iterable[StudyReference]
     ) -> dict[StudyReference, list[Acceptance]]:
-        """Return what was accepted of each study, in whatever cohort, and of the whole cohort."""
+        """Return what holds of each study, accepted in whatever cohort, and of the whole cohort."""
         references = list(references)
         found: dict[StudyReference, list[Acceptance]] = defaultdict(list)
         with self._database.read() as connection:
@@ -85,14 +97,14 @@ class Acceptances:
                 _acceptance(row)
                 for row in connection.execute(
                     select(acceptances)
-                    .where(acceptances.c.cohort == cohort, acceptances.c.study.is_(None))
+                    .where(acceptances.c.cohort == cohort, acceptances.c.study.is_(None), _HOLDS)
                     .order_by(acceptances.c.number)
                 )
             ]
             for piece in slices(references):
                 for row in connection.execute(
                     select(acceptances)
-                    .where(acceptances.c.study.in_(piece))
+                    .where(acceptances.c.study.in_(piece), _HOLDS)
                     .order_by(acceptances.c.number)
                 ):
                     found[row.study].append(_acceptance(row))
@@ -136,4 +148,7 @@ def _acceptance(row: Row[Any]) -> Acceptance:
         accepted_by=row.accepted_by,
         accepted_at=row.accepted_at,
         note=row.note,
+        number=row.number,
+        withdrawn_by=row.withdrawn_by,
+        withdrawn_at=row.withdrawn_at,
     )

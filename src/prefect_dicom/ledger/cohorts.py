@@ -54,6 +54,8 @@ class Cohorts:
         name: str | None = None,
         filters: CohortFilters = NO_FILTERS,
         faulty: Iterable[FaultyLine] = (),
+        *,
+        may_be_empty: bool = False,
     ) -> Cohort:
         """Register a cohort with its rows, all or nothing; return it, or the one already there.
 
@@ -73,6 +75,8 @@ class Cohorts:
             Filters on the studies and series that the rows find.
         faulty : iterable of FaultyLine
             Lines that were set apart: rows that end as ``line-faulty``.
+        may_be_empty : bool
+            Whether it is no fault that all rows are excluded.
 
         Raises
         ------
@@ -91,6 +95,7 @@ class Cohorts:
                         rows=0,
                         created_at=utc_now(),
                         selection=series_text(filters),
+                        may_be_empty=may_be_empty,
                     )
                     .on_conflict_do_nothing()
                     .returning(cohorts.c.number)
@@ -156,6 +161,13 @@ class Cohorts:
         with self._database.read() as connection:
             rows = connection.execute(select(cohorts).order_by(cohorts.c.number.desc())).all()
         return [cohort_of(row) for row in rows]
+
+    @translate_database_errors
+    def that_take(self, study: StudyReference) -> list[int]:
+        """Return the numbers of the cohorts that take a study."""
+        query = select(row_studies.c.cohort).distinct().where(row_studies.c.study == study)
+        with self._database.read() as connection:
+            return sorted(connection.scalars(query))
 
     @translate_database_errors
     def filters(self, cohort: int) -> CohortFilters:

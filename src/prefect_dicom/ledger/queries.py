@@ -117,6 +117,7 @@ def cohort_of(row: Row[Any]) -> Cohort:
         selection=row.selection,
         paused=row.paused,
         priority=row.priority,
+        may_be_empty=row.may_be_empty,
     )
 
 

@@ -51,6 +51,8 @@ class Cohort:
     """Whether its runs are paused until it is resumed."""
     priority: int = 0
     """Runs of cohorts with higher numbers get the slots of a node first."""
+    may_be_empty: bool = False
+    """Whether it is well where all rows are excluded: days on which there may be no study."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -204,6 +206,10 @@ class Acceptance:
         When; aware, UTC.
     note : str
         What for, in words of the person.
+    number : int
+        Of the decision in the ledger.
+    withdrawn_by, withdrawn_at : str, datetime or None
+        Who has taken it back, and when.
     """
 
     study: StudyReference | None
@@ -213,6 +219,9 @@ class Acceptance:
     accepted_by: str = ""
     accepted_at: datetime | None = None
     note: str = field(default="", repr=False)
+    number: int = 0
+    withdrawn_by: str | None = None
+    withdrawn_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

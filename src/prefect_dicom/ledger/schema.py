@@ -95,6 +95,8 @@ cohorts = Table(
     Column("paused", Boolean, nullable=False, server_default=text("FALSE")),
     # Runs of cohorts with higher numbers get the slots of a node first.
     Column("priority", Integer, nullable=False, server_default="0"),
+    # That all rows are excluded is no fault.
+    Column("may_be_empty", Boolean, nullable=False, server_default=text("FALSE")),
     UniqueConstraint("name"),
     UniqueConstraint("digest", "node"),
     sqlite_autoincrement=True,
@@ -367,6 +369,9 @@ acceptances = Table(
     Column("accepted_by", PeerText, nullable=False),
     Column("accepted_at", UtcTime, nullable=False),
     Column("note", PeerText, nullable=False, server_default=""),
+    # Who has taken the decision back, and when.
+    Column("withdrawn_by", PeerText),
+    Column("withdrawn_at", UtcTime),
     Index("ix_acceptances_cohort_study", "cohort", "study"),
     sqlite_autoincrement=True,
 )
@@ -380,7 +385,7 @@ schema_versions = Table(
 )
 
 
-FIRST_VERSION = 18
+FIRST_VERSION = 19
 """The oldest schema that can be migrated. Lower numbers are those of unreleased code."""
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()

@@ -16,7 +16,7 @@ from functools import partial
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ClaimLost, ConfigurationError
-from prefect_dicom.core.model import StudyReference
+from prefect_dicom.core.model import StudyReference, StudyState
 from prefect_dicom.ledger import Acceptance, Cohort, Ledger
 from prefect_dicom.operations.quarantine import in_quarantine
 from prefect_dicom.report.acceptances import (
@@ -73,6 +73,42 @@ def accept(site: Site, ledger: Ledger, cohort: Cohort, decision: Decision) -> li
     recorded = ledger.acceptances.add(cohort.number, accepted)
     write_acceptances(ledger, cohort, site.reports / cohort.name)
     return recorded
+
+
+def withdraw(site: Site, ledger: Ledger, cohort: Cohort, decision: Decision) -> list[Acceptance]:
+    """Take back what was accepted, as far as nothing is archived by it.
+
+    Returns
+    -------
+    list of Acceptance
+        The decisions that do not hold any more.
+
+    Raises
+    ------
+    ConfigurationError
+        A study is named of which nothing was accepted, or which is archived as it was accepted;
+        nothing is withdrawn then.
+    """
+    holding = [a for a in ledger.acceptances.of_cohort(cohort.number) if a.withdrawn_at is None]
+    archived = {
+        record.reference
+        for record in ledger.studies.of_cohort(cohort.number)
+        if record.state is StudyState.ARCHIVED
+    }
+    open_ = [each for each in holding if each.study not in archived]
+    faults = [
+        f"--study {reference}: "
+        + ("it is archived as it was accepted" if reference in archived else "nothing was accepted")
+        for reference in sorted(set(decision.studies) - {each.study for each in open_})
+    ]
+    if faults:
+        raise ConfigurationError("command line", faults)
+    chosen = [e for e in open_ if e.study in decision.studies or e.reason in decision.reasons]
+    by = decision.by.strip() or getpass.getuser()
+    numbers = {each.number for each in chosen}
+    ledger.acceptances.withdraw(numbers, by)
+    write_acceptances(ledger, cohort, site.reports / cohort.name)
+    return [a for a in ledger.acceptances.of_cohort(cohort.number) if a.number in numbers]
 
 
 def _chosen(questions: list[Question], decision: Decision) -> list[Question]:

@@ -27,6 +27,7 @@ from prefect_dicom.core.reasons import Consequence, reason_for
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.dicom.part10 import Scan, survey
 from prefect_dicom.ledger import InstanceRecord, Ledger, StudyRecord
+from prefect_dicom.retrieval.accepted import AcceptedOfStudy
 
 _NAME_DIGITS = 12
 _FEWEST_DIGITS = 6
@@ -234,10 +235,28 @@ def _check_place(ledger: Ledger, study: StudyRecord, scan: Scan, entry: Quaranti
         key,
         listed[key].sop_class_uid,
         study.study.patient_id or None,
+        _accepted_patient_ids(ledger, study),
     )
     verdict = validate(scan, expected)
     if verdict.consequence is Consequence.QUARANTINE:
         raise InstanceRejected(verdict.findings[0], "it would come back here")
+
+
+def _accepted_patient_ids(ledger: Ledger, study: StudyRecord) -> frozenset[str]:
+    """Other PatientIDs that a person has accepted for the study, in any cohort that takes it."""
+    reference, named = study.reference, study.patient_id_of_instances
+    found: frozenset[str] = frozenset()
+    for cohort in ledger.cohorts.that_take(reference):
+        accepted = AcceptedOfStudy()
+        numbers = ledger.acceptances.numbers_of_rows(cohort, [reference])
+        accepted.record(
+            ledger.acceptances.of_studies(cohort, [reference])[reference],
+            numbers.get(reference, ()),
+        )
+        if named and accepted.allows(named):
+            accepted.take(named)
+        found |= accepted.patient_ids
+    return found
 
 
 def _check_archived(

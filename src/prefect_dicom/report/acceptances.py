@@ -115,7 +115,12 @@ def format_acceptance(accepted: Acceptance) -> str:
     what = f"without {count} instance{'s' * (count != 1)}" if count else "under another PatientID"
     at = f"{accepted.accepted_at:%Y-%m-%d %H:%M} UTC" if accepted.accepted_at else ""
     # Not the note: it is a person's own words, and may name a patient.
-    return f"{whose} {what}, by {accepted.accepted_by}, {at}"
+    words = f"{whose} {what}, by {accepted.accepted_by}, {at}"
+    if accepted.withdrawn_at is not None:
+        words += (
+            f"; withdrawn by {accepted.withdrawn_by}, {accepted.withdrawn_at:%Y-%m-%d %H:%M} UTC"
+        )
+    return words
 
 
 def write_acceptances(ledger: Ledger, cohort: Cohort, folder: Path) -> Path | None:
@@ -139,7 +144,7 @@ def _decided(ledger: Ledger, cohort: Cohort) -> Iterator[dict[str, Any]]:
     for accepted in ledger.acceptances.of_cohort(cohort.number):
         record = None if accepted.study is None else ledger.studies.get(accepted.study)
         yield (_of_study(record) if record else {"Study": "all"}) | {
-            "Decision": "accepted",
+            "Decision": "accepted" if accepted.withdrawn_at is None else "withdrawn",
             "Reason": accepted.reason,
             "What": f"{len(accepted.missing)} instances missing" if accepted.missing else "",
             "PatientIDOfInstances": quoted_identifier(accepted.patient_id or ""),

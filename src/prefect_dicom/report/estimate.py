@@ -128,7 +128,7 @@ class Estimate:
 
         Excluded ones are none, unless nothing at all is found.
         """
-        well = {FOUND, Verdict.ARCHIVED}
+        well = {FOUND, Verdict.ARCHIVED, Verdict.INCOMPLETE}
         if not {word for word, _ in self.rows}.isdisjoint(well):
             well.add(Verdict.EXCLUDED)
         return sum(count for (word, _), count in self.rows.items() if word not in well)

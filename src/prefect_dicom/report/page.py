@@ -34,6 +34,7 @@ from prefect_dicom.report.summary import (
 )
 from prefect_dicom.report.tables import (
     REPORT,
+    is_archived,
     unarchived_rows,
 )
 
@@ -156,7 +157,7 @@ def _state(summary: CohortSummary) -> tuple[str, str]:
         return "stuck", "not at work"
     if unarchived := unarchived_rows(summary.totals):
         return "stuck", f"ended, {_counted(unarchived, 'row')} not archived"
-    if summary.totals.rows and not summary.totals.rows[Verdict.ARCHIVED]:
+    if not is_archived(summary.totals, may_be_empty=summary.cohort.may_be_empty):
         return "stuck", "ended, nothing to archive"
     return "done", "done"
 

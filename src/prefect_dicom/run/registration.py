@@ -37,6 +37,7 @@ def register_cohort(
     every_node: bool = False,
     options: ListOptions = NO_CHOICES,
     notes: Sequence[str] = (),
+    may_be_empty: bool = False,
     ledger: Ledger | None = None,
 ) -> Cohort:
     """Register a cohort file and its rows in the ledger; the same file is the same cohort.
@@ -54,6 +55,8 @@ def register_cohort(
         What a person has chosen for lists that leave a choice; another choice is another cohort.
     notes : sequence of str
         What was not taken of what the file was made of, in words for people.
+    may_be_empty : bool
+        Whether it is no fault that all rows are excluded.
     ledger : Ledger, optional
         The site's ledger, where the caller has it open.
 
@@ -73,7 +76,15 @@ def register_cohort(
         cohort = opened.cohorts.find(digest, order)
         if cohort is None:
             file = read_cohort_file(path, options)
-            cohort = opened.cohorts.add(digest, order, file.rows, name, file.filters, file.faulty)
+            cohort = opened.cohorts.add(
+                digest,
+                order,
+                file.rows,
+                name,
+                file.filters,
+                file.faulty,
+                may_be_empty=may_be_empty,
+            )
             for words in (*notes, *file.notes):
                 opened.cohorts.add_note(cohort.number, COHORT_FILE, words)
     failpoint("cohort-recorded")
@@ -112,7 +123,7 @@ def register_new(
     except OSError as error:
         fault = f"reports: no definition can be written there ({error.strerror})"
         raise CohortError(name, [fault]) from None
-    return register_cohort(site, path, order.names, name, ledger=ledger)
+    return register_cohort(site, path, order.names, name, may_be_empty=True, ledger=ledger)
 
 
 def cohorts_to_rerun(

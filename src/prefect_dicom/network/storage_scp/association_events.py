@@ -7,6 +7,12 @@ from enum import StrEnum
 
 from prefect_dicom.network.storage_scp.transfer import AssociationInfo, CloseReason
 
+# PS3.8 9.3.4: result, source, reason
+REJECTED_APPLICATION_CONTEXT = (1, 1, 2)
+REJECTED_CALLED_AE_TITLE = (1, 1, 7)
+REJECTED_PROTOCOL_VERSION = (1, 2, 2)
+REJECTED_LOCAL_LIMIT = (2, 3, 2)
+
 
 class Happening(StrEnum):
     """Kind of an :class:`AssociationEvent`."""

@@ -25,7 +25,14 @@ from typing import Any
 
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.network.logging import configure_logging
-from prefect_dicom.network.storage_scp.association_events import AssociationEvent, Happening
+from prefect_dicom.network.storage_scp.association_events import (
+    REJECTED_APPLICATION_CONTEXT,
+    REJECTED_CALLED_AE_TITLE,
+    REJECTED_LOCAL_LIMIT,
+    REJECTED_PROTOCOL_VERSION,
+    AssociationEvent,
+    Happening,
+)
 from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
 from prefect_dicom.network.storage_scp.pending import PendingConnections, Readiness
 from prefect_dicom.network.storage_scp.transfer import (
@@ -65,12 +72,6 @@ _SMALL_BUFFER_BYTES = 128 * 1024
 _BACKLOG = 2048
 _NO_FILES_PAUSE_SECONDS = 0.1
 _ABORT_SECONDS = 5.0
-
-# PS3.8 9.3.4: result, source, reason
-_REJECT_APPLICATION_CONTEXT = (1, 1, 2)
-_REJECT_CALLED_AE_TITLE = (1, 1, 7)
-_REJECT_PROTOCOL_VERSION = (1, 2, 2)
-_REJECT_LOCAL_LIMIT = (2, 3, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,11 +447,11 @@ class StorageScp:
     def _rejection(self, request: AssociationRequest) -> tuple[int, int, int] | None:
         """Why a request is rejected for what it proposes; None where it is not."""
         if not request.protocol_version & 1:
-            return _REJECT_PROTOCOL_VERSION
+            return REJECTED_PROTOCOL_VERSION
         if request.application_context_uid != APPLICATION_CONTEXT:
-            return _REJECT_APPLICATION_CONTEXT
+            return REJECTED_APPLICATION_CONTEXT
         if request.called_ae_title not in self._ae_titles:
-            return _REJECT_CALLED_AE_TITLE
+            return REJECTED_CALLED_AE_TITLE
         return None
 
     def _accept_request(
@@ -464,7 +465,7 @@ class StorageScp:
                 per_peer is not None and slots.count(connection.address) >= per_peer
             )
             if full or connection.is_sent_away or self._stopping.is_set():
-                return _REJECT_LOCAL_LIMIT
+                return REJECTED_LOCAL_LIMIT
             connection.has_slot = True
         return Answer(request, self._limits.pdu_bytes)
 

@@ -206,6 +206,7 @@ class Transfer:
         self._data_set_bytes = 0
 
         self._leaving = False
+        self._class_was_noted = False
         self._finished = False
         """Whether the last response has come."""
         self.instances = 0
@@ -459,11 +460,18 @@ class Transfer:
 
     def _store_request(self, elements: Elements) -> StoreRequest:
         originator = elements.get(Element.MOVE_ORIGINATOR_AE_TITLE)
+        context = self._contexts[self._context_id or 0]
+        sop_class_uid = _text(elements, Element.AFFECTED_SOP_CLASS_UID)
+        if sop_class_uid != normal_uid(context.abstract_syntax_uid) and not self._class_was_noted:
+            # PS3.7 9.3.1; PACS negotiate by databases that are older than their files.
+            self._class_was_noted = True
+            words = "sends instances on a presentation context of another SOP class; they are taken"
+            logger.warning("%s %s", self._info.calling_ae_title or "the PACS", words)
         return StoreRequest(
             message_id=unsigned_short(elements, Element.MESSAGE_ID) or 0,
-            sop_class_uid=_text(elements, Element.AFFECTED_SOP_CLASS_UID),
+            sop_class_uid=sop_class_uid,
             sop_instance_uid=_text(elements, Element.AFFECTED_SOP_INSTANCE_UID),
-            transfer_syntax_uid=self._contexts[self._context_id or 0].transfer_syntax_uid,
+            transfer_syntax_uid=context.transfer_syntax_uid,
             calling_ae_title=self._info.calling_ae_title,
             called_ae_title=self._info.called_ae_title,
             peer_address=self._info.address,

@@ -13,12 +13,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect_dicom.network.storage_scp.association_events import AssociationEvent, Happening
+from prefect_dicom.network.storage_scp.association_events import (
+    REJECTED_CALLED_AE_TITLE,
+    REJECTED_LOCAL_LIMIT,
+    AssociationEvent,
+    Happening,
+)
 
 log = logging.getLogger(__name__)
 
-_CALLED_AE_TITLE = (1, 1, 7)
-_LOCAL_LIMIT = (2, 3, 2)
 # Peers choose their titles: neither memory nor the log may grow with them.
 _MOST_KEPT = 64
 _MOST_LINES_AN_HOUR = 60
@@ -58,9 +61,9 @@ class TurnedAway:
         if event.happening is Happening.NOT_ALLOWED:
             return cls(NOT_ALLOWED, event.peer_address)
         if event.happening is Happening.REJECTED:
-            if event.rejection == _CALLED_AE_TITLE:
+            if event.rejection == REJECTED_CALLED_AE_TITLE:
                 return cls(OTHER_TITLE, *titles)
-            if event.rejection == _LOCAL_LIMIT:
+            if event.rejection == REJECTED_LOCAL_LIMIT:
                 return cls("", *titles, "the limit of `receiver.associations` is reached")
             numbers = ",".join(map(str, event.rejection or ()))
             return cls(NOT_UNDERSTOOD, *titles, f"rejected with ({numbers})")
