@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from datetime import date
 
-from prefect import Flow, flow, get_run_logger
+from prefect import flow
 from prefect.client.schemas.objects import State
 
 from prefect_dicom.blocks import resolve_site
-from prefect_dicom.config.site import Site, ledger_url
-from prefect_dicom.flows.binding import bound
-from prefect_dicom.flows.cancellation import final_state
-from prefect_dicom.flows.pipeline import run_pipeline, task_runner
-from prefect_dicom.ledger import Cohort, Ledger
-from prefect_dicom.report import format_totals
-from prefect_dicom.run.monitoring import measured
+from prefect_dicom.config.site import ledger_url
+from prefect_dicom.flows.prefect_engine import PrefectEngine, state_of, task_runner
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.run.error_translation import without_phi
+from prefect_dicom.run.pipeline import pull
 from prefect_dicom.run.registration import register_new
-from prefect_dicom.run.run import open_run
-from prefect_dicom.tasks.error_translation import without_phi
 
 
 @flow(
@@ -51,22 +47,4 @@ def archive_new(site: str = "site.yaml", node: str | None = None, days: int = 7)
         settings = resolve_site(site)
         with Ledger.open(ledger_url(settings)) as ledger:
             cohort = register_new(settings, node, date.today(), days, ledger=ledger)
-            return _archive(settings, ledger, cohort)
-
-
-def archive_registered(site: Site, ledger: Ledger, cohort: Cohort) -> Flow[..., State]:
-    """The flow :func:`archive_new` over a cohort that is registered in an open ledger."""
-
-    def body() -> State:
-        with without_phi():
-            return _archive(site, ledger, cohort)
-
-    return bound(archive_new, None, body)
-
-
-def _archive(site: Site, ledger: Ledger, cohort: Cohort) -> State:
-    with open_run(site, cohort.number, ledger=ledger) as run, measured(run):
-        totals = run_pipeline(run)
-        end = final_state(run, totals)
-    get_run_logger().info("cohort %s: %s", cohort.name, format_totals(totals))
-    return end
+            return state_of(pull(PrefectEngine(), settings, ledger, cohort))

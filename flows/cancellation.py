@@ -1,4 +1,4 @@
-"""Pause and cancellation of a flow run in Prefect's UI, and the state in which a flow ends.
+"""Pause and cancellation of a flow run in Prefect's UI.
 
 *Cancel* on a worker or in `serve` is a SIGTERM, which raises an exception in the flow's main
 thread; elsewhere Prefect only changes the state of the flow run. The *Pause* of the UI suspends:
@@ -20,11 +20,8 @@ from prefect import get_run_logger, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
-from prefect.states import Cancelled, Completed
 
 from prefect_dicom.core.model import RequestedState
-from prefect_dicom.ledger import Totals
-from prefect_dicom.report import format_totals, is_archived
 from prefect_dicom.run.run import DryRun
 
 _LOOK_SECONDS = 2.0
@@ -87,18 +84,3 @@ def controlled_by_prefect(run: DryRun) -> Iterator[None]:
     if flow_run.suspended is not None:
         get_run_logger().info("suspended; when resumed, it continues from the ledger")
         raise Pause(state=flow_run.suspended)
-
-
-def final_state(run: DryRun, totals: Totals) -> State:
-    """The state in which a flow over a cohort ends.
-
-    ``Cancelled`` where the run was cancelled, ``Completed`` otherwise, with the name ``Partial``
-    where rows are not archived, or all are excluded that should not be.
-    """
-    words = format_totals(totals)
-    if is_archived(totals, may_be_empty=run.cohort.may_be_empty):
-        return Completed(message=words)
-    if run.control.is_cancelled():
-        return Cancelled(message=f"{words}; a rerun continues from here")
-    waits = run.reporting.format_waits()
-    return Completed(name="Partial", message="; ".join(filter(None, (words, waits))))

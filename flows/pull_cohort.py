@@ -9,25 +9,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import Flow, flow, get_run_logger, runtime
+from prefect import flow, runtime
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.cohort.definition import cohort_file_digest
 from prefect_dicom.cohort.list_options import ListOptions
-from prefect_dicom.config.site import Site, ledger_url
+from prefect_dicom.config.site import ledger_url
 from prefect_dicom.core.errors import CohortError
-from prefect_dicom.flows.binding import bound
-from prefect_dicom.flows.cancellation import final_state
-from prefect_dicom.flows.pipeline import run_dry, run_pipeline, task_runner
-from prefect_dicom.ledger import Cohort, Ledger
-from prefect_dicom.report import format_totals
-from prefect_dicom.report.formatting import format_estimate
-from prefect_dicom.run.monitoring import measured
+from prefect_dicom.flows.prefect_engine import PrefectEngine, state_of, task_runner
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.run.error_translation import without_phi
+from prefect_dicom.run.pipeline import plan, pull
 from prefect_dicom.run.registration import register_cohort
-from prefect_dicom.run.run import open_dry_run, open_run
-from prefect_dicom.tasks.error_translation import without_phi
 
 
 def _flow_run_name() -> str:
@@ -99,30 +93,5 @@ def pull_cohort(
                 options=ListOptions.of(hidden_rows, faulty_lines),
                 ledger=ledger,
             )
-            return _pull(settings, ledger, registered, dry_run=dry_run)
-
-
-def pull_registered(
-    site: Site, ledger: Ledger, cohort: Cohort, *, dry_run: bool = False
-) -> Flow[..., State]:
-    """The flow :func:`pull_cohort` over a cohort that is registered in an open ledger."""
-
-    def body() -> State:
-        with without_phi():
-            return _pull(site, ledger, cohort, dry_run=dry_run)
-
-    return bound(pull_cohort, f"pull-{cohort.digest[:12]}", body)
-
-
-def _pull(site: Site, ledger: Ledger, cohort: Cohort, *, dry_run: bool) -> State:
-    if dry_run:
-        with open_dry_run(site, cohort.number, ledger=ledger) as run, measured(run):
-            words = format_estimate(run_dry(run))
-            if run.control.is_stopping():
-                return final_state(run, run.reporting.totals())
-        return Completed(name="Planned", message=words)
-    with open_run(site, cohort.number, ledger=ledger) as run, measured(run):
-        totals = run_pipeline(run)
-        end = final_state(run, totals)
-    get_run_logger().info("cohort %s: %s", cohort.name, format_totals(totals))
-    return end
+            work = plan if dry_run else pull
+            return state_of(work(PrefectEngine(), settings, ledger, registered))

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefect import Flow, flow, get_run_logger, runtime
+from prefect import flow, get_run_logger, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import Interrupted, PrefectDicomError
-from prefect_dicom.flows.binding import bound
-from prefect_dicom.flows.cancellation import final_state
-from prefect_dicom.flows.pipeline import run_pipeline, task_runner
-from prefect_dicom.ledger import Cohort, Ledger
-from prefect_dicom.run.monitoring import measured
+from prefect_dicom.flows.prefect_engine import PrefectEngine, state_of, task_runner
+from prefect_dicom.ledger import Ledger
+from prefect_dicom.run.engine import EndName
+from prefect_dicom.run.error_translation import without_phi
+from prefect_dicom.run.pipeline import rerun
 from prefect_dicom.run.registration import cohorts_to_rerun
-from prefect_dicom.run.run import open_run
-from prefect_dicom.tasks.error_translation import without_phi
 
 
 def _flow_run_name() -> str:
@@ -59,33 +57,8 @@ def rerun_failed(
         settings = resolve_site(site)
         with Ledger.open(ledger_url(settings)) as ledger:
             if cohort is not None:
-                return _rerun(settings, ledger, cohort, chosen)
+                return state_of(rerun(PrefectEngine(), settings, ledger, cohort, chosen))
             return _rerun_all(settings, ledger, chosen)
-
-
-def rerun_registered(
-    site: Site, ledger: Ledger, cohort: Cohort, chosen: Mapping[str, tuple[Any, ...]]
-) -> Flow[..., State]:
-    """The flow :func:`rerun_failed` over a cohort in an open ledger.
-
-    Parameters
-    ----------
-    chosen : mapping
-        Which failures are retried, as in :func:`rerun_failed`.
-    """
-
-    def body() -> State:
-        with without_phi():
-            return _rerun(site, ledger, cohort.name, chosen)
-
-    return bound(rerun_failed, f"rerun-{cohort.name}", body)
-
-
-def _rerun(site: Site, ledger: Ledger, cohort: str, chosen: Mapping[str, tuple[Any, ...]]) -> State:
-    with open_run(site, cohort, "rerun", ledger=ledger) as run, measured(run):
-        reopened = ledger.cohorts.reopen(run.cohort.number, **chosen)
-        get_run_logger().info("%d studies and %d rows again", reopened.studies, reopened.rows)
-        return final_state(run, run_pipeline(run))
 
 
 def _rerun_all(site: Site, ledger: Ledger, chosen: Mapping[str, tuple[Any, ...]]) -> State:
@@ -94,18 +67,18 @@ def _rerun_all(site: Site, ledger: Ledger, chosen: Mapping[str, tuple[Any, ...]]
     whole, partial = 0, 0
     for name in cohorts_to_rerun(site, chosen, ledger=ledger):
         try:
-            end = _rerun(site, ledger, name, chosen)
+            end = rerun(PrefectEngine(), site, ledger, name, chosen)
         except Interrupted:
             raise
         except PrefectDicomError as error:
             get_run_logger().error("cohort %s: %s", name, error)
             trouble = trouble or error
             continue
-        if end.is_cancelled():
-            return end
+        if end.name is EndName.CANCELLED:
+            return state_of(end)
         get_run_logger().info("cohort %s: %s", name, end.message)
-        whole += end.name == "Completed"
-        partial += end.name != "Completed"
+        whole += end.name is EndName.COMPLETED
+        partial += end.name is not EndName.COMPLETED
     if trouble is not None:
         raise trouble
     words = f"{whole} cohorts archived as a whole, {partial} with rows left"

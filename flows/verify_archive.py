@@ -10,8 +10,8 @@ from prefect.states import Completed, Failed
 from prefect_dicom.archive.verification import verify_cohort
 from prefect_dicom.blocks import resolve_site
 from prefect_dicom.core.model import Level
-from prefect_dicom.tasks.error_translation import without_phi
-from prefect_dicom.tasks.report import artifact_key
+from prefect_dicom.run.artifacts import artifact_key
+from prefect_dicom.run.error_translation import without_phi
 
 
 def _flow_run_name() -> str:

@@ -13,19 +13,17 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextvars import copy_context
-from typing import Any
 
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
 from prefect_dicom.core.events import Event
-from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.ledger import Cohort
+from prefect_dicom.run.artifacts import prefect_event
 from prefect_dicom.run.run import DryRun
 
 log = logging.getLogger(__name__)
 
-PREFIX = "prefect-dicom"
 _MOST_WAITING = 2000
 _AT_A_TIME = 5
 """Events in the queue of Prefect's client: few enough to wait for at the end."""
@@ -86,35 +84,3 @@ class _Forwarder:
                 handed_over += 1
                 if handed_over % _AT_A_TIME == 0:
                     EventsWorker.instance().wait_until_empty()
-
-
-def prefect_event(event: Event, cohort: Cohort) -> dict[str, Any]:
-    """The arguments of Prefect's ``emit_event``.
-
-    The resource is the study, else the node, else the cohort; the others are related resources.
-    The payload has the reason, with what it means and what to do, and the figures.
-    """
-    of_cohort = {
-        "prefect.resource.id": f"{PREFIX}.cohort.{cohort.number}",
-        "prefect.resource.name": cohort.name,
-    }
-    resources = [of_cohort | {"prefect.resource.role": "cohort"}]
-    payload: dict[str, Any] = {"cohort": cohort.name, **event.figures}
-    if event.node is not None:
-        node = f"{PREFIX}.node.{event.node}"
-        resources.insert(0, {"prefect.resource.id": node, "prefect.resource.role": "node"})
-        payload["node"] = event.node
-    if event.reference is not None:
-        study = f"{PREFIX}.study.{event.reference}"
-        resources.insert(0, {"prefect.resource.id": study, "prefect.resource.role": "study"})
-        payload["study"] = event.reference
-    if event.reason is not None:
-        reason = REASONS[event.reason]
-        payload |= {"reason": reason.code, "meaning": reason.meaning, "advice": reason.what_to_do}
-    return {
-        "event": f"{PREFIX}.{event.name}",
-        "occurred": event.at,
-        "resource": resources[0],
-        "related": resources[1:],
-        "payload": payload,
-    }

@@ -6,7 +6,6 @@ the text of a run holds numbers only.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -15,28 +14,23 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Cancelled, Completed
 
-from prefect_dicom.core.errors import Interrupted, PacsError, is_transient
+from prefect_dicom.core.errors import Interrupted
+from prefect_dicom.run import steps
+from prefect_dicom.run.error_translation import without_phi
 from prefect_dicom.run.run import DryRun
-from prefect_dicom.tasks.error_translation import without_phi
-
-_RETRY_DELAYS_SECONDS = (10.0, 20.0)
-"""Delays before the first and the second retry of a task."""
 
 
 def is_retried(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
-    """Prefect's retry condition: retry transient failures, unless they are of the PACS.
-
-    When a request to a PACS is repeated, its node's admission decides.
-    """
-    error = state.result(raise_on_failure=False)
-    return is_transient(error) and not isinstance(error, PacsError)
+    """Prefect's retry condition."""
+    return steps.is_retried(state.result(raise_on_failure=False))
 
 
 CHUNK_OPTIONS: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
-    "retries": len(_RETRY_DELAYS_SECONDS),
+    "retries": steps.RETRIES,
     "retry_condition_fn": is_retried,
+    "tags": [steps.TAG],
 }
 """Options of the tasks that work on one chunk. The ledger is their cache."""
 
@@ -54,16 +48,7 @@ def run_step(run: DryRun, step: Callable[[], str]) -> State:
     """
     try:
         with without_phi():
-            _delay_retry(run)
+            steps.delay_retry(run, (runtime.task_run.run_count or 1) - 1)
             return Completed(message=step())
     except Interrupted as error:
         return Cancelled(message=str(error), data=error)
-
-
-def _delay_retry(run: DryRun) -> None:
-    retries = (runtime.task_run.run_count or 1) - 1
-    if retries < 1:
-        return
-    seconds = _RETRY_DELAYS_SECONDS[min(retries, len(_RETRY_DELAYS_SECONDS)) - 1]
-    if not run.control.sleep(seconds * random.uniform(0.8, 1.2)):
-        raise Interrupted()

@@ -33,11 +33,11 @@ from prefect_dicom.report.frames import (
     rows_frame,
     studies_frame,
 )
+from prefect_dicom.run.error_translation import without_phi
 from prefect_dicom.run.loop import DiscoveryLoop, note_disabled_nodes, remaining_error
 from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.run import DryRun, open_dry_run
-from prefect_dicom.tasks.error_translation import without_phi
 
 __all__ = ["PullResult", "find", "pull", "read_cohort"]
 
@@ -274,7 +274,9 @@ def pull(
     ... # doctest: +SKIP
     >>> result.instances.groupby("StudyInstanceUID").size_bytes.sum()  # doctest: +SKIP
     """
-    from prefect_dicom.flows.pull_cohort import pull_registered
+    from prefect_dicom.flows.binding import bound
+    from prefect_dicom.flows.pull_cohort import pull_cohort
+    from prefect_dicom.run import pipeline
 
     spare_loopback(os.environ)
     settings, reference = _resolve(site)
@@ -285,7 +287,11 @@ def pull(
             registered = register_cohort(
                 settings, path, node, name, options=options, notes=notes, ledger=ledger
             )
-        flow = pull_registered(settings, ledger, registered)
+        flow = bound(
+            pull_cohort,
+            f"pull-{registered.digest[:12]}",
+            lambda engine: pipeline.pull(engine, settings, ledger, registered),
+        )
         nodes = node if node is None or isinstance(node, str) else list(node)
         # What Prefect itself raises comes out as it is: a server that does not answer.
         state: Any = flow(

@@ -19,6 +19,7 @@ from prefect.events.schemas.automations import AutomationCore
 
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.core.events import AUTOMATIONS, EVENTS, Event, EventBus
+from prefect_dicom.run.engine import EndName
 from prefect_dicom.run.loop import PullLoop, work_through
 from prefect_dicom.tasks import events
 from prefect_dicom.testing import tiny_instances
@@ -230,7 +231,7 @@ def test_the_address_of_a_mail_server_in_the_guide_is_one():
 def test_a_run_that_has_ended_is_not_taken_for_dead_whatever_its_end_is_called():
     # Prefect names the event of an end by the name of the state, not by its type.
     flows = "".join(path.read_text() for path in (ROOT / "flows").glob("*.py"))
-    names = {"Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Suspended"}
+    names = {"Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Suspended", *EndName}
     names |= set(re.findall(r'Completed\(name="(\w+)"', flows))
     assert {"Partial", "Planned"} <= names
     dead_runs = automations()["prefect-dicom: mark dead runs"]

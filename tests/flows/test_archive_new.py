@@ -12,10 +12,10 @@ import yaml
 from prefect_dicom.cohort.definition import read_cohort_file
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import StudyState, Verdict
-from prefect_dicom.flows.cancellation import final_state
 from prefect_dicom.ledger import Cohort
 from prefect_dicom.report.page import write_page
 from prefect_dicom.run.loop import work_through
+from prefect_dicom.run.pipeline import end_of
 from prefect_dicom.run.registration import cohorts_to_rerun, register_cohort, register_new
 from prefect_dicom.run.run import open_run, reopen_transient
 from prefect_dicom.testing import Behaviour
@@ -173,7 +173,7 @@ def test_a_cohort_of_days_without_a_study_stays_well_however_it_is_looked_at(tmp
         assert cohort.may_be_empty
         with open_run(place.site, cohort.number, "rerun") as run:
             work_through(run)
-            assert final_state(run, run.reporting.totals()).name == "Completed"
+            assert end_of(run, run.reporting.totals()).name == "Completed"
         with place.ledger() as ledger:
             html = write_page(ledger, cohort, tmp_path / "reports").read_text()
         assert "nothing to archive" not in html
@@ -184,4 +184,4 @@ def test_a_cohort_of_days_without_a_study_stays_well_however_it_is_looked_at(tmp
         own = register_cohort(place.site, by_hand, None)
         with open_run(place.site, own.number) as run:
             work_through(run)
-            assert final_state(run, run.reporting.totals()).name == "Partial"
+            assert end_of(run, run.reporting.totals()).name == "Partial"

@@ -23,15 +23,15 @@ from prefect_dicom.core.errors import ArchiveError, PacsError, PrefectDicomError
 from prefect_dicom.core.model import Level, Verdict
 from prefect_dicom.core.reasons import pointer
 from prefect_dicom.discovery.service import DiscoveryService
-from prefect_dicom.flows import archive_new, pipeline, pull_cohort, rerun_failed, verify_archive
+from prefect_dicom.flows import archive_new, pull_cohort, rerun_failed, verify_archive
 from prefect_dicom.ledger import Ledger
-from prefect_dicom.run import run
+from prefect_dicom.run import artifacts, pipeline, run, steps
 from prefect_dicom.run.archiving import ChunkArchiving
+from prefect_dicom.run.error_translation import without_phi
 from prefect_dicom.run.loop import PullLoop
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.retrieving import ChunkRetrieval
-from prefect_dicom.tasks import options, report
-from prefect_dicom.tasks.error_translation import without_phi
+from prefect_dicom.tasks import report
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.campaign import only_in
 from tests.support.sites import Place, site_around, study, until
@@ -39,15 +39,13 @@ from tests.support.two_nodes import two_nodes
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("prefect_harness", "at_once")]
 
-rerun = sys.modules["prefect_dicom.flows.rerun_failed"]
-
 PATIENT = "Zyxquordt^Immanuela"
 
 
 @pytest.fixture
 def at_once(monkeypatch) -> None:
     """Tasks wait hardly at all before they try again."""
-    monkeypatch.setattr(options, "_RETRY_DELAYS_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(steps, "_RETRY_DELAYS_SECONDS", (0.01, 0.01))
 
 
 @pytest.fixture
@@ -237,14 +235,14 @@ def test_what_keeps_one_cohort_from_its_end_keeps_no_other(place, monkeypatch):
     first, second, third = place.pacs.holdings.study_instance_uids()
     for path in (other_cohort(place, first), other_cohort(place, second, third)):
         register_cohort(place.site, Path(path), None)
-    original = rerun.run_pipeline
+    original = pipeline.run_pipeline
 
-    def breaks_once(pull):
+    def breaks_once(pull, engine):
         if pull.cohort.number == 1:
             raise PacsError("pacs-refused")
-        return original(pull)
+        return original(pull, engine)
 
-    monkeypatch.setattr(rerun, "run_pipeline", breaks_once)
+    monkeypatch.setattr(pipeline, "run_pipeline", breaks_once)
     assert error_of(rerun_failed(site=str(place.file), return_state=True)).code == "pacs-refused"
     with place.ledger() as ledger:
         assert [ledger.progress.totals(n).rows[Verdict.ARCHIVED] for n in (1, 2)] == [0, 2]
@@ -568,9 +566,9 @@ def test_a_run_outside_of_the_windows_ends_as_partial_and_says_when_the_next_one
 def test_a_run_that_is_to_wait_for_its_window_goes_on_when_it_opens(place, monkeypatch):
     place.change(node={"access_schedule": only_in(3 * 3600, "wait")})
     shown: list[str] = []
-    show = report.ProgressArtifact.show
+    show = artifacts.ProgressArtifact.show
     monkeypatch.setattr(
-        report.ProgressArtifact,
+        artifacts.ProgressArtifact,
         "show",
         lambda self, count, waits="", **more: (
             shown.append(waits),

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect_dicom.cli.app import Exit, console, exit_for, print_error
 from prefect_dicom.config.site import Site, load_site
@@ -17,6 +17,7 @@ from prefect_dicom.core.proxies import spare_loopback
 
 if TYPE_CHECKING:
     from prefect_dicom.ledger import Cohort, Ledger
+    from prefect_dicom.run.engine import FlowCall
     from prefect_dicom.server.home import PrefectHome
 
 
@@ -29,7 +30,7 @@ def run_flow(
     reference: str,
     ledger: Ledger,
     cohort: Cohort,
-    flow: Callable[[], Any],
+    call: FlowCall,
     as_json: bool,
     show: Callable[..., int],
 ) -> int:
@@ -47,11 +48,9 @@ def run_flow(
             from prefect_dicom.server.connection import reach_server
 
             reach_server()
-            state = flow()
-            if state.is_cancelled():
-                error = Interrupted()
-            elif not state.is_completed():
-                error = state.result(raise_on_failure=False)
+            from prefect_dicom.flows.binding import run_with_prefect
+
+            error = run_with_prefect(call)
     except KeyboardInterrupt:
         error = Interrupted()
     except Exception:

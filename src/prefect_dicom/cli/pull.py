@@ -70,6 +70,9 @@ def pull(
     and series as well, and needs no list. Running it again transfers only what is missing.
     """
     from prefect_dicom.ledger import Ledger
+    from prefect_dicom.run.engine import FlowCall
+    from prefect_dicom.run.pipeline import plan
+    from prefect_dicom.run.pipeline import pull as run_pull
     from prefect_dicom.run.registration import register_cohort
     from prefect_dicom.run.run import check_first
 
@@ -87,23 +90,23 @@ def pull(
         if not dry_run:
             check_first(settings, ledger, known)
 
-        def flow() -> Any:
-            from prefect_dicom.flows.pull_cohort import pull_registered
-
-            return pull_registered(settings, ledger, known, dry_run=dry_run)(
-                str(cohort),
-                site,
-                list(node) or None,
-                name,
-                dry_run,
-                every_node,
-                hidden_rows,
-                faulty_lines,
-                return_state=True,
-            )
-
+        call = FlowCall(
+            "pull-cohort",
+            f"pull-{known.digest[:12]}",
+            {
+                "cohort": str(cohort),
+                "site": site,
+                "node": list(node) or None,
+                "name": name,
+                "dry_run": dry_run,
+                "every_node": every_node,
+                "hidden_rows": hidden_rows,
+                "faulty_lines": faulty_lines,
+            },
+            lambda engine: (plan if dry_run else run_pull)(engine, settings, ledger, known),
+        )
         display = show_estimate if dry_run else show
-        return run_flow(settings, site, ledger, known, flow, json_, display)
+        return run_flow(settings, site, ledger, known, call, json_, display)
 
 
 @app.command(sort_key=5)
@@ -129,6 +132,8 @@ def rerun(
     permanent ones too. Options may be repeated. Only missing instances are requested.
     """
     from prefect_dicom.ledger import Ledger
+    from prefect_dicom.run.engine import FlowCall
+    from prefect_dicom.run.pipeline import rerun as run_rerun
     from prefect_dicom.run.run import check_first
 
     settings = site_of(site)
@@ -139,15 +144,14 @@ def rerun(
         # What has failed is reopened later.
         check_first(settings, ledger)
 
-        def flow() -> Any:
-            from prefect_dicom.flows.rerun_failed import rerun_registered
-
-            chosen = {"reasons": reason, "nodes": node, "lines": line}
-            return rerun_registered(settings, ledger, known, chosen)(
-                known.name, site, reason, node, line, return_state=True
-            )
-
-        return run_flow(settings, site, ledger, known, flow, json_, show)
+        chosen: dict[str, tuple[Any, ...]] = {"reasons": reason, "nodes": node, "lines": line}
+        call = FlowCall(
+            "rerun-failed",
+            f"rerun-{known.name}",
+            {"cohort": known.name, "site": site, **chosen},
+            lambda engine: run_rerun(engine, settings, ledger, known.name, chosen),
+        )
+        return run_flow(settings, site, ledger, known, call, json_, show)
 
 
 @app.command(sort_key=3.5)
@@ -164,6 +168,8 @@ def archive_new(
     cohort and report.
     """
     from prefect_dicom.ledger import Ledger
+    from prefect_dicom.run.engine import FlowCall
+    from prefect_dicom.run.pipeline import pull as run_pull
     from prefect_dicom.run.registration import register_new
     from prefect_dicom.run.run import check_first
 
@@ -172,12 +178,13 @@ def archive_new(
         known = register_new(settings, node, date.today(), days, ledger=ledger)
         check_first(settings, ledger, known)
 
-        def flow() -> Any:
-            from prefect_dicom.flows.archive_new import archive_registered
-
-            return archive_registered(settings, ledger, known)(site, node, days, return_state=True)
-
-        return run_flow(settings, site, ledger, known, flow, json_, show)
+        call = FlowCall(
+            "archive-new",
+            None,
+            {"site": site, "node": node, "days": days},
+            lambda engine: run_pull(engine, settings, ledger, known),
+        )
+        return run_flow(settings, site, ledger, known, call, json_, show)
 
 
 @app.command(sort_key=1)
