@@ -13,6 +13,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests.support import peers, sites
+from tests.support.certificates import Authority
 from tests.support.corpus import corpus_directory, full_corpus, small_corpus
 
 pytest_plugins = ["tests.support.campaign", "tests.support.radosgw", "tests.support.selection"]
@@ -85,6 +86,18 @@ def corpus_small(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     from prefect_dicom.testing.generate import generate_cohort
 
     return generate_cohort(tmp_path_factory.mktemp("generated"), studies=20, seed=1)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority of this session."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def foreign_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Another certificate authority, which nobody trusts."""
+    return Authority(tmp_path_factory.mktemp("foreign"), "Foreign CA")
 
 
 @pytest.fixture(scope="session")

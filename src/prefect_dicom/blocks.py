@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from prefect_dicom.config.archive import DirectoryArchive, S3Archive, S3Settings
 from prefect_dicom.config.fields import NodeName, PlacedPath
@@ -25,6 +32,8 @@ from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.receiver import Receiver
 from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.site import Ledger, Plain, Site, Spool, load_site, on_this_host
+from prefect_dicom.config.tls import Tls
+from prefect_dicom.config.tls_context import files_of
 from prefect_dicom.core.errors import ConfigurationError
 
 __all__ = [
@@ -64,6 +73,13 @@ def _absolute(path: Path | None) -> Path | None:
     return path
 
 
+def _absolute_tls(tls: bool | Tls | None) -> bool | Tls | None:
+    if isinstance(tls, Tls):
+        for path in files_of(tls):
+            _absolute(path)
+    return tls
+
+
 def _plain(kind: type[Plain], block: Settings, **changed: Any) -> Plain:
     names = kind.model_fields.keys() - changed.keys()
     return kind(**{name: getattr(block, name) for name in names}, **changed)
@@ -87,6 +103,8 @@ class DicomPacs(Block, _BlockSettings, PacsNode):
     _block_type_slug = "dicom-pacs"
     _documentation_url = f"{_STANDARD}part04.html#chapter_C"  # type: ignore[assignment]
 
+    _tls_is_absolute = field_validator("tls")(_absolute_tls)
+
     def settings(self) -> PacsNode:
         """Return the plain settings."""
         return _plain(PacsNode, self)
@@ -108,6 +126,8 @@ class DicomReceiver(Block, _BlockSettings, Receiver):
     _block_type_name = "DICOM Receiver"
     _block_type_slug = "dicom-receiver"
     _documentation_url = f"{_STANDARD}part04.html#chapter_B"  # type: ignore[assignment]
+
+    _tls_is_absolute = field_validator("tls")(_absolute_tls)
 
     def settings(self) -> Receiver:
         """Return the plain settings."""
@@ -268,6 +288,19 @@ class DicomSite(Block, _BlockSettings, Site):
     )
 
     _reports_are_absolute = field_validator("reports")(_absolute)
+    _tls_is_absolute = field_validator("tls")(_absolute_tls)
+
+    # `tls: true` is stored as it is: `site` puts the site's keys in its place.
+
+    @field_validator("nodes")
+    @classmethod
+    def _nodes_have_their_tls(cls, nodes: Any, info: ValidationInfo) -> Any:
+        return nodes
+
+    @field_validator("receiver")
+    @classmethod
+    def _receiver_has_its_tls(cls, receiver: Any, info: ValidationInfo) -> Any:
+        return receiver
 
     @field_validator("spool")
     @classmethod

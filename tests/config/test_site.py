@@ -28,6 +28,7 @@ from prefect_dicom.config.site import (
     ledger_url,
     load_site,
 )
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.config.yaml import LEDGER_URL_VARIABLE
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.model import Disposition, RetrieveMethod
@@ -317,7 +318,7 @@ def test_the_error_names_the_file_and_asks_for_a_person(load, folder):
         ("archive.directroy", "x", "did you mean `directory`?"),
         ("nodes.main.calledaetitle", "X", "did you mean `called_ae_title`?"),
         ("nodes.main.chunk_studies", 5, "it belongs under `limits`"),
-        ("zzz", 5, "known keys here: nodes, receiver, archive, ledger, spool"),
+        ("zzz", 5, "known keys here: tls, nodes, receiver, archive, ledger, spool"),
     ],
 )
 def test_an_unknown_key_is_a_fault_that_names_what_was_probably_meant(
@@ -689,6 +690,7 @@ def test_the_examples_are_the_ones_documented():
         "c-get.yaml",
         "two-nodes.yaml",
         "full.yaml",
+        "tls.yaml",
         "orthanc.json",
         "dcmqrscp.cfg",
     }
@@ -700,6 +702,7 @@ def fields_of_a_file(model: type[BaseModel]) -> set[str]:
 
 
 FULL = (CONFIGS / "full.yaml").read_text(encoding="utf-8")
+_ABSENT = [(PacsNode, "access_schedule"), (Site, "tls")]
 GROUPS = [
     ("nodes.main", PacsNode),
     ("nodes.main.limits", Limits),
@@ -707,6 +710,7 @@ GROUPS = [
     ("nodes.main.access_schedule", AccessSchedule),
     ("nodes.main.access_schedule.windows.0", Window),
     ("receiver", Receiver),
+    ("tls", Tls),
     ("archive", S3Archive),
     ("archive", DirectoryArchive),
     ("ledger", Ledger),
@@ -732,7 +736,7 @@ def test_the_full_example_names_every_key_and_shows_its_default(place, model):
     for name, field in model.model_fields.items():
         if name not in values or field.is_required() or model is DirectoryArchive:
             continue
-        if model in (AccessSchedule, Window) or name == "access_schedule":
+        if model in (AccessSchedule, Window, Tls) or (model, name) in _ABSENT:
             # By default there is none of it, and its comments say what holds then.
             continue
         default = field.get_default(call_default_factory=True)

@@ -49,7 +49,8 @@ from prefect_dicom.network.find.list_instances import list_instances
 from prefect_dicom.network.find.list_studies import find_studies
 from prefect_dicom.network.get import c_get
 from prefect_dicom.network.requestor import Requestor
-from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp, _Connection
+from prefect_dicom.network.storage_scp.connection import Connection, ConnectionPolicy
+from prefect_dicom.network.storage_scp.server import StorageScp
 from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
 from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from tests.support.corpus import corpus_directory, small_corpus
@@ -209,7 +210,7 @@ def test_no_stream_of_pdus_breaks_the_receiver(fuzz, scale, tmp_path):
                 # Both buffers hold all that is said: no thread is needed.
                 ours.sendall(stream)
                 ours.shutdown(socket.SHUT_WR)
-                connection = _Connection(theirs, "192.0.2.1", time.monotonic() + 30)
+                connection = Connection(theirs, "192.0.2.1", time.monotonic() + 30)
                 scp._connections[connection] = None
                 scp._serve(connection)
             assert scp.associations == 0

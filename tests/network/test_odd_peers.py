@@ -24,7 +24,8 @@ from prefect_dicom.core.model import Verdict
 from prefect_dicom.network.dimse import Element, read_command, unsigned_short
 from prefect_dicom.network.storage_scp import ReceiverLease
 from prefect_dicom.network.storage_scp.association_events import Happening
-from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp
+from prefect_dicom.network.storage_scp.connection import ConnectionPolicy
+from prefect_dicom.network.storage_scp.server import StorageScp
 from prefect_dicom.network.storage_scp.turned_away import TurnedAwayRecord, most_telling
 from prefect_dicom.network.upper_layer.association_items import ae_title
 from prefect_dicom.network.upper_layer.negotiation import kept_transfer_syntax, read_answer
@@ -287,14 +288,13 @@ def test_a_title_ends_where_its_padding_begins():
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        (client_hello(), "TLS"),
         (b"GET / HTTP/1.1\r\n\r\n", "no DICOM"),
         (b"\x04\0\0\0\0\4abcd", "no A-ASSOCIATE-RQ"),
         (b"\x01\0\0\0\0\4abcd", "cut short"),
         (request(user=b""), "without user information"),
         (request(application=b"1.2.3"), "(1,1,2)"),
     ],
-    ids=["TLS", "HTTP", "data", "short", "no user information", "application"],
+    ids=["HTTP", "data", "short", "no user information", "application"],
 )
 def test_who_is_not_understood_is_named_with_what_came(said, words, caplog):
     caplog.set_level(logging.WARNING)
@@ -305,6 +305,15 @@ def test_who_is_not_understood_is_named_with_what_came(said, words, caplog):
         (away,) = receiver.record.since(0.0)
     assert away.code == "sender-not-understood" and words in away.words
     assert away.words in caplog.text
+
+
+def test_tls_on_a_port_of_plain_dicom_has_a_reason_of_its_own():
+    with Listening() as receiver:
+        with receiver.connect() as connection:
+            connection.sendall(client_hello())
+            until_closed(connection)
+        (away,) = receiver.record.since(0.0)
+    assert (away.code, away.detail) == ("sender-with-tls", "it speaks TLS")
 
 
 def test_who_says_nothing_is_not_named():

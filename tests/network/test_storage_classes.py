@@ -25,7 +25,8 @@ from pynetdicom.sop_class import (
 )
 
 from prefect_dicom.network.storage_scp.association_events import Happening
-from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp
+from prefect_dicom.network.storage_scp.connection import ConnectionPolicy
+from prefect_dicom.network.storage_scp.server import StorageScp
 from prefect_dicom.network.upper_layer.negotiation import kept_transfer_syntax
 from tests.support.wire import (
     CT,

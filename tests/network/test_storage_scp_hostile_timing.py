@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -41,7 +38,6 @@ from tests.support.wire import (
     message_pdus,
     pdu,
     pdv,
-    tool,
 )
 
 pytestmark = [pytest.mark.campaign("hostile peers"), pytest.mark.timeout(900)]
@@ -229,32 +225,14 @@ def test_what_a_foe_sends_while_a_study_arrives_is_not_archived(tmp_path, forged
 # --- over TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        [
-            tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-            "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
-            "-addext", "subjectAltName=DNS:localhost",
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return certificate, key
-
-
-def test_silent_and_halting_tls_clients_hold_up_nobody(tmp_path, certificate, scale):
-    chain, key = certificate
-    client = ssl.create_default_context(cafile=chain)
-    more = {**QUICK, "certificate": str(chain), "key": str(key)}
-    with (
-        running(tmp_path, client, **more) as receiver,
-        attacked(receiver, scale, client) as foe,
-    ):
+def test_silent_and_halting_tls_clients_hold_up_nobody(tmp_path, authority, scale):
+    tls = authority.tls(authority.issue("receiver"))
+    with running(tmp_path, tls, **QUICK) as receiver, attacked(receiver, scale) as foe:
         hello = client_hello()
         for said in (b"", hello[:10], hello, foe.request(), hello + hello, b"\x16\x03\x01\xff\xff"):
             for _ in range(foe.many(10, 100)):
-                push(foe.connect(), said)
+                push(foe.connect_plain(), said)
         foe.legitimate.served(5)
-        assert_all_cut_off([(foe.connect(), hello), (foe.connect(), hello + bytes(1000))])
+        assert_all_cut_off(
+            [(foe.connect_plain(), hello), (foe.connect_plain(), hello + bytes(1000))]
+        )

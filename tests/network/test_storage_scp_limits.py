@@ -9,9 +9,7 @@ import errno
 import os
 import selectors
 import socket
-import ssl
 import struct
-import subprocess
 import threading
 import time
 
@@ -21,10 +19,14 @@ from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE, build_context
 
+from prefect_dicom.config.tls_context import client_context, current_server_context
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.network.storage_scp.association_events import Happening
+from prefect_dicom.network.storage_scp.connection import ConnectionPolicy
 from prefect_dicom.network.storage_scp.pending import PendingConnections, Readiness
-from prefect_dicom.network.storage_scp.server import ConnectionPolicy, StorageScp
+from prefect_dicom.network.storage_scp.sender_tls import SenderTls
+from prefect_dicom.network.storage_scp.server import StorageScp
+from tests.support.hostile_peers import client_hello
 from tests.support.peers import free_port
 from tests.support.wire import (
     CT,
@@ -35,7 +37,6 @@ from tests.support.wire import (
     pdu,
     pdv,
     store_command,
-    tool,
 )
 
 COMMAND = store_command("1.2.3")
@@ -411,30 +412,14 @@ def test_threads_and_files_are_back_at_the_baseline_after_many_associations():
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tls")
-    key, certificate = directory / "key.pem", directory / "certificate.pem"
-    subprocess.run(
-        [
-            tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-            "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
-            "-addext", "subjectAltName=DNS:localhost",
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return key, certificate
+def identity(authority):
+    return authority.issue("limits")
 
 
 @pytest.fixture
-def tls(certificate):
-    key, chain = certificate
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(chain, key)
-    server.load_verify_locations(chain)
-    server.verify_mode = ssl.CERT_REQUIRED
-    client = ssl.create_default_context(cafile=chain)
-    client.load_cert_chain(chain, key)
-    return server, client
+def tls(authority, identity):
+    settings = authority.tls(identity)
+    return SenderTls(current_server_context(settings)), client_context(settings)
 
 
 def test_instances_arrive_over_tls_and_an_idle_association_can_be_stopped(tls):
@@ -476,16 +461,32 @@ def test_silent_clients_do_not_hold_up_the_handshakes_of_others(tls):
             connection.close()
 
 
-def test_a_client_without_certificate_gets_no_association(tls, certificate):
+@pytest.mark.parametrize("said", [REQUEST, REQUEST[:20], b"GET / HTTP/1.1\r\n\r\n", b"\0"])
+def test_plain_dicom_on_a_port_of_tls_is_reset_without_a_thread(tls, said):
     server, _ = tls
-    stranger = ssl.create_default_context(cafile=certificate[1])
     with receiving(tls=server) as receiver:
-        with contextlib.suppress(ssl.SSLError, OSError), connect(receiver) as plain:
-            connection = stranger.wrap_socket(plain, server_hostname="localhost")
-            connection.sendall(REQUEST)
-            assert connection.recv(1) == b""
+        threads = threading.active_count()
+        with connect(receiver) as connection:
+            connection.sendall(said)
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
+            assert threading.active_count() == threads
         receiver.listener.wait_for(Happening.UNINTELLIGIBLE)
-        assert receiver.associations == 0
+        (event,) = receiver.listener.events
+        assert event.code == ("sender-without-tls" if said[:1] == b"\x01" else "")
+
+
+def test_a_hello_that_drips_in_takes_no_thread_and_ends_in_time(tls):
+    server, _ = tls
+    hello = client_hello()
+    with receiving(tls=server, negotiation_seconds=1) as receiver:
+        threads = threading.active_count()
+        with connect(receiver) as connection:
+            for begin in (hello[:1], hello[1:5], hello[5:40]):
+                connection.sendall(begin)
+            assert threading.active_count() == threads
+            assert until_closed(connection) == b""
+        receiver.listener.wait_for(Happening.UNINTELLIGIBLE)
 
 
 def test_an_association_that_floods_us_with_requests_gets_all_answers():

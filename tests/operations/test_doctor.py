@@ -18,7 +18,8 @@ from prefect_dicom.config.site import Site, load_site
 from prefect_dicom.core.model import CohortRow
 from prefect_dicom.network.storage_scp import running_receiver
 from prefect_dicom.operations import doctor
-from prefect_dicom.operations.doctor import Finding, entries_for_the_pacs, examine
+from prefect_dicom.operations.doctor import entries_for_the_pacs, examine
+from prefect_dicom.operations.findings import Finding
 from prefect_dicom.testing import Behaviour
 from prefect_dicom.testing.generate import generate_cohort
 from prefect_dicom.testing.tiny import tiny_instances

@@ -45,8 +45,8 @@ DOCUMENTS = {"README.md": README} | {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").rglob("*.md"))
 }
-TESTED_ELSEWHERE = {"docs/scripted-pacs.md", "docs/operations.md"}
-"""In ``tests/testing/`` and in ``test_operations_guide.py``."""
+TESTED_ELSEWHERE = {"docs/scripted-pacs.md", "docs/operations.md", "docs/tls.md"}
+"""In ``tests/testing/``, ``test_operations_guide.py`` and ``test_tls_page.py``."""
 
 
 class Block(NamedTuple):

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prefect_dicom.config.site import Site
+from prefect_dicom.config.tls import Tls
+from prefect_dicom.config.tls_context import client_context
 from prefect_dicom.core.model import StoreRequest
 from prefect_dicom.dicom.part10 import file_meta
 from prefect_dicom.network.dimse import Element, write_command
@@ -180,8 +182,10 @@ def until_closed(connection: socket.socket) -> bytes:
 class Receiver:
     """The process under attack."""
 
-    def __init__(self, folder: Path, **deadlines: object) -> None:
+    def __init__(self, folder: Path, tls: Tls | None = None, **deadlines: object) -> None:
         self.port = free_port()
+        self.client_tls = tls and client_context(tls)
+        """How its senders connect; None for plain DICOM."""
         self.title = f"TEST{self.port}"
         self.folder = folder
         self.spool = folder / "spool"
@@ -192,6 +196,7 @@ class Receiver:
                 "ae_title": self.title,
                 "port": self.port,
                 "allowed_senders": [OUR_ADDRESS, FOE_ADDRESS],
+                "tls": tls or False,
             },
             archive={"directory": folder / "archive"},
             spool={"path": self.spool, "reserve_bytes": 0},
@@ -281,10 +286,9 @@ class Receiver:
 class Legitimate(threading.Thread):
     """Stores requested instances, and asks for an echo on a new association, again and again."""
 
-    def __init__(self, receiver: Receiver, client_tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, receiver: Receiver) -> None:
         super().__init__(daemon=True)
         self._receiver = receiver
-        self._tls = client_tls
         self._over = threading.Event()
         self._changed = threading.Condition()
         self.rounds = 0
@@ -332,8 +336,8 @@ class Legitimate(threading.Thread):
     def _associate(self) -> socket.socket:
         address = (OUR_ADDRESS, self._receiver.port)
         connection = socket.create_connection(address, 10, (OUR_ADDRESS, 0))
-        if self._tls is not None:
-            connection = self._tls.wrap_socket(connection, server_hostname="localhost")
+        if (tls := self._receiver.client_tls) is not None:
+            connection = tls.wrap_socket(connection, server_hostname="localhost")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(request_of(self._receiver.title.encode(), b"LEGITIMATE"))
         kind, _ = take_pdu(connection)
@@ -371,6 +375,13 @@ class Foe:
         self.stack = contextlib.ExitStack()
 
     def connect(self, source: str = FOE_ADDRESS) -> socket.socket:
+        """A connection, with TLS where the receiver has it."""
+        connection = self.connect_plain(source)
+        if (tls := self.receiver.client_tls) is None:
+            return connection
+        return self.stack.enter_context(tls.wrap_socket(connection, server_hostname="localhost"))
+
+    def connect_plain(self, source: str = FOE_ADDRESS) -> socket.socket:
         address = (OUR_ADDRESS, self.receiver.port)
         connection = self.stack.enter_context(
             socket.create_connection(address, 10, source_address=(source, 0))
@@ -390,9 +401,9 @@ class Foe:
 
 
 @contextlib.contextmanager
-def attacked(receiver: Receiver, many, client_tls=None) -> Iterator[Foe]:
+def attacked(receiver: Receiver, many) -> Iterator[Foe]:
     """The legitimate sender at work; at the end, what has to hold of it and of the receiver."""
-    legitimate = Legitimate(receiver, client_tls)
+    legitimate = Legitimate(receiver)
     legitimate.start()
     foe = Foe(receiver, legitimate, many)
     try:
@@ -409,11 +420,11 @@ def attacked(receiver: Receiver, many, client_tls=None) -> Iterator[Foe]:
 
 
 @contextlib.contextmanager
-def running(folder: Path, client_tls=None, **deadlines: object) -> Iterator[Receiver]:
-    receiver = Receiver(folder, **deadlines)
+def running(folder: Path, tls: Tls | None = None, **deadlines: object) -> Iterator[Receiver]:
+    receiver = Receiver(folder, tls, **deadlines)
     try:
         # What is loaded and allocated once belongs to the start.
-        legitimate = Legitimate(receiver, client_tls)
+        legitimate = Legitimate(receiver)
         legitimate.start()
         legitimate.served(20)
         legitimate.end()

@@ -1,8 +1,8 @@
 """The receiver's process as a site runs it, but watched, and with deadlines a test can wait for.
 
 ``python receiver_process.py '{"pdu_seconds": 1}' < assignment``; the keys are those of
-:class:`~prefect_dicom.network.storage_scp.transfer.Limits`, and ``negotiation_seconds``,
-``certificate`` and ``key``. Every write outside the spool goes into the log as ``OUTSIDE``.
+:class:`~prefect_dicom.network.storage_scp.transfer.Limits`, and ``negotiation_seconds``. Every
+write outside the spool goes into the log as ``OUTSIDE``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import ssl
 import sys
 
 from prefect_dicom.network.storage_scp.process import Assignment, serve_forever
@@ -60,9 +59,6 @@ def main(deadlines: str) -> None:
     scp = {}
     if "negotiation_seconds" in more:
         scp["negotiation_seconds"] = more.pop("negotiation_seconds")
-    if "certificate" in more:
-        scp["tls"] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        scp["tls"].load_cert_chain(more.pop("certificate"), more.pop("key"))
     assignment = Assignment.from_json(sys.stdin.read())
     watch(str(assignment.spool))
     serve_forever(assignment, limits=Limits(**more), **scp)

@@ -35,7 +35,7 @@ from prefect_dicom.core.proxies import proxy_variables
 from prefect_dicom.core.uids import is_safe_key
 
 if TYPE_CHECKING:
-    from prefect_dicom.operations.doctor import Finding
+    from prefect_dicom.operations.findings import Finding
     from prefect_dicom.operations.probe_node import ProbeResult
 
 
@@ -129,7 +129,7 @@ def doctor(
 
 def _examine_prefect(site: Site) -> Iterator[Finding]:
     """Check what every pull needs of Prefect: a home, and a server that answers or can start."""
-    from prefect_dicom.operations.doctor import Finding, failed_finding
+    from prefect_dicom.operations.findings import Finding, failed_finding
 
     check = "its home can be written"
     try:

@@ -37,6 +37,7 @@ def receiver_run(*, site: SiteOption = DEFAULT_SITE) -> int:
     from prefect_dicom.network.storage_scp.process import serve_forever
 
     settings = site_of(site)
+    settings.check_tls_files()
     console.print(
         f"{settings.receiver.ae_title} on {settings.receiver.bind}:{settings.receiver.port}"
     )

@@ -147,13 +147,18 @@ def union_members(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+def plain_members(annotation: Any) -> list[Any]:
+    """Members of a union but None, without what is annotated to them."""
+    return [
+        get_args(member)[0] if get_origin(member) is Annotated else member
+        for member in union_members(annotation)
+    ]
+
+
 def _expected(field: FieldInfo | None) -> str:
     if field is None:
         return "something else"
-    alternatives = [
-        get_args(member)[0] if get_origin(member) is Annotated else member
-        for member in union_members(field.annotation)
-    ]
+    alternatives = plain_members(field.annotation)
     annotation = alternatives[0]
     bounds = {
         name: value
@@ -177,7 +182,9 @@ def _expected(field: FieldInfo | None) -> str:
     if issubclass(annotation, Enum):
         return "one of " + ", ".join(member.value for member in annotation)
     if annotation is bool:
-        return "true or false"
+        groups = alternatives[1:]
+        keys = ", or ".join(", ".join(_public(group.model_fields)) for group in groups)
+        return "true, false or a group of keys: " + keys if groups else "true or false"
     if annotation in (int, float):
         return ("a whole number" if annotation is int else "a number") + _range(bounds)
     if annotation is Path:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from prefect_dicom.config.access_schedule import AccessSchedule
 from prefect_dicom.config.fields import AeTitle, ip_address
 from prefect_dicom.config.settings import Settings
+from prefect_dicom.config.tls import OwnTls
 from prefect_dicom.core.model import InformationModel, RetrieveMethod
 
 
@@ -105,11 +106,31 @@ class PacsNode(NodeSettings):
     retrieve: RetrieveMethod = Field(
         default=RetrieveMethod.C_MOVE, description="c-move (needs the receiver) or c-get."
     )
+    tls: OwnTls = Field(
+        default=False,
+        description="DICOM over TLS: true with the site's `tls`, or keys of its own; false is "
+        "plain DICOM.",
+    )
+    tls_name: str | None = Field(
+        default=None,
+        description="Name that the PACS's certificate must have; `host` by default.",
+    )
 
     @property
     def query_model(self) -> InformationModel:
         """The information model in which it is queried."""
         return self.information_model
+
+    @field_validator("tls_name")
+    @classmethod
+    def _name_is_for_tls(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is None:
+            return None
+        if info.data.get("tls") is False:
+            raise ValueError("expected it only together with `tls`")
+        if not re.fullmatch(r"[\w.:-]+", name):
+            raise ValueError("expected a host name or an IP address, as in the certificate")
+        return name
 
     @field_validator("host")
     @classmethod

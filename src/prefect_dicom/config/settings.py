@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from prefect_dicom.config.messages import union_members
+from prefect_dicom.config.messages import plain_members
 
 
 class Settings(BaseModel):
@@ -28,8 +28,9 @@ class Settings(BaseModel):
     @classmethod
     def _no_truth_values(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic would take `port: true` for 1, and 1 or "yes" for true.
-        wanted = bool in union_members(cls.model_fields[str(info.field_name)].annotation)
-        if wanted and value is not None and not isinstance(value, bool):
+        types = plain_members(cls.model_fields[str(info.field_name)].annotation)
+        wanted = bool in types
+        if types == [bool] and value is not None and not isinstance(value, bool):
             raise PydanticCustomError("no_truth_value", "expected true or false")
         if isinstance(value, bool) and not wanted:
             raise PydanticCustomError("truth_value", "true and false are values of no key")

@@ -35,6 +35,8 @@ from prefect_dicom.config.messages import SECRET_KEY, faults_of, format_fault
 from prefect_dicom.config.node import NodeSettings, PacsNode
 from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.settings import Settings
+from prefect_dicom.config.tls import Tls
+from prefect_dicom.config.tls_files import tls_faults
 from prefect_dicom.config.yaml import LEDGER_URL_VARIABLE, Document, text_of
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.model import Evidence, RetrieveMethod
@@ -52,6 +54,8 @@ CALLING_VARIABLE = "PREFECT_DICOM_CALLING_AE_TITLE"
 _SETTLES_WITHIN = 2
 """Factor on the settle time among the capabilities: the next one may be slower."""
 
+
+_NO_TLS = "expected the keys of TLS here, or a group `tls` beside `nodes`"
 
 Plain = TypeVar("Plain", bound=Settings)
 
@@ -134,6 +138,9 @@ class Validation(Settings):
 class Site(Settings):
     """One site: everything a run needs to know but the cohort."""
 
+    tls: Tls | None = Field(
+        default=None, description="TLS of the nodes and the receiver that have `tls: true`."
+    )
     nodes: dict[NodeName, PacsNode] = Field(
         min_length=1, description="PACS nodes by a name of your choice."
     )
@@ -183,6 +190,62 @@ class Site(Settings):
         """Whether a PACS can be asked to send here: a node is, or the receiver is configured."""
         by_move = any(node.retrieve is RetrieveMethod.C_MOVE for node in self.nodes.values())
         return by_move or self.receiver != Receiver()
+
+    @field_validator("nodes")
+    @classmethod
+    def _nodes_have_their_tls(
+        cls, nodes: dict[str, PacsNode], info: ValidationInfo
+    ) -> dict[str, PacsNode]:
+        site = info.data.get("tls")
+        if "tls" in info.data and site is None:
+            for name, node in nodes.items():
+                if node.tls is True:
+                    raise ValueError(f"{name} has `tls: true`; {_NO_TLS}")
+        return {
+            name: node.model_copy(update={"tls": site}) if node.tls is True and site else node
+            for name, node in nodes.items()
+        }
+
+    @field_validator("receiver")
+    @classmethod
+    def _receiver_has_its_tls(cls, receiver: Receiver, info: ValidationInfo) -> Receiver:
+        site = info.data.get("tls")
+        if receiver.tls is not True or "tls" not in info.data:
+            return receiver
+        if site is None:
+            raise ValueError(f"it has `tls: true`; {_NO_TLS}")
+        if site.certificate is None:
+            raise ValueError(
+                "it has `tls: true`; expected `certificate` and `key` in the site's `tls`: a TLS "
+                "server has its own"
+            )
+        return receiver.model_copy(update={"tls": site})
+
+    def check_tls_files(self) -> None:
+        """Check the files of all TLS settings, before anything is sent or received.
+
+        Not as the site is loaded: whoever reads a report of it need not be able to read its keys.
+
+        Raises
+        ------
+        ConfigurationError
+            With every fault of every file.
+        """
+        faults = [
+            fault for key, tls in self.tls_settings().items() for fault in tls_faults(tls, key)
+        ]
+        if faults:
+            raise ConfigurationError("the TLS settings of the site", faults)
+
+    def tls_settings(self) -> dict[str, Tls]:
+        """All TLS settings, each once, by where they are in the site file."""
+        groups = {"tls": self.tls, "receiver.tls": self.receiver.tls}
+        groups |= {f"nodes.{name}.tls": node.tls for name, node in self.nodes.items()}
+        found: dict[Tls, str] = {}
+        for key, tls in groups.items():
+            if isinstance(tls, Tls):
+                found.setdefault(tls, key)
+        return {key: tls for tls, key in found.items()}
 
     @field_validator("spool")
     @classmethod

@@ -33,6 +33,8 @@ READ: Mapping[str, str] = {
     "prefect_dicom_runs": "Runs that hold a lease on the receiver.",
     "prefect_dicom_dead_runs_total": "Runs that left the receiver without ending their requests.",
     "prefect_dicom_connections_total": "Connections to the receiver, by result.",
+    "prefect_dicom_turned_away_total": "Connections turned away by the receiver, by reason.",
+    "prefect_dicom_certificate_seconds_left": "Seconds until a certificate of ours expires.",
     "prefect_dicom_refused_objects_total": "Instances refused: the spool was full or failed.",
     "prefect_dicom_spool_free_bytes": "Bytes that may be written to the spool, above its reserve.",
     "prefect_dicom_spool_bytes": "Bytes of instances that wait in the spool to be archived.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import time
 
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -15,6 +16,7 @@ from prefect_dicom.network.dimse import (
     Message,
     MessageReader,
 )
+from prefect_dicom.network.tls import TLS_ALERT, refusal, secure
 from prefect_dicom.network.upper_layer.negotiation import (
     ACCEPTED,
     ANSWER_BYTES,
@@ -31,10 +33,12 @@ _NO_CONTEXT_RESULT = 2
 _TRANSFER_SYNTAX_NOT_PROPOSED = 4
 _RELEASE_SECONDS = 5.0
 _ABORT_SECONDS = 1.0
+_ALERT_SECONDS = 1.0
+_TLS_MAJOR_VERSION = 3
 
 
 def connect(node: PacsNode) -> socket.socket:
-    """Open a TCP connection to a node.
+    """Open a connection to a node: TCP, and TLS where the node has it.
 
     Raises
     ------
@@ -47,7 +51,7 @@ def connect(node: PacsNode) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise unconnected(error, seconds) from None
     prepare(connection)
-    return connection
+    return secure(connection, node, node.timeouts.acse_seconds)
 
 
 def associate(
@@ -91,6 +95,8 @@ def _answer(stream: Stream, request: bytes, seconds: float) -> bytes:
         stream.send(request, deadline)
         header = stream.take(6, deadline)
         kind, length = header[0], int.from_bytes(header[2:], "big")
+        if header[0] == TLS_ALERT and header[1] == _TLS_MAJOR_VERSION:
+            raise PacsError("tls-required", "a TLS alert answers the association request")
         if kind not in (Pdu.ASSOCIATE_AC, Pdu.ASSOCIATE_RJ, Pdu.ABORT) or length > ANSWER_BYTES:
             raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the answer is no A-ASSOCIATE-AC")
         body = stream.take(length, deadline)
@@ -98,9 +104,12 @@ def _answer(stream: Stream, request: bytes, seconds: float) -> bytes:
         raise PacsError(
             "pacs-silent", f"no answer to the association request in {seconds:g} s"
         ) from None
-    except OSError:
-        raise PacsError(
-            "pacs-reset", "the connection ended before the association was accepted"
+    except OSError as error:
+        # With TLS 1.3 a peer refuses our certificate only now.
+        raise (
+            refusal(error)
+            or _alert_of(stream)
+            or PacsError("pacs-reset", "the connection ended before the association was accepted")
         ) from None
     if kind != Pdu.ASSOCIATE_AC and length != 4:
         raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the answer is no A-ASSOCIATE-AC")
@@ -109,6 +118,18 @@ def _answer(stream: Stream, request: bytes, seconds: float) -> bytes:
     if kind == Pdu.ABORT:
         raise aborted(body[2], body[3], first_request=True)
     return header + body
+
+
+def _alert_of(stream: Stream) -> PacsError | None:
+    """The refusal that lies unread in a connection on which nothing can be sent any more."""
+    if not isinstance(stream.connection, ssl.SSLSocket):
+        return None
+    try:
+        while True:
+            stream.start = stream.end
+            stream.fill(time.monotonic() + _ALERT_SECONDS)
+    except OSError as error:
+        return refusal(error)
 
 
 def abort(stream: Stream, source: int = 0, reason: int = 0) -> None:

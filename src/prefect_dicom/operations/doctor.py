@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import math
 import re
 import socket
 import time
@@ -48,11 +47,12 @@ from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import is_unable_to_process, reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, StoreHandler
 from prefect_dicom.network.storage_scp.turned_away import TurnedAway, most_telling
+from prefect_dicom.operations.findings import Finding, error_words, failed_finding
+from prefect_dicom.operations.tls_check import check_files, check_node, check_senders
 from prefect_dicom.retrieval.send import wait_until_received
 
 _PROBE = 0
 """Study reference of what the doctor retrieves; references of the ledger begin at 1."""
-_HERE = "`prefect-dicom doctor` prints the line to add."
 _LEDGER_ADVICE = (
     "SQLite's locks do not hold on network file systems: the ledger may be refused or damaged. "
     "Point `ledger.path` to a local disk; several hosts share a ledger in PostgreSQL."
@@ -61,36 +61,6 @@ _SPOOL_ADVICE = "Point `spool.path` to a local disk of each host: a spool is nev
 _WINDOWS_DAYS = (7, 90, 365, 3650)
 # Of PatientIDs, until one brings a study.
 _PREFIXES = "1203456789APMST"
-_AT_ONCE_SECONDS = 5.0
-_ENDED_AT_ONCE = (
-    "The PACS ended the connection at once, over this request; no time-out of a firewall is as "
-    "short. Its log of this minute says why. Try another study: --study, --accession or --patient."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Result of one check. One that is ``ok`` and has an advice is a warning.
-
-    Attributes
-    ----------
-    part : str
-        What was checked: ``ledger``, ``spool``, ``archive``, ``receiver`` or the name of a node.
-    check : str
-        The check.
-    ok : bool
-        Whether it passed.
-    words : str
-        Details of the result.
-    advice : str
-        What to do.
-    """
-
-    part: str
-    check: str
-    ok: bool
-    words: str = ""
-    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +96,7 @@ def examine(
     yield from _local("spool", site.spool.path, _SPOOL_ADVICE)
     yield _check("spool", "is private, writable, above its reserve", lambda: _spool(site))
     yield from _archive(site)
+    yield from check_files(site)
     lease: ReceiverLease | None = None
     with contextlib.ExitStack() as stack:
         chosen = {name: site.nodes[name] for name in nodes or site.nodes}
@@ -149,15 +120,20 @@ def entries_for_the_pacs(site: Site, node: PacsNode) -> list[Entry]:
         receiver = site.receiver.ae_title
         both = "query and retrieve, and be sent to" if receiver in titles else "be sent to"
         titles[receiver] = both
+    secured = site.receiver.tls is not False
     entries = []
     for title, purpose in titles.items():
-        orthanc = json.dumps([title, address, port])
-        entries.append(
-            Entry('Orthanc, in "DicomModalities"', f"{json.dumps(title.lower())} : {orthanc}")
-        )
-        name = re.sub("[^a-z0-9]", "_", title.lower())
-        entries.append(Entry("dcmqrscp, in HostTable", f"{name} = ({title}, {address}, {port})"))
-        words = f"{title} at {address}, port {port}, plain DICOM; may {purpose}"
+        orthanc: object = [title, address, port]
+        if secured:
+            orthanc = {"AET": title, "Host": address, "Port": port, "UseDicomTls": True}
+        line = f"{json.dumps(title.lower())} : {json.dumps(orthanc)}"
+        entries.append(Entry('Orthanc, in "DicomModalities"', line))
+        if not secured:
+            name = re.sub("[^a-z0-9]", "_", title.lower())
+            line = f"{name} = ({title}, {address}, {port})"
+            entries.append(Entry("dcmqrscp, in HostTable", line))
+        protocol = "DICOM over TLS 1.2 or 1.3" if secured else "plain DICOM"
+        words = f"{title} at {address}, port {port}, {protocol}; may {purpose}"
         entries.append(Entry("others, as a remote node", words))
     return entries
 
@@ -189,22 +165,6 @@ def _check(part: str, check: str, run: Callable[[], str]) -> Finding:
         return Finding(part, check, True, run())
     except PrefectDicomError as error:
         return failed_finding(part, check, error)
-
-
-def _words(error: PrefectDicomError) -> str:
-    return f"{error.reason.meaning} ({error.code}{': ' + error.detail if error.detail else ''})"
-
-
-def failed_finding(
-    part: str, check: str, error: PrefectDicomError, seconds: float = math.inf
-) -> Finding:
-    """The finding for an error that came so many seconds after the check began."""
-    words = _words(error)
-    if error.code == "association-lost" and seconds < _AT_ONCE_SECONDS:
-        return Finding(part, check, False, words, _ENDED_AT_ONCE)
-    # The advice of the reason refers to this command, which prints the lines at the end.
-    advice = error.reason.what_to_do.replace(_HERE, "The line to add is below.")
-    return Finding(part, check, False, words, advice)
 
 
 def _ledger(site: Site) -> str:
@@ -262,6 +222,8 @@ def _way_back(site: Site, name: str, node: PacsNode) -> Iterator[Finding]:
 def _node(
     site: Site, name: str, node: PacsNode, lease: ReceiverLease | None, row: CohortRow | None
 ) -> Iterator[Finding]:
+    if not (yield from check_node(name, node)):
+        return
     with Requestor(node) as requestor:
         check, began = "C-ECHO", time.monotonic()
         try:
@@ -290,6 +252,7 @@ def _node(
             check, began = f"{node.retrieve.upper()} of one instance", time.monotonic()
             words = _retrieve_one(site, node, requestor, lease, study, listed.instances[0])
             yield Finding(name, check, True, words)
+            yield from check_senders(name, lease)
         except PrefectDicomError as error:
             yield failed_finding(name, check, error, time.monotonic() - began)
 
@@ -328,7 +291,7 @@ def _first_study(
         name,
         "C-FIND by date" if row is None else "C-FIND of the study",
         row is None,
-        f"{_words(failed)}; {words[1]} is answered",
+        f"{error_words(failed)}; {words[1]} is answered",
         f"{words[0]} failed: the PACS's log says over what. Rows with other identifiers are found.",
     )
     return study

@@ -38,9 +38,7 @@ class ChunkArchiving:
     """Threads for manifests, which never wait behind uploads of instances."""
 
     def archive(self, chunk: Chunk) -> int:
-        """Upload and commit what is retrieved of a chunk; returns how many studies ended archived.
-
-        While its retrieval goes on, studies are archived as they come.
+        """Upload and commit what was retrieved of a chunk; returns how many studies ended archived.
 
         Raises
         ------
@@ -48,13 +46,7 @@ class ChunkArchiving:
             The archive cannot be used. What was stored is recorded; the same call again, or
             :meth:`give_back`, must follow.
         """
-        archived = 0
-        with contextlib.closing(self.in_hand.batches(chunk)) as batches:
-            for tasks in batches:
-                archived += self._archive(chunk, tasks)
-        return archived
-
-    def _archive(self, chunk: Chunk, tasks: list[StudyTask]) -> int:
+        tasks = self.in_hand.take(chunk)
         # Of an earlier try some may be finished, or lost to another run.
         standing = {
             c.reference for c in self.context.ledger.claims.still_held(task.claim for task in tasks)
@@ -70,7 +62,7 @@ class ChunkArchiving:
                 continue
             except PrefectDicomError:
                 # Kept, claims and all, for the next try.
-                self.in_hand.add(chunk, tasks[position:])
+                self.in_hand.add(tasks[position:])
                 raise
         return archived
 

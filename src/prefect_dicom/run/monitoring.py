@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from prefect_dicom.admission.circuit_breaker import BreakerState
 from prefect_dicom.config.access_schedule import schedule_state
+from prefect_dicom.config.tls_files import certificate_values
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.metrics import Value, happened
 from prefect_dicom.core.metrics_endpoint import CachedReading, serving
@@ -58,6 +59,7 @@ class _Values:
             labels = {"cohort": cohort, "verdict": verdict.value}
             yield Value("prefect_dicom_rows", totals.rows[verdict], labels)
         yield from self._of_nodes()
+        yield from certificate_values(self._run.site.tls_settings())
         if isinstance(self._run, Run):
             yield Value("prefect_dicom_studies_to_archive", len(self._run.in_hand))
             yield Value("prefect_dicom_spool_free_bytes", self._run.spool.free_bytes())

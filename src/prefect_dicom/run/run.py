@@ -35,7 +35,6 @@ from prefect_dicom.run.disks import DiskWatch
 from prefect_dicom.run.in_hand import StudiesInHand
 from prefect_dicom.run.node_retrieval import NodeRetrieval
 from prefect_dicom.run.reporting import RunReporting
-from prefect_dicom.run.retrieval_turns import RetrievalTurns
 from prefect_dicom.run.retrieving import ChunkRetrieval
 from prefect_dicom.run.upload import Uploader
 
@@ -168,7 +167,6 @@ class Run(DryRun):
         self.chunks = ChunkPlanner(context, spool)
         self.nodes = NodeRetrieval(context, spool, later)
         self.disks = DiskWatch(context, spool)
-        self.turns = RetrievalTurns(context, spool, self.in_hand)
         uploader = Uploader(context, spool, archive, uploads)
         ending = StudyCommit(context, spool, archive)
         self.retrieval = ChunkRetrieval(
@@ -180,7 +178,6 @@ class Run(DryRun):
             uploader=uploader,
             ending=ending,
             in_hand=self.in_hand,
-            turns=self.turns,
             aside=aside,
         )
         self.archiving = ChunkArchiving(
@@ -221,10 +218,11 @@ def check_first(site: Site, ledger: Ledger, cohort: Cohort | None = None) -> Non
     Raises
     ------
     PrefectDicomError
-        What is wrong with the archive or the spool.
+        What is wrong with the files of TLS, the archive or the spool.
     """
     if cohort is not None and not has_work(ledger, cohort.number):
         return
+    site.check_tls_files()
     with open_archive(site.archive) as archive:
         archive.check_usable()
     Spool(site.spool.path, site.spool.reserve_bytes)
@@ -247,6 +245,7 @@ def open_dry_run(
     clock : Clock, optional
         The time that the run goes by.
     """
+    site.check_tls_files()
     with contextlib.ExitStack() as stack:
         ledger = ledger or stack.enter_context(Ledger.open(ledger_url(site)))
         known = ledger.cohorts.get(str(cohort))
@@ -284,6 +283,7 @@ def open_run(
         archive = stack.enter_context(contextlib.closing(open_archive(site.archive)))
         # What is wrong with the archive shows before the PACS is asked for anything.
         if kind == "rerun" or has_work(ledger, known.number):
+            site.check_tls_files()
             archive.check_usable()
         archive.head(manifest_key("0"))
         spool = Spool(site.spool.path, site.spool.reserve_bytes)

@@ -1,8 +1,8 @@
 """The table of reasons: how a row, a study, an instance or a run can end.
 
 Each code has one entry with all its columns (:class:`Reason`): texts for people, and reactions of
-the program. Entries are grouped by what they concern: :mod:`.rows`,
-:mod:`.studies`, :mod:`.instances`, :mod:`.nodes` and :mod:`.site` (everything on our side). A new
+the program. Entries are grouped by what they concern: :mod:`.rows`, :mod:`.studies`,
+:mod:`.instances`, :mod:`.nodes`, :mod:`.tls` and :mod:`.site` (everything on our side). A new
 reason is one new entry in one of these; ``python -m prefect_dicom.core.reasons`` then writes
 ``docs/reasons.md``.
 """
@@ -15,6 +15,7 @@ from prefect_dicom.core.reasons.reason import PAGE, Consequence, Reason, Scope, 
 from prefect_dicom.core.reasons.rows import ROWS
 from prefect_dicom.core.reasons.site import SITE
 from prefect_dicom.core.reasons.studies import STUDIES
+from prefect_dicom.core.reasons.tls import TLS
 
 __all__ = [
     "PAGE",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 REASONS: dict[str, Reason] = {
-    reason.code: reason for reason in (*ROWS, *STUDIES, *INSTANCES, *NODES, *SITE)
+    reason.code: reason for reason in (*ROWS, *STUDIES, *INSTANCES, *NODES, *TLS, *SITE)
 }
 
 

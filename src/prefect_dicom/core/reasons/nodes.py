@@ -267,6 +267,7 @@ sends from another address than it receives requests at, and so does one behind 
 or with several networks. The address was refused before a byte was read. `receiver.log` in the
 spool names it too.""",
         needs_diagnosis=True,
+        explains_silence=2,
     ),
     Reason(
         "receiver-title-unknown",
@@ -286,6 +287,7 @@ Rejection (1,1,7). AE titles are compared in exact case; blanks and NULs around 
 The PACS accepted our title as the destination of the C-MOVE; the entry from which it takes address
 and port has another title. `receiver.log` in the spool names that title too.""",
         needs_diagnosis=True,
+        explains_silence=8,
     ),
     Reason(
         "sender-not-understood",
@@ -304,6 +306,7 @@ The connection came from an allowed address, and began with TLS, with another pr
 with an association request that cannot be read. A PACS that is set to secure connections for all of
 its nodes uses TLS to us too. `receiver.log` in the spool says what was wrong.""",
         needs_diagnosis=True,
+        explains_silence=1,
     ),
     Reason(
         "c-get-sends-nothing",

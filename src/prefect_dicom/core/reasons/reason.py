@@ -126,6 +126,12 @@ class Reason:
     transient_before_success: bool = True
     """False: transient only where the node has worked in this run; otherwise a person must act."""
 
+    explains_silence: int = 0
+    """How well a connection that was turned away explains that nothing arrived: the highest is
+    reported. With 0 it does not."""
+    shows_certificate: bool = False
+    """The doctor shows the certificate that was not accepted, for people to compare."""
+
     # --- archive
     refuses_wrong_hash: bool = False
     """An object store may report bytes with a wrong hash by this reason."""

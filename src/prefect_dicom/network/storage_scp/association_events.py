@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prefect_dicom.network.storage_scp.transfer import AssociationInfo, CloseReason
+from prefect_dicom.network.tls import TlsPeer
 
 # PS3.8 9.3.4: result, source, reason
 REJECTED_APPLICATION_CONTEXT = (1, 1, 2)
+REJECTED_CALLING_AE_TITLE = (1, 1, 3)
 REJECTED_CALLED_AE_TITLE = (1, 1, 7)
 REJECTED_PROTOCOL_VERSION = (1, 2, 2)
 REJECTED_LOCAL_LIMIT = (2, 3, 2)
@@ -44,7 +46,12 @@ class AssociationEvent:
     instances: int = 0
     end: CloseReason | None = None
     detail: str = ""
-    """Of UNINTELLIGIBLE: what it was, in words; empty where nothing was said."""
+    """Of UNINTELLIGIBLE: what it was, in words; empty where nothing was said. Of REJECTED: what
+    is wrong with its certificate."""
+    code: str = ""
+    """Reason code, where it has one of its own: certificates, and TLS on one side only."""
+    tls: TlsPeer | None = None
+    """Of ACCEPTED: how the peer was verified; None without TLS."""
 
     @classmethod
     def of(

@@ -15,7 +15,6 @@ import math
 import os
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -27,12 +26,15 @@ from typing import Any
 
 from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.receiver import Metrics, Receiver
+from prefect_dicom.config.tls import Tls
+from prefect_dicom.config.tls_files import certificate_values
 from prefect_dicom.core.errors import PrefectDicomError, ReceiverError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import lock_file
 from prefect_dicom.core.metrics import Value
 from prefect_dicom.core.metrics_endpoint import RECEIVER, CachedReading, serving
 from prefect_dicom.network.storage_scp.association_events import AssociationEvent
+from prefect_dicom.network.storage_scp.connection import NEGOTIATION_SECONDS, ConnectionPolicy
 from prefect_dicom.network.storage_scp.control_protocol import (
     LOCK_NAME,
     SOCKET_NAME,
@@ -40,14 +42,12 @@ from prefect_dicom.network.storage_scp.control_protocol import (
     Line,
     socket_path,
 )
-from prefect_dicom.network.storage_scp.server import (
-    NEGOTIATION_SECONDS,
-    ConnectionPolicy,
-    StorageScp,
-)
+from prefect_dicom.network.storage_scp.sender_tls import SenderTls
+from prefect_dicom.network.storage_scp.server import StorageScp
 from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
 from prefect_dicom.network.storage_scp.transfer import Limits
 from prefect_dicom.network.storage_scp.turned_away import TurnedAwayRecord
+from prefect_dicom.network.storage_scp.verified_senders import VerifiedSenders
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +101,6 @@ class ReceiverServer:
         How long it stays without a lease, instead of the site's setting.
     limits : Limits, optional
         What an association may take; no site sets it.
-    tls : ssl.SSLContext, optional
-        A server context; no site sets it.
     negotiation_seconds : float
         See :class:`ConnectionPolicy`.
     """
@@ -113,7 +111,6 @@ class ReceiverServer:
         idle_seconds: float | None = None,
         *,
         limits: Limits | None = None,
-        tls: ssl.SSLContext | None = None,
         negotiation_seconds: float = NEGOTIATION_SECONDS,
     ) -> None:
         self._assignment = assignment
@@ -132,6 +129,7 @@ class ReceiverServer:
         self._spool_bytes = CachedReading(self._spool.waiting_bytes)
         self._connections: Counter[str] = Counter()
         self._turned_away = TurnedAwayRecord()
+        self._senders = VerifiedSenders()
         self._stop = threading.Event()
         self._spool_lock: int | None = None
         self._title_lock: socket.socket | None = None
@@ -146,7 +144,7 @@ class ReceiverServer:
                 self._slots_of_one_peer(),
                 negotiation_seconds,
             ),
-            tls=tls,
+            tls=SenderTls.of(self._settings),
             limits=limits,
             on_event=self._count_connection,
         )
@@ -357,12 +355,14 @@ class ReceiverServer:
                 "open_bytes": self._store_handler.open_bytes,
                 "free_bytes": self._spool.free_bytes(),
                 "turned_away": [one.words for one in self._turned_away.since(0.0)],
+                "tls_senders": self._senders.to_message(),
             }
 
     # --- metrics
 
     def _count_connection(self, event: AssociationEvent) -> None:
         self._turned_away.note(event)
+        self._senders.note(event)
         with self._lock:
             self._connections[event.happening.value] += 1
 
@@ -377,6 +377,10 @@ class ReceiverServer:
         yield Value("prefect_dicom_associations", self._scp.associations)
         for happening, number in connections.items():
             yield Value("prefect_dicom_connections_total", number, {"happening": happening})
+        for code, number in self._turned_away.counts().items():
+            yield Value("prefect_dicom_turned_away_total", number, {"reason": code})
+        if isinstance(self._settings.tls, Tls):
+            yield from certificate_values({"receiver": self._settings.tls})
         yield Value("prefect_dicom_refused_objects_total", self._spool.refusals)
         yield Value("prefect_dicom_spool_free_bytes", self._spool.free_bytes())
         yield Value("prefect_dicom_spool_bytes", self._spool_bytes())
@@ -400,7 +404,6 @@ def serve_forever(
     assignment: Assignment,
     *,
     limits: Limits | None = None,
-    tls: ssl.SSLContext | None = None,
     negotiation_seconds: float = NEGOTIATION_SECONDS,
 ) -> None:
     """Run a receiver in this process until a signal stops it, idle or not.
@@ -411,7 +414,6 @@ def serve_forever(
         assignment,
         math.inf,
         limits=limits,
-        tls=tls,
         negotiation_seconds=negotiation_seconds,
     )
     server.start()

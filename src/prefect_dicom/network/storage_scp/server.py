@@ -15,12 +15,11 @@ import logging
 import os
 import selectors
 import socket
-import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from prefect_dicom.core.errors import ReceiverError
@@ -28,13 +27,25 @@ from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.storage_scp.association_events import (
     REJECTED_APPLICATION_CONTEXT,
     REJECTED_CALLED_AE_TITLE,
+    REJECTED_CALLING_AE_TITLE,
     REJECTED_LOCAL_LIMIT,
     REJECTED_PROTOCOL_VERSION,
     AssociationEvent,
     Happening,
 )
+from prefect_dicom.network.storage_scp.connection import (
+    Connection,
+    ConnectionPolicy,
+    plain_address,
+)
 from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
 from prefect_dicom.network.storage_scp.pending import PendingConnections, Readiness
+from prefect_dicom.network.storage_scp.sender_tls import (
+    MOST_HELLO_BYTES,
+    SenderRefused,
+    SenderTls,
+    hello_bytes,
+)
 from prefect_dicom.network.storage_scp.transfer import (
     AssociationInfo,
     CloseKind,
@@ -42,6 +53,7 @@ from prefect_dicom.network.storage_scp.transfer import (
     Limits,
     Transfer,
 )
+from prefect_dicom.network.tls import TLS_HANDSHAKE, peer_of
 from prefect_dicom.network.upper_layer.association_items import printable
 from prefect_dicom.network.upper_layer.negotiation import (
     APPLICATION_CONTEXT,
@@ -52,13 +64,12 @@ from prefect_dicom.network.upper_layer.negotiation import (
     first_bytes,
     read_request,
 )
-from prefect_dicom.network.upper_layer.pdu import ProtocolError, abort_pdu, reject_pdu
+from prefect_dicom.network.upper_layer.pdu import Pdu, ProtocolError, abort_pdu, reject_pdu
 from prefect_dicom.network.upper_layer.sockets import listening_process, prepare
-from prefect_dicom.network.upper_layer.stream import BUFFER_BYTES, Stream
+from prefect_dicom.network.upper_layer.stream import Stream
 
 logger = logging.getLogger(__name__)
 
-NEGOTIATION_SECONDS = 30.0
 # Connections that are not associations yet, above the number of associations.
 _CONNECTIONS_BEYOND = 64
 # Those that were sent away and whose threads have not ended yet, above that.
@@ -72,50 +83,6 @@ _SMALL_BUFFER_BYTES = 128 * 1024
 _BACKLOG = 2048
 _NO_FILES_PAUSE_SECONDS = 0.1
 _ABORT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionPolicy:
-    """Who may connect to a storage SCP, how often and for how long.
-
-    Parameters
-    ----------
-    allowed : callable
-        Whether a peer's address may connect at all. AE titles are labels that a peer chooses,
-        this is the gate.
-    max_associations : int
-        Further ones are rejected as over the local limit, which peers take as "try later".
-    max_associations_per_peer : int, optional
-        The same for one address.
-    negotiation_seconds : float
-        From the connection to its accepted association, TLS handshake included.
-    """
-
-    allowed: Callable[[str], bool]
-    max_associations: int = 64
-    max_associations_per_peer: int | None = None
-    negotiation_seconds: float = NEGOTIATION_SECONDS
-
-
-class _Connection:
-    """One accepted TCP connection and, in time, its association."""
-
-    def __init__(self, sock: socket.socket, address: str, deadline: float) -> None:
-        self.socket = sock
-        self.address = address
-        self.deadline = deadline
-        self.thread: threading.Thread | None = None
-        self.transfer: Transfer | None = None
-        self.buffer_bytes = BUFFER_BYTES
-        self.has_slot = False
-        self.is_sent_away = False
-
-    def shut(self, how: int) -> None:
-        """Wake the thread that reads. Not ``SSLSocket.shutdown``, which drops the TLS layer."""
-        try:
-            socket.socket.shutdown(self.socket, how)
-        except OSError:
-            logger.debug("the connection was gone before it was shut")
 
 
 class StorageScp:
@@ -133,8 +100,8 @@ class StorageScp:
         Where instances go; used by all associations at once.
     policy : ConnectionPolicy
         Who may connect.
-    tls : ssl.SSLContext, optional
-        A server context; without it plain TCP.
+    tls : SenderTls, optional
+        TLS from the first byte on; without it plain DICOM.
     limits : Limits, optional
         What an association may take.
     on_event : callable, optional
@@ -149,7 +116,7 @@ class StorageScp:
         store_handler: InstanceSink[Any],
         *,
         policy: ConnectionPolicy,
-        tls: ssl.SSLContext | None = None,
+        tls: SenderTls | None = None,
         limits: Limits | None = None,
         on_event: Callable[[AssociationEvent], None] | None = None,
     ) -> None:
@@ -167,7 +134,7 @@ class StorageScp:
         self._accepting: threading.Thread | None = None
         self._waker: socket.socket | None = None
         self._lock = threading.Lock()
-        self._connections: dict[_Connection, None] = {}
+        self._connections: dict[Connection, None] = {}
         self._stopping = threading.Event()
 
     def __enter__(self) -> StorageScp:
@@ -195,8 +162,10 @@ class StorageScp:
         ------
         ReceiverError
             ``receiver-taken`` where something listens there already, else
-            ``receiver-unreachable``.
+            ``receiver-unreachable``; ``tls-files-unusable``.
         """
+        if self._tls is not None:
+            self._tls.check()
         family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
         try:
             self._listener = socket.create_server(
@@ -249,7 +218,7 @@ class StorageScp:
         self._join(connections, _ABORT_SECONDS)
 
     @staticmethod
-    def _join(connections: Iterable[_Connection], seconds: float) -> None:
+    def _join(connections: Iterable[Connection], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         for connection in connections:
             if connection.thread is not None:
@@ -262,10 +231,9 @@ class StorageScp:
             selector.register(listener, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
             if self._tls is None:
-                pending = PendingConnections[_Connection](selector, first_bytes, MOST_FIRST_BYTES)
+                pending = PendingConnections[Connection](selector, first_bytes, MOST_FIRST_BYTES)
             else:
-                # How long its hello is, only TLS knows.
-                pending = PendingConnections[_Connection](selector, lambda there: 1, 1)
+                pending = PendingConnections[Connection](selector, hello_bytes, MOST_HELLO_BYTES)
             while not self._stopping.is_set():
                 for key, _ in selector.select(pending.seconds_left()):
                     if key.fileobj is listener:
@@ -279,9 +247,7 @@ class StorageScp:
                 pending.leave(connection)
                 self._forget(connection)
 
-    def _accept_one(
-        self, listener: socket.socket, pending: PendingConnections[_Connection]
-    ) -> None:
+    def _accept_one(self, listener: socket.socket, pending: PendingConnections[Connection]) -> None:
         try:
             sock, peer = listener.accept()
         except (BlockingIOError, ConnectionError):
@@ -291,7 +257,7 @@ class StorageScp:
             logger.error("cannot accept connections: %s", os.strerror(error.errno or 0))
             self._stopping.wait(_NO_FILES_PAUSE_SECONDS)
             return
-        address = _plain_address(peer[0])
+        address = plain_address(peer[0])
         try:
             is_allowed = self._policy.allowed(address)
         except Exception as error:
@@ -302,8 +268,8 @@ class StorageScp:
             self._tell(AssociationEvent(Happening.NOT_ALLOWED, address))
             sock.close()
             return
-        connection = _Connection(sock, address, time.monotonic() + self._policy.negotiation_seconds)
-        sent_away: _Connection | None = None
+        connection = Connection(sock, address, time.monotonic() + self._policy.negotiation_seconds)
+        sent_away: Connection | None = None
         with self._lock:
             sent_away_before = sum(c.is_sent_away for c in self._connections)
             staying = len(self._connections) - sent_away_before
@@ -323,12 +289,14 @@ class StorageScp:
         if sent_away is not connection:
             self._look(connection, pending)
 
-    def _look(self, connection: _Connection, pending: PendingConnections[_Connection]) -> None:
+    def _look(self, connection: Connection, pending: PendingConnections[Connection]) -> None:
         """Start a connection's thread as soon as its request is there."""
         readiness = pending.look(connection)
         if readiness is Readiness.CLOSED:
             self._turn_away(connection, pending, Happening.UNINTELLIGIBLE)
         elif readiness is Readiness.READY:
+            if self._tls is not None and self._resets(connection, pending):
+                return
             pending.leave(connection)
             connection.thread = threading.Thread(
                 target=self._serve, args=(connection,), name="association", daemon=True
@@ -341,14 +309,28 @@ class StorageScp:
                 self._forget(connection)
 
     def _turn_away(
-        self, connection: _Connection, pending: PendingConnections[_Connection], why: Happening
+        self, connection: Connection, pending: PendingConnections[Connection], why: Happening
     ) -> None:
         """Close a connection that has no thread."""
         pending.leave(connection)
         self._forget(connection)
         self._tell(AssociationEvent(why, connection.address))
 
-    def _longest_waiting(self) -> _Connection | None:
+    def _resets(self, connection: Connection, pending: PendingConnections[Connection]) -> bool:
+        """Reset a connection that begins without TLS, where TLS is due."""
+        first = connection.first_byte()
+        if first in (None, TLS_HANDSHAKE):
+            return False
+        pending.leave(connection)
+        connection.reset_when_closed()
+        self._forget(connection)
+        if first == Pdu.ASSOCIATE_RQ:
+            self._tell_unintelligible(connection, "it speaks plain DICOM", "sender-without-tls")
+        else:
+            self._tell_unintelligible(connection, "it speaks neither TLS nor DICOM")
+        return True
+
+    def _longest_waiting(self) -> Connection | None:
         """Send away who has waited longest without an association, of those from one address.
 
         Of the address with most of them: who wants to be served has his association in
@@ -362,7 +344,7 @@ class StorageScp:
                 return connection
         return None
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: Connection) -> None:
         connection.socket.close()
         with self._lock:
             self._connections.pop(connection, None)
@@ -377,7 +359,7 @@ class StorageScp:
 
     # --- one connection
 
-    def _serve(self, connection: _Connection) -> None:
+    def _serve(self, connection: Connection) -> None:
         try:
             self._associate(connection)
         except Exception as error:
@@ -386,28 +368,28 @@ class StorageScp:
         finally:
             self._forget(connection)
 
-    def _associate(self, connection: _Connection) -> None:
+    def _associate(self, connection: Connection) -> None:
         deadline = connection.deadline
         try:
             prepare(connection.socket)
             if self._tls is not None:
-                connection.socket = self._tls.wrap_socket(
-                    connection.socket, server_side=True, do_handshake_on_connect=False
-                )
-                connection.socket.settimeout(self._policy.negotiation_seconds)
-                connection.socket.do_handshake()
+                connection.socket = secured = self._tls.wrap(connection.socket)
+                self._tls.shake_hands(secured, max(0.1, deadline - time.monotonic()))
             stream = Stream(connection.socket, buffer_bytes=connection.buffer_bytes)
             request = read_request(stream, deadline)
-            accepted = self._rejection(request) or self._accept_request(request, connection)
+            refused = self._refuses_certificate(request, connection)
+            rejection = REJECTED_CALLING_AE_TITLE if refused else self._rejection(request)
+            accepted = rejection or self._accept_request(request, connection)
         except ProtocolError as fault:
             self._tell_unintelligible(connection, fault.detail)
             self._send(connection, abort_pdu(fault.source, fault.reason), deadline)
             return
         except NotDicomError as said:
-            self._tell_unintelligible(connection, str(said))
+            code = "sender-with-tls" if said.is_tls else ""
+            self._tell_unintelligible(connection, str(said), code)
             return
-        except ssl.SSLError as error:
-            self._tell_unintelligible(connection, f"no TLS with it ({error.reason})")
+        except SenderRefused as error:
+            self._tell_unintelligible(connection, error.detail, error.code)
             return
         except OSError:
             self._tell_unintelligible(connection)
@@ -418,7 +400,10 @@ class StorageScp:
             connection.address,
         )
         if not isinstance(accepted, Answer):
-            self._tell(AssociationEvent.of(Happening.REJECTED, info, rejection=accepted))
+            event = AssociationEvent.of(Happening.REJECTED, info, rejection=accepted)
+            if refused:
+                event = replace(event, code="sender-certificate-refused", detail=refused)
+            self._tell(event)
             self._send(connection, reject_pdu(*accepted), deadline)
             return
         connection.transfer = transfer = Transfer(
@@ -431,7 +416,8 @@ class StorageScp:
         )
         if self._stopping.is_set():
             transfer.leave()
-        self._tell(AssociationEvent.of(Happening.ACCEPTED, info))
+        event = AssociationEvent.of(Happening.ACCEPTED, info)
+        self._tell(replace(event, tls=peer_of(connection.socket)))
         if self._send(connection, accepted.pdu, deadline):
             end = transfer.run()
         else:
@@ -440,9 +426,19 @@ class StorageScp:
             AssociationEvent.of(Happening.ENDED, info, instances=transfer.instances, end=end)
         )
 
-    def _tell_unintelligible(self, connection: _Connection, detail: str = "") -> None:
-        event = AssociationEvent(Happening.UNINTELLIGIBLE, connection.address, detail=detail)
+    def _tell_unintelligible(
+        self, connection: Connection, detail: str = "", code: str = ""
+    ) -> None:
+        event = AssociationEvent(
+            Happening.UNINTELLIGIBLE, connection.address, detail=detail, code=code
+        )
         self._tell(event)
+
+    def _refuses_certificate(self, request: AssociationRequest, connection: Connection) -> str:
+        """Why the sender's certificate may not send under its AE title; empty where it may."""
+        if self._tls is None:
+            return ""
+        return self._tls.refuses(connection.socket, request.calling_ae_title)
 
     def _rejection(self, request: AssociationRequest) -> tuple[int, int, int] | None:
         """Why a request is rejected for what it proposes; None where it is not."""
@@ -455,7 +451,7 @@ class StorageScp:
         return None
 
     def _accept_request(
-        self, request: AssociationRequest, connection: _Connection
+        self, request: AssociationRequest, connection: Connection
     ) -> Answer | tuple[int, int, int]:
         """Take a slot for an association and answer its request; a rejection if none is free."""
         with self._lock:
@@ -470,16 +466,10 @@ class StorageScp:
         return Answer(request, self._limits.pdu_bytes)
 
     @staticmethod
-    def _send(connection: _Connection, data: bytes, deadline: float) -> bool:
+    def _send(connection: Connection, data: bytes, deadline: float) -> bool:
         connection.socket.settimeout(max(1.0, deadline - time.monotonic()))
         try:
             connection.socket.sendall(data)
         except OSError:
             return False
         return True
-
-
-def _plain_address(address: str) -> str:
-    """The address as people write it: no scope, no IPv6 form of an IPv4 address."""
-    address = address.partition("%")[0]
-    return address.removeprefix("::ffff:") if "." in address else address

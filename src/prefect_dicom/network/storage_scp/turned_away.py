@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.network.storage_scp.association_events import (
     REJECTED_CALLED_AE_TITLE,
     REJECTED_LOCAL_LIMIT,
@@ -58,6 +60,8 @@ class TurnedAway:
     def of(cls, event: AssociationEvent) -> TurnedAway | None:
         """The peer of an event; None where it was not turned away, or has said nothing."""
         titles = event.peer_address, event.calling_ae_title, event.called_ae_title
+        if event.code:
+            return cls(event.code, *titles, event.detail)
         if event.happening is Happening.NOT_ALLOWED:
             return cls(NOT_ALLOWED, event.peer_address)
         if event.happening is Happening.REJECTED:
@@ -99,8 +103,13 @@ def most_telling(turned_away: Iterable[TurnedAway]) -> TurnedAway | None:
 
     Who called a title spoke of a receiver; who was not understood may be anybody.
     """
-    of_code = {one.code: one for one in turned_away}
-    return of_code.get(OTHER_TITLE) or of_code.get(NOT_ALLOWED) or of_code.get(NOT_UNDERSTOOD)
+    explaining = [one for one in turned_away if one.code and _explains(one)]
+    # Of equals the last one: they come in the order of time.
+    return max(reversed(explaining), key=_explains, default=None)
+
+
+def _explains(turned_away: TurnedAway) -> int:
+    return reason_for(turned_away.code).explains_silence
 
 
 class TurnedAwayRecord:
@@ -109,6 +118,7 @@ class TurnedAwayRecord:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: dict[TurnedAway, float] = {}
+        self._counts: Counter[str] = Counter()
         self._lines: list[float] = []
 
     def note(self, event: AssociationEvent) -> None:
@@ -118,6 +128,7 @@ class TurnedAwayRecord:
             return
         now = time.monotonic()
         with self._lock:
+            self._counts[turned_away.code or "associations-limit"] += 1
             is_new = self._last.pop(turned_away, None) is None
             self._last[turned_away] = now
             if len(self._last) > _MOST_KEPT:
@@ -132,6 +143,11 @@ class TurnedAwayRecord:
             return False
         self._lines.append(now)
         return True
+
+    def counts(self) -> dict[str, int]:
+        """How many were turned away in all, by reason."""
+        with self._lock:
+            return dict(self._counts)
 
     def since(self, moment: float) -> list[TurnedAway]:
         """Those that were turned away since then (of ``time.monotonic``), the latest last."""

@@ -104,6 +104,10 @@ class AssociationRequest:
 class NotDicomError(ConnectionAbortedError):
     """What a connection begins with is no PDU; says what it seems to be."""
 
+    def __init__(self, *, is_tls: bool) -> None:
+        super().__init__("it speaks TLS" if is_tls else "it speaks no DICOM")
+        self.is_tls = is_tls
+
 
 def first_bytes(there: bytes) -> int:
     """How many bytes of a connection have to be there for :func:`read_request` to decide.
@@ -139,7 +143,7 @@ def read_request(stream: Stream, deadline: float) -> AssociationRequest:
     kind = stream.buffer[stream.start]
     if kind not in Pdu._value2member_map_:
         # HTTP, TLS on the plain port, a scanner: closed without an answer.
-        raise NotDicomError("it speaks TLS" if kind == _TLS_HANDSHAKE else "it speaks no DICOM")
+        raise NotDicomError(is_tls=kind == _TLS_HANDSHAKE)
     if kind != Pdu.ASSOCIATE_RQ:
         raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
     header = stream.take(_HEADER_BYTES, deadline)
