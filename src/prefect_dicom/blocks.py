@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from prefect.blocks.core import Block
+from prefect.blocks.system import Secret
 from pydantic import (
     Field,
     SecretStr,
@@ -34,7 +35,7 @@ from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.site import Ledger, Plain, Site, Spool, load_site, on_this_host
 from prefect_dicom.config.tls import Tls
 from prefect_dicom.config.tls_context import files_of
-from prefect_dicom.core.errors import ConfigurationError
+from prefect_dicom.core.errors import ConfigurationError, PrefectDicomError
 
 __all__ = [
     "DicomArchive",
@@ -349,3 +350,19 @@ def resolve_site(reference: str) -> Site:
             raise
         raise ConfigurationError(reference, faults_of(error.__cause__, DicomSite)) from None
     return on_this_host(block.site())
+
+
+def secret_text(name: str) -> str:
+    """Text of a Prefect Secret block: the key of a project.
+
+    Raises
+    ------
+    PrefectDicomError
+        ``project-key-missing``: there is none, or it cannot be read.
+    """
+    try:
+        block = cast(Secret[str], Secret.load(name, _sync=True))  # type: ignore[call-arg]
+    except (ValueError, RuntimeError) as error:
+        detail = f"Prefect block secret/{name}: {type(error).__name__}"
+        raise PrefectDicomError("project-key-missing", detail) from None
+    return str(block.get())

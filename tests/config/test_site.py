@@ -19,6 +19,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from prefect_dicom.config.access_schedule import AccessSchedule, Window
 from prefect_dicom.config.archive import DirectoryArchive, S3Archive, S3Settings
 from prefect_dicom.config.node import Limits, PacsNode, Timeouts
+from prefect_dicom.config.projects import Project
 from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.site import (
     Ledger,
@@ -702,7 +703,7 @@ def fields_of_a_file(model: type[BaseModel]) -> set[str]:
 
 
 FULL = (CONFIGS / "full.yaml").read_text(encoding="utf-8")
-_ABSENT = [(PacsNode, "access_schedule"), (Site, "tls")]
+_ABSENT = [(PacsNode, "access_schedule"), (Site, "tls"), (Site, "projects")]
 GROUPS = [
     ("nodes.main", PacsNode),
     ("nodes.main.limits", Limits),
@@ -716,6 +717,7 @@ GROUPS = [
     ("ledger", Ledger),
     ("spool", Spool),
     ("validation", Validation),
+    ("projects.lung-ai", Project),
     ("metrics", Metrics),
     ("", Site),
 ]
@@ -750,7 +752,7 @@ def test_the_full_example_names_every_key_and_shows_its_default(place, model):
 
 def test_every_key_of_the_full_example_has_a_comment_on_its_line():
     for line in FULL.splitlines():
-        if re.match(r"\s*(# )?\w+:", line) and line.strip() != "main:":
+        if re.match(r"\s*(# )?\w+:", line) and line.strip() not in ("main:", "lung-ai:"):
             assert re.search(r"\w.* # \w|: # \w", line), line
 
 

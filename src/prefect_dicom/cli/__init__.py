@@ -12,6 +12,7 @@ from prefect_dicom.cli import (
     accept,
     archive,
     control,
+    deidentify,
     doctor,
     pull,
     quarantine,
@@ -24,5 +25,17 @@ from prefect_dicom.cli.app import Exit, app, main
 
 __all__ = ["Exit", "app", "main"]
 
-COMMANDS = (accept, archive, control, doctor, pull, quarantine, receiver, server, status, why)
+COMMANDS = (
+    accept,
+    archive,
+    control,
+    deidentify,
+    doctor,
+    pull,
+    quarantine,
+    receiver,
+    server,
+    status,
+    why,
+)
 """Modules with commands; importing a module registers its commands."""

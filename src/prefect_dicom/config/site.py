@@ -33,6 +33,7 @@ from prefect_dicom.config.capabilities import NodeCapabilities, load_all_capabil
 from prefect_dicom.config.fields import NodeName, PlacedPath
 from prefect_dicom.config.messages import SECRET_KEY, faults_of, format_fault
 from prefect_dicom.config.node import NodeSettings, PacsNode
+from prefect_dicom.config.projects import Project
 from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.tls import Tls
@@ -156,6 +157,9 @@ class Site(Settings):
     ledger: Ledger = Field(default_factory=Ledger, description="Where state is kept.")
     spool: Spool = Field(description="Where received instances lie.")
     validation: Validation = Field(default_factory=Validation, description="Faulty instances.")
+    projects: dict[NodeName, Project] = Field(
+        default_factory=dict, description="Projects that get de-identified copies, by name."
+    )
     retry_after_seconds: tuple[NonNegativeFloat, ...] = Field(
         default=(30, 60, 120, 240),
         description="How long a PACS node is waiting after it failed for the first, second, … "
@@ -260,6 +264,36 @@ class Site(Settings):
                 "archived ones never; change `spool.path` or `archive.directory`"
             )
         return spool
+
+    @field_validator("projects")
+    @classmethod
+    def _copies_are_apart(
+        cls, projects: dict[str, Project], info: ValidationInfo
+    ) -> dict[str, Project]:
+        places = [_place(info.data.get("archive"))]
+        for project in projects.values():
+            places.append(_place(project.archive))
+        for number, place in enumerate(places):
+            if place and any(_overlap(place, other) for other in places[:number] if other):
+                raise ValueError(
+                    "expected an archive of its own for each project, neither within another "
+                    "one nor around it; change `archive.directory`, or `archive.prefix`"
+                )
+        return projects
+
+
+def _place(archive: S3Archive | DirectoryArchive | None) -> tuple[str, ...]:
+    """Where an archive lies, as components; empty where it is faulty."""
+    if archive is None:
+        return ()
+    if isinstance(archive, DirectoryArchive):
+        return Path(os.path.realpath(archive.directory)).parts
+    return ("s3", archive.endpoint or "", archive.bucket, *filter(None, archive.prefix.split("/")))
+
+
+def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
 
 
 def load_site(path: str | Path, environ: Mapping[str, str] = os.environ) -> Site:

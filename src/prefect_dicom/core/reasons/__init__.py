@@ -2,13 +2,14 @@
 
 Each code has one entry with all its columns (:class:`Reason`): texts for people, and reactions of
 the program. Entries are grouped by what they concern: :mod:`.rows`, :mod:`.studies`,
-:mod:`.instances`, :mod:`.nodes`, :mod:`.tls` and :mod:`.site` (everything on our side). A new
-reason is one new entry in one of these; ``python -m prefect_dicom.core.reasons`` then writes
-``docs/reasons.md``.
+:mod:`.instances`, :mod:`.deidentification`, :mod:`.nodes`, :mod:`.tls` and :mod:`.site`
+(everything on our side). A new reason is one new entry in one of these;
+``python -m prefect_dicom.core.reasons`` then writes ``docs/reasons.md``.
 """
 
 from __future__ import annotations
 
+from prefect_dicom.core.reasons.deidentification import DEIDENTIFICATION
 from prefect_dicom.core.reasons.instances import INSTANCES
 from prefect_dicom.core.reasons.nodes import NODES
 from prefect_dicom.core.reasons.reason import PAGE, Consequence, Reason, Scope, pointer
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 REASONS: dict[str, Reason] = {
-    reason.code: reason for reason in (*ROWS, *STUDIES, *INSTANCES, *NODES, *TLS, *SITE)
+    reason.code: reason
+    for reason in (*ROWS, *STUDIES, *INSTANCES, *DEIDENTIFICATION, *NODES, *TLS, *SITE)
 }
 
 
