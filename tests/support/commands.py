@@ -15,12 +15,20 @@ from pathlib import Path
 from typing import Any
 
 _TEMPLATE = """
-import atexit, json, os, sys
+import atexit, gc, json, os, sys, threading
 from prefect_dicom.cli import main
 if "PREFECT_API_URL" in os.environ:
     from prefect_dicom.cli.flow_runner import settle_prefect
     settle_prefect()
-    import prefect_dicom.flows
+    import prefect_dicom.flows, prefect_dicom.report.page, prefect_dicom.server.connection
+gc.collect()
+gc.freeze()
+def end(code):
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 for line in sys.stdin:
     command = json.loads(line)
     if not (child := os.fork()):
@@ -32,14 +40,19 @@ for line in sys.stdin:
         sys.argv[1:] = command["arguments"]
         note = command["modules"]
         atexit.register(lambda: open(note, "w").write(" ".join(sys.modules)))
-        main()
-        sys.exit()
+        try:
+            main()
+        except SystemExit as ended:
+            end(ended.code or 0)
+        end(0)
     _, status, used = os.wait4(child, 0)
     print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
 """
 """Forks a process for each command: importing the command line takes longer than most commands.
 
 Prefect reads its settings when it is imported. Those of a server are the same for all commands.
+A process ends as Python does but for the teardown of its modules, which takes longer than most
+commands too, once Prefect is among them.
 """
 
 

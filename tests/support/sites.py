@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import os
 import shutil
@@ -105,6 +106,12 @@ def standing_receiver(folder: Path) -> Iterator[Standing]:
         lease.stop()
 
 
+@functools.lru_cache(maxsize=32)
+def _site_of(read: tuple[tuple[Path, bytes], ...], environ: frozenset[tuple[str, str]]) -> Site:
+    """The site of the first file, read once for the same bytes: tests ask for it all the time."""
+    return load_site(read[0][0], dict(environ))
+
+
 @dataclass
 class Place:
     """A site in a folder, the PACS it asks, and what a test wants to know of both."""
@@ -115,7 +122,9 @@ class Place:
 
     @property
     def site(self) -> Site:
-        return load_site(self.file)
+        beside = sorted((self.file.parent / "capabilities").glob("*"))
+        read = tuple((path, path.read_bytes()) for path in (self.file, *beside))
+        return _site_of(read, frozenset(os.environ.items()))
 
     def change(self, **parts: Mapping) -> None:
         """Change keys of parts of the site file (``node`` is the only node)."""
