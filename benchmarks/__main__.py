@@ -23,6 +23,7 @@ from benchmarks.cohorts import (
     register_and_report,
 )
 from benchmarks.corpus import Study, ct_studies, small_studies
+from benchmarks.dead_time import cases, idle_shares, whole_job
 from benchmarks.distance import at_a_distance
 from benchmarks.jobs import Bench, flow_and_stages, flow_seconds, three_steps
 from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
@@ -31,7 +32,7 @@ from benchmarks.sender import Orthanc
 from benchmarks.table import HEAD, Line, ratio
 from tests.support.radosgw import missing_programs, radosgw
 
-PARTS = ("receive", "nagle", "get", "jobs", "cohort", "discover", "memory")
+PARTS = ("receive", "nagle", "get", "jobs", "dead-time", "cohort", "discover", "memory")
 _CONTEXTS = {
     "CT": (str(CTImageStorage), str(ExplicitVRLittleEndian)),
     "10 KB": (str(SecondaryCaptureImageStorage), str(ExplicitVRLittleEndian)),
@@ -57,10 +58,12 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
     parts = options.only or PARTS
     if {"receive", "nagle", "get"} & set(parts):
         yield from _transfers(folder / "transfers", options, parts)
-    if {"jobs", "cohort", "discover", "memory"} & set(parts):
+    if {"jobs", "dead-time", "cohort", "discover", "memory"} & set(parts):
         with Bench.opened(folder / "jobs") as bench:
             if "jobs" in parts:
                 yield from _jobs(folder / "whole", bench, options)
+            if "dead-time" in parts:
+                yield from _dead_time(folder / "paced", bench, options)
             if "cohort" in parts:
                 yield from _cohort(bench, options)
             if "discover" in parts:
@@ -122,15 +125,7 @@ def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[L
     studies = ct_studies(folder, options.job_studies, 8)
     size = sum(study.size_bytes for study in studies) // 10**6
     with contextlib.ExitStack() as stack:
-        archive: dict[str, str] = {"directory": "archive"}
-        if not options.directory_archive and not missing_programs():
-            gateway = stack.enter_context(radosgw(folder / "radosgw"))
-            archive = {"bucket": gateway.bucket, "endpoint": gateway.endpoint}
-            archive["region"] = "us-east-1"
-            keys = {"AWS_ACCESS_KEY_ID": gateway.access_key}
-            keys["AWS_SECRET_ACCESS_KEY"] = gateway.secret_key
-            os.environ.update(keys)
-            bench.environment.update(keys)
+        archive = stack.enter_context(_archive(folder, bench, options))
         where = "radosgw" if "bucket" in archive else "a directory"
         about = f"{size} MB of CT into {where}"
         nobody = bench.site({"port": 1, "called_ae_title": "NOBODY"}, {"directory": "archive"})
@@ -156,6 +151,33 @@ def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[L
             seconds = flow_seconds(bench, orthanc, studies, archive)
             steps = three_steps(orthanc, studies, folder / "installed", archive, best=False)
             yield _over_steps("three steps, peer and getscu as installed", seconds, steps)
+
+
+@contextlib.contextmanager
+def _archive(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[dict[str, str]]:
+    """Keys of a site's archive: a bucket of a radosgw of its own, where there can be one."""
+    if options.directory_archive or missing_programs():
+        yield {"directory": "archive"}
+        return
+    with radosgw(folder / "radosgw") as gateway:
+        keys = {"AWS_ACCESS_KEY_ID": gateway.access_key}
+        keys["AWS_SECRET_ACCESS_KEY"] = gateway.secret_key
+        os.environ.update(keys)
+        bench.environment.update(keys)
+        yield {"bucket": gateway.bucket, "endpoint": gateway.endpoint, "region": "us-east-1"}
+
+
+def _dead_time(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
+    studies = ct_studies(folder, options.paced_studies, 12)
+    wanted = cases(options.paced_associations, options.paced_methods)
+    with (
+        _archive(folder, bench, options) as archive,
+        Orthanc(folder / "orthanc", no_delay=True) as orthanc,
+    ):
+        orthanc.hold(studies)
+        yield from idle_shares(bench, orthanc, studies, archive, wanted)
+        if options.paced_rounds:
+            yield whole_job(bench, orthanc, studies, archive, options.paced_rounds)
 
 
 def _far_away(
@@ -239,6 +261,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--small", type=int, default=2000, help="10 KB objects in one transfer")
     parser.add_argument("--job-studies", type=int, default=60, help="studies of 8 CT in a job")
     parser.add_argument("--job-rounds", type=int, default=3)
+    parser.add_argument("--paced-studies", type=int, default=60, help="studies of 12 CT at 15 MB/s")
+    parser.add_argument("--paced-associations", type=int, nargs="+", default=[1, 2, 4])
+    methods = ["c-move", "c-get"]
+    parser.add_argument("--paced-methods", nargs="+", choices=methods, default=methods)
+    parser.add_argument("--paced-rounds", type=int, default=3, help="of the whole command")
     parser.add_argument("--directory-archive", action="store_true", help="no radosgw")
     parser.add_argument("--studies", type=int, default=2000, help="of one tiny object in a cohort")
     parser.add_argument("--discovered", type=int, default=10_000, help="rows of a dry run")

@@ -2,6 +2,7 @@
 
 An association is open only while its run holds a *slot* of the node (``ledger/rate_limits.py``),
 so that all runs together open no more than the limits and the access schedule of the node allow.
+The threads of a run have them in turn (:mod:`~prefect_dicom.admission.association_turns`).
 A borrower has it by a *lease*. Returned, it stays open for the next borrower as long as no other
 run waits for a slot. A run that is alone pays one write for each association, and two for each
 request where the schedule limits more than associations.
@@ -14,7 +15,10 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from prefect_dicom.admission.association_turns import AssociationTurns
+from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.admission.request_rates import RequestRates, RequestUsage
 from prefect_dicom.admission.schedule import NodeSchedules
 from prefect_dicom.core.clock import Clock
@@ -42,6 +46,10 @@ class _Lease:
     """How many slots the node had when the lease was last renewed."""
     since: float = 0.0
     renewed_at: float = 0.0
+    turn: RequestKind | None = None
+    """What its borrower has the turn for; None while it is idle, or has given up its slot."""
+    kind: RequestKind = RequestKind.QUERY
+    """What it was borrowed for."""
 
     @property
     def held_slot(self) -> int:
@@ -89,20 +97,26 @@ class AssociationPool:
         self._lock = threading.Lock()
         self._idle: dict[str, list[_Lease]] = defaultdict(list)
         self._lent: dict[int, _Lease] = {}
+        self._turns: dict[str, AssociationTurns] = {}
         self._releaser: threading.Thread | None = None
 
     # --- associations
 
     @contextlib.contextmanager
-    def requestor(self, node: str) -> Iterator[NodeClient]:
+    def requestor(self, node: str, kind: RequestKind = RequestKind.QUERY) -> Iterator[NodeClient]:
         """Borrow an association to a node, as soon as there is a slot for it.
+
+        Parameters
+        ----------
+        kind : RequestKind
+            What it is borrowed for: queries go before retrieves.
 
         Raises
         ------
         WindowClosed
             No requests may be sent to the node at this time.
         """
-        lease = self._acquire(node)
+        lease = self._acquire(node, kind)
         with self._lock:
             self._lent[id(lease.requestor)] = lease
         try:
@@ -112,6 +126,10 @@ class AssociationPool:
             raise
         else:
             self._return(lease)
+
+    def is_free(self, node: str) -> bool:
+        """Whether this run would have an association to a node at once."""
+        return self._turns_of(node).is_free()
 
     def interruption(self, requestor: NodeClient) -> Interrupted:
         """The reason for which work with a borrowed requestor stops before its end."""
@@ -213,26 +231,51 @@ class AssociationPool:
 
     # --- slots
 
-    def _acquire(self, node: str, requestor: NodeClient | None = None) -> _Lease:
-        """Wait for a slot, or for an association of this run that is idle."""
+    def _turns_of(self, node: str) -> AssociationTurns:
+        with self._lock:
+            if node not in self._turns:
+                most = partial(self._schedules.associations, node)
+                self._turns[node] = AssociationTurns(self._clock, most)
+            return self._turns[node]
+
+    def _acquire(self, node: str, kind: RequestKind, requestor: NodeClient | None = None) -> _Lease:
+        """Wait for a turn and a slot, or for an association of this run that is idle."""
+        turns = self._turns_of(node)
+        turns.begin(kind, partial(self._check, node))
+        try:
+            lease = self._acquire_slot(node, requestor)
+        except BaseException:
+            turns.end(kind)
+            raise
+        lease.turn = lease.kind = kind
+        lease.since = lease.renewed_at = self._clock.monotonic()
+        return lease
+
+    def _check(self, node: str) -> None:
+        self._check_node(node)
+        self._schedules.check(node)
+
+    def _end_turn(self, lease: _Lease) -> None:
+        kind, lease.turn = lease.turn, None
+        if kind is not None:
+            self._turns_of(lease.node).end(kind)
+
+    def _acquire_slot(self, node: str, requestor: NodeClient | None) -> _Lease:
         waiting: int | None = None
         seconds = _FIRST_LOOK_SECONDS
         try:
             while True:
-                self._check_node(node)
-                self._schedules.check(node)
+                self._check(node)
                 if (idle := self._pop_idle(node)) is not None:
                     if self._renew(idle):
-                        lease = idle
-                        break
+                        return idle
                     self._discard(idle)
                     continue
                 most = self._schedules.associations(node)
                 number, taken = self._ledger.rate_limits.take_slot(self._run, node, most, waiting)
                 if taken:
                     waiting = None
-                    lease = _Lease(node, requestor or self._new_requestor(node), number, most)
-                    break
+                    return _Lease(node, requestor or self._new_requestor(node), number, most)
                 waiting = number
                 self._clock.wait(self._stop, seconds)
                 seconds = min(2 * seconds, self._clock.look_seconds)
@@ -240,17 +283,16 @@ class AssociationPool:
             if waiting is not None:
                 with contextlib.suppress(LedgerError):
                     self._ledger.rate_limits.release_slot(waiting)
-        lease.since = lease.renewed_at = self._clock.monotonic()
-        return lease
 
     def _reacquire(self, lease: _Lease) -> None:
         """Take a slot again for a lease that has given up its own."""
-        other = self._acquire(lease.node, lease.requestor)
+        other = self._acquire(lease.node, lease.kind, lease.requestor)
         if other.requestor is not lease.requestor:
             # An idle one of this run: only its slot is needed.
             other.requestor.close()
         lease.slot, lease.slots = other.slot, other.slots
         lease.since, lease.renewed_at = other.since, other.renewed_at
+        lease.turn, other.turn = other.turn, None
 
     def _pop_idle(self, node: str) -> _Lease | None:
         with self._lock:
@@ -266,6 +308,7 @@ class AssociationPool:
         lease.since = self._clock.monotonic()
         with self._lock:
             self._idle[lease.node].append(lease)
+        self._end_turn(lease)
         self._start_releaser()
 
     def _lease_of(self, requestor: NodeClient) -> _Lease:
@@ -311,6 +354,7 @@ class AssociationPool:
             # A run that cannot write it loses its slot when it ends.
             with contextlib.suppress(LedgerError):
                 self._ledger.rate_limits.release_slot(slot)
+        self._end_turn(lease)
 
     # --- idle associations
 

@@ -125,6 +125,14 @@ class NodeAccess:
         """Most requests at a time; one at least, whose failure says why there may be none."""
         return max(1, min(self.admission(node).associations, self.schedules.associations(node)))
 
+    def chunks_ahead(self, node: str) -> int:
+        """Chunks that may be listed before it is their turn to be retrieved: one an association.
+
+        None while the node is asked for less than usual: its next lists would be a request more.
+        """
+        most = self.schedules.associations(node)
+        return most if self.admission(node).associations >= most else 0
+
     def is_closed(self, node: str) -> bool:
         """Whether the access schedule of a node is closed now."""
         return self.schedules.state(node).closed
@@ -172,12 +180,12 @@ class NodeAccess:
     # --- requests
 
     @contextlib.contextmanager
-    def admitted(self, node: str) -> Iterator[NodeClient]:
+    def admitted(self, node: str, kind: RequestKind = RequestKind.QUERY) -> Iterator[NodeClient]:
         """Borrow an association when its node is ready for requests, and record its failures."""
         asked_at = self.wait_for(node)
         admission = self.admission(node)
         try:
-            with self.requestor(node) as requestor:
+            with self.requestor(node, kind) as requestor:
                 # It may have been waited for.
                 asked_at = admission.now()
                 yield requestor
@@ -260,9 +268,9 @@ class NodeAccess:
             raise PacsError(admission.disabled_for)
 
     @contextlib.contextmanager
-    def requestor(self, node: str) -> Iterator[NodeClient]:
+    def requestor(self, node: str, kind: RequestKind = RequestKind.QUERY) -> Iterator[NodeClient]:
         """Borrow an association to a node; it stays open for the next borrower."""
-        with self.pool.requestor(node) as requestor:
+        with self.pool.requestor(node, kind) as requestor:
             learnt = self._site.capabilities[node].query_character_sets or ("",)
             requestor.characters = self._character_sets.get(node) or learnt[0]
             requestor.now = self.admission(node).now

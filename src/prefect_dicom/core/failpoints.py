@@ -50,6 +50,7 @@ POINTS: Mapping[str, FailPoint] = {
     "list-half-read": FailPoint("the PACS listed a study's series", "it lists their instances"),
     "list-half-written": FailPoint("a study is listed, not committed", "its instances follow"),
     "list-recorded": FailPoint("the ledger has the list", "instances are requested"),
+    "listed-ahead": FailPoint("a chunk is listed", "it is its turn to be requested"),
     "expectation-noted": FailPoint("the receiver expects studies", "the run gets its answer"),
     "part-begun": FailPoint("an instance's file is created", "its bytes are written", writes=True),
     "part-whole": FailPoint("an instance's bytes are written", "its file is renamed", writes=True),

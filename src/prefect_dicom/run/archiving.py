@@ -38,7 +38,9 @@ class ChunkArchiving:
     """Threads for manifests, which never wait behind uploads of instances."""
 
     def archive(self, chunk: Chunk) -> int:
-        """Upload and commit what was retrieved of a chunk; returns how many studies ended archived.
+        """Upload and commit what is retrieved of a chunk; returns how many studies ended archived.
+
+        While its retrieval goes on, studies are archived as they come.
 
         Raises
         ------
@@ -46,7 +48,13 @@ class ChunkArchiving:
             The archive cannot be used. What was stored is recorded; the same call again, or
             :meth:`give_back`, must follow.
         """
-        tasks = self.in_hand.take(chunk)
+        archived = 0
+        with contextlib.closing(self.in_hand.batches(chunk)) as batches:
+            for tasks in batches:
+                archived += self._archive(chunk, tasks)
+        return archived
+
+    def _archive(self, chunk: Chunk, tasks: list[StudyTask]) -> int:
         # Of an earlier try some may be finished, or lost to another run.
         standing = {
             c.reference for c in self.context.ledger.claims.still_held(task.claim for task in tasks)
@@ -62,7 +70,7 @@ class ChunkArchiving:
                 continue
             except PrefectDicomError:
                 # Kept, claims and all, for the next try.
-                self.in_hand.add(tasks[position:])
+                self.in_hand.add(chunk, tasks[position:])
                 raise
         return archived
 

@@ -1,8 +1,8 @@
-"""Two-stage pipeline over chunks of studies, with back-pressure from uploads and spool.
+"""Two-stage pipeline over chunks of studies.
 
 A chunk is retrieved by one step and archived by another, so that one is received while another is
-uploaded. While uploads lag or the spool's reserve is near, no new retrieve starts; those under way
-continue.
+uploaded. The step that retrieves a chunk claims and lists it while others are retrieved, and waits
+for its turn (:mod:`prefect_dicom.run.retrieval_turns`); one chunk an association is listed ahead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from prefect_dicom.core.errors import Interrupted, PacsError, PrefectDicomError, WindowClosed
 from prefect_dicom.core.model import Chunk, Disposition
-from prefect_dicom.retrieval.requests import CHUNKS_WAITING_FOR_UPLOAD
 from prefect_dicom.run.engine import Engine, StepRun
 from prefect_dicom.run.loop import TICK_SECONDS
 from prefect_dicom.run.run import Run
@@ -30,80 +29,138 @@ def pull_in_chunks(run: Run, engine: Engine, look: Callable[[], None]) -> Prefec
     Parameters
     ----------
     look : callable
-        Called every two seconds, and whenever a step has ended.
+        Called every two seconds, and whenever something has ended.
     """
-    chunks = run.chunks.chunks_by_node()
-    alone = len(chunks) == 1
-    finished: queue.SimpleQueue[StepRun] = queue.SimpleQueue()
-    retrieving: _Stage = {}
-    archiving: _Stage = {}
-    trouble: PrefectDicomError | None = None
-    failed_in_a_row = 0
+    return _Pull(run, engine, look).work_through()
 
-    def submit(begin: Callable[[Run, Chunk], StepRun], chunk: Chunk, stage: _Stage) -> None:
-        step = begin(run, chunk)
-        stage[step] = chunk
-        step.add_done_callback(finished.put)
 
-    def has_room(node: str) -> bool:
-        """Whether one more chunk may be retrieved from a node."""
-        here, waiting = (
-            sum(alone or chunk.node == node for chunk in stage.values())
-            for stage in (retrieving, archiving)
-        )
-        most = run.access.associations(node)
-        return (
-            here < most
-            and waiting < most + CHUNKS_WAITING_FOR_UPLOAD
-            # With a full spool one chunk at a time: its instances may be what fills the spool.
-            and (run.spool.free_bytes() > 0 or not (retrieving or archiving))
-        )
+class _Pull:
+    """One pass over the chunks of a run. For one thread: what happens in others wakes it."""
 
-    try:
+    def __init__(self, run: Run, engine: Engine, look: Callable[[], None]) -> None:
+        self._run = run
+        self._engine = engine
+        self._look = look
+        self._chunks = run.chunks.chunks_by_node()
+        self._alone = len(self._chunks) == 1
+        self._events: queue.SimpleQueue[StepRun | None] = queue.SimpleQueue()
+        self._retrieving: _Stage = {}
+        self._archiving: _Stage = {}
+        self._begun: set[int] = set()
+        """The numbers of chunks whose archiving has begun; each has one step for it."""
+        self._given_up: set[int] = set()
+        """The numbers of those whose archiving has failed."""
+        self._trouble: PrefectDicomError | None = None
+        self._failed_in_a_row = 0
+
+    def work_through(self) -> PrefectDicomError | None:
+        """Pull all chunks. Returns the error that stopped it, or None."""
+        run = self._run
+        run.in_hand.on_change = self._wake
+        try:
+            with run.turns.one_pass():
+                return self._until_all_ended()
+        except BaseException:
+            # Interrupted. Steps under way end first: they use what the caller closes next.
+            run.control.stop.set()
+            for step in (*self._retrieving, *self._archiving):
+                step.wait()
+            raise
+        finally:
+            run.in_hand.on_change = lambda: None
+
+    def _until_all_ended(self) -> PrefectDicomError | None:
         while True:
-            if run.control.is_stopping():
-                trouble = Interrupted()
-                chunks.clear()
-            for node in [node for node in chunks if run.access.is_closed(node)]:
-                trouble = trouble or WindowClosed()
-                del chunks[node]
-            for node in list(chunks):
-                while node in chunks and has_room(node):
-                    if (chunk := next(chunks[node], None)) is None:
-                        del chunks[node]
-                    else:
-                        submit(engine.retrieve, chunk, retrieving)
-            if not retrieving and not archiving:
-                return trouble
+            self._stop_where_closed()
+            self._submit()
+            if not self._retrieving and not self._archiving:
+                return self._trouble
             with contextlib.suppress(queue.Empty):
-                step = finished.get(timeout=TICK_SECONDS)
-                error = step.wait()
-                stage = retrieving if step in retrieving else archiving
-                chunk = stage.pop(step)
-                if error is not None:
-                    run.archiving.give_back(chunk)
-                    trouble = error
-                    failed_in_a_row += 1
-                    of_the_node = isinstance(trouble, WindowClosed) or (
-                        isinstance(trouble, PacsError) and run.failover.continue_without(chunk.node)
-                    )
-                    if of_the_node:
-                        chunks.pop(chunk.node, None)
-                        failed_in_a_row = 0
-                    elif (
-                        isinstance(trouble, PacsError | Interrupted)
-                        or trouble.disposition is Disposition.OPERATOR
-                        or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
-                    ):
-                        chunks.clear()
+                step = self._events.get(timeout=TICK_SECONDS)
+                if step is not None:
+                    self._end(step)
+            self._look()
+
+    def _wake(self) -> None:
+        """Studies have come into hand, or have left it: another chunk may have its turn."""
+        self._run.turns.advance()
+        self._events.put(None)
+
+    # --- what is begun
+
+    def _stop_where_closed(self) -> None:
+        run = self._run
+        if run.control.is_stopping():
+            self._trouble = Interrupted()
+            self._chunks.clear()
+        for node in [node for node in self._chunks if run.access.is_closed(node)]:
+            self._trouble = self._trouble or WindowClosed()
+            del self._chunks[node]
+
+    def _submit(self) -> None:
+        """Begin what may begin now."""
+        for node in list(self._chunks):
+            while node in self._chunks and self._may_be_listed(node):
+                if (chunk := next(self._chunks[node], None)) is None:
+                    del self._chunks[node]
                 else:
-                    failed_in_a_row = 0
-                    if stage is retrieving:
-                        submit(engine.archive, chunk, archiving)
-            look()
-    except BaseException:
-        # Interrupted. Steps under way end first: they use what the caller closes next.
-        run.control.stop.set()
-        for step in (*retrieving, *archiving):
-            step.wait()
-        raise
+                    self._run.in_hand.open(chunk)
+                    self._begin(self._engine.retrieve, chunk, self._retrieving)
+        for chunk in self._run.in_hand.to_archive():
+            if chunk.number not in self._begun:
+                self._begun.add(chunk.number)
+                self._begin(self._engine.archive, chunk, self._archiving)
+
+    def _may_be_listed(self, node: str) -> bool:
+        """Whether one more chunk may be listed: its turn has come, or it is one of the next."""
+        turns, access = self._run.turns, self._run.access
+        chunks = [c for c in self._retrieving.values() if self._alone or c.node == node]
+        nodes = {chunk.node for chunk in chunks} | {node}
+        ahead = len(chunks) - sum(map(turns.retrieving, nodes))
+        if not turns.has_room(node):
+            return ahead < access.chunks_ahead(node)
+        return len(chunks) < access.associations(node) + access.chunks_ahead(node)
+
+    def _begin(self, begin: Callable[[Run, Chunk], StepRun], chunk: Chunk, stage: _Stage) -> None:
+        step = begin(self._run, chunk)
+        stage[step] = chunk
+        if stage is self._retrieving:
+            # However it has ended: its archiving waits for no more of it.
+            step.add_done_callback(lambda _: self._run.in_hand.close(chunk))
+        step.add_done_callback(self._events.put)
+
+    # --- what has ended
+
+    def _end(self, step: StepRun) -> None:
+        error = step.wait()
+        stage = self._retrieving if step in self._retrieving else self._archiving
+        chunk = stage.pop(step)
+        if error is None:
+            self._failed_in_a_row = 0
+        else:
+            if stage is self._archiving:
+                self._given_up.add(chunk.number)
+            self._judge(chunk, error)
+        if chunk.number in self._given_up:
+            # Also what has come since, where its retrieval went on.
+            self._run.archiving.give_back(chunk)
+
+    def _judge(self, chunk: Chunk, trouble: PrefectDicomError) -> None:
+        """A step has failed: decide what is not begun any more."""
+        self._trouble = trouble
+        self._failed_in_a_row += 1
+        of_the_node = isinstance(trouble, WindowClosed) or (
+            isinstance(trouble, PacsError) and self._run.failover.continue_without(chunk.node)
+        )
+        if of_the_node:
+            self._chunks.pop(chunk.node, None)
+            self._run.turns.withdraw(chunk.node)
+            self._failed_in_a_row = 0
+        elif (
+            isinstance(trouble, PacsError | Interrupted)
+            or trouble.disposition is Disposition.OPERATOR
+            or self._failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
+        ):
+            self._chunks.clear()
+            for node in {chunk.node for chunk in self._retrieving.values()}:
+                self._run.turns.withdraw(node)

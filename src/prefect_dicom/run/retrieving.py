@@ -1,12 +1,15 @@
-"""The retrieval of a chunk of studies into the spool: claim, list, fetch."""
+"""The retrieval of a chunk of studies into the spool: claim, list, and fetch in turn."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.admission.retry import retry_once
 from prefect_dicom.archive import Archive
 from prefect_dicom.archive.manifest import held_manifest, manifest_at
@@ -30,12 +33,14 @@ from prefect_dicom.discovery.service import DiscoveryService
 from prefect_dicom.ledger import Claim
 from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.retrieval.fetch import Retrieval
+from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.study_task import StudyTask
 from prefect_dicom.run.chunks import ChunkPlanner
 from prefect_dicom.run.commit import StudyCommit
 from prefect_dicom.run.context import RunContext
 from prefect_dicom.run.in_hand import StudiesInHand
 from prefect_dicom.run.node_retrieval import NodeRetrieval
+from prefect_dicom.run.retrieval_turns import RetrievalTurns
 from prefect_dicom.run.upload import Uploader
 
 log = logging.getLogger(__name__)
@@ -53,15 +58,16 @@ class ChunkRetrieval:
     uploader: Uploader
     ending: StudyCommit
     in_hand: StudiesInHand
+    turns: RetrievalTurns
     aside: ThreadPoolExecutor
     """Threads for manifests, which never wait behind uploads of instances."""
 
     def retrieve(self, chunk: Chunk) -> int:
         """Bring the studies of a chunk into the spool; returns how many it could claim.
 
-        A study that cannot be completed is left to
-        :meth:`~prefect_dicom.run.archiving.ChunkArchiving.archive`, which keeps
-        the instances received.
+        They are claimed and listed at once, and requested when it is their turn. A study that
+        cannot be completed is left to :meth:`~prefect_dicom.run.archiving.ChunkArchiving.archive`,
+        which keeps the instances received.
 
         Raises
         ------
@@ -80,36 +86,72 @@ class ChunkRetrieval:
         self.planner.leave_to_others({*chunk.studies} - {claim.reference for claim in claims})
         try:
             failpoint("claimed")
-            if not claims:
-                return 0
-            with context.access.admitted(chunk.node) as requestor:
-                claims = [*filter(None, (self._find_at_node(requestor, claim) for claim in claims))]
-                tasks = self._retrieve_claimed(chunk.node, requestor, claims)
+            tasks = self._retrieve_claimed(chunk, claims) if claims else []
         except BaseException:
             context.ledger.claims.release(claims)
             raise
-        self.in_hand.add(tasks)
+        if tasks is None:
+            context.ledger.claims.release(claims)
+            return 0
+        self.in_hand.add(chunk, tasks)
         return len(claims)
 
-    def _retrieve_claimed(
-        self, node: str, requestor: NodeClient, claims: list[Claim]
-    ) -> list[StudyTask]:
-        """List and fetch claimed studies; returns those that are to be archived."""
-        retrieval = self.nodes.retrieval(node, requestor)
-        tasks: list[StudyTask] = []
-        claimed = [StudyTask(claim) for claim in claims]
-        self._read_acceptances(claimed)
-        listed = self._list_together(retrieval, claimed)
-        manifests = self._held_manifests(claimed)
-        for task in claimed:
-            self.context.control.check()
-            known = task.reference in listed
-            if self._list(retrieval, task, known, manifests[task.reference]):
-                tasks.append(task)
-        self._fetch(retrieval, tasks)
+    def _retrieve_claimed(self, chunk: Chunk, claims: list[Claim]) -> list[StudyTask] | None:
+        """List and fetch claimed studies; returns those to be archived, None where withdrawn."""
+        if self.context.access.chunks_ahead(chunk.node):
+            tasks = self._list_claimed(chunk.node, claims)
+            failpoint("listed-ahead")
+            if not tasks:
+                return []
+            with self.turns.turn(chunk) as granted:
+                if granted:
+                    self._fetch_in_turn(chunk.node, tasks)
+            return tasks if granted else None
+        # Asked for less than usual: nothing is listed before what becomes of the others is known.
+        with self.turns.turn(chunk) as granted:
+            if not granted:
+                return None
+            if tasks := self._list_claimed(chunk.node, claims):
+                self._fetch_in_turn(chunk.node, tasks)
+            return tasks
+
+    def _fetch_in_turn(self, node: str, tasks: list[StudyTask]) -> None:
+        with (
+            self._withdrawing(node),
+            self.context.access.admitted(node, RequestKind.RETRIEVE) as requestor,
+        ):
+            self._fetch(self.nodes.retrieval(node, requestor), tasks)
+            self._note_contradictions(node, requestor)
+
+    @contextlib.contextmanager
+    def _withdrawing(self, node: str) -> Iterator[None]:
+        """Withdraw the next chunks of a node that fails: their requests would fail likewise."""
+        try:
+            yield
+        except PacsError:
+            self.turns.withdraw(node)
+            raise
+
+    def _list_claimed(self, node: str, claims: list[Claim]) -> list[StudyTask]:
+        """List claimed studies; returns those that are to be requested."""
+        with self._withdrawing(node), self.context.access.admitted(node) as requestor:
+            claims = [*filter(None, (self._find_at_node(requestor, claim) for claim in claims))]
+            claimed = [StudyTask(claim) for claim in claims]
+            self._read_acceptances(claimed)
+            manifests = self._held_manifests(claimed)
+            listing = self.nodes.listing(node, requestor)
+            together = self._list_together(listing, claimed)
+            listed = []
+            for task in claimed:
+                self.context.control.check()
+                if self._list(listing, task, task.reference in together):
+                    listed.append(task)
+            self._note_contradictions(node, requestor)
+        return [task for task in listed if self._is_to_request(task, manifests[task.reference])]
+
+    def _note_contradictions(self, node: str, requestor: NodeClient) -> None:
         seen = self.discovery.contradictions(node, requestor) | self.nodes.contradictions(node)
         self.context.notes.add_contradictions(node, self.context.site.capabilities[node], seen)
-        return tasks
 
     def _read_acceptances(self, tasks: list[StudyTask]) -> None:
         """Read what people have accepted of the studies."""
@@ -174,10 +216,10 @@ class ChunkRetrieval:
 
     # --- instance lists
 
-    def _list_together(self, retrieval: Retrieval, tasks: list[StudyTask]) -> set[StudyReference]:
+    def _list_together(self, listing: Listing, tasks: list[StudyTask]) -> set[StudyReference]:
         """List as many studies as possible by few queries; returns which were listed."""
         try:
-            return retry_once(lambda: retrieval.listing.list_afresh(tasks))
+            return retry_once(lambda: listing.list_afresh(tasks))
         except ClaimLost:
             # One of them: found out one by one.
             return set()
@@ -196,13 +238,11 @@ class ChunkRetrieval:
             for task in tasks
         }
 
-    def _list(
-        self, retrieval: Retrieval, task: StudyTask, listed: bool, held: Future[bytes | None]
-    ) -> bool:
+    def _list(self, listing: Listing, task: StudyTask, listed: bool) -> bool:
         """List a study, if it is not listed yet; False where that ended it."""
         try:
             if not listed:
-                retry_once(lambda: retrieval.listing.list(task, fresh=True))
+                retry_once(lambda: listing.list(task, fresh=True))
         except PacsError as error:
             if error.scope is not Scope.REQUEST:
                 raise
@@ -212,6 +252,10 @@ class ChunkRetrieval:
         except ClaimLost:
             return False
         self.context.access.admission(task.claim.node).record_answer()
+        return True
+
+    def _is_to_request(self, task: StudyTask, held: Future[bytes | None]) -> bool:
+        """Whether a listed study is to be requested; where not, it has come to its end."""
         if task.is_listed and not task.instances.listed:
             self.ending.fail(task, task.failure or "instance-list-empty")
             return False

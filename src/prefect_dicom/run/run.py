@@ -35,6 +35,7 @@ from prefect_dicom.run.disks import DiskWatch
 from prefect_dicom.run.in_hand import StudiesInHand
 from prefect_dicom.run.node_retrieval import NodeRetrieval
 from prefect_dicom.run.reporting import RunReporting
+from prefect_dicom.run.retrieval_turns import RetrievalTurns
 from prefect_dicom.run.retrieving import ChunkRetrieval
 from prefect_dicom.run.upload import Uploader
 
@@ -167,6 +168,7 @@ class Run(DryRun):
         self.chunks = ChunkPlanner(context, spool)
         self.nodes = NodeRetrieval(context, spool, later)
         self.disks = DiskWatch(context, spool)
+        self.turns = RetrievalTurns(context, spool, self.in_hand)
         uploader = Uploader(context, spool, archive, uploads)
         ending = StudyCommit(context, spool, archive)
         self.retrieval = ChunkRetrieval(
@@ -178,6 +180,7 @@ class Run(DryRun):
             uploader=uploader,
             ending=ending,
             in_hand=self.in_hand,
+            turns=self.turns,
             aside=aside,
         )
         self.archiving = ChunkArchiving(
