@@ -27,11 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
+def pytest_collection() -> None:
+    # What is imported and collected stays, so looking at it for garbage is time lost: here a tenth.
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     share_compiled_statements()
-    # All that is imported by now stays: a tenth of the tests' time was looking at it for garbage.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _starts_prefect(item: pytest.Item) -> bool:

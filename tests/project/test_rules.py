@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.metadata
 import re
 import tomllib
@@ -42,16 +43,16 @@ IMPORTERS = {
 }
 
 
-def modules() -> Iterator[tuple[str, Path, ast.Module]]:
+@functools.cache
+def modules() -> list[tuple[str, Path, ast.Module]]:
     """Name below ``prefect_dicom``, path and syntax tree of every module of the package."""
+    found = []
     for package, folder in FOLDERS.items():
         for path in sorted(folder.rglob("*.py")):
             below = path.relative_to(folder).with_suffix("").parts
             dotted = ".".join((*package.split(".")[1:], *below)).removesuffix("__init__")
-            yield dotted.strip("."), path, ast.parse(path.read_text(encoding="utf-8"))
-
-
-MODULES = list(modules())
+            found.append((dotted.strip("."), path, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
@@ -76,7 +77,7 @@ def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
 def test_a_library_is_imported_only_where_it_belongs(library):
     anywhere, in_functions = IMPORTERS[library]
     strangers = []
-    for module, path, tree in MODULES:
+    for module, path, tree in modules():
         top = module.split(".")[0]
         for name, line, at_once in imports(tree):
             if name.split(".")[0] != library or top in anywhere:
@@ -90,7 +91,7 @@ def test_imports_are_absolute_and_name_the_package():
     # Prefect loads flows by file name as top-level modules: relative imports cannot work there.
     wrong = [
         f"{path.relative_to(ROOT)}:{line}"
-        for _, path, tree in MODULES
+        for _, path, tree in modules()
         for name, line, _ in imports(tree)
         if name.startswith(".") or name.split(".")[0] in ("flows", "tasks")
     ]
@@ -104,7 +105,7 @@ def error_codes() -> Iterator[tuple[str, str]]:
         for name, value in vars(errors).items()
         if isinstance(value, type) and issubclass(value, errors.PrefectDicomError)
     } - {"ConfigurationError", "CohortError", "FaultyFileError"}  # these take no code
-    for _, path, tree in MODULES:
+    for _, path, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.Compare) and _names_a_code(node.left):
                 for constant in map(_choices, node.comparators):
@@ -167,7 +168,7 @@ def codes_of_collection(node: ast.AST) -> list[str]:
 def test_what_is_done_about_a_reason_code_is_in_the_table_alone():
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for module, path, tree in MODULES
+        for module, path, tree in modules()
         if not module.startswith("core.reasons") and module not in EVENT_TABLES
         for node in ast.walk(tree)
         if len(codes_of_collection(node)) > 1
@@ -183,7 +184,7 @@ def test_every_package_is_named_in_the_build():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     packages = {
         ".".join(filter(None, ("prefect_dicom", module)))
-        for module, path, _ in MODULES
+        for module, path, _ in modules()
         if path.name == "__init__.py"
     }
     assert [package for package in sorted(packages) if f'"{package}"' not in text] == []
@@ -257,7 +258,7 @@ def _is_public_method(node: ast.AST) -> bool:
 
 def test_modules_classes_and_constructors_stay_small():
     large = []
-    for module, path, tree in MODULES:
+    for module, path, tree in modules():
         if module not in TABLES and (lines := len(path.read_text().splitlines())) > MOST_LINES:
             large.append(f"{module}: {lines} lines")
         for node in ast.walk(tree):
