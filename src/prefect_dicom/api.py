@@ -332,7 +332,7 @@ def _cohort_file(site: Site, cohort: CohortLike) -> tuple[Path, Sequence[str]]:
     if isinstance(cohort, str | os.PathLike):
         return Path(cohort), ()
     given = read_frame_as_list(cohort)
-    content = list_of_rows(given.rows).encode()
+    content = list_of_rows(given.rows, of_candidates=given.is_of_candidates).encode()
     path = site.reports / _LISTS / f"{hashlib.sha256(content).hexdigest()[:12]}.csv"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,13 @@ import numpy
 import pandas
 import pytest
 
-from prefect_dicom.cohort.data_frame import COLUMNS, frame_of_rows, list_of_rows, read_frame
+from prefect_dicom.cohort.data_frame import (
+    COLUMNS,
+    frame_of_rows,
+    list_of_rows,
+    read_frame,
+    read_frame_as_list,
+)
 from prefect_dicom.cohort.rows import read_cohort
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import CohortRow, DateRange
@@ -56,6 +62,16 @@ def test_a_list_has_each_row_on_its_line(tmp_path: Path, chosen: list[int]):
     rows = [ROWS[index] for index in chosen]
     (tmp_path / "list.csv").write_text(list_of_rows(rows), encoding="utf-8")
     assert read_cohort(tmp_path / "list.csv") == rows
+
+
+@pytest.mark.parametrize("number", ["4711.0", "nan", "'4711", "6.0E+10", "#N/A", "NULL"])
+def test_candidates_of_a_frame_are_taken_as_a_pacs_has_answered_them(tmp_path: Path, number: str):
+    frame = pandas.DataFrame({"CandidateOf": [2], "Take": ["x"], "PatientID": ["'" + number]})
+    given = read_frame_as_list(frame)
+    assert given.rows == [CohortRow(2, number)]
+    text = list_of_rows(given.rows, of_candidates=given.is_of_candidates)
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    assert read_cohort(tmp_path / "list.csv") == given.rows
 
 
 def test_the_order_of_a_frame_is_of_no_account():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_dicom.cohort.definition import read_cohort_file
-from prefect_dicom.cohort.modalities import is_defined, likely_term
+from prefect_dicom.cohort.modalities import is_defined, likely_term, stated_terms
 from prefect_dicom.cohort.rows import read_list
 from prefect_dicom.core.errors import CohortError
 from tests.support.lists import FORMATS, read_as
@@ -100,3 +100,33 @@ def test_no_term_is_taken_for_another():
     assert [likely_term(term) for term in TERMS] == [None] * len(TERMS)
     assert all(map(is_defined, TERMS))
     assert [likely_term(code) for code in PRIVATE] == [None] * len(PRIVATE)
+
+
+@pytest.mark.parametrize(
+    ("answered", "stated"),
+    [
+        (["CT"], {"CT"}),
+        (["ct ", "", "SR\0"], {"CT", "SR"}),
+        (["OT"], {"OT"}),
+        (["CT/PT"], {"CT", "PT"}),
+        (["CT,SR", "KO"], {"CT", "SR", "KO"}),
+        (["MRI"], {"MR"}),
+        (["XRAY"], {"CR", "DX"}),
+        (["ACME"], {"ACME"}),
+        (["CT", "ACME_2"], {"CT", "ACME_2"}),
+    ],
+)
+def test_what_a_pacs_states_is_read_in_dicoms_terms(answered, stated):
+    assert stated_terms(answered) == stated
+
+
+@pytest.mark.parametrize(
+    "value", ["*", "?", "CT*", "-", "--", "N/A", "NULL", "unknown", "ALL", "MULTI", "0", "99", "\\"]
+)
+def test_a_value_that_states_nothing_is_as_if_there_were_none(value):
+    assert stated_terms([value]) is None
+    assert stated_terms(["MR", value]) is None
+
+
+def test_no_value_states_nothing():
+    assert stated_terms([]) is None and stated_terms(["", " "]) is None

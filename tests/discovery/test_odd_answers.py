@@ -158,3 +158,46 @@ def test_a_series_is_chosen_by_a_number_with_a_fraction_of_zero(written, verdict
         )
         place.pull(definition)
         assert [str(v.verdict) for v in place.verdicts()] == [verdict]
+
+
+# --- modalities
+
+
+@pytest.mark.parametrize(
+    ("answered", "wanted"),
+    [("*", "CT"), ("UNKNOWN", "CT"), ("CT*", "CT"), ("CT/SR", "CT"), ("MRI", "MR"), ("0", "CT")],
+)
+def test_modalities_that_state_nothing_exclude_no_study(answered, wanted, around):
+    script = [Behaviour("find.answer", values={"ModalitiesInStudy": answered}, level="STUDY")]
+    with around(study(1, AccessionNumber="A1"), script=script) as place:
+        place.pull(place.cohort([{"AccessionNumber": "A1", "Modality": wanted}]))
+        assert [str(v.verdict) for v in place.verdicts()] == ["archived"]
+
+
+@pytest.mark.parametrize("answered", ["OT", "MR\\SR", "MRI", "ACME"])
+def test_other_modalities_exclude_it(answered, around):
+    script = [Behaviour("find.answer", values={"ModalitiesInStudy": answered}, level="STUDY")]
+    with around(study(1, AccessionNumber="A1"), script=script) as place:
+        place.pull(place.cohort([{"AccessionNumber": "A1", "Modality": "CT"}]))
+        assert [str(v.verdict) for v in place.verdicts()] == ["excluded"]
+
+
+@pytest.mark.parametrize(
+    ("level", "keyword", "filters"),
+    [
+        ("STUDY", "ModalitiesInStudy", "studies: {StudyDate: 20240101-20240131, Modality: CT}"),
+        (
+            "STUDY",
+            "ModalitiesInStudy",
+            "studies: {StudyDate: 20240101-20240131, Modality: {not: MR}}",
+        ),
+        ("SERIES", "Modality", "studies: {StudyDate: 20240101-20240131}\nseries: {Modality: CT}"),
+    ],
+)
+def test_a_definition_leaves_to_a_person_what_states_nothing(level, keyword, filters, around):
+    script = [Behaviour("find.answer", values={keyword: "*"}, level=level)]
+    with around(study(1, PatientID="P1", StudyDate="20240105"), script=script) as place:
+        place.pull(with_definition(place, filters))
+        assert [v.reason for v in place.verdicts()] == ["filter-undecided"]
+        (row,) = candidates(place)
+        assert f"{keyword}" in row["Why"] or "series" in row["Why"]

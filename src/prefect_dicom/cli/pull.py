@@ -66,8 +66,9 @@ def pull(
 
     Columns by DICOM keyword or plain name: PatientID, AccessionNumber, StudyInstanceUID,
     StudyDate (or a range), Modality, StudyDescription. Each row needs a PatientID, an
-    AccessionNumber or a StudyInstanceUID. A definition (docs/cohorts.md) has filters for studies
-    and series as well, and needs no list. Running it again transfers only what is missing.
+    AccessionNumber or a StudyInstanceUID; docs/cohort-files.md has what is taken and refused. A
+    definition (docs/cohorts.md) has filters for studies and series as well, and needs no list.
+    Running it again transfers only what is missing.
     """
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.engine import FlowCall

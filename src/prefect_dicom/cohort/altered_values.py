@@ -52,12 +52,7 @@ def refuse_altered(meaning: str, text: str) -> None:
     UnfitCell
         It stands for nothing, or for a number that was changed on the way.
     """
-    word = text.casefold()
-    if (
-        word in _NOTHING
-        or _ERROR.fullmatch(text)
-        or (meaning in _CODES and (word in _NOT_KNOWN or _is_punctuation(word)))
-    ):
+    if is_for_nothing(text, is_code=meaning in _CODES):
         raise UnfitCell(
             "is a word for nothing, as programs write an empty cell; leave the cell empty"
         )
@@ -76,6 +71,14 @@ _ROUNDED = (
     "is a number a spreadsheet has rounded (its digits are lost); format the column as text before "
     "the values are entered, and export again"
 )
+
+
+def is_for_nothing(text: str, *, is_code: bool) -> bool:
+    """Whether a text is a word for nothing, as programs write it; of a code, as people do too."""
+    word = text.casefold()
+    if word in _NOTHING or _ERROR.fullmatch(text):
+        return True
+    return is_code and (word in _NOT_KNOWN or _is_punctuation(word))
 
 
 def _is_punctuation(word: str) -> bool:

@@ -79,20 +79,23 @@ def read_frame_as_list(cohort: pandas.DataFrame | Mapping[str, object]) -> Cohor
     return read_table(_SOURCE, partial(_table, cohort))
 
 
-def list_of_rows(rows: Iterable[CohortRow]) -> str:
+def list_of_rows(rows: Iterable[CohortRow], *, of_candidates: bool = False) -> str:
     """Text of a cohort list in CSV that has each of the rows on its line.
 
-    Only columns with values are in it.
+    Only columns with values are in it. Candidates become a table of candidates, so that reading it
+    takes their identifiers as they are.
     """
     texts = {row.line: _texts(row) for row in rows}
     used = [n for n in range(len(COLUMNS)) if any(row[n] is not None for row in texts.values())]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([COLUMNS[n] for n in used])
+    marks, before = (("CandidateOf",), "'") if of_candidates else ((), "")
+    writer.writerow([*marks, *(COLUMNS[n] for n in used)])
     written = 1
     for line in sorted(texts):
         text.write("\n" * (line - written - 1))
-        writer.writerow([texts[line][n] for n in used])
+        row = (texts[line][n] for n in used)
+        writer.writerow([*(line for _ in marks), *(text and before + text for text in row)])
         written = line
     return text.getvalue()
 

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Any
 
 from prefect_dicom.cohort.bounded_regex import LONGEST_TEXT, bounded_regex
+from prefect_dicom.cohort.modalities import stated_terms
 from prefect_dicom.core.model import (
     CohortFilters,
     DateRange,
@@ -44,6 +45,7 @@ _FREE_TEXTS = frozenset(
         "BodyPartExamined",
     }
 )
+_MODALITIES = ("Modality", "ModalitiesInStudy")
 _DAYS = {"D": 1, "W": 7, "M": 30.436875, "Y": 365.2425}
 _AGE = re.compile(r"([0-9]{3})([DWMY])")
 
@@ -226,7 +228,7 @@ def _values_of(keyword: str, study: Study) -> tuple[str, ...] | None:
         years = age_in_years(born, study.study_date, given.get("PatientAge", ""))
         return None if years is None else (str(years),)
     if keyword == "ModalitiesInStudy" and study.modalities:
-        return study.modalities
+        return _with_stated_terms(study.modalities)
     # Empty there may be not answered: that shows when it is asked for by itself.
     if keyword in _FIELDS and (value := getattr(study, _FIELDS[keyword])):
         return (unpadded(str(value)),)
@@ -241,7 +243,15 @@ def _values(keyword: str, given: Mapping[str, str]) -> tuple[str, ...] | None:
     values = tuple(unpadded(part) for part in value.split("\\"))
     if keyword not in _FREE_TEXTS:
         values = tuple(part for part in values if part)
+    if keyword in _MODALITIES:
+        return _with_stated_terms(values)
     return values or None
+
+
+def _with_stated_terms(modalities: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Modalities as they were answered, and as DICOM's terms; None where they state nothing."""
+    stated = stated_terms(modalities)
+    return None if stated is None else (*modalities, *sorted(stated.difference(modalities)))
 
 
 def _judge(wanted: Filter, values: tuple[str, ...] | None) -> bool | None:

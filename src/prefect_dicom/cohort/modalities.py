@@ -7,6 +7,9 @@ for it finds nothing, which reads like an answer.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+
+from prefect_dicom.cohort.altered_values import is_for_nothing
 
 _DEFINED = (
     "ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM "
@@ -47,6 +50,12 @@ _WORDS = {
 }
 _TERMS = {word: term for term, words in _WORDS.items() for word in words.split()}
 _LETTERS = re.compile(r"[^a-z]")
+_BETWEEN_TERMS = re.compile(r"[\s,;/|+&^]+")
+_CODE = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_]{1,16}")
+"""CS of PS3.5 6.2, in either case; a number is no modality."""
+_ANY = frozenset(
+    ["all", "any", "various", "several", "multi", "multiple", "mixed", "div", "diverse"]
+)
 
 
 def is_defined(code: str) -> bool:
@@ -78,3 +87,35 @@ def likely_term(code: str) -> str | None:
         ),
         None,
     )
+
+
+def stated_terms(answered: Iterable[str]) -> frozenset[str] | None:
+    """The terms that a PACS states by its values of ModalitiesInStudy, in upper case.
+
+    Some write several into one value, or a word of their own.
+
+    Returns
+    -------
+    frozenset of str or None
+        None where it states nothing: without a value, and where one is a wildcard, a word for
+        nothing or for anything, or no code at all. The study may be of any modality then.
+
+    Examples
+    --------
+    >>> sorted(stated_terms(["CT/sr", "MRI"]) or ()), stated_terms(["CT", "*"]), stated_terms([])
+    (['CT', 'MR', 'SR'], None, None)
+    """
+    terms: set[str] = set()
+    for value in filter(None, (each.strip(" \0") for each in answered)):
+        if is_for_nothing(value, is_code=True):
+            return None
+        parts = [part for part in _BETWEEN_TERMS.split(value) if part]
+        if all(map(is_defined, parts)):
+            terms.update(part.upper() for part in parts)
+        elif (term := likely_term(value)) is not None and not set("*?") & set(value):
+            terms.update(term.split(" or "))
+        elif any(_CODE.fullmatch(p) is None or p.casefold() in _ANY for p in parts):
+            return None
+        else:
+            terms.update(part.upper() for part in parts)
+    return frozenset(terms) or None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import NamedTuple
 
+from prefect_dicom.cohort.modalities import stated_terms
 from prefect_dicom.cohort.persons import (
     issuers_agree,
     patient_key,
@@ -159,8 +160,8 @@ def may_match(row: CohortRow, study: Study) -> bool:
 def passes_filters(row: CohortRow, study: Study) -> bool:
     """Whether the study is within the row's date range, modality and description.
 
-    A study without a readable date is in no range. A study whose modalities the PACS did not
-    name may have any. In a description ``*`` stands for any text and ``?`` for one character;
+    A study without a readable date is in no range. A study whose modalities the PACS does
+    not state may have any. In a description ``*`` stands for any text and ``?`` for one character;
     case is of no account.
     """
     return next(unmet_filters(row, study), None) is None
@@ -173,8 +174,8 @@ def unmet_filters(row: CohortRow, study: Study) -> Iterator[str]:
         if day is None or day not in row.study_date:
             yield "study_date"
     if row.modality is not None:
-        modalities = {unpadded(name).casefold() for name in study.modalities} - {""}
-        if modalities and unpadded(row.modality).casefold() not in modalities:
+        stated = stated_terms(study.modalities)
+        if stated is not None and unpadded(row.modality).upper() not in stated:
             yield "modality"
     if row.study_description is not None and not like(
         row.study_description, study.study_description

@@ -50,6 +50,8 @@ class CohortList:
     """Lines that were set apart, by line."""
     notes: tuple[str, ...] = ()
     """What was not taken of the list, in words that repeat no cell."""
+    is_of_candidates: bool = False
+    """Its identifiers are those that a PACS has answered, however they look."""
 
 
 def cohort_digest(path: Path) -> str:
@@ -176,7 +178,7 @@ class _ListReader:
             raise CohortError(source, faults.first)
         apart = tuple(FaultyLine(n, tuple(faults.by_line[n])) for n in sorted(faults.by_line))
         self._note_ends(len(apart))
-        return CohortList(rows, apart, tuple(self.notes))
+        return CohortList(rows, apart, tuple(self.notes), self.exact)
 
     def _rows(self, open_table: Callable[[], Table]) -> list[CohortRow]:
         rows: list[CohortRow] = []
