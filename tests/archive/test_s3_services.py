@@ -319,6 +319,16 @@ def test_a_header_that_is_not_needed_is_left_out_and_one_that_is_wanted_is_sent(
     assert "1.2.3" not in caplog.text
 
 
+def test_a_service_that_wants_content_md5_of_a_completion_gets_it_at_once(s3, tmp_path):
+    s3.demand("content-md5", "CompleteMultipartUpload", status=400, code="InvalidRequest")
+    with archive_in(s3) as archive:
+        assert not put(archive, LARGE, tmp_path)
+        assert s3.body(KEY) == LARGE
+        assert all(check.ok for check in archive.check() if check.required)
+    completions = [r for r in s3.seen if r.operation == "CompleteMultipartUpload"]
+    assert all("content-md5" in request.headers for request in completions)
+
+
 def test_a_service_that_does_not_know_expect_is_asked_without_it(s3, tmp_path):
     s3.refuse("expect", status=417, code="")
     s3.reset("PutObject", times=2)

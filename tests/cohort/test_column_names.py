@@ -14,13 +14,16 @@ NAMES = {
     "AccessionNumber": """
         Accession #|Accession No.|Acc. Nr|accession-number|AccNo|Nº accession|Accession ID|Exam ID
         Order Number|Auftragsnummer|Anforderungs-Nr.|Untersuchungsnummer|RIS number|Study number
-        Numéro d'accès|Nº de acceso|検査番号|检查号|X-ray no""",
+        Numéro d'accès|Nº de acceso|検査番号|检查号|X-ray no
+        Akzessionsnr.|Numero accettazione|Remiss-ID|Rekvisition
+        Requisition|Order|Befundnummer|Report ID|影像号|検査ID|Номер направления
+        Αριθμός πρόσβασης|מספר גישה""",
     "StudyDate": """
         Exam Date|exam_dt|ExamDate|Date of exam|dateofexam|Scan Date|CT date|Acquisition Date|Date2
         Untersuchungsdatum|Datum der Untersuchung|Datum|Studiendatum|Fecha de estudio|Date/Time
         Date de l'examen|Data esame|data badania|Onderzoeksdatum|дата исследования|検査日|Year
         Tutkimuspäivä|Undersökningsdatum|Undersøgelsesdato|Tetkik Tarihi|검사일
-        Ημερομηνία|תאריך""",
+        Ημερομηνία|תאריך|DOS|Performed on|Acquired|von|bis|Beginn""",
     "PatientBirthDate": """
         DOB|D.O.B.|dob|Birth Date 2|Date of Birth|Born|Geburtsdatum|geb.|GebDat|date de naissance
         Fecha de nacimiento|data di nascita|geboortedatum|fødselsdato|дата рождения|生年月日
@@ -30,7 +33,7 @@ NAMES = {
         SeriesInstanceUID|Series Instance UID|SeriesUID|Series|série|Serie|Série UID|Series Number
         Series Description|SeriesDescription|SOPInstanceUID|SOP Instance UID|Instance Number|серия
         シリーズ""",
-    "StudyInstanceUID": "Study-UID|SUID|UIDs|Study Instance UIDs",
+    "StudyInstanceUID": "Study-UID|SUID|UIDs|Study Instance UIDs|StudyIUID|study_instance",
     "PatientID": """
         MRN#|MRN No|Patient-ID|Patient Number|PatientID2|PatientenID|Patienten-Nr.|PatNr|PID|NHC
         numéro patient|ID paciente|Medical Record Number|Hospital No|患者ID|Paciente
@@ -38,7 +41,7 @@ NAMES = {
     "OtherPatientID": "Old MRN|Former MRN|Previous MRN|alte Patientennummer|Alt. Patient ID",
     "PatientName": """
         Name|Patient's Name|Nachname|Vorname|Last Name|First Name|Nom|Prénom|Apellidos|cognome
-        фамилия|氏名""",
+        фамилия|氏名|患者名""",
     "Modality": "Modalität|Modalité|modalidad|Mod|Exam type|Untersuchungsart|モダリティ|Modality 1",
     "StudyDescription": """
         Exam|Examination|Procedure|Untersuchung|Study Desc|Exam Description|Beschreibung|Examen""",
@@ -59,6 +62,7 @@ HARMLESS = """
     NumberOfStudyRelatedInstances|Referring physician|Hospital Name|Site|Weight|Timepoint|No.|ID
     Survival time|ignore Exam Date|ignore DOB|Comment on the exam date|Bemerkung|Stage|Protocol
     Überlebenszeit|Einschlussdatum|OP-Datum|Candidate|Study|line|node|verdict|Unnamed: 0
+    Performed by|Order status|Sort order
 """
 OTHERS = [name.strip() for name in HARMLESS.replace("\n", "|").split("|") if name.strip()]
 

@@ -5,6 +5,8 @@ boto3's own retries are off.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import os
 import random
@@ -237,6 +239,7 @@ class S3Connection:
                 response_checksum_validation="when_required",
             ),
         )
+        client.meta.events.register("before-call.s3.CompleteMultipartUpload", _add_md5)
         put = SignedPut(
             client,
             session.get_credentials(),
@@ -258,3 +261,12 @@ def classify(failure: Exception) -> S3Error:
             "archive-unavailable", "the answer broke off", retryable=True, answered=False
         )
     return classify_error(failure)
+
+
+def _add_md5(params: dict[str, Any], **_: object) -> None:
+    """Add ``Content-MD5`` to a request with a body: some services want it of every one.
+
+    Not for security: the signed hash is.
+    """
+    md5 = hashlib.md5(params["body"], usedforsecurity=False)
+    params["headers"]["Content-MD5"] = base64.b64encode(md5.digest()).decode()

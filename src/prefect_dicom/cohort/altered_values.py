@@ -19,7 +19,9 @@ _EXPONENT = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+E[+-]?|E\+)[0-9]+", re.IGNORECA
 # An accession number may look like these: the others of its column decide.
 _LIKE_AN_EXPONENT = re.compile(r"[0-9]+E-?[0-9]+", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]+")
-_ERROR = re.compile(r"#(?:N/?[ADV]|N/ [AD]|NAME\?|NOM\?|[^\W_][^\s!]{0,20}[!?])", re.IGNORECASE)
+_ERROR = re.compile(
+    r"Err:[0-9]{3}|#(?:N/?[ADV]|N/ [AD]|NAME\?|NOM\?|[^\W_][^\s!]{0,20}[!?])", re.IGNORECASE
+)
 
 _NOTHING = frozenset(
     [

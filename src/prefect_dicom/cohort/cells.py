@@ -9,12 +9,12 @@ from datetime import date, datetime, time
 from functools import lru_cache, partial
 
 from prefect_dicom.cohort.columns import WINDOW_DATE
-from prefect_dicom.cohort.modalities import likely_term
+from prefect_dicom.cohort.modalities import is_for_anything, likely_term
 from prefect_dicom.cohort.table import BLANKS, INVISIBLE, UnfitCell
 from prefect_dicom.core.model import DateRange
 from prefect_dicom.core.uids import is_uid
 
-_FORMULA = re.compile(r'=".*"', re.DOTALL)
+_FORMULA = re.compile(r'=(?:".*"|[A-Za-z.]+\(.*|\$?[A-Za-z]{1,3}\$?[0-9]+)', re.DOTALL)
 _LONGEST = 64
 _CODE = re.compile(r"[A-Za-z0-9_ ]{1,16}")
 
@@ -68,6 +68,8 @@ def _modality(content: str | date) -> str:
         raise UnfitCell(
             "is not one modality code; write a single one such as CT, no wildcard or list"
         )
+    if is_for_anything(text):
+        raise UnfitCell("is no modality; leave the cell empty for studies of any")
     if (term := likely_term(text)) is not None:
         raise UnfitCell(f"is none of DICOM's terms for a modality, and finds nothing; write {term}")
     return text

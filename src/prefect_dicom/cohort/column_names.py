@@ -128,21 +128,24 @@ _STUDIES = _set("study studies studie studien etude etudes estudio estudios stud
 _ORDERS = _set(
     "order orders request requisition requisitions filler placer auftrag auftrags anforderung "
     "anforderungs demande bon peticion solicitud richiesta pedido zlecenie zlecenia ris "
-    "pacs radiology radiologie rontgen xray ray film"
+    "pacs radiology radiologie rontgen xray ray film remiss befund report "
+    "направления"
 )
 _ACCESSIONS = _set(
     "accession accessions accessionno accessionnr accessionnum accessionid accessionnumbers acc "
     "accs accno accnr accnum accid acsn acn accn accessionnummer examid examno examnumber "
     "orderid orderno ordernumber requestid requestnumber auftragsnummer auftragsnr "
     "anforderungsnummer anforderungsnr untersuchungsnummer untersuchungsnr untersuchungsid "
-    "zugangsnummer accesion accessione acessao requisicao"
+    "zugangsnummer accesion accessione acessao requisicao accettazione akzession akzessions "
+    "akzessionsnummer akzessionsnr tutkimusnumero remissnummer remissid rekvisition "
+    "rekvisitionsnr rekvisitionsnummer requisition befundnummer befundnr befundid"
 )
 _ACCESS = _set("access acces acceso accesso acesso zugang zugangs protokol")
 _BIRTHS = _set(
     "dob bday birthday birthdate birth born geb gebdat gebdatum geburt geburts geburtsdatum "
     "geburtstag geburtsdat geboren geboortedatum geboorte naissance ddn nacimiento fdn nascita "
     "nascimento urodzenia urodzony narozeni narozen fodselsdato fodsel fodt fodelsedatum fodd "
-    "syntymaaika syntyma dogum szuletesi szuletes рождения рождение"
+    "syntymaaika syntyma dogum szuletesi szuletes yob рождения рождение"
 )
 _DATES = _set(
     "date dates datum data daten datums dat dt day days tag tage fecha fechas jour jours dia dias "
@@ -188,7 +191,9 @@ _SERIES = _set(
     "серия серии series serie serien seri seriesuid seriesuids serieuid serienummer seriennummer"
 )
 _INSTANCES = _set("sop sops sopuid instanceuid instanceuids imageuid imageuids instance image")
-_UIDS = _set("uid uids suid siuid studyuid studyuids studyinstance oid uuid guid")
+_UIDS = _set(
+    "uid uids suid siuid studyuid studyuids studyinstance studyiuid studyiuids iuid oid uuid guid"
+)
 _BODY_PARTS = _set("bodypart bodyparts korperteil korperregion organ")
 _VISITS = _set(
     "visit visits encounter encounters episode episodes case cases fall falle fallnummer fallnr "
@@ -221,14 +226,16 @@ _PARTS = {
         ("series", "seriesinst serieninst シリーズ 序列"),
         (
             "accession",
-            "accession 受付番号 オーダー番号 検査番号 检查号 检查编号 登记号 접수번호 검사번호",
+            "accession akzession 受付番号 受付no オーダー番号 検査番号 検査id 检查号 检查编号 "
+            "检查流水号 "
+            "影像号 放射号 登记号 접수번호 검사번호 προσβασης הדחול גישה الدخول",
         ),
         (
             "patient",
             "患者id 患者番号 患者编号 病历号 病人id 住院号 환자번호 historiaclinica rodnecislo",
         ),
         ("modality", "modalit modalid modalnosc модальност モダリティ 检查类型"),
-        ("name", "患者氏名 患者姓名 姓名 氏名 환자명 성명"),
+        ("name", "患者氏名 患者姓名 患者名 姓名 氏名 환자명 성명"),
         ("exam", "untersuchung examination 检查项目 検査名"),
     )
 }
@@ -236,6 +243,8 @@ _FOLDED_PARTS = {
     kind: tuple("".join(words_of(part)) for part in parts) for kind, parts in _PARTS.items()
 }
 _ENDS_IN_DATE = re.compile(r".+(?:date|datum|dato)")
+_DATES_ALONE = _set("dos performed performedon performedat acquired acquiredon beginn ende von bis")
+"""Names that are those of a date where they stand alone."""
 _NO_DATES = _set("update candidate validate mandate")
 
 
@@ -268,7 +277,7 @@ def _is_series(words: list[str]) -> bool:
 
 
 def _is_uid(words: list[str]) -> bool:
-    return _has(words, _UIDS)
+    return _has(words, _UIDS) or words == ["study", "instance"]
 
 
 def _is_of_others(words: list[str]) -> bool:
@@ -281,6 +290,8 @@ def _is_of_others(words: list[str]) -> bool:
 def _is_date(words: list[str]) -> bool:
     if _is_of_others(words) or not _NO_DATES.isdisjoint(words):
         return False
+    if "".join(words) in _DATES_ALONE:
+        return True
     dates = [word for word in words if word in _DATES or _ENDS_IN_DATE.fullmatch(word)]
     if not dates and not _has_part(words, "date"):
         return False
@@ -300,7 +311,7 @@ def _is_accession(words: list[str]) -> bool:
         _has(words, _ACCESSIONS)
         or _has_part(words, "accession")
         or _has(words, _EXAMS | _ORDERS | _ACCESS, _NUMBERS - {"code", "codes", "key"})
-        or words == ["an"]
+        or words in (["an"], ["order"])
         or _has(words, _STUDIES, _NUMBERS - {"id", "ids", "code", "codes", "key"})
     )
 

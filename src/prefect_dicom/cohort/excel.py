@@ -11,6 +11,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 from xml.parsers import expat
@@ -36,6 +37,7 @@ _EXCEL_ESCAPE = re.compile(r"_x[0-9A-Fa-f]{4}_")
 SAVE_AS_XLSX = "save it again as Excel workbook (.xlsx), not as Strict Open XML"
 """openpyxl does not find the sheets of the strict form."""
 _ROW = "http://schemas.openxmlformats.org/spreadsheetml/2006/main row"
+_MERGED = "http://schemas.openxmlformats.org/spreadsheetml/2006/main mergeCell"
 # Formats under which Excel shows an integer as its digits; zeros alone pad with zeros.
 _ZEROS = re.compile(r"0+")
 _DIGITS_SHOWN = re.compile(r"General|@|#+|[#,]*0(?:\.0+)?")
@@ -73,15 +75,23 @@ def read_excel(data: bytes) -> Table:
     if first is None:
         raise ValueError("the sheet is empty")
     line, cells = first
+    for number, cell in enumerate(cells, 1):
+        if cell.data_type == "f":
+            raise UnreadableFile(
+                f"line {line}, column {number}: the name of the column is a formula; paste the "
+                "header again as values"
+            )
     sheet = sheets[found[0]]
+    layout = _layout(sheet)
     return Table(
         line=line,
         header=_texts(cells),
-        records=_records(sheet, after=line, width=len(cells)),
+        records=_with_merged(_records(sheet, after=line, width=len(cells)), layout.merged),
         content=_content,
         every_field_written=False,
-        hidden_lines=_hidden_lines(sheet),
+        hidden_lines=frozenset(layout.hidden),
         all_hidden=sheet.sheet_state != "visible",
+        ignored_sheets=tuple(n + 1 for n, first in enumerate(firsts) if first and n != found[0]),
     )
 
 
@@ -106,18 +116,32 @@ def _records(
             yield line, cells
 
 
-def _hidden_lines(sheet: ReadOnlyWorksheet) -> frozenset[int]:
+@dataclass(slots=True)
+class _Layout:
+    """What a sheet says of its rows and cells beside what they hold."""
+
+    hidden: set[int] = field(default_factory=set)
     """Rows that are not shown: filtered, hidden by hand, in a closed group, or without height."""
-    hidden: set[int] = set()
+    merged: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """First and last row, first and last column (from 0), of cells that are shown as one."""
+
+
+def _layout(sheet: ReadOnlyWorksheet) -> _Layout:
+    from openpyxl.utils.cell import range_boundaries
+
+    layout = _Layout()
     line = 0
 
     def begin(name: str, attributes: dict[str, str]) -> None:
         nonlocal line
+        if name == _MERGED:
+            left, top, right, bottom = range_boundaries(attributes["ref"])
+            layout.merged.append((top, bottom, left - 1, right - 1))
         if name != _ROW:
             return
         line = int(float(attributes.get("r", line + 1)))
-        if attributes.get("hidden") in ("1", "true") or float(attributes.get("ht", 1)) == 0:
-            hidden.add(line)
+        if attributes.get("hidden") in ("1", "true") or float(attributes.get("ht", 1)) < 1:
+            layout.hidden.add(line)
 
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.StartElementHandler = begin
@@ -125,14 +149,45 @@ def _hidden_lines(sheet: ReadOnlyWorksheet) -> frozenset[int]:
     # What is damaged shows when the cells are read.
     with contextlib.suppress(Exception), sheet._get_source() as source:
         parser.ParseFile(source)
-    return frozenset(hidden)
+    return layout
+
+
+@dataclass(frozen=True, slots=True)
+class _MergedCell:
+    """A cell behind the first one of merged cells: it shows that one's value and has none."""
+
+    value: None = None
+    data_type: str = "merged"
+
+
+def _with_merged(
+    records: Iterator[tuple[int, Sequence[ReadOnlyCell]]], merged: list[tuple[int, int, int, int]]
+) -> Iterator[tuple[int, Sequence[ReadOnlyCell | _MergedCell]]]:
+    """The records, with cells that show the value of another one marked as such."""
+    coming = sorted(merged, reverse=True)
+    here: list[tuple[int, int, int, int]] = []
+    for line, cells in records:
+        while coming and coming[-1][0] <= line:
+            here.append(coming.pop())
+        here = [each for each in here if line <= each[1]]
+        marked: list[ReadOnlyCell | _MergedCell] = [*cells]
+        for top, _, left, right in here:
+            first = left + (line == top)
+            marked += [_MergedCell()] * (right + 1 - len(marked))
+            marked[first : right + 1] = [_MergedCell()] * (right + 1 - first)
+        yield line, marked
 
 
 def _refuse_entities(*_: object) -> None:
     raise ValueError("an entity is declared")
 
 
-def _content(cell: ReadOnlyCell) -> str | date | None:
+def _content(cell: ReadOnlyCell | _MergedCell) -> str | date | None:
+    if isinstance(cell, _MergedCell):
+        raise UnfitCell(
+            "is one of several cells that are merged, of which the first alone has a value; undo "
+            "the merge and write the value into each row"
+        )
     value, kind = cell.value, cell.data_type
     if value is None or isinstance(value, date):
         return value

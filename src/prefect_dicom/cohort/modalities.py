@@ -22,10 +22,10 @@ _DEFINED = (
 _DEFINED_TERMS = frozenset(_DEFINED.split())
 
 _WORDS = {
-    "MR": "mri mrt irm rm rmn nmr mra mrs mrcp fmri mrtomographie kernspin magneticresonance "
-    "resonancia risonanza mprage",
-    "CT": "cat cta tc tac tdm kt hrct ldct cbct ctscan catscan scanner tomography tomographie "
-    "computedtomography computertomographie computertomografie tomografia",
+    "MR": "mri mrt mris mrts cmr cmrt irm rm rmn nmr mra mrs mrcp fmri mrtomographie kernspin "
+    "magneticresonance resonancia risonanza mprage",
+    "CT": "cat cta tc tac tdm kt hrct ldct cbct ctscan catscan scanner tomography cts cct "
+    "tomographie computedtomography computertomographie computertomografie tomografia",
     "PT": "pet tep petct petmr petmri petscan fdg fdgpet ptct ptmr",
     "US": "usg sono sonography sonographie sonografie ultrasound ultraschall ultrason echo eco "
     "echography echographie echocardiography ecografia doppler tte tee uzi ultrageluid",
@@ -54,13 +54,21 @@ _BETWEEN_TERMS = re.compile(r"[\s,;/|+&^]+")
 _CODE = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_]{1,16}")
 """CS of PS3.5 6.2, in either case; a number is no modality."""
 _ANY = frozenset(
-    ["all", "any", "various", "several", "multi", "multiple", "mixed", "div", "diverse"]
+    [
+        *("all", "any", "every", "various", "several", "multi", "multiple", "mixed", "div"),
+        *("diverse", "alle", "alles", "jede", "egal", "tous", "toutes", "todas", "todos", "tutti"),
+    ]
 )
 
 
 def is_defined(code: str) -> bool:
     """Whether a code is one of DICOM's own terms; case is of no account."""
     return code.strip().upper() in _DEFINED_TERMS
+
+
+def is_for_anything(code: str) -> bool:
+    """Whether a code is a word for any modality, or for several."""
+    return code.strip().casefold() in _ANY
 
 
 def likely_term(code: str) -> str | None:
@@ -114,7 +122,7 @@ def stated_terms(answered: Iterable[str]) -> frozenset[str] | None:
             terms.update(part.upper() for part in parts)
         elif (term := likely_term(value)) is not None and not set("*?") & set(value):
             terms.update(term.split(" or "))
-        elif any(_CODE.fullmatch(p) is None or p.casefold() in _ANY for p in parts):
+        elif any(_CODE.fullmatch(p) is None or is_for_anything(p) for p in parts):
             return None
         else:
             terms.update(part.upper() for part in parts)

@@ -8,6 +8,7 @@ from datetime import date
 from decimal import Decimal
 
 from prefect_dicom.cohort.columns import is_window_column, meaning_of
+from prefect_dicom.cohort.row_choices import marks_rows
 from prefect_dicom.cohort.table import DateWindow, Table, UnfitCell, exact_digits, refuse_larger
 
 
@@ -41,7 +42,11 @@ def _records(
     import pandas
 
     known = [
-        name for name in names if meaning_of(name) is not None or is_window_column(window, name)
+        name
+        for name in names
+        if meaning_of(name) is not None
+        or is_window_column(window, name)
+        or marks_rows(name) is not None
     ]
     # Arrow's types keep whole numbers whole where there are gaps between them.
     frame = pandas.read_parquet(io.BytesIO(data), columns=known, dtype_backend="pyarrow")

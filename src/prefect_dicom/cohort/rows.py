@@ -28,16 +28,21 @@ from pathlib import Path
 from prefect_dicom.cohort.altered_values import Exponents, refuse_altered
 from prefect_dicom.cohort.candidates import is_table_of_candidates, table_of_candidates
 from prefect_dicom.cohort.cells import CELL_READERS, DAY_FORMS, days_between
-from prefect_dicom.cohort.columns import IDENTIFIERS, WINDOW_DATE, find_columns
+from prefect_dicom.cohort.columns import IDENTIFIERS, WINDOW_DATE, find_columns, meaning_of
 from prefect_dicom.cohort.list_faults import ListFaults
 from prefect_dicom.cohort.list_file import open_list
 from prefect_dicom.cohort.list_options import NO_CHOICES, ListOptions
 from prefect_dicom.cohort.modalities import is_defined
+from prefect_dicom.cohort.row_choices import RowChoices
 from prefect_dicom.cohort.table import BLANKS, DateWindow, Table, UnfitCell, UnreadableFile
 from prefect_dicom.core.errors import CohortError
 from prefect_dicom.core.model import CohortRow, DateRange, Excluded, FaultyLine
 
 _LINES_NAMED = 5
+_SECOND_HEADER = (
+    "line {line}: is a header line, and the list has one above; keep one, with the names of all "
+    "columns in it, and only lines of the same columns below"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,7 @@ class _ListReader:
     exact: bool = False
     """Identifiers are those that a PACS has answered."""
     exponents: Exponents = field(default_factory=Exponents)
+    choices: RowChoices = field(default_factory=lambda: RowChoices(()))
     private_modalities: list[int] = field(default_factory=list)
     """Lines with a modality that DICOM does not define."""
     with_values_unnamed: set[int] = field(default_factory=set)
@@ -192,13 +198,22 @@ class _ListReader:
             if is_table_of_candidates(found.taken):
                 self.exact = True
                 table, self.columns = table_of_candidates(table, found.taken, self.faults)
-            elif found.ignored:
+            elif not self.excludes:
+                self.choices = RowChoices(table.header)
+            if found.ignored and not self.exact:
                 self.notes.append(f"columns that are ignored: {', '.join(found.ignored)}")
+            if table.ignored_sheets:
+                numbers = ", ".join(map(str, table.ignored_sheets))
+                self.notes.append(
+                    f"sheets without the header of a cohort, ignored: number {numbers}"
+                )
             rows += self._rows_of_records(table, found.unnamed)
         except UnreadableFile as unreadable:
             self.faults.whole.append(str(unreadable))
         if table is not None:
             self._judge_exponents(table)
+        for line, column, fault in self.choices.faults():
+            self.faults.of_line(line, fault, column)
         if self.hidden and self.options.hidden_rows is None:
             self.faults.whole.append(
                 f"{self.hidden} of {self.records} rows are hidden (by a filter, by hand, in a "
@@ -215,6 +230,10 @@ class _ListReader:
                 self.hidden += 1
                 if self.options.hidden_rows == "leave-out":
                     continue
+            if not self.exact and _is_header_again(table, self.columns, cells):
+                self.faults.whole.append(_SECOND_HEADER.format(line=line))
+                continue
+            self.choices.look(line, cells)
             self._look_for_values(cells, (*unnamed, *range(len(table.header), len(cells))))
             row = self._row(table, line, cells)
             if row is not None and self.window is not None:
@@ -364,6 +383,16 @@ def _is_torn(table: Table, columns: dict[str, int], cells: Sequence[object]) -> 
         return False
     surplus = any(str(cell).strip(BLANKS) for cell in cells[len(table.header) :])
     return surplus or any(index >= len(cells) for index in columns.values())
+
+
+def _is_header_again(table: Table, columns: dict[str, int], cells: Sequence[object]) -> bool:
+    """Whether an identifier of a record is the name of a column."""
+    for meaning in IDENTIFIERS.intersection(columns):
+        cell = cells[columns[meaning]] if columns[meaning] < len(cells) else None
+        text = getattr(cell, "value", cell)
+        if isinstance(text, str) and meaning_of(text) is not None:
+            return True
+    return False
 
 
 def _study_date(values: dict[str, object]) -> DateRange | None:

@@ -54,6 +54,8 @@ class Table:
     """Lines that a person who opens the file does not see."""
     all_hidden: bool = False
     """The same of all of them."""
+    ignored_sheets: tuple[int, ...] = ()
+    """Other sheets of the workbook that hold something, counted from 1."""
 
     def is_hidden(self, line: int) -> bool:
         """Whether a person who opens the file does not see a line."""
