@@ -618,7 +618,7 @@ def rows_or_faults(path: Path, content: bytes) -> None:
         given = [key for key in keys if key is not None]
         assert given and all(is_safe_key(key) for key in given)
         assert row.study_instance_uid is None or is_uid(row.study_instance_uid)
-        assert len(row.patient_id or "") <= 64 and len(row.accession_number or "") <= 16
+        assert len(row.patient_id or "") <= 64 and len(row.accession_number or "") <= 64
 
 
 @FUZZ

@@ -361,6 +361,8 @@ def test_checking_and_repairing_works_as_documented(tmp_path, studies):
         assert "does not wait for a decision" in command(*next_is("accept")).stderr
         assert "every study under another PatientID" in command(*next_is("accept")).output
         assert next_is("rerun") == ["rerun", "1"]
+        assert "nothing was accepted" in command(*next_is("accept")).stderr
+        assert "; withdrawn by " in command(*next_is("accept")).output
 
         # Two instances are in quarantine: the late one, and one of another patient.
         other = changed(late, PatientID="SOMEBODY")
