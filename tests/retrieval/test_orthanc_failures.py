@@ -87,10 +87,10 @@ def test_a_study_it_no_longer_has(setting, monkeypatch, retrieve):
     gone = place.pacs.holdings.study_instance_uids()[0]
     fetch = ChunkRetrieval._fetch
 
-    def meanwhile(self, retrieval, tasks):
+    def meanwhile(self, chunk, retrieval, tasks, hand_over):
         if any(task.claim.study_instance_uid == gone for task in tasks):
             setting.delete(gone)
-        return fetch(self, retrieval, tasks)
+        return fetch(self, chunk, retrieval, tasks, hand_over)
 
     monkeypatch.setattr(ChunkRetrieval, "_fetch", meanwhile)
     assert place.pull().rows == {Verdict.ARCHIVED: STUDIES - 1, Verdict.FAILED: 1}

@@ -13,20 +13,26 @@ instances it says to have sent, if the site accepts that as evidence
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from prefect_dicom.admission.health import RequestKind
-from prefect_dicom.core.errors import PacsError, ReceiverError
+from prefect_dicom.core.errors import PacsError, ReceiverError, SpoolFull
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import Disposition, Evidence, InstanceKey, RetrieveMethod
 from prefect_dicom.core.reasons import Scope, reason_for
 from prefect_dicom.network.retrieve_result import RetrieveResult
-from prefect_dicom.retrieval.bounds import FRUITLESS_SINGLES, SPARE_ROUNDS, UNLISTED_ROUNDS
+from prefect_dicom.retrieval.bounds import SPARE_ROUNDS, UNLISTED_ROUNDS
 from prefect_dicom.retrieval.diagnosis import Diagnosis
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.late_arrivals import LATE_NOTE
-from prefect_dicom.retrieval.requests import RetrieveRequest, selected_by, targets_of
+from prefect_dicom.retrieval.requests import (
+    RetrieveRequest,
+    for_studies,
+    selected_by,
+    targets_of,
+)
+from prefect_dicom.retrieval.rounds import Round, Rounds
 from prefect_dicom.retrieval.send import NodeSession, Reception, RequestSender
 from prefect_dicom.retrieval.settling import Settling
 from prefect_dicom.retrieval.strategy import (
@@ -45,53 +51,13 @@ from prefect_dicom.retrieval.strategy import (
     strategies_after_refusal,
 )
 from prefect_dicom.retrieval.study_task import StudyTask
+from prefect_dicom.retrieval.whole_studies import HandingOver, HandOver
 
 _ROUNDS = {
     RetrieveMethod.C_MOVE: UNLISTED_ROUNDS.most,
     RetrieveMethod.C_GET: UNLISTED_ROUNDS.most + 1,
 }
 """How often a study without a list is requested with nothing new to show for it."""
-
-
-@dataclass(slots=True)
-class _Rounds:
-    """Where the rounds for listed instances stand."""
-
-    following: Iterator[RequestStrategy]
-    strategy: RequestStrategy
-    fruitless_requests: int = 0
-    """Single-UID requests in a row that have brought nothing."""
-    spare: int = SPARE_ROUNDS.most
-    diagnosed: bool = False
-
-    @classmethod
-    def starting(cls, following: Iterator[RequestStrategy]) -> _Rounds:
-        return cls(following, next(following))
-
-    @property
-    def is_given_up(self) -> bool:
-        return self.fruitless_requests >= FRUITLESS_SINGLES.most
-
-    def advance(self, alternatives: Sequence[RequestStrategy]) -> bool:
-        """Go on to the next strategy; ``alternatives`` replace those that would follow."""
-        if alternatives:
-            self.following = iter(alternatives)
-        strategy = next(self.following, None)
-        if strategy is None or self.is_given_up:
-            return False
-        self.strategy = strategy
-        return True
-
-
-@dataclass(slots=True)
-class _Round:
-    """Result of one round of requests."""
-
-    received: int = 0
-    undetermined: bool = False
-    """A request ended in a way that says nothing about the PACS."""
-    alternatives: list[RequestStrategy] = field(default_factory=list)
-    """The strategies that remain after a request was refused for its form."""
 
 
 class Retrieval:
@@ -116,13 +82,20 @@ class Retrieval:
         self._sender = RequestSender(session, reception)
         self._settling = Settling(session)
         self._diagnosis = Diagnosis(session, reception, self._sender)
+        self._handing = HandingOver()
         self.listing = listing
 
-    def fetch(self, tasks: Sequence[StudyTask]) -> int:
+    def fetch(self, tasks: Sequence[StudyTask], hand_over: HandOver | None = None) -> int:
         """Request instances until none is missing or requests bring nothing more.
 
         Switches to C-MOVE for the rest of the run where the node does not offer C-GET and the
         site has a receiver.
+
+        Parameters
+        ----------
+        hand_over : callable, optional
+            Takes listed studies as soon as all of their instances are here, in any thread. They
+            are its from then on: nothing is done about them here any more.
 
         Returns
         -------
@@ -138,13 +111,18 @@ class Retrieval:
         Interrupted
             The run is to stop.
         """
+        self._handing = HandingOver(hand_over)
         while True:
             method = self._session.method
             try:
-                return self._fetch(tasks)
+                return self._fetch(self._handing.left(tasks))
             except PacsError as error:
                 if method is not RetrieveMethod.C_GET or not self._switch_to_c_move(error.code):
                     raise
+            except SpoolFull:
+                # What there was room for is recorded: it makes room when it is archived.
+                self._ingest.scan(self._handing.left(tasks))
+                raise
 
     def _fetch(self, tasks: Sequence[StudyTask]) -> int:
         received = self._scan_late(tasks) + self._ingest.scan(tasks)
@@ -160,18 +138,23 @@ class Retrieval:
     def _fetch_listed(self, tasks: Sequence[StudyTask], received: int) -> int:
         """Request listed instances; returns ``received`` plus how many were received now."""
         session = self._session
-        rounds = _Rounds.starting(
+        rounds = Rounds.starting(
             strategies(session.capabilities, session.method, session.node.limits.uids_per_request)
         )
+        tasks = self._handing.hand_over(tasks)
         while any(task.to_request() for task in tasks):
-            faulty = _faulty_count(tasks)
+            faulty = {task.reference: task.attempts.faulty_count for task in tasks}
             this = self._request_round(tasks, rounds, received)
             received += this.received
+            tasks = self._handing.left(tasks)
             if this.received:
                 self._admission.record_delivery()
+            if not tasks:
+                break
             if this.received and not self._settling.is_to_widen(tasks, rounds.strategy):
                 continue
-            if rounds.spare and (this.undetermined or _faulty_count(tasks) > faulty):
+            more_faulty = any(t.attempts.faulty_count > faulty[t.reference] for t in tasks)
+            if rounds.spare and (this.undetermined or more_faulty):
                 rounds.spare -= 1
                 continue
             self._settling.end_round(tasks, rounds.strategy, brought=this.received)
@@ -207,10 +190,10 @@ class Retrieval:
         return received
 
     def _request_round(
-        self, tasks: Sequence[StudyTask], rounds: _Rounds, received_before: int
-    ) -> _Round:
+        self, tasks: Sequence[StudyTask], rounds: Rounds, received_before: int
+    ) -> Round:
         """Send the requests of one round."""
-        this = _Round()
+        this = Round()
         by_reference = {task.reference: task for task in tasks}
         session = self._session
         planned = plan_round(
@@ -219,16 +202,24 @@ class Retrieval:
         for request, contexts in planned:
             session.check_running()
             self._spool.check_reserve()
-            members = [by_reference[reference] for reference in request.studies]
+            members = self._handing.left([by_reference[r] for r in request.studies])
+            if len(members) < len(request.studies):
+                # The others became whole meanwhile.
+                if not members:
+                    continue
+                request = for_studies(request, members)
             if late := self._scan_late(members):
                 # Of an earlier request: the next one is planned without it.
                 this.received += late
                 break
             targets = targets_of(request, members)
             asked, selected = set().union(*targets), selected_by(request, members)
-            outcome = self._sender.send(request, members, contexts)
+            with self._handing.ingesting(self._ingest, members) as received_beside:
+                outcome = self._sender.send(request, members, contexts)
             failpoint("request-ended")
-            received = self._ingest.scan(members)
+            members = self._handing.left(members)
+            received = received_beside() + self._ingest.scan(members)
+            members = self._handing.hand_over(members)
             self._record_strain(request, outcome, received)
             if outcome is not None:
                 self._settling.record_end(members, asked, selected, outcome, rounds.strategy)
@@ -314,9 +305,9 @@ class Retrieval:
 
     def _request_unlisted_round(
         self, task: StudyTask, fruitless: int, received_before: int
-    ) -> _Round:
+    ) -> Round:
         """Send the requests of one round for a study without a list."""
-        this = _Round()
+        this = Round()
         session = self._session
         planned = plan_unlisted_round(
             task, session.node, session.method, fruitless, session.capabilities.contexts
@@ -478,7 +469,3 @@ class Retrieval:
                 "attempt"
             )
         return True
-
-
-def _faulty_count(tasks: Sequence[StudyTask]) -> int:
-    return sum(task.attempts.faulty_count for task in tasks)

@@ -77,7 +77,24 @@ class Ingest:
         int
             How many instances were received, left out or confirmed.
         """
-        batches = [(task, self._examine(task)) for task in tasks]
+        return self._record([(task, self._examine(task)) for task in tasks])
+
+    def scan_plain(self, tasks: Sequence[StudyTask], left: set[str]) -> int:
+        """Validate and record new files of listed instances about which there is nothing to decide.
+
+        Parameters
+        ----------
+        left : set of str
+            The hashes of files that were left to :meth:`scan`; more are added.
+
+        Returns
+        -------
+        int
+            How many instances were received.
+        """
+        return self._record([(t, self._examine_plain(t, left)) for t in tasks if t.is_listed])
+
+    def _record(self, batches: Sequence[tuple[StudyTask, _Batch]]) -> int:
         received = [instance for _, batch in batches for instance in batch.received]
         extended = [(task.claim, batch.added) for task, batch in batches if batch.added]
         if extended:
@@ -90,7 +107,7 @@ class Ingest:
                 self._ledger.instances.record_confirmed(task.claim, batch.confirmed)
         if received:
             self._ledger.instances.record_received(
-                {task.reference: task.claim for task in tasks}, received
+                {task.reference: task.claim for task, _ in batches}, received
             )
             failpoint("received-recorded")
         for task, batch in batches:
@@ -116,6 +133,21 @@ class Ingest:
                 task.attempts.forget_suspects(code)
             self._spool.bring_back(task.reference)
             self._examine_files(task, batch)
+        return batch
+
+    def _examine_plain(self, task: StudyTask, left: set[str]) -> _Batch:
+        batch = _Batch()
+        for path in self._spool.files(task.reference):
+            if task.files.is_examined(path.stem) or path.stem in left:
+                continue
+            scan = survey(path)
+            key = task.content.key_of(listed_key(scan.identity, task.instances.listed))
+            if key in task.instances.listed and task.instances.known_hash(key) is None:
+                validation = validate(scan, task.expected(key))
+                if not _is_suspicious(validation):
+                    self._accept(task, path, key, scan, validation, batch)
+                    continue
+            left.add(path.stem)
         return batch
 
     def _examine_files(self, task: StudyTask, batch: _Batch) -> None:

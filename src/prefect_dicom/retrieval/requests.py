@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from prefect_dicom.core.model import Chunk, InstanceKey, StudyReference
@@ -178,6 +178,12 @@ def selected_by(request: RetrieveRequest, tasks: Sequence[StudyTask]) -> int:
         listed = (key for task in tasks for key in task.instances.listed)
         return sum(key.series_instance_uid in request.series for key in listed)
     return len(request.instances)
+
+
+def for_studies(request: RetrieveRequest, tasks: Sequence[StudyTask]) -> RetrieveRequest:
+    """A request for these of its studies alone."""
+    expected = None if request.expected is None else sum(len(t.to_request()) for t in tasks)
+    return replace(request, studies=tuple(t.reference for t in tasks), expected=expected)
 
 
 def targets_of(request: RetrieveRequest, tasks: Sequence[StudyTask]) -> list[set[InstanceKey]]:

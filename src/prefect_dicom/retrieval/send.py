@@ -198,7 +198,7 @@ class RequestSender:
             so_far = expected.received()
             first.came(so_far.first_age_seconds)
             usage.instances, usage.size_bytes = so_far.instances, so_far.size_bytes
-            self._check_room(so_far.refused, tasks)
+            self._check_room(so_far.refused)
             if expected.renewed:
                 return None
             if requested is not None and so_far.instances >= requested:
@@ -285,15 +285,14 @@ class RequestSender:
             usage.instances, usage.size_bytes = own.instances, own.size_bytes
         session.capabilities.accepts_c_get = True
         session.capabilities.contexts.record(contexts, outcome.accepted)
-        self._check_room(store_handler.refused_since(own), tasks)
+        self._check_room(store_handler.refused_since(own))
         return outcome
 
-    def _check_room(self, refused: str, tasks: Sequence[StudyTask]) -> None:
+    @staticmethod
+    def _check_room(refused: str) -> None:
         """Stop where the spool could not take an instance, whatever the peer makes of it."""
         if not refused:
             return
-        # What there was room for is recorded: it makes room when it is archived.
-        self._reception.ingest.scan(tasks)
         raise SpoolFull() if refused == "spool-full" else PrefectDicomError(refused)
 
 

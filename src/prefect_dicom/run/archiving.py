@@ -49,9 +49,27 @@ class ChunkArchiving:
             :meth:`give_back`, must follow.
         """
         archived = 0
-        with contextlib.closing(self.in_hand.batches(chunk)) as batches:
+        uploaded: list[StudyTask] = []
+        early: list[StudyReference] = []
+
+        def may_list() -> bool:
+            return bool(uploaded) and self.context.access.pool.is_free(chunk.node)
+
+        with contextlib.closing(self.in_hand.batches(chunk, may_list)) as batches:
             for tasks in batches:
-                archived += self._archive(chunk, tasks)
+                uploaded += tasks
+                if self.in_hand.is_open(chunk):
+                    # What goes wrong here goes wrong again, and is dealt with there.
+                    with contextlib.suppress(PrefectDicomError):
+                        self.uploader.upload(tasks)
+                    if not may_list():
+                        # Their lists are read when an association is free, at the latest then.
+                        continue
+                    early += [task.reference for task in uploaded]
+                archived += self._archive(chunk, uploaded) if uploaded else 0
+                self.in_hand.finish(chunk, len(uploaded))
+                uploaded = []
+        self.ending.clear_late(early)
         return archived
 
     def _archive(self, chunk: Chunk, tasks: list[StudyTask]) -> int:

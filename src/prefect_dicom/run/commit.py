@@ -7,6 +7,7 @@ The manifest of a study is written when everything it names is in the archive, a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from datetime import UTC
 
 from prefect_dicom.archive import Archive
@@ -91,6 +92,14 @@ class StudyCommit:
             context.failover.request_next_node()
             return
         self._publish("study.failed", task, reason=code)
+
+    def clear_late(self, studies: Iterable[StudyReference]) -> None:
+        """Clear the spool of archived studies whose request has brought more since."""
+        for study in studies:
+            if self._spool.files(study):
+                manifest = self._context.ledger.manifests.get(study)
+                if manifest is not None:
+                    _clear(self._spool, study, decode_manifest(manifest))
 
     def _publish(
         self,

@@ -76,7 +76,7 @@ class StudiesInHand:
     def batches(
         self, chunk: Chunk, has_work: Callable[[], bool] = lambda: False
     ) -> Generator[list[StudyTask], None, None]:
-        """Take the studies of a chunk as they come; they are in hand until the next are taken.
+        """Take the studies of a chunk as they come; they are in hand until they are finished.
 
         Parameters
         ----------
@@ -107,11 +107,23 @@ class StudiesInHand:
         with self._changed:
             return [held.chunk for held in self._chunks.values() if held.waiting]
 
-    def chunks_waiting(self, node: str) -> int:
-        """How many chunks of a node have been retrieved and are not archived yet."""
+    def chunks(self, node: str) -> set[int]:
+        """The numbers of the chunks of a node of which studies are in hand."""
         with self._changed:
-            held = self._chunks.values()
-            return sum(h.chunk.node == node and not h.is_open and h.studies > 0 for h in held)
+            held = self._chunks.items()
+            return {n for n, h in held if h.chunk.node == node and h.studies > 0}
+
+    def is_open(self, chunk: Chunk) -> bool:
+        """Whether studies of a chunk may still come."""
+        with self._changed:
+            return chunk.number in self._chunks and self._chunks[chunk.number].is_open
+
+    def finish(self, chunk: Chunk, studies: int) -> None:
+        """So many of the studies that were taken are not in hand any more."""
+        with self._changed:
+            held = self._of(chunk)
+            held.taken = max(0, held.taken - studies)
+        self.on_change()
 
     def _of(self, chunk: Chunk) -> _ChunkInHand:
         return self._chunks.setdefault(chunk.number, _ChunkInHand(chunk))

@@ -62,13 +62,13 @@ class RetrievalTurns:
     def has_room(self, node: str) -> bool:
         """Whether one more chunk of a node may be retrieved now."""
         most = self._context.access.associations(node)
-        waiting = self._in_hand.chunks_waiting(node)
+        in_hand = self._in_hand.chunks(node)
         with self._lock:
-            here = sum(chunk.node == node for chunk in self._retrieving)
+            here = {chunk.number for chunk in self._retrieving if chunk.node == node}
             alone = not self._retrieving
         return (
-            here < most
-            and waiting < most + CHUNKS_WAITING_FOR_UPLOAD
+            len(here) < most
+            and len(in_hand - here) < most + CHUNKS_WAITING_FOR_UPLOAD
             # With a full spool one chunk at a time: its instances may be what fills the spool.
             and (self._spool.free_bytes() > 0 or (alone and not len(self._in_hand)))
         )

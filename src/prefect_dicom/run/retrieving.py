@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.admission.retry import retry_once
 from prefect_dicom.archive import Archive
 from prefect_dicom.archive.manifest import held_manifest, manifest_at
 from prefect_dicom.archive.verification import check_manifest
-from prefect_dicom.core.errors import ArchiveError, ClaimLost, PacsError, SpoolFull
+from prefect_dicom.core.errors import ArchiveError, ClaimLost, Interrupted, PacsError, SpoolFull
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import (
     Chunk,
@@ -35,6 +35,7 @@ from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.retrieval.fetch import Retrieval
 from prefect_dicom.retrieval.instance_list import Listing
 from prefect_dicom.retrieval.study_task import StudyTask
+from prefect_dicom.retrieval.whole_studies import HandOver
 from prefect_dicom.run.chunks import ChunkPlanner
 from prefect_dicom.run.commit import StudyCommit
 from prefect_dicom.run.context import RunContext
@@ -44,6 +45,25 @@ from prefect_dicom.run.retrieval_turns import RetrievalTurns
 from prefect_dicom.run.upload import Uploader
 
 log = logging.getLogger(__name__)
+
+
+_UPLOAD_SECONDS = 30.0
+"""How long a retrieve waits, with a full spool, for the archiving of what it has brought."""
+_LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """The claimed studies of a chunk that is retrieved."""
+
+    chunk: Chunk
+    claims: list[Claim]
+    handed: set[StudyReference] = field(default_factory=set)
+    """Those that are in hand: their archiving goes on, whatever becomes of the others."""
+
+    def kept(self) -> list[Claim]:
+        """The claims of the others."""
+        return [claim for claim in self.claims if claim.reference not in self.handed]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -84,44 +104,51 @@ class ChunkRetrieval:
         )
         # Some may have been taken by others since the chunk was made.
         self.planner.leave_to_others({*chunk.studies} - {claim.reference for claim in claims})
+        chosen = _Claimed(chunk, claims)
         try:
             failpoint("claimed")
-            tasks = self._retrieve_claimed(chunk, claims) if claims else []
+            retrieved = not claims or self._retrieve_claimed(chosen)
         except BaseException:
-            context.ledger.claims.release(claims)
+            context.ledger.claims.release(chosen.kept())
             raise
-        if tasks is None:
+        if not retrieved:
             context.ledger.claims.release(claims)
             return 0
-        self.in_hand.add(chunk, tasks)
         return len(claims)
 
-    def _retrieve_claimed(self, chunk: Chunk, claims: list[Claim]) -> list[StudyTask] | None:
-        """List and fetch claimed studies; returns those to be archived, None where withdrawn."""
+    def _retrieve_claimed(self, chosen: _Claimed) -> bool:
+        """List claimed studies, and fetch them in turn; False where their turn will not come."""
+        chunk = chosen.chunk
         if self.context.access.chunks_ahead(chunk.node):
-            tasks = self._list_claimed(chunk.node, claims)
+            tasks = self._list_claimed(chunk.node, chosen.claims)
             failpoint("listed-ahead")
             if not tasks:
-                return []
+                return True
             with self.turns.turn(chunk) as granted:
                 if granted:
-                    self._fetch_in_turn(chunk.node, tasks)
-            return tasks if granted else None
+                    self._fetch_in_turn(chosen, tasks)
+            return granted
         # Asked for less than usual: nothing is listed before what becomes of the others is known.
         with self.turns.turn(chunk) as granted:
-            if not granted:
-                return None
-            if tasks := self._list_claimed(chunk.node, claims):
-                self._fetch_in_turn(chunk.node, tasks)
-            return tasks
+            if granted and (tasks := self._list_claimed(chunk.node, chosen.claims)):
+                self._fetch_in_turn(chosen, tasks)
+        return granted
 
-    def _fetch_in_turn(self, node: str, tasks: list[StudyTask]) -> None:
+    def _fetch_in_turn(self, chosen: _Claimed, tasks: list[StudyTask]) -> None:
+        """Fetch listed studies. They are in hand as soon as they are whole, the others then."""
+        node = chosen.chunk.node
+
+        def hand_over(whole: Sequence[StudyTask]) -> None:
+            chosen.handed.update(task.reference for task in whole)
+            self.in_hand.add(chosen.chunk, whole)
+
         with (
             self._withdrawing(node),
             self.context.access.admitted(node, RequestKind.RETRIEVE) as requestor,
         ):
-            self._fetch(self.nodes.retrieval(node, requestor), tasks)
+            self._fetch(chosen.chunk, self.nodes.retrieval(node, requestor), tasks, hand_over)
             self._note_contradictions(node, requestor)
+        hand_over([task for task in tasks if task.reference not in chosen.handed])
 
     @contextlib.contextmanager
     def _withdrawing(self, node: str) -> Iterator[None]:
@@ -202,17 +229,48 @@ class ChunkRetrieval:
             return None
         return self.context.ledger.studies.record_found(claim, found.studies[0])
 
-    def _fetch(self, retrieval: Retrieval, tasks: list[StudyTask]) -> None:
+    def _fetch(
+        self, chunk: Chunk, retrieval: Retrieval, tasks: list[StudyTask], hand_over: HandOver
+    ) -> None:
         """Fetch studies; if the spool is full, upload the instances received and go on."""
+        handed: list[StudyTask] = []
+
+        def noted(whole: Sequence[StudyTask]) -> None:
+            handed.extend(whole)
+            hand_over(whole)
+
         while True:
+            left = [task for task in tasks if task not in handed]
             try:
-                retrieval.fetch(tasks)
+                retrieval.fetch(left, noted)
                 return
             except SpoolFull:
-                waiting = [task for task in tasks if task.instances.received]
-                if not waiting:
+                waiting = [t for t in left if t not in handed and t.instances.received]
+                uploading = [task for task in handed if task.instances.received]
+                if not (waiting or uploading):
                     raise
+                if not self.in_hand.is_open(chunk):
+                    # They are archived when their retrieval has ended: nobody uploads them now.
+                    waiting += uploading
+                    uploading = []
                 self.uploader.upload(waiting)
+                self._wait_for_uploads(uploading)
+
+    def _wait_for_uploads(self, tasks: Sequence[StudyTask]) -> None:
+        """Wait until their archiving has taken something of these studies out of the spool.
+
+        Raises
+        ------
+        SpoolFull
+            It does not get on.
+        """
+        until = self.context.clock.monotonic() + _UPLOAD_SECONDS
+        waiting = [len(task.instances.received) for task in tasks]
+        while tasks and waiting == [len(task.instances.received) for task in tasks]:
+            if self.context.clock.monotonic() >= until:
+                raise SpoolFull()
+            if not self.context.control.sleep(_LOOK_SECONDS):
+                raise Interrupted()
 
     # --- instance lists
 
