@@ -23,7 +23,7 @@ from benchmarks.cohorts import (
     register_and_report,
 )
 from benchmarks.corpus import Study, ct_studies, small_studies
-from benchmarks.dead_time import cases, idle_shares, whole_job
+from benchmarks.dead_time import cases, idle_shares, idle_with_storescp, whole_job
 from benchmarks.distance import at_a_distance
 from benchmarks.jobs import Bench, flow_and_stages, flow_seconds, three_steps
 from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
@@ -169,12 +169,16 @@ def _archive(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterato
 
 def _dead_time(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:
     studies = ct_studies(folder, options.paced_studies, 12)
-    wanted = cases(options.paced_associations, options.paced_methods)
+    wanted = cases(options.paced_associations, options.paced_methods, options.paced_chunks)
     with (
         _archive(folder, bench, options) as archive,
         Orthanc(folder / "orthanc", no_delay=True) as orthanc,
     ):
         orthanc.hold(studies)
+        if "c-move" in options.paced_methods:
+            for n in options.paced_associations:
+                with StoreScp(folder / f"storescp-{n}", best=True) as receiver:
+                    yield idle_with_storescp(orthanc, studies, receiver, n)
         yield from idle_shares(bench, orthanc, studies, archive, wanted)
         if options.paced_rounds:
             yield whole_job(bench, orthanc, studies, archive, options.paced_rounds)
@@ -263,6 +267,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--job-rounds", type=int, default=3)
     parser.add_argument("--paced-studies", type=int, default=60, help="studies of 12 CT at 15 MB/s")
     parser.add_argument("--paced-associations", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--paced-chunks", type=int, nargs="+", default=[5, 20])
     methods = ["c-move", "c-get"]
     parser.add_argument("--paced-methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--paced-rounds", type=int, default=3, help="of the whole command")

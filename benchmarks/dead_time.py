@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.corpus import Study
 from benchmarks.jobs import ROOT, Bench
 from benchmarks.paced import Wire
+from benchmarks.receivers import StoreScp
 from benchmarks.sender import Orthanc
 from benchmarks.table import Line
 from prefect_dicom.config.site import load_site
@@ -37,9 +39,9 @@ class Case(NamedTuple):
         return f"{what}, {self.associations} associations, chunks of {self.chunk_studies}"
 
 
-def cases(associations: Sequence[int], methods: Sequence[str]) -> list[Case]:
-    """Every combination with chunks of 5 and 20 studies."""
-    return [Case(m, n, size) for m in methods for n in associations for size in (5, 20)]
+def cases(associations: Sequence[int], methods: Sequence[str], chunks: Sequence[int]) -> list[Case]:
+    """Every combination."""
+    return [Case(m, n, size) for m in methods for n in associations for size in chunks]
 
 
 def idle_shares(
@@ -57,16 +59,31 @@ def idle_shares(
             done = bench.run("flow", site, cohort)
         if done["state"] != "Completed":
             raise RuntimeError(f"the flow ended {done['state']}")
-        took, gaps = wire.gaps()
-        idle = sum(seconds for _, seconds in gaps)
-        long = sorted((gap for gap in gaps if gap[1] >= _LONG_SECONDS), key=lambda g: -g[1])
-        detail = f"{took:.1f} s from first to last byte; {100 * sum(s for _, s in long) / took:.1f}"
-        detail += f" % in {len(long)} gaps of {_LONG_SECONDS:g} s and more"
-        if long:
-            detail += ": " + ", ".join(f"{s:.2f} s at {at:.1f}" for at, s in long[:_SHOWN])
-        target = 2.0 if case.associations == 2 else None
-        work = f"idle PACS at {MB_PER_SECOND:g} MB/s, {case}"
-        yield Line(work, 100 * idle / took, target, False, " %", detail)
+        yield _line(wire, str(case), 2.0 if case.associations == 2 else None)
+
+
+def idle_with_storescp(
+    orthanc: Orthanc, studies: list[Study], receiver: StoreScp, associations: int
+) -> Line:
+    """What PACS and wire do by themselves: a request for each association, to storescp."""
+    wire = Wire(MB_PER_SECOND * 1e6)
+    with wire.to(receiver.port, answers=False) as port, ThreadPoolExecutor(associations) as pool:
+        orthanc.know(receiver.ae_title, port)
+        shares = [studies[first::associations] for first in range(associations)]
+        list(pool.map(lambda share: orthanc.move_all(share, receiver.ae_title), shares))
+    return _line(wire, f"movescu to storescp, a request for each of {associations}", None)
+
+
+def _line(wire: Wire, what: str, target: float | None) -> Line:
+    took, gaps = wire.gaps()
+    idle = sum(seconds for _, seconds in gaps)
+    long = sorted((gap for gap in gaps if gap[1] >= _LONG_SECONDS), key=lambda g: -g[1])
+    detail = f"{took:.1f} s from first to last byte; {100 * sum(s for _, s in long) / took:.1f}"
+    detail += f" % in {len(long)} gaps of {_LONG_SECONDS:g} s and more"
+    if long:
+        detail += ": " + ", ".join(f"{s:.2f} s at {at:.1f}" for at, s in long[:_SHOWN])
+    work = f"idle PACS at {MB_PER_SECOND:g} MB/s, {what}"
+    return Line(work, 100 * idle / took, target, False, " %", detail)
 
 
 def whole_job(

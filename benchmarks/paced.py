@@ -30,15 +30,22 @@ class Wire:
     _free_at: float = 0.0
     _pieces: list[tuple[int, float, float, int]] = field(default_factory=list)
 
-    def carry(self, connection: int, size_bytes: int) -> None:
-        """Wait as long as a piece needs, behind those of other connections."""
+    def carry(self, connection: int, size_bytes: int, ready_at: float) -> float:
+        """Wait as long as a piece needs, behind those of other connections; returns its end.
+
+        Parameters
+        ----------
+        ready_at : float
+            When it was there to be sent. A relay that comes late for it, on a busy machine, is no
+            PACS that has nothing to send.
+        """
         with self._lock:
-            begin = max(time.perf_counter(), self._free_at)
-            self._free_at = begin + size_bytes / self.bytes_per_second
-            self._pieces.append((connection, begin, self._free_at, size_bytes))
-            until = self._free_at
+            begin = max(ready_at, self._free_at)
+            until = self._free_at = begin + size_bytes / self.bytes_per_second
+            self._pieces.append((connection, begin, until, size_bytes))
         if (left := until - time.perf_counter()) > 0:
             time.sleep(left)
+        return until
 
     def gaps(self) -> tuple[float, list[tuple[float, float]]]:
         """Seconds from the first byte of an instance to the last, and the gaps between them.
@@ -104,10 +111,18 @@ class Wire:
     def _relay(self, source: socket.socket, target: socket.socket, connection: int) -> None:
         buffer = bytearray(_PIECE_BYTES)
         view = memoryview(buffer)
+        ended_at = time.perf_counter()
         with contextlib.suppress(OSError):
-            while count := source.recv_into(buffer):
+            while True:
+                try:
+                    count = source.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    count = source.recv_into(buffer)
+                    ended_at = time.perf_counter()
+                if not count:
+                    break
                 if connection:
-                    self.carry(connection, count)
+                    ended_at = self.carry(connection, count, ended_at)
                 target.sendall(view[:count])
         for one in (source, target):
             with contextlib.suppress(OSError):

@@ -42,10 +42,15 @@ class Orthanc(peers.Orthanc):
 
     def move(self, study: Study, destination: str) -> float:
         """Send a study to a destination it knows, by DCMTK's movescu; the seconds it took."""
+        return self.move_all([study], destination)
+
+    def move_all(self, studies: Iterable[Study], destination: str) -> float:
+        """Send studies by one request, likewise."""
+        uids = "\\".join(study.study_instance_uid for study in studies)
         return timed(
             ["movescu", "-aet", CALLER, "-aec", self.ae_title, "-aem", destination, "-S"]
             + ["127.0.0.1", str(self.port), "-k", "0008,0052=STUDY"]
-            + ["-k", f"0020,000D={study.study_instance_uid}"]
+            + ["-k", f"0020,000D={uids}"]
         )
 
     def get(self, study: Study, folder: Path, *, best: bool = True) -> float:

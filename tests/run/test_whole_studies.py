@@ -92,3 +92,24 @@ def test_what_comes_twice_of_an_archived_study_leaves_nothing_in_the_spool(tmp_p
         pulled(place, meanwhile)
         assert place.totals().rows == {Verdict.ARCHIVED: STUDIES}
         place.is_whole()
+
+
+def test_a_second_version_in_the_same_request_fails_a_study_that_is_whole(tmp_path):
+    gate = threading.Event()
+    objects = list(tiny_instances(STUDIES, instances=INSTANCES))
+    twice = [objects[0].sop_instance_uid]
+    script = [
+        Behaviour("store.conflict", instances=twice),
+        Behaviour("net.stall_after", service="C-GET", answers=INSTANCES + 1, hold=gate),
+    ]
+    with site_around(tmp_path, objects, script=script, retrieve="c-get") as place:
+
+        def meanwhile(pull, retrieving):
+            until(lambda: ("failed", "conflicting-content") in place.reasons(), "it has failed")
+            assert not retrieving.done()
+            gate.set()
+            assert retrieving.result() == STUDIES
+
+        pulled(place, meanwhile)
+        assert archived(place) == STUDIES - 1
+        assert len(place.quarantined()) == 1

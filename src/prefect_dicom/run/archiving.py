@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ class ChunkArchiving:
         """
         archived = 0
         uploaded: list[StudyTask] = []
-        early: list[StudyReference] = []
+        early: set[StudyReference] = set()
+        """The studies that came while requests for them were under way."""
 
         def may_list() -> bool:
             return bool(uploaded) and self.context.access.pool.is_free(chunk.node)
@@ -59,25 +61,34 @@ class ChunkArchiving:
             for tasks in batches:
                 uploaded += tasks
                 if self.in_hand.is_open(chunk):
+                    early.update(task.reference for task in tasks)
                     # What goes wrong here goes wrong again, and is dealt with there.
                     with contextlib.suppress(PrefectDicomError):
+                        self.nodes.ingest().scan(tasks)
                         self.uploader.upload(tasks)
                     if not may_list():
                         # Their lists are read when an association is free, at the latest then.
                         continue
-                    early += [task.reference for task in uploaded]
-                archived += self._archive(chunk, uploaded) if uploaded else 0
+                archived += self._archive(chunk, uploaded, early) if uploaded else 0
                 self.in_hand.finish(chunk, len(uploaded))
                 uploaded = []
         self.ending.clear_late(early)
         return archived
 
-    def _archive(self, chunk: Chunk, tasks: list[StudyTask]) -> int:
+    def _archive(
+        self, chunk: Chunk, tasks: list[StudyTask], early: AbstractSet[StudyReference]
+    ) -> int:
         # Of an earlier try some may be finished, or lost to another run.
         standing = {
             c.reference for c in self.context.ledger.claims.still_held(task.claim for task in tasks)
         }
         tasks = [task for task in tasks if task.reference in standing]
+        try:
+            # Another version of an instance may have come since, for which the study fails.
+            self.nodes.ingest().scan([task for task in tasks if task.reference in early])
+        except PrefectDicomError:
+            self.in_hand.add(chunk, tasks)
+            raise
         archived = 0
         finishing = self._finish_together(tasks)
         for position, task in enumerate(tasks):

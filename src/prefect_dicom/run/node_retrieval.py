@@ -49,13 +49,18 @@ class NodeRetrieval:
             stopping=partial(context.access.is_ending, node),
             note=partial(context.notes.add, node),
         )
-        ingest = Ingest(
-            context.ledger,
-            self._spool,
-            leave_out_faulty=context.site.validation.faulty == "leave-out",
+        reception = Reception(
+            self._spool, self.ingest(), self.receiver, context.site.receiver.ae_title
         )
-        reception = Reception(self._spool, ingest, self.receiver, context.site.receiver.ae_title)
         return Retrieval(session, reception, self.listing(node, requestor))
+
+    def ingest(self) -> Ingest:
+        """Return an ingest of received instances, for one thread."""
+        return Ingest(
+            self._context.ledger,
+            self._spool,
+            leave_out_faulty=self._context.site.validation.faulty == "leave-out",
+        )
 
     def listing(self, node: str, requestor: NodeClient) -> Listing:
         """Return the reader of a node's instance lists."""
