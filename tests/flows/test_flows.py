@@ -155,6 +155,25 @@ def test_a_cohort_that_is_archived_as_a_whole_ends_as_completed(place, logged):
     place.audit()
 
 
+def test_no_more_is_listed_ahead_than_one_chunk_an_association(tmp_path):
+    """In the order in which the PACS was asked: lists of studies less retrieves that had begun."""
+    associations, studies = 2, 8
+    limits = {"associations": associations, "chunk_studies": 1}
+    objects = tiny_instances(studies)
+    with site_around(tmp_path, objects, retrieve="c-get", node={"limits": limits}) as place:
+        assert run_pull(place).is_completed()
+        place.is_whole()
+        listed: set[str] = set()
+        begun, most = 0, 0
+        for request in place.pacs.log:
+            begun += request.service == "C-GET"
+            if request.service == "C-FIND" and request.level in ("SERIES", "IMAGE"):
+                listed.update(request.keys["StudyInstanceUID"].split("\\"))
+                most = max(most, len(listed) - begun)
+    # Beside those whose turn it is, as many as there are associations.
+    assert 0 < most <= 2 * associations
+
+
 def test_a_finished_cohort_makes_no_task_runs(place, logged):
     run_pull(place)
     asked = place.asked_for()
