@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State
 
 from prefect_dicom.core.errors import Interrupted
 from prefect_dicom.flows.archive_new import archive_new
+from prefect_dicom.flows.deliver_cohort import deliver_cohort
 from prefect_dicom.flows.prefect_engine import PrefectEngine, state_of
 from prefect_dicom.flows.pull_cohort import pull_cohort
 from prefect_dicom.flows.rerun_failed import rerun_failed
@@ -20,7 +21,7 @@ from prefect_dicom.run.error_translation import without_phi
 P = ParamSpec("P")
 
 _FLOWS: dict[str, Flow[..., State]] = {
-    flow.name: flow for flow in (archive_new, pull_cohort, rerun_failed)
+    flow.name: flow for flow in (archive_new, deliver_cohort, pull_cohort, rerun_failed)
 }
 
 

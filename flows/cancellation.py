@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 
 from prefect_dicom.core.model import RequestedState
-from prefect_dicom.run.run import DryRun
+from prefect_dicom.run.control import ControlledRun
 
 _LOOK_SECONDS = 2.0
 _LEAVE_SECONDS = 1.0
@@ -52,7 +52,7 @@ class FlowRunState:
 
 
 @contextlib.contextmanager
-def controlled_by_prefect(run: DryRun) -> Iterator[None]:
+def controlled_by_prefect(run: ControlledRun) -> Iterator[None]:
     """While the block runs, have the run follow what is requested of this flow run in Prefect.
 
     Raises

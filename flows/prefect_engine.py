@@ -17,11 +17,13 @@ from prefect_dicom.core.errors import Interrupted, PrefectDicomError
 from prefect_dicom.core.model import Chunk
 from prefect_dicom.flows.cancellation import controlled_by_prefect
 from prefect_dicom.flows.concurrency_limits import concurrency_limits_of_nodes
+from prefect_dicom.run.control import ControlledRun, DeliveringRun
 from prefect_dicom.run.engine import Artifact, EndName, RunEnd, StepRun
 from prefect_dicom.run.pipeline import MOST_STEPS
 from prefect_dicom.run.run import DryRun, Run
 from prefect_dicom.tasks import report
 from prefect_dicom.tasks.archive import archive_chunk
+from prefect_dicom.tasks.deliver import deliver_chunk
 from prefect_dicom.tasks.discover import discover_rows
 from prefect_dicom.tasks.events import events_to_prefect
 from prefect_dicom.tasks.retrieve import retrieve_chunk
@@ -47,15 +49,19 @@ class PrefectEngine:
         """See :class:`~prefect_dicom.run.engine.Engine`."""
         return _TaskRun(archive_chunk.submit(run, chunk.number, chunk.node, chunk.studies))
 
+    def deliver(self, run: DeliveringRun, chunk: Chunk) -> StepRun:
+        """See :class:`~prefect_dicom.run.engine.Engine`."""
+        return _TaskRun(deliver_chunk.submit(run, chunk.number, chunk.node, chunk.studies))
+
     def limits(self, run: DryRun) -> AbstractContextManager[None]:
         """See :class:`~prefect_dicom.run.engine.Engine`."""
         return concurrency_limits_of_nodes(run)
 
-    def controlled(self, run: DryRun) -> AbstractContextManager[None]:
+    def controlled(self, run: ControlledRun) -> AbstractContextManager[None]:
         """See :class:`~prefect_dicom.run.engine.Engine`."""
         return controlled_by_prefect(run)
 
-    def events(self, run: DryRun) -> AbstractContextManager[None]:
+    def events(self, run: ControlledRun) -> AbstractContextManager[None]:
         """See :class:`~prefect_dicom.run.engine.Engine`."""
         return events_to_prefect(run)
 

@@ -20,7 +20,7 @@ from prefect.events.worker import EventsWorker
 from prefect_dicom.core.events import Event
 from prefect_dicom.ledger import Cohort
 from prefect_dicom.run.artifacts import prefect_event
-from prefect_dicom.run.run import DryRun
+from prefect_dicom.run.control import ControlledRun
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _END_SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def events_to_prefect(run: DryRun) -> Iterator[None]:
+def events_to_prefect(run: ControlledRun) -> Iterator[None]:
     """Forward the events of a run to Prefect, until the block ends."""
     forwarder = _Forwarder(run.cohort)
     run.events.subscribe(forwarder.take)

@@ -16,8 +16,8 @@ from prefect.states import Cancelled, Completed
 
 from prefect_dicom.core.errors import Interrupted
 from prefect_dicom.run import steps
+from prefect_dicom.run.control import ControlledRun
 from prefect_dicom.run.error_translation import without_phi
-from prefect_dicom.run.run import DryRun
 
 
 def is_retried(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
@@ -35,7 +35,7 @@ CHUNK_OPTIONS: dict[str, Any] = {
 """Options of the tasks that work on one chunk. The ledger is their cache."""
 
 
-def run_step(run: DryRun, step: Callable[[], str]) -> State:
+def run_step(run: ControlledRun, step: Callable[[], str]) -> State:
     """Run the body of a task.
 
     A retry is delayed here, and not by Prefect, whose delay a pause or a cancellation does not end.

@@ -18,6 +18,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from prefect_dicom.config.access_schedule import AccessSchedule, Window
 from prefect_dicom.config.archive import DirectoryArchive, S3Archive, S3Settings
+from prefect_dicom.config.destination import Destination
 from prefect_dicom.config.node import Limits, PacsNode, Timeouts
 from prefect_dicom.config.projects import Project
 from prefect_dicom.config.receiver import Metrics, Receiver
@@ -703,12 +704,18 @@ def fields_of_a_file(model: type[BaseModel]) -> set[str]:
 
 
 FULL = (CONFIGS / "full.yaml").read_text(encoding="utf-8")
-_ABSENT = [(PacsNode, "access_schedule"), (Site, "tls"), (Site, "projects")]
+_ABSENT = [
+    (PacsNode, "access_schedule"),
+    (PacsNode, "destination"),
+    (Site, "tls"),
+    (Site, "projects"),
+]
 GROUPS = [
     ("nodes.main", PacsNode),
     ("nodes.main.limits", Limits),
     ("nodes.main.timeouts", Timeouts),
     ("nodes.main.access_schedule", AccessSchedule),
+    ("nodes.main.destination", Destination),
     ("nodes.main.access_schedule.windows.0", Window),
     ("receiver", Receiver),
     ("tls", Tls),

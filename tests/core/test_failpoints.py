@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.core import failpoints
-from prefect_dicom.core.failpoints import POINTS, VARIABLE, InjectedError, arm, failpoint
+from prefect_dicom.core.failpoints import (
+    DELIVERY_POINTS,
+    POINTS,
+    VARIABLE,
+    InjectedError,
+    arm,
+    failpoint,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("src/prefect_dicom", "flows", "tasks")
@@ -40,12 +47,13 @@ def calls() -> Counter[object]:
 
 @pytest.mark.needs("time")
 def test_the_table_names_exactly_the_points_that_the_code_passes():
-    assert set(calls()) == set(POINTS)
+    assert set(calls()) == {*POINTS, *DELIVERY_POINTS}
 
 
 def test_a_point_lies_between_two_things_that_are_said():
-    assert all(point.before and point.after for point in POINTS.values())
-    assert len({(point.before, point.after) for point in POINTS.values()}) == len(POINTS)
+    every = [*POINTS.values(), *DELIVERY_POINTS.values()]
+    assert all(point.before and point.after for point in every)
+    assert len({(point.before, point.after) for point in every}) == len(every)
 
 
 def test_nothing_is_armed_where_the_variable_is_not_set():

@@ -38,6 +38,7 @@ SERVICES = {
     "C-FIND": tables.QR_FIND_SERVICE_CLASS_STATUS,
     "C-MOVE": tables.QR_MOVE_SERVICE_CLASS_STATUS,
     "C-GET": tables.QR_GET_SERVICE_CLASS_STATUS,
+    "C-STORE": tables.STORAGE_SERVICE_CLASS_STATUS,
 }
 ANY_SERVICE = {
     0x0000: None,
@@ -100,6 +101,26 @@ EXPECTED = {
         0xA801: "move-destination-unknown",
     },
     "C-GET": {**ANY_SERVICE, **RETRIEVE},
+    "C-STORE": {
+        # What is at fault is the instance, or that the target cannot take it.
+        **{
+            status: "delivery-refused" if code == "request-refused" else code
+            for status, code in ANY_SERVICE.items()
+        },
+        # A full disk as often as a faulty instance.
+        0x0110: "pacs-busy",
+        # The target has it already: its list says whether that is so.
+        0x0111: None,
+        0x0118: "delivery-refused",
+        0x0122: "delivery-refused",
+        **dict.fromkeys(range(0xA700, 0xA800), "pacs-busy"),
+        0xA702: "pacs-failure",
+        **{status: "delivery-refused" for status in range(0xA900, 0xAA00)},
+        0xB000: None,
+        0xB006: None,
+        0xB007: None,
+        **{status: "delivery-refused" for status in range(0xC000, 0xD000)},
+    },
 }
 
 
@@ -121,6 +142,7 @@ def test_the_set_of_reasons_is_closed_for_any_number_a_peer_may_invent(service):
         assert code is None or code in REASONS, f"{status:04X}"
         if code is None:
             known = code_to_category(status) in ("Success", "Pending", "Warning")
+            known |= (service, status) == ("C-STORE", 0x0111)
             assert known or status >> 12 == 0xB, f"{status:04X} is taken for a success"
 
 

@@ -45,8 +45,13 @@ DOCUMENTS = {"README.md": README} | {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").rglob("*.md"))
 }
-TESTED_ELSEWHERE = {"docs/scripted-pacs.md", "docs/operations.md", "docs/tls.md"}
-"""In ``tests/testing/``, ``test_operations_guide.py`` and ``test_tls_page.py``."""
+TESTED_ELSEWHERE = {
+    "docs/delivery.md",
+    "docs/operations.md",
+    "docs/scripted-pacs.md",
+    "docs/tls.md",
+}
+"""In ``tests/delivery/``, ``tests/testing/`` and by guide in ``tests/project/``."""
 
 
 class Block(NamedTuple):

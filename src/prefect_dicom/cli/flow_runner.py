@@ -8,7 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from prefect_dicom.cli.app import Exit, console, exit_for, print_error
 from prefect_dicom.config.site import Site, load_site
@@ -33,17 +36,25 @@ def run_flow(
     call: FlowCall,
     as_json: bool,
     show: Callable[..., int],
+    progress: Callable[[Console, Ledger, Cohort], AbstractContextManager[None]] | None = None,
 ) -> int:
-    """Run a flow with a live display, then print the state of the cohort."""
+    """Run a flow with a live display, then print the state of the cohort.
+
+    Parameters
+    ----------
+    progress : callable, optional
+        The display while it runs; by default that of a pull.
+    """
     from prefect_dicom.run.progress import progress_shown
 
+    shown = progress_shown if progress is None else progress
     home = settle_prefect(site)
     if home.instead_of:
         words = f"{home.instead_of}; it is {home.path} instead."
         console.print(words, markup=False, soft_wrap=True)
     error: BaseException | None = None
     try:
-        with _interruptible() as interrupted, progress_shown(console, ledger, cohort):
+        with _interruptible() as interrupted, shown(console, ledger, cohort):
             # Prefect takes two seconds to import, and reads its settings then.
             from prefect_dicom.server.connection import reach_server
 

@@ -7,9 +7,11 @@ import re
 from pydantic import Field, ValidationInfo, field_validator
 
 from prefect_dicom.config.access_schedule import AccessSchedule
+from prefect_dicom.config.destination import Destination
 from prefect_dicom.config.fields import AeTitle, ip_address
 from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.tls import OwnTls
+from prefect_dicom.core.deliveries import DeliveryEvidence
 from prefect_dicom.core.model import InformationModel, RetrieveMethod
 
 
@@ -115,6 +117,11 @@ class PacsNode(NodeSettings):
         default=None,
         description="Name that the PACS's certificate must have; `host` by default.",
     )
+    destination: Destination | None = Field(
+        default=None,
+        description="How studies are delivered to it; without it, none are. A node with it is "
+        "queried for a cohort only if it is named.",
+    )
 
     @property
     def query_model(self) -> InformationModel:
@@ -131,6 +138,19 @@ class PacsNode(NodeSettings):
         if not re.fullmatch(r"[\w.:-]+", name):
             raise ValueError("expected a host name or an IP address, as in the certificate")
         return name
+
+    @field_validator("destination")
+    @classmethod
+    def _instances_can_be_read_back(
+        cls, destination: Destination | None, info: ValidationInfo
+    ) -> Destination | None:
+        wants = destination is not None and destination.evidence is DeliveryEvidence.READ_BACK
+        if wants and info.data.get("retrieve") is not RetrieveMethod.C_GET:
+            raise ValueError(
+                "found evidence: read-back; expected `retrieve: c-get` beside it, by which "
+                "instances are read back"
+            )
+        return destination
 
     @field_validator("host")
     @classmethod

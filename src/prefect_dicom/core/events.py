@@ -24,6 +24,8 @@ EVENTS: Mapping[str, str] = MappingProxyType(
     {
         "study.archived": "A study is archived.",
         "study.failed": "A study has ended without being archived.",
+        "study.delivered": "A study is at a target, with the evidence that the site asks for.",
+        "delivery.failed": "A study has not got to a target, or was not verified there.",
         "cohort.finished": "A run has ended its work on a cohort.",
         "node.disabled": "A node is disabled until a person has acted.",
         "node.narrowed": "A node is slow, busy or sends nothing: its concurrency limit is lowered.",

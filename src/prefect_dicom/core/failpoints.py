@@ -84,6 +84,17 @@ POINTS: Mapping[str, FailPoint] = {
 }
 """Every name that :func:`failpoint` is called with, in the order in which a study passes them."""
 
+DELIVERY_POINTS: Mapping[str, FailPoint] = {
+    "deliveries-claimed": FailPoint("the deliveries of a chunk are claimed", "they are sent"),
+    "instance-accepted": FailPoint("the target has accepted an instance", "the ledger records it"),
+    "acceptance-recorded": FailPoint("the ledger says accepted", "the next instances are sent"),
+    "sent-recorded": FailPoint("the ledger says sent", "the target is asked for evidence"),
+    "lack-recorded": FailPoint("the ledger says what a target lacks", "it is sent again"),
+    "evidence-found": FailPoint("the target has shown evidence", "the ledger says verified"),
+    "verified-recorded": FailPoint("the ledger says verified", "the next study follows"),
+}
+"""The same for deliveries, which a pull does not pass."""
+
 KINDS = ("kill", "raise", "enospc")
 
 
@@ -95,7 +106,7 @@ class _Armed:
     """One failure that is to happen."""
 
     def __init__(self, point: str, nth: int, kind: str, note: str) -> None:
-        if point not in (*POINTS, "*") or kind not in KINDS or nth < 1:
+        if point not in (*POINTS, *DELIVERY_POINTS, "*") or kind not in KINDS or nth < 1:
             raise ValueError(f"{VARIABLE} names no point, number and kind")
         self._point, self._nth, self._kind, self._note = point, nth, kind, note
         # Threads count together: next() on it is one step of the interpreter.
@@ -140,7 +151,7 @@ def arm(text: str | None) -> None:
 
 
 def failpoint(name: str) -> None:
-    """Mark a point of :data:`POINTS`; fails where this process is armed for it."""
+    """Mark a point of one of the tables; fails where this process is armed for it."""
     if _armed is not None:
         _armed.pass_by(name)
 

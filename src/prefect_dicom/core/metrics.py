@@ -39,6 +39,7 @@ READ: Mapping[str, str] = {
     "prefect_dicom_spool_free_bytes": "Bytes that may be written to the spool, above its reserve.",
     "prefect_dicom_spool_bytes": "Bytes of instances that wait in the spool to be archived.",
     "prefect_dicom_studies": "Studies of the cohort, by state.",
+    "prefect_dicom_deliveries": "Deliveries of the cohort to a target, by state.",
     "prefect_dicom_rows": "Rows of the cohort, by verdict.",
     "prefect_dicom_node_disabled": "1 where a node is disabled, with the reason, else 0.",
     "prefect_dicom_node_window_open": "1 while an access window of a node is open, else 0.",
@@ -104,6 +105,15 @@ class Instruments:
             "Instances that wait for upload or are being uploaded.",
             registry=registry,
         )
+        self.sent = Counter(
+            "prefect_dicom_sent_objects",
+            "Instances sent to targets, by result: accepted, refused.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.sent_bytes = Counter(
+            "prefect_dicom_sent_bytes", "Bytes that targets accepted.", registry=registry
+        )
         self.events = Counter(
             "prefect_dicom_events",
             "Events of the run: studies that ended, nodes that were disabled, …",
@@ -112,6 +122,7 @@ class Instruments:
         )
         # Created at the beginning: a rate needs a zero before the first one.
         self.received_as = {name: self.received.labels(name) for name in ("kept", "quarantined")}
+        self.sent_as = {name: self.sent.labels(name) for name in ("accepted", "refused")}
         self.uploaded_as = {name: self.uploaded.labels(name) for name in ("stored", "failed")}
 
 
@@ -166,6 +177,14 @@ def upload_ended(future: Future[Any]) -> None:
         _live.uploads_waiting.dec()
         if not future.cancelled():
             _live.uploaded_as["stored" if future.exception() is None else "failed"].inc()
+
+
+def sent(outcome: str, size_bytes: int) -> None:
+    """Count an instance that was sent to a target, which has ``accepted`` or ``refused`` it."""
+    if _live is not None:
+        _live.sent_as[outcome].inc()
+        if outcome == "accepted":
+            _live.sent_bytes.inc(size_bytes)
 
 
 def happened(event: str, node: str, reason: str) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from prefect_dicom.core.deliveries import DeliveryState
 from prefect_dicom.core.model import InstanceState, StudyState
 
-State = TypeVar("State", StudyState, InstanceState)
+State = TypeVar("State", StudyState, InstanceState, DeliveryState)
 
 STUDY_TRANSITIONS: dict[StudyState, frozenset[StudyState]] = {
     # Pending again: one node has failed, and another is asked.
@@ -47,9 +48,9 @@ def predecessors(
     Parameters
     ----------
     transitions : mapping of state to states
-        :data:`STUDY_TRANSITIONS` or :data:`INSTANCE_TRANSITIONS`.
-    target : StudyState or InstanceState
-    *only : StudyState or InstanceState
+        :data:`STUDY_TRANSITIONS` or another table of these.
+    target : StudyState, InstanceState or DeliveryState
+    *only : StudyState, InstanceState or DeliveryState
         The states that one particular change starts from. Without any: all that are allowed.
 
     Raises

@@ -31,6 +31,7 @@ IMPLEMENTATION_VERSION_NAME = "PREFECT_DICOM"
 
 _UNSIGNED_LONG = Struct("<L")
 _BEFORE_GROUP_LENGTH = bytes(128) + b"DICM" + b"\2\0\0\0UL\4\0"
+_GROUP_LENGTH_END = len(_BEFORE_GROUP_LENGTH) + _UNSIGNED_LONG.size
 
 
 def file_meta(request: StoreRequest) -> bytes:
@@ -56,6 +57,28 @@ def file_meta(request: StoreRequest) -> bytes:
     instance = _meta_element(0x0003, b"UI", _raw(request.sop_instance_uid))
     length = _UNSIGNED_LONG.pack(len(before) + len(instance) + len(after))
     return _BEFORE_GROUP_LENGTH + length + before + instance + after
+
+
+def data_set_offset(beginning: bytes) -> int | None:
+    """Return where the data set of a Part 10 file begins; None where more of it has to be read.
+
+    Parameters
+    ----------
+    beginning : bytes
+        The first bytes of the file.
+
+    Raises
+    ------
+    InstanceRejected
+        ``instance-unreadable``: it is no Part 10 file, or has no group length (PS3.10 7.1).
+    """
+    if len(beginning) < _GROUP_LENGTH_END:
+        return None
+    # The preamble is anybody's.
+    if beginning[128 : len(_BEFORE_GROUP_LENGTH)] != _BEFORE_GROUP_LENGTH[128:]:
+        raise InstanceRejected("instance-unreadable", "no file meta information with a length")
+    (length,) = _UNSIGNED_LONG.unpack_from(beginning, len(_BEFORE_GROUP_LENGTH))
+    return _GROUP_LENGTH_END + int(length)
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,7 +9,9 @@ from prefect_dicom.ledger.acceptances import Acceptances
 from prefect_dicom.ledger.claims import Claims
 from prefect_dicom.ledger.cohort_rows import CohortRows
 from prefect_dicom.ledger.cohorts import Cohorts
+from prefect_dicom.ledger.commitments import Commitments
 from prefect_dicom.ledger.database import Database, open_database
+from prefect_dicom.ledger.deliveries import Deliveries
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.instances import Instances
 from prefect_dicom.ledger.manifests import Manifests
@@ -53,6 +55,10 @@ class Ledger:
         Manifests of archived studies.
     acceptances : Acceptances
         What people have accepted of studies.
+    deliveries : Deliveries
+        Deliveries of studies to other nodes.
+    commitments : Commitments
+        Storage commitment that was requested of targets.
     claims : Claims
         Claims of runs on studies, with fencing.
     runs : Runs
@@ -82,6 +88,8 @@ class Ledger:
         self.instances = Instances(database)
         self.manifests = Manifests(database)
         self.acceptances = Acceptances(database)
+        self.deliveries = Deliveries(database)
+        self.commitments = Commitments(database)
         self.claims = Claims(database)
         self.runs = Runs(database)
         self.run_control = RunControl(database)

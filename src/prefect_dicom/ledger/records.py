@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
+from prefect_dicom.core.deliveries import DeliveryEvidence, DeliveryMethod, DeliveryState
 from prefect_dicom.core.model import (
     Disposition,
     Evidence,
@@ -395,3 +396,52 @@ class Usage:
             level = getattr(self, bucket) + (inflow - rate) * seconds if rate is not None else 0.0
             left.append(max(0.0, level))
         return Usage(*left)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord:
+    """One delivery as people see it."""
+
+    reference: StudyReference
+    target: str
+    method: DeliveryMethod
+    state: DeliveryState
+    evidence: DeliveryEvidence | None
+    reason: str | None
+    detail: str = field(repr=False)
+    instances: int
+    sent_at: datetime | None
+    verified_at: datetime | None
+    study: Study = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryTotals:
+    """How far the deliveries of a cohort to one target are.
+
+    Parameters
+    ----------
+    states : Counter of DeliveryState
+        Deliveries by state.
+    evidence : Counter of str
+        Verified ones by their evidence.
+    reasons : Counter of str
+        Failed ones by their reason.
+    not_due : int
+        Studies of the cohort that are no deliveries: what is sent has to be archived first.
+    instances, size_bytes : int
+        What the target has accepted so far, repetitions included.
+    """
+
+    states: Counter[DeliveryState]
+    evidence: Counter[str]
+    reasons: Counter[str]
+    not_due: int
+    instances: int
+    size_bytes: int
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every study of the cohort is delivered and verified; there is one at least."""
+        verified = self.states[DeliveryState.VERIFIED]
+        return bool(verified) and verified == self.states.total() and not self.not_due

@@ -12,7 +12,7 @@ from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.ledger.database import Database, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.records import LivingRun, Run
-from prefect_dicom.ledger.schema import runs, slots, studies
+from prefect_dicom.ledger.schema import deliveries, runs, slots, studies
 
 
 class Runs:
@@ -61,6 +61,9 @@ class Runs:
         with self._database.write() as connection:
             self._database.lock_studies(connection, studies.c.run == run.number)
             connection.execute(update(studies).where(studies.c.run == run.number).values(run=None))
+            connection.execute(
+                update(deliveries).where(deliveries.c.run == run.number).values(run=None)
+            )
             connection.execute(delete(slots).where(slots.c.run == run.number))
             connection.execute(
                 update(runs).where(runs.c.number == run.number).values(ended_at=utc_now())

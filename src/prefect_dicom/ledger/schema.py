@@ -7,8 +7,9 @@ has no claim, and an instance in the spool has its SHA-256. A claim is two colum
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from enum import StrEnum
 
 from sqlalchemy import (
     BigInteger,
@@ -34,6 +35,12 @@ from sqlalchemy import (
     text,
 )
 
+from prefect_dicom.core.deliveries import (
+    DeliveredState,
+    DeliveryEvidence,
+    DeliveryMethod,
+    DeliveryState,
+)
 from prefect_dicom.core.errors import LedgerError
 from prefect_dicom.core.model import Evidence, InstanceState, StudyState
 from prefect_dicom.ledger.column_types import DicomDate, DicomDateRange, Json, PeerText, UtcTime
@@ -42,7 +49,7 @@ from prefect_dicom.ledger.column_types import DicomDate, DicomDateRange, Json, P
 _Number = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _one_of(column: str, words: type[StudyState | InstanceState | Evidence]) -> str:
+def _one_of(column: str, words: Iterable[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(str(word)) for word in words)})"
 
 
@@ -376,6 +383,89 @@ acceptances = Table(
     sqlite_autoincrement=True,
 )
 
+# Studies that are delivered to other nodes, one row for each target.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("study", _Number, ForeignKey(studies.c.reference), primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("method", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default=DeliveryState.DUE),
+    # The strongest that was found so far.
+    Column("evidence", Text),
+    Column("reason", Text),
+    Column("detail", PeerText, nullable=False, server_default=""),
+    Column("run", _Number, ForeignKey(runs.c.number)),
+    Column("attempt", BigInteger, nullable=False, server_default="0"),
+    # Of the whole study, and of what the target accepted.
+    Column("instances", BigInteger, nullable=False, server_default="0"),
+    Column("sent_instances", BigInteger, nullable=False, server_default="0"),
+    Column("sent_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("sent_at", UtcTime),
+    Column("verified_at", UtcTime),
+    Column("failed_at", UtcTime),
+    # What a verified delivery consists of, compressed; the last thing that is written of it.
+    Column("manifest", LargeBinary),
+    CheckConstraint(_one_of("method", DeliveryMethod), "method"),
+    CheckConstraint(_one_of("state", DeliveryState), "state"),
+    CheckConstraint(_one_of("evidence", DeliveryEvidence), "evidence"),
+    CheckConstraint("(state = 'failed') = (reason IS NOT NULL)", "failed_with_a_reason"),
+    CheckConstraint(
+        "(state = 'verified') = (verified_at IS NOT NULL AND manifest IS NOT NULL)"
+        " AND (state <> 'verified' OR evidence IS NOT NULL)",
+        "verified_with_evidence",
+    ),
+    CheckConstraint("run IS NULL OR state IN ('due', 'sent')", "claimed_while_unfinished"),
+    Index("ix_deliveries_target_state", "target", "state"),
+    sqlite_with_rowid=False,
+)
+
+# The instances of unfinished deliveries that were sent.
+delivered_instances = Table(
+    "delivered_instances",
+    metadata,
+    Column("study", _Number, primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("series_instance_uid", PeerText, primary_key=True),
+    Column("sop_instance_uid", PeerText, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("status", BigInteger),
+    Column("reason", Text),
+    ForeignKeyConstraint(["study", "target"], [deliveries.c.study, deliveries.c.target]),
+    CheckConstraint(_one_of("state", DeliveredState), "state"),
+    CheckConstraint("(state = 'failed') = (reason IS NOT NULL)", "failed_with_a_reason"),
+    sqlite_with_rowid=False,
+)
+
+# Storage commitment that we have requested, PS3.4 J. Recorded before it is requested: the report
+# may come before the response.
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("number", _Number, primary_key=True),
+    Column("transaction_uid", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("requested_at", UtcTime, nullable=False),
+    # After that it is not waited for any more, and requested anew.
+    Column("expires_at", UtcTime, nullable=False),
+    Column("reported_at", UtcTime),
+    UniqueConstraint("transaction_uid"),
+    sqlite_autoincrement=True,
+)
+
+commitment_references = Table(
+    "commitment_references",
+    metadata,
+    Column("commitment", _Number, ForeignKey(commitments.c.number), primary_key=True),
+    Column("sop_instance_uid", PeerText, primary_key=True),
+    Column("sop_class_uid", PeerText, nullable=False),
+    Column("study", _Number, ForeignKey(studies.c.reference), nullable=False),
+    # 0: committed; else the failure reason, PS3.3 C.14; NULL: not reported.
+    Column("result", BigInteger),
+    Index("ix_commitment_references_study", "study"),
+    sqlite_with_rowid=False,
+)
+
 _versions_metadata = MetaData()
 schema_versions = Table(
     "schema_versions",
@@ -385,7 +475,7 @@ schema_versions = Table(
 )
 
 
-FIRST_VERSION = 19
+FIRST_VERSION = 20
 """The oldest schema that can be migrated. Lower numbers are those of unreleased code."""
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()

@@ -8,11 +8,13 @@ which is transient.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 SUCCESS = 0x0000
 CANCEL = 0xFE00
 PENDING = frozenset({0xFF00, 0xFF01})
+DUPLICATE_SOP_INSTANCE = 0x0111
 UNABLE_TO_PERFORM_SUBOPERATIONS = 0xA702
 
 
@@ -71,11 +73,21 @@ _MOVE = {
     0xA801: "move-destination-unknown",
 }
 
-_SERVICES: dict[str, dict[int, str]] = {
+_STORE: dict[int, str | None] = {
+    # The target has it: whether it does is seen in its list.
+    DUPLICATE_SOP_INSTANCE: None,
+    CANCEL: "pacs-failure",
+    0x0110: "pacs-busy",  # processing failure: a full disk as often as a bad instance
+    0x0118: "delivery-refused",  # no such SOP class
+    0x0122: "delivery-refused",  # refused: SOP class not supported
+}
+
+_SERVICES: Mapping[str, Mapping[int, str | None]] = {
     "C-ECHO": {},
     "C-FIND": _FIND,
     "C-MOVE": _MOVE,
     "C-GET": _RETRIEVE,
+    "C-STORE": _STORE,
 }
 
 
@@ -104,7 +116,7 @@ def reason_for_status(service: str, status: int) -> str | None:
     Parameters
     ----------
     service : str
-        ``C-ECHO``, ``C-FIND``, ``C-MOVE`` or ``C-GET``.
+        ``C-ECHO``, ``C-FIND``, ``C-MOVE``, ``C-GET`` or ``C-STORE``.
     status : int
         Status (0000,0900) of the response.
 
@@ -129,10 +141,16 @@ def reason_for_status(service: str, status: int) -> str | None:
         return None
     if status in _ANY:
         return _ANY[status]
-    if status in _REQUEST_AT_FAULT:
-        return "request-refused"
     if is_warning(status):
         return None
+    if service == "C-STORE" and (
+        status in _REQUEST_AT_FAULT
+        or status >> 8 in _REFUSED_FOR_THE_REQUEST
+        or is_unable_to_process(status)
+    ):
+        return "delivery-refused"
+    if status in _REQUEST_AT_FAULT:
+        return "request-refused"
     if is_unable_to_process(status):
         # A query is refused for its keys; a retrieve fails with this for every cause there is,
         # from an unknown destination to a slow receiver.

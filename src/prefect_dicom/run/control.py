@@ -10,15 +10,40 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import Interrupted, LedgerError
-from prefect_dicom.core.model import RequestedState
-from prefect_dicom.ledger import Ledger
+from prefect_dicom.core.events import EventBus
+from prefect_dicom.core.model import Chunk, RequestedState
+from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.ledger import Run as RunRecord
 
 _LOOK_SECONDS = 1.0
 _PRECEDENCE = list(RequestedState)
+
+
+class ControlledRun(Protocol):
+    """A run that follows the state that is requested of it, and publishes what happens in it."""
+
+    @property
+    def cohort(self) -> Cohort:
+        """The cohort it works on."""
+
+    @property
+    def control(self) -> RunControl:
+        """The state that is requested of it."""
+
+    @property
+    def events(self) -> EventBus:
+        """What it publishes."""
+
+
+class DeliveringRun(ControlledRun, Protocol):
+    """A run that delivers studies to another node."""
+
+    def deliver(self, chunk: Chunk) -> str:
+        """Deliver the studies of a chunk. Returns what the final state of this step says."""
 
 
 class RunControl:

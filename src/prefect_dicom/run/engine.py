@@ -17,6 +17,7 @@ from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.model import Chunk
 
 if TYPE_CHECKING:
+    from prefect_dicom.run.control import ControlledRun, DeliveringRun
     from prefect_dicom.run.run import DryRun, Run
 
 
@@ -66,13 +67,16 @@ class Engine(Protocol):
     def archive(self, run: Run, chunk: Chunk) -> StepRun:
         """Begin to archive a chunk."""
 
+    def deliver(self, run: DeliveringRun, chunk: Chunk) -> StepRun:
+        """Begin to deliver a chunk to another node."""
+
     def limits(self, run: DryRun) -> AbstractContextManager[None]:
         """Hold the slots of this run in Prefect's concurrency limits, where there are any."""
 
-    def controlled(self, run: DryRun) -> AbstractContextManager[None]:
+    def controlled(self, run: ControlledRun) -> AbstractContextManager[None]:
         """Let the run follow what is requested of its flow run in Prefect."""
 
-    def events(self, run: DryRun) -> AbstractContextManager[None]:
+    def events(self, run: ControlledRun) -> AbstractContextManager[None]:
         """Forward the events of the run to Prefect."""
 
     def info(self, words: str) -> None:

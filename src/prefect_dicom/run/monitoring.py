@@ -10,8 +10,11 @@ import contextlib
 from collections.abc import Iterator
 
 from prefect_dicom.admission.circuit_breaker import BreakerState
+from prefect_dicom.admission.node_access import NodeAccess
 from prefect_dicom.config.access_schedule import schedule_state
+from prefect_dicom.config.site import Site
 from prefect_dicom.config.tls_files import certificate_values
+from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.metrics import Value, happened
 from prefect_dicom.core.metrics_endpoint import CachedReading, serving
@@ -27,15 +30,16 @@ def measured(run: DryRun) -> Iterator[None]:
         yield
         return
     values = _Values(run)
-    run.events.subscribe(_count)
+    run.events.subscribe(count_event)
     try:
         with serving(settings.bind, settings.port, run.site.spool.path, values):
             yield
     finally:
-        run.events.unsubscribe(_count)
+        run.events.unsubscribe(count_event)
 
 
-def _count(event: Event) -> None:
+def count_event(event: Event) -> None:
+    """Count an event of a run; a subscriber of its event bus."""
     happened(event.name, event.node or "", event.reason or "")
 
 
@@ -58,26 +62,29 @@ class _Values:
         for verdict in Verdict:
             labels = {"cohort": cohort, "verdict": verdict.value}
             yield Value("prefect_dicom_rows", totals.rows[verdict], labels)
-        yield from self._of_nodes()
-        yield from certificate_values(self._run.site.tls_settings())
+        run = self._run
+        yield from certificate_values(run.site.tls_settings())
+        yield from values_of_nodes(run.site, run.access, run.clock)
         if isinstance(self._run, Run):
             yield Value("prefect_dicom_studies_to_archive", len(self._run.in_hand))
             yield Value("prefect_dicom_spool_free_bytes", self._run.spool.free_bytes())
             yield Value("prefect_dicom_spool_bytes", self._spool_bytes())
             yield Value("prefect_dicom_refused_objects_total", self._run.spool.refusals)
 
-    def _of_nodes(self) -> Iterator[Value]:
-        now = self._run.clock.now()
-        for node, settings in self._run.site.nodes.items():
-            schedule = settings.access_schedule
-            open_now = schedule is None or not schedule_state(schedule, now).closed
-            yield Value("prefect_dicom_node_window_open", open_now, {"node": node})
-        for node, admission in self._run.access.admissions().items():
-            labels = {"node": node}
-            disabled = {**labels, "reason": admission.disabled_for or ""}
-            yield Value("prefect_dicom_node_disabled", bool(admission.disabled_for), disabled)
-            yield Value("prefect_dicom_node_waiting_seconds", admission.seconds_left(), labels)
-            yield Value("prefect_dicom_node_associations", admission.associations, labels)
-            for state in BreakerState:
-                value = {**labels, "breaker": state.value}
-                yield Value("prefect_dicom_node_breaker", admission.state is state, value)
+
+def values_of_nodes(site: Site, access: NodeAccess, clock: Clock) -> Iterator[Value]:
+    """The gauges of a site's nodes at present."""
+    now = clock.now()
+    for node, settings in site.nodes.items():
+        schedule = settings.access_schedule
+        open_now = schedule is None or not schedule_state(schedule, now).closed
+        yield Value("prefect_dicom_node_window_open", open_now, {"node": node})
+    for node, admission in access.admissions().items():
+        labels = {"node": node}
+        disabled = {**labels, "reason": admission.disabled_for or ""}
+        yield Value("prefect_dicom_node_disabled", bool(admission.disabled_for), disabled)
+        yield Value("prefect_dicom_node_waiting_seconds", admission.seconds_left(), labels)
+        yield Value("prefect_dicom_node_associations", admission.associations, labels)
+        for state in BreakerState:
+            value = {**labels, "breaker": state.value}
+            yield Value("prefect_dicom_node_breaker", admission.state is state, value)

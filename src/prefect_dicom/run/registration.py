@@ -158,6 +158,8 @@ def order_for(
 ) -> NodeOrder:
     """Return the nodes to pull from: given, of the definition, or the site's only one.
 
+    A node with ``destination`` is not the only one beside others.
+
     Raises
     ------
     CohortError
@@ -167,8 +169,10 @@ def order_for(
     order = NodeOrder(tuple(given), every=every_node and len(given) > 1)
     if not given and path is not None:
         order = nodes_of_definition(path, every_node=every_node) or order
-    if not order.names and len(site.nodes) == 1:
-        return NodeOrder((*site.nodes,))
+    # Studies are delivered to the others; they are queried where somebody says so.
+    sources = [name for name, known in site.nodes.items() if known.destination is None]
+    if not order.names and len(sources or site.nodes) == 1:
+        return NodeOrder((*(sources or site.nodes),))
     if not order.names or len({*order.names}) < len(order.names) or {*order.names} - {*site.nodes}:
         names = ", ".join(sorted(site.nodes))
         fault = f"node: name one of the site's nodes with --node, or several in order: {names}"

@@ -226,9 +226,14 @@ def check_first(site: Site, ledger: Ledger, cohort: Cohort | None = None) -> Non
     if cohort is not None and not has_work(ledger, cohort.number):
         return
     site.check_tls_files()
+    check_archive(site)
+    Spool(site.spool.path, site.spool.reserve_bytes)
+
+
+def check_archive(site: Site) -> None:
+    """Check that the archive is there; raises what is wrong with it."""
     with open_archive(site.archive) as archive:
         archive.check_usable()
-    Spool(site.spool.path, site.spool.reserve_bytes)
 
 
 @contextlib.contextmanager

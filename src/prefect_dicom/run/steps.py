@@ -9,6 +9,7 @@ import random
 
 from prefect_dicom.core.errors import Interrupted, PacsError, is_transient
 from prefect_dicom.core.model import Chunk
+from prefect_dicom.run.control import ControlledRun
 from prefect_dicom.run.run import DryRun, Run
 
 _RETRY_DELAYS_SECONDS = (10.0, 20.0)
@@ -43,7 +44,7 @@ def is_retried(error: object) -> bool:
     return is_transient(error) and not isinstance(error, PacsError)
 
 
-def delay_retry(run: DryRun, retries: int) -> None:
+def delay_retry(run: ControlledRun, retries: int) -> None:
     """Wait before a retry, the first, second, ...; a pause or a cancellation ends the wait.
 
     Raises

@@ -33,7 +33,13 @@ from prefect.workers.process import ProcessWorker
 from prefect_dicom import __version__, blocks
 from prefect_dicom.config.site import Site, load_site
 from prefect_dicom.core.events import AUTOMATIONS
-from prefect_dicom.flows import archive_new, pull_cohort, rerun_failed, verify_archive
+from prefect_dicom.flows import (
+    archive_new,
+    deliver_cohort,
+    pull_cohort,
+    rerun_failed,
+    verify_archive,
+)
 from prefect_dicom.server.settings import DEAD_AFTER_SECONDS
 from prefect_dicom.server.supervisor import POOL, RUNS_OF_A_NODE
 
@@ -130,8 +136,11 @@ def deployments_of(site: Site, file: Path) -> Iterator[RunnerDeployment]:
     asking = {"work_queue_name": QUEUE}
     yield _deployment(pull_cohort, "cohort", own, **asking)
     yield _deployment(rerun_failed, "failures", own, "30 22 * * *", "nightly", **asking)
-    for node in site.nodes:
-        several = len(site.nodes) > 1
+    yield _deployment(deliver_cohort, "delivery", own, "0 4 * * *", "nightly", **asking)
+    # Nodes to which studies are delivered have no new studies of their own.
+    sources = [name for name, node in site.nodes.items() if node.destination is None]
+    for node in sources or site.nodes:
+        several = len(sources) > 1
         name = f"new-{node}" if several else "new"
         parameters = own | {"days": 7} | ({"node": node} if several else {})
         yield _deployment(archive_new, name, parameters, "0 1 * * *", "nightly", **asking)

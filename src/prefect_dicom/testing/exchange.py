@@ -36,6 +36,7 @@ from prefect_dicom.testing.plans import (
     Connection,
     End,
     FindPlan,
+    KeepPlan,
     RetrievePlan,
     Stage,
     SubOperation,
@@ -117,8 +118,14 @@ class Exchange:
             "StudyInstanceUID": stored.study_instance_uid,
             "SOPInstanceUID": stored.sop_instance_uid,
         }
-        self.pacs.holdings.add(stored)
-        self.respond(SUCCESS)
+        plan = KeepPlan(self.pacs, stored, stored)
+        self.pacs._behave(Stage.KEEP, self.request, plan)
+        if plan.kept is not None:
+            self.pacs.holdings.add(plan.kept)
+        if plan.end is not None:
+            end_association(self.association, plan.end)
+            raise AssociationLost
+        self.respond(plan.status)
 
     def c_find(self) -> None:
         """Answer a C-FIND as planned."""

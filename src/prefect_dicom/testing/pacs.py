@@ -40,7 +40,7 @@ from prefect_dicom.testing.connection_ends import (
 )
 from prefect_dicom.testing.exchange import Exchange
 from prefect_dicom.testing.instances import Holdings, StoredInstance, instance_of_file
-from prefect_dicom.testing.plans import FindPlan, Plan, RetrievePlan, Stage
+from prefect_dicom.testing.plans import FindPlan, KeepPlan, Plan, RetrievePlan, Stage
 from prefect_dicom.testing.request_log import AssociationChange, Request
 from prefect_dicom.testing.script import Behaviour
 from prefect_dicom.testing.sending import send_at_once
@@ -325,7 +325,9 @@ class ScriptedPacs:
             association._is_paused = False
             association.dimse.cancel_req = {}
 
-    def _behave(self, stage: Stage, request: Request, plan: FindPlan | RetrievePlan) -> None:
+    def _behave(
+        self, stage: Stage, request: Request, plan: FindPlan | RetrievePlan | KeepPlan
+    ) -> None:
         self._apply(stage, request.service, request.number, plan)
 
     def _apply(self, stage: Stage, service: str, number: int, plan: Plan) -> None:

@@ -1,7 +1,8 @@
 """Plans of a scripted PACS: what it is about to do with a request, for a script to edit.
 
-A plan is the answer to an association request, the answers of a C-FIND, or the sub-operations and
-final status of a C-MOVE or C-GET. A knob edits a plan; the PACS then does what the plan says.
+A plan is the answer to an association request, the answers of a C-FIND, the sub-operations and
+final status of a C-MOVE or C-GET, or what becomes of an instance that comes by C-STORE. A knob
+edits a plan; the PACS then does what the plan says.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Stage(StrEnum):
     """The final response is about to be sent; the answers have been."""
     RETRIEVE = "retrieve"
     """The sub-operations are known, none has been made."""
+    KEEP = "keep"
+    """An instance has come by C-STORE, and is neither held nor answered yet."""
 
 
 @dataclass
@@ -237,7 +240,34 @@ class RetrievePlan:
         return any(o.stored.study_instance_uid == study for o in self.operations)
 
 
-Plan = AssociationPlan | FindPlan | RetrievePlan
+@dataclass
+class KeepPlan:
+    """Plan for an instance that was sent to the PACS by C-STORE.
+
+    Attributes
+    ----------
+    received : StoredInstance
+        As it came.
+    kept : StoredInstance or None
+        What is held of it; None: nothing.
+    status : int
+        Of the response.
+    end : End, optional
+        The association ends instead of a response.
+    """
+
+    pacs: ScriptedPacs
+    received: StoredInstance
+    kept: StoredInstance | None
+    status: int = SUCCESS
+    end: End | None = None
+
+    def concerns(self, study: str) -> bool:
+        """Whether the instance is of this study."""
+        return self.received.study_instance_uid == study
+
+
+Plan = AssociationPlan | FindPlan | RetrievePlan | KeepPlan
 
 
 @dataclass(frozen=True)

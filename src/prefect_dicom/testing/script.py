@@ -23,6 +23,7 @@ from prefect_dicom.testing.knobs_association import ASSOCIATION_KNOBS
 from prefect_dicom.testing.knobs_change import CHANGE_KNOBS
 from prefect_dicom.testing.knobs_find import FIND_KNOBS
 from prefect_dicom.testing.knobs_identity import IDENTITY_KNOBS
+from prefect_dicom.testing.knobs_keep import KEEP_KNOBS
 from prefect_dicom.testing.knobs_network import NETWORK_KNOBS
 from prefect_dicom.testing.knobs_retrieve import RETRIEVE_KNOBS
 from prefect_dicom.testing.knobs_store import STORE_KNOBS
@@ -38,6 +39,7 @@ KNOBS: dict[str, Knob] = {
         *CHANGE_KNOBS,
         *RETRIEVE_KNOBS,
         *STORE_KNOBS,
+        *KEEP_KNOBS,
         *NETWORK_KNOBS,
     )
 }
@@ -52,7 +54,7 @@ class Behaviour:
     knob : str
         Name in :data:`KNOBS`.
     service : str, optional
-        Only requests of this service ("A-ASSOCIATE", "C-FIND", "C-MOVE", "C-GET").
+        Only requests of this service ("A-ASSOCIATE", "C-FIND", "C-MOVE", "C-GET", "C-STORE").
     on_request : int, optional
         Only the request with this number, counted for each service from 1; every connection
         that comes is a request of A-ASSOCIATE.

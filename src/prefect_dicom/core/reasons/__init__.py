@@ -2,14 +2,15 @@
 
 Each code has one entry with all its columns (:class:`Reason`): texts for people, and reactions of
 the program. Entries are grouped by what they concern: :mod:`.rows`, :mod:`.studies`,
-:mod:`.instances`, :mod:`.deidentification`, :mod:`.nodes`, :mod:`.tls` and :mod:`.site`
-(everything on our side). A new reason is one new entry in one of these;
+:mod:`.instances`, :mod:`.deidentification`, :mod:`.deliveries`, :mod:`.nodes`, :mod:`.tls` and
+:mod:`.site` (everything on our side). A new reason is one new entry in one of these;
 ``python -m prefect_dicom.core.reasons`` then writes ``docs/reasons.md``.
 """
 
 from __future__ import annotations
 
 from prefect_dicom.core.reasons.deidentification import DEIDENTIFICATION
+from prefect_dicom.core.reasons.deliveries import DELIVERIES
 from prefect_dicom.core.reasons.instances import INSTANCES
 from prefect_dicom.core.reasons.nodes import NODES
 from prefect_dicom.core.reasons.reason import PAGE, Consequence, Reason, Scope, pointer
@@ -31,7 +32,16 @@ __all__ = [
 
 REASONS: dict[str, Reason] = {
     reason.code: reason
-    for reason in (*ROWS, *STUDIES, *INSTANCES, *DEIDENTIFICATION, *NODES, *TLS, *SITE)
+    for reason in (
+        *ROWS,
+        *STUDIES,
+        *INSTANCES,
+        *DEIDENTIFICATION,
+        *DELIVERIES,
+        *NODES,
+        *TLS,
+        *SITE,
+    )
 }
 
 

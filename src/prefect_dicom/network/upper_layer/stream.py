@@ -110,10 +110,11 @@ class Stream:
         connection = self.connection
         if connection.gettimeout() != 0:
             connection.setblocking(False)
-        sent = 0
+        sent, view = 0, memoryview(data)
         while sent < len(data):
             try:
-                sent += connection.send(data[sent:] if sent else data)
+                # A view: the rest of a large block is not copied again and again.
+                sent += connection.send(view[sent:])
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._wait(select.POLLOUT, deadline, attending=False)
             except ssl.SSLWantReadError:

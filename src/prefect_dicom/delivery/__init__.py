@@ -1,0 +1,1 @@
+"""Deliveries: archived studies sent to other nodes, and the evidence that they are there."""

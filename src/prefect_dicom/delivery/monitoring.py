@@ -1,0 +1,40 @@
+"""Metrics of a run that delivers, for Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from prefect_dicom.config.tls_files import certificate_values
+from prefect_dicom.core.deliveries import DeliveryState
+from prefect_dicom.core.metrics import Value
+from prefect_dicom.core.metrics_endpoint import CachedReading, serving
+from prefect_dicom.delivery.run import DeliveryRun
+from prefect_dicom.run.monitoring import count_event, values_of_nodes
+
+
+@contextlib.contextmanager
+def delivery_measured(run: DeliveryRun) -> Iterator[None]:
+    """Serve the metrics of a run while the block runs, if the site has a port for metrics."""
+    context = run.context
+    settings = context.site.metrics
+    if settings.port is None:
+        yield
+        return
+    # Cached: counting a large cohort takes a while.
+    totals = CachedReading(run.totals)
+
+    def values() -> Iterator[Value]:
+        states = totals().states
+        for state in DeliveryState:
+            labels = {"cohort": str(run.cohort.number), "target": context.target}
+            yield Value("prefect_dicom_deliveries", states[state], {**labels, "state": state.value})
+        yield from certificate_values(context.site.tls_settings())
+        yield from values_of_nodes(context.site, context.access, context.clock)
+
+    run.events.subscribe(count_event)
+    try:
+        with serving(settings.bind, settings.port, context.site.spool.path, values):
+            yield
+    finally:
+        run.events.unsubscribe(count_event)
