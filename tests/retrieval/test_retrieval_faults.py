@@ -392,6 +392,12 @@ def never_waits_for_a_delayed_acknowledgement(scene: Scene) -> None:
     assert statistics.median(between) < 0.035
 
 
+def pipelined(scene: Scene) -> None:
+    """The PACS has as many sub-operations outstanding as we take, and no more."""
+    [request] = scene.retrieves()
+    assert request.most_outstanding == 64
+
+
 def goes_away(answers: int) -> Script:
     return lambda scene: [
         Behaviour(
@@ -554,6 +560,17 @@ CASES = (
       ever("move.empty_assoc", associations=3, stay_open=True), R.ACCEPT, methods=(BY_MOVE,)),
     C("F3D", "all requests at once", "store.async_flood", ever("store.async_flood"), R.ACCEPT,
       objects=studies(1, 60)),
+    C("F3D", "as many requests at once as are granted", "store.pipeline",
+      ever("store.pipeline"), R.ACCEPT, objects=studies(1, 100), look=pipelined),
+    C("F3D", "more requests at once than are granted", "store.pipeline",
+      ever("store.pipeline", beyond=20), R.ACCEPT, objects=studies(1, 100)),
+    C("F3D", "requests of many sizes at once", "store.pipeline",
+      always(("store.pipeline", {}), ("store.huge", {"instances": 3, "mebibytes": 2})),
+      R.ACCEPT, objects=studies(1, 12)),
+    C("F3D", "an abort with requests outstanding", "store.pipeline",
+      # The one that was broken off is sent again.
+      first("store.pipeline", abort_within=8), R.MISSING, methods=(BY_MOVE,),
+      objects=studies(1, 20), sent_again=True),
     C("F3E", "scanners and health checks", "net.stall_after", knocking, R.ACCEPT,
       methods=(BY_MOVE,)),
     C("F3F", "the PACS restarts and forgets the request", "pacs.restart",

@@ -1535,6 +1535,17 @@ def store_async_flood(scene):
     assert scene.receiver.uids == scene.uids
 
 
+def store_pipeline(scene):
+    # pynetdicom's receiver grants no window: it is kept, but for those beyond.
+    with scene.with_knob("store.pipeline", beyond=2) as pacs:
+        assert scene.move()[-1].Status == 0
+        (logged,) = pacs.requests("C-MOVE")
+    assert scene.receiver.uids == scene.uids
+    assert logged.most_outstanding == 3
+    asked = scene.receiver.associations[0].requestor.asynchronous_operations
+    assert asked == (0, 1)
+
+
 def store_titles(scene):
     with scene.with_knob("store.titles", called=b"OURS", calling=b"SOMEBODY"):
         assert scene.move()[-1].Status == 0

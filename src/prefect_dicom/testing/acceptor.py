@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at impo
 )
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from prefect_dicom.testing.association_pdus import OddItems, with_odd_items
+from prefect_dicom.testing.association_pdus import OddItems, operations_window, with_odd_items
 from prefect_dicom.testing.connection_ends import (
     ScriptedAssociation,
     end_association,
@@ -180,8 +181,13 @@ class Acceptor:
                 association._rejected_cx.append(context)
         if not plan.list_contexts:
             association._accepted_cx, association._rejected_cx = {}, []
-        if plan.items is not None:
-            _send_with_items(association, plan.items)
+        items = plan.items
+        if plan.window:
+            window = operations_window(*association.requestor.asynchronous_operations)
+            items = items or OddItems()
+            items = replace(items, add=items.add + window)
+        if items is not None:
+            _send_with_items(association, items)
         send()
         if end := plan.end.get("accepted"):
             while association.dul.to_provider_queue.queue:  # the acceptance goes out first

@@ -11,6 +11,7 @@ _FIXED_BYTES = 68
 _APPLICATION_CONTEXT, _PROPOSED, _RESULT, _USER_INFORMATION = 0x10, 0x20, 0x21, 0x50
 _ABSTRACT_SYNTAX, _TRANSFER_SYNTAX = 0x30, 0x40
 _MAXIMUM_LENGTH, _IMPLEMENTATION_CLASS, _VERSION_NAME = 0x51, 0x52, 0x55
+_OPERATIONS_WINDOW = 0x53
 _LONGEST_PDU = 16382
 
 
@@ -45,6 +46,17 @@ def items(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
         kind, length = struct.unpack_from(">BxH", data, start)
         yield kind, data[start + 4 : start + 4 + length]
         start += 4 + length
+
+
+def operations_window(invoked: int, performed: int) -> bytes:
+    """Return the user item of an asynchronous operations window, PS3.7 D.3.3.3."""
+    return item(_OPERATIONS_WINDOW, struct.pack(">HH", invoked, performed))
+
+
+def granted_window(pdu: bytes) -> int:
+    """Return how many operations an A-ASSOCIATE-AC lets us have outstanding (0: any number)."""
+    user = dict(items(pdu[6:], _FIXED_BYTES)).get(_USER_INFORMATION, b"")
+    return int.from_bytes(dict(items(user)).get(_OPERATIONS_WINDOW, b"\0\1")[:2], "big")
 
 
 def with_odd_items(pdu: bytes, odd: OddItems) -> bytes:

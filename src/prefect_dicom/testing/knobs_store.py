@@ -19,7 +19,13 @@ from pydicom.uid import (
 )
 
 from prefect_dicom.testing.instances import StoredInstance, decoded, encoded, with_elements
-from prefect_dicom.testing.plans import Knob, RetrievePlan, Stage, SubOperation
+from prefect_dicom.testing.plans import (
+    AssociationPlan,
+    Knob,
+    RetrievePlan,
+    Stage,
+    SubOperation,
+)
 
 if TYPE_CHECKING:
     from prefect_dicom.testing.script import Behaviour
@@ -216,6 +222,22 @@ def _async_flood(plan: RetrievePlan, by: Behaviour, *, window: int = 1000) -> bo
     return len(plan.operations) > 1
 
 
+def _pipeline(
+    plan: RetrievePlan | AssociationPlan,
+    by: Behaviour,
+    *,
+    window: int = 0,
+    beyond: int = 0,
+    abort_within: int | None = None,
+) -> bool:
+    if isinstance(plan, AssociationPlan):
+        plan.window = True
+        # The answer to a proposal; what this is for is the retrieve.
+        return False
+    plan.manner.window, plan.beyond_window, plan.abort_within = window, beyond, abort_within
+    return bool(plan.operations)
+
+
 def _truncate(
     plan: RetrievePlan,
     by: Behaviour,
@@ -346,8 +368,17 @@ STORE_KNOBS = (
     Knob(
         "store.async_flood",
         (Stage.RETRIEVE,),
-        "Sends up to `window` C-STORE requests without waiting for a response.",
+        "Has up to `window` C-STORE requests outstanding, whatever the receiver grants.",
         _async_flood,
+    ),
+    Knob(
+        "store.pipeline",
+        (Stage.ASSOCIATE, Stage.RETRIEVE),
+        "Negotiates an asynchronous operations `window` (0: any number; of a C-GET what the "
+        "requestor proposes), has as many C-STORE requests outstanding as it was granted and so "
+        "many `beyond`, and takes responses in any order; aborts its association to the "
+        "destination in the middle of the instance with this number (`abort_within`, from 0).",
+        _pipeline,
     ),
     Knob(
         "store.duplicate",

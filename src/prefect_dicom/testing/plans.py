@@ -99,6 +99,8 @@ class AssociationPlan:
     """A C-GET sends what it has all the same."""
     items: OddItems | None = None
     """Titles and user items of the acceptance, where they are odd."""
+    window: bool = False
+    """An asynchronous operations window is answered as it is proposed, PS3.7 D.3.3.3."""
 
     def concerns(self, study: str) -> bool:
         """Never: an association names no study."""
@@ -230,7 +232,11 @@ class RetrievePlan:
     """Opened to the destination first, with nothing sent over them."""
     empty_stay_open: bool = False
     window: int = 1
-    """C-STORE requests that are sent before the response to the first is read."""
+    """C-STORE requests that may be outstanding, whatever the receiver grants."""
+    beyond_window: int | None = None
+    """Where it pipelines: requests that are outstanding beyond the window that it was granted."""
+    abort_within: int | None = None
+    """Number (from 0) of the sub-operation in whose data set the association is aborted."""
     manner: SenderManner = field(default_factory=SenderManner)
     """How the associations to the destination are requested and used."""
     connection: Connection = field(default_factory=Connection)

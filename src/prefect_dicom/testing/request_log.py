@@ -55,6 +55,8 @@ class Request:
         Matches sent in response to a C-FIND.
     sent : list of Sent
         Sub-operations of a C-MOVE or C-GET.
+    most_outstanding : int
+        The most of them that had no response at a time.
     at : float
         Arrival, in seconds of ``time.monotonic``.
     """
@@ -71,6 +73,7 @@ class Request:
     status: int | None = None
     answers: int = 0
     sent: list[Sent] = field(default_factory=list)
+    most_outstanding: int = 0
     at: float = field(default_factory=time.monotonic)
 
 

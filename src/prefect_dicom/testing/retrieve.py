@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import socket
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
 SUB_OPERATIONS_FAILED = 0xA702
 SOME_SUB_OPERATIONS_FAILED = 0xB000
+_ANY_NUMBER = 65535
 
 
 class Retrieval:
@@ -203,41 +203,75 @@ class Sender:
         self.exchange = exchange
         self.plan = plan
         self.message_ids = itertools.cycle(range(1, 65536))
-        self.under_way: deque[Sent] = deque()
-        """Sent, and not answered yet: more than one only within a window."""
+        self.outstanding: dict[int, tuple[SubOperation, Sent]] = {}
+        """Sent, and not answered yet, by message ID: more than one only within a window."""
+        self.statuses: dict[SubOperation, int] = {}
+        """Answered before their turn."""
+        self.next = 0
+        """Number, in the plan, of the first instance that is not sent."""
 
     def has_context(self, operation: SubOperation) -> bool:
         """Whether the receiver accepted the instance's SOP class in its transfer syntax."""
         raise NotImplementedError
 
-    def begin(self, operation: SubOperation, sent: Sent) -> None:
+    def granted(self) -> int:
+        """C-STORE requests that the receiver takes before it has answered, 0 for any number."""
+        raise NotImplementedError
+
+    def begin(self, operation: SubOperation, message_id: int) -> None:
         """Send the C-STORE request."""
         raise NotImplementedError
 
-    def response(self) -> int:
-        """The status of the next C-STORE response."""
+    def response(self) -> tuple[int, int]:
+        """The next C-STORE response: the message ID of its request, and its status."""
         raise NotImplementedError
 
     def send(self, operation: SubOperation) -> int | None:
         """Send an instance; returns the receiver's status, None without a response or a context."""
-        if not self.under_way:
+        if not self.is_sent(operation):
             if not self.has_context(operation):
                 return None
-            for one in (operation, *self.ahead(operation)):
-                self.under_way.append(self.note(one))
-                self.begin(one, self.under_way[-1])
-        sent = self.under_way.popleft()
-        sent.status = self.response()
-        return sent.status
+            self.request(operation)
+            if self.window > 1:
+                self.next = self.plan.operations.index(operation) + 1
+        for one in self.ahead():
+            self.request(one)
+        while operation not in self.statuses:
+            message_id, status = self.response()
+            if message_id not in self.outstanding:
+                raise ConnectionError("a response to no request")
+            answered, sent = self.outstanding.pop(message_id)
+            self.statuses[answered] = sent.status = status
+        return self.statuses.pop(operation)
 
-    def ahead(self, operation: SubOperation) -> Iterator[SubOperation]:
-        """Yield what is sent together with an instance, before the first response is read."""
-        if self.plan.window == 1:
-            return
-        start = self.plan.operations.index(operation)
-        for one in self.plan.operations[start + 1 : start + self.plan.window]:
+    def is_sent(self, operation: SubOperation) -> bool:
+        """Whether the request for an instance went out before its turn."""
+        sent = (one for one, _ in self.outstanding.values())
+        return operation in self.statuses or operation in sent
+
+    def request(self, operation: SubOperation) -> None:
+        """Send an instance, and do not wait for its response."""
+        message_id = next(self.message_ids)
+        self.outstanding[message_id] = operation, self.note(operation)
+        log = self.exchange.request
+        log.most_outstanding = max(log.most_outstanding, len(self.outstanding))
+        self.begin(operation, message_id)
+
+    @property
+    def window(self) -> int:
+        """C-STORE requests that are outstanding at a time."""
+        if self.plan.beyond_window is None:
+            return self.plan.window
+        return (self.granted() or _ANY_NUMBER) + self.plan.beyond_window
+
+    def ahead(self) -> Iterator[SubOperation]:
+        """Yield what is sent before the responses to those that are outstanding are read."""
+        operations, window = self.plan.operations, self.window
+        while len(self.outstanding) < window > 1 and self.next < len(operations):
+            one = operations[self.next]
             if not one.readable or not self.has_context(one):
                 return
+            self.next += 1
             yield one
 
     def end(self) -> None:
@@ -270,25 +304,30 @@ class GetSender(Sender):
         """Whether the requestor accepted the instance's context."""
         return context_key(operation.stored) in self.contexts
 
-    def begin(self, operation: SubOperation, sent: Sent) -> None:
+    def granted(self) -> int:
+        """The window that the requestor has proposed, PS3.7 D.3.3.3."""
+        performed: int = self.exchange.association.requestor.asynchronous_operations[1]
+        return performed
+
+    def begin(self, operation: SubOperation, message_id: int) -> None:
         """Send the C-STORE request."""
         stored = operation.stored
         if not self.exchange.connected():
             raise AssociationLost
         message = C_STORE()
-        message.MessageID = next(self.message_ids)
+        message.MessageID = message_id
         message.Priority = 0
         message.AffectedSOPClassUID = stored.sop_class_uid
         message.AffectedSOPInstanceUID = operation.sop_instance_uid
         message.DataSet = BytesIO(operation.data())
         self.exchange.association.dimse.send_msg(message, self.contexts[context_key(stored)])
 
-    def response(self) -> int:
-        """Wait for the C-STORE response."""
+    def response(self) -> tuple[int, int]:
+        """Wait for the next C-STORE response."""
         _, response = self.exchange.association.dimse.get_msg(block=True)
         if response is None:
             raise AssociationLost
-        return int(response.Status)
+        return int(response.MessageIDBeingRespondedTo), int(response.Status)
 
 
 class MoveSender(Sender):
@@ -305,7 +344,7 @@ class MoveSender(Sender):
     def has_context(self, operation: SubOperation) -> bool:
         """Whether the receiver accepted the instance's context; opens associations as needed."""
         stored = operation.stored
-        if self.under_way:
+        if self.outstanding:
             return self.receiver is not None and self.receiver.context_id(stored) is not None
         used_up = self.plan.each_association == self.sent_over_it
         if used_up or context_key(stored) not in self.proposed:
@@ -324,10 +363,14 @@ class MoveSender(Sender):
             if self.receiver is not None:
                 self.receiver.close()
             self.receiver = None  # and no other: what is left of these contexts has failed
-            self.under_way.clear()
+            self.outstanding.clear()
             return None
 
-    def begin(self, operation: SubOperation, sent: Sent) -> None:
+    def granted(self) -> int:
+        """The window that the destination has granted."""
+        return 1 if self.receiver is None else self.receiver.window
+
+    def begin(self, operation: SubOperation, message_id: int) -> None:
         """Send the C-STORE request."""
         exchange, stored = self.exchange, operation.stored
         originator = exchange.association.requestor.ae_title, exchange.message.MessageID
@@ -337,15 +380,16 @@ class MoveSender(Sender):
         self.sent_over_it += 1
         receiver.request(
             context_id,
-            message_id=next(self.message_ids),
+            message_id=message_id,
             sop_class_uid=stored.sop_class_uid,
             sop_instance_uid=operation.sop_instance_uid,
             data=operation.data(),
             originator=originator if operation.originator else None,
+            broken_off=self.plan.abort_within == len(exchange.request.sent) - 1,
         )
 
-    def response(self) -> int:
-        """Wait for the C-STORE response."""
+    def response(self) -> tuple[int, int]:
+        """Wait for the next C-STORE response."""
         assert self.receiver is not None, "a request was sent over it"
         return self.receiver.response()
 

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pynetdicom import evt
@@ -21,6 +21,8 @@ from prefect_dicom.testing.association_pdus import (
     OddItems,
     accepted_contexts,
     association_request,
+    granted_window,
+    operations_window,
 )
 from prefect_dicom.testing.instances import StoredInstance
 
@@ -28,6 +30,8 @@ CONTEXTS_PER_ASSOCIATION = 128
 _P_DATA, _RELEASE_RQ = 4, 5
 _COMMAND, _LAST = 1, 2
 _C_STORE_RQ = 0x0001
+_RESPONDED_TO, _STATUS = 0x0120, 0x0900
+_ABORT = struct.pack(">BxL2x2B", 7, 4, 0, 0)
 _UNLIMITED_PDU = 1 << 20
 _SMALL = 1 << 18
 _ASSOCIATE_SECONDS = 10
@@ -51,6 +55,8 @@ class SenderManner:
         The length of its PDUs, whatever the receiver takes; 0: what the receiver takes.
     nagle : bool
         With Nagle's algorithm, command and data set in segments of their own.
+    window : int or None
+        Operations that it asks to have outstanding, 0 for any number; None: it does not ask.
     """
 
     source: str = ""
@@ -59,6 +65,14 @@ class SenderManner:
     syntaxes: int = 0
     pdu_bytes: int = 0
     nagle: bool = False
+    window: int | None = None
+
+    @property
+    def request_items(self) -> OddItems:
+        """Titles and user items of its request, the window among them."""
+        if self.window is None:
+            return self.items
+        return replace(self.items, add=self.items.add + operations_window(self.window, 1))
 
 
 def send_at_once(event: evt.Event) -> None:
@@ -133,7 +147,10 @@ class StoreAssociation:
         self._manner = manner or SenderManner()
         wanted = [(sop_class, [syntax]) for sop_class, syntax in contexts]
         request = association_request(
-            calling_ae_title, called_ae_title, _proposed(wanted, self._manner), self._manner.items
+            calling_ae_title,
+            called_ae_title,
+            _proposed(wanted, self._manner),
+            self._manner.request_items,
         )
         source = (self._manner.source, 0) if self._manner.source else None
         self._socket = socket.create_connection(address, _ASSOCIATE_SECONDS, source)
@@ -141,7 +158,8 @@ class StoreAssociation:
         try:
             self._socket.sendall(request)
             header = self._read(6)
-            accepted, longest = accepted_contexts(header + self._read(_length_of(header)))
+            answer = header + self._read(_length_of(header))
+            accepted, longest = accepted_contexts(answer)
         except OSError as error:
             self.close()
             raise ConnectionError("no association with the receiver") from error
@@ -150,6 +168,8 @@ class StoreAssociation:
             for number, (sop_class, (syntax, *_)) in enumerate(wanted)
             if accepted.get(2 * number + 1) == syntax
         }
+        self.window = granted_window(answer)
+        """Requests that may be outstanding, 0 for any number."""
         self._socket.settimeout(_STORE_SECONDS)
         self._fragment = (self._manner.pdu_bytes or longest or _UNLIMITED_PDU) - 6
 
@@ -182,7 +202,7 @@ class StoreAssociation:
             data=data,
             originator=originator,
         )
-        return self.response()
+        return self.response()[1]
 
     def request(
         self,
@@ -193,8 +213,12 @@ class StoreAssociation:
         sop_instance_uid: str,
         data: bytes,
         originator: tuple[str, int] | None = None,
+        broken_off: bool = False,
     ) -> None:
-        """Send the request of :meth:`store`, and wait for nothing."""
+        """Send the request of :meth:`store`, and wait for nothing.
+
+        ``broken_off``: abort the association within the data set.
+        """
         elements = [
             (0x0002, _uid(sop_class_uid)),
             (0x0100, struct.pack("<H", _C_STORE_RQ)),
@@ -212,19 +236,23 @@ class StoreAssociation:
         )
         command = struct.pack("<HHLL", 0, 0, 4, len(command)) + command
         try:
-            self._send(context_id, command, data)
+            self._send(context_id, command, data, broken_off)
         except (OSError, struct.error) as error:
             raise ConnectionError("the association with the receiver was lost") from error
 
-    def response(self) -> int:
-        """Read the status of the next response, in the order of the requests."""
+    def response(self) -> tuple[int, int]:
+        """Read the next response: the message ID of its request, and its status."""
         try:
-            return self._receive_status()
+            return self._receive_response()
         except (OSError, struct.error) as error:
             raise ConnectionError("the association with the receiver was lost") from error
 
-    def _send(self, context_id: int, command: bytes, data: bytes) -> None:
+    def _send(self, context_id: int, command: bytes, data: bytes, broken_off: bool) -> None:
         pdus = [_pdu(context_id, _COMMAND | _LAST, command)]
+        if broken_off:
+            part = data[: min(len(data) // 2, self._fragment)]
+            self._socket.sendall(b"".join((*pdus, _pdu(context_id, 0, part), _ABORT)))
+            raise ConnectionError("the association was aborted")
         for start in range(0, max(len(data), 1), self._fragment):
             fragment = data[start : start + self._fragment]
             last = _LAST if start + self._fragment >= len(data) else 0
@@ -235,7 +263,7 @@ class StoreAssociation:
         for pdu in pdus:
             self._socket.sendall(pdu)
 
-    def _receive_status(self) -> int:
+    def _receive_response(self) -> tuple[int, int]:
         command = b""
         while True:
             kind, length = struct.unpack(">BxL", self._read(6))
@@ -249,7 +277,7 @@ class StoreAssociation:
                     command += body[position + 6 : position + 4 + size]
                 position += 4 + size
                 if control == _COMMAND | _LAST:
-                    return _status(command)
+                    return _response(command)
 
     def _read(self, length: int) -> bytes:
         data = bytearray()
@@ -301,12 +329,14 @@ def _uid(text: str) -> bytes:
     return _padded(text.encode("ascii", "replace"), b"\0")
 
 
-def _status(command: bytes) -> int:
+def _response(command: bytes) -> tuple[int, int]:
+    numbers: dict[int, int] = {}
     position = 0
     while position < len(command):
         group, element, length = struct.unpack_from("<HHL", command, position)
-        if (group, element) == (0, 0x0900):
-            status: int = struct.unpack_from("<H", command, position + 8)[0]
-            return status
+        if group == 0 and element in (_RESPONDED_TO, _STATUS):
+            (numbers[element],) = struct.unpack_from("<H", command, position + 8)
         position += 8 + length
-    raise ConnectionError("the receiver's response has no status")
+    if len(numbers) < 2:
+        raise ConnectionError("the receiver's response has no status or message ID")
+    return numbers[_RESPONDED_TO], numbers[_STATUS]
