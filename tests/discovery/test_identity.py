@@ -212,3 +212,44 @@ def test_one_birth_date_is_one_person(around, first, second):
         place.pull(place.cohort(patients("7")))
         assert outcome(place) == [("archived", "all-archived")]
         assert len(place.studies()) == 2
+
+
+@pytest.mark.parametrize(
+    ("filter_", "expected"),
+    [
+        ({"StudyDate": "20240101"}, ("archived", "all-archived")),
+        ({"StudyDescription": "*"}, ("ambiguous", "several-patients")),
+        ({"StudyDate": "20240101-20240301", "Modality": "CT"}, ("ambiguous", "several-patients")),
+        ({"Modality": "CT"}, ("ambiguous", "several-patients")),
+        ({"StudyDate": "20240101", "PatientName": "Alpha^Anna"}, ("archived", "all-archived")),
+        ({"Modality": "CT", "IssuerOfPatientID": "NORTH"}, ("archived", "all-archived")),
+        ({"Modality": "MR", "IssuerOfPatientID": "NORTH"}, ("excluded", "excluded-by-filter")),
+        # By an accession number the studies are named already.
+        ({"AccessionNumber": "A1", "Modality": "CT"}, ("archived", "all-archived")),
+    ],
+)
+def test_a_modality_that_one_of_two_persons_has_does_not_tell_who_is_meant(
+    around, filter_, expected
+):
+    persons = [
+        ({"PatientName": "Alpha^Anna", "PatientBirthDate": "19500101"}, "NORTH", "CT", "20240101"),
+        ({"PatientName": "Beta^Bert", "PatientBirthDate": "19800202"}, "SOUTH", "MR", "20240202"),
+    ]
+    held = [
+        stored
+        for seed, (person, issuer, modality, day) in enumerate(persons, 41)
+        for stored in study(
+            seed,
+            PatientID="12345",
+            AccessionNumber="A1",
+            IssuerOfPatientID=issuer,
+            Modality=modality,
+            StudyDate=day,
+            **person,
+        )
+    ]
+    with around(held) as place:
+        place.pull(place.cohort([{"PatientID": "12345", **filter_}]))
+        assert outcome(place) == [expected]
+        if expected[0] == "ambiguous":
+            assert len(candidates(place)) == 2

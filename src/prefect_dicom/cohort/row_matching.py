@@ -296,7 +296,12 @@ def assess(row: CohortRow, answers: Iterable[Study]) -> Discovery:
     remaining = [study for study in candidates if passes_filters(row, study)]
     if not remaining:
         return discovery("excluded-by-filter")
-    shared = _of_several_patients(row, remaining, raw)
+    judged = remaining
+    if row.patient_id is not None and row.accession_number is None:
+        # A day may tell who is meant by the number. That somebody has studies of a kind does not.
+        of_days = replace(row, modality=None, study_description=None)
+        judged = [study for study in candidates if passes_filters(of_days, study)]
+    shared = _of_several_patients(row, judged, raw)
     if is_date_window(row):
         # Many patients are meant, each study of one of them.
         uids = {normal_uid(study.study_instance_uid) for study in shared}
