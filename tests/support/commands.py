@@ -39,10 +39,11 @@ for line in sys.stdin:
             os.dup2(os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY), number)
         sys.argv[1:] = command["arguments"]
         note = command["modules"]
-        atexit.register(lambda: open(note, "w").write(" ".join(sys.modules)))
         try:
             main()
         except SystemExit as ended:
+            # The command's own handlers end the process.
+            atexit.register(lambda: open(note, "w").write(" ".join(sys.modules)))
             end(ended.code or 0)
         end(0)
     _, status, used = os.wait4(child, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
 import logging
 import os
@@ -57,9 +59,32 @@ JsonOption = Annotated[
 CohortName = Annotated[str, Parameter(help="Name or number of a cohort; see `status`.")]
 
 
+class _LastHandler:
+    """The last exit handler: ends the process without taking Prefect's modules apart.
+
+    That takes Python more than a second of CPU, for which whoever has interrupted a run waits.
+    """
+
+    code: int | None = None
+    """None as long as no command has ended."""
+
+    def __call__(self) -> None:
+        """End a process that has Prefect in it, when all else has ended."""
+        if self.code is None or "prefect" not in sys.modules:
+            return
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self.code)
+
+
 def main() -> None:
     """Entry point: exceptions become messages and exit codes."""
     os.umask(0o077)
+    # Before all other handlers, behind which it runs.
+    end = _LastHandler()
+    atexit.register(end)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     spare_loopback(os.environ)
     # As by Ctrl-C; what has more to do at its end has a handler of its own.
@@ -82,7 +107,8 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("Interrupted.")
         code = Exit.INTERRUPTED
-    sys.exit(code if isinstance(code, int) else Exit.ALL_WELL)
+    end.code = code if isinstance(code, int) else Exit.ALL_WELL
+    sys.exit(end.code)
 
 
 def counted(count: int, one: str, many: str = "") -> str:
