@@ -50,6 +50,7 @@ TESTED_ELSEWHERE = {
     "docs/operations.md",
     "docs/scripted-pacs.md",
     "docs/tls.md",
+    "docs/walk-through.md",
 }
 """In ``tests/delivery/``, ``tests/testing/`` and by guide in ``tests/project/``."""
 
