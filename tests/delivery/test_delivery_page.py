@@ -11,6 +11,7 @@ import yaml
 
 from prefect_dicom.cli import app
 from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.receiver import Receiver
 from prefect_dicom.core.deliveries import DeliveryEvidence
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "delivery.md").read_text(encoding="utf-8")
@@ -31,10 +32,15 @@ def test_every_command_is_understood(line):
 
 
 def test_the_site_file_has_a_destination():
-    (text,) = blocks("yaml")
+    text, _ = blocks("yaml")
     node = PacsNode.model_validate(yaml.safe_load(text)["nodes"]["research"])
     assert node.destination is not None
     assert node.destination.evidence is DeliveryEvidence.LISTED
+
+
+def test_the_site_file_has_a_receiver_for_reports():
+    _, text = blocks("yaml")
+    assert Receiver.model_validate(yaml.safe_load(text)["receiver"]) == Receiver()
 
 
 def test_the_table_of_evidence_has_every_kind_from_the_weakest_on():

@@ -13,7 +13,10 @@ from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_AC
 
 from prefect_dicom.network.dimse import Element, read_command, unsigned_short, write_command
-from prefect_dicom.network.storage_scp.transfer import CloseKind, Limits
+from prefect_dicom.network.storage_scp.close_reason import CloseKind
+from prefect_dicom.network.storage_scp.transfer import (
+    Limits,
+)
 from prefect_dicom.network.upper_layer.pdu import ProtocolError, message_pdus
 from tests.support.wire import (
     CT,

@@ -14,7 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_dicom.network.dimse import Element, unsigned_short, write_command
-from prefect_dicom.network.storage_scp.transfer import CloseKind, Limits
+from prefect_dicom.network.storage_scp.close_reason import CloseKind
+from prefect_dicom.network.storage_scp.transfer import (
+    Limits,
+)
 from tests.support.wire import (
     RELEASE_RP,
     RELEASE_RQ,

@@ -35,9 +35,9 @@ from prefect_dicom.network.dimse import (
     unsigned_short,
     write_command,
 )
+from prefect_dicom.network.storage_scp.close_reason import CloseReason
 from prefect_dicom.network.storage_scp.transfer import (
     AssociationInfo,
-    CloseReason,
     Limits,
     Transfer,
 )

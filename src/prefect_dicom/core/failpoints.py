@@ -90,6 +90,7 @@ DELIVERY_POINTS: Mapping[str, FailPoint] = {
     "acceptance-recorded": FailPoint("the ledger says accepted", "the next instances are sent"),
     "sent-recorded": FailPoint("the ledger says sent", "the target is asked for evidence"),
     "lack-recorded": FailPoint("the ledger says what a target lacks", "it is sent again"),
+    "commitment-begun": FailPoint("a request for commitment is on record", "it is sent"),
     "evidence-found": FailPoint("the target has shown evidence", "the ledger says verified"),
     "verified-recorded": FailPoint("the ledger says verified", "the next study follows"),
 }

@@ -51,7 +51,7 @@ class ChunkDelivery:
         claims = context.ledger.deliveries.acquire(context.record, context.target, references)
         failpoint("deliveries-claimed")
         try:
-            deliveries = [d for claim in claims if (d := self._loaded(claim)) is not None]
+            deliveries = [d for claim in claims if (d := self.loaded(claim)) is not None]
             with context.access.admitted(context.target) as requestor:
                 self._send(deliveries, requestor)
                 for delivery in deliveries:
@@ -60,12 +60,13 @@ class ChunkDelivery:
             context.ledger.deliveries.release(claims)
         return len(claims)
 
-    def _loaded(self, claim: DeliveryClaim) -> StudyDelivery | None:
+    def loaded(self, claim: DeliveryClaim) -> StudyDelivery | None:
+        """What a claimed delivery consists of; None where there is no manifest any more."""
         ledger = self._context.ledger
         record = ledger.studies.get(claim.study)
         body = ledger.manifests.get(claim.study)
         if record is None or body is None:
-            self._fail(claim, "archive-object-missing", "no manifest")
+            self.fail(claim, "archive-object-missing", "no manifest")
             return None
         manifest = decode_manifest(body)
         instances = {
@@ -93,7 +94,7 @@ class ChunkDelivery:
                 failed = sender.current
                 if failed is None:
                     raise
-                self._fail(failed.claim, error.code, error.detail)
+                self.fail(failed.claim, error.code, error.detail)
                 left = left[left.index(failed) + 1 :]
                 due.remove(failed)
         for delivery in due:
@@ -101,7 +102,7 @@ class ChunkDelivery:
 
     def _record_sent(self, delivery: StudyDelivery) -> None:
         if delivery.refused:
-            self._fail(delivery.claim, *delivery.why_refused())
+            self.fail(delivery.claim, *delivery.why_refused())
         elif delivery.is_whole:
             self._context.ledger.deliveries.record_sent(delivery.claim, len(delivery.instances))
             failpoint("sent-recorded")
@@ -118,7 +119,7 @@ class ChunkDelivery:
         except PacsError as error:
             if error.scope is not Scope.STUDY and not error.reason.refuses_query:
                 raise
-            self._fail(claim, error.code, error.detail)
+            self.fail(claim, error.code, error.detail)
             return
         if evidence is None:
             return
@@ -156,7 +157,7 @@ class ChunkDelivery:
             ):
                 return False
         words = f"{len(lacking)} of {len(delivery.instances)} instances"
-        self._fail(delivery.claim, "delivery-lacking", words)
+        self.fail(delivery.claim, "delivery-lacking", words)
         return False
 
     def _lacking(self, delivery: StudyDelivery, requestor: NodeClient) -> set[InstanceKey]:
@@ -183,11 +184,11 @@ class ChunkDelivery:
         delivery.evidence.update(dict.fromkeys(found.same, _READ_BACK))
         if found.different:
             words = f"{len(found.different)} of {len(delivery.instances)} instances"
-            self._fail(delivery.claim, "delivery-differs", words)
+            self.fail(delivery.claim, "delivery-differs", words)
             return None
         if found.absent:
             words = f"{len(found.absent)} of {len(delivery.instances)} instances not sent back"
-            self._fail(delivery.claim, "delivery-lacking", words)
+            self.fail(delivery.claim, "delivery-lacking", words)
             return None
         return _READ_BACK
 
@@ -218,7 +219,8 @@ class ChunkDelivery:
             )
         )
 
-    def _fail(self, claim: DeliveryClaim, code: str, detail: str) -> None:
+    def fail(self, claim: DeliveryClaim, code: str, detail: str) -> None:
+        """Record that a delivery has failed, and publish it."""
         context = self._context
         context.ledger.deliveries.record_failed(claim, code, detail)
         context.events.publish(

@@ -16,6 +16,7 @@ from prefect_dicom.core.events import EventBus
 from prefect_dicom.core.model import Chunk, Disposition
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.delivery.chunk import ChunkDelivery
+from prefect_dicom.delivery.commitments import CommitmentRequests
 from prefect_dicom.delivery.context import DeliveryContext, destination_of
 from prefect_dicom.ledger import Cohort, DeliveryTotals, Ledger
 from prefect_dicom.run.control import RunControl
@@ -30,6 +31,7 @@ class DeliveryRun:
     def __init__(self, context: DeliveryContext, chunks: ChunkDelivery) -> None:
         self.context = context
         self.chunks = chunks
+        self.commitments = CommitmentRequests(context, chunks)
 
     def __repr__(self) -> str:
         context = self.context
@@ -87,7 +89,11 @@ class DeliveryRun:
         return f"{worked} of {len(chunk.studies)} studies worked on"
 
     def take_reports(self) -> PrefectDicomError | None:
-        """End what all chunks have left open. Returns the error that stopped it, or None."""
+        """Request and judge storage commitment. Returns the error that stopped it, or None."""
+        try:
+            self.commitments.conclude()
+        except PrefectDicomError as error:
+            return error
         return None
 
     def reopen(self, reasons: Collection[str] = ()) -> int:
@@ -176,3 +182,4 @@ def deliver_all(run: DeliveryRun) -> None:
     """
     for chunk in run.plan():
         run.chunks.deliver(chunk.studies)
+    run.commitments.conclude()

@@ -36,11 +36,10 @@ from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
 from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import PENDING
+from prefect_dicom.network.storage_scp.close_reason import CloseKind, CloseReason
 from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
 from prefect_dicom.network.storage_scp.transfer import (
     AssociationInfo,
-    CloseKind,
-    CloseReason,
     Limits,
     Transfer,
 )

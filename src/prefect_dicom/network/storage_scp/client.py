@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from prefect_dicom.config.site import Site
+from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.files import file_lock, is_locked
@@ -29,7 +29,7 @@ from prefect_dicom.network.storage_scp.control_protocol import (
     Line,
     socket_path,
 )
-from prefect_dicom.network.storage_scp.process import Assignment
+from prefect_dicom.network.storage_scp.process import LEDGER_VARIABLE, Assignment
 from prefect_dicom.network.storage_scp.turned_away import TurnedAway
 
 _START_SECONDS = 30
@@ -185,6 +185,7 @@ def assignment_of(site: Site) -> Assignment:
         site.receiver,
         tuple(allowed),
         site.metrics,
+        ledger_url(site),
     )
 
 
@@ -286,6 +287,7 @@ def _start(assignment: Assignment) -> None:
             stderr=log,
             # It outlives the run that happened to start it, and its terminal.
             start_new_session=True,
+            env={**os.environ, LEDGER_VARIABLE: assignment.ledger_url},
             cwd="/",
         )
     # Both are pipes, as asked for.

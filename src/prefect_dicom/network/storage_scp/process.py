@@ -8,6 +8,7 @@ next run finds these instances in the spool instead of asking for them again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
 import json
 import logging
@@ -34,6 +35,7 @@ from prefect_dicom.core.files import lock_file
 from prefect_dicom.core.metrics import Value
 from prefect_dicom.core.metrics_endpoint import RECEIVER, CachedReading, serving
 from prefect_dicom.network.storage_scp.association_events import AssociationEvent
+from prefect_dicom.network.storage_scp.commitment_reports import CommitmentReports
 from prefect_dicom.network.storage_scp.connection import NEGOTIATION_SECONDS, ConnectionPolicy
 from prefect_dicom.network.storage_scp.control_protocol import (
     LOCK_NAME,
@@ -51,6 +53,8 @@ from prefect_dicom.network.storage_scp.verified_senders import VerifiedSenders
 
 log = logging.getLogger(__name__)
 
+LEDGER_VARIABLE = "PREFECT_DICOM_RECEIVER_LEDGER"
+"""Environment variable of the process with the URL of the ledger."""
 _HIGHEST_MESSAGE_ID = 0xFFFF
 
 
@@ -63,6 +67,9 @@ class Assignment:
     settings: Receiver
     allowed_senders: tuple[str, ...]
     metrics: Metrics = field(default_factory=lambda: Metrics.model_validate({}))
+    ledger_url: str = field(default="", repr=False)
+    """Where reports of storage commitment are recorded. It may hold a password: it is handed over
+    in the environment, and of the text below only its digest is a part."""
 
     def to_json(self) -> str:
         """The text the process is started with."""
@@ -73,6 +80,7 @@ class Assignment:
                 "settings": self.settings.model_dump(mode="json"),
                 "allowed_senders": self.allowed_senders,
                 "metrics": self.metrics.model_dump(mode="json"),
+                "ledger": hashlib.sha256(self.ledger_url.encode()).hexdigest()[:16],
             },
             sort_keys=True,
         )
@@ -87,6 +95,7 @@ class Assignment:
             Receiver.model_validate(fields["settings"]),
             tuple(fields["allowed_senders"]),
             Metrics.model_validate(fields["metrics"]),
+            os.environ.get(LEDGER_VARIABLE, ""),
         )
 
 
@@ -148,6 +157,8 @@ class ReceiverServer:
             limits=limits,
             on_event=self._count_connection,
         )
+        if assignment.ledger_url:
+            self._scp.on_report = CommitmentReports(assignment.ledger_url)
         self._control: socket.socket | None = None
 
     def start(self) -> None:

@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from prefect_dicom.core.errors import ReceiverError
+from prefect_dicom.network.commitment_report import ReportHandler
 from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.storage_scp.association_events import (
     REJECTED_APPLICATION_CONTEXT,
@@ -33,6 +34,7 @@ from prefect_dicom.network.storage_scp.association_events import (
     AssociationEvent,
     Happening,
 )
+from prefect_dicom.network.storage_scp.close_reason import CloseKind, CloseReason
 from prefect_dicom.network.storage_scp.connection import (
     Connection,
     ConnectionPolicy,
@@ -48,8 +50,6 @@ from prefect_dicom.network.storage_scp.sender_tls import (
 )
 from prefect_dicom.network.storage_scp.transfer import (
     AssociationInfo,
-    CloseKind,
-    CloseReason,
     Limits,
     Transfer,
 )
@@ -130,6 +130,9 @@ class StorageScp:
         self._tls = tls
         self._limits = limits or Limits()
         self._on_event = on_event
+        self.on_report: ReportHandler | None = None
+        """Takes reports of storage commitment, PS3.4 J.3.3; without it the class is refused. To be
+        set before it is started."""
         self._listener: socket.socket | None = None
         self._accepting: threading.Thread | None = None
         self._waker: socket.socket | None = None
@@ -414,6 +417,7 @@ class StorageScp:
             limits=self._limits,
             peer_pdu_bytes=accepted.peer_pdu_bytes,
         )
+        transfer.on_report = self.on_report
         if self._stopping.is_set():
             transfer.leave()
         event = AssociationEvent.of(Happening.ACCEPTED, info)
@@ -463,7 +467,7 @@ class StorageScp:
             if full or connection.is_sent_away or self._stopping.is_set():
                 return REJECTED_LOCAL_LIMIT
             connection.has_slot = True
-        return Answer(request, self._limits.pdu_bytes)
+        return Answer(request, self._limits.pdu_bytes, takes_reports=self.on_report is not None)
 
     @staticmethod
     def _send(connection: Connection, data: bytes, deadline: float) -> bool:

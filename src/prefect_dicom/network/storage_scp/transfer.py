@@ -16,13 +16,17 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import StoreRequest
 from prefect_dicom.core.uids import normal_uid
+from prefect_dicom.network.commitment_report import (
+    ReportHandler,
+    read_report,
+    report_response,
+)
 from prefect_dicom.network.dimse import (
     NO_DATA_SET,
     RESPONSE,
@@ -35,6 +39,7 @@ from prefect_dicom.network.dimse import (
     write_command,
 )
 from prefect_dicom.network.status import StorageStatus
+from prefect_dicom.network.storage_scp.close_reason import CloseKind, CloseReason
 from prefect_dicom.network.storage_scp.instance_sink import IncomingInstance, InstanceSink
 from prefect_dicom.network.upper_layer.association_items import ae_title
 from prefect_dicom.network.upper_layer.negotiation import Context
@@ -96,32 +101,6 @@ class AssociationInfo:
     address: str = ""
 
 
-class CloseKind(StrEnum):
-    """How an association ended."""
-
-    RELEASED = "released"
-    FINISHED = "finished"
-    """The response handler had its final response; the association is still open."""
-    ABORTED = "aborted"
-    CLOSED = "closed"
-    IDLE = "idle"
-    """Nothing came for the idle time; we aborted."""
-    REFUSED = "refused"
-    """The peer broke the protocol or a limit; we aborted."""
-    STOPPED = "stopped"
-    """The server stopped, and aborted between two messages."""
-
-
-@dataclass(frozen=True, slots=True)
-class CloseReason:
-    """How an association ended; source and reason are those of the A-ABORT, if there was one."""
-
-    kind: CloseKind
-    source: int | None = None
-    reason: int | None = None
-    detail: str = ""
-
-
 class _Left(Exception):
     """Raised inside the loop where the conversation is over."""
 
@@ -162,6 +141,8 @@ class Transfer:
 
     Attributes
     ----------
+    on_report : callable or None
+        Takes reports of storage commitment; without it they are no operation of ours.
     instances, size_bytes : int
         Data sets answered by success, and their bytes.
     messages : int
@@ -190,6 +171,7 @@ class Transfer:
             self._limits.idle_seconds if first_idle_seconds is None else first_idle_seconds
         )
         self._on_response = on_response
+        self.on_report: ReportHandler | None = None
 
         self._command = bytearray()
         self._context_id: int | None = None
@@ -357,7 +339,7 @@ class Transfer:
             if self._data_set_bytes > _IDENTIFIER_BYTES:
                 raise ProtocolError(ProtocolError.INVALID_PARAMETER, "an identifier without end")
             # Nobody reads those of requests we do not serve.
-            if self._on_response is not None:
+            if self._on_response is not None or self.on_report is not None:
                 self._identifier += fragment
 
     def _write_fragments(self) -> None:
@@ -415,6 +397,8 @@ class Transfer:
             failpoint("store-answered")
         elif command == CommandField.C_ECHO_RQ:
             self._answer(elements, command, StorageStatus.SUCCESS)
+        elif command == CommandField.N_EVENT_REPORT_RQ and self.on_report is not None:
+            self._take_report(elements, self.on_report)
         elif command & RESPONSE:
             if self._on_response is None:
                 raise ProtocolError(ProtocolError.UNSPECIFIED, "a response to no request", source=0)
@@ -422,6 +406,17 @@ class Transfer:
         elif command != CommandField.C_CANCEL_RQ:
             self._answer(elements, command, StorageStatus.UNRECOGNISED_OPERATION)
         return False
+
+    def _take_report(self, elements: Elements, on_report: ReportHandler) -> None:
+        context_id = self._context_id or 0
+        syntax = self._contexts[context_id].transfer_syntax_uid
+        try:
+            status = on_report(read_report(bytes(self._identifier or b""), syntax))
+        except Exception as error:
+            logger.error("a report could not be recorded: %s", type(error).__name__)
+            status = StorageStatus.PROCESSING_FAILURE
+        response = report_response(elements, status)
+        self.send(message_pdus(context_id, response, None, self._peer_pdu_bytes))
 
     def _store(self) -> int:
         self._write_fragments()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
 from pynetdicom.service_class import (
@@ -56,6 +57,9 @@ MODEL_CONTEXT_ID = 1
 STORAGE_CONTEXTS = MOST_CONTEXTS - 1
 """Presentation contexts that remain for instances in the association of a C-GET."""
 
+PUSH_MODEL = "1.2.840.10008.1.20.1"
+"""The Storage Commitment Push Model, PS3.4 J.3."""
+
 Pair = tuple[str, str]
 """A SOP class UID and a transfer syntax UID."""
 
@@ -68,6 +72,7 @@ socket's buffer: a peer that sends all its requests before it reads a response i
 
 ACCEPTED = 0
 """Result of a presentation context that was accepted, PS3.8 9.3.3.2."""
+_REPORT_SYNTAXES = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
 _USER_REJECTION = 1
 _ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
 _TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
@@ -205,23 +210,31 @@ class Answer:
     pdu : bytes
         The PDU to send.
 
+    Parameters
+    ----------
+    takes_reports : bool
+        Whether to accept the Storage Commitment Push Model, with the peer as SCP (PS3.4 J.3.1).
+
     Raises
     ------
     ProtocolError
         The request is for us and has no user information.
     """
 
-    def __init__(self, request: AssociationRequest, pdu_bytes: int) -> None:
+    def __init__(
+        self, request: AssociationRequest, pdu_bytes: int, *, takes_reports: bool = False
+    ) -> None:
         if not request.items.has_user_information:
             raise ProtocolError(
                 ProtocolError.INVALID_PARAMETER, "an A-ASSOCIATE-RQ without user information"
             )
+        self._takes_reports = takes_reports
         with _in_turn(request.length):
             self._build(request.items, pdu_bytes)
 
     def _build(self, asked: AssociationItems, pdu_bytes: int) -> None:
         results = [
-            _negotiate(proposed, asked.roles.get(proposed.abstract_syntax_uid))
+            self._negotiate(proposed, asked.roles.get(proposed.abstract_syntax_uid))
             for proposed in asked.contexts
         ]
         self.contexts = {
@@ -241,13 +254,29 @@ class Answer:
             results,
             maximum_length=pdu_bytes,
             roles={
-                uid: Roles(scu=True, scp=False)
+                uid: Roles(scu=uid != PUSH_MODEL, scp=uid == PUSH_MODEL)
                 for uid, role in asked.roles.items()
-                if role.scu and uid in accepted
+                if uid in accepted and (role.scp if uid == PUSH_MODEL else role.scu)
             },
             operations_window=_granted_window(asked.operations_window),
         )
         self.pdu = acceptance_pdu(answer, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
+
+    def _negotiate(
+        self, proposed: association_items.Context, role: Roles | None
+    ) -> association_items.Context:
+        if self._takes_reports and proposed.abstract_syntax_uid == PUSH_MODEL:
+            return _negotiate_reports(proposed)
+        return _negotiate(proposed, role)
+
+
+def _negotiate_reports(proposed: association_items.Context) -> association_items.Context:
+    """The result for a context on which reports of storage commitment come."""
+    answered = association_items.Context(proposed.context_id)
+    syntaxes = [uid for uid in proposed.transfer_syntax_uids if uid in _REPORT_SYNTAXES]
+    answered.transfer_syntax_uids = syntaxes[:1] or [ImplicitVRLittleEndian]
+    answered.result = ACCEPTED if syntaxes else _TRANSFER_SYNTAXES_NOT_SUPPORTED
+    return answered
 
 
 def _granted_window(asked: OperationsWindow | None) -> OperationsWindow | None:
