@@ -49,6 +49,8 @@ SETS = [
     ("Shift_JIS", "cp932", KANJI, OTHER_KANJI),
     ("ISO_IR 100", "cp932", KANJI, OTHER_KANJI),
     ("", "cp932", KANJI, OTHER_KANJI),
+    ("ISO_IR 100", "cp1251", CYRILLIC, OTHER_CYRILLIC),
+    ("ISO_IR 100", "gb2312", "王^小明", "李^小明"),
 ]
 
 

@@ -94,6 +94,12 @@ _WINDOWS = {
 }
 """What Windows calls by the name of a set, with characters where that has none."""
 _C1_CONTROL = re.compile("[\x80-\x9f]")
+_WORD = re.compile(rb"[A-Za-z\xa1-\xff]+")
+_SCRIPTS = (
+    *((encoding, "оеаинтсрвл") for encoding in ("cp1251", "iso8859_5", "koi8_r")),
+    ("iso8859_7", "αοιετσνηυρς"),
+)
+"""Python codecs of scripts with case, and their most frequent letters."""
 _KANJI_OR_KANA = "\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\uff61-\uff9f"
 _JAPANESE = re.compile(f"[\x00-\x7f\u3000-\u3003{_KANJI_OR_KANA}]*")
 # Quotation marks of Windows make kanji of the letters behind them, in the middle of a Latin word.
@@ -158,7 +164,8 @@ def decoded(raw: bytes, declared: str = "") -> Text:
             text = _extended(raw, terms)
             # No text has control characters of this kind (PS3.5 6.1.3): it is in another set.
             if not _C1_CONTROL.search(text):
-                return Text(text)
+                other = _of_another_script(raw) if terms == ["ISO_IR 100"] else None
+                return Text(text) if other is None else Text(other, guessed=True)
     except ValueError:
         pass
     return Text(_guessed(raw, terms, utf8), guessed=True)
@@ -209,7 +216,35 @@ def _guessed(raw: bytes, terms: Sequence[str], utf8: str | None) -> str:
     latin = raw.decode("latin_1")
     if _C1_CONTROL.search(latin):
         return _as_of_windows(raw, terms) or latin
-    return latin
+    return _of_another_script(raw) or latin
+
+
+def _of_another_script(raw: bytes) -> str | None:
+    """A Cyrillic, Greek or Chinese text that is declared as Latin-1; None where it may be that.
+
+    A name in Latin-1 has letters of ASCII in each of its longer words.
+    """
+    words = [word for word in _WORD.findall(raw) if not word.isascii()]
+    if any(byte < 0x80 for word in words for byte in word):
+        return None
+    found: list[tuple[int, str]] = []
+    for encoding, frequent in _SCRIPTS:
+        texts = [_as(encoding, word) for word in words]
+        if all(text is not None and text.isalpha() and _has_one_case(text) for text in texts):
+            score = sum(letter in frequent for text in texts for letter in (text or "").lower())
+            found.append((score, encoding))
+    score, encoding = max(found, default=(0, ""), key=lambda each: each[0])
+    length = sum(map(len, words))
+    if max(map(len, words), default=0) > 2 and 2 * score >= length:
+        return _as(encoding, raw)
+    chinese = _as("gb2312", raw)
+    if length > 3 and chinese is not None and all(c.isascii() or _is_han(c) for c in chinese):
+        return chinese
+    return None
+
+
+def _has_one_case(word: str) -> bool:
+    return word.istitle() or word.isupper() or word.islower()
 
 
 def _is_japanese(text: str) -> bool:
@@ -245,7 +280,8 @@ def encoded(text: str, declared: str) -> bytes | None:
             return _designated(text, b"$)A", "gb2312")
         number = declared.removeprefix("ISO_IR ")
         if number == _KATAKANA:
-            return b"".join(map(_katakana_byte, text))
+            # Kanji: what software of Japan writes under this name has them.
+            return text.encode("cp932" if _is_japanese(text) else "ascii")
         return text.encode(_SINGLE[number]) if number in _SINGLE else None
     except UnicodeEncodeError:
         return None
@@ -393,9 +429,3 @@ def _designated(text: str, escape: bytes, encoding: str) -> bytes:
             raise UnicodeEncodeError(encoding, part, 0, len(part), "more than two bytes")
         parts.append(raw if part.isascii() else b"\x1b" + escape + raw)
     return b"".join(parts)
-
-
-def _katakana_byte(character: str) -> bytes:
-    if "\uff61" <= character <= "\uff9f":
-        return bytes([ord(character) - 0xFF61 + 0xA1])
-    return character.encode("ascii")
