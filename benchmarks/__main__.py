@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import tempfile
@@ -26,18 +27,38 @@ from benchmarks.corpus import Study, ct_studies, small_studies
 from benchmarks.dead_time import cases, idle_shares, idle_with_storescp, whole_job
 from benchmarks.distance import at_a_distance
 from benchmarks.jobs import Bench, flow_and_stages, flow_seconds, three_steps
+from benchmarks.pipelining import Manner, sending_rates
 from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
 from benchmarks.receiving import getting_rates, receiving_rates
 from benchmarks.sender import Orthanc
 from benchmarks.table import HEAD, Line, ratio
 from tests.support.radosgw import missing_programs, radosgw
 
-PARTS = ("receive", "nagle", "get", "jobs", "dead-time", "cohort", "discover", "memory")
+PARTS = (
+    "receive",
+    "nagle",
+    "get",
+    "pipelining",
+    "jobs",
+    "dead-time",
+    "cohort",
+    "discover",
+    "memory",
+)
 _CONTEXTS = {
     "CT": (str(CTImageStorage), str(ExplicitVRLittleEndian)),
     "10 KB": (str(SecondaryCaptureImageStorage), str(ExplicitVRLittleEndian)),
 }
 _PEAK_MB = 300
+# By milliseconds of a round trip and kind of object.
+_PIPELINING = {
+    (0, "CT"): 1.0,
+    (0, "10 KB"): 1.3,
+    (5, "CT"): 5.0,
+    (5, "10 KB"): 20.0,
+    (20, "CT"): 12.0,
+    (20, "10 KB"): 60.0,
+}
 _FAR_SECONDS = 0.1
 
 
@@ -58,6 +79,8 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
     parts = options.only or PARTS
     if {"receive", "nagle", "get"} & set(parts):
         yield from _transfers(folder / "transfers", options, parts)
+    if "pipelining" in parts:
+        yield from _pipelining(folder / "pipelining", options)
     if {"jobs", "dead-time", "cohort", "discover", "memory"} & set(parts):
         with Bench.opened(folder / "jobs") as bench:
             if "jobs" in parts:
@@ -119,6 +142,40 @@ def _transfers(folder: Path, options: argparse.Namespace, parts: tuple[str, ...]
                 one = receiving_rates(orthanc, [(ours, many)], 1)[ours.name]
                 what = f"receive + SHA-256, {name}, peer as installed, over storescp as installed"
                 yield ratio(what, one, theirs, target, "/s")
+
+
+def _pipelining(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
+    """One sender to both receivers: whether it waits for responses is up to what it is granted."""
+    few = max(options.ct // 10, 1), max(options.small // 20, 1)
+    kinds = {
+        "CT": (*ct_studies(folder, 1, options.ct), *ct_studies(folder / "few", 1, few[0])),
+        "10 KB": (
+            *small_studies(folder, 1, options.small),
+            *small_studies(folder / "few", 1, few[1]),
+        ),
+    }
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(OurReceiver(folder / "ours"))
+        best = stack.enter_context(StoreScp(folder / "best", best=True))
+        for milliseconds, associations, pipelines, name in itertools.product(
+            (0, 5, 20), (1, 4), (True, False), kinds
+        ):
+            manner = Manner(milliseconds / 1000, associations, pipelines)
+            many, few_study = kinds[name]
+            # Who waits for each response takes as long for a few as the other for many.
+            alike = not milliseconds
+            work = [
+                (ours, many if pipelines or alike else few_study),
+                (best, many if alike else few_study),
+            ]
+            rates = sending_rates(work, manner, min(options.rounds, 5))
+            sender = "pipelining sender" if pipelines else "sender that waits"
+            wide = "one association" if associations == 1 else f"{associations} associations"
+            what = f"{name} from a {sender}, {milliseconds} ms, {wide}, over storescp at its best"
+            goal = (
+                _PIPELINING.get((milliseconds, name)) if pipelines and associations == 1 else None
+            )
+            yield ratio(what, rates[ours.name], rates[best.name], goal, "/s")
 
 
 def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:

@@ -129,11 +129,13 @@ class OurReceiver:
     def expecting(self, *studies: Study) -> Iterator[None]:
         """What comes is attributed to these studies."""
         wanted = {study.study_instance_uid: n for n, study in enumerate(studies, 1)}
-        with self._lease.expecting(wanted, CALLER):
+        with self._lease.expecting(wanted, CALLER) as self._request:
             yield
 
     def emptied(self, *studies: Study) -> int:
         """Delete what has come; returns how many objects it was."""
+        # As a run does before it looks: the last one may not have its name yet.
+        self._request.received()
         objects = 0
         for number, _ in enumerate(studies, 1):
             objects += len(self._spool.files(number))

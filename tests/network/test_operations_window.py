@@ -33,6 +33,9 @@ from tests.support.wire import (
     store_message,
 )
 
+RESPONSE_BYTES = 114
+"""Of one at the most."""
+
 
 def answer_to(*window: int) -> bytes:
     request = A_ASSOCIATE_RQ()
@@ -117,32 +120,43 @@ def test_an_ae_title_that_cannot_be_written_is_refused(title):
         request_pdu(title, "PACS", [])
 
 
-class OneAtATime(MemoryStoreHandler):
-    """Completes an instance only when it is let."""
+def test_each_response_follows_the_write_of_its_own_instance():
+    store_handler = MemoryStoreHandler()
+    talk = Conversation(store_handler)
+    stream = b"".join(store_message(f"1.2.{n}", b"ab" * 5000) for n in range(300))
+    sending = threading.Thread(target=talk.ours.sendall, args=(stream + RELEASE_RQ,))
+    sending.start()
+    said = b""
+    while piece := talk.ours.recv(700):
+        said += piece
+        whole = len(said) // RESPONSE_BYTES
+        assert whole <= len(store_handler.completed)
+    sending.join()
+    answered = responses(said)[0]
+    named = [command[Element.AFFECTED_SOP_INSTANCE_UID].rstrip(b"\0") for command in answered]
+    assert named == [b"1.2.%d" % number for number in range(300)]
+    assert {unsigned_short(command, Element.STATUS) for command in answered} == {0}
+
+
+class Waiting(MemoryStoreHandler):
+    """Completes the second instance only when the first was answered."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.let = threading.Semaphore(0)
+        self.answered = threading.Event()
 
     def complete(self, part):
-        assert self.let.acquire(timeout=20)
+        if self.completed:
+            assert self.answered.wait(20)
         return super().complete(part)
 
 
-def test_each_response_follows_the_write_of_its_own_instance():
-    talk = Conversation(OneAtATime())
-    talk.ours.sendall(b"".join(store_message(f"1.2.{n}", b"ab") for n in range(64)) + RELEASE_RQ)
-    answered = []
-    for number in range(64):
-        # Nothing is answered before its instance is complete, and each at once then.
-        talk.ours.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            talk.ours.recv(1)
-        talk.ours.settimeout(20)
-        talk.store_handler.let.release()
-        while len(answered) == number:
-            answered += responses(talk.ours.recv(65536))[0]
-        assert len(answered) == number + 1
-        assert answered[-1][Element.AFFECTED_SOP_INSTANCE_UID].rstrip(b"\0") == b"1.2.%d" % number
-    assert [unsigned_short(command, Element.STATUS) for command in answered] == [0] * 64
+def test_a_response_does_not_wait_for_an_instance_that_is_not_there_yet():
+    talk = Conversation(Waiting())
+    second = store_message("1.2.2", b"ab" * 5000)
+    talk.ours.sendall(store_message("1.2.1", b"ab") + second[:-1])
+    assert talk.ours.recv(1) == b"\x04"
+    talk.store_handler.answered.set()
+    talk.ours.sendall(second[-1:] + RELEASE_RQ)
     talk.everything()
+    assert len(talk.store_handler.completed) == 2

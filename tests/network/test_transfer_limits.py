@@ -83,8 +83,8 @@ class CountingStoreHandler(MemoryStoreHandler):
         super().__init__()
         self.bytes = 0
 
-    def begin(self, request):
-        part = super().begin(request)
+    def begin(self, request, background):
+        part = super().begin(request, background)
         part.write = self._count
         return part
 

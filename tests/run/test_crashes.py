@@ -248,6 +248,30 @@ def test_killed_in_the_middle_of_an_object_that_goes_in_parts(nth, stage):
         assert len(place.pacs.sent_instances()) == 1
 
 
+@pytest.mark.campaign("crash: kill")
+@pytest.mark.parametrize("nth", subset([1, 3, 5], [3]))
+@pytest.mark.parametrize("retrieve", subset(["c-move", "c-get"], ["c-get"]))
+@pytest.mark.parametrize(
+    "point", subset(["part-whole", "part-kept", "store-answered"], ["part-whole"])
+)
+def test_killed_while_instances_that_were_answered_are_hashed(point, retrieve, nth, stage):
+    # Large ones get their name beside the transfer; the PACS sends ahead meanwhile.
+    objects = list(tiny_instances(2, instances=INSTANCES, side=600))
+    case, note = Case("kill", point, retrieve, "sqlite", 1), stage.folder / "note"
+    folder = stage.folder / "site"
+    folder.mkdir()
+    script = [Behaviour("store.pipeline")]
+    with site_around(folder, objects, retrieve=retrieve, script=script) as place:
+        cohort = place.cohort()
+        auditor = Auditor(place.site, place.pacs, watch=place.folder)
+        run = crashes.start(place.file, cohort, stage.folder / "log", f"{point}:{nth}:kill:{note}")
+        [code] = crashes.ended([run])
+        assert code == (0 if case.of_a_receiver else crashes.KILLED)
+        assert note.exists()
+        assert auditor.audit() == []
+        comes_to_its_end(place, cohort, auditor, {Verdict.ARCHIVED: 2})
+
+
 @pytest.mark.campaign("crash: raise")
 @pytest.mark.parametrize("case", few_or_all("raise"), ids=str)
 def test_an_error_nothing_expects_at_any_point(case, stage):

@@ -26,6 +26,7 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import build_context
 
+from prefect_dicom.core.background import Background
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.model import StoreRequest
 from prefect_dicom.network.dimse import (
@@ -66,6 +67,9 @@ class MemoryInstance:
                 raise SpoolFull()
             self.data += fragment
 
+    def give_back(self, *, all_of_it: bool) -> bool:
+        return True
+
 
 class MemoryStoreHandler:
     """A store handler that keeps instances in memory, in the order of completion."""
@@ -79,7 +83,7 @@ class MemoryStoreHandler:
         self.abandoned: list[MemoryInstance] = []
         self.changed = threading.Condition()
 
-    def begin(self, request: StoreRequest) -> MemoryInstance:
+    def begin(self, request: StoreRequest, background: Background | None) -> MemoryInstance:
         with self.changed:
             self.began.append(request)
             self.changed.notify_all()

@@ -54,7 +54,9 @@ POINTS: Mapping[str, FailPoint] = {
     "expectation-noted": FailPoint("the receiver expects studies", "the run gets its answer"),
     "part-begun": FailPoint("an instance's file is created", "its bytes are written", writes=True),
     "part-whole": FailPoint("an instance's bytes are written", "its file is renamed", writes=True),
-    "part-kept": FailPoint("an instance has its name in the spool", "the sender gets its response"),
+    "part-kept": FailPoint(
+        "an instance has its name in the spool", "the sender gets its response, or has it"
+    ),
     "store-answered": FailPoint("the sender has its response", "the ledger records the instance"),
     "request-ended": FailPoint(
         "the retrieve had its final response", "received instances are validated"

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from prefect_dicom.archive import Archive
+from prefect_dicom.core.background import Background
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.model import InstanceKey, ManifestInstance, StoreRequest
 from prefect_dicom.core.uids import is_safe_key
@@ -64,6 +65,9 @@ class _HashedInstance:
         for fragment in fragments:
             self.digest.update(fragment)
 
+    def give_back(self, *, all_of_it: bool) -> bool:
+        return True
+
 
 class HashingSink:
     """Takes instances of a C-GET and keeps the SHA-256 of their data sets alone."""
@@ -72,8 +76,8 @@ class HashingSink:
         self.digests: dict[str, str] = {}
         """By SOP Instance UID."""
 
-    def begin(self, request: StoreRequest) -> _HashedInstance:
-        """Begin an instance."""
+    def begin(self, request: StoreRequest, background: Background | None) -> _HashedInstance:
+        """Begin an instance; it is hashed at once."""
         return _HashedInstance(request)
 
     def complete(self, instance: _HashedInstance) -> int:

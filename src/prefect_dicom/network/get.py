@@ -38,9 +38,9 @@ from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import PENDING
 from prefect_dicom.network.storage_scp.close_reason import CloseKind, CloseReason
 from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
+from prefect_dicom.network.storage_scp.limits import Limits
 from prefect_dicom.network.storage_scp.transfer import (
     AssociationInfo,
-    Limits,
     Transfer,
 )
 from prefect_dicom.network.upper_layer.negotiation import (

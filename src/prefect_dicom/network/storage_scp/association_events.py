@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prefect_dicom.network.storage_scp.close_reason import CloseReason
-from prefect_dicom.network.storage_scp.transfer import (
-    AssociationInfo,
-)
+from prefect_dicom.network.storage_scp.transfer import AssociationInfo
 from prefect_dicom.network.tls import TlsPeer
 
 # PS3.8 9.3.4: result, source, reason

@@ -44,10 +44,10 @@ from prefect_dicom.network.storage_scp.control_protocol import (
     Line,
     socket_path,
 )
+from prefect_dicom.network.storage_scp.limits import Limits
 from prefect_dicom.network.storage_scp.sender_tls import SenderTls
 from prefect_dicom.network.storage_scp.server import StorageScp
 from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
-from prefect_dicom.network.storage_scp.transfer import Limits
 from prefect_dicom.network.storage_scp.turned_away import TurnedAwayRecord
 from prefect_dicom.network.storage_scp.verified_senders import VerifiedSenders
 
@@ -290,6 +290,8 @@ class ReceiverServer:
                 return answer
             case {"verb": "received", "message_id": int(number)} if number in mine:
                 expectation = mine[number]
+                # Who is told of the end of a request looks for all that was answered before.
+                self._store_handler.await_names()
                 return {
                     "instances": expectation.instances,
                     "by_originator": expectation.by_originator,

@@ -41,6 +41,7 @@ from prefect_dicom.network.storage_scp.connection import (
     plain_address,
 )
 from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
+from prefect_dicom.network.storage_scp.limits import Limits
 from prefect_dicom.network.storage_scp.pending import PendingConnections, Readiness
 from prefect_dicom.network.storage_scp.sender_tls import (
     MOST_HELLO_BYTES,
@@ -50,7 +51,6 @@ from prefect_dicom.network.storage_scp.sender_tls import (
 )
 from prefect_dicom.network.storage_scp.transfer import (
     AssociationInfo,
-    Limits,
     Transfer,
 )
 from prefect_dicom.network.tls import TLS_HANDSHAKE, peer_of

@@ -15,15 +15,19 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 from prefect_dicom.archive.spool import IncomingInstance, Spool
+from prefect_dicom.core.background import Background
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.metrics import first_object, object_received
 from prefect_dicom.core.model import StoreRequest, StudyReference
 from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.network.status import StorageStatus
 
+_NAMING_SECONDS = 10.0
+"""Of waiting for the names of a few instances, which take a millisecond each."""
 _MOST_AWAITED = 1000
 """Requests that have ended short of instances, whose studies are still accepted."""
 
@@ -50,6 +54,16 @@ class Expectation:
         return None if self.first_arrival is None else time.monotonic() - self.first_arrival
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an instance belongs: to a study that is expected, else into quarantine."""
+
+    expectation: Expectation | None = None
+    study: StudyReference = 0
+    by_originator: bool = False
+    reason: str = ""
+
+
 class StoreHandler:
     """Takes instances from the transfer loop into the spool. Thread-safe.
 
@@ -69,6 +83,9 @@ class StoreHandler:
         self._expectations: list[Expectation] = []
         self._awaited: dict[int, Expectation] = {}
         self._open: dict[int, IncomingInstance] = {}
+        self._unnamed: dict[int, IncomingInstance] = {}
+        """Whole, and answered before they have their name in the spool."""
+        self._named = threading.Condition(self._lock)
         if own is not None:
             self.expect(own)
 
@@ -122,33 +139,38 @@ class StoreHandler:
         with self._lock:
             return sum(part.size_bytes for part in self._open.values())
 
+    def await_names(self) -> None:
+        """Return when what was answered before has its name in the spool."""
+        with self._named:
+            unnamed = set(self._unnamed)
+            self._named.wait_for(lambda: unnamed.isdisjoint(self._unnamed), _NAMING_SECONDS)
+
     # --- instance sink
 
-    def begin(self, request: StoreRequest) -> IncomingInstance:
+    def begin(
+        self, request: StoreRequest, background: Background | None = None
+    ) -> IncomingInstance:
         """Begin to receive an instance; SpoolFull is answered with 0xA700."""
-        part = self.spool.begin(request)
+        part = self.spool.begin(request, background)
         with self._lock:
             self._open[id(part)] = part
         return part
 
     def complete(self, part: IncomingInstance) -> int:
-        """Keep or quarantine an instance whose data set is whole; the status to answer."""
+        """Keep or quarantine an instance whose data set is whole; the status to answer.
+
+        One that is still being hashed gets its name when its hash is there, soon after the
+        answer.
+        """
         try:
-            outcome = self._place(part)
-        except SpoolFull:
-            part.discard()
-            return StorageStatus.OUT_OF_RESOURCES
-        except OSError as error:
-            self.spool.refuse(error)
-            part.discard()
-            return StorageStatus.OUT_OF_RESOURCES
-        except BaseException:
-            # The caller handles the error, but does not know of the part.
-            part.discard()
-            raise
-        finally:
-            self._closed(part)
-        object_received(outcome, part.size_bytes, time.monotonic() - part.began)
+            place = self._place(part)
+        except BaseException as error:
+            return self._failed(part, error)
+        if part.finish_hash():
+            return self._name(part, place)
+        with self._lock:
+            self._unnamed[id(part)] = part
+        part.when_hashed(partial(self._name, part, place))
         return StorageStatus.SUCCESS
 
     def abandon(self, part: IncomingInstance) -> None:
@@ -158,23 +180,52 @@ class StoreHandler:
 
     # --- private
 
-    def _place(self, part: IncomingInstance) -> str:
-        """Keep an instance in the spool or quarantine it; which of both, for the metrics."""
+    def _place(self, part: IncomingInstance) -> _Place:
+        """Where an instance belongs: to a study that is expected, or into quarantine."""
         study_instance_uid = part.study_instance_uid()
         with self._lock:
             own = self._by_originator(part.request)
             is_late = own is not None and self._awaited.get(own.message_id) is own
             attributed = self._attribute(own, study_instance_uid, is_late=is_late)
-            is_stray = own is None or is_late
         if attributed is None:
-            self.spool.quarantine(part, "not-requested" if is_stray else "uid-mismatch")
-            self.quarantined += 1
-            return "quarantined"
+            is_stray = own is None or is_late
+            return _Place(reason="not-requested" if is_stray else "uid-mismatch")
         expectation, study = attributed
-        self.spool.keep(part, study)
+        return _Place(expectation, study, own is expectation and own is not self._own)
+
+    def _name(self, part: IncomingInstance, place: _Place) -> int:
+        """Give an instance the name by which it is found; the status to answer."""
+        try:
+            if place.expectation is None:
+                self.spool.quarantine(part, place.reason)
+                self.quarantined += 1
+            else:
+                self.spool.keep(part, place.study)
+                self._count(part, place.expectation, place.by_originator)
+        except BaseException as error:
+            return self._failed(part, error)
+        self._closed(part)
+        outcome = "quarantined" if place.expectation is None else "kept"
+        object_received(outcome, part.size_bytes, time.monotonic() - part.began)
+        return StorageStatus.SUCCESS
+
+    def _failed(self, part: IncomingInstance, error: BaseException) -> int:
+        """Discard an instance that could not be kept; raises what is nobody's full disk."""
+        try:
+            part.discard()
+        finally:
+            self._closed(part)
+        if isinstance(error, OSError):
+            self.spool.refuse(error)
+        elif not isinstance(error, SpoolFull):
+            # The caller handles the error, but does not know of the part.
+            raise error
+        return StorageStatus.OUT_OF_RESOURCES
+
+    def _count(self, part: IncomingInstance, expectation: Expectation, by_originator: bool) -> None:
         with self._lock:
             expectation.instances += 1
-            expectation.by_originator += expectation is own and own is not self._own
+            expectation.by_originator += by_originator
             expectation.size_bytes += part.size_bytes
             expectation.last_arrival = time.monotonic()
             is_first = expectation.first_arrival is None
@@ -182,11 +233,12 @@ class StoreHandler:
                 expectation.first_arrival = expectation.last_arrival
         if is_first:
             first_object(expectation.last_arrival - expectation.began)
-        return "kept"
 
     def _closed(self, part: IncomingInstance) -> None:
         with self._lock:
             self._open.pop(id(part), None)
+            if self._unnamed.pop(id(part), None) is not None:
+                self._named.notify_all()
 
     def _by_originator(self, request: StoreRequest) -> Expectation | None:
         if request.move_originator_message_id is None or self._own is not None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_dicom.core.background import Background, processors
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.model import StoreRequest
@@ -41,17 +42,17 @@ from prefect_dicom.network.dimse import (
 from prefect_dicom.network.status import StorageStatus
 from prefect_dicom.network.storage_scp.close_reason import CloseKind, CloseReason
 from prefect_dicom.network.storage_scp.instance_sink import IncomingInstance, InstanceSink
+from prefect_dicom.network.storage_scp.limits import Limits
 from prefect_dicom.network.upper_layer.association_items import ae_title
 from prefect_dicom.network.upper_layer.negotiation import Context
 from prefect_dicom.network.upper_layer.pdu import (
-    ANNOUNCED_PDU_BYTES,
     P_DATA_TF,
     RELEASE_RP,
     ProtocolError,
     abort_pdu,
     message_pdus,
 )
-from prefect_dicom.network.upper_layer.stream import Stream
+from prefect_dicom.network.upper_layer.stream import BUFFER_BYTES, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -62,34 +63,8 @@ _COMMAND_BYTES = 64 * 1024
 _IDENTIFIER_BYTES = 1024 * 1024
 # Fewer than the kernel takes in one call (IOV_MAX).
 _MOST_FRAGMENTS = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of an association. All times in seconds; None is no limit.
-
-    Parameters
-    ----------
-    pdu_bytes : int
-        The maximum PDU length announced; 0 announces "unlimited". Longer ones are taken as well;
-        a P-DATA-TF of more than 64 MiB ends the association.
-    pdu_seconds : float
-        From the first byte of a PDU to its last, and for sending an answer. A PDU that is longer
-        than announced has as much more time.
-    idle_seconds : float or None
-        Between two PDUs.
-    message_seconds : float or None
-        From the first byte of a command to the end of its data set.
-    """
-
-    pdu_bytes: int = ANNOUNCED_PDU_BYTES
-    pdu_seconds: float = 30.0
-    idle_seconds: float | None = 600.0
-    message_seconds: float | None = 4 * 3600.0
-
-    def seconds_of(self, length: int) -> float:
-        """The time that a PDU of this length may take."""
-        return self.pdu_seconds * max(1.0, length / (self.pdu_bytes or ANNOUNCED_PDU_BYTES))
+# A system call for each is a fifth of the work for small instances of a peer that sends ahead.
+_MOST_RESPONSES_DUE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +157,17 @@ class Transfer:
         self._instance: IncomingInstance | None = None
         self._fragments: list[memoryview] = []
         """Of the part's data set, in the stream's buffer and not written yet."""
-        stream.before_filling = self._write_fragments
+        stream.borrower = self._give_back
+        # Only where the buffer has room for what is received meanwhile, and a processor has time.
+        has_room = len(stream.view) >= BUFFER_BYTES
+        self._background = Background("hash") if has_room and processors() > 1 else None
         self._identifier: bytearray | None = None
         self._failure: int | None = None
         self._data_set_bytes = 0
 
+        self._responses = bytearray()
+        """Those that are due, and go out before more is read."""
+        self._responses_due = 0
         self._leaving = False
         self._class_was_noted = False
         self._finished = False
@@ -209,7 +190,10 @@ class Transfer:
         raise _Left(CloseReason(CloseKind.STOPPED))
 
     def send(self, data: bytes) -> None:
-        """Write to the peer within the time a PDU may take."""
+        """Write to the peer, behind responses that are due, within the time a PDU may take."""
+        if self._responses:
+            data, self._responses = bytes(self._responses) + data, bytearray()
+            self._responses_due = 0
         self._stream.send(data, time.monotonic() + self._limits.pdu_seconds)
 
     def run(self) -> CloseReason:
@@ -227,10 +211,12 @@ class Transfer:
             end = CloseReason(CloseKind.CLOSED, detail=type(error).__name__)
         finally:
             self._abandon()
+            if self._background is not None:
+                self._background.close()
             # No cycle of references: the buffer goes with the association, not when Python
             # next looks for cycles.
             self._fragments = []
-            self._stream.before_filling = None
+            self._stream.borrower = None
         if end.kind in (CloseKind.IDLE, CloseKind.REFUSED, CloseKind.STOPPED):
             self.abort(end.source or 0, end.reason or 0)
         elif self._leaving and end.kind is CloseKind.CLOSED:
@@ -279,6 +265,12 @@ class Transfer:
                 ) from None
 
     def _wait_for_pdu(self) -> None:
+        if self._responses:
+            try:
+                self.send(b"")
+            except TimeoutError:
+                detail = "responses are not taken"
+                raise ProtocolError(ProtocolError.UNSPECIFIED, detail) from None
         idle_deadline = time.monotonic() + self._idle_seconds
         try:
             self._stream.fill(min(idle_deadline, self._message_deadline))
@@ -342,6 +334,18 @@ class Transfer:
             if self._on_response is not None or self.on_report is not None:
                 self._identifier += fragment
 
+    def _give_back(self, must: bool) -> bool:
+        """Write what is in the stream's buffer; whether none of that is needed any more."""
+        if self._responses:
+            self.send(b"")
+        self._write_fragments()
+        if self._background is None:
+            return True
+        given = self._instance is None or self._instance.give_back(all_of_it=must)
+        if must:
+            self._background.wait()
+        return given and self._background.idle
+
     def _write_fragments(self) -> None:
         """Write the fragments in the buffer to the instance, all at once."""
         if not self._fragments:
@@ -380,7 +384,8 @@ class Transfer:
             self._failure = StorageStatus.CANNOT_UNDERSTAND
             return
         try:
-            self._instance = self._store_handler.begin(self._store_request(elements))
+            request = self._store_request(elements)
+            self._instance = self._store_handler.begin(request, self._background)
         except (SpoolFull, OSError) as error:
             logger.error("an instance could not be taken: %s", type(error).__name__)
             self._failure = StorageStatus.OUT_OF_RESOURCES
@@ -449,9 +454,14 @@ class Transfer:
         for element in (Element.AFFECTED_SOP_CLASS_UID, Element.AFFECTED_SOP_INSTANCE_UID):
             if element in elements:
                 answer[element] = elements[element]
-        self.send(
-            message_pdus(self._context_id or 0, write_command(answer), None, self._peer_pdu_bytes)
+        self._responses += message_pdus(
+            self._context_id or 0, write_command(answer), None, self._peer_pdu_bytes
         )
+        self._responses_due += 1
+        # A peer that has sent further requests waits for none of them; else the loop reads next,
+        # and sends before.
+        if self._responses_due >= _MOST_RESPONSES_DUE:
+            self.send(b"")
 
     def _store_request(self, elements: Elements) -> StoreRequest:
         originator = elements.get(Element.MOVE_ORIGINATOR_AE_TITLE)

@@ -26,6 +26,8 @@ from prefect_dicom.network.upper_layer.sockets import acknowledge
 
 BUFFER_BYTES = 1024 * 1024
 """What is read at once: a CT image in one piece."""
+_LEAST_ROOM_BYTES = 64 * 1024
+"""With less room behind what is there, the buffer is used from its begin."""
 _ATTEND_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 3600.0
 _NOTHING = memoryview(b"")
@@ -60,8 +62,9 @@ class Stream:
     ) -> None:
         self.connection = connection
         self.attend = attend
-        self.before_filling: Callable[[], None] | None = None
-        """Called before bytes of the buffer are overwritten or moved."""
+        self.borrower: Callable[[bool], bool] | None = None
+        """Asked before more is read whether it has given back the bytes of the buffer, which may
+        be overwritten then. With true it has to, and may take its time."""
         self._poll = select.poll()
         self._attended_at = time.monotonic()
         # Pages nobody has written to are no memory yet, and all go back to the system at the end:
@@ -81,14 +84,13 @@ class Stream:
         ConnectionError
             The peer closed.
         """
-        if self.before_filling is not None:
-            self.before_filling()
-        rest = self.end - self.start
-        # Of a transfer only the beginning of a header is ever left over: this moves a few bytes.
-        if rest and self.start:
-            self.view[:rest] = self.view[self.start : self.end]
-        self.start, self.end = 0, rest
-        target = self.view[rest:]
+        if self._may_overwrite():
+            rest = self.end - self.start
+            # Of a transfer only the beginning of a header is ever left over: a few bytes.
+            if rest and self.start:
+                self.view[:rest] = self.view[self.start : self.end]
+            self.start, self.end = 0, rest
+        target = self.view[self.end :]
         while True:
             try:
                 count = self._receive(target)
@@ -104,6 +106,12 @@ class Stream:
                 raise ConnectionAbortedError
             self.end += count
             return
+
+    def _may_overwrite(self) -> bool:
+        """Whether to read to the begin of the buffer, and not behind what is there."""
+        if self.borrower is None or self.borrower(False):
+            return True
+        return len(self.view) - self.end < _LEAST_ROOM_BYTES and self.borrower(True)
 
     def send(self, data: bytes, deadline: float) -> None:
         """Write all of it. Raises as :meth:`fill` does."""
