@@ -360,10 +360,13 @@ class ElementWalk(LenientFile):
             if length:
                 raise _unreadable("an item outside of a sequence")
             return False
-        if group == BLANK_GROUP and not self.is_padded(at, b" \0"):
-            return False
-        self._tail(at, group)
-        return True
+        if group != BLANK_GROUP:
+            self._tail(at, group)
+            return True
+        is_padding = self.is_padded(at, b" \0")
+        if is_padding:
+            self._trailing_bytes = self.size - at
+        return is_padding
 
     def _tail(self, at: int, last_group: int) -> None:
         """Check bytes that cannot be an element: zeros and blanks are padding, others a fault.

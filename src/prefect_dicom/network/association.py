@@ -23,7 +23,13 @@ from prefect_dicom.network.upper_layer.negotiation import (
     Granted,
     read_answer,
 )
-from prefect_dicom.network.upper_layer.pdu import Pdu, ProtocolError, abort_pdu, message_pdus
+from prefect_dicom.network.upper_layer.pdu import (
+    PDU_HEADER,
+    Pdu,
+    ProtocolError,
+    abort_pdu,
+    message_pdus,
+)
 from prefect_dicom.network.upper_layer.sockets import prepare
 from prefect_dicom.network.upper_layer.stream import BUFFER_BYTES, Stream
 
@@ -93,8 +99,8 @@ def _answer(stream: Stream, request: bytes, seconds: float) -> bytes:
     deadline = time.monotonic() + seconds
     try:
         stream.send(request, deadline)
-        header = stream.take(6, deadline)
-        kind, length = header[0], int.from_bytes(header[2:], "big")
+        header = stream.take(PDU_HEADER.size, deadline)
+        kind, length = PDU_HEADER.unpack(header)
         if header[0] == TLS_ALERT and header[1] == _TLS_MAJOR_VERSION:
             raise PacsError("tls-required", "a TLS alert answers the association request")
         if kind not in (Pdu.ASSOCIATE_AC, Pdu.ASSOCIATE_RJ, Pdu.ABORT) or length > ANSWER_BYTES:

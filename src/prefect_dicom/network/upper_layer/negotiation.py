@@ -37,14 +37,18 @@ from prefect_dicom.network.upper_layer.association_items import (
     padded_ae_title,
     read_items,
 )
-from prefect_dicom.network.upper_layer.pdu import ANNOUNCED_PDU_BYTES, Pdu, ProtocolError
+from prefect_dicom.network.upper_layer.pdu import (
+    ANNOUNCED_PDU_BYTES,
+    PDU_HEADER,
+    Pdu,
+    ProtocolError,
+)
 from prefect_dicom.network.upper_layer.stream import Stream
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-_HEADER_BYTES = 6
 # 128 contexts of 45 transfer syntaxes of an ordinary length are 170 KiB.
 _REQUEST_BYTES = 512 * 1024
-MOST_FIRST_BYTES = _HEADER_BYTES + 64 * 1024
+MOST_FIRST_BYTES = PDU_HEADER.size + 64 * 1024
 """How much of an A-ASSOCIATE-RQ is waited for before it is read: nearly all are shorter."""
 _TLS_HANDSHAKE = 0x16
 _SHORT_REQUEST_BYTES = 16 * 1024
@@ -124,12 +128,12 @@ def first_bytes(there: bytes) -> int:
     """
     if there[:1] != bytes((Pdu.ASSOCIATE_RQ,)):
         return 1
-    if len(there) < _HEADER_BYTES:
-        return _HEADER_BYTES
-    length = int.from_bytes(there[2:_HEADER_BYTES], "big")
+    if len(there) < PDU_HEADER.size:
+        return PDU_HEADER.size
+    length: int = PDU_HEADER.unpack_from(there)[1]
     if length > _REQUEST_BYTES:
-        return _HEADER_BYTES
-    return min(_HEADER_BYTES + length, MOST_FIRST_BYTES)
+        return PDU_HEADER.size
+    return min(PDU_HEADER.size + length, MOST_FIRST_BYTES)
 
 
 def read_request(stream: Stream, deadline: float) -> AssociationRequest:
@@ -151,8 +155,8 @@ def read_request(stream: Stream, deadline: float) -> AssociationRequest:
         raise NotDicomError(is_tls=kind == _TLS_HANDSHAKE)
     if kind != Pdu.ASSOCIATE_RQ:
         raise ProtocolError(ProtocolError.UNEXPECTED_PDU, "the first PDU is no A-ASSOCIATE-RQ")
-    header = stream.take(_HEADER_BYTES, deadline)
-    length = int.from_bytes(header[2:], "big")
+    header = stream.take(PDU_HEADER.size, deadline)
+    _, length = PDU_HEADER.unpack(header)
     if length > _REQUEST_BYTES:
         raise ProtocolError(ProtocolError.INVALID_PARAMETER, f"an A-ASSOCIATE-RQ of {length} bytes")
     body = stream.take(length, deadline)
@@ -410,7 +414,7 @@ def read_answer(pdu: bytes) -> Granted:
     ProtocolError
         It cannot be read.
     """
-    items = read_items(pdu[_HEADER_BYTES:])
+    items = read_items(pdu[PDU_HEADER.size :])
     if not items.contexts and not items.application_context_uid:
         raise ProtocolError(ProtocolError.INVALID_PARAMETER, "an A-ASSOCIATE-AC of nothing")
     return Granted(
