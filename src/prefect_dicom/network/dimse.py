@@ -27,6 +27,7 @@ _LONGEST_MESSAGE_BYTES = 1024 * 1024
 
 _ELEMENT_HEADER = struct.Struct("<HHI")
 _UNSIGNED_SHORT = struct.Struct("<H")
+_RESPONSE_NUMBERS = struct.Struct("<" + 4 * "HHIH")
 _GROUP_LENGTH = struct.Struct("<HHII")
 
 
@@ -139,6 +140,35 @@ def write_command(elements: Mapping[int, bytes | int]) -> bytes:
             value += b"\0"
         body += _ELEMENT_HEADER.pack(0, element, len(value)) + value
     return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
+
+
+def response_command(request: Elements, status: int) -> bytes:
+    """The command set of a response without a data set, to a request with these elements.
+
+    Written in one go: there is one for each instance.
+    """
+    body = (
+        _element(request, Element.AFFECTED_SOP_CLASS_UID)
+        + _RESPONSE_NUMBERS.pack(
+            *(0, Element.COMMAND_FIELD, 2),
+            (unsigned_short(request, Element.COMMAND_FIELD) or 0) | RESPONSE,
+            *(0, Element.MESSAGE_ID_BEING_RESPONDED_TO, 2),
+            unsigned_short(request, Element.MESSAGE_ID) or 0,
+            *(0, Element.COMMAND_DATA_SET_TYPE, 2, NO_DATA_SET, 0, Element.STATUS, 2, status),
+        )
+        + _element(request, Element.AFFECTED_SOP_INSTANCE_UID)
+    )
+    return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
+
+
+def _element(elements: Elements, element: int) -> bytes:
+    """An element as it came; nothing where it did not."""
+    value = elements.get(element)
+    if value is None:
+        return b""
+    if len(value) % 2:
+        value += b"\0"
+    return _ELEMENT_HEADER.pack(0, element, len(value)) + value
 
 
 def cancel_command(message_id: int) -> bytes:

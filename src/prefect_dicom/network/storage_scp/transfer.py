@@ -29,15 +29,14 @@ from prefect_dicom.network.commitment_report import (
     report_response,
 )
 from prefect_dicom.network.dimse import (
-    NO_DATA_SET,
     RESPONSE,
     CommandField,
     Element,
     Elements,
     has_data_set,
     read_command,
+    response_command,
     unsigned_short,
-    write_command,
 )
 from prefect_dicom.network.status import StorageStatus
 from prefect_dicom.network.storage_scp.close_reason import CloseKind, CloseReason
@@ -191,10 +190,14 @@ class Transfer:
 
     def send(self, data: bytes) -> None:
         """Write to the peer, behind responses that are due, within the time a PDU may take."""
-        if self._responses:
-            data, self._responses = bytes(self._responses) + data, bytearray()
-            self._responses_due = 0
+        self._send_responses()
         self._stream.send(data, time.monotonic() + self._limits.pdu_seconds)
+
+    def _send_responses(self) -> None:
+        if self._responses:
+            data, self._responses, self._responses_due = self._responses, bytearray(), 0
+            self._stream.send(bytes(data), time.monotonic() + self._limits.pdu_seconds)
+            failpoint("store-answered")
 
     def run(self) -> CloseReason:
         """Serve the association until it ends. Never raises for what a peer does.
@@ -265,12 +268,11 @@ class Transfer:
                 ) from None
 
     def _wait_for_pdu(self) -> None:
-        if self._responses:
-            try:
-                self.send(b"")
-            except TimeoutError:
-                detail = "responses are not taken"
-                raise ProtocolError(ProtocolError.UNSPECIFIED, detail) from None
+        try:
+            self._send_responses()
+        except TimeoutError:
+            detail = "responses are not taken"
+            raise ProtocolError(ProtocolError.UNSPECIFIED, detail) from None
         idle_deadline = time.monotonic() + self._idle_seconds
         try:
             self._stream.fill(min(idle_deadline, self._message_deadline))
@@ -336,8 +338,7 @@ class Transfer:
 
     def _give_back(self, must: bool) -> bool:
         """Write what is in the stream's buffer; whether none of that is needed any more."""
-        if self._responses:
-            self.send(b"")
+        self._send_responses()
         self._write_fragments()
         if self._background is None:
             return True
@@ -398,10 +399,9 @@ class Transfer:
         """Answer the message that is whole now; True after the last response."""
         command = unsigned_short(elements, Element.COMMAND_FIELD) or 0
         if command == CommandField.C_STORE_RQ:
-            self._answer(elements, command, self._store())
-            failpoint("store-answered")
+            self._answer(elements, self._store())
         elif command == CommandField.C_ECHO_RQ:
-            self._answer(elements, command, StorageStatus.SUCCESS)
+            self._answer(elements, StorageStatus.SUCCESS)
         elif command == CommandField.N_EVENT_REPORT_RQ and self.on_report is not None:
             self._take_report(elements, self.on_report)
         elif command & RESPONSE:
@@ -409,7 +409,7 @@ class Transfer:
                 raise ProtocolError(ProtocolError.UNSPECIFIED, "a response to no request", source=0)
             return self._on_response(elements, bytes(self._identifier or b""))
         elif command != CommandField.C_CANCEL_RQ:
-            self._answer(elements, command, StorageStatus.UNRECOGNISED_OPERATION)
+            self._answer(elements, StorageStatus.UNRECOGNISED_OPERATION)
         return False
 
     def _take_report(self, elements: Elements, on_report: ReportHandler) -> None:
@@ -443,25 +443,15 @@ class Transfer:
             self.size_bytes += self._data_set_bytes
         return status
 
-    def _answer(self, elements: Elements, command: int, status: int) -> None:
-        answer: dict[int, bytes | int] = {
-            Element.COMMAND_FIELD: command | RESPONSE,
-            Element.MESSAGE_ID_BEING_RESPONDED_TO: unsigned_short(elements, Element.MESSAGE_ID)
-            or 0,
-            Element.COMMAND_DATA_SET_TYPE: NO_DATA_SET,
-            Element.STATUS: status,
-        }
-        for element in (Element.AFFECTED_SOP_CLASS_UID, Element.AFFECTED_SOP_INSTANCE_UID):
-            if element in elements:
-                answer[element] = elements[element]
+    def _answer(self, elements: Elements, status: int) -> None:
         self._responses += message_pdus(
-            self._context_id or 0, write_command(answer), None, self._peer_pdu_bytes
+            self._context_id or 0, response_command(elements, status), None, self._peer_pdu_bytes
         )
         self._responses_due += 1
         # A peer that has sent further requests waits for none of them; else the loop reads next,
         # and sends before.
         if self._responses_due >= _MOST_RESPONSES_DUE:
-            self.send(b"")
+            self._send_responses()
 
     def _store_request(self, elements: Elements) -> StoreRequest:
         originator = elements.get(Element.MOVE_ORIGINATOR_AE_TITLE)
