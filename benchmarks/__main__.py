@@ -32,10 +32,12 @@ from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
 from benchmarks.receiving import getting_rates, receiving_rates
 from benchmarks.sender import Orthanc
 from benchmarks.table import HEAD, Line, ratio
+from tests.support.certificates import Authority
 from tests.support.radosgw import missing_programs, radosgw
 
 PARTS = (
     "receive",
+    "tls",
     "nagle",
     "get",
     "pipelining",
@@ -81,6 +83,8 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
         yield from _transfers(folder / "transfers", options, parts)
     if "pipelining" in parts:
         yield from _pipelining(folder / "pipelining", options)
+    if "tls" in parts:
+        yield from _over_tls(folder / "tls", options)
     if {"jobs", "dead-time", "cohort", "discover", "memory"} & set(parts):
         with Bench.opened(folder / "jobs") as bench:
             if "jobs" in parts:
@@ -176,6 +180,31 @@ def _pipelining(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
                 _PIPELINING.get((milliseconds, name)) if pipelines and associations == 1 else None
             )
             yield ratio(what, rates[ours.name], rates[best.name], goal, "/s")
+
+
+def _over_tls(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
+    """Receiving over mutual TLS 1.3, beside plain DICOM and beside DCMTK."""
+    (ct,) = ct_studies(folder, 1, options.ct)
+    (small,) = small_studies(folder, 1, options.small)
+    authority = Authority(folder / "authority")
+    tls = authority.tls(authority.issue("benchmark"))
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(OurReceiver(folder / "plain"))
+        ours = stack.enter_context(OurReceiver(folder / "ours", tls=tls))
+        best = stack.enter_context(StoreScp(folder / "best", best=True, tls=tls))
+        secured = {ours.ae_title: ours.port, best.ae_title: best.port}
+        known = {plain.ae_title: plain.port}
+        with Orthanc(
+            folder / "orthanc", no_delay=True, destinations=known, tls=tls, over_tls=secured
+        ) as orthanc:
+            orthanc.hold([ct, small])
+            for name, study in (("CT", ct), ("10 KB", small)):
+                work = [(receiver, study) for receiver in (ours, plain, best)]
+                rates = receiving_rates(orthanc, work, options.rounds)
+                what = f"receive + SHA-256 over TLS, {name}, over"
+                one = rates[ours.name]
+                yield ratio(f"{what} storescp with TLS at its best", one, rates[best.name], 1, "/s")
+                yield ratio(f"{what} plain DICOM", one, rates[plain.name], None, "/s")
 
 
 def _jobs(folder: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Line]:

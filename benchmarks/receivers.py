@@ -23,6 +23,7 @@ from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.site import Site
 from prefect_dicom.config.site import Spool as SpoolSettings
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.network.storage_scp import ReceiverLease
 from tests.support.peers import free_port
 
@@ -33,16 +34,21 @@ _START_SECONDS = 20
 class StoreScp:
     """DCMTK's storescp. ``best`` is what makes it fastest, else it runs as installed."""
 
-    def __init__(self, directory: Path, *, best: bool) -> None:
+    def __init__(self, directory: Path, *, best: bool, tls: Tls | None = None) -> None:
         self.name = "storescp, best" if best else "storescp, as installed"
         self.ae_title = "BEST" if best else "INSTALLED"
+        self._tls: list[str] = []
+        if tls is not None:
+            self.name, self.ae_title = f"{self.name}, TLS", f"{self.ae_title}TLS"
+            files = ("+tls", tls.key, tls.certificate, "+cf", tls.trust)
+            self._tls = [*map(str, files), "+py"]
         self.port = free_port()
         self._directory = directory
         self._best = best
 
     def __enter__(self) -> StoreScp:
         self._directory.mkdir(parents=True)
-        command = ["storescp", "-od", str(self._directory)]
+        command = ["storescp", *self._tls, "-od", str(self._directory)]
         environment = dict(os.environ)
         environment.pop("TCP_NODELAY", None)
         if self._best:
@@ -96,15 +102,19 @@ class PlainPynetdicom:
 class OurReceiver:
     """The managed receiver with its spool, told what to expect as a run tells it."""
 
-    def __init__(self, directory: Path, *, metrics: bool = False) -> None:
+    def __init__(self, directory: Path, *, metrics: bool = False, tls: Tls | None = None) -> None:
         self.name = "prefect-dicom, counting" if metrics else "prefect-dicom"
+        if tls is not None:
+            self.name += ", TLS"
         self.port = free_port()
         node = PacsNode(host="127.0.0.1", port=1, called_ae_title="SENDER")
         # A receiver's title is taken on the whole host.
         self.ae_title = f"BENCH{self.port}"
         self.site = Site(
             nodes={"sender": node},
-            receiver=Receiver(ae_title=self.ae_title, port=self.port, idle_seconds=1),
+            receiver=Receiver(
+                ae_title=self.ae_title, port=self.port, idle_seconds=1, tls=tls or False
+            ),
             archive=DirectoryArchive(directory=directory / "archive"),
             spool=SpoolSettings(path=directory / "spool", reserve_bytes=0),
             metrics=Metrics(port=free_port() if metrics else None),

@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 
 from benchmarks.corpus import Study
 from benchmarks.receivers import CALLER
+from prefect_dicom.config.tls import Tls
 from tests.support import peers
 
 _MOVE_SECONDS = 300
@@ -21,9 +22,32 @@ class Orthanc(peers.Orthanc):
     """Without the log the tests need. ``no_delay=False`` is Orthanc as installed."""
 
     def __init__(
-        self, directory: Path, *, no_delay: bool, destinations: Mapping[str, int] | None = None
+        self,
+        directory: Path,
+        *,
+        no_delay: bool,
+        destinations: Mapping[str, int] | None = None,
+        tls: Tls | None = None,
+        over_tls: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__(directory, destinations)
+        settings: dict[str, object] = {}
+        known = {CALLER: 1, **(destinations or {}), **(over_tls or {})}
+        if tls is not None:
+            settings = {
+                "DicomTlsCertificate": str(tls.certificate),
+                "DicomTlsPrivateKey": str(tls.key),
+                "DicomTlsTrustedCertificates": str(tls.trust),
+                "DicomModalities": {
+                    title: {
+                        "AET": title,
+                        "Host": "127.0.0.1",
+                        "Port": port,
+                        "UseDicomTls": title in (over_tls or {}),
+                    }
+                    for title, port in known.items()
+                },
+            }
+        super().__init__(directory, destinations, **settings)
         self.environment = {"TCP_NODELAY": "1"} if no_delay else {}
 
     def _command(self) -> list[str]:

@@ -19,7 +19,7 @@ from prefect_dicom.config.tls_context import (
     current_client_context,
     server_context,
 )
-from prefect_dicom.config.tls_files import tls_faults
+from prefect_dicom.config.tls_files import certificate_values, tls_faults
 from prefect_dicom.core.errors import ConfigurationError
 from tests.support.certificates import Authority
 
@@ -272,3 +272,13 @@ def test_the_facts_of_a_certificate_are_words_for_people(authority):
     assert one.words.startswith("CN=facts (DNS:pacs.example.org, IP:10.1.2.3), until ")
     assert one.words.endswith("2 days left")
     assert {"DNS:pacs.example.org", "IP:10.1.2.3", identity.fingerprint} == one.identities
+
+
+def test_the_seconds_until_our_certificates_expire_are_a_metric(authority):
+    tls = authority.tls(authority.issue("measured", days=(-1, 2)))
+    (value,) = certificate_values({"receiver": tls, "nodes.main.tls": Tls(trust="system")})
+    assert (value.name, value.labels) == (
+        "prefect_dicom_certificate_seconds_left",
+        {"certificate": "receiver"},
+    )
+    assert 1.99 * 86400 < value.value <= 2 * 86400

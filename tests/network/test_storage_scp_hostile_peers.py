@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import pytest
 
 from prefect_dicom.network.dimse import Element, write_command
+from tests.support.campaign import subset
 from tests.support.hostile_peers import (
     ABORT,
     CONTEXTS,
@@ -60,9 +61,10 @@ pytestmark = [pytest.mark.campaign("hostile peers"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def patient_receiver(tmp_path_factory) -> Iterator[Receiver]:
-    """With the deadlines of a site: minutes."""
-    with running(tmp_path_factory.mktemp("patient")) as receiver:
+def patient_receiver(request, tmp_path_factory, authority) -> Iterator[Receiver]:
+    """With the deadlines of a site: minutes. Over plain DICOM, or over TLS."""
+    tls = authority.tls(authority.issue("patient")) if request.param == "TLS" else None
+    with running(tmp_path_factory.mktemp("patient"), tls) as receiver:
         yield receiver
 
 
@@ -506,6 +508,7 @@ PATIENT_ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", PATIENT_ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("patient_receiver", subset(["plain", "TLS"], ["plain"]), indirect=True)
 def test_a_legitimate_sender_is_served_throughout(patient_receiver, scale, attack):
     with attacked(patient_receiver, scale) as foe:
         attack(foe)

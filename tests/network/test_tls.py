@@ -126,6 +126,8 @@ def test_dcmtk_is_reached_with_both_profiles(tmp_path, certificates, profile, dc
             peer = peer_of(connection)
             assert peer is not None and peer.version == version
             assert [one.subject for one in peer.chain] == ["CN=pacs-side", "CN=Test CA"]
+            # What is small is not kept back, as with plain DICOM.
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_retired_profiles_have_nothing_in_common_with_ours(tmp_path, certificates):
@@ -385,6 +387,7 @@ def test_senders_without_a_common_profile_or_without_tls_are_named(certificates,
     with receiving(tls) as receiver:
         assert storescu(receiver.port, instance_file, None) != 0
         assert receiver.turned_away() == ("sender-without-tls", "it speaks plain DICOM")
+        assert receiver.record.counts() == {"sender-without-tls": 1}
     with receiving(False) as receiver:
         assert storescu(receiver.port, instance_file, identity, trust) != 0
         assert receiver.turned_away() == ("sender-with-tls", "it speaks TLS")

@@ -24,7 +24,8 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
         pytest.skip(missing)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--folder", str(tmp_path)]
-        + ["--only", "receive", "nagle", "get", "--rounds", "1", "--ct", "2", "--small", "3"],
+        + ["--only", "receive", "tls", "nagle", "get"]
+        + ["--rounds", "1", "--ct", "2", "--small", "3"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -33,7 +34,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 10
+    assert len(lines) == 2 + 14
     assert {line.count("|") for line in lines} == {6}
 
 

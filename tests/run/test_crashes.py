@@ -14,11 +14,12 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.core.failpoints import POINTS
 from prefect_dicom.core.model import Verdict
 from prefect_dicom.network.storage_scp import running_receiver
@@ -68,9 +69,11 @@ class Case:
     retrieve: str
     ledger: str
     workers: int
+    over_tls: bool = False
 
     def __str__(self) -> str:
-        return f"{self.point}-{self.retrieve}-{self.ledger}-{self.workers}"
+        name = f"{self.point}-{self.retrieve}-{self.ledger}-{self.workers}"
+        return f"{name}-tls" if self.over_tls else name
 
     @property
     def to_a_bucket(self) -> bool:
@@ -85,7 +88,7 @@ class Case:
     @property
     def needs_its_own_receiver(self) -> bool:
         """Whether a receiver has to be started, in this case of all."""
-        return self.of_a_receiver or self.point == "receiver-started"
+        return self.of_a_receiver or self.point == "receiver-started" or self.over_tls
 
     @property
     def happens(self) -> bool:
@@ -108,9 +111,12 @@ class Case:
 
 def cases(kind: str) -> list[Case]:
     every = itertools.product(POINTS, ("c-move", "c-get"), ("sqlite", "postgresql"), (1, 2))
+    over_tls = itertools.product(
+        POINTS if kind == "kill" else (), ["c-move"], ["sqlite"], [1], [True]
+    )
     return [
         case
-        for point, *rest in every
+        for point, *rest in (*every, *over_tls)
         if (case := Case(kind, point, *rest)).happens and (kind != "enospc" or POINTS[point].writes)
     ]
 
@@ -147,12 +153,13 @@ class Stage:
     folder: Path
     bucket: S3Server
     standing: Standing
+    tls: Tls
 
 
 @pytest.fixture
-def stage(tmp_path, bucket, standing, monkeypatch) -> Stage:
+def stage(tmp_path, bucket, standing, authority, monkeypatch) -> Stage:
     credentials(bucket, monkeypatch)
-    return Stage(tmp_path, bucket, standing)
+    return Stage(tmp_path, bucket, standing, authority.tls(authority.issue("crashes")))
 
 
 @contextlib.contextmanager
@@ -182,6 +189,7 @@ def scene(case: Case, stage: Stage) -> Iterator[Place]:
         retrieve=case.retrieve,
         bucket=stage.bucket if case.to_a_bucket else None,
         standing=None if case.needs_its_own_receiver else stage.standing,
+        tls=stage.tls if case.over_tls else None,
         **parts,
     ) as place:
         yield place
@@ -287,7 +295,7 @@ def test_killed_at_each_point_a_run_meets_until_it_meets_no_more(retrieve, stage
     numbers = every if len(every) > 1 else [random.Random(seed).randint(1, 60)]
     for number in numbers:
         case = Case("kill", "*", retrieve, "sqlite", 1)
-        turn = Stage(stage.folder / str(number), stage.bucket, stage.standing)
+        turn = replace(stage, folder=stage.folder / str(number))
         turn.folder.mkdir()
         with scene(case, turn) as place:
             cohort, note = place.cohort(), turn.folder / "note"

@@ -27,6 +27,7 @@ from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.cohort.list_options import NO_CHOICES, ListOptions
 from prefect_dicom.config.site import Site, ledger_url, load_site
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.model import RowVerdict, StudyManifest, StudyState, Verdict
 from prefect_dicom.core.uids import manifest_key, object_key
@@ -35,7 +36,7 @@ from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.run.loop import work_through
 from prefect_dicom.run.registration import register_cohort
 from prefect_dicom.run.run import Run, open_run
-from prefect_dicom.testing import Behaviour, ScriptedPacs, tiny_instances
+from prefect_dicom.testing import Behaviour, PacsPolicy, ScriptedPacs, tiny_instances
 from prefect_dicom.testing.instances import StoredInstance, decoded, encoded, instance_of_bytes
 from prefect_dicom.testing.sending import StoreAssociation, context_key
 from tests.support import program
@@ -333,11 +334,13 @@ def site_around(
     bucket: S3Server | None = None,
     standing: Standing | None = None,
     receives: bool | None = None,
+    tls: Tls | None = None,
     **parts: Mapping,
 ) -> Iterator[Place]:
     """A site for a PACS that holds the objects; the keywords change parts of the site file.
 
-    It has a receiver where it needs one, or ``standing`` is given, or ``receives`` says so.
+    It has a receiver where it needs one, or ``standing`` is given, or ``receives`` says so. With
+    ``tls`` PACS and site show that certificate, and plain DICOM is spoken nowhere.
     The credentials of a bucket are expected in the environment.
     """
     if standing is None:
@@ -350,7 +353,10 @@ def site_around(
     if bucket is not None:
         archive = {"bucket": bucket.bucket, "endpoint": bucket.endpoint, "region": "us-east-1"}
     with ScriptedPacs(
-        instances=objects, script=script, destinations={own.title: (LOOPBACK, own.port)}
+        instances=objects,
+        script=script,
+        destinations={own.title: (LOOPBACK, own.port)},
+        policy=PacsPolicy(tls=tls),
     ) as pacs:
         document = {
             "nodes": {
@@ -369,6 +375,9 @@ def site_around(
         }
         if not (retrieve == "c-move" or standing is not None if receives is None else receives):
             del document["receiver"]
+        if tls is not None:
+            document["tls"] = tls.model_dump(mode="json")
+            document["nodes"]["pacs"]["tls"] = document["receiver"]["tls"] = True
         place = Place(folder, folder / "site.yaml", pacs)
         place.file.write_text(yaml.safe_dump(document))
         place.change(**parts)

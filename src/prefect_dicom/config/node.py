@@ -135,7 +135,7 @@ class PacsNode(NodeSettings):
             return None
         if info.data.get("tls") is False:
             raise ValueError("expected it only together with `tls`")
-        if not re.fullmatch(r"[\w.:-]+", name):
+        if not re.fullmatch(r"[\w:][\w.:-]*", name):
             raise ValueError("expected a host name or an IP address, as in the certificate")
         return name
 

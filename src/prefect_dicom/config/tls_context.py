@@ -6,11 +6,13 @@ suites, verification in both directions, no compression, no renegotiation, no ti
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import ssl
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -38,6 +40,11 @@ _SUITES = {
 }
 # 112 bits: RSA keys of 2048 bits and EC keys of 224 bits at least, wherever OpenSSL was built.
 _SECURITY_LEVEL = "@SECLEVEL=2"
+
+
+_RENEWAL_SECONDS = 0.5
+_LOOK_SECONDS = 0.1
+_MOST_LOOKS = 10
 
 
 class EncryptedKeyError(ValueError):
@@ -136,7 +143,7 @@ class ReloadedContext:
             if self._context is not None and state == self._state:
                 return self._context
             try:
-                context = self._make()
+                context = self._make() if self._context else self._make_first()
             except (OSError, EncryptedKeyError) as error:
                 if self._context is None:
                     raise
@@ -149,6 +156,27 @@ class ReloadedContext:
                 log.info("the TLS files have changed: new connections use the new ones")
             self._context, self._state = context, state
             return context
+
+    def _make_first(self) -> ssl.SSLContext:
+        """Make it, waiting a moment for a renewal that is under way."""
+        for _ in looks_at(self._files):
+            with contextlib.suppress(OSError, EncryptedKeyError):
+                return self._make()
+        return self._make()
+
+
+def looks_at(files: Sequence[Path]) -> Iterator[None]:
+    """Yield for as long as another look at files may find what this one has not.
+
+    One of them has been written within the last half second: a renewal writes them one by one.
+    """
+    for _ in range(_MOST_LOOKS):
+        yield
+        states = filter(None, map(_state_of, files))
+        newest = max((written / 1e9 for _, _, written in states), default=0.0)
+        if time.time() - newest > _RENEWAL_SECONDS:
+            return
+        time.sleep(_LOOK_SECONDS)
 
 
 @lru_cache(maxsize=64)
@@ -169,7 +197,7 @@ def files_of(tls: Tls) -> tuple[Path, ...]:
     return tuple(path for path in named if isinstance(path, Path))
 
 
-def _state_of(path: Path) -> tuple[int, ...] | None:
+def _state_of(path: Path) -> tuple[int, int, int] | None:
     try:
         status = os.stat(path)
     except OSError:

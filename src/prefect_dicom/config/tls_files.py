@@ -14,7 +14,12 @@ from cryptography import x509
 
 from prefect_dicom.config.certificates import read_certificates
 from prefect_dicom.config.tls import SYSTEM_TRUST, Tls
-from prefect_dicom.config.tls_context import EncryptedKeyError, client_context
+from prefect_dicom.config.tls_context import (
+    EncryptedKeyError,
+    client_context,
+    files_of,
+    looks_at,
+)
 from prefect_dicom.core.metrics import Value
 
 _RENEW = "have it renewed by who issued it"
@@ -37,7 +42,11 @@ def tls_faults(tls: Tls, key: str) -> list[str]:
     key : str
         Where they are in the site file, like ``nodes.main.tls``.
     """
-    return [f"{key}.{fault}" for fault in _faults(tls)]
+    faults: list[str] = []
+    for _ in looks_at(files_of(tls)):
+        if not (faults := [f"{key}.{fault}" for fault in _faults(tls)]):
+            break
+    return faults
 
 
 def certificate_values(groups: Mapping[str, Tls]) -> Iterator[Value]:
@@ -79,7 +88,8 @@ def _of_the_whole(tls: Tls) -> Iterator[str]:
     except ssl.SSLError as error:
         words = _ADVICE_OF_SSL.get(error.reason or "")
         part = "certificate" if (error.reason or "").startswith(("EE_", "CA_")) else "key"
-        yield f"{part}: {getattr(tls, part)} {words or f'cannot be used ({error.reason})'}"
+        words = words or f"cannot be used ({error.reason or 'it is cut short'})"
+        yield f"{part}: {getattr(tls, part)} {words}"
     except OSError as error:
         yield f"certificate: {tls.certificate} cannot be used ({error.strerror or 'unreadable'})"
 

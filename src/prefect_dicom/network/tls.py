@@ -164,6 +164,8 @@ def _failure(
 ) -> PacsError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_trusted(error, node)
+    if isinstance(error, ValueError):
+        return PacsError("tls-name-mismatch", "no certificate can have the name of `tls_name`")
     if (refused := refusal(error)) is not None:
         return refused
     name = reason_name(error)
@@ -174,7 +176,7 @@ def _failure(
         return PacsError("tls-client-certificate-refused", shown)
     if name in NO_COMMON_PROFILE:
         return PacsError("tls-profile-not-supported", name.replace("_", " ").lower())
-    if not has_answered and (name in NOT_TLS or isinstance(error, ConnectionError | ValueError)):
+    if not has_answered and (name in NOT_TLS or isinstance(error, ConnectionError)):
         return PacsError("tls-not-spoken", "the connection ended in the handshake")
     return PacsError("tls-handshake-failed", name.replace("_", " ").lower())
 

@@ -9,7 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from prefect_dicom.testing.pacs import ScriptedPacs
+from prefect_dicom.config.tls import Tls
+from prefect_dicom.testing.pacs import PacsPolicy, ScriptedPacs
 from prefect_dicom.testing.script import Behaviour, knob_table
 
 
@@ -38,6 +39,13 @@ def _value(text: str) -> object:
         return text  # a word needs no quotes
 
 
+def _tls(files: list[Path] | None) -> Tls | None:
+    if files is None:
+        return None
+    certificate, key, trust = files
+    return Tls(certificate=certificate, key=key, trust=trust)
+
+
 def main() -> None:
     """Serve until SIGINT or SIGTERM; prints one line when it listens."""
     parser = argparse.ArgumentParser(prog="python -m prefect_dicom.testing", description=__doc__)
@@ -61,6 +69,13 @@ def main() -> None:
         metavar="'KNOB ARGUMENT=VALUE …'",
         help="a line of the script; may be repeated",
     )
+    parser.add_argument(
+        "--tls",
+        nargs=3,
+        type=Path,
+        metavar=("CERTIFICATE", "KEY", "TRUST"),
+        help="PEM files: speak TLS only, to who calls and to destinations",
+    )
     parser.add_argument("--knobs", action="store_true", help="print the table of knobs, and end")
     options = parser.parse_args()
     if options.knobs:
@@ -78,6 +93,7 @@ def main() -> None:
         port=options.port,
         destinations=dict(options.destination),
         script=options.behave,
+        policy=PacsPolicy(tls=_tls(options.tls)),
     ) as pacs:
         print(
             f"{pacs.ae_title} listens on {pacs.host}:{pacs.port} with {len(pacs.holdings)} "

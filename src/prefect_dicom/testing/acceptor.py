@@ -42,6 +42,7 @@ from prefect_dicom.testing.connection_ends import (
 )
 from prefect_dicom.testing.plans import AssociationPlan, End, Stage
 from prefect_dicom.testing.sending import without_message_log
+from prefect_dicom.testing.tls import secured_server
 
 if TYPE_CHECKING:
     from prefect_dicom.testing.pacs import ScriptedPacs
@@ -107,8 +108,15 @@ class Acceptor:
             def handle(self) -> None:
                 """Negotiate and serve an association, unless the script ends the connection."""
                 self.begun = acceptor._begin(self.request)
-                if self.begun is not None:
-                    super().handle()
+                if self.begun is None:
+                    return
+                if acceptor._pacs.policy.tls is not None:
+                    plan, _ = self.begun
+                    secured = secured_server(self.request, acceptor._pacs.policy.tls, plan.tls_as)
+                    if secured is None:
+                        return
+                    self.request = secured
+                super().handle()
 
             def _create_association(self) -> ScriptedAssociation:
                 association: ScriptedAssociation = super()._create_association()
@@ -136,7 +144,7 @@ class Acceptor:
         if plan.end_at_once is not None:
             end_connection(connection, plan.end_at_once)
             return None
-        if plan.tls:
+        if plan.tls and self._pacs.policy.tls is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             connection.settimeout(10)
             with contextlib.suppress(OSError):

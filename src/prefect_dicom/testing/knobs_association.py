@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.testing.association_pdus import OddItems
 from prefect_dicom.testing.plans import WHENS, AssociationPlan, End, Knob, Stage
 
@@ -22,8 +23,9 @@ def _reset(plan: AssociationPlan, by: Behaviour) -> None:
     plan.end_at_once = End("reset")
 
 
-def _tls(plan: AssociationPlan, by: Behaviour) -> None:
+def _tls(plan: AssociationPlan, by: Behaviour, *, keys: Tls | None = None) -> None:
     plan.tls = True
+    plan.tls_as = keys
 
 
 def _silent(plan: AssociationPlan, by: Behaviour, *, hold: threading.Event) -> None:
@@ -108,7 +110,8 @@ ASSOCIATION_KNOBS = (
     Knob(
         "net.tls",
         (Stage.CONNECT,),
-        "Expects TLS, and closes the connection on plain DICOM.",
+        "Expects TLS, and closes the connection on plain DICOM. A PACS with `policy.tls` shows "
+        "the certificate of `keys` (a `Tls`) in place of its own.",
         _tls,
     ),
     Knob(

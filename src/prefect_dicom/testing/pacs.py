@@ -31,6 +31,7 @@ from pynetdicom.dimse_primitives import C_ECHO, C_FIND, C_GET, C_MOVE, C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import
 from pynetdicom.transport import ThreadedAssociationServer
 
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.testing.acceptor import Acceptor, AssociationServer
 from prefect_dicom.testing.connection_ends import (
     AssociationLost,
@@ -73,12 +74,16 @@ class PacsPolicy:
     associations : int
         Associations accepted at the same time; one more is rejected (2,3,2). Read when the PACS
         is made.
+    tls : Tls, optional
+        TLS, and nothing else, is spoken to who calls and to move destinations: the certificate,
+        and who is trusted. Who calls shows a certificate. Read for each connection.
     """
 
     calling_ae_titles: Collection[str] = ()
     unknown_calling: str = "reject"
     relational: bool = False
     associations: int = 100
+    tls: Tls | None = None
 
 
 class ScriptedPacs:
@@ -101,7 +106,6 @@ class ScriptedPacs:
         How it misbehaves; :attr:`script` may be changed later.
     policy : PacsPolicy, optional
         Who may call, and what is granted.
-
     Attributes
     ----------
     holdings : Holdings

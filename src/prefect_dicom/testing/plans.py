@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import Dataset
 
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.testing.association_pdus import OddItems
 from prefect_dicom.testing.instances import StoredInstance
 from prefect_dicom.testing.matching import matches, select
@@ -83,6 +84,8 @@ class AssociationPlan:
     """Nothing listens from now on until this is set."""
     tls: bool = False
     """TLS is expected of the peer."""
+    tls_as: Tls | None = None
+    """TLS with these keys in place of the PACS's."""
     hold: threading.Event | None = None
     """The answer waits for this."""
     reject: tuple[int, int, int] | None = None

@@ -419,6 +419,7 @@ class MoveSender(Sender):
             self.address,
             contexts,
             manner=self.plan.manner,
+            tls=self.exchange.pacs.policy.tls,
         )
 
     def release(self) -> None:

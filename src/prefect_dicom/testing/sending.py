@@ -17,6 +17,7 @@ from typing import Any
 from pynetdicom import evt
 from pynetdicom.association import Association
 
+from prefect_dicom.config.tls import Tls
 from prefect_dicom.testing.association_pdus import (
     OddItems,
     accepted_contexts,
@@ -25,6 +26,7 @@ from prefect_dicom.testing.association_pdus import (
     operations_window,
 )
 from prefect_dicom.testing.instances import StoredInstance
+from prefect_dicom.testing.tls import secured_client
 
 CONTEXTS_PER_ASSOCIATION = 128
 _P_DATA, _RELEASE_RQ = 4, 5
@@ -128,6 +130,8 @@ class StoreAssociation:
         SOP class and transfer syntax of each context to propose; 128 at most.
     manner : SenderManner, optional
         How it asks and sends.
+    tls : Tls, optional
+        Sends over TLS, and verifies the receiver.
 
     Raises
     ------
@@ -143,6 +147,7 @@ class StoreAssociation:
         contexts: Iterable[tuple[str, str]],
         *,
         manner: SenderManner | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._manner = manner or SenderManner()
         wanted = [(sop_class, [syntax]) for sop_class, syntax in contexts]
@@ -156,6 +161,8 @@ class StoreAssociation:
         self._socket = socket.create_connection(address, _ASSOCIATE_SECONDS, source)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, not self._manner.nagle)
         try:
+            if tls is not None:
+                self._socket = secured_client(self._socket, tls, address[0])
             self._socket.sendall(request)
             header = self._read(6)
             answer = header + self._read(_length_of(header))

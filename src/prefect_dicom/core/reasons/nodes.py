@@ -48,7 +48,7 @@ node*. The detail in brackets has the operating system's error.""",
         TRANSIENT,
         Scope.NODE,
         meaning="The PACS closed the connection at once.",
-        advice="Often plain DICOM to a TLS port, or an address filter on the PACS.",
+        advice="Often plain DICOM to a TLS port (set `tls` of the node), or an address filter.",
         explanation="""
 The connection was opened and closed again before any PDU. On the first contact
 this is nearly always a port that expects TLS, an address filter (tcp wrappers, "allowed hosts"),
@@ -298,13 +298,13 @@ and port has another title. `receiver.log` in the spool names that title too."""
             "with an association request it can read."
         ),
         advice=(
-            "The message, or the notes of `prefect-dicom status`, say what was received: have TLS "
-            "to us switched off where the PACS uses it; please report anything else."
+            "The message, or the notes of `prefect-dicom status`, say what was received: please "
+            "report it, with the PACS's product and version."
         ),
         explanation="""
-The connection came from an allowed address, and began with TLS, with another protocol, or
-with an association request that cannot be read. A PACS that is set to secure connections for all of
-its nodes uses TLS to us too. `receiver.log` in the spool says what was wrong.""",
+The connection came from an allowed address, and began with another protocol, or with an association
+request that cannot be read. TLS where it is not expected is `sender-with-tls`. `receiver.log` in
+the spool says what was wrong.""",
         needs_diagnosis=True,
         explains_silence=1,
     ),

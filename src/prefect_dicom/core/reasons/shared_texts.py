@@ -23,7 +23,8 @@ this order:
 3. that the receiver listens there: `receiver.bind` must not be `127.0.0.1` for a PACS elsewhere;
 4. the firewalls from the PACS to here, this host's own among them;
 5. the permission to send to us: a checkbox of the node, a licence, "export allowed";
-6. that the PACS uses plain DICOM to us, not TLS.
+6. that the PACS uses TLS to us if `receiver.tls` is set, and only then; and that each side trusts
+   the CA of the other's certificate.
 
 `prefect-dicom doctor` retrieves one instance this way and prints the line to add. Where no inbound
 port can be opened, `retrieve: c-get` needs none, if the PACS offers it."""
