@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -558,3 +559,14 @@ def test_the_line_of_figures_says_what_is_going_on():
     assert format_progress(under_way, pace) == (
         "2 of 4 studies archived; 30 instances, 3/s, 3.0 kB/s"
     )
+
+
+def test_a_port_that_is_taken_ends_a_pull_before_prefect_starts(command, tmp_path):
+    with (
+        site_around(tmp_path, tiny_instances(1)) as place,
+        socket.create_server(("127.0.0.1", place.site.receiver.port)),
+    ):
+        ended = command("pull", place.cohort())
+        assert ended.code == Exit.CONFIGURATION
+        assert "cannot listen on port" in ended.stderr and "prefect" not in ended.modules
+        assert place.asked_for() == 0

@@ -20,12 +20,13 @@ from prefect_dicom.archive.spool import Spool
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.events import EventBus
-from prefect_dicom.core.model import Disposition
+from prefect_dicom.core.model import Disposition, RetrieveMethod
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.core.uids import manifest_key
 from prefect_dicom.discovery.service import DiscoveryService
 from prefect_dicom.ledger import Cohort, Ledger
 from prefect_dicom.ledger import Run as RunRecord
+from prefect_dicom.network.storage_scp import check_port
 from prefect_dicom.run.archiving import ChunkArchiving
 from prefect_dicom.run.chunks import ChunkPlanner
 from prefect_dicom.run.commit import StudyCommit, clear_finished
@@ -221,13 +222,15 @@ def check_first(site: Site, ledger: Ledger, cohort: Cohort | None = None) -> Non
     Raises
     ------
     PrefectDicomError
-        What is wrong with the files of TLS, the archive or the spool.
+        What is wrong with the files of TLS, the archive, the spool or the receiver's port.
     """
     if cohort is not None and not has_work(ledger, cohort.number):
         return
     site.check_tls_files()
     check_archive(site)
     Spool(site.spool.path, site.spool.reserve_bytes)
+    if any(node.retrieve is RetrieveMethod.C_MOVE for node in site.nodes.values()):
+        check_port(site)
 
 
 def check_archive(site: Site) -> None:

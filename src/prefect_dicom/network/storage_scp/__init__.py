@@ -6,7 +6,19 @@ study an instance belongs to. ``process`` is the managed receiver, shared by the
 ``client`` a run's lease on it, ``control_protocol`` the messages between both.
 """
 
-from prefect_dicom.network.storage_scp.client import ReceiverLease, Request, running_receiver
+from prefect_dicom.network.storage_scp.client import (
+    ReceiverLease,
+    Request,
+    check_port,
+    running_receiver,
+)
 from prefect_dicom.network.storage_scp.store_handler import Expectation, StoreHandler
 
-__all__ = ["Expectation", "StoreHandler", "ReceiverLease", "Request", "running_receiver"]
+__all__ = [
+    "Expectation",
+    "StoreHandler",
+    "ReceiverLease",
+    "Request",
+    "check_port",
+    "running_receiver",
+]

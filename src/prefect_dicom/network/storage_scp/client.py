@@ -30,6 +30,7 @@ from prefect_dicom.network.storage_scp.control_protocol import (
     socket_path,
 )
 from prefect_dicom.network.storage_scp.process import LEDGER_VARIABLE, Assignment
+from prefect_dicom.network.storage_scp.server import listen
 from prefect_dicom.network.storage_scp.turned_away import TurnedAway
 
 _START_SECONDS = 30
@@ -174,6 +175,20 @@ def running_receiver(site: Site) -> ReceiverLease | None:
     """A lease on the site's receiver if it runs, without starting one."""
     found = _connect(assignment_of(site))
     return None if found is None else ReceiverLease(site, found[0])
+
+
+def check_port(site: Site) -> None:
+    """Check that the site's receiver can listen, unless one is there already.
+
+    Raises
+    ------
+    ReceiverError
+        Something else listens on its port, or nothing can.
+    """
+    # Not while another run starts one, which would find the port taken.
+    with file_lock(site.spool.path / STARTING_NAME):
+        if not _has_a_receiver(site.spool.path):
+            listen(site.receiver.bind, site.receiver.port).close()
 
 
 def assignment_of(site: Site) -> Assignment:

@@ -169,17 +169,7 @@ class StorageScp:
         """
         if self._tls is not None:
             self._tls.check()
-        family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
-        try:
-            self._listener = socket.create_server(
-                (self._address, self._port), family=family, backlog=_BACKLOG
-            )
-        except OSError as error:
-            code = "receiver-taken" if error.errno == errno.EADDRINUSE else "receiver-unreachable"
-            name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-            if code == "receiver-taken":
-                name = listening_process(self._port) or name
-            raise ReceiverError(code, f"cannot listen on port {self._port}: {name}") from None
+        self._listener = listen(self._address, self._port)
         self._listener.setblocking(False)
         self._port = self._listener.getsockname()[1]
         self._stopping.clear()
@@ -477,3 +467,22 @@ class StorageScp:
         except OSError:
             return False
         return True
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """Open a listening socket.
+
+    Raises
+    ------
+    ReceiverError
+        ``receiver-taken`` where another process listens there, else ``receiver-unreachable``.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        code = "receiver-taken" if error.errno == errno.EADDRINUSE else "receiver-unreachable"
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        if code == "receiver-taken":
+            name = listening_process(port) or name
+        raise ReceiverError(code, f"cannot listen on port {port}: {name}") from None
