@@ -32,14 +32,17 @@ from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
 from benchmarks.receiving import getting_rates, receiving_rates
 from benchmarks.sender import Orthanc
 from benchmarks.table import HEAD, Line, ratio
+from benchmarks.web import web_and_get
 from tests.support.certificates import Authority
 from tests.support.radosgw import missing_programs, radosgw
+from tests.support.web import dicomweb_plugin
 
 PARTS = (
     "receive",
     "tls",
     "nagle",
     "get",
+    "web",
     "pipelining",
     "jobs",
     "dead-time",
@@ -79,7 +82,7 @@ def main() -> int:
 def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
     """The lines of the table."""
     parts = options.only or PARTS
-    if {"receive", "nagle", "get"} & set(parts):
+    if {"receive", "nagle", "get", "web"} & set(parts):
         yield from _transfers(folder / "transfers", options, parts)
     if "pipelining" in parts:
         yield from _pipelining(folder / "pipelining", options)
@@ -109,7 +112,9 @@ def _transfers(folder: Path, options: argparse.Namespace, parts: tuple[str, ...]
         installed = stack.enter_context(StoreScp(folder / "installed", best=False))
         plain = stack.enter_context(PlainPynetdicom(folder / "pynetdicom"))
         known = {r.ae_title: r.port for r in (ours, counting, best, installed, plain)}
-        with Orthanc(folder / "orthanc", no_delay=True, destinations=known) as orthanc:
+        with Orthanc(
+            folder / "orthanc", no_delay=True, destinations=known, web="web" in parts
+        ) as orthanc:
             orthanc.hold([ct, small])
             for name, study in (("CT", ct), ("10 KB", small)):
                 if "receive" in parts:
@@ -130,6 +135,12 @@ def _transfers(folder: Path, options: argparse.Namespace, parts: tuple[str, ...]
                     rates = getting_rates(orthanc, study, folder, _CONTEXTS[name], options.rounds)
                     what = f"C-GET + SHA-256, {name}, over getscu at its best"
                     yield ratio(what, *rates.values(), 0.9, "/s")
+                if "web" in parts and dicomweb_plugin() is not None:
+                    web, get = web_and_get(orthanc, study, folder, _CONTEXTS[name], options.rounds)
+                    what = f"WADO-RS + SHA-256, {name}, over C-GET"
+                    yield ratio(what, web.rates, get.rates, None, "/s")
+                    what = f"WADO-RS, {name}, CPU seconds for a GB, over C-GET"
+                    yield ratio(what, web.cpu_per_gb, get.cpu_per_gb, None, "s")
         if "nagle" not in parts:
             return
         few = {

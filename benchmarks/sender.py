@@ -14,12 +14,16 @@ from benchmarks.corpus import Study
 from benchmarks.receivers import CALLER
 from prefect_dicom.config.tls import Tls
 from tests.support import peers
+from tests.support.web import dicomweb_plugin, web_settings
 
 _MOVE_SECONDS = 300
 
 
 class Orthanc(peers.Orthanc):
-    """Without the log the tests need. ``no_delay=False`` is Orthanc as installed."""
+    """Without the log the tests need. ``no_delay=False`` is Orthanc as installed.
+
+    With its plugin for DICOMweb where that is installed and ``web`` is true.
+    """
 
     def __init__(
         self,
@@ -29,8 +33,11 @@ class Orthanc(peers.Orthanc):
         destinations: Mapping[str, int] | None = None,
         tls: Tls | None = None,
         over_tls: Mapping[str, int] | None = None,
+        web: bool = False,
     ) -> None:
         settings: dict[str, object] = {}
+        if web and dicomweb_plugin() is not None:
+            settings = web_settings()
         known = {CALLER: 1, **(destinations or {}), **(over_tls or {})}
         if tls is not None:
             settings = {

@@ -693,6 +693,7 @@ def test_the_examples_are_the_ones_documented():
         "two-nodes.yaml",
         "full.yaml",
         "tls.yaml",
+        "dicomweb.yaml",
         "orthanc.json",
         "dcmqrscp.cfg",
     }

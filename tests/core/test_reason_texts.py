@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_dicom.cli import Exit, app
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.reasons import PAGE, REASONS, page
@@ -67,7 +68,7 @@ def in_backticks() -> set[str]:
 
 def test_keys_of_the_site_file_that_are_named_exist():
     parts = {name: field for name, field in Site.model_fields.items()}
-    node = Site.model_fields["nodes"].annotation.__args__[1].model_fields
+    node = PacsNode.model_fields
     named = {word for word in in_backticks() if re.fullmatch(r"[a-z_]+\.[a-z_]+", word)}
     assert {"limits.associations", "receiver.bind", "timeouts.stall_seconds"} <= named
     files = {"accept.csv", "candidates.csv", "deliveries.csv", "receiver.log", "results.csv"}

@@ -15,6 +15,7 @@ from prefect_dicom.config.site import load_site
 from prefect_dicom.testing import ScriptedPacs, tiny_instances
 from tests.support import peers
 from tests.support.campaign import only_in
+from tests.support.web import dicomweb_plugin
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
         pytest.skip(missing)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--folder", str(tmp_path)]
-        + ["--only", "receive", "tls", "nagle", "get"]
+        + ["--only", "receive", "tls", "nagle", "get", "web"]
         + ["--rounds", "1", "--ct", "2", "--small", "3"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -34,7 +35,7 @@ def test_every_transfer_is_compared_in_one_table(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 14
+    assert len(lines) == 2 + 14 + (0 if dicomweb_plugin() is None else 4)
     assert {line.count("|") for line in lines} == {6}
 
 

@@ -47,12 +47,13 @@ DOCUMENTS = {"README.md": README} | {
 }
 TESTED_ELSEWHERE = {
     "docs/delivery.md",
+    "docs/dicomweb.md",
     "docs/operations.md",
     "docs/scripted-pacs.md",
     "docs/tls.md",
     "docs/walk-through.md",
 }
-"""In ``tests/delivery/``, ``tests/testing/`` and by guide in ``tests/project/``."""
+"""In ``tests/delivery/``, ``tests/web/``, ``tests/testing/`` and by guide in ``tests/project/``."""
 
 
 class Block(NamedTuple):

@@ -34,7 +34,7 @@ IMPORTERS = {
     "pynetdicom": ({"network", "testing"}, set()),
     # The auditor of prefect_dicom.testing looks into the bucket for itself.
     "boto3": ({"archive", "blocks", "testing"}, set()),
-    "botocore": ({"archive", "blocks", "testing"}, set()),
+    "botocore": ({"archive", "blocks", "testing"}, {"web"}),
     "sqlalchemy": ({"ledger"}, set()),
     "pandas": ({"api", "cohort", "report"}, set()),
     "matplotlib": ({"report"}, set()),
@@ -150,6 +150,7 @@ EVENT_TABLES = {
     "ledger.errors",
     "network.association_errors",
     "network.status",
+    "web.status",
 }
 
 

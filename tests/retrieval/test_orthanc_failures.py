@@ -79,7 +79,7 @@ def test_a_destination_at_a_port_where_nothing_listens(setting):
     setting.place.audit()
 
 
-@pytest.mark.parametrize("retrieve", RetrieveMethod)
+@pytest.mark.parametrize("retrieve", [RetrieveMethod.C_MOVE, RetrieveMethod.C_GET])
 def test_a_study_it_no_longer_has(setting, monkeypatch, retrieve):
     setting.know_the_receiver()
     place = setting.place

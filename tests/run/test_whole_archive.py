@@ -1,6 +1,6 @@
 """Everything a real archive holds is archived byte for byte, or named with a reason.
 
-The small corpus by default; the whole one is counted by ``python tests/corpus_pull.py``.
+The small corpus by default; the whole one is counted by ``python -m tests.support.corpus_pull``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from prefect_dicom.core.model import RetrieveMethod
 from prefect_dicom.core.uids import is_uid
 from tests.support import corpus_pull, peers, postgres
 from tests.support.campaign import only_in, subset
+from tests.support.web import WebOrthanc
 
 TITLE = corpus_pull.TITLE
 
@@ -64,7 +65,20 @@ def test_orthanc_by_c_get_into_a_directory_with_the_ledger_in_postgresql(
 
 
 @pytest.mark.campaign("real archives")
-@pytest.mark.parametrize("retrieve", subset(RetrieveMethod, []))
+@pytest.mark.skipif(WebOrthanc.absent() is not None, reason=str(WebOrthanc.absent()))
+@only_in("real archives")
+def test_orthanc_by_wado_rs_into_a_bucket(tmp_path, corpus_small, rados_gateway):
+    bucket = corpus_pull.bucket_of(rados_gateway).model_copy(update={"prefix": "web"})
+    with WebOrthanc(tmp_path / "orthanc") as orthanc:
+        orthanc.load(corpus_small)
+        held = {one: lambda one=one: [orthanc.file(one.id)] for one in orthanc.instances()}
+        patients = corpus_pull.patients_of(corpus_small)
+        result = corpus_pull.one_web_pull(tmp_path / "pull", orthanc, held, patients, bucket)
+    assert result.unexplained == []
+    assert result.identical > 0
+
+
+@pytest.mark.parametrize("retrieve", subset([RetrieveMethod.C_MOVE, RetrieveMethod.C_GET], []))
 def test_dcmqrscp_that_takes_compressed_objects(
     tmp_path, new_archive, corpus_small, port, retrieve
 ):

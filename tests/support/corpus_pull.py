@@ -1,7 +1,8 @@
 """Pull everything a real archive holds, and compare what arrived with what it hands out.
 
-    python tests/corpus_pull.py          # Orthanc by C-MOVE into S3, by C-GET into a directory,
-                                         # dcmqrscp by both into a directory
+    python -m tests.support.corpus_pull  # Orthanc by C-MOVE and by WADO-RS into S3, by C-GET into
+                                         # a directory, dcmqrscp by both into a directory
+    python -m tests.support.corpus_pull web  # Orthanc by WADO-RS alone
 
 Prints one line a pull: instances the archive lists, archived byte for byte, named with a reason,
 and unexplained, which must be none. Orthanc is asked for its list and files by REST, dcmqrscp's
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -32,6 +34,7 @@ from prefect_dicom.config.archive import DirectoryArchive, S3Archive
 from prefect_dicom.config.receiver import Receiver
 from prefect_dicom.config.site import Ledger as LedgerSettings
 from prefect_dicom.config.site import Site, Spool, ledger_url
+from prefect_dicom.config.web_node import WebNode
 from prefect_dicom.core.model import RetrieveMethod, StudyState
 from prefect_dicom.core.uids import is_safe_key, is_uid, normal_uid
 from prefect_dicom.ledger import Ledger
@@ -41,6 +44,7 @@ from prefect_dicom.run.run import open_run
 from tests.support.corpus import full_corpus
 from tests.support.peers import US, Dcmqrscp, Held, Orthanc, Peer, free_port
 from tests.support.radosgw import radosgw
+from tests.support.web import WebOrthanc
 
 TITLE = "CORPUSPULL"
 """AE title of our receiver, a move destination of the archives."""
@@ -244,9 +248,14 @@ def pull_all(site: Site, cohort: Path) -> int:
 
 
 def compare(
-    site: Site, cohort: int, held: list[Held], originals: Callable[[Held], list[bytes]]
+    site: Site,
+    cohort: int,
+    held: list[Held],
+    originals: Callable[[Held], list[bytes]],
+    *,
+    whole_files: bool = False,
 ) -> Comparison:
-    """Hold the archive against what the PACS holds."""
+    """Hold the archive against what the PACS holds; ``whole_files``: file meta included."""
     result = Comparison(len(held))
     archive = open_archive(site.archive)
     with Ledger.open(ledger_url(site)) as ledger:
@@ -271,7 +280,12 @@ def compare(
         triple = tuple(map(normal_uid, one[:3]))
         if triple in keys:
             stored = b"".join(archive.read(keys[triple]))
-            result.count(stored, originals(one))
+            if whole_files and stored in originals(one):
+                result.identical += 1
+            elif whole_files:
+                result.unexplained.append(one)
+            else:
+                result.count(stored, originals(one))
         elif triple in withheld:
             result.named[withheld[triple]] += 1
         elif triple[0] in reasons:
@@ -331,9 +345,60 @@ def one_pull(
 def main() -> int:
     """Run all pulls; the exit code tells whether every instance is accounted for."""
     files = full_corpus()
+    parts = (_pull_web,) if sys.argv[1:] == ["web"] else (_pull_orthanc, _pull_web, _pull_dcmqrscp)
     with tempfile.TemporaryDirectory() as name:
-        results = [*_pull_orthanc(Path(name), files), *_pull_dcmqrscp(Path(name), files)]
+        results = [result for part in parts for result in part(Path(name), files)]
     return 1 if any(result.unexplained for result in results) else 0
+
+
+def bucket_of(s3: Any) -> S3Archive:
+    """The bucket of a radosgw as the archive of a site."""
+    return S3Archive(
+        bucket=s3.bucket,
+        endpoint=s3.endpoint,
+        access_key_id=s3.access_key,
+        secret_access_key=s3.secret_key,
+    )
+
+
+def _pull_web(folder: Path, files: list[Path]) -> Iterator[Comparison]:
+    """Orthanc by WADO-RS: whole files are compared, file meta and preamble included."""
+    if (absent := WebOrthanc.absent()) is not None:
+        print(f"WADO-RS: left out, {absent}")
+        return
+    with WebOrthanc(folder / "web-orthanc") as orthanc:
+        stores = orthanc.load(files).stored
+        held = {one: partial(_file_of, orthanc, one) for one in orthanc.instances()}
+        print(f"Orthanc answered {stores} stores with success and lists {len(held)} instances")
+        with radosgw(folder / "rgw-web") as s3:
+            yield one_web_pull(folder / "3", orthanc, held, patients_of(files), bucket_of(s3))
+
+
+def one_web_pull(
+    folder: Path,
+    orthanc: WebOrthanc,
+    held: dict[Held, Callable[[], list[bytes]]],
+    patients: dict[str, set[str]],
+    archive: S3Archive | DirectoryArchive,
+) -> Comparison:
+    """Pull all by WADO-RS, compare, print the line."""
+    folder.mkdir()
+    site = Site(
+        nodes={"peer": WebNode(dicomweb=orthanc.url)},
+        archive=archive,
+        ledger=LedgerSettings(path=folder / "ledger.sqlite"),
+        spool=Spool(path=folder / "spool", reserve_bytes=0),
+        reports=folder / "reports",
+    )
+    write_cohort(folder / "cohort.csv", held, patients)
+    began = time.monotonic()
+    cohort = pull_all(site, folder / "cohort.csv")
+    seconds = time.monotonic() - began
+    result = compare(site, cohort, list(held), lambda one: held[one](), whole_files=True)
+    print(f"Orthanc, WADO-RS into S3: {result.text()} [{seconds:.0f} s]", flush=True)
+    for one in result.unexplained:
+        print("  unexplained:", *one)
+    return result
 
 
 def _pull_orthanc(folder: Path, files: list[Path]) -> Iterator[Comparison]:
@@ -344,13 +409,7 @@ def _pull_orthanc(folder: Path, files: list[Path]) -> Iterator[Comparison]:
         print(f"Orthanc answered {stores} stores with success and lists {len(held)} instances")
         patients = patients_of(files)
         with radosgw(folder / "rgw") as s3:
-            bucket = S3Archive(
-                bucket=s3.bucket,
-                endpoint=s3.endpoint,
-                access_key_id=s3.access_key,
-                secret_access_key=s3.secret_key,
-            )
-            to_s3 = (RetrieveMethod.C_MOVE, port, held, patients, bucket)
+            to_s3 = (RetrieveMethod.C_MOVE, port, held, patients, bucket_of(s3))
             yield one_pull(folder / "1", "Orthanc, C-MOVE into S3", orthanc, *to_s3)
         to_folder = (RetrieveMethod.C_GET, port, held, patients)
         yield one_pull(folder / "2", "Orthanc, C-GET into a directory", orthanc, *to_folder)
@@ -375,7 +434,7 @@ def _pull_dcmqrscp(folder: Path, files: list[Path]) -> Iterator[Comparison]:
             f"and sends {len(sent)} of them to storescp"
         )
         patients = patients_of(paths.values())
-        for number, retrieve in enumerate(RetrieveMethod, 3):
+        for number, retrieve in enumerate((RetrieveMethod.C_MOVE, RetrieveMethod.C_GET), 4):
             title = f"dcmqrscp, {retrieve.upper()} into a directory"
             yield one_pull(folder / str(number), title, dcmqrscp, retrieve, port, held, patients)
 

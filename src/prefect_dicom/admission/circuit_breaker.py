@@ -137,7 +137,7 @@ class CircuitBreaker:
 
     # --- transitions
 
-    def record_failure(self, code: str, *, has_worked: bool) -> None:
+    def record_failure(self, code: str, *, has_worked: bool, at_least: float = 0.0) -> None:
         """Open the breaker after a failure that :meth:`counts`, or disable it.
 
         Parameters
@@ -146,6 +146,8 @@ class CircuitBreaker:
             Reason code of the failure.
         has_worked : bool
             Whether the node has done anything for this run yet.
+        at_least : float
+            Seconds that the node itself asks to be left alone; the wait is no shorter.
         """
         self._failed_at = self._now()
         self.failures += 1
@@ -158,7 +160,7 @@ class CircuitBreaker:
         if self.failures >= attempts:
             self.disable(code)
         else:
-            self._wait(self._retry_after_seconds[self.failures - 1], code)
+            self._wait(self._retry_after_seconds[self.failures - 1], code, at_least)
 
     def disable(self, code: str) -> None:
         """Send no further request before a person has acted."""
@@ -177,6 +179,8 @@ class CircuitBreaker:
         self._wait(self._retry_after_seconds[passes - 1], None)
         return True
 
-    def _wait(self, seconds: float, code: str | None) -> None:
-        self._not_before = max(self._not_before, self._now() + seconds * self._jitter())
+    def _wait(self, seconds: float, code: str | None, at_least: float = 0.0) -> None:
+        # Jitter makes no wait shorter than the node has asked for.
+        wait = max(seconds * self._jitter(), at_least)
+        self._not_before = max(self._not_before, self._now() + wait)
         self._waiting_for = code

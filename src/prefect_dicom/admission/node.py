@@ -141,7 +141,9 @@ class NodeAdmission:
 
     # --- results of requests
 
-    def record_failure(self, code: str, requested_at: float) -> None:
+    def record_failure(
+        self, code: str, requested_at: float, retry_after_seconds: float | None = None
+    ) -> None:
         """Open or disable the breaker: the node cannot be used, or not now.
 
         Parameters
@@ -151,6 +153,8 @@ class NodeAdmission:
         requested_at : float
             When the failed request was sent. What was sent before the last failure failed with
             it, and counts once.
+        retry_after_seconds : float, optional
+            How long the node itself asks to be left alone; no shorter wait follows.
         """
         with self._changing():
             if not self._breaker.counts(requested_at):
@@ -158,7 +162,9 @@ class NodeAdmission:
             if code == "pacs-busy":
                 self._decrease(code)
             self._limit.collapse()
-            self._breaker.record_failure(code, has_worked=self._health.has_worked)
+            self._breaker.record_failure(
+                code, has_worked=self._health.has_worked, at_least=retry_after_seconds or 0.0
+            )
             if self._breaker.disabled_for:
                 self._changes.append(("node.disabled", code, {}))
             else:
@@ -210,13 +216,18 @@ class NodeAdmission:
         code : str
             Reason code of its last request.
         method : RetrieveMethod
-            How it was requested: by C-GET there is no way back that could be closed.
+            How it was requested: by C-MOVE alone there is a way back that could be closed.
         """
         with self._changing():
             if self._health.record_nothing_sent(study):
+                match method:
+                    case RetrieveMethod.C_MOVE:
+                        general = "node-sends-nothing"
+                    case RetrieveMethod.C_GET:
+                        general = "c-get-sends-nothing"
+                    case RetrieveMethod.WADO_RS:
+                        general = "wado-sends-nothing"
                 for_a_person = reason_for(code).disposition is Disposition.OPERATOR
-                by_get = method is RetrieveMethod.C_GET
-                general = "c-get-sends-nothing" if by_get else "node-sends-nothing"
                 self._disable(code if for_a_person else general)
 
     def record_latency(self, kind: RequestKind, seconds: float, about: Hashable = None) -> None:

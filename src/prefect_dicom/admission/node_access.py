@@ -17,7 +17,7 @@ from typing import Protocol
 
 from prefect_dicom.admission.association_pool import AssociationPool
 from prefect_dicom.admission.circuit_breaker import BreakerState
-from prefect_dicom.admission.client import client_of
+from prefect_dicom.admission.client import ClientFactory
 from prefect_dicom.admission.health import RequestKind
 from prefect_dicom.admission.node import NodeAdmission
 from prefect_dicom.admission.request_rates import RequestRates
@@ -33,6 +33,7 @@ from prefect_dicom.network.node_client import NodeClient
 
 log = logging.getLogger(__name__)
 
+_QUERIES = ("C-FIND", "QIDO-RS")
 _LOOK_SECONDS = 1.0
 _PERMIT_SECONDS = 0.2
 
@@ -99,6 +100,9 @@ class NodeAccess:
         self._lock = threading.Lock()
         self._admissions: dict[str, NodeAdmission] = {}
         self._answered: dict[str, set[str]] = defaultdict(set)
+        self._clients = {
+            name: ClientFactory(node, site.capabilities[name]) for name, node in site.nodes.items()
+        }
         self._character_sets: dict[str, str] = {}
         """By node, the character set in which it last found a text beyond ASCII."""
 
@@ -190,7 +194,7 @@ class NodeAccess:
                 asked_at = admission.now()
                 yield requestor
         except PacsError as error:
-            admission.record_failure(error.code, asked_at)
+            admission.record_failure(error.code, asked_at, error.retry_after_seconds)
             raise
         finally:
             admission.release()
@@ -247,7 +251,7 @@ class NodeAccess:
         except PacsError as error:
             works = error.reason.refuses_service  # It speaks DICOM, and may answer others.
             if not works:
-                admission.record_failure(error.code, asked_at)
+                admission.record_failure(error.code, asked_at, error.retry_after_seconds)
                 raise
         finally:
             admission.end_probe(answered=works)
@@ -272,7 +276,9 @@ class NodeAccess:
         """Borrow an association to a node; it stays open for the next borrower."""
         with self.pool.requestor(node, kind) as requestor:
             learnt = self._site.capabilities[node].query_character_sets or ("",)
-            requestor.characters = self._character_sets.get(node) or learnt[0]
+            requestor.characters = (
+                self._character_sets.get(node) or learnt[0] or requestor.characters
+            )
             requestor.now = self.admission(node).now
             requestor.first_answer = partial(self._record_latency, node, requestor)
             try:
@@ -289,16 +295,16 @@ class NodeAccess:
         self.pool.close()
 
     def _new_requestor(self, node: str) -> NodeClient:
-        requestor = client_of(self._site.nodes[node], self._answered[node])
+        requestor = self._clients[node].new(self._answered[node])
         requestor.stopping = partial(self.is_ending, node)
-        requestor.answers_lists = self._site.capabilities[node].uid_lists_above is not False
+        requestor.answers_lists &= self._site.capabilities[node].uid_lists_above is not False
         return requestor
 
     def _record_latency(
         self, node: str, requestor: NodeClient, service: str, seconds: float
     ) -> None:
         answered(node, service, seconds)
-        if service == "C-FIND":
+        if service in _QUERIES:
             self.admission(node).record_latency(RequestKind.QUERY, seconds, requestor.about)
 
     def check_running(self) -> None:

@@ -96,13 +96,19 @@ class IncomingInstance:
         "_unchecked",
         "_unhashed",
         "_unhashed_bytes",
+        "_whole_file",
         "began",
         "request",
         "size_bytes",
     )
 
     def __init__(
-        self, spool: Spool, request: StoreRequest, background: Background | None = None
+        self,
+        spool: Spool,
+        request: StoreRequest,
+        background: Background | None = None,
+        *,
+        whole_file: bool = False,
     ) -> None:
         self.request = request
         self._background = background
@@ -114,9 +120,11 @@ class IncomingInstance:
         self._spool = spool
         self._unchecked = 0
         # Written with the first bytes of the data set, in one call instead of two.
-        self._meta = part10.file_meta(request)
+        # Of a whole file it is the sender's own.
+        self._meta = b"" if whole_file else part10.file_meta(request)
         self._hash = hashlib.sha256(self._meta)
         self.size_bytes = self._data_set_at = len(self._meta)
+        self._whole_file = whole_file
         try:
             spool.check_reserve()
             self._create()
@@ -148,8 +156,9 @@ class IncomingInstance:
         """
         size = sum(map(len, fragments))
         pieces: Sequence[bytes | memoryview]
-        if self._meta:
+        if self._meta or not self.size_bytes:
             failpoint("part-begun")
+        if self._meta:
             pieces, self._meta = (self._meta, *fragments), b""
         else:
             pieces = fragments
@@ -220,6 +229,8 @@ class IncomingInstance:
 
     def study_instance_uid(self) -> str | None:
         """Read the StudyInstanceUID from the data set; None if it has none or is unreadable."""
+        if self._whole_file:
+            return part10.study_of(self._descriptor)
         if self._meta:
             self.write(())
         return part10.study_of(
@@ -312,10 +323,20 @@ class Spool:
     # --- receiving
 
     def begin(
-        self, request: StoreRequest, background: Background | None = None
+        self,
+        request: StoreRequest,
+        background: Background | None = None,
+        *,
+        whole_file: bool = False,
     ) -> IncomingInstance:
-        """Begin to receive an instance, hashed in the background; raises SpoolFull."""
-        return IncomingInstance(self, request, background)
+        """Begin to receive an instance, hashed in the background; raises SpoolFull.
+
+        Parameters
+        ----------
+        whole_file : bool
+            Whether a Part 10 file follows, with the file meta of its sender, and not a data set.
+        """
+        return IncomingInstance(self, request, background, whole_file=whole_file)
 
     def keep(self, incoming: IncomingInstance, study: StudyReference) -> None:
         """Move a complete instance to its study. The same bytes again change nothing."""

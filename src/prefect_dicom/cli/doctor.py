@@ -28,6 +28,7 @@ from prefect_dicom.cli.app import (
     print_error,
 )
 from prefect_dicom.cli.flow_runner import settle_prefect, site_of
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.errors import ConfigurationError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow
@@ -107,6 +108,8 @@ def doctor(
         return Exit.ALL_WELL if well else Exit.NOT_ALL
     for name, some in entries.items():
         peer = settings.nodes[name]
+        if not isinstance(peer, PacsNode):
+            continue
         output.print(
             f"\nWhat [bold]{name}[/] ({escape(peer.called_ae_title)} at {peer.host}:{peer.port}) "
             "has to have configured for this site:",

@@ -128,6 +128,11 @@ class NodeCapabilities(Settings):
         description="Specific Character Sets its answers declare; ISO_IR 6 where they declare "
         "none.",
     )
+    percent_decoding: bool | None = Field(
+        default=None,
+        description="Whether a DICOMweb server finds a study by a value with percent-encoded "
+        "characters.",
+    )
     query_character_sets: tuple[str, ...] | None = Field(
         default=None, description="Specific Character Sets in which a query for a name finds it."
     )
@@ -140,6 +145,9 @@ class NodeCapabilities(Settings):
     )
     c_move: Service | None = Field(default=None, description="Result of a C-MOVE of one instance.")
     c_get: Service | None = Field(default=None, description="Result of a C-GET of one instance.")
+    wado_rs: Service | None = Field(
+        default=None, description="Result of a WADO-RS request for one instance."
+    )
     get_roles: bool | None = Field(
         default=None,
         description="Whether it accepts us as storage SCP in a C-GET (role selection).",

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, SecretStr, Tag, ValidationError
+from pydantic import BaseModel, Discriminator, SecretStr, Tag, ValidationError
 from pydantic.fields import FieldInfo
 
 SECRET_KEY = re.compile(r"passw(or)?d|passphrase|pwd|secret|access_?key|api_?key|token|credential")
@@ -141,7 +141,9 @@ def _path_of(
 
 def union_members(annotation: Any) -> Iterator[Any]:
     """Members of a union but None; any other type is its own only member."""
-    if get_origin(annotation) in (Union, UnionType):
+    if get_origin(annotation) is Annotated and Discriminator in map(type, annotation.__metadata__):
+        yield from union_members(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
         yield from (member for member in get_args(annotation) if member is not NoneType)
     else:
         yield annotation

@@ -152,6 +152,16 @@ class PacsNode(NodeSettings):
             )
         return destination
 
+    @field_validator("retrieve")
+    @classmethod
+    def _retrieves_by_dimse(cls, method: RetrieveMethod) -> RetrieveMethod:
+        if method is RetrieveMethod.WADO_RS:
+            raise ValueError(
+                "expected c-move or c-get; a node with `host` speaks DIMSE: one that is retrieved "
+                "from by wado-rs has `dicomweb`, its URL, instead"
+            )
+        return method
+
     @field_validator("host")
     @classmethod
     def _host_names_one_peer(cls, host: str) -> str:

@@ -38,6 +38,7 @@ from prefect_dicom.config.receiver import Metrics, Receiver
 from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.tls import Tls
 from prefect_dicom.config.tls_files import tls_faults
+from prefect_dicom.config.web_node import WebNode
 from prefect_dicom.config.yaml import LEDGER_URL_VARIABLE, Document, text_of
 from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.core.model import Evidence, RetrieveMethod
@@ -59,6 +60,19 @@ _SETTLES_WITHIN = 2
 _NO_TLS = "expected the keys of TLS here, or a group `tls` beside `nodes`"
 
 Plain = TypeVar("Plain", bound=Settings)
+
+
+def kind_of_node(value: Any) -> str:
+    """Which protocol a node speaks, so that only the faults of its own keys are reported."""
+    if isinstance(value, Mapping):
+        return "dicomweb" if "dicomweb" in value else "dimse"
+    return "dicomweb" if isinstance(value, WebNode) else "dimse"
+
+
+AnyNode = Annotated[
+    Annotated[PacsNode, Tag("dimse")] | Annotated[WebNode, Tag("dicomweb")],
+    Discriminator(kind_of_node),
+]
 
 
 class Ledger(Settings):
@@ -142,7 +156,7 @@ class Site(Settings):
     tls: Tls | None = Field(
         default=None, description="TLS of the nodes and the receiver that have `tls: true`."
     )
-    nodes: dict[NodeName, PacsNode] = Field(
+    nodes: dict[NodeName, AnyNode] = Field(
         min_length=1, description="PACS nodes by a name of your choice."
     )
     receiver: Receiver = Field(default_factory=Receiver, description="The managed receiver.")
@@ -198,8 +212,8 @@ class Site(Settings):
     @field_validator("nodes")
     @classmethod
     def _nodes_have_their_tls(
-        cls, nodes: dict[str, PacsNode], info: ValidationInfo
-    ) -> dict[str, PacsNode]:
+        cls, nodes: dict[str, AnyNode], info: ValidationInfo
+    ) -> dict[str, AnyNode]:
         site = info.data.get("tls")
         if "tls" in info.data and site is None:
             for name, node in nodes.items():
@@ -385,7 +399,10 @@ def on_this_host(site: Site, environ: Mapping[str, str] = os.environ) -> Site:
 
     receiver = with_values(site.receiver, HOST_VARIABLES)
     calling = {CALLING_VARIABLE: "calling_ae_title"}
-    nodes = {name: with_values(node, calling) for name, node in site.nodes.items()}
+    nodes = {
+        name: with_values(node, calling) if isinstance(node, PacsNode) else node
+        for name, node in site.nodes.items()
+    }
     if faults:
         raise ConfigurationError("the environment", list(dict.fromkeys(faults)))
     return site.model_copy(update={"receiver": receiver, "nodes": nodes})

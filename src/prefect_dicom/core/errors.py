@@ -94,6 +94,9 @@ class CohortError(FaultyFileError):
 class PacsError(PrefectDicomError):
     """A PACS node refused, failed, did not answer or sent an unusable answer."""
 
+    retry_after_seconds: float | None = None
+    """How long the node asks not to be asked again, where it says so."""
+
 
 class ReceiverError(PrefectDicomError):
     """The managed receiver cannot be started, reached or shared."""

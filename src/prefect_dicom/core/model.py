@@ -1,9 +1,8 @@
 """Domain model: frozen values and enumerations of the standard library only.
 
-A cohort is a list of rows. A row finds studies; a study has a list of instances; studies are
-retrieved in chunks; received instances lie in the spool until they are in the archive. A *study
-reference* is the ledger's own number for a study: the only name of it that may appear in logs,
-task names, artifacts and Prefect's database.
+A cohort is a list of rows, which find studies. Studies have lists of instances and are retrieved in
+chunks; instances lie in the spool until they are archived. A *study reference* is the ledger's own
+number for a study: its only name in logs, task names, artifacts and Prefect's database.
 """
 
 from __future__ import annotations
@@ -131,10 +130,11 @@ class InformationModel(StrEnum):
 
 
 class RetrieveMethod(StrEnum):
-    """DIMSE service by which instances are retrieved from a node, PS3.4 C.4.2 and C.4.3."""
+    """How instances are retrieved from a node, PS3.4 C.4.2 and C.4.3, PS3.18 10.4."""
 
     C_MOVE = "c-move"
     C_GET = "c-get"
+    WADO_RS = "wado-rs"
 
 
 @dataclass(frozen=True, slots=True)

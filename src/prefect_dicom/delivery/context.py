@@ -38,7 +38,9 @@ class DeliveryContext:
     @property
     def node(self) -> PacsNode:
         """The target."""
-        return self.site.nodes[self.target]
+        node = self.site.nodes[self.target]
+        assert isinstance(node, PacsNode), "only nodes that speak DIMSE have a `destination`"
+        return node
 
     @property
     def destination(self) -> Destination:

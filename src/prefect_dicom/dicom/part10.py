@@ -156,7 +156,9 @@ def survey(path: Path) -> Scan:
     return Scan(walk.identity(), walk.structure(), walk.fault)
 
 
-def study_of(descriptor: int, data_set_at: int, transfer_syntax_uid: str) -> str | None:
+def study_of(
+    descriptor: int, data_set_at: int | None = None, transfer_syntax_uid: str = ""
+) -> str | None:
     """Return the StudyInstanceUID of an open file that was just written, or None.
 
     The walk ends as soon as it is read, so that the cost does not grow with the number of frames.
@@ -165,10 +167,10 @@ def study_of(descriptor: int, data_set_at: int, transfer_syntax_uid: str) -> str
     ----------
     descriptor : int
         File descriptor, open for reading.
-    data_set_at : int
-        Offset of the data set, behind the file meta.
+    data_set_at : int, optional
+        Offset of the data set, behind the file meta; by default that is read first.
     transfer_syntax_uid : str
-        Transfer syntax in the file meta.
+        Transfer syntax in the file meta, where that is not read.
     """
     walk = ElementWalk(descriptor, study_only=True)
     _run(walk, data_set_at, transfer_syntax_uid)

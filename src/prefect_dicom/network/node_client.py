@@ -11,14 +11,14 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 from pydicom.dataset import Dataset
 
 from prefect_dicom.config.node import NodeSettings
 from prefect_dicom.core.row_queries import RowTrace
 from prefect_dicom.network.retrieve_result import RetrieveResult
-from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
+from prefect_dicom.network.storage_scp.store_handler import StoreHandler
 
 
 class NodeClient(ABC):
@@ -97,7 +97,7 @@ class NodeClient(ABC):
         identifier: Dataset,
         *,
         contexts: Sequence[tuple[str, str]],
-        store_handler: InstanceSink[Any],
+        store_handler: StoreHandler,
         should_stop: Callable[[], bool] | None = None,
         without_roles: bool = True,
     ) -> RetrieveResult:
@@ -109,7 +109,7 @@ class NodeClient(ABC):
             Made by :func:`~prefect_dicom.network.query_keys.retrieve_identifier`.
         contexts : sequence of (SOP class UID, transfer syntax UID)
             What a C-GET proposes; a protocol without negotiation has no use for them.
-        store_handler : InstanceSink
+        store_handler : StoreHandler
             Where instances go.
         should_stop : callable, optional
             Called again and again while the request is under way; true ends it.

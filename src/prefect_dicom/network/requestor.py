@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any
 
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -37,7 +36,7 @@ from prefect_dicom.network.logging import configure_logging
 from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import reason_for_status
-from prefect_dicom.network.storage_scp.instance_sink import InstanceSink
+from prefect_dicom.network.storage_scp.store_handler import StoreHandler
 from prefect_dicom.network.upper_layer.negotiation import (
     ACCEPTED,
     request_pdu,
@@ -195,7 +194,7 @@ class Requestor(NodeClient):
         identifier: Dataset,
         *,
         contexts: Sequence[tuple[str, str]],
-        store_handler: InstanceSink[Any],
+        store_handler: StoreHandler,
         should_stop: Callable[[], bool] | None = None,
         without_roles: bool = True,
     ) -> RetrieveResult:

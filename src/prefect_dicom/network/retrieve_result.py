@@ -1,4 +1,4 @@
-"""The result of one C-MOVE or C-GET request."""
+"""The result of one C-MOVE, C-GET or WADO-RS request."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class RetrieveResult:
         turned away a peer meanwhile: what the PACS reports of it is not the cause.
     accepted : tuple of (str, str)
         SOP class and transfer syntax of the storage contexts that the PACS accepted for a C-GET.
+    retry_after_seconds : float or None
+        How long the node asks not to be asked again, where it says so.
     """
 
     status: int | None
@@ -44,6 +46,7 @@ class RetrieveResult:
     lost: str | None = None
     turned_away: str | None = None
     accepted: tuple[tuple[str, str], ...] = ()
+    retry_after_seconds: float | None = None
 
     @property
     def sent(self) -> int:

@@ -11,6 +11,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 from prefect_dicom.config.certificates import Certificate
 from prefect_dicom.config.node import PacsNode
@@ -20,6 +21,22 @@ from prefect_dicom.core.errors import PacsError
 
 TLS_HANDSHAKE, TLS_ALERT = 0x16, 0x15
 """First byte of a connection that begins with TLS, and of its alerts."""
+
+
+class TlsNode(Protocol):
+    """Settings of a node as far as TLS goes."""
+
+    @property
+    def tls(self) -> Tls | bool:
+        """Its TLS settings; False for none."""
+
+    @property
+    def tls_name(self) -> str | None:
+        """The name in its certificate, where that is not its host."""
+
+    @property
+    def host(self) -> str:
+        """Host name or address."""
 
 
 class Verification(IntEnum):
@@ -108,7 +125,7 @@ class TlsPeer:
     chain: tuple[Certificate, ...]
 
 
-def secure(connection: socket.socket, node: PacsNode, seconds: float) -> socket.socket:
+def secure(connection: socket.socket, node: TlsNode, seconds: float) -> socket.socket:
     """Shake hands on a connection to a node that has TLS; others are returned as they are.
 
     The refusal of our certificate may still come: with TLS 1.3 the peer verifies it after the
@@ -151,7 +168,7 @@ def secure(connection: socket.socket, node: PacsNode, seconds: float) -> socket.
     raise error_of_it from None
 
 
-def _plain(connection: socket.socket, node: PacsNode) -> socket.socket:
+def _plain(connection: socket.socket, node: TlsNode) -> socket.socket:
     if node.tls:
         # Only a site knows its own keys: a node by itself must not fall back to plain DICOM.
         connection.close()
@@ -160,7 +177,7 @@ def _plain(connection: socket.socket, node: PacsNode) -> socket.socket:
 
 
 def _failure(
-    error: OSError | ValueError, node: PacsNode, secured: ssl.SSLSocket | None
+    error: OSError | ValueError, node: TlsNode, secured: ssl.SSLSocket | None
 ) -> PacsError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return _not_trusted(error, node)
@@ -181,7 +198,7 @@ def _failure(
     return PacsError("tls-handshake-failed", name.replace("_", " ").lower())
 
 
-def _not_trusted(error: ssl.SSLCertVerificationError, node: PacsNode) -> PacsError:
+def _not_trusted(error: ssl.SSLCertVerificationError, node: TlsNode) -> PacsError:
     code = error.verify_code
     words = verification_words(code)
     if code in (Verification.HOST_NAME, Verification.ADDRESS):
@@ -240,7 +257,7 @@ def shown_chain(node: PacsNode) -> tuple[Certificate, ...]:
     return tuple(found)
 
 
-def _shows_a_certificate(node: PacsNode) -> bool:
+def _shows_a_certificate(node: TlsNode) -> bool:
     return isinstance(node.tls, Tls) and node.tls.certificate is not None
 
 

@@ -14,32 +14,26 @@ import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from prefect_dicom.admission.client import ClientFactory
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.spool import Spool
-from prefect_dicom.cohort.row_matching import identifies, study_query
-from prefect_dicom.config.node import PacsNode
+from prefect_dicom.config.node import NodeSettings, PacsNode
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, Instance, RetrieveMethod, Study
 from prefect_dicom.core.mounts import network_file_system
 from prefect_dicom.core.reasons import Scope
-from prefect_dicom.core.uids import is_safe_key, normal_uid
+from prefect_dicom.core.uids import normal_uid
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.network.find.list_instances import list_instances
-from prefect_dicom.network.find.list_studies import (
-    find_some_studies,
-    find_some_studies_by_prefix,
-    find_studies,
-)
-from prefect_dicom.network.get import c_get
 from prefect_dicom.network.move import move
+from prefect_dicom.network.node_client import NodeClient
 from prefect_dicom.network.presentation_contexts import STORAGE_CLASSES, Breadth, context_groups
 from prefect_dicom.network.query_keys import retrieve_identifier
 from prefect_dicom.network.requestor import Requestor
@@ -47,6 +41,11 @@ from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import is_unable_to_process, reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, StoreHandler
 from prefect_dicom.network.storage_scp.turned_away import TurnedAway, most_telling
+from prefect_dicom.operations.find_a_study import (
+    study_by_date,
+    study_by_patient,
+    study_of_row,
+)
 from prefect_dicom.operations.findings import Finding, error_words, failed_finding
 from prefect_dicom.operations.tls_check import check_files, check_node, check_senders
 from prefect_dicom.retrieval.send import wait_until_received
@@ -58,9 +57,8 @@ _LEDGER_ADVICE = (
     "Point `ledger.path` to a local disk; several hosts share a ledger in PostgreSQL."
 )
 _SPOOL_ADVICE = "Point `spool.path` to a local disk of each host: a spool is never shared."
-_WINDOWS_DAYS = (7, 90, 365, 3650)
-# Of PatientIDs, until one brings a study.
-_PREFIXES = "1203456789APMST"
+_SERVICES = {True: ("C-ECHO", "C-FIND"), False: ("HTTP", "QIDO-RS")}
+"""By whether a node speaks DIMSE: what it is asked first, and how it is searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +106,18 @@ def examine(
             except PrefectDicomError as error:
                 yield failed_finding("receiver", "listens", error)
         for name, node in chosen.items():
-            yield from _way_back(site, name, node)
+            if isinstance(node, PacsNode):
+                yield from _way_back(site, name, node)
             yield from _node(site, name, node, lease, row)
 
 
-def entries_for_the_pacs(site: Site, node: PacsNode) -> list[Entry]:
-    """Return the lines for the PACS's table of known nodes, for some products."""
+def entries_for_the_pacs(site: Site, node: NodeSettings) -> list[Entry]:
+    """Return the lines for the PACS's table of known nodes, for some products.
+
+    A DICOMweb server has no such table.
+    """
+    if not isinstance(node, PacsNode):
+        return []
     address, port = _address_for(site, node), site.receiver.port
     titles = {node.calling_ae_title: "query and retrieve"}
     if node.retrieve is RetrieveMethod.C_MOVE:
@@ -203,7 +207,7 @@ def _way_back(site: Site, name: str, node: PacsNode) -> Iterator[Finding]:
     bind = site.receiver.bind
     ours, theirs = _route_to(node)
     if (
-        node.retrieve is RetrieveMethod.C_GET
+        node.retrieve is not RetrieveMethod.C_MOVE
         or not ipaddress.ip_address(bind).is_loopback
         or ours in ("", theirs)
         or ipaddress.ip_address(theirs).is_loopback
@@ -220,15 +224,16 @@ def _way_back(site: Site, name: str, node: PacsNode) -> Iterator[Finding]:
 
 
 def _node(
-    site: Site, name: str, node: PacsNode, lease: ReceiverLease | None, row: CohortRow | None
+    site: Site, name: str, node: NodeSettings, lease: ReceiverLease | None, row: CohortRow | None
 ) -> Iterator[Finding]:
-    if not (yield from check_node(name, node)):
+    if isinstance(node, PacsNode) and not (yield from check_node(name, node)):
         return
-    with Requestor(node) as requestor:
-        check, began = "C-ECHO", time.monotonic()
+    echo, find = _SERVICES[isinstance(node, PacsNode)]
+    with ClientFactory(node, site.capabilities[name]).new() as requestor:
+        check, began = echo, time.monotonic()
         try:
             yield Finding(name, check, True, f"{requestor.echo() * 1000:.0f} ms")
-            check, began = "C-FIND", time.monotonic()
+            check, began = find, time.monotonic()
             study = yield from _first_study(name, requestor, row)
             if study is None:
                 yield Finding(
@@ -258,7 +263,7 @@ def _node(
 
 
 def _first_study(
-    name: str, requestor: Requestor, row: CohortRow | None
+    name: str, requestor: NodeClient, row: CohortRow | None
 ) -> Generator[Finding, None, Study | None]:
     """A study to try a retrieval with: by the row or by date, and else by another key.
 
@@ -270,10 +275,10 @@ def _first_study(
     PacsError
         Of the first query, where the second one fails too.
     """
-    first, second = _study_by_date, _study_by_patient
+    first, second = study_by_date, study_by_patient
     words = "Queries by date", "a query by PatientID"
     if row is not None:
-        first, second = partial(_study_of_row, row=row), _study_by_date
+        first, second = partial(study_of_row, row=row), study_by_date
         words = "The query for it", "a query by date"
     try:
         return first(requestor)
@@ -287,9 +292,10 @@ def _first_study(
         study = second(requestor)
     except PacsError:
         raise failed from None
+    find = _SERVICES[isinstance(requestor, Requestor)][1]
     yield Finding(
         name,
-        "C-FIND by date" if row is None else "C-FIND of the study",
+        f"{find} by date" if row is None else f"{find} of the study",
         row is None,
         f"{error_words(failed)}; {words[1]} is answered",
         f"{words[0]} failed: the PACS's log says over what. Rows with other identifiers are found.",
@@ -297,32 +303,10 @@ def _first_study(
     return study
 
 
-def _study_of_row(requestor: Requestor, row: CohortRow) -> Study | None:
-    studies = [s for s in find_studies(requestor, study_query(row)) if identifies(row, s)]
-    return next((s for s in studies if is_safe_key(s.study_instance_uid)), None)
-
-
-def _study_by_patient(requestor: Requestor) -> Study | None:
-    for prefix in _PREFIXES:
-        for study in find_some_studies_by_prefix(requestor, prefix):
-            if is_safe_key(study.study_instance_uid):
-                return study
-    return None
-
-
-def _study_by_date(requestor: Requestor) -> Study | None:
-    today = datetime.now(UTC).date()
-    for first in [today - timedelta(days=days) for days in _WINDOWS_DAYS] + [date(1900, 1, 1)]:
-        for study in find_some_studies(requestor, first, today):
-            if is_safe_key(study.study_instance_uid):
-                return study
-    return None
-
-
 def _retrieve_one(
     site: Site,
-    node: PacsNode,
-    requestor: Requestor,
+    node: NodeSettings,
+    requestor: NodeClient,
     lease: ReceiverLease | None,
     study: Study,
     instance: Instance,
@@ -337,7 +321,7 @@ def _retrieve_one(
     if node.retrieve is RetrieveMethod.C_MOVE and lease is None:
         raise PacsError("receiver-unreachable", "it does not run; not tried")
     identifier = retrieve_identifier(
-        node.information_model,
+        node.query_model,
         "IMAGE",
         study.patient_id,
         [study.study_instance_uid],
@@ -349,18 +333,21 @@ def _retrieve_one(
     spool.drop(_PROBE)
     turned_away: Sequence[TurnedAway] = ()
     try:
-        if node.retrieve is RetrieveMethod.C_GET:
+        if node.retrieve is RetrieveMethod.WADO_RS:
+            handler = StoreHandler(spool, Expectation(studies))
+            outcome = requestor.get(identifier, contexts=(), store_handler=handler)
+        elif node.retrieve is RetrieveMethod.C_GET:
             classes: Sequence[str]
             classes = [instance.sop_class_uid] if instance.sop_class_uid else STORAGE_CLASSES
             for _, contexts in chain.from_iterable(context_groups(classes, b) for b in Breadth):
-                outcome = _get(
-                    node, identifier, contexts, StoreHandler(spool, Expectation(studies))
-                )
+                handler = StoreHandler(spool, Expectation(studies))
+                outcome = _get(requestor, identifier, contexts, handler)
                 if spool.files(_PROBE):
                     break
         else:
             assert lease is not None, "checked above"
-            with lease.expecting(studies, node.calling_ae_title) as expected:
+            assert isinstance(requestor, Requestor), "only nodes that speak DIMSE have C-MOVE"
+            with lease.expecting(studies, requestor.node.calling_ae_title) as expected:
                 title = site.receiver.ae_title
                 outcome = move(requestor, identifier, title, expected.message_id)
                 if outcome.reports_success:
@@ -374,13 +361,13 @@ def _retrieve_one(
 
 
 def _get(
-    node: PacsNode,
+    requestor: NodeClient,
     identifier: Dataset,
     contexts: Sequence[tuple[str, str]],
     store_handler: StoreHandler,
 ) -> RetrieveResult:
     try:
-        return c_get(node, identifier, contexts=contexts, store_handler=store_handler)
+        return requestor.get(identifier, contexts=contexts, store_handler=store_handler)
     except PacsError as error:
         if error.code != "sop-classes-refused":
             raise
@@ -389,7 +376,7 @@ def _get(
 
 
 def _why_nothing_arrived(
-    site: Site, node: PacsNode, outcome: RetrieveResult, turned_away: Sequence[TurnedAway]
+    site: Site, node: NodeSettings, outcome: RetrieveResult, turned_away: Sequence[TurnedAway]
 ) -> PacsError:
     if (found := most_telling(turned_away)) is not None:
         ours = f"; ours is {site.receiver.ae_title}" if found.called_ae_title else ""

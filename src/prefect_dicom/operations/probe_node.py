@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from prefect_dicom.config.capabilities import NodeCapabilities, Service
 from prefect_dicom.config.site import Site
+from prefect_dicom.config.web_node import WebNode
 from prefect_dicom.core.errors import PacsError, PrefectDicomError
 from prefect_dicom.core.model import CohortRow, InformationModel, RetrieveMethod
 from prefect_dicom.network.information_models import QUERY_RETRIEVE_CLASSES
@@ -27,6 +28,7 @@ from prefect_dicom.operations.probe_keys import KeyProbe
 from prefect_dicom.operations.probe_queries import QueryProbe
 from prefect_dicom.operations.probe_retrieval import probe_retrieval
 from prefect_dicom.operations.probe_session import ProbeSession, RequestsSpent
+from prefect_dicom.operations.probe_web import probe_web
 
 MOST_ASSOCIATIONS = 8
 """Limit on associations at the same time."""
@@ -74,7 +76,16 @@ def probe_node(site: Site, name: str, row: CohortRow | None = None) -> ProbeResu
     PrefectDicomError
         The node cannot be queried at all, or the spool cannot be used.
     """
-    session = ProbeSession(site, site.nodes[name])
+    node = site.nodes[name]
+    if isinstance(node, WebNode):
+        found = probe_web(site, name, node, row)
+        return ProbeResult(
+            NodeCapabilities.model_validate(found.facts),
+            found.requests,
+            found.instances,
+            tuple(found.notes),
+        )
+    session = ProbeSession(site, node)
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.requestor)
         if site.receives:

@@ -56,6 +56,7 @@ from prefect_dicom.retrieval.whole_studies import HandingOver, HandOver
 _ROUNDS = {
     RetrieveMethod.C_MOVE: UNLISTED_ROUNDS.most,
     RetrieveMethod.C_GET: UNLISTED_ROUNDS.most + 1,
+    RetrieveMethod.WADO_RS: UNLISTED_ROUNDS.most,
 }
 """How often a study without a list is requested with nothing new to show for it."""
 
@@ -420,7 +421,7 @@ class Retrieval:
         if code == "not-permitted" and self._admission.has_delivered:
             code = "association-lost"
         if code == "pacs-busy":
-            self._admission.record_failure(code, self._sender.sent_at)
+            self._admission.record_failure(code, self._sender.sent_at, outcome.retry_after_seconds)
         elif code == "sop-classes-refused" and self._session.capabilities.accepts_c_get:
             # What an earlier request ended by says more.
             tasks = [task for task in tasks if task.failure is None]

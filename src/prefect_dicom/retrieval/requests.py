@@ -62,7 +62,7 @@ def most_chunks_under_way(associations: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RetrieveRequest:
-    """One C-MOVE or C-GET: a level and the UIDs it names, PS3.4 C.4.2.1.4.1.
+    """One retrieve request: a level and the UIDs it names, PS3.4 C.4.2.1.4.1.
 
     Parameters
     ----------
@@ -91,13 +91,16 @@ def plan_requests(
     *,
     request_instances: int,
     uids_per_request: int,
+    study_instances: int | None = None,
 ) -> list[RetrieveRequest]:
     """Plan requests for exactly the missing instances, as few and as coarse as possible.
 
     Studies of which nothing is here yet go together by UID list, until ``request_instances``;
     a larger one goes by series; of a series that is partly here, or too large for one request,
-    the missing instances are named in lists.
+    the missing instances are named in lists. With ``study_instances``, a study of more goes by
+    series too.
     """
+    most_of_study = request_instances if study_instances is None else study_instances
     whole: list[StudyReference] = []
     requests: list[RetrieveRequest] = []
     weight = 0
@@ -112,7 +115,7 @@ def plan_requests(
     for study, keys in missing.items():
         if not keys:
             continue
-        if len(keys) == len(listed[study]) and len(keys) <= request_instances:
+        if len(keys) == len(listed[study]) and len(keys) <= min(request_instances, most_of_study):
             if weight + len(keys) > request_instances or len(whole) >= uids_per_request:
                 flush()
             whole.append(study)

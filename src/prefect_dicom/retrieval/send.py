@@ -1,4 +1,4 @@
-"""Sending of one retrieve request, by C-MOVE or C-GET, and waiting for its instances."""
+"""Sending of one retrieve request, and waiting for its instances."""
 
 from __future__ import annotations
 
@@ -157,9 +157,9 @@ class RequestSender:
             self._sent_at = session.admission.now()
             first = _FirstInstance(session.admission.now)
             try:
-                if session.method is RetrieveMethod.C_GET:
-                    return self._get(identifier, contexts, tasks, first, usage)
-                return self._move(identifier, tasks, request.expected, first, usage)
+                if session.method is RetrieveMethod.C_MOVE:
+                    return self._move(identifier, tasks, request.expected, first, usage)
+                return self._get(identifier, contexts, tasks, first, usage)
             finally:
                 if first.seconds is not None:
                     session.admission.record_latency(

@@ -63,6 +63,9 @@ _PROVES_IGNORED_LIST = 2
 """A longer list that brought only what its first UID names was not taken as a list."""
 _SEARCHED_UNTOLD = 16
 """Transfer syntaxes that are proposed one after the other where classes are not told."""
+_WEB_STUDY_INSTANCES = 100
+"""Instances up to which WADO-RS requests a study whole, and above by its series: some servers put
+an answer together before they send it."""
 _ALL_PROPOSED_FROM = 2
 """Fruitless rounds from which on a C-GET for an unlisted study proposes all transfer syntaxes."""
 
@@ -145,12 +148,15 @@ class RequestStrategy:
         instances are here.
     replaces_lists : bool
         Whether it takes the place of lists of UIDs, which were refused.
+    by_instance : bool
+        Whether each instance is named, though whole studies or series are missing.
     """
 
     uids: int
     breadth: Breadth
     whole: str | None = None
     replaces_lists: bool = False
+    by_instance: bool = False
 
 
 def strategies(
@@ -161,6 +167,10 @@ def strategies(
     most = 1 if capabilities.one_uid_only else uids_per_request
     few = most // _SHRINK
     yield RequestStrategy(most, Breadth.COMMON, whole)
+    if method is RetrieveMethod.WADO_RS:
+        # Each UID is a request of its own there: which ones fail, their own requests show.
+        yield RequestStrategy(most, Breadth.COMMON, by_instance=True)
+        return
     if method is RetrieveMethod.C_GET:
         yield RequestStrategy(most, Breadth.ALL, whole)
         if few > 1:
@@ -229,7 +239,7 @@ def code_of_end(outcome: RetrieveResult, method: RetrieveMethod, *, delivers: bo
         return "association-lost"
     code = reason_for_status(service_of(method), outcome.status)
     if outcome.failed and not outcome.sent:
-        way_is_open = delivers or method is RetrieveMethod.C_GET
+        way_is_open = delivers or method is not RetrieveMethod.C_MOVE
         if code is None or (way_is_open and outcome.status == UNABLE_TO_PERFORM_SUBOPERATIONS):
             return "instances-missing"
     return code or "nothing-arrived"
@@ -270,6 +280,8 @@ def code_of_strain(outcome: RetrieveResult, brought: int) -> str | None:
         return None
     if outcome.status is not None and is_out_of_resources(outcome.status):
         return "pacs-busy"
+    if outcome.lost == "pacs-busy":
+        return "pacs-busy"
     if brought or (outcome.lost or "association-stalled") != "association-stalled":
         return None
     if outcome.lost is not None:
@@ -303,9 +315,11 @@ def plan_round(
         task.reference: [
             *task.instances.listed,
             *(InstanceKey(series, "") for series in task.unwanted_series),
+            *(InstanceKey(series, "") for series in _named_by_instance(task, strategy)),
         ]
         for task in tasks
     }
+    whole_study = _WEB_STUDY_INSTANCES if method is RetrieveMethod.WADO_RS else None
     patient_root = node.query_model is InformationModel.PATIENT_ROOT
     for missing, contexts in missing_by_proposal(tasks, strategy, method, offered):
         if strategy.uids == 1:
@@ -318,8 +332,16 @@ def plan_round(
                 listed,
                 request_instances=node.limits.request_instances,
                 uids_per_request=strategy.uids,
+                study_instances=whole_study,
             ):
                 yield request, contexts
+
+
+def _named_by_instance(task: StudyTask, strategy: RequestStrategy) -> set[str]:
+    """The series that are requested by their instances though all of these are missing."""
+    if not strategy.by_instance:
+        return set()
+    return {key.series_instance_uid for key in task.instances.listed}
 
 
 def missing_by_proposal(
@@ -332,7 +354,7 @@ def missing_by_proposal(
 
     What the node has refused before is not proposed again.
     """
-    if method is RetrieveMethod.C_MOVE:
+    if method is not RetrieveMethod.C_GET:
         yield {task.reference: task.to_request() for task in tasks}, ()
         return
     classes = Counter(
@@ -437,7 +459,7 @@ def _contexts_of_unlisted(
 
     Where that has been in vain, the usual ones once more, and then in all transfer syntaxes.
     """
-    if method is RetrieveMethod.C_MOVE:
+    if method is not RetrieveMethod.C_GET:
         yield ()
         return
     known = Counter(instance.sop_class_uid for instance in task.instances.listed.values())

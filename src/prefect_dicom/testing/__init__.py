@@ -13,6 +13,7 @@ from prefect_dicom.testing.peculiar import peculiar_instances
 from prefect_dicom.testing.request_log import AssociationChange, Request, Sent
 from prefect_dicom.testing.script import KNOBS, Behaviour
 from prefect_dicom.testing.tiny import tiny_instances
+from prefect_dicom.testing.web_server import ScriptedWeb, WebRequest
 
 __all__ = [
     "KNOBS",
@@ -21,8 +22,10 @@ __all__ = [
     "PacsPolicy",
     "Request",
     "ScriptedPacs",
+    "ScriptedWeb",
     "Sent",
     "StoredInstance",
+    "WebRequest",
     "generate_cohort",
     "peculiar_instances",
     "tiny_instances",

@@ -22,6 +22,7 @@ from prefect_dicom.testing.association_pdus import OddItems
 from prefect_dicom.testing.instances import StoredInstance
 from prefect_dicom.testing.matching import matches, select
 from prefect_dicom.testing.sending import SenderManner
+from prefect_dicom.testing.web_plans import WebPlan
 
 if TYPE_CHECKING:
     from prefect_dicom.testing.pacs import ScriptedPacs
@@ -55,6 +56,12 @@ class Stage(StrEnum):
     """The sub-operations are known, none has been made."""
     KEEP = "keep"
     """An instance has come by C-STORE, and is neither held nor answered yet."""
+    WEB_QUERY = "web-query"
+    """The keys and the page of a search by DICOMweb are known, nothing has been matched."""
+    WEB_SEARCH = "web-search"
+    """The answers of its page are known, none has been sent."""
+    WEB_RETRIEVE = "web-retrieve"
+    """The instances of a retrieval by DICOMweb are known, none has been sent."""
 
 
 @dataclass
@@ -276,7 +283,7 @@ class KeepPlan:
         return self.received.study_instance_uid == study
 
 
-Plan = AssociationPlan | FindPlan | RetrievePlan | KeepPlan
+Plan = AssociationPlan | FindPlan | RetrievePlan | KeepPlan | WebPlan
 
 
 @dataclass(frozen=True)

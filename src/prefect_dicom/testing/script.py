@@ -27,6 +27,7 @@ from prefect_dicom.testing.knobs_keep import KEEP_KNOBS
 from prefect_dicom.testing.knobs_network import NETWORK_KNOBS
 from prefect_dicom.testing.knobs_retrieve import RETRIEVE_KNOBS
 from prefect_dicom.testing.knobs_store import STORE_KNOBS
+from prefect_dicom.testing.knobs_web import WEB_KNOBS
 from prefect_dicom.testing.plans import Knob, Plan, Stage, SubOperation
 
 KNOBS: dict[str, Knob] = {
@@ -41,6 +42,7 @@ KNOBS: dict[str, Knob] = {
         *STORE_KNOBS,
         *KEEP_KNOBS,
         *NETWORK_KNOBS,
+        *WEB_KNOBS,
     )
 }
 """All knobs by their name."""
@@ -54,7 +56,8 @@ class Behaviour:
     knob : str
         Name in :data:`KNOBS`.
     service : str, optional
-        Only requests of this service ("A-ASSOCIATE", "C-FIND", "C-MOVE", "C-GET", "C-STORE").
+        Only requests of this service ("A-ASSOCIATE", "C-FIND", "C-MOVE", "C-GET", "C-STORE"; of a
+        DICOMweb server "QIDO-RS", "WADO-RS").
     on_request : int, optional
         Only the request with this number, counted for each service from 1; every connection
         that comes is a request of A-ASSOCIATE.

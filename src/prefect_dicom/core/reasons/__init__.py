@@ -2,8 +2,9 @@
 
 Each code has one entry with all its columns (:class:`Reason`): texts for people, and reactions of
 the program. Entries are grouped by what they concern: :mod:`.rows`, :mod:`.studies`,
-:mod:`.instances`, :mod:`.deidentification`, :mod:`.deliveries`, :mod:`.nodes`, :mod:`.tls` and
-:mod:`.site` (everything on our side). A new reason is one new entry in one of these;
+:mod:`.instances`, :mod:`.deidentification`, :mod:`.deliveries`, :mod:`.nodes`, :mod:`.web` (nodes
+that speak DICOMweb), :mod:`.tls` and :mod:`.site` (everything on our side). A new reason is one
+new entry in one of these;
 ``python -m prefect_dicom.core.reasons`` then writes ``docs/reasons.md``.
 """
 
@@ -18,6 +19,7 @@ from prefect_dicom.core.reasons.rows import ROWS
 from prefect_dicom.core.reasons.site import SITE
 from prefect_dicom.core.reasons.studies import STUDIES
 from prefect_dicom.core.reasons.tls import TLS
+from prefect_dicom.core.reasons.web import WEB
 
 __all__ = [
     "PAGE",
@@ -39,6 +41,7 @@ REASONS: dict[str, Reason] = {
         *DEIDENTIFICATION,
         *DELIVERIES,
         *NODES,
+        *WEB,
         *TLS,
         *SITE,
     )

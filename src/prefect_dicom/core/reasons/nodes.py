@@ -393,6 +393,7 @@ wildcard in a date or UID, dcmqrscp to a query below the study without the UIDs 
 0120 to a retrieve without a study UID. Queries here are plain, so the row's own value is the first
 suspect: characters the PACS does not accept, a PatientID where it requires the study UID.""",
         counts_against_node=True,
+        refuses_form=True,
         refuses_query=True,
         fails_uid_list=True,
         acceptable=True,

@@ -106,6 +106,8 @@ class Reason:
     """Several queries in a row that end with it disable the node (``requests-keep-failing``)."""
     refuses_query: bool = False
     """The node refuses this query; it may answer another one."""
+    refuses_form: bool = False
+    """The node refuses the form of a request; the same request in another form may be answered."""
     fails_uid_list: bool = False
     """A query by a list of UIDs that ends with it is replaced by one query for each UID."""
     unanswered: bool = False

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.errors import ReceiverError
 from prefect_dicom.core.failpoints import failpoint
@@ -207,6 +208,9 @@ def assignment_of(site: Site) -> Assignment:
 def _addresses_of_nodes(site: Site) -> list[str]:
     addresses = set()
     for node in site.nodes.values():
+        if not isinstance(node, PacsNode):
+            # What is retrieved by HTTP comes over a connection of ours.
+            continue
         with contextlib.suppress(OSError):
             for info in socket.getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM):
                 addresses.add(str(ipaddress.ip_address(info[4][0])))

@@ -148,10 +148,14 @@ class StoreHandler:
     # --- instance sink
 
     def begin(
-        self, request: StoreRequest, background: Background | None = None
+        self,
+        request: StoreRequest,
+        background: Background | None = None,
+        *,
+        whole_file: bool = False,
     ) -> IncomingInstance:
         """Begin to receive an instance; SpoolFull is answered with 0xA700."""
-        part = self.spool.begin(request, background)
+        part = self.spool.begin(request, background, whole_file=whole_file)
         with self._lock:
             self._open[id(part)] = part
         return part
