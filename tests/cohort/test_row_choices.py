@@ -54,6 +54,8 @@ def test_a_row_that_is_marked_as_not_wanted_refuses_the_list(
         ("Consent", ["", ""]),
         ("Consent", ["form 3", "2020"]),
         ("Excluded", ["no", ""]),
+        ("Withdrawn", ["n/a", "-"]),
+        ("Excluded", [None, float("nan")]),
         ("ignore Consent", ["yes", "no"]),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from prefect_dicom.cohort.altered_values import is_for_nothing
 from prefect_dicom.cohort.column_names import IGNORE, words_of
 from prefect_dicom.cohort.table import BLANKS
 
@@ -108,11 +109,13 @@ class RowChoices:
                 self._left_out[index].append(line)
 
     def faults(self) -> Iterator[tuple[int, str, str]]:
-        """Line, column and fault of each row that is marked as not wanted."""
+        """Line, name of the column and fault of each row that is marked as not wanted."""
         for index in self._columns:
             lines = self._left_out[index] + (self._blank[index] if index in self._takes else [])
+            name = " ".join(str(self.header[index]).split())
             for line in sorted(lines):
-                yield line, " ".join(str(self.header[index]).split()), _FAULT
+                # A number may be a patient's.
+                yield line, "" if any(map(str.isdigit, name)) else name, _FAULT
 
 
 _FAULT = (
@@ -122,7 +125,7 @@ _FAULT = (
 
 
 def _word(cell: object) -> str:
+    """What is written in a cell, folded; empty for nothing, and for a word for it."""
     value = getattr(cell, "value", cell)
-    if value is None or value != value:
-        return ""
-    return str(value).strip(BLANKS).casefold()
+    word = "" if value is None else str(value).strip(BLANKS).casefold()
+    return "" if is_for_nothing(word, is_code=True) else word
