@@ -6,10 +6,16 @@ import itertools
 from functools import partial
 
 import pytest
+from pydicom.dataset import FileMetaDataset
 
+from prefect_dicom.core.model import CohortRow
+from prefect_dicom.discovery.row_query import StudyQueryCapabilities, discover
+from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.report import write_reports
 from prefect_dicom.testing import Behaviour
+from prefect_dicom.testing.instances import decoded
 from tests.report.test_candidates import lines
+from tests.support import peers
 from tests.support.sites import Place, site_around, study
 
 PAIR = [
@@ -253,3 +259,28 @@ def test_a_modality_that_one_of_two_persons_has_does_not_tell_who_is_meant(
         assert outcome(place) == [expected]
         if expected[0] == "ambiguous":
             assert len(candidates(place)) == 2
+
+
+@pytest.mark.parametrize("kind", [peers.Orthanc, peers.Dcmqrscp])
+def test_real_archives_tell_two_people_under_one_number_apart(new_archive, tmp_path, kind):
+    paths = []
+    for number, stored in enumerate(TWINS):
+        dataset = decoded(stored.encoded(), stored.transfer_syntax_uid)
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = stored.transfer_syntax_uid
+        dataset.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+        paths.append(tmp_path / f"{number}.dcm")
+    archive = new_archive(kind)
+    archive.load(paths)
+    rows = {
+        CohortRow(2, "12345"): "several-patients",
+        CohortRow(2, accession_number="A1"): "several-patients",
+        CohortRow(2, "12345", modality="OT"): "several-patients",
+        CohortRow(2, "12345", issuer_of_patient_id="SOUTH"): None,
+        CohortRow(2, "12345", patient_name="Beta^Bert"): None,
+    }
+    with Requestor(archive.node()) as requestor:
+        for row, reason in rows.items():
+            found = discover(requestor, row, StudyQueryCapabilities())
+            assert found.reason == reason
+            assert {s.patient_name for s in found.studies} <= {"Beta^Bert"}
