@@ -82,6 +82,9 @@ def _line(wire: Wire, what: str, target: float | None) -> Line:
     detail += f" % in {len(long)} gaps of {_LONG_SECONDS:g} s and more"
     if long:
         detail += ": " + ", ".join(f"{s:.2f} s at {at:.1f}" for at, s in long[:_SHOWN])
+    answer, following = wire.waits()
+    detail += f"; answers after {1000 * answer:.1f} ms, the next instance {1000 * following:.1f} ms"
+    detail += " after that"
     work = f"idle PACS at {MB_PER_SECOND:g} MB/s, {what}"
     return Line(work, 100 * idle / took, target, False, " %", detail)
 

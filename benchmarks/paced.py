@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import fmean
 
 _PIECE_BYTES = 32 * 1024
 _BUFFER_BYTES = 128 * 1024
@@ -29,6 +30,10 @@ class Wire:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _free_at: float = 0.0
     _pieces: list[tuple[int, float, float, int]] = field(default_factory=list)
+    _sent_at: dict[int, float] = field(default_factory=dict)
+    _answered_at: dict[int, float] = field(default_factory=dict)
+    _answers: list[float] = field(default_factory=list)
+    _nexts: list[float] = field(default_factory=list)
 
     def carry(self, connection: int, size_bytes: int, ready_at: float) -> float:
         """Wait as long as a piece needs, behind those of other connections; returns its end.
@@ -69,6 +74,23 @@ class Wire:
         ]
         return times[-1][1] - zero, found
 
+    def waits(self) -> tuple[float, float]:
+        """Mean seconds from an instance's last byte to its answer, and from there to the next."""
+        return fmean(self._answers or [0.0]), fmean(self._nexts or [0.0])
+
+    def _answered(self, connection: int) -> None:
+        """Something came back that is not paced."""
+        if (sent := self._sent_at.pop(connection, None)) is not None:
+            now = self._answered_at[connection] = time.perf_counter()
+            self._answers.append(now - sent)
+
+    def _ready(self, connection: int) -> float:
+        """A piece has come that was waited for; returns when."""
+        now = time.perf_counter()
+        if (answered := self._answered_at.pop(connection, None)) is not None:
+            self._nexts.append(now - answered)
+        return now
+
     @contextlib.contextmanager
     def to(self, port: int, *, answers: bool) -> Iterator[int]:
         """A port on loopback that leads to ``port`` over this wire.
@@ -105,10 +127,12 @@ class Wire:
             number += 1
             for source, target, paced in ((near, far, not answers), (far, near, answers)):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                args = (source, target, number if paced else 0)
+                args = (source, target, number, paced)
                 threading.Thread(target=self._relay, args=args, daemon=True).start()
 
-    def _relay(self, source: socket.socket, target: socket.socket, connection: int) -> None:
+    def _relay(
+        self, source: socket.socket, target: socket.socket, connection: int, paced: bool
+    ) -> None:
         buffer = bytearray(_PIECE_BYTES)
         view = memoryview(buffer)
         ended_at = time.perf_counter()
@@ -118,12 +142,17 @@ class Wire:
                     count = source.recv_into(buffer, 0, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     count = source.recv_into(buffer)
-                    ended_at = time.perf_counter()
+                    if paced:
+                        ended_at = self._ready(connection)
                 if not count:
                     break
-                if connection:
-                    ended_at = self.carry(connection, count, ended_at)
+                if not paced:
+                    self._answered(connection)
+                    target.sendall(view[:count])
+                    continue
+                ended_at = self.carry(connection, count, ended_at)
                 target.sendall(view[:count])
+                self._sent_at[connection] = time.perf_counter()
         for one in (source, target):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

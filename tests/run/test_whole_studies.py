@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,10 +11,22 @@ import pytest
 
 from prefect_dicom.core.errors import Interrupted
 from prefect_dicom.core.model import StudyState, Verdict
+from prefect_dicom.run.upload import give_way
 from prefect_dicom.testing import Behaviour, tiny_instances
 from tests.support.sites import Place, site_around, until
 
 STUDIES, INSTANCES = 3, 2
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere threads have no priority of their own"
+)
+def test_uploads_give_way_to_what_a_pacs_waits_for():
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1, initializer=give_way) as pool:
+        upload = pool.submit(os.getpriority, os.PRIO_PROCESS, 0).result()
+    assert upload >= 10
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def archived(place: Place) -> int:

@@ -38,7 +38,7 @@ from prefect_dicom.run.node_retrieval import NodeRetrieval
 from prefect_dicom.run.reporting import RunReporting
 from prefect_dicom.run.retrieval_turns import RetrievalTurns
 from prefect_dicom.run.retrieving import ChunkRetrieval
-from prefect_dicom.run.upload import Uploader
+from prefect_dicom.run.upload import Uploader, give_way
 
 _STUDIES_AT_A_TIME = 8
 
@@ -157,7 +157,9 @@ class Run(DryRun):
         # Closed last: what is under way in the threads needs the receiver.
         later = closing.enter_context(contextlib.ExitStack())
         uploads = closing.enter_context(
-            ThreadPoolExecutor(site.archive.connections, thread_name_prefix="upload")
+            ThreadPoolExecutor(
+                site.archive.connections, thread_name_prefix="upload", initializer=give_way
+            )
         )
         aside = closing.enter_context(
             ThreadPoolExecutor(_STUDIES_AT_A_TIME, thread_name_prefix="study")

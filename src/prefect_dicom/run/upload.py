@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,9 +28,21 @@ from prefect_dicom.retrieval.study_task import StudyTask
 from prefect_dicom.run.context import RunContext
 
 _STORED_PER_WRITE = 200
+_NICE = 10
 
 _Stored = tuple[InstanceKey, ArchivedInstance, tuple[str, ...]]
 """An instance, what the archive says of it, and the warnings of its validation."""
+
+
+def give_way() -> None:
+    """Let receivers and requests have the processor before this thread, where Linux allows it.
+
+    A burst of uploads would otherwise delay the answer that a PACS waits for.
+    """
+    if sys.platform == "linux":
+        nice = max(_NICE, os.getpriority(os.PRIO_PROCESS, 0))
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 class Uploader:
