@@ -24,6 +24,7 @@ from prefect_dicom.dicom.part10 import file_meta
 from prefect_dicom.network.dimse import Element, write_command
 from prefect_dicom.network.storage_scp import ReceiverLease, running_receiver
 from prefect_dicom.network.storage_scp.client import assignment_of
+from prefect_dicom.network.storage_scp.process import LEDGER_VARIABLE
 from tests.support import program
 from tests.support.part10_objects import DEFLATED, element
 from tests.support.peers import free_port
@@ -202,14 +203,16 @@ class Receiver:
             spool={"path": self.spool, "reserve_bytes": 0},
         )
         self._log = folder / "log"
+        assignment = assignment_of(self.site)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*program("receiver_process"), json.dumps(deadlines)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, LEDGER_VARIABLE: assignment.ledger_url},
             )
-        self._process.stdin.write(assignment_of(self.site).to_json().encode())
+        self._process.stdin.write(assignment.to_json().encode())
         self._process.stdin.close()
         until(lambda: self._process.poll() is not None or self._answers(), "the receiver is there")
         assert self._process.poll() is None, self._log.read_text()
