@@ -187,7 +187,7 @@ def wrong_ae_titles(foe: Foe) -> None:
 
 def strange_addresses(foe: Foe) -> None:
     for number in range(foe.many(300, 10_000)):
-        connection = foe.connect(STRANGE_ADDRESS)
+        connection = foe.connect_plain(STRANGE_ADDRESS)
         if number % 2:
             push(connection, foe.request())
         assert until_closed(connection) == b""
