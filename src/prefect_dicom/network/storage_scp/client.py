@@ -195,13 +195,15 @@ def check_port(site: Site) -> None:
 def assignment_of(site: Site) -> Assignment:
     """The assignment of a site's receiver."""
     allowed = site.receiver.allowed_senders or _addresses_of_nodes(site)
+    # Sites that deliver to nobody may share a receiver, whatever ledger each has.
+    delivers = any(node.destination is not None for node in site.nodes.values())
     return Assignment(
         site.spool.path.absolute(),
         site.spool.reserve_bytes,
         site.receiver,
         tuple(allowed),
         site.metrics,
-        ledger_url(site),
+        ledger_url(site) if delivers else "",
     )
 
 
