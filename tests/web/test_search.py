@@ -102,12 +102,13 @@ def test_an_answer_without_end_costs_no_more_than_its_bound(web, behaviour, monk
         listed(web)
 
 
-def test_a_key_that_is_ignored_does_not_read_the_archive(tmp_path):
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "PatientID", "AccessionNumber"])
+def test_a_key_that_is_ignored_does_not_read_the_archive(tmp_path, keyword):
     with ScriptedWeb(tiny_instances(40)) as web:
-        web.script.append(Behaviour("web.ignore_keys", keys=["StudyInstanceUID"]))
+        web.script.append(Behaviour("web.ignore_keys", keys=[keyword]))
         place = web_site(tmp_path, web.url, web)
-        uid = web.holdings.study_instance_uids()[30]
-        place.pull(place.cohort([{"StudyInstanceUID": uid}]))
+        value = list(web.holdings)[30].attributes[keyword]
+        place.pull(place.cohort([{keyword: value}]))
         assert Verdict.ARCHIVED not in place.totals().rows
         assert len(web.log) < 15
         assert web.requests("WADO-RS") == []

@@ -44,7 +44,7 @@ class _Stopped(Exception):
 
 
 class InstancePart:
-    """A part on its way to an instance sink. Made for each part by :class:`InstanceParts`."""
+    """A part of an answer on its way into the spool."""
 
     def __init__(self, sink: StoreHandler, request: StoreRequest) -> None:
         self._sink = sink

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pydicom.dataset import Dataset
 
 from prefect_dicom.core.errors import PacsError
-from prefect_dicom.network.find.answers import uid_of
+from prefect_dicom.network.find.answers import text_of, uid_of
 from prefect_dicom.web.query_string import UNIQUE_KEYS, Search
 
 PAGE_ANSWERS = 200
 """Answers of a page: some servers refuse to give more."""
+_IDENTIFIERS = ("PatientID", "AccessionNumber")
+"""Keys of which so many answers as fill a page hold the value that was searched for, if any."""
 _MOST_ANSWERS = 1_000_000
 _MOST_READS = 3
 """How often a list is read that changes while it is read."""
@@ -108,7 +110,7 @@ def pages(search: Search, fetch: FetchPage) -> Generator[Dataset]:
     ------
     PacsError
         What ``fetch`` raises; ``answers-capped`` where the list ends before its end;
-        ``answer-unusable`` where the server matches by something else than the unique key that
+        ``answer-unusable`` where the server matches by something else than the identifier that
         was searched for, or where the list never stays the same while it is read.
     """
     seen: set[tuple[str, ...]] = set()
@@ -118,7 +120,7 @@ def pages(search: Search, fetch: FetchPage) -> Generator[Dataset]:
         while not ended:
             page = fetch(PAGE_ANSWERS, reading.next_offset)
             new, ended = reading.take(page)
-            _check_named(search, page.answers)
+            _check_matched(search, page.answers)
             yield from new
         if not reading.moved:
             return
@@ -128,8 +130,19 @@ def pages(search: Search, fetch: FetchPage) -> Generator[Dataset]:
     raise PacsError("answer-unusable", "the list changes whenever it is read")
 
 
-def _check_named(search: Search, answers: Sequence[Dataset]) -> None:
+def _check_matched(search: Search, answers: Sequence[Dataset]) -> None:
     """Raise where a page is full of what was not searched for: the whole archive would follow."""
+    _check_named(search, answers)
+    if search.level != "STUDY" or search.encodes or len(answers) < PAGE_ANSWERS:
+        return
+    for keyword in _IDENTIFIERS:
+        values = [value for value in search.match.get(keyword, ()) if "*" not in value]
+        if values and not any(text_of(answer, keyword) in values for answer in answers):
+            raise PacsError("answer-unusable", f"answers to another search than by {keyword}")
+
+
+def _check_named(search: Search, answers: Sequence[Dataset]) -> None:
+    """As :func:`_check_matched`, for the unique key of the search's own level."""
     named = set(search.named)
     if not named or len(answers) <= len(named):
         return
