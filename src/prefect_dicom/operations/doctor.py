@@ -41,6 +41,7 @@ from prefect_dicom.network.retrieve_result import RetrieveResult
 from prefect_dicom.network.status import is_unable_to_process, reason_for_status
 from prefect_dicom.network.storage_scp import Expectation, ReceiverLease, StoreHandler
 from prefect_dicom.network.storage_scp.turned_away import TurnedAway, most_telling
+from prefect_dicom.operations.destination_check import check_destination
 from prefect_dicom.operations.find_a_study import (
     study_by_date,
     study_by_patient,
@@ -106,6 +107,11 @@ def examine(
             except PrefectDicomError as error:
                 yield failed_finding("receiver", "listens", error)
         for name, node in chosen.items():
+            if isinstance(node, PacsNode) and node.destination is not None:
+                yield from check_destination(name, node, node.destination)
+                if name not in nodes:
+                    # Nothing is queried there, unless somebody names it.
+                    continue
             if isinstance(node, PacsNode):
                 yield from _way_back(site, name, node)
             yield from _node(site, name, node, lease, row)
