@@ -32,6 +32,7 @@ def deliver_cohort(
     to: str,
     site: str = "site.yaml",
     reason: list[str] | None = None,
+    source: str | None = None,
 ) -> State:
     """Deliver the archived studies of a cohort to another node.
 
@@ -46,6 +47,9 @@ def deliver_cohort(
     reason : list of str, optional
         Reason codes of failed deliveries that are to be tried again; by default those that are
         not permanent.
+    source : str, optional
+        A node that sends the studies to that one by C-MOVE, archived or not; by default they are
+        sent from the archive.
 
     Returns
     -------
@@ -57,4 +61,4 @@ def deliver_cohort(
         settings = resolve_site(site)
         with Ledger.open(ledger_url(settings)) as ledger:
             chosen = tuple(reason or ())
-            return state_of(deliver(PrefectEngine(), settings, ledger, cohort, to, chosen))
+            return state_of(deliver(PrefectEngine(), settings, ledger, cohort, to, chosen, source))

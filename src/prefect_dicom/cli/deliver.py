@@ -38,6 +38,14 @@ def deliver(
     /,
     *,
     to: Annotated[str, Parameter(help="Node to deliver to; it has `destination` in the site.")],
+    source: Annotated[
+        str | None,
+        Parameter(
+            name="--from",
+            help="Node that sends the studies by C-MOVE, instead of us from the archive.",
+            show_default=False,
+        ),
+    ] = None,
     site: SiteOption = DEFAULT_SITE,
     reason: Annotated[
         tuple[str, ...],
@@ -51,9 +59,10 @@ def deliver(
 
     Instances are sent byte for byte as they were archived. A study is verified when the evidence
     that `destination.evidence` asks for was seen: the node lists it, commits to it, or sends back
-    the same bytes. Running it again sends only what is missing.
+    the same bytes. With `--from`, another node sends the studies, archived or not, and their
+    bytes are not seen here. Running it again sends only what is missing.
     """
-    from prefect_dicom.delivery.context import destination_of
+    from prefect_dicom.delivery.context import check_source, destination_of
     from prefect_dicom.delivery.pipeline import deliver as run_delivery
     from prefect_dicom.ledger import Ledger
     from prefect_dicom.run.engine import FlowCall
@@ -62,6 +71,7 @@ def deliver(
     settings = site_of(site)
     check_known("--reason", reason, REASONS)
     destination_of(settings, to)
+    check_source(settings, to, source)
     with Ledger.open(ledger_url(settings)) as ledger:
         known = ledger.cohorts.get(cohort)
         check_archive(settings)
@@ -69,8 +79,14 @@ def deliver(
         call = FlowCall(
             "deliver-cohort",
             f"deliver-{known.name}-{to}",
-            {"cohort": known.name, "to": to, "site": site, "reason": list(reason) or None},
-            lambda engine: run_delivery(engine, settings, ledger, known.name, to, reason),
+            {
+                "cohort": known.name,
+                "to": to,
+                "site": site,
+                "reason": list(reason) or None,
+                "source": source,
+            },
+            lambda engine: run_delivery(engine, settings, ledger, known.name, to, reason, source),
         )
         display = partial(_show, to)
         progress = partial(_progress_shown, to)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from prefect_dicom.archive import Archive
 from prefect_dicom.core.background import Background
-from prefect_dicom.core.errors import PacsError
+from prefect_dicom.core.errors import Interrupted, PacsError
 from prefect_dicom.core.model import InstanceKey, ManifestInstance, StoreRequest
 from prefect_dicom.core.uids import is_safe_key
 from prefect_dicom.delivery.context import DeliveryContext
@@ -159,7 +159,9 @@ def _get(
             with context.access.pool.request(
                 requestor, retrieve=True, instances=len(uids)
             ) as usage:
+                # It goes over an association of its own, and the request is admitted for one.
                 requestor.close()
+                before = len(sink.digests)
                 result: RetrieveResult = c_get(
                     context.node,
                     identifier,
@@ -167,6 +169,8 @@ def _get(
                     store_handler=sink,
                     should_stop=context.should_stop,
                 )
-                usage.instances = len(sink.digests)
+                usage.instances = len(sink.digests) - before
+            if result.lost == "interrupted":
+                raise Interrupted()
             if result.lost is not None:
                 raise PacsError(result.lost, "while instances were read back")

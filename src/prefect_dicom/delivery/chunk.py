@@ -9,7 +9,6 @@ from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.core.deliveries import (
     DeliveryClaim,
     DeliveryEvidence,
-    DeliveryMethod,
     DeliveryState,
 )
 from prefect_dicom.core.errors import (
@@ -19,11 +18,12 @@ from prefect_dicom.core.errors import (
 )
 from prefect_dicom.core.events import Event
 from prefect_dicom.core.failpoints import failpoint
-from prefect_dicom.core.model import InstanceKey, StudyReference
+from prefect_dicom.core.model import InstanceKey, Study, StudyReference
 from prefect_dicom.core.reasons import Scope
 from prefect_dicom.delivery.checks import listed_keys, read_back, series_that_lack
 from prefect_dicom.delivery.context import DeliveryContext
 from prefect_dicom.delivery.manifest import DeliveredEntry, encode_delivery
+from prefect_dicom.delivery.moving import instances_at_source, move_study
 from prefect_dicom.delivery.sending import StudySender
 from prefect_dicom.delivery.study import StudyDelivery
 from prefect_dicom.network.node_client import NodeClient
@@ -52,8 +52,11 @@ class ChunkDelivery:
         failpoint("deliveries-claimed")
         try:
             deliveries = [d for claim in claims if (d := self.loaded(claim)) is not None]
+            if context.source is not None:
+                self._move(deliveries)
             with context.access.admitted(context.target) as requestor:
-                self._send(deliveries, requestor)
+                if context.source is None:
+                    self._send(deliveries, requestor)
                 for delivery in deliveries:
                     self._concluded(delivery, requestor)
         finally:
@@ -61,9 +64,11 @@ class ChunkDelivery:
         return len(claims)
 
     def loaded(self, claim: DeliveryClaim) -> StudyDelivery | None:
-        """What a claimed delivery consists of; None where there is no manifest any more."""
-        ledger = self._context.ledger
+        """What a claimed delivery consists of; None where that cannot be found out."""
+        ledger, source = self._context.ledger, self._context.source
         record = ledger.studies.get(claim.study)
+        if record is not None and source is not None:
+            return self._listed(claim, record.study, source)
         body = ledger.manifests.get(claim.study)
         if record is None or body is None:
             self.fail(claim, "archive-object-missing", "no manifest")
@@ -77,7 +82,33 @@ class ChunkDelivery:
         delivery.outcomes.update(ledger.deliveries.instances(claim))
         return delivery
 
+    def _listed(self, claim: DeliveryClaim, study: Study, source: str) -> StudyDelivery | None:
+        """What the source lists of a study; None where it cannot, and the delivery has failed."""
+        context = self._context
+        try:
+            with context.access.admitted(source) as requestor:
+                instances = instances_at_source(context, requestor, study)
+        except PacsError as error:
+            if error.scope is Scope.STUDY or error.reason.refuses_query:
+                self.fail(claim, error.code, error.detail)
+                return None
+            raise
+        delivery = StudyDelivery(claim, study, instances)
+        delivery.outcomes.update(context.ledger.deliveries.instances(claim))
+        return delivery
+
     # --- sending
+
+    def _move(self, deliveries: Sequence[StudyDelivery]) -> None:
+        """Have the source send what is due to the target."""
+        context = self._context
+        due = [d for d in deliveries if d.claim.state is DeliveryState.DUE]
+        if due and context.source is not None:
+            with context.access.admitted(context.source) as source:
+                for delivery in due:
+                    if any(delivery.due()):
+                        move_study(context, source, delivery)
+                    self._record_sent(delivery)
 
     def _send(self, deliveries: Sequence[StudyDelivery], requestor: NodeClient) -> None:
         due = [d for d in deliveries if d.claim.state is DeliveryState.DUE]
@@ -175,7 +206,12 @@ class ChunkDelivery:
         for key in keys:
             delivery.outcomes.pop(key, None)
         failpoint("lack-recorded")
-        StudySender(self._context, self._archive, requestor).send_all([delivery])
+        context = self._context
+        if context.source is None:
+            StudySender(context, self._archive, requestor).send_all([delivery])
+        else:
+            with context.access.admitted(context.source) as source:
+                move_study(context, source, delivery, sorted(keys))
         self._record_sent(delivery)
         return delivery.is_whole
 
@@ -201,7 +237,7 @@ class ChunkDelivery:
         manifest = encode_delivery(
             delivery.study.study_instance_uid,
             context.target,
-            DeliveryMethod.C_STORE,
+            context.method,
             evidence,
             at,
             list(_entries(delivery, evidence)),

@@ -75,7 +75,7 @@ class CommitmentRequests:
         known, cohort = context.ledger.deliveries, context.cohort.number
         claims: list[DeliveryClaim] = []
         after = 0
-        while page := known.unfinished(cohort, context.target, after):
+        while page := known.unfinished(cohort, context.target, context.method, after):
             claims += known.acquire(context.record, context.target, page)
             after = page[-1]
         return [claim for claim in claims if claim.state is DeliveryState.SENT]

@@ -10,7 +10,7 @@ from prefect_dicom.config.destination import Destination
 from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.site import Site
 from prefect_dicom.core.clock import Clock
-from prefect_dicom.core.deliveries import DeliveryEvidence
+from prefect_dicom.core.deliveries import DeliveryEvidence, DeliveryMethod
 from prefect_dicom.core.errors import ConfigurationError, Interrupted
 from prefect_dicom.core.events import EventBus
 from prefect_dicom.ledger import Cohort, Ledger
@@ -48,6 +48,11 @@ class DeliveryContext:
         return destination_of(self.site, self.target)
 
     @property
+    def method(self) -> DeliveryMethod:
+        """How studies get to the target."""
+        return DeliveryMethod.C_STORE if self.source is None else DeliveryMethod.C_MOVE
+
+    @property
     def may_list(self) -> bool:
         """Whether the target is queried at all, for the evidence that the site asks for."""
         return self.destination.evidence is not DeliveryEvidence.ACCEPTED
@@ -80,3 +85,28 @@ def destination_of(site: Site, target: str) -> Destination:
             [f"{ascii(target)[:80]} is no destination of the site; there are: {there}"],
         )
     return node.destination
+
+
+def check_source(site: Site, target: str, source: str | None) -> None:
+    """Check that studies can be moved from one node to another.
+
+    Raises
+    ------
+    ConfigurationError
+        The site has no such source, or asks for evidence that a C-MOVE cannot give.
+    """
+    if source is None:
+        return
+    faults = []
+    if source not in site.nodes or source == target:
+        others = ", ".join(sorted(name for name in site.nodes if name != target))
+        faults.append(f"{ascii(source)[:80]} is no other node of the site; there are: {others}")
+    evidence = destination_of(site, target).evidence
+    if evidence in (DeliveryEvidence.ACCEPTED, DeliveryEvidence.READ_BACK):
+        faults.append(
+            f"nodes.{target}.destination.evidence: found {evidence}; expected counted, listed or "
+            "committed, because the bytes of a C-MOVE to a third node are not seen here and its "
+            "counters prove nothing"
+        )
+    if faults:
+        raise ConfigurationError("the source", faults)

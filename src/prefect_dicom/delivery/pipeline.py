@@ -27,6 +27,7 @@ def deliver(
     cohort: str,
     target: str,
     reasons: tuple[str, ...] = (),
+    source: str | None = None,
 ) -> RunEnd:
     """Deliver the archived studies of a cohort as far as possible now.
 
@@ -38,13 +39,15 @@ def deliver(
         A node with ``destination``.
     reasons : tuple of str
         Failures that are tried again; by default those that are not permanent.
+    source : str, optional
+        A node that sends the studies by C-MOVE; by default we send them from the archive.
 
     Raises
     ------
     PrefectDicomError
         The error that stopped the last pass; what is verified stays so.
     """
-    with open_delivery(site, cohort, target, ledger=ledger, reasons=reasons) as run:
+    with open_delivery(site, cohort, target, source=source, ledger=ledger, reasons=reasons) as run:
         with delivery_measured(run), engine.events(run), engine.controlled(run):
             loop = DeliveryLoop(run=run, deliver=lambda: _in_chunks(run, engine), look=lambda: None)
             trouble = loop.work_through()

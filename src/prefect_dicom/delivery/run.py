@@ -10,14 +10,13 @@ from prefect_dicom.admission.node_access import NodeAccess
 from prefect_dicom.archive import open_archive
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.clock import Clock
-from prefect_dicom.core.deliveries import DeliveryMethod
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.events import EventBus
 from prefect_dicom.core.model import Chunk, Disposition
 from prefect_dicom.core.reasons import REASONS
 from prefect_dicom.delivery.chunk import ChunkDelivery
 from prefect_dicom.delivery.commitments import CommitmentRequests
-from prefect_dicom.delivery.context import DeliveryContext, destination_of
+from prefect_dicom.delivery.context import DeliveryContext, check_source, destination_of
 from prefect_dicom.ledger import Cohort, DeliveryTotals, Ledger
 from prefect_dicom.run.control import RunControl
 
@@ -74,7 +73,7 @@ class DeliveryRun:
         after, number = 0, 0
         while True:
             page = context.ledger.deliveries.unfinished(
-                context.cohort.number, context.target, after
+                context.cohort.number, context.target, context.method, after
             )
             for start in range(0, len(page), size):
                 number += 1
@@ -141,9 +140,10 @@ def open_delivery(
     Raises
     ------
     ConfigurationError
-        The target is no destination.
+        The target is no destination, or the source cannot be one.
     """
     destination_of(site, target)
+    check_source(site, target, source)
     with ExitStack() as stack:
         ledger = ledger or stack.enter_context(Ledger.open(ledger_url(site)))
         known = ledger.cohorts.get(str(cohort))
@@ -167,7 +167,7 @@ def open_delivery(
         stack.callback(access.close)
         run = DeliveryRun(context, ChunkDelivery(context, archive))
         run.reopen(reasons)
-        ledger.deliveries.add(known.number, target, DeliveryMethod.C_STORE)
+        ledger.deliveries.add(known.number, target, context.method)
         try:
             yield run
         except BaseException:

@@ -20,7 +20,7 @@ from prefect_dicom.core.deliveries import DeliveredInstance, DeliveredState
 from prefect_dicom.core.errors import PacsError
 from prefect_dicom.core.failpoints import failpoint
 from prefect_dicom.core.metrics import sent
-from prefect_dicom.core.model import InstanceKey, ManifestInstance
+from prefect_dicom.core.model import Disposition, InstanceKey, ManifestInstance
 from prefect_dicom.core.reasons import reason_for
 from prefect_dicom.delivery.checks import listed_keys
 from prefect_dicom.delivery.context import DeliveryContext
@@ -280,7 +280,8 @@ class StudySender:
 
 
 def _may_pass(code: str) -> bool:
-    return reason_for(code).disposition.value == "transient"
+    """Whether sending the same again may succeed."""
+    return reason_for(code).disposition is Disposition.TRANSIENT
 
 
 def _outcome(key: InstanceKey, status: int, code: str | None) -> DeliveredInstance:

@@ -108,15 +108,26 @@ class Deliveries:
 
     @translate_database_errors
     def unfinished(
-        self, cohort: int, target: str, after: StudyReference = 0, limit: int = PAGE_SIZE
+        self,
+        cohort: int,
+        target: str,
+        method: DeliveryMethod,
+        after: StudyReference = 0,
+        limit: int = PAGE_SIZE,
     ) -> list[StudyReference]:
-        """Return studies of a cohort whose delivery has not ended, by reference."""
+        """Return studies of a cohort whose delivery has not ended, by reference.
+
+        Those that are not archived are left out where we are to send them.
+        """
         query = select(deliveries.c.study).where(
             deliveries.c.target == target,
             deliveries.c.state.in_(_UNFINISHED),
             deliveries.c.study > after,
             deliveries.c.study.in_(_studies_of(cohort)),
         )
+        if method is DeliveryMethod.C_STORE:
+            archived = select(studies.c.reference).where(studies.c.state == StudyState.ARCHIVED)
+            query = query.where(deliveries.c.study.in_(archived))
         with self._database.read() as connection:
             found = connection.execute(query.order_by(deliveries.c.study).limit(limit))
             return list(found.scalars())
