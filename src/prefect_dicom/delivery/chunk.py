@@ -78,6 +78,10 @@ class ChunkDelivery:
             InstanceKey(each.series_instance_uid, each.sop_instance_uid): each
             for each in manifest.instances
         }
+        if not instances:
+            # Evidence of nothing would verify it.
+            self.fail(claim, "instance-list-empty", "nothing of it is archived")
+            return None
         delivery = StudyDelivery(claim, record.study, instances)
         delivery.outcomes.update(ledger.deliveries.instances(claim))
         return delivery
