@@ -202,3 +202,15 @@ def test_tasks_are_done_in_order_and_one_that_fails_stops_no_other():
     assert background.idle
     background.close()
     assert "test" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_where_no_thread_can_be_started_a_task_is_done_at_once(monkeypatch):
+    def full(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    background, done = Background("test"), []
+    background.hand_over(lambda: done.append(1))
+    assert done == [1]
+    background.wait()
+    background.close()

@@ -35,10 +35,14 @@ class Background:
         return self._done == self._handed_over
 
     def hand_over(self, task: Callable[[], object]) -> None:
-        """Have a task done. It handles its own errors."""
+        """Have a task done; at once where no thread can be started. It handles its own errors."""
         if self._thread is None:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                task()
+                return
             self._thread = thread
         self._handed_over += 1
         self._tasks.put(task)
