@@ -34,7 +34,9 @@ def spool(tmp_path) -> Spool:
 
 @pytest.fixture
 def store_handler(spool) -> StoreHandler:
-    return StoreHandler(spool)
+    store_handler = StoreHandler(spool)
+    store_handler.processors = 2
+    return store_handler
 
 
 @pytest.fixture
@@ -118,6 +120,16 @@ def test_a_small_instance_has_its_name_before_it_is_answered(
     assert store_handler.complete(part) == 0x0000
     assert names(spool) == {name}
     assert expectation.instances == 1
+
+
+def test_with_more_associations_than_processors_a_large_instance_is_hashed_before_it_is_answered(
+    store_handler, spool, expectation, busy
+):
+    other, _ = received(store_handler, "1.2.3.5", SMALL, busy.background)
+    part, name = received(store_handler, "1.2.3.4", LARGE, busy.background)
+    assert store_handler.complete(part) == 0x0000
+    assert names(spool) == {name}
+    store_handler.abandon(other)
 
 
 def test_a_large_instance_that_nobody_asked_for_goes_to_quarantine_when_it_is_hashed(

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import chain
 
 from prefect_dicom.archive.spool import IncomingInstance, Spool
-from prefect_dicom.core.background import Background
+from prefect_dicom.core.background import Background, processors
 from prefect_dicom.core.errors import SpoolFull
 from prefect_dicom.core.metrics import first_object, object_received
 from prefect_dicom.core.model import StoreRequest, StudyReference
@@ -73,11 +73,19 @@ class StoreHandler:
         Where they go.
     own : Expectation, optional
         What the association itself answers (C-GET): its instances have no Move Originator.
+
+    Attributes
+    ----------
+    quarantined : int
+        Instances that were put into quarantine.
+    processors : int
+        Those that the process may use.
     """
 
     def __init__(self, spool: Spool, own: Expectation | None = None) -> None:
         self.spool = spool
         self.quarantined = 0
+        self.processors = processors()
         self._lock = threading.Lock()
         self._own = own
         self._expectations: list[Expectation] = []
@@ -154,7 +162,15 @@ class StoreHandler:
         *,
         whole_file: bool = False,
     ) -> IncomingInstance:
-        """Begin to receive an instance; SpoolFull is answered with 0xA700."""
+        """Begin to receive an instance; SpoolFull is answered with 0xA700.
+
+        It is hashed in the background if each association that receives has two processors:
+        with fewer, handing over costs a tenth and brings nothing.
+        """
+        with self._lock:
+            receiving = len(self._open) - len(self._unnamed)
+        if 2 * (receiving + 1) > self.processors:
+            background = None
         part = self.spool.begin(request, background, whole_file=whole_file)
         with self._lock:
             self._open[id(part)] = part
