@@ -18,8 +18,7 @@ from prefect_dicom.core.model import Chunk
 from prefect_dicom.flows.cancellation import controlled_by_prefect
 from prefect_dicom.flows.concurrency_limits import concurrency_limits_of_nodes
 from prefect_dicom.run.control import ControlledRun, DeliveringRun
-from prefect_dicom.run.engine import Artifact, EndName, RunEnd, StepRun
-from prefect_dicom.run.pipeline import MOST_STEPS
+from prefect_dicom.run.engine import MOST_STEPS, Artifact, EndName, RunEnd, StepRun
 from prefect_dicom.run.run import DryRun, Run
 from prefect_dicom.tasks import report
 from prefect_dicom.tasks.archive import archive_chunk

@@ -56,6 +56,8 @@ A process ends as Python does but for the teardown of its modules, which takes l
 commands too, once Prefect is among them.
 """
 
+_CACHE = Path(__file__).parents[2] / "build" / "cache"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -119,7 +121,8 @@ class CommandLine:
 
 def _plain_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
-    return {**kept, "COLUMNS": "300"}
+    # Fonts that were searched, and an empty database of Prefect: for all homes of the tests.
+    return {"XDG_CACHE_HOME": str(_CACHE), **kept, "COLUMNS": "300"}
 
 
 @functools.cache

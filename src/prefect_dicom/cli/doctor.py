@@ -61,9 +61,9 @@ def doctor(
 
     Opens the ledger and the spool, puts and checks a small object in the archive, starts the
     receiver, and for each PACS node sends a C-ECHO and a C-FIND, reads one instance list and
-    retrieves one instance by the configured service; then connects to Prefect's server, or starts
-    an embedded one. Prints each fault with what to do, and the line to add to the PACS's table of
-    known nodes.
+    retrieves one instance by the configured service; then connects to Prefect's server, where one
+    is needed. Prints each fault with what to do, and the line to add to the PACS's table of known
+    nodes.
 
     With `--probe` it probes the capabilities of each node, with some 60 requests and at most 120,
     and writes them beside the site file, where runs read them: capabilities/NODE.yaml. Nothing is
@@ -148,11 +148,18 @@ def _examine_prefect(site: Site) -> Iterator[Finding]:
         if proxies := proxy_variables(os.environ):
             words = f"{', '.join(proxies)} set; hosts on loopback are asked directly"
             yield Finding("prefect", "proxy", True, words)
-        check = "its server answers"
-        # Prefect takes two seconds to import, and reads its settings then.
-        from prefect_dicom.server.connection import reach_server
+        from prefect_dicom.server.needs import why_a_server_is_needed
+        from prefect_dicom.server.serverless import unrecorded
 
-        yield Finding("prefect", check, True, reach_server())
+        if why_a_server_is_needed(home.path, os.environ):
+            check = "its server answers"
+            # Prefect takes two seconds to import, and reads its settings then.
+            from prefect_dicom.server.connection import reach_server
+
+            yield Finding("prefect", check, True, reach_server())
+        else:
+            words = "without a server; runs are recorded in its database when they have ended"
+            yield Finding("prefect", "runs are recorded", True, words, unrecorded(home.path))
     except ConfigurationError as error:
         yield Finding("prefect", check, False, error.faults[0], error.reason.what_to_do)
     except PrefectDicomError as error:

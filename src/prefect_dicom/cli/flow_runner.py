@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -55,13 +56,7 @@ def run_flow(
     error: BaseException | None = None
     try:
         with _interruptible() as interrupted, shown(console, ledger, cohort):
-            # Prefect takes two seconds to import, and reads its settings then.
-            from prefect_dicom.server.connection import reach_server
-
-            reach_server()
-            from prefect_dicom.flows.binding import run_with_prefect
-
-            error = run_with_prefect(call)
+            error = _run(call, home.path)
     except KeyboardInterrupt:
         error = Interrupted()
     except Exception:
@@ -83,6 +78,23 @@ def run_flow(
         return exit_for(error)
     console.print(f"[red]The flow did not complete[/] ({type(error).__name__}).")
     return Exit.UNEXPECTED
+
+
+def _run(call: FlowCall, home: Path) -> BaseException | None:
+    """Run a flow, with a Prefect server where one is needed."""
+    from prefect_dicom.server.needs import why_a_server_is_needed
+
+    if not why_a_server_is_needed(home, os.environ):
+        from prefect_dicom.server.serverless import run_without_server
+
+        return run_without_server(call, home)
+    # Prefect takes two seconds to import, and reads its settings then.
+    from prefect_dicom.server.connection import reach_server
+
+    reach_server()
+    from prefect_dicom.flows.binding import run_with_prefect
+
+    return run_with_prefect(call)
 
 
 @contextlib.contextmanager
@@ -118,20 +130,14 @@ def settle_prefect(site: Site | None = None) -> PrefectHome:
     """
     from prefect_dicom.server import LocalServer
     from prefect_dicom.server.home import choose_home
+    from prefect_dicom.server.needs import DEFAULTS
 
     home = choose_home(os.environ, site)
     url = None if site is None or _URL in os.environ else LocalServer.of(site).url
     if url is not None:
         os.environ[_URL] = url
     spare_loopback(os.environ, os.environ.get(_URL))
-    for name, value in {
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        "DO_NOT_TRACK": "1",
-        "PREFECT_LOGGING_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    }.items():
+    for name, value in {**DEFAULTS, "DO_NOT_TRACK": "1"}.items():
         os.environ.setdefault(name, value)
     return home
 

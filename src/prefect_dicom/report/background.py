@@ -150,7 +150,9 @@ class BackgroundPage:
 
 def main() -> int:
     """Write one page; the arguments are JSON on standard input."""
-    os.nice(_NICE)
+    with contextlib.suppress(OSError):
+        # A service manager may forbid it.
+        os.nice(_NICE)
     order = json.loads(sys.stdin.buffer.read())
     from prefect_dicom.report.page import write_page
 

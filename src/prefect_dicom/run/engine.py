@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from prefect_dicom.run.run import DryRun, Run
 
 
+MOST_STEPS = 128
+"""Threads for steps; the concurrency limits of the nodes keep far fewer busy."""
+
+
 class ArtifactKind(StrEnum):
     """Which of Prefect's artifacts it is."""
 

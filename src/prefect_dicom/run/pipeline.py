@@ -28,9 +28,6 @@ from prefect_dicom.run.loop import DiscoveryLoop, PullLoop, note_disabled_nodes,
 from prefect_dicom.run.monitoring import measured
 from prefect_dicom.run.run import DryRun, Run, open_dry_run, open_run
 
-MOST_STEPS = 128
-"""Threads for steps; the concurrency limits of the nodes keep far fewer busy."""
-
 
 def pull(engine: Engine, site: Site, ledger: Ledger, cohort: Cohort) -> RunEnd:
     """Pull a registered cohort as far as possible now."""

@@ -9,6 +9,10 @@
     home        the folder in which Prefect keeps its files; does not import Prefect
     connection  whether a server can be used: the one configured, or an embedded one
     embedded    the server of a single run, where there is none; a process of its own
+    needs       whether a run needs a server at all; does not import Prefect
+    serverless  runs without one: a journal each, recorded afterwards; does not import Prefect
+    recorder    the process that takes journals into the database of Prefect's home
+    database    that database: migrated, or copied from an empty one
     work        what the runs on a local server are doing; does not import Prefect
 """
 

@@ -24,6 +24,7 @@ from prefect.settings import (
     get_current_settings,
 )
 
+from prefect_dicom.server.database import begin_with_template
 from prefect_dicom.server.embedded_process import PORT_TAKEN
 from prefect_dicom.server.work import answers
 
@@ -75,6 +76,7 @@ class EmbeddedServer(SubprocessASGIServer):
 
     def _start(self, timeout: int | None) -> None:
         atexit.register(self.stop)
+        begin_with_template(Path(PREFECT_HOME.value()))
         seconds = timeout or PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
         deadline = time.monotonic() + seconds
         for _ in range(_PORTS):

@@ -20,6 +20,7 @@ from prefect.server.api.server import create_app
 from prefect.settings import PREFECT_HOME
 
 from prefect_dicom.core.files import file_lock
+from prefect_dicom.server.database import LOCK
 from prefect_dicom.server.settings import LOOPBACK
 
 PORT_TAKEN = 3
@@ -33,7 +34,7 @@ class _OneAtATime(uvicorn.Server):
     """Holds a lock while it starts: it migrates the database then, and registers blocks."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        with file_lock(Path(PREFECT_HOME.value()) / "embedded-server.lock"):
+        with file_lock(Path(PREFECT_HOME.value()) / LOCK):
             await super().startup(sockets)
 
 

@@ -17,8 +17,8 @@ from prefect_dicom.core.errors import ConfigurationError
 from prefect_dicom.server.local import LocalServer
 
 HOME = "PREFECT_HOME"
-_PROFILES = "PREFECT_PROFILES_PATH"
-_DATABASE = "prefect.db"
+PROFILES = "PREFECT_PROFILES_PATH"
+DATABASE = "prefect.db"
 _NEW_DATABASE_BYTES = 16 * 1024**2
 _LEAST_BYTES = 1024**2
 
@@ -79,9 +79,9 @@ def choose_home(environ: MutableMapping[str, str], site: Site | None = None) -> 
 def _move(environ: MutableMapping[str, str], usual: Path, own: Path) -> None:
     environ[HOME] = str(own)
     profiles = usual / "profiles.toml"
-    if _PROFILES not in environ and os.access(profiles, os.R_OK):
+    if PROFILES not in environ and os.access(profiles, os.R_OK):
         # The address of a server may be in there: a home that is read-only is still read.
-        environ[_PROFILES] = str(profiles)
+        environ[PROFILES] = str(profiles)
     # The plots' library wants a folder in the home as well, and complains on the terminal.
     environ.setdefault("MPLCONFIGDIR", str(own / "matplotlib"))
 
@@ -90,7 +90,7 @@ def _trouble_of(home: Path) -> str:
     """Why a folder cannot be Prefect's home; empty if it can."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        needed = _LEAST_BYTES if (home / _DATABASE).exists() else _NEW_DATABASE_BYTES
+        needed = _LEAST_BYTES if (home / DATABASE).exists() else _NEW_DATABASE_BYTES
         disk = os.statvfs(home)
         # Some network file systems tell no sizes.
         if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:

@@ -45,16 +45,17 @@ are refused, because they select other patients too.""",
         advice="Start the server that PREFECT_API_URL names, or unset it for an embedded one.",
         explanation="""
 Every pull is a Prefect flow. Its server is the one that `PREFECT_API_URL` or Prefect's profile
-names (`prefect config view` shows which), else the one that `prefect-dicom up` runs for the site,
-else one that is embedded: a process of this run alone. It is asked before any PACS is.
+names (`prefect config view` shows which), else the one that `prefect-dicom up` runs for the site. A
+command without either needs none, or embeds one: a process of this run alone. The server is asked
+before any PACS is.
 
 - *A server elsewhere* does not answer if it is down, if the address lacks `/api`, or if a proxy
   stands in between: `HTTPS_PROXY` and `HTTP_PROXY` hold for it, unless `NO_PROXY` names its host.
   Hosts on loopback are never asked through a proxy.
-- *The embedded server* needs a home that can be written: `PREFECT_HOME`, else `~/.prefect`, else
-  `prefect-home/` beside the ledger. `embedded-server.log` there has its last lines. Common causes
-  are a home on a network file system without locks, and the database of a newer Prefect: let
-  `PREFECT_HOME` name another folder.
+- *Without a server, and with an embedded one*, Prefect needs a home that can be written:
+  `PREFECT_HOME`, else `~/.prefect`, else `prefect-home/` beside the ledger. `recorder.log` or
+  `embedded-server.log` there has its last lines. Common causes are a home on a network file system
+  without locks, and the database of a newer Prefect: let `PREFECT_HOME` name another folder.
 
 `prefect-dicom doctor` tries the same.""",
         rerun=_NOT_OF_A_ROW,
