@@ -191,16 +191,17 @@ concurrent request less for the rest of the run. If it happens at every run, low
         Scope.NODE,
         meaning="The PACS refused or aborted the request: our AE title may lack the permission.",
         advice=(
-            "Have query and retrieve allowed for our AE title on the PACS. Where only C-GET is "
-            "refused, set `retrieve: c-move` for the node."
+            "Have query and retrieve allowed for our AE title on the PACS, or for the account of "
+            "`authentication` on a DICOMweb server. Where only C-GET is refused, set "
+            "`retrieve: c-move` for the node."
         ),
         explanation="""
-Status 0124, or an A-ABORT right after the first request. Orthanc accepts every association
-and answers C-ECHO, and aborts the query of a title that is not in `DicomModalities` or
-lacks `AllowFind`, `AllowMove` or `AllowGet`. Others have separate permissions for query, for
-retrieve and for each destination. Because this concerns every study, the node is disabled at the
-first of them; only a C-GET that is refused so is replaced by C-MOVE, where the site has a
-receiver.""",
+Status 401 or 403 of a DICOMweb server, status 0124, or an A-ABORT right after the first request.
+Orthanc accepts every association and answers C-ECHO, and aborts the query of a title that is not in
+`DicomModalities` or lacks `AllowFind`, `AllowMove` or `AllowGet`. Others have separate permissions
+for query, for retrieve and for each destination. Because this concerns every study, the node is
+disabled at the first of them; only a C-GET that is refused so is replaced by C-MOVE, where the site
+has a receiver.""",
         refuses_service=True,
     ),
     Reason(
@@ -210,10 +211,12 @@ receiver.""",
         meaning="The PACS does not offer the service or information model.",
         advice=(
             "Try the other `information_model` of the node, or the other way to retrieve "
-            "(`retrieve: c-move` or `retrieve: c-get`)."
+            "(`retrieve: c-move` or `retrieve: c-get`). Of a DICOMweb node, check the paths in "
+            "`dicomweb`, `search_path` and `retrieve_path`."
         ),
         explanation="""
-The presentation context was refused, or the request with 0118, 0122 or 0211. Some PACS offer
+The presentation context was refused, or the request with 0118, 0122 or 0211. A DICOMweb server
+answered a search with 404, 405 or 501, or sent us elsewhere: its paths are others. Some PACS offer
 one of Study Root and Patient Root, C-MOVE without C-GET, or neither to nodes of this kind. The
 conformance statement of the product says which, and so does `prefect-dicom doctor --probe`. Where
 the site has a receiver, C-MOVE takes the place of a C-GET that is not offered.""",
