@@ -31,6 +31,7 @@ from benchmarks.pipelining import Manner, sending_rates
 from benchmarks.receivers import OurReceiver, PlainPynetdicom, StoreScp
 from benchmarks.receiving import getting_rates, receiving_rates
 from benchmarks.sender import Orthanc
+from benchmarks.start_up import start_up
 from benchmarks.table import HEAD, Line, ratio
 from benchmarks.web import web_and_get
 from tests.support.certificates import Authority
@@ -49,12 +50,14 @@ PARTS = (
     "cohort",
     "discover",
     "memory",
+    "start-up",
 )
 _CONTEXTS = {
     "CT": (str(CTImageStorage), str(ExplicitVRLittleEndian)),
     "10 KB": (str(SecondaryCaptureImageStorage), str(ExplicitVRLittleEndian)),
 }
 _PEAK_MB = 300
+_STARTS = 3
 # By milliseconds of a round trip and kind of object.
 _PIPELINING = {
     (0, "CT"): 1.0,
@@ -88,6 +91,8 @@ def measured(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
         yield from _pipelining(folder / "pipelining", options)
     if "tls" in parts:
         yield from _over_tls(folder / "tls", options)
+    if "start-up" in parts:
+        yield from start_up(folder / "start-up", min(options.rounds, _STARTS))
     if {"jobs", "dead-time", "cohort", "discover", "memory"} & set(parts):
         with Bench.opened(folder / "jobs") as bench:
             if "jobs" in parts:
