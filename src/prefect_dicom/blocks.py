@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from prefect.blocks import system
 from prefect.blocks.core import Block
-from prefect.blocks.system import Secret
 from pydantic import (
     Field,
     SecretStr,
@@ -361,7 +361,10 @@ def secret_text(name: str) -> str:
         ``project-key-missing``: there is none, or it cannot be read.
     """
     try:
-        block = cast(Secret[str], Secret.load(name, _sync=True))  # type: ignore[call-arg]
+        block = cast(
+            system.Secret[str],
+            system.Secret.load(name, _sync=True),  # type: ignore[call-arg]
+        )
     except (ValueError, RuntimeError) as error:
         detail = f"Prefect block secret/{name}: {type(error).__name__}"
         raise PrefectDicomError("project-key-missing", detail) from None

@@ -133,7 +133,7 @@ def test_a_pass_over_the_cohort_waits_by_the_same_clock(admission, time):
     "code", sorted(c for c, r in REASONS.items() if r.disposition is Disposition.OPERATOR)
 )
 def test_what_a_person_must_change_disables_at_once(admission, time, code):
-    patient = {"association-rejected": [30, 60]}
+    patient = {"association-rejected": [30, 60], "tls-handshake-failed": [30, 60]}
     assert fail_until_disabled(admission, time, code) == pytest.approx(patient.get(code, []))
     assert admission.disabled_for == code
 

@@ -273,11 +273,11 @@ def test_a_flow_is_scraped_while_it_goes_on(tmp_path):
     assert scrape("answer_seconds_count", service="C-FIND") >= 1
 
 
-def test_every_flow_that_opens_a_run_measures_it():
-    flows = DEPLOYMENTS.parent / "flows"
+def test_whatever_opens_a_run_measures_it():
+    package = DEPLOYMENTS.parent / "src" / "prefect_dicom"
     openings = [
         line
-        for file in flows.glob("*.py")
+        for file in package.rglob("*.py")
         for line in re.findall(r"^ *with .*open_(?:dry_)?run\(.*$", file.read_text(), re.MULTILINE)
     ]
     assert len(openings) >= 4

@@ -331,15 +331,11 @@ def test_no_stream_of_pdus_breaks_a_query(fuzz, scale, parrot):
 # --- identifiers of answers
 
 
-class Answered:
+class Answered(Requestor):
     """A requestor whose peer gives these answers to every query."""
 
     def __init__(self, answers: Sequence[bytes], syntax: str) -> None:
-        self.node = PacsNode(host="pacs", port=104, called_ae_title="PACS")
-        self.ignores_keys = False
-        self.answers_lists = True
-        self.characters = ""
-        self.trace = None
+        super().__init__(PacsNode(host="pacs", port=104, called_ae_title="PACS"))
         self._answers, self._syntax = answers, UID(syntax)
 
     def send(self, service: str, identifier: Dataset) -> SimpleNamespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import struct
 
@@ -419,6 +420,7 @@ def test_an_association_that_is_to_leave_ends_after_the_instance_under_way():
 
 
 def test_an_instance_on_the_context_of_another_class_is_taken_and_said_once(caplog):
+    caplog.set_level(logging.DEBUG)
     other = {Element.AFFECTED_SOP_CLASS_UID: b"1.2.840.10008.5.1.4.1.1.4"}
     stream = b"".join(
         message_pdus(3, store_command(f"1.2.{n}", elements=other), b"ab", 0) for n in range(3)

@@ -461,7 +461,7 @@ class Transfer:
             # PS3.7 9.3.1; PACS negotiate by databases that are older than their files.
             self._class_was_noted = True
             words = "sends instances on a presentation context of another SOP class; they are taken"
-            logger.warning("%s %s", self._info.calling_ae_title or "the PACS", words)
+            logger.debug("%s %s", self._info.calling_ae_title or "the PACS", words)
         return StoreRequest(
             message_id=unsigned_short(elements, Element.MESSAGE_ID) or 0,
             sop_class_uid=sop_class_uid,
