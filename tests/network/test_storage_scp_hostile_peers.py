@@ -408,7 +408,7 @@ def deflate_bombs(foe: Foe) -> None:
         sop = f"1.2.94.{number}"
         push(connection, store(sop.encode(), bomb, context_id=5))
         assert take_status(connection) == 0x0000
-        assert file_name(sop, bomb, syntax=DEFLATED) in foe.receiver.quarantined()
+        foe.receiver.until_quarantined(file_name(sop, bomb, syntax=DEFLATED))
 
 
 def nested_sequences(foe: Foe) -> None:
@@ -417,7 +417,7 @@ def nested_sequences(foe: Foe) -> None:
     connection = foe.associate()
     push(connection, store(b"1.2.93", sequence))
     assert take_status(connection) == 0x0000
-    assert file_name("1.2.93", sequence) in foe.receiver.quarantined()
+    foe.receiver.until_quarantined(file_name("1.2.93", sequence))
 
 
 def a_private_sop_class(foe: Foe) -> None:
@@ -434,7 +434,7 @@ def a_private_sop_class(foe: Foe) -> None:
         if study == REQUESTED:
             foe.receiver.wanted.add(name)
         else:
-            assert name in foe.receiver.quarantined()
+            foe.receiver.until_quarantined(name)
 
 
 def duplicates_with_other_content(foe: Foe) -> None:

@@ -262,6 +262,10 @@ class Receiver:
     def quarantined(self) -> set[str]:
         return {path.name for path in self.spool.glob("quarantine/*.dcm")}
 
+    def until_quarantined(self, name: str) -> None:
+        """Wait for an instance: a large one gets its name when it is hashed, after the answer."""
+        until(lambda: name in self.quarantined(), "the instance is in quarantine", 5)
+
     def check(self) -> None:
         """All that holds of the process and its spool when nobody is connected any more."""
         assert self._process.poll() is None, "the receiver has ended"
