@@ -22,6 +22,7 @@ from prefect_dicom.cli import Exit, app
 from prefect_dicom.cohort.definition import _Definition, read_cohort_file
 from prefect_dicom.cohort.rows import read_cohort
 from prefect_dicom.config.site import load_site
+from prefect_dicom.core.deliveries import DeliveryState
 from prefect_dicom.core.model import (
     DateRange,
     InstanceState,
@@ -429,7 +430,7 @@ def test_the_reason_codes_are_those_there_are():
 def test_the_states_are_those_there_are():
     states = DOCUMENTS["docs/promise.md"].split("## States")[1].split("\n## ")[0]
     named = set(re.findall(r"\*([a-z]+)\*", states))
-    assert named == {*StudyState, *InstanceState}
+    assert named == {*StudyState, *InstanceState, *DeliveryState}
 
 
 def anchors(text: str) -> set[str]:

@@ -430,7 +430,7 @@ def test_the_table_names_every_fault_and_every_behaviour():
     assert [kind for kind in PECULIARITIES if f"| `{kind}` |" not in documented] == []
     # Of how a peer sends, not of what it sends, other tables tell.
     how = {f"store.{name}" for name in ("titles", "items", "source", "contexts", "long_pdus")}
-    how |= {"store.async_flood", "store.vary"}
+    how |= {"store.async_flood", "store.pipeline", "store.vary"}
     assert {name for name in KNOBS if name.startswith("store.")} - knobs == how
     assert len({str(case) for case in CASES}) == len(CASES)
 

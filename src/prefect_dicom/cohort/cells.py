@@ -50,9 +50,19 @@ def _identifier(content: str | date, limit: str = "DICOM allows 64 here") -> str
             f"has {len(text)} characters; {limit}: check for two values in one cell, or leave it "
             "empty and give another identifier"
         )
+    return text
+
+
+def refuse_formula(text: str) -> None:
+    """Refuse what a spreadsheet would compute instead of an identifier.
+
+    Raises
+    ------
+    UnfitCell
+        What it is, and what to do.
+    """
     if _FORMULA.fullmatch(text):
         raise UnfitCell('is a spreadsheet formula (="..."); write the value alone')
-    return text
 
 
 def _study_uid(content: str | date) -> str:

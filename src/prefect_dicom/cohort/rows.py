@@ -27,7 +27,7 @@ from pathlib import Path
 
 from prefect_dicom.cohort.altered_values import Exponents, refuse_altered
 from prefect_dicom.cohort.candidates import is_table_of_candidates, table_of_candidates
-from prefect_dicom.cohort.cells import CELL_READERS, DAY_FORMS, days_between
+from prefect_dicom.cohort.cells import CELL_READERS, DAY_FORMS, days_between, refuse_formula
 from prefect_dicom.cohort.columns import IDENTIFIERS, WINDOW_DATE, find_columns, meaning_of
 from prefect_dicom.cohort.list_faults import ListFaults
 from prefect_dicom.cohort.list_file import open_list
@@ -308,6 +308,8 @@ class _ListReader:
                     content = content.strip(BLANKS)
                     if content and not self.exact:
                         refuse_altered(meaning, content)
+                        if meaning in IDENTIFIERS:
+                            refuse_formula(content)
                 if content is None or content == "":
                     continue
                 values[meaning] = CELL_READERS[meaning](content)
