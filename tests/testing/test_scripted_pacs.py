@@ -1642,7 +1642,24 @@ def test_a_behaviour_by_lot_happens_as_often_as_it_should_and_the_same_with_its_
     assert statuses(1) == first != statuses(2)
 
 
+SHOWN_ELSEWHERE = {"web": "web", "keep": "delivery"}
+"""Kinds of behaviour that are shown where they matter: in the tests of these rooms."""
+
+
+def is_shown_here(knob: str) -> bool:
+    return knob.partition(".")[0] not in SHOWN_ELSEWHERE
+
+
 @pytest.mark.needs("time")
-@pytest.mark.parametrize("knob", sorted(KNOBS))
+@pytest.mark.parametrize("knob", filter(is_shown_here, sorted(KNOBS)))
 def test_each_behaviour_of_the_script_happens(knob, scene):
     globals()[knob.replace(".", "_")](scene)
+
+
+def test_every_other_behaviour_is_used_by_the_tests_of_its_room():
+    tests = Path(__file__).parents[1]
+    for kind, room in SHOWN_ELSEWHERE.items():
+        used = "".join(path.read_text() for path in (tests / room).glob("*.py"))
+        knobs = {knob for knob in KNOBS if knob.startswith(f"{kind}.")}
+        assert knobs
+        assert {knob for knob in knobs if f'"{knob}"' not in used} == set()
