@@ -30,7 +30,7 @@ IDENTIFYING = ("PatientName", "PatientID", "AccessionNumber", "OtherPatientIDs",
 
 
 @pytest.fixture
-def files(scale) -> list[Path]:
+def files(scale, corpus) -> list[Path]:
     few = small_corpus()[::8]
     number = scale(len(few), len(full_corpus()))
     return few if number == len(few) else full_corpus()
