@@ -218,7 +218,8 @@ def refusal(error: BaseException) -> PacsError | None:
 def reason_name(error: BaseException) -> str:
     """OpenSSL's name of what went wrong; of other errors their type."""
     reason = getattr(error, "reason", None)
-    if isinstance(error, ssl.SSLEOFError):
+    # Without a reason in Python 3.11.2, which takes the end in a handshake for one in good order.
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "UNEXPECTED_EOF_WHILE_READING"
     return reason if isinstance(reason, str) and reason else type(error).__name__
 
