@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from prefect_dicom.run import steps
 from prefect_dicom.run.engine import Artifact, ArtifactKind, EndName, FlowCall, RunEnd
 from prefect_dicom.run.journal import JOURNALS, StateType, open_journal
 from prefect_dicom.run.local_engine import run_locally
+from prefect_dicom.server import needs
 from prefect_dicom.server.needs import why_a_server_is_needed
 from prefect_dicom.testing import tiny_instances
 from tests.support.commands import CommandLine
@@ -30,9 +32,8 @@ HEAVY = {"prefect", "pandas", "openpyxl"}
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    # Other tests of this process have imported it.
-    for name in [name for name in sys.modules if name.split(".")[0] == "prefect"]:
-        monkeypatch.delitem(sys.modules, name)
+    # Other tests of this process have imported Prefect, and threads of it need its modules.
+    monkeypatch.setattr(needs, "sys", SimpleNamespace(modules={}))
     monkeypatch.delenv("PREFECT_PROFILE", raising=False)
     home = tmp_path / "prefect"
     home.mkdir()
