@@ -32,7 +32,6 @@ from prefect_dicom.web.retrieve import (
     AS_STORED,
     AS_STORED_UNQUOTED,
     SINGLE_AS_STORED,
-    Retrieved,
     receive,
 )
 from prefect_dicom.web.search import Page, pages
@@ -178,9 +177,9 @@ class WebClient(NodeClient):
                     return RetrieveResult(
                         None, lost=error.code, retry_after_seconds=error.retry_after_seconds
                     )
-                lost = lost or end.code
-                if end.code is not None and not _goes_on(end.code):
-                    return RetrieveResult(None, lost=end.code)
+                lost = lost or end
+                if end is not None and not _goes_on(end):
+                    return RetrieveResult(None, lost=end)
         finally:
             self.stopping = stopping
         return RetrieveResult(None, lost=lost) if lost else RetrieveResult(SUCCESS)
@@ -211,8 +210,14 @@ class WebClient(NodeClient):
             body = response.read(_MOST_PAGE_BYTES)
         return Page(decode_answers(body) if body.strip() else (), says_more)
 
-    def _retrieve(self, url: str, sink: StoreHandler, *, single: bool) -> Retrieved:
-        """Send one request; in another form, where the server refuses the form."""
+    def _retrieve(self, url: str, sink: StoreHandler, *, single: bool) -> str | None:
+        """Send one request; in another form, where the server refuses the form.
+
+        Returns
+        -------
+        str or None
+            See :func:`~prefect_dicom.web.retrieve.receive`.
+        """
         forms = [self._accept, *({AS_STORED, AS_STORED_UNQUOTED} - {self._accept})]
         if single:
             forms.append(SINGLE_AS_STORED)
@@ -224,17 +229,17 @@ class WebClient(NodeClient):
                     WebService.RETRIEVE, url, headers, self._retrieve_patience
                 ) as response:
                     end = receive(response, sink, self._host, single=single)
-                    if end.code is None and accept != SINGLE_AS_STORED:
+                    if end is None and accept != SINGLE_AS_STORED:
                         self._accept = accept
                     return end
             except PacsError as error:
                 if not error.reason.refuses_form:
                     if error.scope is Scope.NODE:
                         raise
-                    return Retrieved(error.code)
+                    return error.code
                 refusal = refusal or error
         assert refusal is not None
-        return Retrieved(refusal.code)
+        return refusal.code
 
     @contextlib.contextmanager
     def _sent(

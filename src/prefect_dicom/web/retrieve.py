@@ -7,8 +7,6 @@ here asks for a conversion.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from prefect_dicom.core.errors import Interrupted, PacsError, SpoolFull
 from prefect_dicom.core.model import StoreRequest
 from prefect_dicom.network.storage_scp.store_handler import StoreHandler
@@ -21,22 +19,6 @@ AS_STORED = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
 AS_STORED_UNQUOTED = f"multipart/related; type={DICOM}; transfer-syntax=*"
 SINGLE_AS_STORED = f"{DICOM}; transfer-syntax=*"
 _PLAIN_ENCODINGS = ("", "binary", "8bit", "7bit", "identity")
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieved:
-    """The end of one request.
-
-    Parameters
-    ----------
-    code : str or None
-        A code of :mod:`prefect_dicom.core.reasons`; None where the answer was whole.
-    parts : int
-        Instances that were whole.
-    """
-
-    code: str | None
-    parts: int = 0
 
 
 class _Stopped(Exception):
@@ -70,7 +52,7 @@ class InstancePart:
         self._sink.abandon(self._incoming)
 
 
-def receive(response: Response, sink: StoreHandler, host: str, *, single: bool) -> Retrieved:
+def receive(response: Response, sink: StoreHandler, host: str, *, single: bool) -> str | None:
     """Take the instances of an answer that reports success.
 
     Parameters
@@ -81,24 +63,35 @@ def receive(response: Response, sink: StoreHandler, host: str, *, single: bool) 
         Where they come from, for the note of one that was not requested.
     single : bool
         Whether the request was for one instance, which may come without parts.
+
+    Returns
+    -------
+    str or None
+        A code of :mod:`prefect_dicom.core.reasons`; None where the answer was whole.
     """
     found = parse_content_type(response.headers.get("Content-Type", ""))
     request = StoreRequest(0, "", "", "", peer_address=host)
     if found is None:
-        return Retrieved("answer-unusable")
+        return "answer-unusable"
     try:
         if found.media_type == "multipart/related" and found.boundary is not None:
             return _receive_parts(response, sink, request, found.boundary)
         if found.media_type == DICOM and single:
             return _receive_single(response, sink, request)
-    except Interrupted:
-        return Retrieved("interrupted")
-    return Retrieved("answer-unusable")
+    except (Interrupted, _Stopped):
+        return "interrupted"
+    except MultipartFault:
+        return "answer-unusable"
+    except ResponseCut:
+        return "association-lost"
+    except PacsError as error:
+        return error.code
+    return "answer-unusable"
 
 
 def _receive_parts(
     response: Response, sink: StoreHandler, request: StoreRequest, boundary: bytes
-) -> Retrieved:
+) -> str | None:
     def begin(headers: dict[str, str]) -> InstancePart:
         kind = parse_content_type(headers.get("content-type", ""))
         encoding = headers.get("content-transfer-encoding", "").lower()
@@ -107,44 +100,23 @@ def _receive_parts(
         return InstancePart(sink, request)
 
     reader = MultipartReader(boundary, response.read_into, begin)
-    try:
-        whole = reader.read()
-    except _Stopped:
-        return Retrieved("interrupted", reader.parts)
-    except MultipartFault:
-        return Retrieved("answer-unusable", reader.parts)
-    except ResponseCut:
-        return Retrieved("association-lost", reader.parts)
-    except PacsError as error:
-        return Retrieved(error.code, reader.parts)
+    whole = reader.read()
     if reader.unequal:
-        return Retrieved("answer-unusable", reader.parts)
-    return Retrieved(None if whole else "response-cut-short", reader.parts)
+        return "answer-unusable"
+    return None if whole else "response-cut-short"
 
 
-def _receive_single(response: Response, sink: StoreHandler, request: StoreRequest) -> Retrieved:
+def _receive_single(response: Response, sink: StoreHandler, request: StoreRequest) -> str | None:
     if not response.is_bounded:
         # Nothing would show that it is cut.
-        return Retrieved("answer-unusable")
-    try:
-        part = InstancePart(sink, request)
-    except _Stopped:
-        return Retrieved("interrupted")
+        return "answer-unusable"
+    part = InstancePart(sink, request)
     try:
         buffer = memoryview(bytearray(BUFFER_BYTES))
         while size := response.read_into(buffer):
             part.write(buffer[:size])
-    except BaseException as error:
+    except BaseException:
         part.abandon()
-        if isinstance(error, _Stopped):
-            return Retrieved("interrupted")
-        if isinstance(error, ResponseCut):
-            return Retrieved("association-lost")
-        if isinstance(error, PacsError):
-            return Retrieved(error.code)
         raise
-    try:
-        part.complete()
-    except _Stopped:
-        return Retrieved("interrupted")
-    return Retrieved(None, 1)
+    part.complete()
+    return None
