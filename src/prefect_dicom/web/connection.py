@@ -219,16 +219,13 @@ class Response:
         if self.ended or not len(buffer):
             return 0
         try:
-            size = self._some(buffer)
+            return self._some(buffer)
         except _Silence:
             raise PacsError(
                 "association-stalled", f"nothing came for {self._patience:g} s"
             ) from None
-        except Interrupted:
-            raise
         except (OSError, ValueError) as error:
             raise ResponseCut(f"the connection ended ({type(error).__name__})") from None
-        return size
 
     def _some(self, buffer: memoryview) -> int:
         if self._chunked:
@@ -422,7 +419,7 @@ def _exchange(
     if parts.query:
         target += f"?{parts.query}"
     proxy = proxy_for(scheme, host, port) if scheme == "http" else None
-    authority = f"[{host}]" if ":" in host else host
+    authority = _host_of_url(host)
     if port != _DEFAULT_PORTS[scheme]:
         authority += f":{port}"
     lines = {"Host": authority, "Connection": "keep-alive", **headers}
@@ -431,23 +428,31 @@ def _exchange(
         lines |= proxy.headers
     if body or method != "GET":
         lines["Content-Length"] = str(len(body))
-    head = f"{method} {target} HTTP/1.1\r\n"
-    head += "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
-    try:
-        data = head.encode("ascii") + body
-    except UnicodeEncodeError:
-        raise ValueError("a request line or header beyond ASCII") from None
-    if any(c < " " for c in target + "".join(lines.values())):
-        raise ValueError("a control character in a request line or header")
+    head = _request_head(method, target, lines)
     opened.connection.settimeout(patience.connect)
     try:
-        opened.connection.sendall(data)
+        opened.connection.sendall(head + body)
     except TimeoutError:
         raise PacsError("pacs-silent", "the server does not take the request") from None
     except OSError as error:
         raise refusal(error) or ConnectionResetError() from None
     opened.bytes.restart(patience.answer, whole=True)
     return Response(_head_of(opened, method, patience.answer), opened, patience.silence)
+
+
+def _host_of_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _request_head(method: str, target: str, lines: Mapping[str, str]) -> bytes:
+    if any(c < " " for c in target + "".join(lines.values())):
+        raise ValueError("a control character in a request line or header")
+    head = f"{method} {target} HTTP/1.1\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
+    try:
+        return head.encode("ascii")
+    except UnicodeEncodeError:
+        raise ValueError("a request line or header beyond ASCII") from None
 
 
 def _head_of(opened: _Socket, method: str, seconds: float) -> HTTPResponse:
@@ -457,8 +462,6 @@ def _head_of(opened: _Socket, method: str, seconds: float) -> HTTPResponse:
         response.begin()
     except _Silence:
         raise PacsError("pacs-silent", f"no answer within {seconds:g} s") from None
-    except Interrupted:
-        raise
     except ConnectionError:
         # RemoteDisconnected too: nothing of an answer came.
         raise
@@ -483,15 +486,13 @@ def _tunnel(
 ) -> None:
     """Have a proxy connect to a server, RFC 9110 9.3.6."""
     _, host, port = origin
-    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    lines = {"Host": authority, **proxy.headers}
-    head = f"CONNECT {authority} HTTP/1.1\r\n"
-    head += "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
+    authority = f"{_host_of_url(host)}:{port}"
+    head = _request_head("CONNECT", authority, {"Host": authority, **proxy.headers})
     opened = _Socket(connection, stopping)
     opened.bytes.restart(patience.connect, whole=True)
     connection.settimeout(patience.connect)
     try:
-        connection.sendall(head.encode("ascii"))
+        connection.sendall(head)
         response = _head_of(opened, "CONNECT", patience.connect)
     except ConnectionError:
         raise PacsError("pacs-unreachable", "the proxy closed the connection") from None
