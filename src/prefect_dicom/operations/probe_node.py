@@ -28,7 +28,7 @@ from prefect_dicom.operations.probe_keys import KeyProbe
 from prefect_dicom.operations.probe_queries import QueryProbe
 from prefect_dicom.operations.probe_retrieval import probe_retrieval
 from prefect_dicom.operations.probe_session import ProbeSession, RequestsSpent
-from prefect_dicom.operations.probe_web import probe_web
+from prefect_dicom.operations.probe_web import WebFacts, probe_web
 
 MOST_ASSOCIATIONS = 8
 """Limit on associations at the same time."""
@@ -78,13 +78,7 @@ def probe_node(site: Site, name: str, row: CohortRow | None = None) -> ProbeResu
     """
     node = site.nodes[name]
     if isinstance(node, WebNode):
-        found = probe_web(site, name, node, row)
-        return ProbeResult(
-            NodeCapabilities.model_validate(found.facts),
-            found.requests,
-            found.instances,
-            tuple(found.notes),
-        )
+        return _result(probe_web(site, node, row))
     session = ProbeSession(site, node)
     with contextlib.ExitStack() as stack:
         stack.enter_context(session.requestor)
@@ -97,11 +91,15 @@ def probe_node(site: Site, name: str, row: CohortRow | None = None) -> ProbeResu
             session.notes.append("C-MOVE was not tried: the site has no receiver")
         with contextlib.suppress(RequestsSpent):
             _NodeProbe(session).run(row)
+    return _result(session)
+
+
+def _result(found: ProbeSession | WebFacts) -> ProbeResult:
     return ProbeResult(
-        NodeCapabilities.model_validate(session.facts),
-        session.requests,
-        session.instances,
-        tuple(session.notes),
+        NodeCapabilities.model_validate(found.facts),
+        found.requests,
+        found.instances,
+        tuple(found.notes),
     )
 
 

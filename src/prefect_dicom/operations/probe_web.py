@@ -57,7 +57,7 @@ class WebFacts:
     notes: list[str] = field(default_factory=list)
 
 
-def probe_web(site: Site, name: str, node: WebNode, row: CohortRow | None) -> WebFacts:
+def probe_web(site: Site, node: WebNode, row: CohortRow | None) -> WebFacts:
     """Find out what a DICOMweb node does.
 
     Parameters
