@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -118,9 +118,8 @@ class Search:
                 return False
         return True
 
-    def _url(self, base: str, write: object) -> str:
+    def _url(self, base: str, write: Callable[[str], str]) -> str:
         path, inside = self._split()
-        assert callable(write)
         parameters = [
             f"{keyword}={','.join(map(write, values))}" for keyword, values in inside.items()
         ]

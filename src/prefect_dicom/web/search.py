@@ -122,10 +122,8 @@ def pages(search: Search, fetch: FetchPage) -> Generator[Dataset]:
             new, ended = reading.take(page)
             _check_matched(search, page.answers)
             yield from new
-        if not reading.moved:
-            return
-        if reading.brought == 0:
-            # It moves, and nothing of it is new: what was there is known.
+        # Where it moves, and nothing of it is new, what was there is known.
+        if not reading.moved or reading.brought == 0:
             return
     raise PacsError("answer-unusable", "the list changes whenever it is read")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-OK, NO_CONTENT, PARTIAL_CONTENT = 200, 204, 206
+NO_CONTENT = 204
 REDIRECTIONS = frozenset({301, 302, 303, 307, 308})
 UNAUTHORIZED = 401
 
