@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from prefect_dicom.config.fields import PlacedPath
+from prefect_dicom.config.fields import PlacedPath, http_url
 from prefect_dicom.config.settings import Settings
 
 
@@ -66,12 +65,8 @@ class S3Settings(Settings):
     def _endpoint_is_a_url(cls, endpoint: str | None) -> str | None:
         if endpoint is None:
             return None
-        try:
-            url = urlsplit(endpoint)
-            faulty = url.scheme not in ("http", "https") or not url.hostname or url.port == 0
-        except ValueError:
-            faulty = True
-        if faulty or re.search(r"\s", endpoint):
+        url = http_url(endpoint)
+        if url is None or re.search(r"\s", endpoint):
             raise ValueError("expected a URL like https://s3.example.org:9000")
         if "@" in url.netloc or url.query or url.fragment:
             raise ValueError(

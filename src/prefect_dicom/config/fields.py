@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, ValidationInfo
 
@@ -50,6 +51,16 @@ def address_of_this_host(bind: str) -> str:
             "(a name may resolve to another interface tomorrow)"
         )
     return bind
+
+
+def http_url(text: str) -> SplitResult | None:
+    """The parts of an absolute URL of HTTP; None for what is none."""
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if fits else None
 
 
 def ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from prefect_dicom.config.destination import Destination
-from prefect_dicom.config.fields import PlacedPath
+from prefect_dicom.config.fields import PlacedPath, http_url
 from prefect_dicom.config.node import NodeSettings
 from prefect_dicom.config.settings import Settings
 from prefect_dicom.config.tls import OwnTls
@@ -50,12 +50,8 @@ _KEYS = {
 
 def _url(url: str) -> str:
     """An absolute HTTP URL without credentials, query or fragment, and no slash at its end."""
-    try:
-        parts = urlsplit(url)
-        faulty = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-    except ValueError:
-        faulty = True
-    if faulty or re.search(r"[\s\"<>\\^`{|}]|[^\x21-\x7e]", url):
+    parts = http_url(url)
+    if parts is None or re.search(r"[\s\"<>\\^`{|}]|[^\x21-\x7e]", url):
         raise ValueError("expected a URL like https://pacs.example.org/dicom-web")
     if "@" in parts.netloc:
         raise ValueError(
