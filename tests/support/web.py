@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
-from prefect_dicom.archive import open_archive
-from prefect_dicom.config.site import load_site
 from tests.support.peers import Orthanc
 from tests.support.sites import Place
 
@@ -94,14 +91,11 @@ def web_site(folder: Path, url: str, pacs=None, **parts) -> Place:
 
 def archived_hashes(place: Place) -> dict[str, str]:
     """By SOP Instance UID, the SHA-256 of what lies in the archive."""
-    with contextlib.closing(open_archive(load_site(place.file).archive)) as archive:
-        return {
-            key.rsplit("/", 1)[1].removesuffix(".dcm"): hashlib.sha256(
-                b"".join(archive.read(key))
-            ).hexdigest()
-            for key, _ in archive.keys("")
-            if key.endswith(".dcm")
-        }
+    return {
+        key.rsplit("/", 1)[1].removesuffix(".dcm"): hashlib.sha256(data).hexdigest()
+        for key, data in place.archived().items()
+        if key.endswith(".dcm")
+    }
 
 
 def rows_of(uids: Iterable[str]) -> list[dict[str, str]]:
