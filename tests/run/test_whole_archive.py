@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prefect_dicom.config.archive import DirectoryArchive, S3Archive
+from prefect_dicom.config.archive import DirectoryArchive
 from prefect_dicom.config.site import load_site
 from prefect_dicom.core.model import RetrieveMethod
 from prefect_dicom.core.uids import is_uid
@@ -47,13 +47,7 @@ def test_orthanc_by_c_move_into_a_bucket(
     port,
     rados_gateway,
 ):
-    archive = S3Archive(
-        bucket=rados_gateway.bucket,
-        prefix="whole",
-        endpoint=rados_gateway.endpoint,
-        access_key_id=rados_gateway.access_key,
-        secret_access_key=rados_gateway.secret_key,
-    )
+    archive = corpus_pull.bucket_of(rados_gateway).model_copy(update={"prefix": "whole"})
     _arrives(tmp_path, orthanc, RetrieveMethod.C_MOVE, port, held_by_orthanc, corpus_small, archive)
 
 
@@ -64,7 +58,6 @@ def test_orthanc_by_c_get_into_a_directory_with_the_ledger_in_postgresql(
     _arrives(tmp_path, orthanc, RetrieveMethod.C_GET, port, held_by_orthanc, corpus_small, url=url)
 
 
-@pytest.mark.campaign("real archives")
 @pytest.mark.skipif(WebOrthanc.absent() is not None, reason=str(WebOrthanc.absent()))
 @only_in("real archives")
 def test_orthanc_by_wado_rs_into_a_bucket(tmp_path, corpus_small, rados_gateway):

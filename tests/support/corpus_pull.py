@@ -31,6 +31,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from prefect_dicom.archive import open_archive
 from prefect_dicom.archive.manifest import decode_manifest
 from prefect_dicom.config.archive import DirectoryArchive, S3Archive
+from prefect_dicom.config.node import PacsNode
 from prefect_dicom.config.receiver import Receiver
 from prefect_dicom.config.site import Ledger as LedgerSettings
 from prefect_dicom.config.site import Site, Spool, ledger_url
@@ -301,16 +302,16 @@ def compare(
 
 
 def site_for(
-    folder: Path, peer: Peer, retrieve: RetrieveMethod, archive, port: int, url: str | None = None
+    folder: Path, node: PacsNode | WebNode, archive, url: str | None = None, **parts
 ) -> Site:
     """A site around a peer, in a folder of its own."""
     return Site(
-        nodes={"peer": peer.node(retrieve)},
-        receiver=Receiver(ae_title=TITLE, bind="127.0.0.1", port=port, idle_seconds=1),
+        nodes={"peer": node},
         archive=archive,
         ledger=LedgerSettings(url=url) if url else LedgerSettings(path=folder / "ledger.sqlite"),
         spool=Spool(path=folder / "spool", reserve_bytes=0),
         reports=folder / "reports",
+        **parts,
     )
 
 
@@ -330,12 +331,25 @@ def one_pull(
     if archive is None:
         (folder / "archive").mkdir()
         archive = DirectoryArchive(directory=folder / "archive")
-    site = site_for(folder, peer, retrieve, archive, port, url)
+    receiver = Receiver(ae_title=TITLE, bind="127.0.0.1", port=port, idle_seconds=1)
+    site = site_for(folder, peer.node(retrieve), archive, url, receiver=receiver)
+    return _pulled(site, folder, title, held, patients)
+
+
+def _pulled(
+    site: Site,
+    folder: Path,
+    title: str,
+    held: dict[Held, Callable[[], list[bytes]]],
+    patients: dict[str, set[str]],
+    *,
+    whole_files: bool = False,
+) -> Comparison:
     write_cohort(folder / "cohort.csv", held, patients)
     began = time.monotonic()
     cohort = pull_all(site, folder / "cohort.csv")
     seconds = time.monotonic() - began
-    result = compare(site, cohort, list(held), lambda one: held[one]())
+    result = compare(site, cohort, list(held), lambda one: held[one](), whole_files=whole_files)
     print(f"{title}: {result.text()} [{seconds:.0f} s]", flush=True)
     for one in result.unexplained:
         print("  unexplained:", *one)
@@ -383,22 +397,9 @@ def one_web_pull(
 ) -> Comparison:
     """Pull all by WADO-RS, compare, print the line."""
     folder.mkdir()
-    site = Site(
-        nodes={"peer": WebNode(dicomweb=orthanc.url)},
-        archive=archive,
-        ledger=LedgerSettings(path=folder / "ledger.sqlite"),
-        spool=Spool(path=folder / "spool", reserve_bytes=0),
-        reports=folder / "reports",
-    )
-    write_cohort(folder / "cohort.csv", held, patients)
-    began = time.monotonic()
-    cohort = pull_all(site, folder / "cohort.csv")
-    seconds = time.monotonic() - began
-    result = compare(site, cohort, list(held), lambda one: held[one](), whole_files=True)
-    print(f"Orthanc, WADO-RS into S3: {result.text()} [{seconds:.0f} s]", flush=True)
-    for one in result.unexplained:
-        print("  unexplained:", *one)
-    return result
+    site = site_for(folder, WebNode(dicomweb=orthanc.url), archive)
+    title = "Orthanc, WADO-RS into S3"
+    return _pulled(site, folder, title, held, patients, whole_files=True)
 
 
 def _pull_orthanc(folder: Path, files: list[Path]) -> Iterator[Comparison]:
