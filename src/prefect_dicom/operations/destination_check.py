@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
@@ -11,14 +11,14 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from prefect_dicom.config.destination import Destination
 from prefect_dicom.config.node import PacsNode
 from prefect_dicom.core.deliveries import DeliveryEvidence
-from prefect_dicom.core.errors import PacsError, PrefectDicomError
+from prefect_dicom.core.errors import PacsError
 from prefect_dicom.dicom.part10 import IMPLEMENTATION_CLASS_UID
 from prefect_dicom.network.commitment import CommitmentAssociation
 from prefect_dicom.network.find.list_instances import list_instances
 from prefect_dicom.network.requestor import Requestor
 from prefect_dicom.network.status import reason_for_status
 from prefect_dicom.network.store import OutgoingInstance, StoreAssociation
-from prefect_dicom.operations.findings import Finding, failed_finding
+from prefect_dicom.operations.findings import Finding, checked
 
 TEST_PATIENT_ID = "PREFECT-DICOM-TEST"
 """PatientID of the synthetic instance, by which people find it again."""
@@ -32,26 +32,21 @@ def check_destination(name: str, node: PacsNode, destination: Destination) -> It
 
     Where the site allows it, one synthetic instance is stored there, and stays.
     """
-    yield _check(name, "answers a C-ECHO", lambda: _echo(node))
+    yield checked(name, "answers a C-ECHO", lambda: _echo(node))
     if not destination.test_instance:
-        yield _check(name, "accepts a presentation context of storage", lambda: _negotiate(node))
+        yield checked(name, "accepts a presentation context of storage", lambda: _negotiate(node))
     else:
         study, series, instance = (str(generate_uid(prefix=None)) for _ in range(3))
-        stored = _check(
+        stored = checked(
             name, "stores a synthetic instance", lambda: _store(node, study, series, instance)
         )
         yield stored
         if stored.ok and destination.evidence is not DeliveryEvidence.ACCEPTED:
-            yield _check(name, "lists the synthetic instance", lambda: _list(node, study, instance))
+            yield checked(
+                name, "lists the synthetic instance", lambda: _list(node, study, instance)
+            )
     if destination.evidence is DeliveryEvidence.COMMITTED:
-        yield _check(name, "offers storage commitment", lambda: _offer_of_commitment(node))
-
-
-def _check(part: str, check: str, run: Callable[[], str]) -> Finding:
-    try:
-        return Finding(part, check, True, run())
-    except PrefectDicomError as error:
-        return failed_finding(part, check, error)
+        yield checked(name, "offers storage commitment", lambda: _offer_of_commitment(node))
 
 
 def _echo(node: PacsNode) -> str:

@@ -12,7 +12,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -47,7 +47,7 @@ from prefect_dicom.operations.find_a_study import (
     study_by_patient,
     study_of_row,
 )
-from prefect_dicom.operations.findings import Finding, error_words, failed_finding
+from prefect_dicom.operations.findings import Finding, checked, error_words, failed_finding
 from prefect_dicom.operations.tls_check import check_files, check_node, check_senders
 from prefect_dicom.retrieval.send import wait_until_received
 
@@ -89,11 +89,11 @@ def examine(
     Finding
         For each check, as it is made.
     """
-    yield _check("ledger", "is whole and takes writes", lambda: _ledger(site))
+    yield checked("ledger", "is whole and takes writes", lambda: _ledger(site))
     if site.ledger.path is not None:
         yield from _local("ledger", site.ledger.path, _LEDGER_ADVICE)
     yield from _local("spool", site.spool.path, _SPOOL_ADVICE)
-    yield _check("spool", "is private, writable, above its reserve", lambda: _spool(site))
+    yield checked("spool", "is private, writable, above its reserve", lambda: _spool(site))
     yield from _archive(site)
     yield from check_files(site)
     lease: ReceiverLease | None = None
@@ -168,13 +168,6 @@ def _route_to(node: PacsNode) -> tuple[str, str]:
                 sock.connect(address)
                 return sock.getsockname()[0], sock.getpeername()[0]
     return "", ""
-
-
-def _check(part: str, check: str, run: Callable[[], str]) -> Finding:
-    try:
-        return Finding(part, check, True, run())
-    except PrefectDicomError as error:
-        return failed_finding(part, check, error)
 
 
 def _ledger(site: Site) -> str:

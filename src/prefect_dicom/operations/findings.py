@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefect_dicom.core.errors import PrefectDicomError
@@ -55,3 +56,11 @@ def failed_finding(
     # The advice of the reason refers to this command, which prints the lines at the end.
     advice = error.reason.what_to_do.replace(_HERE, "The line to add is below.")
     return Finding(part, check, False, words, advice)
+
+
+def checked(part: str, check: str, run: Callable[[], str]) -> Finding:
+    """The finding of a check that returns the details of its result, or raises why it failed."""
+    try:
+        return Finding(part, check, True, run())
+    except PrefectDicomError as error:
+        return failed_finding(part, check, error)
