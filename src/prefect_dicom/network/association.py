@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import time
 
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -16,7 +15,7 @@ from prefect_dicom.network.dimse import (
     Message,
     MessageReader,
 )
-from prefect_dicom.network.tls import TLS_ALERT, refusal, secure
+from prefect_dicom.network.tls import TLS_ALERT, refusal_after, secure
 from prefect_dicom.network.upper_layer.negotiation import (
     ACCEPTED,
     ANSWER_BYTES,
@@ -39,7 +38,6 @@ _NO_CONTEXT_RESULT = 2
 _TRANSFER_SYNTAX_NOT_PROPOSED = 4
 _RELEASE_SECONDS = 5.0
 _ABORT_SECONDS = 1.0
-_ALERT_SECONDS = 1.0
 _TLS_MAJOR_VERSION = 3
 
 
@@ -113,8 +111,7 @@ def _answer(stream: Stream, request: bytes, seconds: float) -> bytes:
     except OSError as error:
         # With TLS 1.3 a peer refuses our certificate only now.
         raise (
-            refusal(error)
-            or _alert_of(stream)
+            refusal_after(error, stream.connection)
             or PacsError("pacs-reset", "the connection ended before the association was accepted")
         ) from None
     if kind != Pdu.ASSOCIATE_AC and length != 4:
@@ -124,18 +121,6 @@ def _answer(stream: Stream, request: bytes, seconds: float) -> bytes:
     if kind == Pdu.ABORT:
         raise aborted(body[2], body[3], first_request=True)
     return header + body
-
-
-def _alert_of(stream: Stream) -> PacsError | None:
-    """The refusal that lies unread in a connection on which nothing can be sent any more."""
-    if not isinstance(stream.connection, ssl.SSLSocket):
-        return None
-    try:
-        while True:
-            stream.start = stream.end
-            stream.fill(time.monotonic() + _ALERT_SECONDS)
-    except OSError as error:
-        return refusal(error)
 
 
 def abort(stream: Stream, source: int = 0, reason: int = 0) -> None:

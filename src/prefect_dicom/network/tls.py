@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -57,6 +58,8 @@ class Verification(IntEnum):
     KEY_TOO_SMALL = 66
 
 
+_ALERT_SECONDS = 1.0
+_UNREAD_BYTES = 64 * 1024
 _VERIFICATION_WORDS: dict[int, str] = {
     Verification.NOT_YET_VALID: "it is not valid yet",
     Verification.EXPIRED: "it, or a CA of its chain, has expired",
@@ -213,6 +216,25 @@ def refusal(error: BaseException) -> PacsError | None:
     """The error for an alert by which the peer refuses our certificate; None for others."""
     words = ALERTS_ABOUT_OUR_CERTIFICATE.get(reason_name(error))
     return None if words is None else PacsError("tls-client-certificate-refused", words)
+
+
+def refusal_after(error: OSError, connection: socket.socket) -> PacsError | None:
+    """The refusal of our certificate in an error, or unread in the connection that it ended.
+
+    With TLS 1.3 a peer refuses after the handshake: where we are sending then, that fails first.
+    """
+    refused = refusal(error)
+    if refused is not None or not isinstance(connection, ssl.SSLSocket):
+        return refused
+    deadline = time.monotonic() + _ALERT_SECONDS
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(_UNREAD_BYTES):
+                break
+    except OSError as error:
+        return refusal(error)
+    return None
 
 
 def reason_name(error: BaseException) -> str:

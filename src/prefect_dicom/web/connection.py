@@ -25,7 +25,7 @@ from urllib.parse import SplitResult, urlsplit
 from prefect_dicom.config.tls import Tls
 from prefect_dicom.core.errors import Interrupted, PacsError
 from prefect_dicom.network.association_errors import unconnected
-from prefect_dicom.network.tls import refusal, secure
+from prefect_dicom.network.tls import refusal, refusal_after, secure
 from prefect_dicom.network.upper_layer.sockets import acknowledge, prepare
 from prefect_dicom.web.proxy import Proxy, proxy_for
 
@@ -435,7 +435,7 @@ def _exchange(
     except TimeoutError:
         raise PacsError("pacs-silent", "the server does not take the request") from None
     except OSError as error:
-        raise refusal(error) or ConnectionResetError() from None
+        raise refusal_after(error, opened.connection) or ConnectionResetError() from None
     opened.bytes.restart(patience.answer, whole=True)
     return Response(_head_of(opened, method, patience.answer), opened, patience.silence)
 
