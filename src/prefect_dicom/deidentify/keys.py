@@ -91,7 +91,3 @@ class ProjectKey:
     def days(self, patient: bytes, most: int = 3650) -> int:
         """By how many days a patient's dates go back: 1 to ``most``."""
         return 1 + int.from_bytes(self._digest("days", patient)[:8], "big") % most
-
-    def keyed_hash(self, sha256: str) -> str:
-        """Keyed form of a SHA-256, which tells nothing to those who hold the original."""
-        return self._digest("sha256", sha256.encode()).hex()
