@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from prefect_dicom.deidentify.table import Row, rows
+from prefect_dicom.deidentify.table import Row, rows_by_tag
 
 _BASIC_PROFILE = ("113100", "Basic Application Confidentiality Profile")
 
@@ -125,11 +125,7 @@ class Options:
 
 @functools.lru_cache(maxsize=32)
 def _rules(dates: Dates, retain: frozenset[Retain], descriptors: bool) -> Mapping[int, Rule]:
-    return {
-        int(row.tag.replace(",", ""), 16): _rule(row, dates, retain, descriptors)
-        for row in rows()
-        if row.tag != "private" and "x" not in row.tag
-    }
+    return {tag: _rule(row, dates, retain, descriptors) for tag, row in rows_by_tag().items()}
 
 
 def _rule(row: Row, dates: Dates, retain: frozenset[Retain], descriptors: bool) -> Rule:

@@ -3,7 +3,7 @@
 ``table_e1_1.csv`` has the 656 rows of the edition :data:`EDITION` with all option columns,
 ``safe_private.csv`` the 479 pairs of private creator and element. Both were generated once from
 the standard's own DocBook source. An older table lets elements of newer editions pass, so the
-edition is named in every de-identified instance and manifest.
+edition is named in every de-identified instance.
 """
 
 from __future__ import annotations
