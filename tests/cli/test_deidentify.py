@@ -9,6 +9,7 @@ import pydicom
 import pytest
 
 from prefect_dicom.cli import app
+from prefect_dicom.cli.app import Exit
 from prefect_dicom.config.projects import key_variable
 from tests.deidentify.test_engine import file_of
 from tests.support.part10_objects import ct
@@ -51,6 +52,22 @@ def test_a_copy_is_written_under_its_new_uid(site, tmp_path, capsys):
     assert made.name == f"{copy.SOPInstanceUID}.dcm"
     assert copy.LongitudinalTemporalInformationModified == "MODIFIED"
     assert "1 of 1 files have a de-identified copy." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uid", ["../../victim", "/tmp/victim", "1.2.x"])
+def test_no_uid_of_a_file_that_is_none_becomes_a_path(site, tmp_path, capsys, uid):
+    site.write_text(site.read_text().replace("dates: modified", "retain: [uids]"))
+    source = tmp_path / "ct.dcm"
+    source.write_bytes(file_of(ct(**ORIGINAL, SOPInstanceUID=uid)))
+    before = set(tmp_path.rglob("*"))
+
+    code = run(
+        "deidentify", source, "--project", "lung-ai", "--output", tmp_path / "out", "-s", site
+    )
+
+    assert code == Exit.NOT_ALL
+    assert set(tmp_path.rglob("*")) == before | {tmp_path / "out"}
+    assert "deidentify-unreadable" in capsys.readouterr().err
 
 
 def test_explain_prints_attributes_and_rows_and_no_values(site, tmp_path, capsys):

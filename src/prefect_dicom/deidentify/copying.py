@@ -156,6 +156,8 @@ class Copying:
             each if keep else self._key.uid(each.encode("latin-1")).decode()
             for each in identity[:3]
         )
+        if not all(map(is_uid, (study, series, instance))):
+            raise Unreadable("a UID of its own that is to be kept is none")
         treated, _ = self._data_set(file.elements, self._encoding)
         elements = sorted([*treated, *self._additions()], key=lambda each: each[0])
         syntax = file.transfer_syntax_uid
