@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 from prefect_dicom.deidentify.copy import ENGINE_VERSION, Piece
 from prefect_dicom.deidentify.elements import ITEM, Encoding
-from prefect_dicom.deidentify.options import CLEAN_PIXEL_DATA, TEMPORAL_INFORMATION, Options
+from prefect_dicom.deidentify.options import TEMPORAL_INFORMATION, Options
 from prefect_dicom.deidentify.table import EDITION
 from prefect_dicom.deidentify.values import padded
 
-BURNED_IN_ANNOTATION = 0x00280301
 _IDENTITY_REMOVED, _METHOD, _METHOD_CODES = 0x00120062, 0x00120063, 0x00120064
 _TEMPORAL_INFORMATION = 0x00280303
 WRITTEN_HERE = frozenset({_IDENTITY_REMOVED, _METHOD, _METHOD_CODES, _TEMPORAL_INFORMATION})
@@ -20,8 +19,6 @@ def additions(
     options: Options,
     encoding: Encoding,
     identity: Mapping[int, tuple[bytes, str]],
-    *,
-    cleaned: bool,
 ) -> list[tuple[int, list[Piece]]]:
     """Encode the elements, each with its tag.
 
@@ -29,12 +26,9 @@ def additions(
     ----------
     identity : mapping of int to tuple
         VR and text of the elements that say whose copy it is.
-    cleaned : bool
-        Whether pixels were cleaned (113101).
     """
-    codes = [*options.codes, CLEAN_PIXEL_DATA] if cleaned else options.codes
     items = b""
-    for code, meaning in sorted(codes):
+    for code, meaning in sorted(options.codes):
         item = b"".join(
             _encoded(encoding, tag, vr, text)
             for tag, vr, text in (
@@ -53,8 +47,6 @@ def additions(
         ),
         _TEMPORAL_INFORMATION: (b"CS", TEMPORAL_INFORMATION[options.dates]),
     }
-    if cleaned:
-        texts[BURNED_IN_ANNOTATION] = (b"CS", "NO")
     added: list[tuple[int, list[Piece]]] = [
         (tag, [_encoded(encoding, tag, vr, text)]) for tag, (vr, text) in texts.items()
     ]

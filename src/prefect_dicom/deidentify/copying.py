@@ -13,7 +13,7 @@ from pydicom._uid_dict import UID_dictionary
 from prefect_dicom.core.model import StoreRequest
 from prefect_dicom.core.uids import is_uid
 from prefect_dicom.deidentify import retained
-from prefect_dicom.deidentify.additions import BURNED_IN_ANNOTATION, WRITTEN_HERE, additions
+from prefect_dicom.deidentify.additions import WRITTEN_HERE, additions
 from prefect_dicom.deidentify.copy import Copy, Piece, Treated, format_tag, keyword
 from prefect_dicom.deidentify.elements import (
     DEFLATED,
@@ -109,7 +109,6 @@ class Copying:
         options: Options,
         file: PartTen,
         pseudonym: str,
-        cleaned_pixels: Mapping[int, Piece],
         explain: Callable[[Treated], None] | None,
     ) -> None:
         self._key = key
@@ -118,7 +117,6 @@ class Copying:
         self._file = file
         self._view = memoryview(file.data)
         self._encoding = file.encoding
-        self._cleaned = cleaned_pixels
         self._explain = explain
         self._path = ""
         self._allowed = {
@@ -210,12 +208,6 @@ class Copying:
             return self._done(element, Action.REMOVE, "written anew")
         if tag in _REMOVED_BEYOND_TABLE:
             return self._beyond(element, Action.REMOVE, _REMOVED_BEYOND_TABLE[tag], encoding)
-        if tag in self._cleaned and not self._path:
-            value = self._cleaned[tag]
-            self._say(element, Action.DUMMY, "pixels blanked by a rule")
-            return [encoding.header(tag, element.vr, len(value)), value]
-        if tag == BURNED_IN_ANNOTATION and self._cleaned and not self._path:
-            return self._done(element, Action.REMOVE, "written anew")
         rule = self._rules.get(tag)
         if rule is not None:
             return self._by_rule(element, rule, encoding)
@@ -460,7 +452,7 @@ class Copying:
             _PATIENT_ID: (b"LO", pseudonym),
             _STUDY_ID: (b"SH", self._key.code("study", subject.study, LONGEST_ID)),
         }
-        return additions(self._options, self._encoding, identity, cleaned=bool(self._cleaned))
+        return additions(self._options, self._encoding, identity)
 
     # --- what was done
 

@@ -57,7 +57,6 @@ _CODES_OF_DATES = {
     Dates.FULL: ("113106", "Retain Longitudinal Temporal Information Full Dates Option"),
     Dates.MODIFIED: ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
 }
-CLEAN_PIXEL_DATA = ("113101", "Clean Pixel Data Option")
 _CLEAN_DESCRIPTORS = ("113105", "Clean Descriptors Option")
 TEMPORAL_INFORMATION = {
     Dates.REMOVE: "REMOVED",
