@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from prefect_dicom.config.fields import PlacedPath, http_url
 from prefect_dicom.config.settings import Settings
@@ -113,7 +121,7 @@ class DirectoryArchive(Settings):
     connections: int = Field(default=4, ge=1, le=64, description="Writes at the same time.")
 
 
-def kind_of_archive(value: Any) -> str | None:
+def _kind_of(value: Any) -> str | None:
     """Which of the two archives is meant, so that only its own faults are reported."""
     if isinstance(value, S3Archive):
         return "bucket"
@@ -122,3 +130,14 @@ def kind_of_archive(value: Any) -> str | None:
     if not isinstance(value, Mapping) or ("bucket" in value) == ("directory" in value):
         return None
     return "bucket" if "bucket" in value else "directory"
+
+
+AnyArchive = Annotated[
+    Annotated[S3Archive, Tag("bucket")] | Annotated[DirectoryArchive, Tag("directory")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="archive_choice",
+        custom_error_message="expected exactly one of `bucket` (S3) and `directory`",
+    ),
+]
+"""A bucket or a directory, told apart by their keys."""

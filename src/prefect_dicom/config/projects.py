@@ -7,11 +7,11 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Field, field_validator
 
-from prefect_dicom.config.archive import DirectoryArchive, S3Archive, kind_of_archive
+from prefect_dicom.config.archive import AnyArchive
 from prefect_dicom.config.fields import PlacedPath
 from prefect_dicom.config.settings import Settings
 from prefect_dicom.core.errors import ConfigurationError, PrefectDicomError
@@ -27,14 +27,7 @@ KEY_VARIABLE = "PREFECT_DICOM_PROJECT_KEY_"
 class Project(Settings):
     """De-identified copies for one project (PS3.15 Annex E)."""
 
-    archive: Annotated[
-        Annotated[S3Archive, Tag("bucket")] | Annotated[DirectoryArchive, Tag("directory")],
-        Discriminator(
-            kind_of_archive,
-            custom_error_type="archive_choice",
-            custom_error_message="expected exactly one of `bucket` (S3) and `directory`",
-        ),
-    ] = Field(description="Where the copies go: an archive of the project's own.")
+    archive: AnyArchive = Field(description="Where the copies go: an archive of the project's own.")
     key_file: PlacedPath | None = Field(
         default=None, description="File with the project's key, 64 hexadecimal digits, mode 0600."
     )

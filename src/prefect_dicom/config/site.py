@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_dicom.config.archive import DirectoryArchive, S3Archive, kind_of_archive
+from prefect_dicom.config.archive import AnyArchive, DirectoryArchive, S3Archive
 from prefect_dicom.config.capabilities import NodeCapabilities, load_all_capabilities
 from prefect_dicom.config.fields import NodeName, PlacedPath
 from prefect_dicom.config.messages import SECRET_KEY, faults_of, format_fault
@@ -160,14 +160,7 @@ class Site(Settings):
         min_length=1, description="PACS nodes by a name of your choice."
     )
     receiver: Receiver = Field(default_factory=Receiver, description="The managed receiver.")
-    archive: Annotated[
-        Annotated[S3Archive, Tag("bucket")] | Annotated[DirectoryArchive, Tag("directory")],
-        Discriminator(
-            kind_of_archive,
-            custom_error_type="archive_choice",
-            custom_error_message="expected exactly one of `bucket` (S3) and `directory`",
-        ),
-    ] = Field(description="Where studies are archived.")
+    archive: AnyArchive = Field(description="Where studies are archived.")
     ledger: Ledger = Field(default_factory=Ledger, description="Where state is kept.")
     spool: Spool = Field(description="Where received instances lie.")
     validation: Validation = Field(default_factory=Validation, description="Faulty instances.")
