@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prefect_dicom.admission.node_access import NodeAccess
 from prefect_dicom.core.errors import (
     Interrupted,
     PacsError,
@@ -12,10 +13,11 @@ from prefect_dicom.core.errors import (
     WindowClosed,
     is_transient,
 )
-from prefect_dicom.core.model import Disposition, RequestedState
+from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.reasons import REASONS, Scope
 from prefect_dicom.delivery.run import DeliveryRun
-from prefect_dicom.run.loop import TICK_SECONDS
+from prefect_dicom.run.control import RunControl
+from prefect_dicom.run.loop import TICK_SECONDS, PassLoop
 
 _AGAIN = frozenset(
     reason.code
@@ -26,37 +28,29 @@ _AGAIN = frozenset(
 
 
 @dataclass(kw_only=True)
-class DeliveryLoop:
+class DeliveryLoop(PassLoop):
     """The passes of a run that delivers the studies of its cohort."""
 
     run: DeliveryRun
     deliver: Callable[[], PrefectDicomError | None]
     """Sends and checks every unfinished study once. Returns the error that stopped it, or None."""
-    look: Callable[[], None]
-    """Shows people how far it is."""
 
-    def work_through(self) -> PrefectDicomError | None:
-        """Make pass after pass. Returns the error that stopped the last one, or None."""
-        control = self.run.control
-        if control.requested_state() is RequestedState.PAUSED:
-            return Interrupted()
-        while True:
-            trouble = self._passes()
-            if not isinstance(trouble, Interrupted):
-                return trouble
-            if isinstance(trouble, WindowClosed) and not control.is_stopping():
-                if not self._wait_for_opening():
-                    return trouble
-            elif control.requested_state() is RequestedState.PAUSED:
-                self.run.context.access.close()
-                if not control.wait_while_paused(self.look):
-                    return trouble
-            elif control.is_stopping():
-                return trouble
+    @property
+    def access(self) -> NodeAccess:
+        """Access to the nodes of the run."""
+        return self.run.context.access
+
+    @property
+    def control(self) -> RunControl:
+        """The state that is requested of the run."""
+        return self.run.control
+
+    def look(self) -> None:
+        """Nothing: the command shows from the ledger how far the deliveries are."""
 
     def _passes(self) -> PrefectDicomError | None:
         run, passes = self.run, 1
-        admission = run.context.access.admission(run.context.target)
+        admission = self.access.admission(run.context.target)
         trouble = self._one_pass()
         while (
             not admission.disabled_for
@@ -72,32 +66,30 @@ class DeliveryLoop:
 
     def _one_pass(self) -> PrefectDicomError | None:
         try:
-            self.run.context.access.schedules.check(self.run.context.target)
+            self.access.schedules.check(self.run.context.target)
         except WindowClosed as closed:
             return closed
         return self.deliver()
 
     def _wait_for_target(self) -> None:
         run = self.run
-        admission = run.context.access.admission(run.context.target)
+        admission = self.access.admission(run.context.target)
         while left := admission.seconds_left():
             waited = run.clock.wait(run.control.stop, min(left, TICK_SECONDS))
             if waited or run.control.is_stopping():
                 return
-            self.look()
 
     def _wait_for_opening(self) -> bool:
         """Wait until the access schedule opens, where the site wants that; whether to go on."""
         run = self.run
-        schedules, target = run.context.access.schedules, run.context.target
+        schedules, target = self.access.schedules, run.context.target
         if not schedules.waits_for_opening(target):
             return False
-        run.context.access.close()
+        self.access.close()
         while left := schedules.seconds_closed(target):
             run.clock.wait(run.control.stop, min(left, run.clock.look_seconds))
             if run.control.is_stopping():
                 break
-            self.look()
         return True
 
 

@@ -12,11 +12,13 @@ killed, and the ledger knows all of it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from prefect_dicom.admission.node_access import NodeAccess
 from prefect_dicom.core.errors import (
     Interrupted,
     PacsError,
@@ -26,6 +28,7 @@ from prefect_dicom.core.errors import (
 )
 from prefect_dicom.core.model import Chunk, RequestedState, Verdict
 from prefect_dicom.ledger import Totals
+from prefect_dicom.run.control import RunControl
 from prefect_dicom.run.run import DryRun, Run, reopen_transient
 
 TICK_SECONDS = 2.0
@@ -40,8 +43,59 @@ class Show(Protocol):
     ) -> None: ...
 
 
+class PassLoop(ABC):
+    """Passes of a run, again after a pause and after the opening of an access schedule."""
+
+    @property
+    @abstractmethod
+    def access(self) -> NodeAccess:
+        """Access to the nodes of the run."""
+
+    @property
+    @abstractmethod
+    def control(self) -> RunControl:
+        """The state that is requested of the run."""
+
+    def work_through(self) -> PrefectDicomError | None:
+        """Make pass after pass. Returns the error that stopped the last one, or None.
+
+        A run that begins while its cohort is paused ends at once: those that a schedule begins
+        do not pile up. One that was under way waits.
+        """
+        if self.control.requested_state() is RequestedState.PAUSED:
+            return Interrupted()
+        while True:
+            trouble = self._passes()
+            if not isinstance(trouble, Interrupted):
+                return trouble
+            if isinstance(trouble, WindowClosed) and not self.control.is_stopping():
+                if not self._wait_for_opening():
+                    return trouble
+            elif not self._wait_while_paused():
+                return trouble
+
+    @abstractmethod
+    def look(self) -> None:
+        """Show where the run is, as often as somebody likes."""
+
+    @abstractmethod
+    def _passes(self) -> PrefectDicomError | None:
+        """Make pass after pass, until people or an access schedule stop the run."""
+
+    @abstractmethod
+    def _wait_for_opening(self) -> bool:
+        """Wait until an access schedule opens, where the site wants that; whether to go on."""
+
+    def _wait_while_paused(self) -> bool:
+        """Wait where the run is paused, without an association; whether it is to go on."""
+        if self.control.requested_state() is RequestedState.PAUSED:
+            self.access.close()
+            return self.control.wait_while_paused(self.look)
+        return self.control.requested_state() is RequestedState.RUNNING
+
+
 @dataclass(kw_only=True)
-class DiscoveryLoop:
+class DiscoveryLoop(PassLoop):
     """The passes of a run that finds the studies of its cohort, and no more."""
 
     run: DryRun
@@ -53,24 +107,15 @@ class DiscoveryLoop:
     limits: Callable[[], AbstractContextManager[None]]
     """Held while the nodes may be asked: concurrency limits that others grant."""
 
-    def work_through(self) -> PrefectDicomError | None:
-        """Make pass after pass. Returns the error that stopped the last one, or None.
+    @property
+    def access(self) -> NodeAccess:
+        """Access to the nodes of the run."""
+        return self.run.access
 
-        A run that begins while its cohort is paused ends at once: those that a schedule begins
-        do not pile up. One that was under way waits.
-        """
-        control = self.run.control
-        if control.requested_state() is RequestedState.PAUSED:
-            return Interrupted()
-        while True:
-            trouble = self._passes()
-            if not isinstance(trouble, Interrupted):
-                return trouble
-            if isinstance(trouble, WindowClosed) and not control.is_stopping():
-                if not self._wait_for_opening():
-                    return trouble
-            elif not self._wait_while_paused():
-                return trouble
+    @property
+    def control(self) -> RunControl:
+        """The state that is requested of the run."""
+        return self.run.control
 
     def one_pass(self) -> PrefectDicomError | None:
         """Query every unresolved row once. Returns the error that stopped the pass, or None.
@@ -180,14 +225,6 @@ class DiscoveryLoop:
                 break
             self.look()
         return True
-
-    def _wait_while_paused(self) -> bool:
-        """Wait where the run is paused, without an association; whether it is to go on."""
-        control = self.run.control
-        if control.requested_state() is RequestedState.PAUSED:
-            self.run.access.close()
-            return control.wait_while_paused(self.look)
-        return control.requested_state() is RequestedState.RUNNING
 
     def _wait_for_others(self, held_by_others: Callable[[], tuple[int, bool]], what: str) -> bool:
         """Wait for what other runs work on; whether some of it has fallen free, unfinished.
