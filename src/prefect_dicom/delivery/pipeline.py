@@ -6,18 +6,16 @@ import contextlib
 import queue
 
 from prefect_dicom.config.site import Site
-from prefect_dicom.core.errors import Interrupted, PacsError, PrefectDicomError, WindowClosed
-from prefect_dicom.core.model import Disposition
+from prefect_dicom.core.errors import Interrupted, PrefectDicomError, WindowClosed
 from prefect_dicom.delivery.loop import DeliveryLoop, remaining_error
 from prefect_dicom.delivery.monitoring import delivery_measured
 from prefect_dicom.delivery.run import DeliveryRun, open_delivery
 from prefect_dicom.ledger import Ledger
 from prefect_dicom.report.deliveries import format_delivery, write_deliveries
 from prefect_dicom.run.artifacts import artifact_key
+from prefect_dicom.run.chunk_stages import ends_a_pass
 from prefect_dicom.run.engine import Artifact, ArtifactKind, EndName, Engine, RunEnd, StepRun
 from prefect_dicom.run.loop import TICK_SECONDS
-
-_FAILED_CHUNKS_BEFORE_STOPPING = 2
 
 
 def deliver(
@@ -49,7 +47,7 @@ def deliver(
     """
     with open_delivery(site, cohort, target, source=source, ledger=ledger, reasons=reasons) as run:
         with delivery_measured(run), engine.events(run), engine.controlled(run):
-            loop = DeliveryLoop(run=run, deliver=lambda: _in_chunks(run, engine), look=lambda: None)
+            loop = DeliveryLoop(run=run, deliver=lambda: _in_chunks(run, engine))
             trouble = loop.work_through()
             totals = run.totals()
             words = format_delivery(totals)
@@ -114,11 +112,7 @@ def _in_chunks(run: DeliveryRun, engine: Engine) -> PrefectDicomError | None:
                     continue
                 trouble = error
                 failed_in_a_row += 1
-                ended |= (
-                    isinstance(error, PacsError | Interrupted)
-                    or error.disposition is Disposition.OPERATOR
-                    or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
-                )
+                ended |= ends_a_pass(error, failed_in_a_row)
     except BaseException:
         # Steps under way end first: they use what the caller closes next.
         run.control.stop.set()

@@ -19,6 +19,22 @@ from prefect_dicom.run.run import Run
 
 _FAILED_CHUNKS_BEFORE_STOPPING = 2
 
+
+def ends_a_pass(error: PrefectDicomError, failed_in_a_row: int) -> bool:
+    """Whether no further chunk is begun in a pass, after a step that failed.
+
+    Parameters
+    ----------
+    failed_in_a_row : int
+        Steps that have failed without one that succeeded among them, with this one.
+    """
+    return (
+        isinstance(error, PacsError | Interrupted)
+        or error.disposition is Disposition.OPERATOR
+        or failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
+    )
+
+
 _Stage = dict[StepRun, Chunk]
 """The chunks of one stage that are under way."""
 
@@ -156,11 +172,7 @@ class _Pull:
             self._chunks.pop(chunk.node, None)
             self._run.turns.withdraw(chunk.node)
             self._failed_in_a_row = 0
-        elif (
-            isinstance(trouble, PacsError | Interrupted)
-            or trouble.disposition is Disposition.OPERATOR
-            or self._failed_in_a_row >= _FAILED_CHUNKS_BEFORE_STOPPING
-        ):
+        elif ends_a_pass(trouble, self._failed_in_a_row):
             self._chunks.clear()
             for node in {chunk.node for chunk in self._retrieving.values()}:
                 self._run.turns.withdraw(node)
