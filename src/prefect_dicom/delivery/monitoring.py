@@ -8,19 +8,15 @@ from collections.abc import Iterator
 from prefect_dicom.config.tls_files import certificate_values
 from prefect_dicom.core.deliveries import DeliveryState
 from prefect_dicom.core.metrics import Value
-from prefect_dicom.core.metrics_endpoint import CachedReading, serving
+from prefect_dicom.core.metrics_endpoint import CachedReading
 from prefect_dicom.delivery.run import DeliveryRun
-from prefect_dicom.run.monitoring import count_event, values_of_nodes
+from prefect_dicom.run.monitoring import values_of_nodes, values_served
 
 
 @contextlib.contextmanager
 def delivery_measured(run: DeliveryRun) -> Iterator[None]:
     """Serve the metrics of a run while the block runs, if the site has a port for metrics."""
     context = run.context
-    settings = context.site.metrics
-    if settings.port is None:
-        yield
-        return
     # Cached: counting a large cohort takes a while.
     totals = CachedReading(run.totals)
 
@@ -32,9 +28,5 @@ def delivery_measured(run: DeliveryRun) -> Iterator[None]:
         yield from certificate_values(context.site.tls_settings())
         yield from values_of_nodes(context.site, context.access, context.clock)
 
-    run.events.subscribe(count_event)
-    try:
-        with serving(settings.bind, settings.port, context.site.spool.path, values):
-            yield
-    finally:
-        run.events.unsubscribe(count_event)
+    with values_served(context.site, run.events, values):
+        yield

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prefect_dicom.admission.circuit_breaker import BreakerState
 from prefect_dicom.admission.node_access import NodeAccess
@@ -15,7 +15,7 @@ from prefect_dicom.config.access_schedule import schedule_state
 from prefect_dicom.config.site import Site
 from prefect_dicom.config.tls_files import certificate_values
 from prefect_dicom.core.clock import Clock
-from prefect_dicom.core.events import Event
+from prefect_dicom.core.events import Event, EventBus
 from prefect_dicom.core.metrics import Value, happened
 from prefect_dicom.core.metrics_endpoint import CachedReading, serving
 from prefect_dicom.core.model import StudyState, Verdict
@@ -25,20 +25,34 @@ from prefect_dicom.run.run import DryRun, Run
 @contextlib.contextmanager
 def measured(run: DryRun) -> Iterator[None]:
     """Serve the metrics of a run while the block runs, if the site has a port for metrics."""
-    settings = run.site.metrics
+    with values_served(run.site, run.events, _Values(run)):
+        yield
+
+
+@contextlib.contextmanager
+def values_served(
+    site: Site, events: EventBus, values: Callable[[], Iterator[Value]]
+) -> Iterator[None]:
+    """Count the events of a run and serve values while the block runs, if the site has a port.
+
+    Parameters
+    ----------
+    values : callable
+        The gauges of the run, read at each scrape.
+    """
+    settings = site.metrics
     if settings.port is None:
         yield
         return
-    values = _Values(run)
-    run.events.subscribe(count_event)
+    events.subscribe(_count)
     try:
-        with serving(settings.bind, settings.port, run.site.spool.path, values):
+        with serving(settings.bind, settings.port, site.spool.path, values):
             yield
     finally:
-        run.events.unsubscribe(count_event)
+        events.unsubscribe(_count)
 
 
-def count_event(event: Event) -> None:
+def _count(event: Event) -> None:
     """Count an event of a run; a subscriber of its event bus."""
     happened(event.name, event.node or "", event.reason or "")
 
