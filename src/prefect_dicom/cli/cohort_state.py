@@ -74,11 +74,13 @@ def format_runs(cohort: Cohort, runs: Collection[LivingRun]) -> str:
 
 def print_next_command(cohort: Cohort, reference: str) -> None:
     """Print the command that continues a cohort."""
+    print_command(f"{'resume' if cohort.paused else 'rerun'} {cohort.name}", reference)
+
+
+def print_command(command: str, reference: str) -> None:
+    """Print a command to go on with, at the site that the user named."""
     option = "" if reference == DEFAULT_SITE else f" --site {reference}"
-    verb = "resume" if cohort.paused else "rerun"
-    output.print(
-        f"Go on with: prefect-dicom {verb} {cohort.name}{option}", markup=False, soft_wrap=True
-    )
+    output.print(f"Go on with: prefect-dicom {command}{option}", markup=False, soft_wrap=True)
 
 
 def show(

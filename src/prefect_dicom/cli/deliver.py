@@ -22,6 +22,7 @@ from prefect_dicom.cli.app import (
     check_known,
     output,
 )
+from prefect_dicom.cli.cohort_state import print_command
 from prefect_dicom.cli.flow_runner import run_flow, site_of
 from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.reasons import REASONS
@@ -131,9 +132,7 @@ def _show(
     if totals.states:
         output.print(f"Each study: {table}", markup=False, soft_wrap=True)
     if not totals.is_verified:
-        option = "" if reference == DEFAULT_SITE else f" --site {reference}"
-        words = f"Go on with: prefect-dicom deliver {cohort.name} --to {target}{option}"
-        output.print(words, markup=False, soft_wrap=True)
+        print_command(f"deliver {cohort.name} --to {target}", reference)
     return code
 
 
@@ -144,21 +143,14 @@ def _progress_shown(
     """While the block runs, show how far the deliveries are."""
     from prefect_dicom.report.deliveries import format_delivery
     from prefect_dicom.report.formatting import format_bytes
-    from prefect_dicom.run.progress import counting_shown
+    from prefect_dicom.run.progress import beside, counting_shown
 
-    done = threading.Event()
-
-    def watch() -> None:
+    def watch(done: threading.Event) -> None:
         with counting_shown(console) as say:
             while not done.wait(_TICK_SECONDS):
                 totals = ledger.deliveries.totals(cohort.number, target)
                 sent = f"{totals.instances} instances sent, {format_bytes(totals.size_bytes)}"
                 say(f"To {target}: {format_delivery(totals)}; {sent}")
 
-    watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    watcher.start()
-    try:
+    with beside(watch):
         yield
-    finally:
-        done.set()
-        watcher.join()

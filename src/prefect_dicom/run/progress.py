@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -166,9 +167,16 @@ def progress_shown(console: Console, ledger: Ledger, cohort: Cohort) -> Iterator
     # Prefect imports it, meanwhile and in another thread. From its first to its last line
     # SQLAlchemy fails at every comparison with a value: `inspect()` looks up what is not there yet.
     importlib.import_module("sqlalchemy.orm")
-    done = threading.Event()
     show = _show_live if console.is_terminal else _show_lines
-    watcher = threading.Thread(target=show, args=(console, ledger, cohort, done), daemon=True)
+    with beside(partial(show, console, ledger, cohort)):
+        yield
+
+
+@contextlib.contextmanager
+def beside(watch: Callable[[threading.Event], None]) -> Iterator[None]:
+    """While the block runs, watch in a thread; the event is set where it has ended."""
+    done = threading.Event()
+    watcher = threading.Thread(target=watch, args=(done,), name="progress", daemon=True)
     watcher.start()
     try:
         yield
