@@ -12,8 +12,8 @@ from prefect_dicom.config.site import Site, ledger_url
 from prefect_dicom.core.clock import Clock
 from prefect_dicom.core.errors import PrefectDicomError
 from prefect_dicom.core.events import EventBus
-from prefect_dicom.core.model import Chunk, Disposition
-from prefect_dicom.core.reasons import REASONS
+from prefect_dicom.core.model import Chunk
+from prefect_dicom.core.reasons import WORTH_A_RERUN
 from prefect_dicom.delivery.chunk import ChunkDelivery
 from prefect_dicom.delivery.commitments import CommitmentRequests
 from prefect_dicom.delivery.context import DeliveryContext, check_source, destination_of
@@ -100,13 +100,10 @@ class DeliveryRun:
 
         Without any: for those where trying again can help.
         """
-        codes = reasons or [
-            reason.code
-            for reason in REASONS.values()
-            if reason.disposition is not Disposition.PERMANENT
-        ]
         context = self.context
-        return context.ledger.deliveries.reopen(context.cohort.number, context.target, codes)
+        return context.ledger.deliveries.reopen(
+            context.cohort.number, context.target, reasons or WORTH_A_RERUN
+        )
 
 
 @contextlib.contextmanager

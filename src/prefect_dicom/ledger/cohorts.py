@@ -13,13 +13,12 @@ from prefect_dicom.core.model import (
     NO_FILTERS,
     CohortFilters,
     CohortRow,
-    Disposition,
     FaultyLine,
     NodeOrder,
     StudyReference,
     StudyState,
 )
-from prefect_dicom.core.reasons import REASONS
+from prefect_dicom.core.reasons import WORTH_A_RERUN
 from prefect_dicom.ledger.database import Database, slices, utc_now
 from prefect_dicom.ledger.errors import translate_database_errors
 from prefect_dicom.ledger.queries import cohort_of, listable_with, selection_of
@@ -232,11 +231,7 @@ class Cohorts:
         Reopened
             How many studies and rows were reopened.
         """
-        codes = sorted(reasons) or [
-            code
-            for code, reason in REASONS.items()
-            if reason.disposition is not Disposition.PERMANENT
-        ]
+        codes = sorted(reasons) or WORTH_A_RERUN
         of_lines: list[list[int] | None] = [*slices(sorted(lines))] or [None]
         count_studies = count_rows = 0
         with self._database.write() as connection:

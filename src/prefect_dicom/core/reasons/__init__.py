@@ -10,6 +10,7 @@ new entry in one of these;
 
 from __future__ import annotations
 
+from prefect_dicom.core.model import Disposition
 from prefect_dicom.core.reasons.deidentification import DEIDENTIFICATION
 from prefect_dicom.core.reasons.deliveries import DELIVERIES
 from prefect_dicom.core.reasons.instances import INSTANCES
@@ -24,6 +25,7 @@ from prefect_dicom.core.reasons.web import WEB
 __all__ = [
     "PAGE",
     "REASONS",
+    "WORTH_A_RERUN",
     "Consequence",
     "Reason",
     "Scope",
@@ -46,6 +48,12 @@ REASONS: dict[str, Reason] = {
         *SITE,
     )
 }
+
+
+WORTH_A_RERUN = tuple(
+    code for code, reason in REASONS.items() if reason.disposition is not Disposition.PERMANENT
+)
+"""What is tried again where nobody names reasons."""
 
 
 def reason_for(code: str) -> Reason:
